@@ -1,0 +1,30 @@
+"""What can go wrong while planning, building and opening bundles.
+
+OptimizerError
+├── PlanError            a plan that contradicts itself, or a choice that no model allows
+├── ModelError           a model source that cannot be read, or is not supported
+├── BuildError           the exporter or the calibration failed
+└── BundleError          a bundle that is incomplete, changed, or of another format
+"""
+
+from __future__ import annotations
+
+
+class OptimizerError(Exception):
+    """Root of everything that this package raises on purpose. One line, for the user."""
+
+
+class PlanError(OptimizerError):
+    """The plan contradicts itself, or asks for what the model does not have."""
+
+
+class ModelError(OptimizerError):
+    """The model source cannot be read, or its architecture is not supported."""
+
+
+class BuildError(OptimizerError):
+    """Exporting, quantizing or calibrating failed."""
+
+
+class BundleError(OptimizerError):
+    """The bundle is incomplete, was changed after it was built, or has another format."""

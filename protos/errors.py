@@ -1,0 +1,20 @@
+"""What can be wrong with a message.
+
+WireError
+├── LocalWireError      we tried to send something that the wire does not carry
+└── RemoteWireError     the peer sent something that is malformed or out of range
+"""
+
+from __future__ import annotations
+
+
+class WireError(Exception):
+    """Root of everything that this package raises on purpose."""
+
+
+class LocalWireError(WireError):
+    """We tried to send something that the wire does not carry: a bug on our side."""
+
+
+class RemoteWireError(WireError):
+    """The peer sent something malformed or out of range."""

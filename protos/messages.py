@@ -1,0 +1,121 @@
+"""The wire's vocabulary as frozen values: what the two sides say to each other.
+
+Field by field the same as split_inference.proto, where each is explained; `wire` turns them
+into bytes and back. Nothing here knows protobuf.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from decoding.params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Announces a session. The cloud reserves KV for `max_tokens` tokens, or refuses."""
+
+    session_id: str
+    model_sha256: str
+    split: int
+    hidden_size: int
+    codec_tables_sha256: str
+    max_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """Hidden states of consecutive positions entering layer `split`.
+
+    token_ids: [T] the input tokens of the rows; the last `num_drafts` of them are guesses.
+    hidden: a codec frame of float32 [T, D]. A `first_position` below the number of tokens
+    that the cloud holds rolls its cache back to there first.
+    """
+
+    sequence: int
+    first_position: int
+    token_ids: tuple[int, ...]
+    hidden: bytes
+    num_drafts: int = 0
+    want_token: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """The edge has what it wants; the cloud frees the session's KV."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The session is admitted; a frame may hold up to `max_frame_tokens` rows."""
+
+    session_id: str
+    max_frame_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where a frame's time went in the cloud, in seconds, and whom it shared a batch with."""
+
+    codec_s: float = 0.0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    sample_s: float = 0.0
+    batch_sessions: int = 0
+    batch_rows: int = 0
+
+    @property
+    def total_s(self) -> float:
+        return self.codec_s + self.queue_s + self.compute_s + self.sample_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The answer to the frame with the same `sequence`.
+
+    token_ids: the accepted drafts and one token of the cloud's own; empty for a prefill chunk
+    that wanted none. logprobs: natural-log probabilities of these, when asked for.
+    """
+
+    sequence: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    num_tokens: int
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The cloud has freed the session; `detail` says why when it was not the edge's wish."""
+
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a server serves, and how full it is."""
+
+    model_id: str
+    model_sha256: str
+    first_layer: int
+    num_layers: int
+    hidden_size: int
+    max_tokens: int
+    active_sessions: int
+    kv_bytes_in_use: int
+    kv_bytes_limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeChunk:
+    """One message of the link probe: `padding_bytes` zeros, asking for `want_bytes` back."""
+
+    sequence: int
+    padding_bytes: int
+    want_bytes: int = 0
+
+
+EdgeMessage: TypeAlias = Open | Frame | Close
+CloudMessage: TypeAlias = Opened | Result | Closed

@@ -1,0 +1,167 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EdgeMessage(_message.Message):
+    __slots__ = ("open", "frame", "close")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    open: Open
+    frame: Frame
+    close: Close
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+
+class CloudMessage(_message.Message):
+    __slots__ = ("opened", "result", "closed")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    opened: Opened
+    result: Result
+    closed: Closed
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
+
+class Open(_message.Message):
+    __slots__ = ("protocol_version", "session_id", "model_sha256", "split", "hidden_size", "codec_tables_sha256", "max_tokens", "sampling")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_TABLES_SHA256_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    session_id: str
+    model_sha256: str
+    split: int
+    hidden_size: int
+    codec_tables_sha256: str
+    max_tokens: int
+    sampling: Sampling
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., split: _Optional[int] = ..., hidden_size: _Optional[int] = ..., codec_tables_sha256: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "logprobs")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    logprobs: bool
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., logprobs: _Optional[bool] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("sequence", "first_position", "token_ids", "hidden", "num_drafts", "want_token")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    WANT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    first_position: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    hidden: bytes
+    num_drafts: int
+    want_token: bool
+    def __init__(self, sequence: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., hidden: _Optional[bytes] = ..., num_drafts: _Optional[int] = ..., want_token: _Optional[bool] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ("session_id", "max_frame_tokens")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_FRAME_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    max_frame_tokens: int
+    def __init__(self, session_id: _Optional[str] = ..., max_frame_tokens: _Optional[int] = ...) -> None: ...
+
+class Result(_message.Message):
+    __slots__ = ("sequence", "token_ids", "logprobs", "num_tokens", "timings")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    num_tokens: int
+    timings: Timings
+    def __init__(self, sequence: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., num_tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("codec_s", "queue_s", "compute_s", "sample_s", "batch_sessions", "batch_rows")
+    CODEC_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_S_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    codec_s: float
+    queue_s: float
+    compute_s: float
+    sample_s: float
+    batch_sessions: int
+    batch_rows: int
+    def __init__(self, codec_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., sample_s: _Optional[float] = ..., batch_sessions: _Optional[int] = ..., batch_rows: _Optional[int] = ...) -> None: ...
+
+class Close(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Closed(_message.Message):
+    __slots__ = ("detail",)
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    detail: str
+    def __init__(self, detail: _Optional[str] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Description(_message.Message):
+    __slots__ = ("protocol_version", "model_id", "model_sha256", "first_layer", "num_layers", "hidden_size", "max_tokens", "active_sessions", "kv_bytes_in_use", "kv_bytes_limit")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_IN_USE_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    model_id: str
+    model_sha256: str
+    first_layer: int
+    num_layers: int
+    hidden_size: int
+    max_tokens: int
+    active_sessions: int
+    kv_bytes_in_use: int
+    kv_bytes_limit: int
+    def __init__(self, protocol_version: _Optional[int] = ..., model_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., first_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., active_sessions: _Optional[int] = ..., kv_bytes_in_use: _Optional[int] = ..., kv_bytes_limit: _Optional[int] = ...) -> None: ...
+
+class ProbeChunk(_message.Message):
+    __slots__ = ("sequence", "padding", "want_bytes")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    WANT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    padding: bytes
+    want_bytes: int
+    def __init__(self, sequence: _Optional[int] = ..., padding: _Optional[bytes] = ..., want_bytes: _Optional[int] = ...) -> None: ...
