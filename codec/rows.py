@@ -1,0 +1,50 @@
+"""What goes in and out of every codec: rows of float32 and the ids of their input tokens."""
+
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from codec.errors import EncodeError, FrameError
+from codec.frame import MAX_ROWS, CodecKind
+
+Rows: TypeAlias = npt.NDArray[np.float32]  # [T, D]
+TokenIds: TypeAlias = npt.NDArray[np.int64]  # [T]
+
+
+class RowCodec(Protocol):
+    """One level's coder. Payloads carry no header; `codec.ladder` frames them."""
+
+    @property
+    def kind(self) -> CodecKind:
+        """Which codec this is, as the frame names it."""
+
+    def encode(self, rows: Rows, token_ids: TokenIds) -> bytes | None:
+        """rows [T, D] and token_ids [T] to a payload; None asks the ladder for its safe level."""
+
+    def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
+        """The rows [num_rows, D] back. Raises FrameError on a payload that is not one."""
+
+
+def check_rows(rows: Rows, token_ids: TokenIds, hidden_size: int) -> None:
+    """Refuse, as EncodeError, anything but finite float32 [T, hidden_size] with T token ids."""
+    if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != hidden_size:
+        raise EncodeError(
+            f"rows are {rows.dtype} {list(rows.shape)}, expected float32 [T, {hidden_size}]"
+        )
+    if len(rows) > MAX_ROWS:
+        raise EncodeError(f"{len(rows)} rows in one frame; the most is {MAX_ROWS}")
+    check_token_ids(token_ids, len(rows), EncodeError)
+    if not np.isfinite(rows).all():
+        where = np.argwhere(~np.isfinite(rows))[0]
+        raise EncodeError(f"row {where[0]} has NaN or infinity at channel {where[1]}")
+
+
+def check_token_ids(
+    token_ids: TokenIds, num_rows: int, error: type[EncodeError] | type[FrameError]
+) -> None:
+    """Refuse token ids that are not one integer per row, with the exception of that side."""
+    if token_ids.shape != (num_rows,) or token_ids.dtype.kind not in "iu":
+        raise error(
+            f"token ids are {token_ids.dtype} {list(token_ids.shape)}, expected int64 [{num_rows}]"
+        )
