@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from optimizer.plan import Plan, load_plan
 BUNDLE_FORMAT = 1
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.yaml"
+EDGE_SETTINGS_NAME = "edge.json"
 Role = Literal["edge", "cloud"]
 
 
@@ -36,6 +37,27 @@ class FileRecord:
 
     num_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSettings:
+    """`edge/edge.json`: what the device must know of the model beside plan and tokenizer."""
+
+    stop_token_ids: tuple[int, ...]
+    bos_token: str | None = None
+    eos_token: str | None = None
+
+    def save(self, edge_dir: Path) -> None:
+        (edge_dir / EDGE_SETTINGS_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, edge_dir: Path) -> EdgeSettings:
+        path = edge_dir / EDGE_SETTINGS_NAME
+        try:
+            values = json.loads(path.read_text())
+            return cls(**{**values, "stop_token_ids": tuple(map(int, values["stop_token_ids"]))})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{path}: not readable edge settings ({error!r})") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

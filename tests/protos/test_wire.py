@@ -38,7 +38,7 @@ EDGE_MESSAGES: list[tuple[EdgeMessage, str]] = [
         ),
         "0aa8010801120"
         "3732d311a40" + SHA.encode().hex() + "200a28c00432"
-        "40" + SHA.encode().hex() + "38801042110d0000003f150000803f18282d0000803f3009",
+        "40" + SHA.encode().hex() + "38801042130d0000003f150000803f18282d0000803f3009",
     ),
     (
         Frame(sequence=2, first_position=5, token_ids=(7, 300), hidden=b"\x01\x02", num_drafts=1),

@@ -1,0 +1,201 @@
+"""One generation as a state machine without I/O: what to send next, and what an answer means.
+
+The session knows tokens, positions and sequence numbers. It never touches the front engine, a
+codec, a socket or a clock; `generation` does, and tells it what happened. Everything allowed
+stands in `TRANSITIONS`; any other event raises SessionError.
+
+    IDLE --open--> OPENING --opened--> PREFILLING --sent last chunk--> WAITING
+    WAITING --tokens--> READY --sent step--> WAITING
+    every phase but IDLE and FINISHED --lost--> BROKEN --open--> OPENING (and the replay)
+    every phase --finish--> FINISHED
+
+The journal keeps the frames as they were encoded. When the stream or the server is gone,
+`open` again and send `replay()`: the cloud rebuilds its cache from the very same bytes, and
+since every position draws its token from its own random number (decoding.sampler), the
+answer that was outstanding is the one the lost server would have given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from edge.errors import SessionError
+from protos.messages import Frame, Result
+
+
+class Phase(Enum):
+    """Where a session stands."""
+
+    IDLE = auto()
+    OPENING = auto()
+    PREFILLING = auto()
+    WAITING = auto()
+    READY = auto()
+    BROKEN = auto()
+    FINISHED = auto()
+
+
+class Event(Enum):
+    """What can happen to a session."""
+
+    OPEN = auto()
+    OPENED = auto()
+    SENT_CHUNK = auto()
+    SENT_LAST = auto()
+    ACKNOWLEDGED = auto()
+    TOKENS = auto()
+    LOST = auto()
+    FINISH = auto()
+
+
+TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
+    (Phase.IDLE, Event.OPEN): Phase.OPENING,
+    (Phase.OPENING, Event.OPENED): Phase.PREFILLING,
+    (Phase.PREFILLING, Event.SENT_CHUNK): Phase.PREFILLING,
+    (Phase.PREFILLING, Event.SENT_LAST): Phase.WAITING,
+    (Phase.PREFILLING, Event.ACKNOWLEDGED): Phase.PREFILLING,
+    (Phase.WAITING, Event.ACKNOWLEDGED): Phase.WAITING,
+    (Phase.WAITING, Event.TOKENS): Phase.READY,
+    (Phase.READY, Event.SENT_LAST): Phase.WAITING,
+    (Phase.BROKEN, Event.OPEN): Phase.OPENING,
+    (Phase.OPENING, Event.LOST): Phase.BROKEN,
+    (Phase.PREFILLING, Event.LOST): Phase.BROKEN,
+    (Phase.WAITING, Event.LOST): Phase.BROKEN,
+    (Phase.READY, Event.LOST): Phase.BROKEN,
+    (Phase.BROKEN, Event.LOST): Phase.BROKEN,
+    **{(phase, Event.FINISH): Phase.FINISHED for phase in Phase},
+}
+
+
+class Rows(NamedTuple):
+    """Rows the front has to compute next: their input tokens and where the first one stands.
+
+    The last `num_drafts` tokens are guesses. `want_token`: the answer has to bring tokens.
+    """
+
+    first_position: int
+    token_ids: tuple[int, ...]
+    num_drafts: int
+    want_token: bool
+
+
+class Session:
+    """See the module's docstring. `prompt_ids` must not be empty."""
+
+    def __init__(self, prompt_ids: Sequence[int], *, chunk_tokens: int) -> None:
+        if not prompt_ids:
+            raise SessionError("the prompt has no tokens")
+        self.phase = Phase.IDLE
+        self.tokens: list[int] = list(prompt_ids)
+        self.num_prompt_tokens = len(prompt_ids)
+        self.chunk_tokens = chunk_tokens
+        self.journal: list[Frame] = []
+        self._resume_phase = Phase.PREFILLING
+        self._num_sent = 0  # tokens whose rows have been sent, drafts that were refused left out
+        self._num_answered = 0  # journal entries that have been answered
+
+    @property
+    def num_outstanding(self) -> int:
+        """Frames sent and not answered yet."""
+        return len(self.journal) - self._num_answered
+
+    @property
+    def num_journal_bytes(self) -> int:
+        """Size of the encoded hidden states kept for a replay."""
+        return sum(len(frame.hidden) for frame in self.journal)
+
+    def open(self) -> None:
+        """A stream is being opened, for the first time or again."""
+        self._step(Event.OPEN)
+
+    def opened(self) -> None:
+        """The cloud has admitted the session; after a loss, send `replay()` next."""
+        self._step(Event.OPENED)
+        self.phase = self._resume_phase
+
+    def lost(self) -> None:
+        """The stream is gone; the journal stays."""
+        if self.phase not in (Phase.OPENING, Phase.BROKEN):
+            self._resume_phase = self.phase
+        self._step(Event.LOST)
+
+    def finish(self) -> None:
+        self._step(Event.FINISH)
+
+    def next_rows(self, drafts: Sequence[int] = ()) -> Rows | None:
+        """What the front has to compute now; None while an answer has to come first.
+
+        `drafts` continue the sequence as guesses; they go with a decode step only.
+        """
+        if self.phase is Phase.PREFILLING:
+            stop = min(self._num_sent + self.chunk_tokens, self.num_prompt_tokens)
+            chunk = tuple(self.tokens[self._num_sent : stop])
+            return Rows(self._num_sent, chunk, 0, stop == self.num_prompt_tokens)
+        if self.phase is Phase.READY:
+            return Rows(self._num_sent, (self.tokens[-1], *drafts), len(drafts), True)
+        return None
+
+    def sent(self, rows: Rows, hidden: bytes) -> Frame:
+        """Record the encoded rows in the journal; returns the frame to put on the wire."""
+        frame = Frame(
+            sequence=len(self.journal),
+            first_position=rows.first_position,
+            token_ids=rows.token_ids,
+            hidden=hidden,
+            num_drafts=rows.num_drafts,
+            want_token=rows.want_token,
+        )
+        self._step(Event.SENT_LAST if rows.want_token else Event.SENT_CHUNK)
+        self.journal.append(frame)
+        self._num_sent = rows.first_position + len(rows.token_ids)
+        return frame
+
+    def received(self, result: Result) -> tuple[int, ...]:
+        """Take one answer; returns the new tokens, which now stand at the end of `tokens`.
+
+        An answer to a frame that was answered before (a replay makes the cloud answer again)
+        gives nothing. Raises SessionError for anything that does not answer the oldest
+        outstanding frame as it was asked.
+        """
+        if result.sequence < self._num_answered:
+            return ()
+        if result.sequence != self._num_answered or not self.num_outstanding:
+            raise SessionError(f"answer {result.sequence} does not belong to an open question")
+        frame = self.journal[result.sequence]
+        if not frame.want_token:
+            self._step(Event.ACKNOWLEDGED)
+            self._num_answered += 1
+            return ()
+        if not 1 <= len(result.token_ids) <= frame.num_drafts + 1:
+            raise SessionError(
+                f"answer {result.sequence} has {len(result.token_ids)} tokens for "
+                f"{frame.num_drafts} drafts"
+            )
+        num_accepted = len(result.token_ids) - 1
+        if result.token_ids[:-1] != frame.token_ids[-frame.num_drafts :][:num_accepted]:
+            raise SessionError(f"answer {result.sequence} accepts drafts that were not sent")
+        self._step(Event.TOKENS)
+        self._num_answered += 1
+        self._num_sent -= frame.num_drafts - num_accepted
+        self.tokens.extend(result.token_ids)
+        return result.token_ids
+
+    def replay(self) -> list[Frame]:
+        """The frames that rebuild the cloud's cache, in order; after `opened`.
+
+        Those already answered ask for no token, and drafts in them are settled: only what was
+        accepted is still a row, so their refused rows are rolled back by the next frame.
+        """
+        return [
+            frame if index >= self._num_answered else replace(frame, num_drafts=0, want_token=False)
+            for index, frame in enumerate(self.journal)
+        ]
+
+    def _step(self, event: Event) -> None:
+        following = TRANSITIONS.get((self.phase, event))
+        if following is None:
+            raise SessionError(f"{event.name} is not possible while {self.phase.name}")
+        self.phase = following

@@ -1,0 +1,53 @@
+"""The seam between the session and the network: open a stream, send frames, receive answers.
+
+`grpc_transport` is the real one; tests put a scripted one in its place. Blocking calls, one
+thread a generation: the one concurrency style of this package.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from protos.messages import CloudMessage, Frame, Open
+
+
+class Received(NamedTuple):
+    """One message from the cloud, its size on the wire, and when it had arrived.
+
+    `at_s` is read on the transport's monotonic clock as soon as the message is parsed.
+    """
+
+    message: CloudMessage
+    num_bytes: int
+    at_s: float
+
+
+class Stream(Protocol):
+    """One open generation. Every method may raise a TransportError."""
+
+    def send(self, frame: Frame) -> int:
+        """Queue a frame and return its size on the wire in bytes. Does not wait for the link."""
+        ...
+
+    def receive(self, timeout_s: float) -> Received:
+        """Wait for the next message; DeadlineError when none comes within `timeout_s`."""
+        ...
+
+    def close(self) -> None:
+        """Say goodbye (the cloud frees its cache) and let the stream go. Never raises."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the stream without a goodbye. Never raises."""
+        ...
+
+
+class Transport(Protocol):
+    """One server's address, ready to open streams."""
+
+    @property
+    def address(self) -> str: ...
+
+    def open(self, request: Open, timeout_s: float) -> Stream:
+        """Open a generation and send `request`; the `Opened` answer is the first received."""
+        ...
