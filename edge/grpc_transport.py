@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -211,9 +212,10 @@ def _retry_after(trailers: Iterable[tuple[str, str | bytes]]) -> float:
     for key, value in trailers:
         if key == RETRY_AFTER_KEY:
             try:
-                return min(max(float(value), 0.0), 60.0)
+                seconds = float(value)
             except ValueError:
                 break
+            return min(max(seconds, 0.0), 60.0) if math.isfinite(seconds) else DEFAULT_RETRY_AFTER_S
     return DEFAULT_RETRY_AFTER_S
 
 

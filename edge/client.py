@@ -1,0 +1,184 @@
+"""The device's face: open a bundle once, then ask for as many completions as you like.
+
+from splitpoint import EdgeClient
+
+with EdgeClient("bundle", server="127.0.0.1:50051") as client:
+    print(client.complete("The capital of France is").text)
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from codec.ladder import Ladder
+from edge.completion import AUTO_LEVEL, CompletionRequest, CompletionRun
+from edge.errors import InputError
+from edge.front import FrontEngine
+from edge.generation import Clock, Patience, RemoteGeneration
+from edge.grpc_transport import Credentials, GrpcTransport
+from edge.local_generation import LocalGeneration
+from edge.report import Completion
+from edge.stopping import StopRule
+from edge.tokenizer import ChatMessage, ChatTokenizer
+from optimizer.bundle import EdgeSettings, open_bundle
+from protos.messages import Open
+
+
+class EdgeClient:
+    """One device with one bundle. Generations run one after the other (there is one KV cache).
+
+    bundle: the folder. server: HOST:PORT, or several to fall back on; none is needed when the
+    plan puts the whole model on the edge. threads: for the front's kernels (None: one a core).
+    trace: a text stream that gets one JSON line a frame.
+    Raises BundleError, FrontError or InputError when it cannot be set up.
+    """
+
+    def __init__(
+        self,
+        bundle: Path | str,
+        server: str | Sequence[str] | None = None,
+        *,
+        credentials: Credentials | None = None,
+        threads: int | None = None,
+        patience: Patience | None = None,
+        trace: TextIO | None = None,
+    ) -> None:
+        opened = open_bundle(Path(bundle), role="edge")
+        self.plan = opened.plan
+        geometry = self.plan.model.geometry
+        addresses = [server] if isinstance(server, str) else list(server or ())
+        if not addresses and not self.plan.edge_is_whole:
+            raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
+        self._settings = EdgeSettings.load(opened.edge_dir)
+        template_path = opened.edge_dir / "chat_template.jinja"
+        template = template_path.read_text() if template_path.is_file() else None
+        self.tokenizer = ChatTokenizer(opened.edge_dir / "tokenizer.json", template, self._settings)
+        tables = opened.codec_dir / f"split-{self.plan.partition.split}.tables"
+        self.ladder = (
+            Ladder.load(tables, hidden_size=geometry.hidden_size)
+            if tables.is_file()
+            else Ladder.lossless(geometry.hidden_size)
+        )
+        self._front = FrontEngine.load(opened.edge_dir, plan=self.plan, threads=threads)
+        self._transports = [GrpcTransport(address, credentials) for address in addresses]
+        self._patience = patience or Patience()
+        self._clock = Clock()
+        self._trace = trace
+        self._busy = threading.Lock()
+
+    def __enter__(self) -> EdgeClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channels. The client cannot be used afterwards."""
+        for transport in self._transports:
+            transport.close()
+
+    def complete(
+        self, prompt: str | Sequence[ChatMessage], request: CompletionRequest | None = None
+    ) -> Completion:
+        """Generate to the end. `prompt`: plain text, or a conversation for the chat template."""
+        run = self.start(prompt, request)
+        for _ in run:
+            pass
+        return run.completion
+
+    def start(
+        self, prompt: str | Sequence[ChatMessage], request: CompletionRequest | None = None
+    ) -> CompletionRun:
+        """Begin a generation; iterate over it for its pieces, then read `completion`."""
+        ids = (
+            self.tokenizer.encode(prompt)
+            if isinstance(prompt, str)
+            else self.tokenizer.encode_chat(prompt)
+        )
+        return self.start_ids(ids, request)
+
+    def start_ids(
+        self, prompt_ids: Sequence[int], request: CompletionRequest | None = None
+    ) -> CompletionRun:
+        """Like `start`, from token ids. InputError when they do not fit the plan."""
+        request = request or CompletionRequest()
+        room = self.plan.max_tokens - len(prompt_ids)
+        if not prompt_ids:
+            raise InputError("the prompt is empty")
+        if room < 1:
+            raise InputError(
+                f"the prompt has {len(prompt_ids)} tokens; the plan allows "
+                f"{self.plan.max_tokens} for prompt and answer together"
+            )
+        max_new_tokens = room if request.max_new_tokens is None else request.max_new_tokens
+        if max_new_tokens > room:
+            raise InputError(
+                f"prompt ({len(prompt_ids)}) and new tokens ({max_new_tokens}) exceed the plan's "
+                f"{self.plan.max_tokens} tokens: ask for at most {room} new ones"
+            )
+        generation = self._generation(request, len(prompt_ids) + max_new_tokens)
+        return CompletionRun(
+            generation=generation,
+            reset=self._front.reset,
+            busy=self._busy,
+            prompt_ids=tuple(prompt_ids),
+            hidden_size=self.plan.model.geometry.hidden_size,
+            text=self.tokenizer.stream(),
+            stop=StopRule(
+                stop_token_ids=self._settings.stop_token_ids,
+                stop_strings=request.stop,
+                max_new_tokens=max_new_tokens,
+            ),
+            with_logprobs=request.sampling.logprobs,
+            clock=self._clock,
+            trace=self._trace,
+        )
+
+    def _generation(
+        self, request: CompletionRequest, max_tokens: int
+    ) -> RemoteGeneration | LocalGeneration:
+        if self.plan.edge_is_whole:
+            return LocalGeneration(
+                front=self._front,
+                sampling=request.sampling,
+                chunk_tokens=self.plan.prefill_chunk,
+                clock=self._clock,
+            )
+        return RemoteGeneration(
+            front=self._front,
+            ladder=self.ladder,
+            level=self._level(request.level),
+            request=Open(
+                session_id=secrets.token_hex(16),
+                model_sha256=self.plan.model.sha256,
+                split=self.plan.partition.split,
+                hidden_size=self.plan.model.geometry.hidden_size,
+                codec_tables_sha256=self.ladder.tables_sha256,
+                max_tokens=max_tokens,
+                sampling=request.sampling,
+            ),
+            transports=self._transports,
+            chunk_tokens=self.plan.prefill_chunk,
+            patience=self._patience,
+            clock=self._clock,
+            rng=random.Random(),
+        )
+
+    def _level(self, wanted: str) -> str:
+        level = self.plan.level if wanted == AUTO_LEVEL else wanted
+        if level.isdecimal() and int(level) < len(self.ladder.names):
+            return self.ladder.names[int(level)]
+        if level not in self.ladder.names:
+            raise InputError(f"no level {level!r}: this bundle has {', '.join(self.ladder.names)}")
+        return level

@@ -1,0 +1,150 @@
+"""From a stream of tokens to a completion: text, stop rules, times, and a clean ending.
+
+A `CompletionRun` is one answer under way. Iterate over it for its pieces; however it ends
+(stop, length, a lost server, or the caller walking away) `completion` then says how.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple, Protocol, TextIO
+
+from decoding.params import SamplingParams
+from edge.errors import InputError, TransportError
+from edge.generation import Clock, NewToken
+from edge.report import Completion, StepTrace
+from edge.stopping import FinishReason, StopRule
+from edge.tokenizer import TextStream
+
+AUTO_LEVEL = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """What to generate. `max_new_tokens` None: as many as the plan leaves room for."""
+
+    max_new_tokens: int | None = 128
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    level: str = AUTO_LEVEL
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InputError(f"max new tokens is {self.max_new_tokens}, must be at least 1")
+        if "" in self.stop:
+            raise InputError("a stop string must not be empty")
+
+
+class Piece(NamedTuple):
+    """One step of a streamed answer: a token and the text that can be shown because of it."""
+
+    token_id: int
+    logprob: float
+    text: str
+
+
+class TokenSource(Protocol):
+    """What brings the tokens: RemoteGeneration or LocalGeneration."""
+
+    @property
+    def reconnects(self) -> int: ...
+
+    def tokens(
+        self, prompt_ids: Sequence[int], on_step: Callable[[StepTrace], None]
+    ) -> Generator[NewToken, None, None]: ...
+
+
+class CompletionRun:
+    """One answer under way. Iterating holds `busy`: the front has one KV cache."""
+
+    def __init__(
+        self,
+        *,
+        generation: TokenSource,
+        reset: Callable[[], None],
+        busy: threading.Lock,
+        prompt_ids: tuple[int, ...],
+        hidden_size: int,
+        text: TextStream,
+        stop: StopRule,
+        with_logprobs: bool,
+        clock: Clock,
+        trace: TextIO | None,
+    ) -> None:
+        self._generation = generation
+        self._reset = reset
+        self._busy = busy
+        self._prompt_ids = prompt_ids
+        self._hidden_size = hidden_size
+        self._text = text
+        self._stop = stop
+        self._with_logprobs = with_logprobs
+        self._clock = clock
+        self._trace = trace
+        self._steps: list[StepTrace] = []
+        self._pieces: list[Piece] = []
+        self._token_times_s: list[float] = []
+        self._completion: Completion | None = None
+
+    @property
+    def completion(self) -> Completion:
+        """The outcome, once the iteration has ended. InputError before that."""
+        if self._completion is None:
+            raise InputError("the generation has not ended yet")
+        return self._completion
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Pieces as they come. A TransportError leaves here only if no token had come yet."""
+        with self._busy:
+            started_s = self._clock.now()
+            reason: FinishReason = "cancelled"
+            detail = ""
+            self._reset()
+            try:
+                with closing(self._generation.tokens(self._prompt_ids, self._record)) as tokens:
+                    for token in tokens:
+                        self._token_times_s.append(token.at_s - started_s)
+                        yield self._piece(token)
+                        if self._stop.reason is not None:
+                            reason = self._stop.reason
+                            break
+            except TransportError as error:
+                if not self._pieces:
+                    raise
+                reason, detail = "server_lost", str(error)
+            finally:
+                self._finish(reason, detail, self._clock.now() - started_s)
+
+    def _piece(self, token: NewToken) -> Piece:
+        is_stop = self._stop.is_stop_token(token.token_id)
+        text = "" if is_stop else self._text.push(token.token_id)
+        piece = Piece(token.token_id, token.logprob, self._stop.push(token.token_id, text))
+        self._pieces.append(piece)
+        return piece
+
+    def _record(self, step: StepTrace) -> None:
+        self._steps.append(step)
+        if self._trace is not None:
+            self._trace.write(json.dumps(asdict(step)) + "\n")
+
+    def _finish(self, reason: FinishReason, detail: str, total_s: float) -> None:
+        text = "".join(piece.text for piece in self._pieces) + self._stop.flush()
+        self._completion = Completion(
+            text=text,
+            token_ids=tuple(piece.token_id for piece in self._pieces),
+            logprobs=(
+                tuple(piece.logprob for piece in self._pieces) if self._with_logprobs else ()
+            ),
+            finish_reason=reason,
+            finish_detail=detail,
+            num_prompt_tokens=len(self._prompt_ids),
+            hidden_size=self._hidden_size,
+            token_times_s=tuple(self._token_times_s),
+            steps=tuple(self._steps),
+            reconnects=self._generation.reconnects,
+            total_s=total_s,
+        )

@@ -1,0 +1,154 @@
+"""What a generation cost: one trace line a frame, and the summary that `run --json` prints."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge.stopping import FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTrace:
+    """One frame's life. Times in seconds, on the edge's clock unless the cloud reported them.
+
+    The round trip runs from handing the frame to the transport until its answer has arrived;
+    `wire_s` is what the cloud's own times (codec, queue, compute, sample) leave of it: link,
+    kernel and gRPC on both sides. Prefill chunks overlap, so theirs include waiting for the
+    chunks ahead. `num_new_tokens` is 0 for a chunk that asked for none.
+    """
+
+    sequence: int
+    phase: str  # "prefill" or "decode"
+    first_position: int
+    num_rows: int
+    num_drafts: int
+    num_new_tokens: int
+    level: str
+    front_s: float
+    encode_s: float
+    round_trip_s: float
+    wire_s: float
+    cloud_codec_s: float
+    cloud_queue_s: float
+    cloud_compute_s: float
+    cloud_sample_s: float
+    batch_sessions: int
+    hidden_bytes: int
+    uplink_bytes: int
+    downlink_bytes: int
+
+    @property
+    def edge_s(self) -> float:
+        return self.front_s + self.encode_s
+
+    @property
+    def cloud_s(self) -> float:
+        return self.cloud_codec_s + self.cloud_queue_s + self.cloud_compute_s + self.cloud_sample_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished generation: the text, and where the time and the bytes went.
+
+    `token_times_s` holds the arrival of every token, counted from the call. TTFT is the first
+    of them; TBT are the differences (tokens that came in one message arrive together).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    finish_detail: str
+    num_prompt_tokens: int
+    hidden_size: int
+    token_times_s: tuple[float, ...]
+    steps: tuple[StepTrace, ...]
+    reconnects: int
+    total_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        return self.token_times_s[0] if self.token_times_s else 0.0
+
+    def tbt_quantile_s(self, quantile: float) -> float:
+        """Quantile of the time between tokens; 0 when fewer than two came."""
+        gaps = np.diff(self.token_times_s)
+        return float(np.quantile(gaps, quantile)) if gaps.size else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode throughput: tokens after the first over the time since the first."""
+        if len(self.token_times_s) < 2:
+            return 0.0
+        span_s = self.token_times_s[-1] - self.token_times_s[0]
+        return (len(self.token_times_s) - 1) / span_s if span_s > 0 else 0.0
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits of codec frames, headers and all, for each hidden-state element sent."""
+        num_elements = sum(step.num_rows for step in self.steps) * self.hidden_size
+        num_bytes = sum(step.hidden_bytes for step in self.steps)
+        return 8 * num_bytes / num_elements if num_elements else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `splitpoint run --json` prints. Seconds, bytes, tokens."""
+        answered = [step for step in self.steps if step.num_new_tokens]
+        return {
+            "text": self.text,
+            "tokens": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "finish_detail": self.finish_detail,
+            "prompt_tokens": self.num_prompt_tokens,
+            "ttft_s": self.ttft_s,
+            "tbt_p50_s": self.tbt_quantile_s(0.5),
+            "tbt_p95_s": self.tbt_quantile_s(0.95),
+            "tokens_per_s": self.tokens_per_s,
+            "uplink_bytes": sum(step.uplink_bytes for step in self.steps),
+            "downlink_bytes": sum(step.downlink_bytes for step in self.steps),
+            "bits_per_element": self.bits_per_element,
+            "round_trips": len(answered),
+            "tokens_per_round_trip": len(self.token_ids) / len(answered) if answered else 0.0,
+            "edge_s": sum(step.edge_s for step in self.steps),
+            # Chunks in flight wait for each other; only the last one's wait was anybody's.
+            "wire_s": sum(step.wire_s for step in answered),
+            "cloud_s": sum(step.cloud_s for step in self.steps),
+            "reconnects": self.reconnects,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "level_counts": dict(Counter(step.level for step in self.steps)),
+            "total_s": self.total_s,
+            **({"logprobs": list(self.logprobs)} if self.logprobs else {}),
+        }
+
+
+def breakdown(steps: Sequence[StepTrace], phase: str) -> dict[str, float]:
+    """Mean seconds of each part of a frame of one phase; empty when there was none.
+
+    Keys, in the order of a frame's life: front, encode, wire, cloud decode, queue, compute,
+    sample.
+    """
+    chosen = [step for step in steps if step.phase == phase]
+    if not chosen:
+        return {}
+    parts = {
+        "front": [step.front_s for step in chosen],
+        "encode": [step.encode_s for step in chosen],
+        "wire": [step.wire_s for step in chosen],
+        "cloud decode": [step.cloud_codec_s for step in chosen],
+        "cloud queue": [step.cloud_queue_s for step in chosen],
+        "cloud compute": [step.cloud_compute_s for step in chosen],
+        "cloud sample": [step.cloud_sample_s for step in chosen],
+    }
+    return {name: float(np.mean(values)) for name, values in parts.items()}
+
+
+def peak_memory_bytes() -> int:
+    """High-water mark of this process's resident memory, from the kernel."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux

@@ -1,0 +1,56 @@
+"""From whatever a command raised to one clear line and an exit status."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from codec.errors import CodecError
+from edge.errors import EdgeError
+from hwprofiles.errors import ProfileError
+from optimizer.errors import OptimizerError
+from protos.errors import WireError
+
+EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+# The extra that brings each optional package, for the hint when it is missing.
+EXTRA_OF_PACKAGE: Final = {
+    "onnxruntime": "edge",
+    "tokenizers": "edge",
+    "jinja2": "edge",
+    "grpc": "edge",
+    "google": "edge",
+    "torch": "cloud",
+    "transformers": "cloud",
+    "safetensors": "cloud",
+    "grpc_health": "cloud",
+    "grpc_reflection": "cloud",
+    "onnx": "build",
+    "onnxruntime_genai": "build",
+    "optimum": "build",
+    "gguf": "build",
+    "simpy": "simulate",
+    "matplotlib": "simulate",
+}
+
+
+def one_line(error: Exception) -> str:
+    """What the user reads: our own errors as they are, others named as what they are."""
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        package = error.name.partition(".")[0]
+        if extra := EXTRA_OF_PACKAGE.get(package):
+            return f"this command needs the package '{package}': pip install 'splitpoint[{extra}]'"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if is_expected(error):
+        return str(error)
+    return f"internal error, {type(error).__name__}: {error} (--debug shows where)"
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether this is one of our packages' own errors."""
+    from cloud.errors import CloudError
+
+    ours = (EdgeError, OptimizerError, WireError, CodecError, ProfileError, CloudError)
+    return isinstance(error, ours)

@@ -1,0 +1,179 @@
+"""A front, a cloud and a link without ONNX Runtime, torch or sockets, for the session's tests.
+
+The "model": a row is the running hash of all tokens up to it, and the next token is a function
+of the row. So a token depends on every earlier one, and a cloud that lost, repeated or
+reordered a frame would answer differently.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from codec.ladder import Ladder
+from edge.errors import ConnectError, LostError, TransportError
+from edge.transport import Received
+from protos.messages import CloudMessage, Frame, Open, Opened, Result, Timings
+
+WIDTH = 4
+VOCAB = 50
+
+
+def next_hash(state: int, token_id: int) -> int:
+    return (state * 31 + token_id + 7) % 65_521
+
+
+def token_of(state: int) -> int:
+    return state % VOCAB
+
+
+def expected_tokens(prompt: list[int], count: int) -> list[int]:
+    """What the toy model says, computed without any of the code under test."""
+    state = 0
+    for token in prompt:
+        state = next_hash(state, token)
+    answer = []
+    for _ in range(count):
+        answer.append(token_of(state))
+        state = next_hash(state, answer[-1])
+    return answer
+
+
+class FakeFront:
+    """Keeps one hash a token as its cache; a row carries the token id, its own position too."""
+
+    def __init__(self) -> None:
+        self.cache: list[int] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.cache)
+
+    def forward(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        rows = np.zeros((len(token_ids), WIDTH), dtype=np.float32)
+        for index, token in enumerate(token_ids):
+            self.cache.append(next_hash(self.cache[-1] if self.cache else 0, int(token)))
+            rows[index, :2] = self.cache[-1], len(self.cache) - 1
+        return rows
+
+    def rollback(self, num_tokens: int) -> None:
+        del self.cache[num_tokens:]
+
+
+class FakeCloud:
+    """Answers frames like the cloud would; its cache holds rows and must never have a hole."""
+
+    def __init__(self) -> None:
+        self.ladder = Ladder.lossless(WIDTH)
+        self.rows: list[int] = []
+        self.next_sequence = 0
+
+    def answer(self, frame: Frame) -> Result:
+        if frame.sequence != self.next_sequence:
+            raise AssertionError(f"frame {frame.sequence}, expected {self.next_sequence}")
+        self.next_sequence += 1
+        rows = self.ladder.decode(
+            frame.hidden,
+            num_rows=len(frame.token_ids),
+            token_ids=np.asarray(frame.token_ids, dtype=np.int64),
+        )
+        if frame.first_position > len(self.rows):
+            raise AssertionError("a hole in the cache")
+        del self.rows[frame.first_position :]
+        for offset, row in enumerate(rows):
+            if int(row[1]) != frame.first_position + offset:
+                raise AssertionError("a row at the wrong position")
+            self.rows.append(int(row[0]))
+        tokens: list[int] = []
+        if frame.want_token:
+            first = len(self.rows) - frame.num_drafts - 1
+            for index in range(frame.num_drafts + 1):
+                tokens.append(token_of(self.rows[first + index]))
+                if (
+                    index == frame.num_drafts
+                    or frame.token_ids[len(frame.token_ids) - frame.num_drafts + index]
+                    != tokens[-1]
+                ):
+                    break
+            del self.rows[first + len(tokens) :]
+        return Result(
+            sequence=frame.sequence,
+            token_ids=tuple(tokens),
+            num_tokens=len(self.rows),
+            timings=Timings(compute_s=0.5, batch_sessions=1, batch_rows=len(rows)),
+        )
+
+
+@dataclass
+class FakeTransport:
+    """Streams to fresh fake clouds. `fault` is asked before every message received.
+
+    It returns an error to raise instead (the stream is then dead and its cloud forgotten), or
+    None. `open_errors` are raised by the first calls of `open`.
+    """
+
+    address: str = "fake:1"
+    fault: Callable[[], TransportError | None] = lambda: None
+    open_errors: list[TransportError] = field(default_factory=list)
+    clouds: list[FakeCloud] = field(default_factory=list)
+    opens: int = 0
+    closed: int = 0
+    clock: Callable[[], float] = lambda: 0.0
+
+    def open(self, request: Open, timeout_s: float) -> FakeStream:
+        self.opens += 1
+        if self.open_errors:
+            raise self.open_errors.pop(0)
+        self.clouds.append(FakeCloud())
+        return FakeStream(self, request, self.clouds[-1])
+
+
+class FakeStream:
+    def __init__(self, transport: FakeTransport, request: Open, cloud: FakeCloud) -> None:
+        self.transport = transport
+        self.cloud = cloud
+        self.inbox: list[CloudMessage] = [
+            Opened(session_id=request.session_id, max_frame_tokens=512)
+        ]
+        self.dead = False
+
+    def send(self, frame: Frame) -> int:
+        if not self.dead:
+            self.inbox.append(self.cloud.answer(frame))
+        return len(frame.hidden) + 10
+
+    def receive(self, timeout_s: float) -> Received:
+        if error := self.transport.fault():
+            self.dead = True
+            raise error
+        if not self.inbox:
+            raise LostError("nothing to receive: the edge waits for what it did not ask")
+        return Received(self.inbox.pop(0), 7, self.transport.clock())
+
+    def close(self) -> None:
+        self.transport.closed += 1
+
+    def abort(self) -> None:
+        self.dead = True
+
+
+def random_faults(seed: int, rate: float) -> Callable[[], TransportError | None]:
+    rng = random.Random(seed)
+
+    def fault() -> TransportError | None:
+        if rng.random() >= rate:
+            return None
+        return LostError("cut") if rng.random() < 0.5 else ConnectError("away")
+
+    return fault
+
+
+def ticking_clock(step_s: float = 0.25) -> Iterator[float]:
+    now_s = 0.0
+    while True:
+        yield now_s
+        now_s += step_s

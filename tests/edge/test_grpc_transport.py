@@ -1,0 +1,58 @@
+"""Every gRPC status has one meaning here; a server's retry-after is taken with care."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from edge.errors import BusyError, ConnectError, RefusedError, TransportError
+from edge.grpc_transport import ERROR_OF_STATUS, GrpcTransport, transport_error
+
+
+class FakeRpcError(grpc.RpcError):
+    def __init__(self, status: grpc.StatusCode, trailers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__()
+        self._status = status
+        self._trailers = trailers
+
+    def code(self) -> grpc.StatusCode:
+        return self._status
+
+    def details(self) -> str:
+        return "because"
+
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._trailers
+
+
+def test_no_grpc_status_is_unmapped() -> None:
+    assert set(ERROR_OF_STATUS) == set(grpc.StatusCode)
+    for status in grpc.StatusCode:
+        error = transport_error(FakeRpcError(status))
+        assert isinstance(error, TransportError)
+        assert str(error) == "because"
+
+
+@pytest.mark.parametrize(
+    ("said", "understood_s"),
+    [("2.5", 2.5), ("-1", 0.0), ("1e9", 60.0), ("nonsense", 1.0), ("nan", 1.0), (None, 1.0)],
+)
+def test_retry_after_is_bounded_whatever_the_server_says(
+    said: str | None, understood_s: float
+) -> None:
+    trailers = (("retry-after-s", said),) if said is not None else ()
+    error = transport_error(FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, trailers))
+    assert isinstance(error, BusyError)
+    assert error.retry_after_s == understood_s
+
+
+def test_a_mismatch_is_a_refusal() -> None:
+    error = transport_error(FakeRpcError(grpc.StatusCode.FAILED_PRECONDITION))
+    assert isinstance(error, RefusedError)
+
+
+def test_an_address_where_nobody_answers_is_named() -> None:
+    transport = GrpcTransport("127.0.0.1:1")
+    with pytest.raises(ConnectError, match=r"127\.0\.0\.1:1 .*waited 0\.2 s"):
+        transport.describe(timeout_s=0.2)
+    transport.close()
