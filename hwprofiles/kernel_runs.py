@@ -1,0 +1,149 @@
+"""Run the probe graphs in ONNX Runtime and time them; the only file here that imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from hwprofiles.device import Compute
+from hwprofiles.kernel_graphs import (
+    attention_stack,
+    elementwise_chain,
+    matmul_chain,
+    step_skeleton,
+)
+from hwprofiles.timing import Timing, measure
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries whose kernels are measured."""
+    return {"onnxruntime": ort.__version__, "numpy": np.__version__}
+
+
+def open_session(model: bytes, num_threads: int) -> ort.InferenceSession:
+    """A CPU session with the settings the edge's front engine uses."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def time_matmul(
+    *,
+    width: int,
+    inner: int,
+    num_pairs: int,
+    num_rows: tuple[int, ...],
+    weight_bits: int,
+    compute: Compute,
+    num_threads: int,
+    budget_s: float,
+) -> list[Timing]:
+    """One matrix chain, timed at each number of rows."""
+    model = matmul_chain(
+        width=width, inner=inner, num_pairs=num_pairs, weight_bits=weight_bits, compute=compute
+    )
+    session = open_session(model, num_threads)
+    kind = np.float16 if weight_bits == 16 else np.float32
+    rng = np.random.default_rng(1)
+    timings = []
+    for rows in num_rows:
+        x = rng.standard_normal((rows, width)).astype(kind)
+        timings.append(measure(_bound(session, {"x": x}), budget_s=budget_s))
+    return timings
+
+
+def time_attention(
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_layers: int,
+    kv_bits: int,
+    cases: tuple[tuple[int, int], ...],
+    num_threads: int,
+    budget_s: float,
+) -> list[Timing]:
+    """One stack of attention layers, timed for each (new rows, tokens with the new ones)."""
+    model = attention_stack(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        num_layers=num_layers,
+        kv_bits=kv_bits,
+    )
+    session = open_session(model, num_threads)
+    kind = np.int8 if kv_bits == 8 else np.float32
+    capacity = max(total for _, total in cases)
+    caches = {
+        f"{part}_{layer}": ort.OrtValue.ortvalue_from_numpy(
+            np.ones((1, num_kv_heads, capacity, head_dim), dtype=kind)
+        )
+        for layer in range(num_layers)
+        for part in ("key", "value")
+    }
+    rng = np.random.default_rng(1)
+    packed = (num_heads + 2 * num_kv_heads) * head_dim
+    timings = []
+    for rows, total in cases:
+        feeds: dict[str, NDArray[np.generic]] = {
+            "qkv": rng.standard_normal((1, rows, packed)).astype(np.float32),
+            "past_length": np.array([total - 1], dtype=np.int32),
+            "total_length": np.array(total, dtype=np.int32),
+        }
+        timings.append(measure(_bound(session, feeds, caches), budget_s=budget_s))
+    return timings
+
+
+def time_elementwise(
+    *, width: int, inner: int, num_layers: int, num_rows: int, num_threads: int, budget_s: float
+) -> Timing:
+    """The operators between matrices, `num_layers` layers of them."""
+    session = open_session(
+        elementwise_chain(width=width, inner=inner, num_layers=num_layers), num_threads
+    )
+    rng = np.random.default_rng(1)
+    feeds = {
+        "x": rng.standard_normal((num_rows, width)).astype(np.float32),
+        "z": rng.standard_normal((num_rows, inner)).astype(np.float32),
+    }
+    return measure(_bound(session, feeds), budget_s=budget_s)
+
+
+def time_step(*, num_threads: int, budget_s: float) -> Timing:
+    """One empty forward pass, inputs bound anew each time as a decoding step does."""
+    session = open_session(step_skeleton(), num_threads)
+    ids = np.ones((1, 1), dtype=np.int64)
+    mask = np.ones((1, 512), dtype=np.int64)
+
+    def call() -> None:
+        _bound(session, {"ids": ids, "mask": mask})()
+
+    return measure(call, budget_s=budget_s)
+
+
+def _bound(
+    session: ort.InferenceSession,
+    feeds: Mapping[str, NDArray[np.generic]],
+    caches: dict[str, ort.OrtValue] | None = None,
+) -> Callable[[], None]:
+    """A call of `session` with everything bound; past and present share one buffer."""
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_cpu_input(name, value)
+    for name, cache in (caches or {}).items():
+        binding.bind_ortvalue_input(f"past_{name}", cache)
+        binding.bind_ortvalue_output(f"present_{name}", cache)
+    bound = {f"present_{name}" for name in caches or {}}
+    for output in session.get_outputs():
+        if output.name not in bound:
+            binding.bind_output(output.name)
+
+    def call() -> None:
+        session.run_with_iobinding(binding)
+
+    return call

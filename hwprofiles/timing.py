@@ -1,0 +1,46 @@
+"""Time a callable fairly: warm up, repeat, take the median, and say how much it varied."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """`seconds` is the median of `num_repeats`; `spread` is (p90 - p10) / median."""
+
+    seconds: float
+    spread: float
+    num_repeats: int
+
+
+def measure(
+    call: Callable[[], object],
+    *,
+    budget_s: float,
+    min_repeats: int = MIN_REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Call once to warm up, then again until `budget_s` is spent, `min_repeats` times at least.
+
+    The median, because a neighbour's burst of work must not move it; the spread, so that the
+    reader sees the burst.
+    """
+    call()
+    samples: list[float] = []
+    start = clock()
+    while len(samples) < min_repeats or clock() - start < budget_s:
+        before = clock()
+        call()
+        samples.append(clock() - before)
+    median = statistics.median(samples)
+    low, high = np.quantile(samples, (0.1, 0.9))
+    spread = float(high - low) / median if median > 0 else 0.0
+    return Timing(seconds=median, spread=spread, num_repeats=len(samples))

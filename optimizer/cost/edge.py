@@ -1,0 +1,134 @@
+"""Seconds that the front takes on the device: one step, and a prompt in chunks.
+
+The model is ours; each part is what the profiler measured in isolation, added up:
+
+    step = step_s + sum over layers of
+             sum over matrices of (dispatch_s + max(bytes / decode_rate, 2 rows K N / flop_rate))
+           + attention(rows, tokens)
+           + layer_s + extra elementwise bytes / elementwise_rate
+
+`decode_rate` depends on the working set of the whole step (weights and KV walked), because a
+front that fits in a cache runs several times faster than one that does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwprofiles.device import Compute, DeviceProfile
+from optimizer.cost.rates import attention_s, batch_s_per_flop, decode_s_per_byte
+from optimizer.cost.weights import (
+    Matrix,
+    front_layer_bytes,
+    front_matrix_bytes,
+    layer_matrices,
+)
+from optimizer.geometry import ModelGeometry
+
+# Width and inner width of the profiler's elementwise probe: `layer_s` includes one such row.
+PROBE_ROW_BYTES = 4 * (4 * 768 + 3 * 2048)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Where one forward pass of the front spends its time, in seconds."""
+
+    matrices_s: float
+    attention_s: float
+    elementwise_s: float
+    head_s: float
+    step_s: float
+
+    @property
+    def total_s(self) -> float:
+        """The sum of the parts."""
+        return self.matrices_s + self.attention_s + self.elementwise_s + self.head_s + self.step_s
+
+
+def front_compute(weight_bits: int, *, exact: bool) -> Compute:
+    """The arithmetic of the front's kernels: int8 for 4 and 8 bits, unless fp32 is asked for."""
+    if weight_bits == 16:
+        return "fp16"
+    return "int8" if weight_bits <= 8 and not exact else "fp32"
+
+
+def front_step(
+    device: DeviceProfile,
+    geometry: ModelGeometry,
+    *,
+    split: int,
+    weight_bits: int,
+    kv_bits: int,
+    num_rows: int,
+    position: int,
+    exact: bool = False,
+) -> StepTime:
+    """Seconds of one forward pass of `num_rows` tokens with `position` tokens already cached.
+
+    Covers the embedding look-up and layers [0, split); with split = L the head of one row too.
+    Raises ProfileError when the device has no kernel for these precisions.
+    """
+    kernel = device.kernel(weight_bits, compute=front_compute(weight_bits, exact=exact))
+    cache = device.attention_kernel(kv_bits)
+    tokens = position + num_rows
+    working_set = split * front_layer_bytes(geometry, weight_bits)
+    working_set += geometry.kv_bytes(num_layers=split, num_tokens=tokens, kv_bits=kv_bits)
+
+    def matrix_s(matrix: Matrix, rows: int) -> float:
+        size = front_matrix_bytes(matrix.num_weights, weight_bits)
+        slowness = decode_s_per_byte(
+            kernel.decode, working_set_bytes=working_set, matrix_bytes=size
+        )
+        seconds = size * slowness
+        if rows > 1:
+            flops = 2 * rows * matrix.num_weights
+            seconds = max(seconds, flops * batch_s_per_flop(kernel.batch, rows))
+        return kernel.dispatch_s + seconds
+
+    attention = attention_s(
+        cache,
+        num_rows=num_rows,
+        num_tokens=tokens,
+        num_heads=geometry.num_heads,
+        head_dim=geometry.head_dim,
+    )
+    row_bytes = 4 * (4 * geometry.hidden_size + 3 * geometry.intermediate_size)
+    extra_bytes = max(0, num_rows * row_bytes - PROBE_ROW_BYTES)
+    overheads = device.overheads
+    elementwise = overheads.layer_s.effective
+    elementwise += extra_bytes / overheads.elementwise_bytes_per_s.effective
+    head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
+    return StepTime(
+        matrices_s=split * sum(matrix_s(matrix, num_rows) for matrix in layer_matrices(geometry)),
+        attention_s=split * attention,
+        elementwise_s=split * elementwise,
+        head_s=matrix_s(head, 1) if split == geometry.num_layers else 0.0,
+        step_s=overheads.step_s.effective,
+    )
+
+
+def front_prefill(
+    device: DeviceProfile,
+    geometry: ModelGeometry,
+    *,
+    split: int,
+    weight_bits: int,
+    kv_bits: int,
+    num_tokens: int,
+    chunk: int,
+    exact: bool = False,
+) -> tuple[float, ...]:
+    """Seconds of each chunk of a prompt of `num_tokens`, in order; the last may be shorter."""
+    return tuple(
+        front_step(
+            device,
+            geometry,
+            split=split,
+            weight_bits=weight_bits,
+            kv_bits=kv_bits,
+            num_rows=min(chunk, num_tokens - start),
+            position=start,
+            exact=exact,
+        ).total_s
+        for start in range(0, num_tokens, chunk)
+    )

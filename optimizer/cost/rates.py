@@ -1,0 +1,60 @@
+"""Read rates off a device profile's curves: between measured points, and held beyond them.
+
+Interpolation is linear in seconds a byte (or seconds a FLOP) over the logarithm of the size: time
+adds up, rates do not, and caches fill by ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+from hwprofiles.device import AttentionKernel, BatchCurve, DecodeCurve
+
+
+def decode_s_per_byte(
+    curve: DecodeCurve, *, working_set_bytes: float, matrix_bytes: float
+) -> float:
+    """Seconds a weight byte of one-row work in matrices of this size, within this working set."""
+    sizes, values = [], []
+    for size, group in groupby(curve.points, key=lambda point: point.matrix_bytes):
+        points = list(group)
+        sets = [point.working_set_bytes for point in points]
+        slowness = [1 / point.bytes_per_s for point in points]
+        sizes.append(size)
+        values.append(interpolate(sets, slowness, working_set_bytes))
+    return interpolate(sizes, values, matrix_bytes) / curve.efficiency
+
+
+def batch_s_per_flop(curve: BatchCurve, num_rows: int) -> float:
+    """Seconds a floating-point operation of matrix work on `num_rows` rows at once."""
+    rows = [point.num_rows for point in curve.points]
+    slowness = [1 / point.flops_per_s for point in curve.points]
+    return interpolate(rows, slowness, num_rows) / curve.efficiency
+
+
+def attention_s(
+    kernel: AttentionKernel, *, num_rows: int, num_tokens: int, num_heads: int, head_dim: int
+) -> float:
+    """Seconds of one layer's attention of `num_rows` new tokens over `num_tokens` in all."""
+    rows = [point.num_rows for point in kernel.points]
+    width = num_heads * head_dim
+    slowness = interpolate(rows, [1 / point.flops_per_s for point in kernel.points], num_rows)
+    fixed = interpolate(rows, [point.fixed_s / point.num_rows for point in kernel.points], num_rows)
+    fixed *= num_rows
+    if kernel.width and num_rows > 1:
+        fixed *= width / kernel.width
+    return fixed + 4 * num_rows * width * num_tokens * slowness / kernel.efficiency
+
+
+def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """Piecewise linear in log x through rising points; held constant outside them."""
+    if x <= xs[0]:
+        return ys[0]
+    for left in range(len(xs) - 1):
+        if x < xs[left + 1]:
+            low, high = xs[left], xs[left + 1]
+            share = math.log(x / low) / math.log(high / low) if low > 0 else x / high
+            return ys[left] + share * (ys[left + 1] - ys[left])
+    return ys[-1]
