@@ -1,0 +1,238 @@
+"""`splitpoint emulate-link`: a TCP relay that behaves like a given link, until interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from hwprofiles.emulator_loop import precise_event_loop
+from hwprofiles.emulator_relay import Counters, Relay
+from hwprofiles.emulator_sockets import Address, LaneCounters
+from hwprofiles.errors import EmulatorError
+from hwprofiles.link import load_link
+from hwprofiles.link_schedule import BYTES_PER_S_PER_MBPS, read_trace
+from hwprofiles.link_shape import LinkShape
+
+STATUS_EVERY_S = 0.5
+
+
+def emulate_link(
+    to: Annotated[str, typer.Option(help="The server, as HOST:PORT.")],
+    listen: Annotated[
+        str, typer.Option(help="Where to listen, as HOST:PORT; port 0 picks a free one.")
+    ] = "127.0.0.1:0",
+    rtt_ms: Annotated[
+        float | None, typer.Option(min=0, help="Round trip time; overrides a trace's pings.")
+    ] = None,
+    up_mbps: Annotated[
+        float | None,
+        typer.Option(min=0, help="Rate client to server, Mbit/s; overrides a trace's."),
+    ] = None,
+    down_mbps: Annotated[
+        float | None, typer.Option(min=0, help="Rate server to client, Mbit/s.")
+    ] = None,
+    jitter_ms: Annotated[
+        float, typer.Option(min=0, help="Each way a further delay, uniform from 0 to this.")
+    ] = 0.0,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Replay this CSV (t_s,down_mbps[,up_mbps][,ping_ms]); repeats at its end."
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Act out a link profile (a shipped name, or a .yaml) instead."),
+    ] = None,
+    queue_kib: Annotated[
+        int | None,
+        typer.Option(min=2, help="Buffer of each direction [default: 100 ms, at least 32]."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of jitter and of a profile's draws.")] = 0,
+    duration: Annotated[
+        float | None, typer.Option(min=0, help="Stop after so many seconds.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow listening on other than loopback.")
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="One JSON object of counters on stdout at the end.")
+    ] = False,
+) -> None:
+    """Relay TCP connections to a server across an emulated link, to try a deployment on it.
+
+    Prints the address it listens on as the first line of stdout (with --json: of stderr), then
+    runs until interrupted. Every connection shares the one link.
+    """
+    shape = _shape(
+        rtt_ms=rtt_ms,
+        up_mbps=up_mbps,
+        down_mbps=down_mbps,
+        jitter_ms=jitter_ms,
+        trace=trace,
+        profile=profile,
+        queue_kib=queue_kib,
+        seed=seed,
+    )
+    where, target = _address(listen, "--listen"), _address(to, "--to")
+    if not (insecure or _is_loopback(where[0])):
+        raise typer.BadParameter(
+            f"{where[0]} is not loopback, and the relay asks nobody who they are: "
+            "pass --insecure to listen there all the same",
+            param_hint="--listen",
+        )
+    loop = precise_event_loop()
+    try:
+        counters = loop.run_until_complete(
+            _serve(loop, where, target, shape, duration, quiet=json_output)
+        )
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+    if json_output:
+        typer.echo(json.dumps(asdict(counters)))
+
+
+async def _serve(
+    loop: asyncio.AbstractEventLoop,
+    listen: Address,
+    target: Address,
+    shape: LinkShape,
+    duration_s: float | None,
+    *,
+    quiet: bool,
+) -> Counters:
+    """Run the relay until a signal or the end of `duration_s`; returns the last counters."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    relay = Relay(loop, target=target, shape=shape)
+    try:
+        host, port = await relay.start(listen)
+    except OSError as error:
+        raise EmulatorError(f"cannot listen on {listen[0]}:{listen[1]}: {error}") from error
+    try:
+        typer.echo(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", err=quiet)
+        async with _status_line(relay):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stop.wait(), duration_s)
+        return relay.counters()
+    finally:
+        await relay.close()
+
+
+@contextlib.asynccontextmanager
+async def _status_line(relay: Relay) -> AsyncIterator[None]:
+    """Keep one line of live counters on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+
+    async def refresh(live: Live) -> None:
+        last = relay.counters()
+        while True:
+            await asyncio.sleep(STATUS_EVERY_S)
+            now = relay.counters()
+            live.update(_line(last, now), refresh=True)
+            last = now
+
+    with Live("waiting", console=console, auto_refresh=False, transient=True) as live:
+        task = asyncio.create_task(refresh(live))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def _line(last: Counters, now: Counters) -> str:
+    def lane(name: str, before: LaneCounters, after: LaneCounters) -> str:
+        passed = after.delivered_bytes - before.delivered_bytes
+        mbps = passed / (now.running_s - last.running_s) / BYTES_PER_S_PER_MBPS
+        return (
+            f"{name} {mbps:7.2f} Mbit/s, {after.delivered_bytes / 1e6:.1f} MB, "
+            f"queue {after.queued_bytes / 1024:.0f} KiB"
+        )
+
+    return (
+        f"{now.running_s:.0f} s  {now.open_connections} open of {now.total_connections}  |  "
+        f"{lane('up', last.up, now.up)}  |  {lane('down', last.down, now.down)}  |  "
+        f"late {now.mean_lateness_s * 1e3:.2f} ms"
+    )
+
+
+def _shape(
+    *,
+    rtt_ms: float | None,
+    up_mbps: float | None,
+    down_mbps: float | None,
+    jitter_ms: float,
+    trace: Path | None,
+    profile: str | None,
+    queue_kib: int | None,
+    seed: int,
+) -> LinkShape:
+    """The link that the options describe; bad combinations are a usage error."""
+    rtt_s = None if rtt_ms is None else rtt_ms / 1e3
+    up = None if up_mbps is None else up_mbps * BYTES_PER_S_PER_MBPS
+    queue_bytes = None if queue_kib is None else queue_kib * 1024
+    if profile is not None:
+        given = (rtt_ms, up_mbps, down_mbps, trace, queue_kib)
+        if jitter_ms or any(value is not None for value in given):
+            raise typer.BadParameter("--profile brings its own numbers: give only --seed with it")
+        return load_link(profile).shape(seed=seed)
+    if trace is not None:
+        if down_mbps is not None:
+            raise typer.BadParameter("the downlink comes from --trace: leave out --down-mbps")
+        try:
+            return LinkShape.from_trace(
+                read_trace(trace),
+                rtt_s=rtt_s,
+                up_bytes_per_s=up,
+                jitter_s=jitter_ms / 1e3,
+                queue_bytes=queue_bytes,
+                seed=seed,
+            )
+        except ValueError as error:
+            raise typer.BadParameter(f"{error}: give --rtt-ms or --up-mbps") from error
+    if rtt_s is None or up is None or down_mbps is None:
+        raise typer.BadParameter(
+            "describe the link: --rtt-ms, --up-mbps and --down-mbps, or --trace, or --profile"
+        )
+    return LinkShape.fixed(
+        rtt_s=rtt_s,
+        up_bytes_per_s=up,
+        down_bytes_per_s=down_mbps * BYTES_PER_S_PER_MBPS,
+        jitter_s=jitter_ms / 1e3,
+        queue_bytes=queue_bytes,
+        seed=seed,
+    )
+
+
+def _address(text: str, option: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise typer.BadParameter(f"'{text}' is not HOST:PORT", param_hint=option)
+    return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
