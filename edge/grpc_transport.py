@@ -112,6 +112,14 @@ class GrpcTransport:
             raise transport_error(error) from error
         return wire.decode_description(reply)
 
+    def raw_stream(self, path: str, requests: Iterator[bytes], timeout_s: float) -> Any:
+        """A bidirectional call of `path` in bytes, for the link probe: iterate, or cancel."""
+        self._connect(timeout_s)
+        call = self._channel.stream_stream(
+            path, request_serializer=None, response_deserializer=None
+        )
+        return call(requests, metadata=self._metadata)
+
     def close(self) -> None:
         self._channel.close()
 

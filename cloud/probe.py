@@ -1,0 +1,31 @@
+"""The server's side of the link probe: answer each message with as many bytes as it asks for.
+
+Bounded, because a stranger may call it: a message's sizes are capped by the wire, a call's total
+here, so one call cannot keep the server's uplink busy for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from protos import wire
+from protos.errors import RemoteWireError
+from protos.messages import ProbeChunk
+
+MAX_CALL_BYTES: Final = 256 << 20
+
+
+async def answer_probe(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Serialized `ProbeChunk`s in, serialized answers out, in order.
+
+    Raises RemoteWireError for a malformed or oversized message, and when the call has moved
+    `MAX_CALL_BYTES`.
+    """
+    moved = 0
+    async for data in requests:
+        chunk = wire.decode_probe(data)
+        moved += len(data) + chunk.want_bytes
+        if moved > MAX_CALL_BYTES:
+            raise RemoteWireError(f"one probe may move {MAX_CALL_BYTES} bytes at most")
+        yield wire.encode_probe(ProbeChunk(sequence=chunk.sequence, padding_bytes=chunk.want_bytes))
