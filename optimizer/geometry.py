@@ -54,6 +54,13 @@ class ModelGeometry:
                 f"{self.num_kv_heads} KV heads"
             )
 
+    def window_of_layer(self, layer: int) -> int | None:
+        """How many tokens, itself included, a token of this layer sees (None: all of them)."""
+        if self.sliding_window is None:
+            return None
+        slides = not self.sliding_layers or layer in self.sliding_layers
+        return self.sliding_window if slides else None
+
     def kv_bytes(self, *, num_layers: int, num_tokens: int, kv_bits: int) -> int:
         """Bytes of K and V of `num_layers` layers for `num_tokens` tokens at `kv_bits` bits.
 

@@ -29,8 +29,8 @@ def fetch(
 ) -> None:
     """Fetch a model; prints the path to give as --model."""
     from optimizer.build.fetch import fetch_model
-    from splitpoint.progress import terminal_progress
+    from splitpoint.progress import byte_progress
 
     target = out or Path("models") / name.rsplit("/", maxsplit=1)[-1]
-    with terminal_progress() as progress:
+    with byte_progress(name) as progress:
         typer.echo(fetch_model(name, target, progress))

@@ -1,0 +1,126 @@
+"""The front on the device: ONNX Runtime, one KV buffer that past and present share.
+
+A step binds the input tokens and two integers; everything else (weights, cache, output for the
+usual one row) stays bound. The cache is allocated once at the plan's longest sequence, so
+rolling back is a change of one number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from edge.errors import FrontError, InputError
+from optimizer.plan import Plan
+
+FRONT_NAME: Final = "front.onnx"
+KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
+
+
+class FrontEngine:
+    """The embedding and the first layers of one model, with the cache of one sequence.
+
+    Not thread-safe: one generation at a time.
+    """
+
+    def __init__(self, session: ort.InferenceSession, plan: Plan) -> None:
+        self._session = session
+        self._plan = plan
+        self._num_tokens = 0
+        self._whole = plan.edge_is_whole
+        self._binding = session.io_binding()
+        self._has_cache = plan.partition.split > 0
+        self._output = session.get_outputs()[0].name
+        geometry = plan.model.geometry
+        self._vocab_size = geometry.vocab_size
+        self._width = geometry.vocab_size if self._whole else geometry.hidden_size
+        self._cache: list[ort.OrtValue] = []
+        if self._has_cache:
+            self._bind_cache()
+
+    @classmethod
+    def load(
+        cls, edge_dir: Path, *, plan: Plan, threads: int | None = None, spinning: bool = False
+    ) -> FrontEngine:
+        """Load `front.onnx`; its weights stay memory-mapped files.
+
+        threads: of the kernels (None: one a core). spinning: keep idle threads spinning, which
+        costs a core between steps. FrontError when the file is not a front.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        try:
+            session = ort.InferenceSession(
+                str(edge_dir / FRONT_NAME), options, providers=["CPUExecutionProvider"]
+            )
+            return cls(session, plan)
+        except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
+            raise FrontError(f"{edge_dir / FRONT_NAME}: cannot be loaded ({error})") from error
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the cache."""
+        return self._num_tokens
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the preallocated cache."""
+        return self._plan.front_kv_bytes()
+
+    def forward(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Append [T] tokens; returns their residual-stream rows, float32 [T, D].
+
+        When the plan puts the whole model here: the logits after the last token, [1, V].
+        InputError for an unknown token or when the plan's max tokens would be exceeded.
+        """
+        num_rows = len(token_ids)
+        total = self._num_tokens + num_rows
+        if not num_rows or token_ids.min() < 0 or token_ids.max() >= self._vocab_size:
+            raise InputError(f"token ids must lie between 0 and {self._vocab_size - 1}")
+        if total > self._plan.max_tokens:
+            raise InputError(f"{total} tokens exceed the plan's {self._plan.max_tokens}")
+        binding = self._binding
+        binding.bind_cpu_input("input_ids", token_ids[None, :])
+        if self._has_cache:
+            binding.bind_cpu_input("seqlens_k", np.array([total - 1], dtype=np.int32))
+            binding.bind_cpu_input("total_sequence_length", np.array(total, dtype=np.int32))
+        out_rows = 1 if self._whole else num_rows
+        rows: npt.NDArray[np.float32] = np.empty((1, out_rows, self._width), dtype=np.float32)
+        binding.bind_output(self._output, "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        self._num_tokens = total
+        appended: npt.NDArray[np.float32] = rows[0]
+        return appended
+
+    def rollback(self, num_tokens: int) -> None:
+        """Forget every token from `num_tokens` on; what was cached for them is overwritten."""
+        if not 0 <= num_tokens <= self._num_tokens:
+            raise InputError(f"cannot roll back to {num_tokens} of {self._num_tokens} tokens")
+        self._num_tokens = num_tokens
+
+    def reset(self) -> None:
+        """Forget everything: the next tokens begin a sequence."""
+        self._num_tokens = 0
+
+    def _bind_cache(self) -> None:
+        """Bind one buffer for each layer's K and V, as past and as present."""
+        geometry = self._plan.model.geometry
+        shape = (1, geometry.num_kv_heads, self._plan.max_tokens, geometry.head_dim)
+        names = [name.name for name in self._session.get_inputs()]
+        for name in names:
+            if not name.startswith("past_key_values."):
+                continue
+            buffer = ort.OrtValue.ortvalue_from_numpy(
+                np.zeros(shape, dtype=KV_DTYPES[self._plan.kv_bits])
+            )
+            self._cache.append(buffer)
+            self._binding.bind_ortvalue_input(name, buffer)
+            self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)

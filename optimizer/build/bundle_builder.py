@@ -1,0 +1,93 @@
+"""From a model and a plan to a bundle on disk, whole or not at all."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from optimizer.build.back import write_back
+from optimizer.build.front import export_front
+from optimizer.build.source import ModelSource
+from optimizer.bundle import PLAN_NAME, write_manifest
+from optimizer.errors import BuildError
+from optimizer.plan import Plan
+
+Progress = Callable[[str], None]  # called with the name of the stage that begins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What was built: sizes on disk and the highest memory this process has had."""
+
+    bundle: Path
+    edge_bytes: int
+    cloud_bytes: int
+    peak_memory_bytes: int
+
+
+def build_bundle(
+    source: ModelSource, plan: Plan, out: Path, *, progress: Progress, force: bool = False
+) -> BuildReport:
+    """Build `plan` into the folder `out`, which must not exist (or `force` replaces it).
+
+    Everything is made in a sibling folder that takes `out`'s name at the end, so a failure
+    leaves nothing half-made. Raises BuildError, or what reading the model raises.
+    """
+    if plan.model.sha256 != source.sha256:
+        raise BuildError(
+            f"the plan is for model {plan.model.id} ({plan.model.sha256[:12]}), "
+            f"this is {source.id} ({source.sha256[:12]})"
+        )
+    if out.exists() and not force:
+        raise BuildError(f"{out} exists already (--force replaces it)")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _fill(source, plan, working, progress)
+        working.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        working.rename(out)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+    return BuildReport(
+        bundle=out,
+        edge_bytes=_folder_bytes(out / "edge"),
+        cloud_bytes=_folder_bytes(out / "cloud"),
+        peak_memory_bytes=_peak_memory_bytes(),
+    )
+
+
+def _fill(source: ModelSource, plan: Plan, root: Path, progress: Progress) -> None:
+    edge_dir, cloud_dir = root / "edge", root / "cloud"
+    edge_dir.mkdir()
+    progress("tokenizer")
+    tokenizer = source.tokenizer_files()
+    (edge_dir / "tokenizer.json").write_text(tokenizer.tokenizer_json)
+    if tokenizer.chat_template is not None:
+        (edge_dir / "chat_template.jinja").write_text(tokenizer.chat_template)
+    tokenizer.settings.save(edge_dir)
+    progress("front")
+    export_front(source, plan, edge_dir)
+    if not plan.edge_is_whole:
+        progress("back")
+        cloud_dir.mkdir()
+        write_back(source, plan, cloud_dir)
+    (root / PLAN_NAME).write_text(plan.to_yaml())
+    progress("manifest")
+    write_manifest(root)
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _peak_memory_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux

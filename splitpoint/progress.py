@@ -1,0 +1,25 @@
+"""Progress on the terminal: a bar of bytes, or the name of the stage under way, on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+
+@contextmanager
+def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that follows (bytes done, bytes in all)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stage_progress(label: str) -> Iterator[Callable[[str], None]]:
+    """A spinner that names the stage under way."""
+    with Console(stderr=True).status(label) as status:
+        yield lambda stage: status.update(f"{label}: {stage}")

@@ -1,0 +1,106 @@
+"""Tiny seeded random models, one of each supported architecture, saved as Hugging Face folders.
+
+Three to six layers, a few dozen channels: every mechanism of the real family (grouped queries,
+biases, q/k norms, sliding windows, soft caps, fused projections) at a size that builds in a
+second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+VOCAB = 320
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"head_dim": 16, "tie_word_embeddings": True}),
+    "mistral": (
+        "MistralConfig",
+        {"head_dim": 16, "sliding_window": 12, "tie_word_embeddings": False},
+    ),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 12,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 12,
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention"] * 2
+            + ["full_attention"]
+            + ["sliding_attention"] * 2
+            + ["full_attention"],
+        },
+    ),
+    "phi3": ("Phi3Config", {"tie_word_embeddings": False, "original_max_position_embeddings": 256}),
+}
+
+
+def make_tiny_model(name: str, folder: Path) -> transformers.PreTrainedModel:
+    """Save the tiny model `name` with a tokenizer into `folder`; returns it in float32, eval."""
+    config_class, changes = CONFIGS[name]
+    config = getattr(transformers, config_class)(**{**COMMON, **changes})
+    torch.manual_seed(7)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        # Fresh norms are all ones (or zeros): give them values that a forgotten one would show.
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    _byte_tokenizer(folder)
+    return model.eval()
+
+
+def _byte_tokenizer(folder: Path) -> None:
+    """A tokenizer of single bytes, so that any text works and ids stay below VOCAB."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    alphabet = sorted(ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(special + alphabet)}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(special)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+    )
+    fast.chat_template = (
+        "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+    )
+    fast.save_pretrained(folder)
