@@ -1,7 +1,7 @@
 """The exceptions of the codec.
 
 CodecError
-├── EncodeError    what the caller asked to encode cannot be encoded (shape, dtype, NaN, unknown level)
+├── EncodeError    what was asked cannot be encoded (shape, dtype, NaN, unknown level)
 ├── FrameError     bytes from a peer are not a frame this ladder can decode
 └── TablesError    a codec tables file is missing, damaged or made for another model
 """

@@ -42,10 +42,11 @@ class LosslessCodec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One rung: its name and its coder."""
+    """One rung: its name and its coder. An extra level is usable by name but not on the ladder."""
 
     name: str
     codec: RowCodec
+    extra: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +72,19 @@ class Ladder:
     @classmethod
     def load(cls, path: Path | str, *, hidden_size: int) -> "Ladder":
         """Read a tables file. Raises TablesError if it is damaged or for another width."""
-        from codec.tables import load_ladder  # noqa: PLC0415 - tables build ladders from levels
+        from codec.tables import load_ladder
 
         return load_ladder(Path(path), hidden_size=hidden_size)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Level names, best quality first; the first is `lossless`."""
-        return tuple(level.name for level in self.levels)
+        """The ladder proper, best quality first; the first is `lossless`."""
+        return tuple(level.name for level in self.levels if not level.extra)
+
+    @property
+    def extra_names(self) -> tuple[str, ...]:
+        """Levels beside the ladder: comparison codecs and the safe level of strange frames."""
+        return tuple(level.name for level in self.levels if level.extra)
 
     @cached_property
     def _seed(self) -> int:
@@ -133,4 +139,6 @@ class Ladder:
         for index, candidate in enumerate(self.levels):
             if candidate.name == level:
                 return index
-        raise EncodeError(f"no level {level!r}; this ladder has {', '.join(self.names)}")
+        raise EncodeError(
+            f"no level {level!r}; this ladder has {', '.join(self.names + self.extra_names)}"
+        )

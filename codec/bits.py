@@ -1,0 +1,36 @@
+"""Packing unsigned integers of known bit widths, least significant bit first."""
+
+import numpy as np
+import numpy.typing as npt
+
+from codec.errors import FrameError
+
+Ints = npt.NDArray[np.int64]
+
+
+def packed_bytes(widths: Ints) -> int:
+    """Bytes that values of these widths take together."""
+    return (int(widths.sum()) + 7) // 8
+
+
+def pack(values: Ints, widths: Ints) -> bytes:
+    """values [n] >= 0, value i in widths[i] bits (0 to 32); the last byte is zero-filled."""
+    if len(values) == 0:
+        return b""
+    place = np.arange(int(widths.max()))
+    bits = (values[:, None] >> place & 1).astype(np.uint8)  # [n, W]
+    return np.packbits(bits[place < widths[:, None]], bitorder="little").tobytes()
+
+
+def unpack(data: memoryview, widths: Ints) -> Ints:
+    """The values [n] at the front of `data`. Raises FrameError if it is too short."""
+    if len(widths) == 0:
+        return np.zeros(0, dtype=np.int64)
+    size = packed_bytes(widths)
+    if len(data) < size:
+        raise FrameError("packed integers end too early")
+    place = np.arange(int(widths.max()))
+    bits = np.zeros((len(widths), len(place)), dtype=np.int64)
+    flat = np.unpackbits(np.frombuffer(data, np.uint8, count=size), bitorder="little")
+    bits[place < widths[:, None]] = flat[: int(widths.sum())]
+    return (bits << place).sum(axis=1)
