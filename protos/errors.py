@@ -3,6 +3,7 @@
 WireError
 ├── LocalWireError      we tried to send something that the wire does not carry
 └── RemoteWireError     the peer sent something that is malformed or out of range
+    └── VersionError    the peer speaks another version of the protocol
 """
 
 from __future__ import annotations
@@ -18,3 +19,7 @@ class LocalWireError(WireError):
 
 class RemoteWireError(WireError):
     """The peer sent something malformed or out of range."""
+
+
+class VersionError(RemoteWireError):
+    """The peer speaks another version of the protocol; the message names both."""

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from decoding.params import SamplingParams
 from protos import split_inference_pb2 as pb
-from protos.errors import LocalWireError, RemoteWireError
+from protos.errors import LocalWireError, RemoteWireError, VersionError
 from protos.messages import (
     Close,
     Closed,
@@ -302,7 +302,7 @@ def _serialize(build: Callable[[], Message]) -> bytes:
 
 def _check_version(version: int) -> None:
     if version != PROTOCOL_VERSION:
-        raise RemoteWireError(
+        raise VersionError(
             f"protocol version {version}, this side speaks {PROTOCOL_VERSION}: update the older one"
         )
 

@@ -1,0 +1,62 @@
+"""Cosines and sines of every position, computed once by the model's own rotary module."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+# These change their frequencies with the longest sequence seen, for everybody in the batch;
+# up to the length the model was first trained for they are constant.
+_LENGTH_DEPENDENT: Final = ("dynamic", "longrope")
+
+
+class RotaryTables:
+    """Tables by layer type, grown by doubling as longer sequences come.
+
+    Layers of one model may turn at different speeds (Gemma 3: local and global layers). Then
+    the rotary module takes the layer's type, and there is a table for each.
+    """
+
+    def __init__(self, rotary: nn.Module, config: Any, dtype: torch.dtype) -> None:
+        self._rotary = rotary
+        self._dtype = dtype
+        by_type = "layer_type" in inspect.signature(rotary.forward).parameters
+        count = config.num_hidden_layers
+        self.type_of_layer: tuple[str, ...] = (
+            tuple(config.layer_types) if by_type else ("",) * count
+        )
+        self._tables: dict[str, tuple[Tensor, Tensor]] = {}
+        self._device = next(rotary.buffers()).device
+
+    def rows(self, positions: Tensor, num_positions: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Cosine and sine [T, d] of `positions` [T] (all below `num_positions`), by layer type."""
+        self._reach(num_positions)
+        return {kind: (cos[positions], sin[positions]) for kind, (cos, sin) in self._tables.items()}
+
+    def _reach(self, num_positions: int) -> None:
+        have = next(iter(self._tables.values()))[0].shape[0] if self._tables else 0
+        if num_positions <= have:
+            return
+        size = max(256, 1 << (num_positions - 1).bit_length())
+        positions = torch.arange(size, device=self._device)[None]
+        like = torch.empty(0, dtype=self._dtype, device=self._device)
+        for kind in set(self.type_of_layer):
+            cos, sin = self._rotary(like, positions, *([kind] if kind else []))
+            self._tables[kind] = (cos[0], sin[0])
+
+
+def max_positions(config: Any) -> int:
+    """Most positions for which every rotary frequency is constant, and so batches are fair."""
+    longest = int(config.max_position_embeddings)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    for rope in nested or [parameters]:
+        if rope.get("rope_type") in _LENGTH_DEPENDENT:
+            original = rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            longest = min(longest, int(original or longest))
+    return longest

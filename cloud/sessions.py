@@ -1,0 +1,182 @@
+"""One client's session as a state machine without I/O, threads or tensors' insides.
+
+A frame is checked (`begin`), its rows run in one or more batches (`take`), and its logits
+become a result (`finish`). Results are remembered by sequence number: a frame that comes again
+is answered again and never applied twice; a number that skips one is an error, as is a frame
+whose rows would leave a hole in the cache.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cloud.errors import BadFrameError
+from cloud.kv_pool import KvLease
+from codec.errors import FrameError
+from codec.ladder import Ladder
+from decoding.params import SamplingParams
+from decoding.sampler import verify
+from protos.messages import Frame, Result, Timings
+
+Rows = npt.NDArray[np.float32]
+
+# Answers kept for frames that come again; a client has far fewer on the way.
+REMEMBERED_RESULTS: Final = 64
+
+
+class _Answered(NamedTuple):
+    frame_hash: int
+    result: Result
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """A checked frame on its way through batches. rows: float32 [T, D]; `done` of them have run."""
+
+    frame: Frame
+    rows: Rows
+    num_logits: int
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.rows) - self.done
+
+
+class Session:
+    """See the module's docstring. Owns its KV lease; `close` frees it."""
+
+    def __init__(
+        self,
+        session_id: str,
+        *,
+        lease: KvLease,
+        ladder: Ladder,
+        sampling: SamplingParams,
+        vocab_size: int,
+        max_frame_tokens: int,
+    ) -> None:
+        self.session_id = session_id
+        self.lease = lease
+        self.tokens: list[int] = []  # input tokens of the positions in the cache
+        self._ladder = ladder
+        self._sampling = sampling
+        self._vocab_size = vocab_size
+        self._max_frame_tokens = max_frame_tokens
+        self._next_sequence = 0
+        self._answered: OrderedDict[int, _Answered] = OrderedDict()
+
+    def begin(self, frame: Frame) -> Work | Result:
+        """Check the next frame, roll the cache back to where it starts, and decode its rows.
+
+        Returns the remembered result of a repeated frame. Raises BadFrameError.
+        """
+        if frame.sequence < self._next_sequence:
+            return self._again(frame)
+        if frame.sequence > self._next_sequence:
+            raise BadFrameError(
+                f"frame {frame.sequence} came, frame {self._next_sequence} is missing"
+            )
+        self._check(frame)
+        try:
+            rows = self._ladder.decode(
+                frame.hidden,
+                num_rows=len(frame.token_ids),
+                token_ids=np.asarray(frame.token_ids, dtype=np.int64),
+            )
+        except FrameError as error:
+            raise BadFrameError(f"frame {frame.sequence}: {error}") from error
+        if not np.isfinite(rows).all():
+            raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
+        self._next_sequence += 1
+        self.lease.rollback(frame.first_position)
+        del self.tokens[frame.first_position :]
+        self.tokens.extend(frame.token_ids)
+        # A decoder may hand out a read-only view of the frame, which torch does not take.
+        rows = np.require(rows, dtype=np.float32, requirements=["C", "W"])
+        return Work(
+            frame=frame, rows=rows, num_logits=frame.num_drafts + 1 if frame.want_token else 0
+        )
+
+    def finish(
+        self,
+        work: Work,
+        logits: Rows,
+        timings: Timings,
+        elapsed_s: Callable[[], float] = lambda: 0.0,
+    ) -> Result:
+        """The result of a frame whose rows have all run. logits: [num_logits, V] float32.
+
+        elapsed_s: asked once the tokens are drawn, for `timings.sample_s`.
+
+        Verifies drafts; the rows of refused ones leave the cache. Raises BadFrameError when the
+        rows, finite as they were, drove the model out of float32's range.
+        """
+        frame = work.frame
+        tokens: tuple[int, ...] = ()
+        logprobs: tuple[float, ...] = ()
+        if frame.want_token:
+            if not np.isfinite(logits).all():
+                raise BadFrameError(f"frame {frame.sequence}: its rows overflow the model")
+            # Logits row 0 belongs to the last token that is not a guess.
+            first = frame.first_position + len(frame.token_ids) - frame.num_drafts
+            chosen = verify(
+                logits,
+                frame.token_ids[len(frame.token_ids) - frame.num_drafts :],
+                self._sampling,
+                position=first,
+                seen=self.tokens[:first],
+            )
+            tokens = tuple(token.token_id for token in chosen)
+            if self._sampling.logprobs:
+                logprobs = tuple(token.logprob for token in chosen)
+            keep = first + len(tokens) - 1
+            self.lease.rollback(keep)
+            del self.tokens[keep:]
+        result = Result(
+            sequence=frame.sequence,
+            token_ids=tokens,
+            logprobs=logprobs,
+            num_tokens=self.lease.length,
+            timings=replace(timings, sample_s=elapsed_s()),
+        )
+        self._answered[frame.sequence] = _Answered(hash(frame), result)
+        if len(self._answered) > REMEMBERED_RESULTS:
+            self._answered.popitem(last=False)
+        return result
+
+    def close(self) -> None:
+        self.lease.close()
+
+    def _again(self, frame: Frame) -> Result:
+        answered = self._answered.get(frame.sequence)
+        if answered is None:
+            raise BadFrameError(f"frame {frame.sequence} was answered too long ago to repeat it")
+        if answered.frame_hash != hash(frame):
+            raise BadFrameError(f"frame {frame.sequence} came again with other content")
+        return answered.result
+
+    def _check(self, frame: Frame) -> None:
+        count = len(frame.token_ids)
+        if count > self._max_frame_tokens:
+            raise BadFrameError(f"frame of {count} rows, at most {self._max_frame_tokens}")
+        if frame.first_position > self.lease.length:
+            raise BadFrameError(
+                f"frame {frame.sequence} starts at position {frame.first_position}, "
+                f"the cache ends at {self.lease.length}"
+            )
+        if frame.first_position + count > self.lease.max_tokens:
+            raise BadFrameError(
+                f"frame {frame.sequence} reaches position {frame.first_position + count}, "
+                f"the session reserved {self.lease.max_tokens}"
+            )
+        if not frame.want_token and frame.num_drafts:
+            raise BadFrameError(f"frame {frame.sequence} has drafts but wants no token")
+        if max(frame.token_ids) >= self._vocab_size:
+            raise BadFrameError(f"frame {frame.sequence} names a token beyond the vocabulary")

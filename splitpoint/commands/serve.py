@@ -1,0 +1,88 @@
+"""`splitpoint serve`: the cloud side of a bundle, on gRPC."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+_UNITS: Final = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?", re.IGNORECASE)
+
+
+def serve(
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle folder made by 'splitpoint build'.", show_default=False)
+    ],
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.", metavar="H:P")
+    ] = "127.0.0.1:50051",
+    max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 64,
+    kv_memory: Annotated[
+        str | None,
+        typer.Option(help="Memory of the KV caches, such as 2GiB (default: half of what is free)."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the model (default: one a core).", min=1)
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond loopback without TLS and token.")
+    ] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Server certificate (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM).")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option("--client-ca", help="CA that clients must come from (mTLS).")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Accepted access tokens, one a line.")
+    ] = None,
+) -> None:
+    """Serve the cloud side of BUNDLE. Prints 'listening on HOST:PORT' when it is ready."""
+    kv_memory_bytes = None if kv_memory is None else parse_size(kv_memory)
+
+    import asyncio
+
+    from cloud.access import Access
+    from cloud.server import ServerConfig, parse_listen, serve_until_stopped
+
+    host, port = parse_listen(listen)
+    config = ServerConfig(
+        bundle=bundle,
+        host=host,
+        port=port,
+        max_sessions=max_sessions,
+        kv_memory_bytes=kv_memory_bytes,
+        device=device,
+        threads=threads,
+        access=Access(
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            client_ca=client_ca,
+            token_file=token_file,
+            insecure=insecure,
+        ),
+    )
+
+    def ready(bound_port: int) -> None:
+        print(f"listening on {host}:{bound_port}", flush=True)  # noqa: T201
+
+    asyncio.run(serve_until_stopped(config, ready=ready))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '512MiB', '2GB', '1.5G' or a plain number; BadParameter for anything else."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a size such as 512MiB or 2GB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
