@@ -71,7 +71,9 @@ class Relay:
             task.cancel()
         self.drop_connections()
         await asyncio.gather(*self._dials, return_exceptions=True)
-        while self._sides:  # a socket just accepted gets its transport only in the next round
+        rounds = 0
+        while self._sides or rounds < 3:  # a socket just accepted gets here some rounds later
+            rounds += 1
             await asyncio.sleep(0)
             for side in self._sides:
                 side.reset()

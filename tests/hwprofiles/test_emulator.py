@@ -289,6 +289,7 @@ def test_leaving_the_block_closes_every_socket_and_the_link_is_over() -> None:
             address = link.address
             client = connect(address)
             client.sendall(b"x" * 1000)
+            assert exactly(client, 1) == b"x"
         with client, pytest.raises(ConnectionResetError):
             read_all(client)
         with pytest.raises(ConnectionRefusedError):
