@@ -124,6 +124,11 @@ class Relay:
             max_lateness_s=max(up.max_lateness_s, down.max_lateness_s),
         )
 
+    def side_opened(self, side: Side) -> None:
+        """A client is here (its SYN sets out only now: asyncio may take a while to bring it)."""
+        if side.lane is self._up:
+            self._up.offer(side, Signal.SYN)
+
     def dial(self, target_side: Side) -> None:
         """The client's SYN has arrived: connect to the target of the moment."""
         if target_side.peer.transport is None:
@@ -142,7 +147,6 @@ class Relay:
         client, target = Side(self, flow, self._up), Side(self, flow, self._down)
         client.peer, target.peer = target, client
         self._sides.add(client)
-        self._up.offer(client, Signal.SYN)
         return client
 
     async def _dial(self, side: Side) -> None:

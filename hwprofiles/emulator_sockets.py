@@ -136,6 +136,9 @@ class Lane:
 class SideOwner(Protocol):
     """What a side needs of the relay it belongs to."""
 
+    def side_opened(self, side: Side) -> None:
+        """`side` has its socket, and is not reading yet."""
+
     def dial(self, target_side: Side) -> None:
         """The client's SYN has crossed the link: connect `target_side`."""
 
@@ -165,6 +168,7 @@ class Side(asyncio.BufferedProtocol):
         tune(self.transport.get_extra_info("socket"))
         if not self._allowed:
             self._stop_reading()
+        self._owner.side_opened(self)
 
     def allow_reading(self) -> None:
         """The other end is there: bytes may be read from now on."""
