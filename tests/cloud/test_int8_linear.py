@@ -1,0 +1,125 @@
+"""int8 weights: near the exact product, and the same bits whoever shares the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cloud.back_engine import BackEngine, BatchEntry
+from cloud.int8_linear import (
+    DequantizedLinear,
+    Int8Linear,
+    integer_product_is_exact,
+    quantize_rows,
+)
+from cloud.kv_pool import KvPool
+from tests.cloud.tiny_bundle import save_back
+from tests.tiny_models import make_tiny_model
+
+needs_int8 = pytest.mark.skipif(
+    not integer_product_is_exact("cpu"), reason="this CPU's int8 product saturates"
+)
+
+
+def random_codes(seed: int, out: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-127, 128, (out, width), generator=generator, dtype=torch.int8)
+    return codes, torch.rand(out, generator=generator) * 0.01 + 1e-4
+
+
+def spiky_rows(seed: int, count: int, width: int) -> torch.Tensor:
+    """Rows like real activations: mostly around 1, a few values a thousand times larger."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, width, generator=generator)
+    rows[::3, 7] *= 1000
+    return rows
+
+
+@needs_int8
+def test_the_product_is_exact_to_fifteen_bits_of_each_row() -> None:
+    codes, scale = random_codes(1, 96, 576)
+    rows, bias = spiky_rows(2, 33, 576), torch.randn(96)
+    exact = rows.double() @ (codes.double() * scale.double()[:, None]).t() + bias.double()
+    error = (Int8Linear(codes, scale, bias)(rows).double() - exact).norm(dim=1)
+    # Each input is off by at most half a step of 1 / (2 * 127 * 254) of its row's largest.
+    step = rows.abs().amax(dim=1).double() / (127 * 254)
+    bound = step / 2 * (codes.double().abs() * scale.double()[:, None]).sum(dim=1).norm()
+    assert (error <= bound + 1e-4).all()
+    # Eight bits alone would be off by several percent on the spiky rows.
+    assert (error / exact.norm(dim=1)).max() < 1e-3
+
+
+@needs_int8
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 33, 200])
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(count: int) -> None:
+    layer = Int8Linear(*random_codes(3, 130, 192))
+    rows = spiky_rows(4, count, 192)
+    together = layer(rows)
+    alone = torch.cat([layer(rows[i : i + 1]) for i in range(count)])
+    assert torch.equal(together, alone)
+
+
+def test_digits_are_int8_and_rebuild_the_row() -> None:
+    rows = spiky_rows(5, 9, 64)
+    digits, scale = quantize_rows(rows)
+    assert digits.dtype == torch.int8
+    high, low = digits.float().chunk(2)
+    rebuilt = (high + low / 254) * scale
+    assert ((rebuilt - rows).abs() <= scale / 254 / 2 * 1.001).all()
+
+
+def test_a_row_of_zeros_gives_zeros() -> None:
+    codes, scale = random_codes(6, 32, 64)
+    assert torch.equal(Int8Linear(codes, scale)(torch.zeros(2, 64)), torch.zeros(2, 32))
+
+
+def quantized_back(folder: Path) -> None:
+    path = folder / "back-00001.safetensors"
+    stored = {}
+    for name, tensor in load_file(path).items():
+        if tensor.ndim == 2:
+            scale = tensor.abs().amax(dim=1) / 127
+            stored[f"{name}.int8"] = torch.round(tensor / scale[:, None]).to(torch.int8)
+            stored[f"{name}.scale"] = scale
+        else:
+            stored[name] = tensor
+    save_file(stored, path)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3", "phi3"])
+def test_an_int8_back_equals_the_dequantized_back_and_is_batch_invariant(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_back(make_tiny_model(name, tmp_path / "source"), tmp_path / "cloud")
+    quantized_back(tmp_path / "cloud")
+    fast = BackEngine.load(tmp_path / "cloud", first_layer=0)
+    monkeypatch.setattr("cloud.int8_linear.integer_product_is_exact", lambda _: False)
+    plain = BackEngine.load(tmp_path / "cloud", first_layer=0)
+    assert any(isinstance(m, DequantizedLinear) for m in plain.model.layers[0].modules())
+    sessions = [torch.randn(12, fast.hidden_size) for _ in range(5)]
+
+    def logits(engine: BackEngine, together: bool) -> list[torch.Tensor]:
+        pool = KvPool(engine.kv_shape, limit_bytes=1 << 30)
+        leases = [pool.lease(split=i % 4, max_tokens=12) for i in range(5)]
+        out: list[list[torch.Tensor]] = [[] for _ in range(5)]
+        for begin, end in ((0, 9), (9, 10), (10, 12)):
+            batch = [
+                BatchEntry(lease=lease, rows=rows[begin:end], num_logits=end - begin)
+                for lease, rows in zip(leases, sessions, strict=True)
+            ]
+            parts = engine.forward(batch) if together else [engine.forward([e])[0] for e in batch]
+            for kept, part in zip(out, parts, strict=True):
+                kept.append(part)
+        return [torch.cat(parts) for parts in out]
+
+    together, alone, reference = (
+        logits(fast, True),
+        logits(fast, False),
+        logits(plain, False),
+    )
+    for got, single, expected in zip(together, alone, reference, strict=True):
+        assert (got - single).norm() < 1e-5 * expected.norm()
+        assert (got - expected).norm() < 3e-3 * expected.norm()
