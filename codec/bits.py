@@ -33,4 +33,4 @@ def unpack(data: memoryview, widths: Ints) -> Ints:
     bits = np.zeros((len(widths), len(place)), dtype=np.int64)
     flat = np.unpackbits(np.frombuffer(data, np.uint8, count=size), bitorder="little")
     bits[place < widths[:, None]] = flat[: int(widths.sum())]
-    return (bits << place).sum(axis=1)
+    return np.asarray((bits << place).sum(axis=1))

@@ -110,7 +110,7 @@ class SplitModel:
         at = np.minimum(np.searchsorted(self.token_ids, token_ids), len(self.token_ids) - 1)
         known = self.token_ids[at] == token_ids
         scale = self.token_scale * known[:, None]  # [T, D]
-        return self.token_codes[at] * scale.astype(np.float32)
+        return np.asarray(self.token_codes[at] * scale.astype(np.float32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +185,7 @@ class CalibratedCodec:
     def family_of(self, offsets: npt.NDArray[np.int64]) -> U8:
         """Family of every component of rows with these offsets, [T, D]."""
         family = self.base.astype(np.int16) + offsets.astype(np.int16)[:, None]
-        return np.clip(family, 0, NUM_FAMILIES - 1).astype(np.uint8)
+        return np.asarray(np.clip(family, 0, NUM_FAMILIES - 1), dtype=np.uint8)
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
         """See RowCodec."""

@@ -99,4 +99,4 @@ def family_of_scale(scale: npt.NDArray[np.float64]) -> U8:
     """Nearest family of a typical magnitude in steps; any shape, positive or zero."""
     octaves = np.log2(np.maximum(scale, 1e-9))
     index = np.rint(PER_OCTAVE * octaves) + FAMILY_OF_ONE
-    return np.clip(index, 0, NUM_FAMILIES - 1).astype(np.uint8)
+    return np.asarray(np.clip(index, 0, NUM_FAMILIES - 1), dtype=np.uint8)

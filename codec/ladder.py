@@ -109,7 +109,7 @@ class Ladder:
         return pack_frame(self.levels[index].codec.kind, index, len(rows), payload, self._seed)
 
     def decode(self, frame: bytes, *, num_rows: int, token_ids: TokenIds) -> Rows:
-        """The rows of a frame, float32 [num_rows, D]. Raises FrameError, nothing else, on bad bytes.
+        """The rows of a frame, float32 [num_rows, D]. FrameError, nothing else, on bad bytes.
 
         num_rows and token_ids [num_rows] come from the message around the frame and are the
         session's own: nothing larger than num_rows x D is ever allocated.
@@ -127,7 +127,7 @@ class Ladder:
         return rows
 
     def level_of(self, frame: bytes) -> str:
-        """Name of the level a frame says it was made at. Raises FrameError if it is none of ours."""
+        """Name of the level a frame says it was made at. FrameError if it is none of ours."""
         return self._checked(*peek_level(frame)).name
 
     def _checked(self, kind: CodecKind, index: int) -> Level:

@@ -1,4 +1,4 @@
-"""TAB-Q: threshold splitting, then per token the smallest width that keeps its distortion in bounds.
+"""TAB-Q: threshold splitting, then per token the smallest width that keeps the error in bounds.
 
 Each row (token) keeps its large values aside (`codec.threshold`); the dense rest is rounded to
 integer codes with the row's own scale. The scale is the largest on a grid of eighth octaves whose

@@ -26,7 +26,7 @@ def test_lossless_returns_the_same_bits(num_rows: int, value: float) -> None:
 def test_values_that_are_not_numbers_are_refused_before_anything_is_sent(bad: float) -> None:
     rows = np.zeros((3, 8), dtype=np.float32)
     rows[1, 4] = bad
-    with pytest.raises(EncodeError, match="row 1 .* channel 4"):
+    with pytest.raises(EncodeError, match=r"row 1 .* channel 4"):
         LADDER.encode("lossless", rows, IDS)
 
 
