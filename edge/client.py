@@ -8,9 +8,9 @@ with EdgeClient("bundle", server="127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
+import queue
 import random
 import secrets
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,11 +31,12 @@ from protos.messages import Open
 
 
 class EdgeClient:
-    """One device with one bundle. Generations run one after the other (there is one KV cache).
+    """One device with one bundle.
 
     bundle: the folder. server: HOST:PORT, or several to fall back on; none is needed when the
-    plan puts the whole model on the edge. threads: for the front's kernels (None: one a core).
-    trace: a text stream that gets one JSON line a frame.
+    plan puts the whole model on the edge. concurrency: generations that may run at once, each
+    with a KV cache of its own; a further one waits. threads: for the front's kernels (None: one
+    a core). trace: a text stream that gets one JSON line a frame.
     Raises BundleError, FrontError or InputError when it cannot be set up.
     """
 
@@ -45,6 +46,7 @@ class EdgeClient:
         server: str | Sequence[str] | None = None,
         *,
         credentials: Credentials | None = None,
+        concurrency: int = 1,
         threads: int | None = None,
         patience: Patience | None = None,
         trace: TextIO | None = None,
@@ -65,12 +67,15 @@ class EdgeClient:
             if tables.is_file()
             else Ladder.lossless(geometry.hidden_size)
         )
-        self._front = FrontEngine.load(opened.edge_dir, plan=self.plan, threads=threads)
+        self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
+        for front in FrontEngine.load(
+            opened.edge_dir, plan=self.plan, count=concurrency, threads=threads
+        ):
+            self._fronts.put(front)
         self._transports = [GrpcTransport(address, credentials) for address in addresses]
         self._patience = patience or Patience()
         self._clock = Clock()
         self._trace = trace
-        self._busy = threading.Lock()
 
     def __enter__(self) -> EdgeClient:
         return self
@@ -127,11 +132,12 @@ class EdgeClient:
                 f"prompt ({len(prompt_ids)}) and new tokens ({max_new_tokens}) exceed the plan's "
                 f"{self.plan.max_tokens} tokens: ask for at most {room} new ones"
             )
-        generation = self._generation(request, len(prompt_ids) + max_new_tokens)
+        level = self._level(request.level)
         return CompletionRun(
-            generation=generation,
-            reset=self._front.reset,
-            busy=self._busy,
+            fronts=self._fronts,
+            generation_of=lambda front: self._generation(
+                front, request, level, len(prompt_ids) + max_new_tokens
+            ),
             prompt_ids=tuple(prompt_ids),
             hidden_size=self.plan.model.geometry.hidden_size,
             text=self.tokenizer.stream(),
@@ -146,19 +152,19 @@ class EdgeClient:
         )
 
     def _generation(
-        self, request: CompletionRequest, max_tokens: int
+        self, front: FrontEngine, request: CompletionRequest, level: str, max_tokens: int
     ) -> RemoteGeneration | LocalGeneration:
         if self.plan.edge_is_whole:
             return LocalGeneration(
-                front=self._front,
+                front=front,
                 sampling=request.sampling,
                 chunk_tokens=self.plan.prefill_chunk,
                 clock=self._clock,
             )
         return RemoteGeneration(
-            front=self._front,
+            front=front,
             ladder=self.ladder,
-            level=self._level(request.level),
+            level=level,
             request=Open(
                 session_id=secrets.token_hex(16),
                 model_sha256=self.plan.model.sha256,

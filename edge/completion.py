@@ -7,7 +7,7 @@ A `CompletionRun` is one answer under way. Iterate over it for its pieces; howev
 from __future__ import annotations
 
 import json
-import threading
+import queue
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, TextIO
 
 from decoding.params import SamplingParams
 from edge.errors import InputError, TransportError
+from edge.front import FrontEngine
 from edge.generation import Clock, NewToken
 from edge.report import Completion, StepTrace
 from edge.stopping import FinishReason, StopRule
@@ -59,14 +60,13 @@ class TokenSource(Protocol):
 
 
 class CompletionRun:
-    """One answer under way. Iterating holds `busy`: the front has one KV cache."""
+    """One answer under way. Iterating takes a front out of `fronts` and puts it back."""
 
     def __init__(
         self,
         *,
-        generation: TokenSource,
-        reset: Callable[[], None],
-        busy: threading.Lock,
+        fronts: queue.SimpleQueue[FrontEngine],
+        generation_of: Callable[[FrontEngine], TokenSource],
         prompt_ids: tuple[int, ...],
         hidden_size: int,
         text: TextStream,
@@ -75,9 +75,8 @@ class CompletionRun:
         clock: Clock,
         trace: TextIO | None,
     ) -> None:
-        self._generation = generation
-        self._reset = reset
-        self._busy = busy
+        self._fronts = fronts
+        self._generation_of = generation_of
         self._prompt_ids = prompt_ids
         self._hidden_size = hidden_size
         self._text = text
@@ -99,25 +98,27 @@ class CompletionRun:
 
     def __iter__(self) -> Iterator[Piece]:
         """Pieces as they come. A TransportError leaves here only if no token had come yet."""
-        with self._busy:
-            started_s = self._clock.now()
-            reason: FinishReason = "cancelled"
-            detail = ""
-            self._reset()
-            try:
-                with closing(self._generation.tokens(self._prompt_ids, self._record)) as tokens:
-                    for token in tokens:
-                        self._token_times_s.append(token.at_s - started_s)
-                        yield self._piece(token)
-                        if self._stop.reason is not None:
-                            reason = self._stop.reason
-                            break
-            except TransportError as error:
-                if not self._pieces:
-                    raise
-                reason, detail = "server_lost", str(error)
-            finally:
-                self._finish(reason, detail, self._clock.now() - started_s)
+        started_s = self._clock.now()
+        front = self._fronts.get()
+        front.reset()
+        generation = self._generation_of(front)
+        reason: FinishReason = "cancelled"
+        detail = ""
+        try:
+            with closing(generation.tokens(self._prompt_ids, self._record)) as tokens:
+                for token in tokens:
+                    self._token_times_s.append(token.at_s - started_s)
+                    yield self._piece(token)
+                    if self._stop.reason is not None:
+                        reason = self._stop.reason
+                        break
+        except TransportError as error:
+            if not self._pieces:
+                raise
+            reason, detail = "server_lost", str(error)
+        finally:
+            self._fronts.put(front)
+            self._finish(reason, detail, generation.reconnects, self._clock.now() - started_s)
 
     def _piece(self, token: NewToken) -> Piece:
         is_stop = self._stop.is_stop_token(token.token_id)
@@ -131,7 +132,7 @@ class CompletionRun:
         if self._trace is not None:
             self._trace.write(json.dumps(asdict(step)) + "\n")
 
-    def _finish(self, reason: FinishReason, detail: str, total_s: float) -> None:
+    def _finish(self, reason: FinishReason, detail: str, reconnects: int, total_s: float) -> None:
         text = "".join(piece.text for piece in self._pieces) + self._stop.flush()
         self._completion = Completion(
             text=text,
@@ -145,6 +146,6 @@ class CompletionRun:
             hidden_size=self._hidden_size,
             token_times_s=tuple(self._token_times_s),
             steps=tuple(self._steps),
-            reconnects=self._generation.reconnects,
+            reconnects=reconnects,
             total_s=total_s,
         )

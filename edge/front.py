@@ -24,7 +24,7 @@ KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
 class FrontEngine:
     """The embedding and the first layers of one model, with the cache of one sequence.
 
-    Not thread-safe: one generation at a time.
+    One generation at a time; engines that share a session may run in different threads.
     """
 
     def __init__(self, session: ort.InferenceSession, plan: Plan) -> None:
@@ -44,9 +44,15 @@ class FrontEngine:
 
     @classmethod
     def load(
-        cls, edge_dir: Path, *, plan: Plan, threads: int | None = None, spinning: bool = False
-    ) -> FrontEngine:
-        """Load `front.onnx`; its weights stay memory-mapped files.
+        cls,
+        edge_dir: Path,
+        *,
+        plan: Plan,
+        count: int = 1,
+        threads: int | None = None,
+        spinning: bool = False,
+    ) -> list[FrontEngine]:
+        """Load `front.onnx` once, for `count` engines that share weights and have own caches.
 
         threads: of the kernels (None: one a core). spinning: keep idle threads spinning, which
         costs a core between steps. FrontError when the file is not a front.
@@ -61,7 +67,7 @@ class FrontEngine:
             session = ort.InferenceSession(
                 str(edge_dir / FRONT_NAME), options, providers=["CPUExecutionProvider"]
             )
-            return cls(session, plan)
+            return [cls(session, plan) for _ in range(count)]
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             raise FrontError(f"{edge_dir / FRONT_NAME}: cannot be loaded ({error})") from error
 

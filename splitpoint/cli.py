@@ -18,6 +18,7 @@ from splitpoint.commands.build import build
 from splitpoint.commands.chat import chat
 from splitpoint.commands.demo import demo
 from splitpoint.commands.doctor import doctor
+from splitpoint.commands.emulate_link import emulate_link
 from splitpoint.commands.model import model_app
 from splitpoint.commands.run import run
 from splitpoint.commands.serve import serve
@@ -35,6 +36,7 @@ app.command()(build)
 app.command()(serve)
 app.command()(run)
 app.command()(chat)
+app.command()(emulate_link)
 app.command()(demo)
 app.command()(doctor)
 

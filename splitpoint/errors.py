@@ -6,7 +6,7 @@ from typing import Final
 
 from codec.errors import CodecError
 from edge.errors import EdgeError
-from hwprofiles.errors import ProfileError
+from hwprofiles.errors import HwProfilesError
 from optimizer.errors import OptimizerError
 from protos.errors import WireError
 
@@ -52,5 +52,5 @@ def is_expected(error: Exception) -> bool:
     """Whether this is one of our packages' own errors."""
     from cloud.errors import CloudError
 
-    ours = (EdgeError, OptimizerError, WireError, CodecError, ProfileError, CloudError)
+    ours = (EdgeError, OptimizerError, WireError, CodecError, HwProfilesError, CloudError)
     return isinstance(error, ours)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from optimizer.errors import ModelError
 
@@ -16,11 +16,24 @@ SUPPORTED: Final[tuple[str, ...]] = (
     "Phi3ForCausalLM",
 )
 
+# Other kinds of position scaling fail in the exporter, or (linear) come out wrong without a word.
+SUPPORTED_ROTARY: Final[tuple[str, ...]] = ("default", "llama3")
 
-def check_supported(architecture: str) -> None:
-    """Raise ModelError naming the supported families unless `architecture` is one of them."""
+
+def check_supported(config: Any) -> None:
+    """Raise ModelError, naming what is supported, for a config of anything else.
+
+    config: a transformers config; its architecture and its rotary embedding are looked at.
+    """
+    architecture = (config.architectures or [""])[0]
     if architecture not in SUPPORTED:
         families = ", ".join(name.removesuffix("ForCausalLM") for name in SUPPORTED)
         raise ModelError(
             f"architecture {architecture or 'unknown'} is not supported; supported: {families}"
+        )
+    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotary not in SUPPORTED_ROTARY:
+        raise ModelError(
+            f"{architecture} with {rotary} position scaling is not supported; "
+            f"supported: {', '.join(SUPPORTED_ROTARY)}"
         )

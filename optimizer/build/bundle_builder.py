@@ -6,14 +6,14 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from optimizer.build.back import write_back
 from optimizer.build.front import export_front
 from optimizer.build.source import ModelSource
-from optimizer.bundle import PLAN_NAME, write_manifest
+from optimizer.bundle import PLAN_NAME, Role, write_manifest
 from optimizer.errors import BuildError
 from optimizer.plan import Plan
 
@@ -31,9 +31,17 @@ class BuildReport:
 
 
 def build_bundle(
-    source: ModelSource, plan: Plan, out: Path, *, progress: Progress, force: bool = False
+    source: ModelSource,
+    plan: Plan,
+    out: Path,
+    *,
+    progress: Progress,
+    force: bool = False,
+    sides: Collection[Role] = ("edge", "cloud"),
 ) -> BuildReport:
     """Build `plan` into the folder `out`, which must not exist (or `force` replaces it).
+
+    sides: what to make; a device needs only the edge side, a server only the cloud side.
 
     Everything is made in a sibling folder that takes `out`'s name at the end, so a failure
     leaves nothing half-made. Raises BuildError, or what reading the model raises.
@@ -48,7 +56,7 @@ def build_bundle(
     out.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _fill(source, plan, working, progress)
+        _fill(source, plan, working, progress, sides)
         working.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
@@ -64,19 +72,23 @@ def build_bundle(
     )
 
 
-def _fill(source: ModelSource, plan: Plan, root: Path, progress: Progress) -> None:
-    edge_dir, cloud_dir = root / "edge", root / "cloud"
-    edge_dir.mkdir()
-    progress("tokenizer")
-    tokenizer = source.tokenizer_files()
-    (edge_dir / "tokenizer.json").write_text(tokenizer.tokenizer_json)
-    if tokenizer.chat_template is not None:
-        (edge_dir / "chat_template.jinja").write_text(tokenizer.chat_template)
-    tokenizer.settings.save(edge_dir)
-    progress("front")
-    export_front(source, plan, edge_dir)
-    if not plan.edge_is_whole:
+def _fill(
+    source: ModelSource, plan: Plan, root: Path, progress: Progress, sides: Collection[Role]
+) -> None:
+    if "edge" in sides:
+        edge_dir = root / "edge"
+        edge_dir.mkdir()
+        progress("tokenizer")
+        tokenizer = source.tokenizer_files()
+        (edge_dir / "tokenizer.json").write_text(tokenizer.tokenizer_json)
+        if tokenizer.chat_template is not None:
+            (edge_dir / "chat_template.jinja").write_text(tokenizer.chat_template)
+        tokenizer.settings.save(edge_dir)
+        progress("front")
+        export_front(source, plan, edge_dir)
+    if "cloud" in sides and not plan.edge_is_whole:
         progress("back")
+        cloud_dir = root / "cloud"
         cloud_dir.mkdir()
         write_back(source, plan, cloud_dir)
     (root / PLAN_NAME).write_text(plan.to_yaml())

@@ -69,8 +69,8 @@ class ModelSource(ABC):
 
     @cached_property
     def geometry(self) -> ModelGeometry:
-        """The model's numbers. ModelError when its architecture is not supported."""
-        check_supported((self.config.architectures or [""])[0])
+        """The model's numbers. ModelError when it is of a kind that is not supported."""
+        check_supported(self.config)
         return geometry_of(self.config)
 
     def tokenizer_files(self) -> TokenizerFiles:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from optimizer.bundle import Role
 from splitpoint.progress import stage_progress
 
 if TYPE_CHECKING:
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from optimizer.plan import Plan
 
 DEFAULT_MAX_TOKENS = 2048
+SIDES: Final[dict[str, tuple[Role, ...]]] = {
+    "both": ("edge", "cloud"),
+    "edge": ("edge",),
+    "cloud": ("cloud",),
+}
 
 
 def build(
@@ -46,11 +52,19 @@ def build(
             "rows give the same values."
         ),
     ] = False,
+    side: Annotated[
+        str,
+        typer.Option(
+            help="What to build: both, edge (another split for a running server), or cloud."
+        ),
+    ] = "both",
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
 ) -> None:
     """Build a bundle: quantized front for the device, back for the server."""
     if (plan_file is None) == (split is None):
         raise typer.BadParameter("give a plan.yaml or --split, one of them")
+    if side not in SIDES:
+        raise typer.BadParameter(f"--side {side}: choose one of {', '.join(SIDES)}")
     from optimizer.build.bundle_builder import build_bundle
     from optimizer.build.source import open_source
     from optimizer.plan import load_plan
@@ -73,7 +87,7 @@ def build(
                 level=level,
                 exact_front=exact_front,
             )
-        report = build_bundle(source, plan, out, progress=progress, force=force)
+        report = build_bundle(source, plan, out, progress=progress, force=force, sides=SIDES[side])
     typer.echo(str(report.bundle))
     typer.echo(
         f"edge {report.edge_bytes / 2**20:.1f} MiB, cloud {report.cloud_bytes / 2**20:.1f} MiB, "

@@ -1,0 +1,109 @@
+"""`splitpoint doctor`: what is installed, what works, what to fix."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES_OF_SIDE = {
+    "edge": ("numpy", "onnxruntime", "grpcio", "protobuf", "tokenizers", "jinja2", "constriction"),
+    "cloud": ("torch", "transformers", "safetensors", "grpcio-health-checking"),
+    "build": ("onnx", "onnxruntime-genai", "optimum", "gguf"),
+}
+
+
+class Check(NamedTuple):
+    """One line of the report. `fix` is empty when there is nothing to do."""
+
+    what: str
+    found: str
+    fix: str = ""
+
+
+def doctor() -> None:
+    """Look at this installation. Exit status 1 when the edge side cannot work."""
+    checks = [
+        Check("python", platform.python_version(), _python_fix()),
+        *(check for side in PACKAGES_OF_SIDE for check in _package_checks(side)),
+        _check("front kernels", _try_front_kernels, "pip install 'splitpoint[edge]'"),
+        _check("loopback gRPC", _try_loopback, "a firewall or proxy blocks 127.0.0.1"),
+        _check("codec round trip", _try_codec, "pip install 'splitpoint[edge]'"),
+        Check("CUDA", _cuda()),
+    ]
+    table = Table(title="splitpoint doctor", title_justify="left")
+    for column in ("check", "found", "to fix"):
+        table.add_column(column)
+    for check in checks:
+        table.add_row(check.what, check.found, check.fix)
+    Console().print(table)
+    required = ("python", "front kernels", "loopback gRPC", "codec round trip")
+    broken = [check for check in checks if check.fix and check.what in required]
+    if broken:
+        raise typer.Exit(1)
+
+
+def _python_fix() -> str:
+    return "" if (3, 10) <= sys.version_info < (3, 14) else "use Python 3.10 to 3.13"
+
+
+def _package_checks(side: str) -> list[Check]:
+    checks = []
+    for name in PACKAGES_OF_SIDE[side]:
+        try:
+            checks.append(Check(f"{side}: {name}", version(name)))
+        except PackageNotFoundError:
+            checks.append(Check(f"{side}: {name}", "missing", f"pip install 'splitpoint[{side}]'"))
+    return checks
+
+
+def _check(what: str, attempt: Callable[[], str], fix: str) -> Check:
+    try:
+        return Check(what, attempt())
+    except Exception as error:  # whatever is broken here is what the user came to learn
+        return Check(what, f"fails: {type(error).__name__}: {error}", fix)
+
+
+def _try_front_kernels() -> str:
+    import onnxruntime
+
+    return ", ".join(onnxruntime.get_available_providers())
+
+
+def _try_loopback() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        with socket.create_connection(address, timeout=2):
+            return f"a connection to 127.0.0.1:{address[1]} works"
+
+
+def _try_codec() -> str:
+    import numpy as np
+
+    from codec.ladder import Ladder
+
+    rows = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 16)
+    ids = np.array([0, 1], dtype=np.int64)
+    ladder = Ladder.lossless(16)
+    restored = ladder.decode(ladder.encode("lossless", rows, ids), num_rows=2, token_ids=ids)
+    if not np.array_equal(restored, rows):
+        raise ValueError("lossless is not lossless here")
+    return "exact"
+
+
+def _cuda() -> str:
+    if find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none: the cloud side runs on the CPU"
+    return f"{torch.cuda.get_device_name(0)}"

@@ -1,0 +1,99 @@
+"""Models and bundles that several rooms' tests use, each built once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimizer.build.bundle_builder import build_bundle
+from optimizer.build.fetch import PACKAGED
+from optimizer.build.source import ModelSource, open_source
+from optimizer.plan import ModelRef, Partition, Plan
+from tests.tiny_models import make_tiny_model
+
+REAL_MODEL = "smollm2-135m-instruct"
+REAL_MODEL_FOLDER = Path(__file__).parent.parent / "models" / REAL_MODEL
+
+
+class ModelBench:
+    """One model on disk, and every bundle of it that a test has asked for."""
+
+    def __init__(self, source: ModelSource, root: Path) -> None:
+        self.source = source
+        self._root = root
+        self._bundles: dict[tuple[Any, ...], Path] = {}
+        self._whole: Any = None
+
+    @property
+    def num_layers(self) -> int:
+        return self.source.geometry.num_layers
+
+    @property
+    def whole(self) -> Any:
+        """The unsplit transformers model in float32: the reference."""
+        if self._whole is None:
+            self._whole = self.source.load_model().eval()
+        return self._whole
+
+    def plan(
+        self,
+        split: int,
+        *,
+        front_bits: int = 32,
+        back_bits: int = 32,
+        kv_bits: int = 32,
+        max_tokens: int = 200,
+        prefill_chunk: int = 16,
+        back_start: int = 0,
+    ) -> Plan:
+        source = self.source
+        return Plan(
+            model=ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry),
+            partition=Partition(split=split, front_bits=front_bits, back_bits=back_bits),
+            back_start=back_start,
+            kv_bits=kv_bits,
+            level="lossless",
+            max_tokens=max_tokens,
+            prefill_chunk=prefill_chunk,
+        )
+
+    def edge_bundle(self, split: int, **changes: int) -> Path:
+        return self._built(self.plan(split, **changes), "edge")
+
+    def cloud_bundle(self, **changes: int) -> Path:
+        """A bundle whose cloud holds every layer, so that it serves every split."""
+        return self._built(self.plan(0, **changes), "cloud")
+
+    def _built(self, plan: Plan, side: Any) -> Path:
+        key = (plan, side)
+        if key not in self._bundles:
+            out = self._root / f"bundle-{len(self._bundles)}"
+            build_bundle(self.source, plan, out, progress=lambda stage: None, sides=(side,))
+            self._bundles[key] = out
+        return self._bundles[key]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`tiny(architecture)` gives the ModelBench of a tiny seeded random model."""
+    benches: dict[str, ModelBench] = {}
+
+    def bench(name: str) -> ModelBench:
+        if name not in benches:
+            root = tmp_path_factory.mktemp(f"tiny-{name}")
+            make_tiny_model(name, root / "model")
+            benches[name] = ModelBench(open_source(root / "model"), root)
+        return benches[name]
+
+    return bench
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> ModelBench:
+    """SmolLM2-135M-Instruct."""
+    file = REAL_MODEL_FOLDER / Path(PACKAGED[REAL_MODEL].member).name
+    if not file.is_file():
+        pytest.skip(f"{REAL_MODEL} is not here: run 'make setup' (it fetches the model)")
+    return ModelBench(open_source(REAL_MODEL_FOLDER), tmp_path_factory.mktemp("real"))
