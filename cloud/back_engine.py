@@ -7,6 +7,7 @@ every layer runs once, on all rows that have reached it, whoever they belong to.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from cloud.attention import PackedStep, StepEntry
 from cloud.back_weights import BackModel, load_back
+from cloud.fused_layer import FusedLayer, fuse, sign_sine
 from cloud.kv_pool import KvLease, KvShape
 from cloud.rotary import RotaryTables, max_positions
 
@@ -35,9 +37,15 @@ class BatchEntry:
 class BackEngine:
     """Runs packed batches. Not thread-safe: one thread owns it."""
 
-    def __init__(self, model: BackModel) -> None:
+    def __init__(self, model: BackModel, *, fused: bool = True) -> None:
         self.model = model
         self._rotary = RotaryTables(model.rotary, model.config, model.dtype)
+        self._fused = self._fuse_layers() if fused else [None] * len(model.layers)
+
+    @property
+    def num_fused_layers(self) -> int:
+        """How many layers take the short way; the others run transformers' code as it is."""
+        return sum(layer is not None for layer in self._fused)
 
     @classmethod
     def load(
@@ -91,9 +99,10 @@ class BackEngine:
             positions.extend(range(lease.length, lease.length + num_rows))
             end += num_rows
         device = self.model.device
-        rotary = self._rotary.rows(
+        turns = self._rotary.rows(
             torch.tensor(positions, device=device), max(positions, default=0) + 1
         )
+        rotary = {kind: (cos, sin, sign_sine(sin)) for kind, (cos, sin) in turns.items()}
         step = PackedStep(entries)
         hidden = torch.empty((0, self.hidden_size), dtype=self.model.dtype, device=device)
         joined = 0
@@ -106,24 +115,35 @@ class BackEngine:
                 hidden = torch.cat([hidden, *(r.to(device, self.model.dtype) for r in rows)])
             if layer < self.num_layers:
                 step.active = entries[:joined]
-                hidden = self._run_layer(layer, hidden, rotary, step)
+                cos, sin, signed = rotary[self._rotary.type_of_layer[layer]]
+                num_rows = hidden.shape[0]
+                fused = self._fused[layer - self.first_layer]
+                if fused is not None:
+                    hidden = fused(hidden, cos[:num_rows, None], signed[:num_rows, None], step)
+                else:
+                    hidden = self._run_plain(layer, hidden, cos[:num_rows], sin[:num_rows], step)
         for entry in entries:
             entry.lease.length = entry.start + entry.num_rows
         return self._logits(hidden, batch, order, entries)
 
-    def _run_layer(
-        self,
-        layer: int,
-        hidden: Tensor,
-        rotary: dict[str, tuple[Tensor, Tensor]],
-        step: PackedStep,
+    def _fuse_layers(self) -> list[FusedLayer | None]:
+        first_rows = self._rotary.rows(torch.arange(8, device=self.model.device), 8)
+        fused = []
+        for offset, layer in enumerate(self.model.layers):
+            index = self.first_layer + offset
+            cos, sin = first_rows[self._rotary.type_of_layer[index]]
+            run = functools.partial(self._run_plain, index)
+            fused.append(fuse(layer, run, self.kv_shape, cos, sin))
+        return fused
+
+    def _run_plain(
+        self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, step: PackedStep
     ) -> Tensor:
-        num_rows = hidden.shape[0]
-        cos, sin = rotary[self._rotary.type_of_layer[layer]]
+        """transformers' own layer. hidden: [T, D]; cos, sin: [T, r]."""
         out = self.model.layers[layer - self.first_layer](
             hidden[None],
             attention_mask=None,
-            position_embeddings=(cos[None, :num_rows], sin[None, :num_rows]),
+            position_embeddings=(cos[None], sin[None]),
             step=step,
         )
         # Layers return the tensor, or in older versions a tuple that begins with it.

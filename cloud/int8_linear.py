@@ -61,10 +61,9 @@ class Int8Linear(nn.Module):
         out = torch.add(high, low, alpha=1.0 / _SECOND_DIGIT).mul_(row_scale).mul_(self.scale)
         return out if self.bias is None else out.add_(self.bias)
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        super()._apply(fn, recurse)
+    def refresh(self) -> None:
+        """After `codes` was replaced."""
         self._columns = self.codes.t()
-        return self
 
 
 class DequantizedLinear(nn.Module):

@@ -7,7 +7,7 @@ history at every step (torch has no paged attention for CPUs). The operating sys
 a slab with memory only as it is written, so the reservation costs address space, not RAM.
 
 Block tables (for sharing prefixes, and for paged kernels on CUDA) fit behind the same lease:
-callers only ever say `write(layer, start, keys, values)` and `view(layer, length)`.
+only `cloud.attention.StepEntry` looks into a slab.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ class KvLease:
         self.num_bytes = num_bytes
         self.length = 0
 
-    def layer(self, layer: int) -> Tensor:
-        """The slab of one layer: [2 * KV heads, max_tokens, head_dim], keys before values."""
+    @property
+    def slab(self) -> Tensor:
+        """Layers [split, L): [layers, 2 * KV heads, max_tokens, head_dim], keys before values."""
         if self._slab is None:
             raise RuntimeError("this KV lease was closed")
-        return self._slab[layer - self.split]
+        return self._slab
 
     def rollback(self, length: int) -> None:
         """Forget everything from position `length` on. A no-op when nothing is there."""

@@ -85,6 +85,19 @@ def test_whole_prefill_equals_the_whole_model_at_every_split(tiny: Tiny) -> None
         assert_close(run(tiny, split, entering[split], []), expected)
 
 
+def test_every_layer_takes_the_short_way_and_the_long_way_is_right_too(tiny: Tiny) -> None:
+    assert tiny.engine.num_fused_layers == tiny.num_layers
+    plain = BackEngine(tiny.engine.model, fused=False)
+    assert plain.num_fused_layers == 0
+    entering, expected = tiny.reference(random_ids(1))
+    with tiny.pool.lease(split=1, max_tokens=NUM_TOKENS) as lease:
+        parts = []
+        for begin, end in ((0, 30), (30, 31), (31, NUM_TOKENS)):
+            entry = BatchEntry(lease=lease, rows=entering[1][begin:end], num_logits=end - begin)
+            parts += plain.forward([entry])
+    assert_close(torch.cat(parts), expected)
+
+
 @pytest.mark.parametrize("cuts", [[16, 32], list(range(1, NUM_TOKENS)), [5, 6, 7, 15, 16, 24]])
 def test_chunks_single_steps_and_multi_row_steps_equal_one_pass(
     tiny: Tiny, cuts: list[int]

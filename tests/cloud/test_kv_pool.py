@@ -18,8 +18,10 @@ def test_a_lease_costs_k_and_v_of_its_layers_for_all_its_tokens() -> None:
     pool = KvPool(SHAPE, limit_bytes=1 << 30)
     lease = pool.lease(split=10, max_tokens=512)
     assert lease.num_bytes == 2 * 20 * 512 * 3 * 64 * 4 == pool.used_bytes
-    assert lease.layer(10).shape == (2 * 3, 512, 64)
-    assert lease.layer(29).shape == (2 * 3, 512, 64)
+    assert lease.slab.shape == (20, 2 * 3, 512, 64)
+    lease.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        _ = lease.slab
 
 
 def test_half_precision_costs_half() -> None:
