@@ -2,7 +2,8 @@
 
 Layout: b"SPCODEC1"; length of the header (uint32 LE); header, JSON; arrays, little-endian, each at
 its offset from the end of the header. The header names the levels and lists the arrays with dtype
-and shape. The SHA-256 of the whole file is what both sides must agree on.
+and shape. The SHA-256 of the whole file is what both sides must agree on. The file is
+mapped, so the token predictions (a byte per token and channel) cost memory only where used.
 """
 
 import hashlib
@@ -63,17 +64,20 @@ def read_tables(path: Path) -> tuple[dict[str, Any], Arrays, str]:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise TablesError(f"{path}: larger than any codec tables file")
-        data = path.read_bytes()
+        mapped = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:
         raise TablesError(f"{path}: {error.strerror}") from error
-    if data[:8] != _MAGIC or len(data) < 12:
+    except ValueError as error:  # an empty file cannot be mapped
+        raise TablesError(f"{path}: not a codec tables file") from error
+    data = mapped.data
+    if len(data) < 12 or data[:8] != _MAGIC:
         raise TablesError(f"{path}: not a codec tables file")
     size = int.from_bytes(data[8:12], "little")
     if size > min(_MAX_HEADER_BYTES, len(data) - 12):
         raise TablesError(f"{path}: header of {size} bytes does not fit")
     try:
-        header = json.loads(data[12 : 12 + size])
-        body = memoryview(data)[12 + size :]
+        header = json.loads(bytes(data[12 : 12 + size]))
+        body = data[12 + size :]
         arrays = {str(name): _array(body, entry) for name, entry in header["arrays"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TablesError(f"{path}: damaged header: {error}") from error
@@ -89,7 +93,8 @@ def _array(body: memoryview, entry: dict[str, Any]) -> npt.NDArray[Any]:
     if min(shape, default=0) < 0 or offset < 0 or offset + count * size > len(body):
         raise ValueError("array outside the file")
     raw = np.frombuffer(body, np.dtype(dtype).newbyteorder("<"), count=count, offset=offset)
-    array = raw.astype(dtype).reshape(shape)
+    # Large byte tables stay in the file's pages; a session touches a row of them per token.
+    array = (raw if count > 1 << 20 and dtype is np.int8 else raw.astype(dtype)).reshape(shape)
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise ValueError("array with NaN or infinity")
     return array

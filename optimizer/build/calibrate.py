@@ -25,7 +25,7 @@ from optimizer.errors import BuildError
 
 WINDOW = 512
 DEFAULT_NUM_TOKENS = 32_768
-MAX_LISTED_TOKENS = 8192
+MAX_PREDICTION_BYTES = 32 << 20  # one byte per listed token and channel; mapped, not loaded
 # Above this width a dense rotation costs more than the layers it saves traffic for.
 _DENSE_UP_TO = 2048
 _BLOCK = 256
@@ -94,8 +94,8 @@ def collect_states(
         hidden.append(state)
         gradient.append(slope)
         progress("reading hidden states", done + 1, len(windows))
-    vocab_size, _ = embedding_shape(model)
-    listed = listed_tokens(windows, vocab_size)
+    vocab_size, hidden_size = embedding_shape(model)
+    listed = listed_tokens(windows, vocab_size, MAX_PREDICTION_BYTES // hidden_size)
     first = int(np.bincount(windows.reshape(-1)).argmax())
     return States(
         hidden=np.concatenate(hidden),
@@ -107,14 +107,14 @@ def collect_states(
     )
 
 
-def listed_tokens(windows: Windows, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Sorted ids of the tokens worth a prediction: the text's most frequent, then low ids.
+def listed_tokens(windows: Windows, vocab_size: int, most: int) -> npt.NDArray[np.int64]:
+    """Sorted ids of the `most` tokens worth a prediction: the text's frequent ones, then low ids.
 
     Byte-pair vocabularies are in order of merging, so a low id is a frequent token.
     """
     count = np.bincount(windows.reshape(-1), minlength=vocab_size)
     ranked = np.lexsort((np.arange(vocab_size), -count))
-    return np.sort(ranked[: min(MAX_LISTED_TOKENS, vocab_size)])
+    return np.sort(ranked[: min(most, vocab_size)])
 
 
 def _state_and_gradient(

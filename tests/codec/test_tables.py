@@ -1,0 +1,98 @@
+"""The tables file: what was written is what is read; damage is a TablesError."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codec.calibrated import SplitModel
+from codec.errors import FrameError, TablesError
+from codec.integers import NUM_FAMILIES, Families
+from codec.ladder import Ladder
+from codec.tables import write_tables
+
+IDS = np.array([5, 9, 7], dtype=np.int64)
+
+
+def write(path: Path, model: SplitModel, families: Families, **changed: Any) -> str:
+    arrays = {name: getattr(model, name) for name in SplitModel.__dataclass_fields__}
+    arrays["q.cdf"] = families.models.cdf
+    arrays["q.centres"] = np.zeros((NUM_FAMILIES, 4), dtype=np.float32)
+    arrays["t.cdf"] = families.models.cdf
+    tabq = {"delta": 0.1, "top_k": 2, "tau": None, "min_bits": 2, "max_bits": 8, "entropy": True}
+    header = {
+        "hidden_size": 16,
+        "levels": [
+            {"name": "q", "kind": "calibrated", "step": 0.5, "extra": False},
+            {"name": "t", "kind": "tabq", "extra": True, **tabq},
+        ],
+        "safe_level": "t",
+    }
+    return write_tables(path, header | changed, arrays)
+
+
+def test_a_ladder_comes_back_from_its_file(
+    tmp_path: Path, model: SplitModel, families: Families
+) -> None:
+    digest = write(tmp_path / "a.tables", model, families)
+    ladder = Ladder.load(tmp_path / "a.tables", hidden_size=16)
+    assert ladder.tables_sha256 == digest
+    assert ladder.names == ("lossless", "q")
+    assert ladder.extra_names == ("t",)
+    rows = np.random.default_rng(0).standard_normal((3, 16)).astype(np.float32)
+    back = ladder.decode(ladder.encode("q", rows, IDS), num_rows=3, token_ids=IDS)
+    assert np.abs(back - rows).max() <= 0.25001 * 1.0001
+
+
+def test_frames_of_other_tables_are_refused(
+    tmp_path: Path, model: SplitModel, families: Families
+) -> None:
+    write(tmp_path / "a", model, families)
+    write(tmp_path / "b", model, families, note="other bytes")
+    one, other = (Ladder.load(tmp_path / name, hidden_size=16) for name in "ab")
+    frame = one.encode("q", np.zeros((3, 16), dtype=np.float32), IDS)
+    with pytest.raises(FrameError, match="other tables"):
+        other.decode(frame, num_rows=3, token_ids=IDS)
+
+
+def test_missing_empty_cut_or_scrambled_files_are_tables_errors(
+    tmp_path: Path, model: SplitModel, families: Families
+) -> None:
+    with pytest.raises(TablesError, match="No such file"):
+        Ladder.load(tmp_path / "none", hidden_size=16)
+    path = tmp_path / "a"
+    write(path, model, families)
+    with pytest.raises(TablesError, match="hidden size 16, this is 8"):
+        Ladder.load(path, hidden_size=8)
+    whole = path.read_bytes()
+    for cut in (0, 5, 11, 40, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(TablesError):
+            Ladder.load(path, hidden_size=16)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        bad = bytearray(whole)
+        bad[rng.integers(1500)] = rng.integers(256)
+        path.write_bytes(bad)
+        with suppress(TablesError):
+            Ladder.load(path, hidden_size=16)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"safe_level": "q9"},
+        {"levels": [{"name": "q", "kind": "magic", "extra": False}]},
+        {"levels": [{"name": "q", "kind": "calibrated", "step": -1.0, "extra": False}]},
+        {"levels": [{"name": "q"}]},
+        {"levels": 3},
+    ],
+)
+def test_a_header_that_makes_no_sense_is_a_tables_error(
+    tmp_path: Path, model: SplitModel, families: Families, changed: dict[str, Any]
+) -> None:
+    write(tmp_path / "a", model, families, **changed)
+    with pytest.raises(TablesError):
+        Ladder.load(tmp_path / "a", hidden_size=16)
