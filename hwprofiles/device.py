@@ -15,7 +15,15 @@ from typing import Any, Literal
 
 from hwprofiles.errors import ProfileError
 
-MAY_BE_ZERO = ("spread", "dispatch_s", "fixed_s", "working_set_bytes", "matrix_bytes", "width")
+MAY_BE_ZERO = (
+    "spread",
+    "dispatch_s",
+    "fixed_s",
+    "working_set_bytes",
+    "matrix_bytes",
+    "width",
+    "lookup_s_per_element",
+)
 
 SourceKind = Literal["measured", "data_sheet", "derived", "assumed"]
 Compute = Literal["int8", "fp32", "fp16", "bf16"]
@@ -112,7 +120,11 @@ class BatchCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """The matrix kernel for one weight precision. `dispatch_s` is paid for every matrix."""
+    """The kernels for one weight precision.
+
+    `dispatch_s` is paid for every matrix. `lookup_s_per_element` is what the embedding's look-up
+    takes for each element of a row: unpacking a quantized table is slow enough to count.
+    """
 
     weight_bits: int
     compute: Compute
@@ -120,16 +132,19 @@ class Kernel:
     source: str
     decode: DecodeCurve
     batch: BatchCurve
+    lookup_s_per_element: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionPoint:
     """Attention of `num_rows` new tokens over n cached and new ones, one layer:
-    `fixed_s` + 4 * rows * heads * head_dim * n / `flops_per_s`."""
+    `fixed_s` + 4 * rows * heads * head_dim * n / `flops_per_s`, while the caches of all layers
+    take `working_set_bytes`."""
 
     num_rows: int
     fixed_s: float
     flops_per_s: float
+    working_set_bytes: float = 0.0
     spread: float | None = None
 
 
@@ -253,7 +268,7 @@ def _check(profile: DeviceProfile) -> None:
         _check_rising(name, "decode", decode)
         _check_rising(name, "batch", [point.num_rows for point in kernel.batch.points])
     for kernel_ in profile.attention:
-        rows = [point.num_rows for point in kernel_.points]
+        rows = [(point.num_rows, point.working_set_bytes) for point in kernel_.points]
         _check_rising(f"{where}: attention of {kernel_.kv_bits} bits", "points", rows)
 
 

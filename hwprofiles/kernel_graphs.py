@@ -17,15 +17,18 @@ from hwprofiles.onnx_writer import FLOAT, FLOAT16, INT8, INT32, INT64, GraphWrit
 
 BLOCK_SIZE = 32  # weights a scale, as the front's exporter writes them
 MICROSOFT = "com.microsoft"
+RANDOM_VALUES = 65_521  # prime, so that repeating them fills no matrix with equal rows
 
 
 def weight_bytes(num_weights: int, weight_bits: int) -> float:
-    """Bytes that the kernel reads for `num_weights` weights, scales included.
+    """Bytes of `num_weights` weights as the front stores them, scales included.
 
-    4 and 8 bits: symmetric blocks of 32 with one fp32 scale. 16 and 32 bits: no scales.
+    Blocks of 32 with one fp32 scale; at 4 bits a 4-bit zero point as well. 32 bits: plain.
     """
-    scales = 4 / BLOCK_SIZE if weight_bits <= 8 else 0.0
-    return num_weights * (weight_bits / 8 + scales)
+    if weight_bits == 32:
+        return 4.0 * num_weights
+    zero_bits = 4 if weight_bits == 4 else 0
+    return num_weights * (weight_bits / 8 + (4 + zero_bits / 8) / BLOCK_SIZE)
 
 
 def matmul_chain(
@@ -34,12 +37,11 @@ def matmul_chain(
     """`num_pairs` times [rows, width] -> [rows, inner] -> [rows, width], as an MLP does.
 
     4 and 8 bits: MatMulNBits, with int8 activations (accuracy level 4) when `compute` is int8.
-    16 and 32 bits: MatMul. width and inner must be multiples of 32.
+    32 bits: MatMul. width and inner must be multiples of 64.
     """
     rng = np.random.default_rng(0)
-    element = FLOAT16 if weight_bits == 16 else FLOAT
     graph = GraphWriter()
-    graph.input("x", element, ["rows", width])
+    graph.input("x", FLOAT, ["rows", width])
     name = "x"
     for pair in range(num_pairs):
         for depth, (rows_in, cols_out) in enumerate(((width, inner), (inner, width))):
@@ -47,7 +49,7 @@ def matmul_chain(
             _matmul(graph, rng, name, result, rows_in, cols_out, weight_bits, compute)
             name = result
     graph.node("Identity", [name], ["y"])
-    graph.output("y", element, ["rows", width])
+    graph.output("y", FLOAT, ["rows", width])
     return graph.model()
 
 
@@ -62,20 +64,24 @@ def _matmul(
     compute: Compute,
 ) -> None:
     weight = f"{result}_w"
-    if weight_bits in (16, 32):
-        kind = np.float16 if weight_bits == 16 else np.float32
+    if weight_bits == 32:
         limit = math.sqrt(3 / k)
-        graph.constant(weight, rng.uniform(-limit, limit, (k, n)).astype(kind))
+        values = rng.uniform(-limit, limit, RANDOM_VALUES).astype(np.float32)
+        graph.constant(weight, np.resize(values, (k, n)))
         graph.node("MatMul", [source, weight], [result])
         return
     blocks = k // BLOCK_SIZE
-    codes, deviation = _codes(rng, n * blocks, weight_bits)
-    graph.constant(weight, codes.reshape(n, blocks, -1))
+    codes, deviation = _codes(rng, weight_bits)
+    graph.constant(weight, np.resize(codes, (n, blocks, BLOCK_SIZE * weight_bits // 8)))
     scales = np.full((n, blocks), 1 / (deviation * math.sqrt(k)), dtype=np.float32)
     graph.constant(f"{result}_s", scales)
+    operands = [source, weight, f"{result}_s"]
+    if weight_bits == 4:  # zero points, packed in pairs; 8 is the middle code
+        graph.constant(f"{result}_z", np.full((n, blocks // 2), 0x88, dtype=np.uint8))
+        operands.append(f"{result}_z")
     graph.node(
         "MatMulNBits",
-        [source, weight, f"{result}_s"],
+        operands,
         [result],
         domain=MICROSOFT,
         K=k,
@@ -86,15 +92,44 @@ def _matmul(
     )
 
 
-def _codes(
-    rng: np.random.Generator, num_blocks: int, weight_bits: int
-) -> tuple[NDArray[np.uint8], float]:
+def _codes(rng: np.random.Generator, weight_bits: int) -> tuple[NDArray[np.uint8], float]:
     """Zero-mean random codes (the lowest code left out), and their standard deviation."""
     if weight_bits == 8:
-        codes = rng.integers(1, 256, (num_blocks, BLOCK_SIZE), dtype=np.uint8)
+        codes = rng.integers(1, 256, RANDOM_VALUES, dtype=np.uint8)
         return codes, math.sqrt((255**2 - 1) / 12)
-    halves = rng.integers(1, 16, (2, num_blocks, BLOCK_SIZE // 2), dtype=np.uint8)
+    halves = rng.integers(1, 16, (2, RANDOM_VALUES), dtype=np.uint8)
     return halves[0] | halves[1] << 4, math.sqrt((15**2 - 1) / 12)
+
+
+def lookup(*, width: int, num_rows: int, weight_bits: int) -> bytes:
+    """The embedding's look-up in a table [num_rows, width] of `weight_bits`: Gather for 32 bits,
+    GatherBlockQuantized below."""
+    rng = np.random.default_rng(0)
+    graph = GraphWriter()
+    graph.input("ids", INT64, [1, "rows"])
+    if weight_bits == 32:
+        graph.constant("table", np.ones((num_rows, width), dtype=np.float32))
+        graph.node("Gather", ["table", "ids"], ["y"])
+    else:
+        codes, _ = _codes(rng, weight_bits)
+        graph.constant("table", np.resize(codes, (num_rows, width * weight_bits // 8)))
+        blocks = width // BLOCK_SIZE
+        graph.constant("scales", np.full((num_rows, blocks), 0.01, dtype=np.float32))
+        zero_bytes = blocks * weight_bits // 8
+        zero = 0x88 if weight_bits == 4 else 0x80
+        graph.constant("zeros", np.full((num_rows, zero_bytes), zero, dtype=np.uint8))
+        graph.node(
+            "GatherBlockQuantized",
+            ["table", "ids", "scales", "zeros"],
+            ["y"],
+            domain=MICROSOFT,
+            gather_axis=0,
+            quantize_axis=1,
+            block_size=BLOCK_SIZE,
+            bits=weight_bits,
+        )
+    graph.output("y", FLOAT, [1, "rows", width])
+    return graph.model()
 
 
 def elementwise_chain(*, width: int, inner: int, num_layers: int) -> bytes:
@@ -134,14 +169,16 @@ def attention_stack(
     less one); total_length scalar int32. 8 bits: one scale a channel, the scheme the CPU has.
     """
     graph = GraphWriter()
-    element = INT8 if kv_bits == 8 else FLOAT
+    element = {8: INT8, 16: FLOAT16, 32: FLOAT}[kv_bits]
+    outer = FLOAT16 if kv_bits == 16 else FLOAT
     packed = (num_heads + 2 * num_kv_heads) * head_dim
-    graph.input("qkv", FLOAT, [1, "rows", packed])
+    graph.input("qkv", outer, [1, "rows", packed])
     graph.input("past_length", INT32, [1])
     graph.input("total_length", INT32, [])
     angles = np.outer(np.arange(8192), 1e4 ** -(np.arange(head_dim // 2) / (head_dim // 2)))
-    graph.constant("cos", np.cos(angles).astype(np.float32))
-    graph.constant("sin", np.sin(angles).astype(np.float32))
+    kind = np.float16 if kv_bits == 16 else np.float32
+    graph.constant("cos", np.cos(angles).astype(kind))
+    graph.constant("sin", np.sin(angles).astype(kind))
     extra: dict[str, int | float | str] = {}
     scales = ["", ""]
     if kv_bits == 8:
@@ -167,29 +204,20 @@ def attention_stack(
             do_rotary=1,
             **extra,
         )
-        graph.output(f"out_{layer}", FLOAT, [1, "rows", num_heads * head_dim])
+        graph.output(f"out_{layer}", outer, [1, "rows", num_heads * head_dim])
         graph.output(f"present_key_{layer}", element, cache_shape)
         graph.output(f"present_value_{layer}", element, cache_shape)
     return graph.model()
 
 
 def step_skeleton() -> bytes:
-    """What a forward pass does outside its layers: token look-up and mask lengths."""
+    """What a forward pass does outside its layers: token look-up, sequence lengths, the sum."""
     graph = GraphWriter()
     graph.input("ids", INT64, [1, "rows"])
-    graph.input("mask", INT64, [1, "total"])
+    graph.input("past_length", INT32, [1])
+    graph.input("total_length", INT32, [])
     graph.constant("table", np.ones((1024, 512), dtype=np.float32))
-    graph.constant("one", np.array([1], dtype=np.int64))
-    graph.constant("index", np.array(1, dtype=np.int64))
-    graph.constant("axis", np.array([1], dtype=np.int64))
-    graph.node("Gather", ["table", "ids"], ["y"])
-    graph.node("ReduceSum", ["mask", "axis"], ["length"], keepdims=0)
-    graph.node("Sub", ["length", "one"], ["past"])
-    graph.node("Cast", ["past"], ["past_length"], to=INT32)
-    graph.node("Shape", ["mask"], ["shape"])
-    graph.node("Gather", ["shape", "index"], ["total"])
-    graph.node("Cast", ["total"], ["total_length"], to=INT32)
+    graph.node("Gather", ["table", "ids"], ["embedded"])
+    graph.node("Add", ["embedded", "embedded"], ["y"])
     graph.output("y", FLOAT, [1, "rows", 512])
-    graph.output("past_length", INT32, [1])
-    graph.output("total_length", INT32, [])
     return graph.model()

@@ -12,6 +12,7 @@ from hwprofiles.device import Compute
 from hwprofiles.kernel_graphs import (
     attention_stack,
     elementwise_chain,
+    lookup,
     matmul_chain,
     step_skeleton,
 )
@@ -23,12 +24,29 @@ def versions() -> dict[str, str]:
     return {"onnxruntime": ort.__version__, "numpy": np.__version__}
 
 
+def touch_kernels() -> None:
+    """Run each kind of kernel once on tiny tensors, so that its code is in memory."""
+    kinds: tuple[tuple[int, Compute], ...] = ((4, "int8"), (8, "int8"), (32, "fp32"))
+    for bits, compute in kinds:
+        time_matmul(
+            width=64, inner=64, num_pairs=1, num_rows=(1, 2), weight_bits=bits,
+            compute=compute, num_threads=2, budget_s=0.0,
+        )  # fmt: skip
+    time_attention(
+        num_heads=2, num_kv_heads=1, head_dim=32, num_layers=1, kv_bits=32,
+        cases=((1, 4), (4, 8)), num_threads=2, budget_s=0.0,
+    )  # fmt: skip
+    time_elementwise(width=64, inner=64, num_layers=1, num_rows=2, num_threads=2, budget_s=0.0)
+
+
 def open_session(model: bytes, num_threads: int) -> ort.InferenceSession:
-    """A CPU session with the settings the edge's front engine uses."""
+    """A CPU session with the settings of the edge's front engine: idle threads do not spin, so
+    waking them is part of what a kernel costs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -48,11 +66,10 @@ def time_matmul(
         width=width, inner=inner, num_pairs=num_pairs, weight_bits=weight_bits, compute=compute
     )
     session = open_session(model, num_threads)
-    kind = np.float16 if weight_bits == 16 else np.float32
     rng = np.random.default_rng(1)
     timings = []
     for rows in num_rows:
-        x = rng.standard_normal((rows, width)).astype(kind)
+        x = rng.standard_normal((rows, width)).astype(np.float32)
         timings.append(measure(_bound(session, {"x": x}), budget_s=budget_s))
     return timings
 
@@ -77,7 +94,8 @@ def time_attention(
         kv_bits=kv_bits,
     )
     session = open_session(model, num_threads)
-    kind = np.int8 if kv_bits == 8 else np.float32
+    kind = {8: np.int8, 16: np.float16, 32: np.float32}[kv_bits]
+    outer = np.float16 if kv_bits == 16 else np.float32
     capacity = max(total for _, total in cases)
     caches = {
         f"{part}_{layer}": ort.OrtValue.ortvalue_from_numpy(
@@ -91,12 +109,21 @@ def time_attention(
     timings = []
     for rows, total in cases:
         feeds: dict[str, NDArray[np.generic]] = {
-            "qkv": rng.standard_normal((1, rows, packed)).astype(np.float32),
+            "qkv": rng.standard_normal((1, rows, packed)).astype(outer),
             "past_length": np.array([total - 1], dtype=np.int32),
             "total_length": np.array(total, dtype=np.int32),
         }
         timings.append(measure(_bound(session, feeds, caches), budget_s=budget_s))
     return timings
+
+
+def time_lookup(
+    *, width: int, num_rows: int, weight_bits: int, num_threads: int, budget_s: float
+) -> Timing:
+    """The embedding's look-up of `num_rows` rows."""
+    session = open_session(lookup(width=width, num_rows=1024, weight_bits=weight_bits), num_threads)
+    ids = np.arange(num_rows, dtype=np.int64)[None, :]
+    return measure(_bound(session, {"ids": ids}), budget_s=budget_s)
 
 
 def time_elementwise(
@@ -118,10 +145,15 @@ def time_step(*, num_threads: int, budget_s: float) -> Timing:
     """One empty forward pass, inputs bound anew each time as a decoding step does."""
     session = open_session(step_skeleton(), num_threads)
     ids = np.ones((1, 1), dtype=np.int64)
-    mask = np.ones((1, 512), dtype=np.int64)
+    binding = session.io_binding()
 
     def call() -> None:
-        _bound(session, {"ids": ids, "mask": mask})()
+        binding.bind_cpu_input("ids", ids)
+        binding.bind_cpu_input("past_length", np.array([511], dtype=np.int32))
+        binding.bind_cpu_input("total_length", np.array(512, dtype=np.int32))
+        rows = np.empty((1, 1, 512), dtype=np.float32)
+        binding.bind_output("y", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+        session.run_with_iobinding(binding)
 
     return measure(call, budget_s=budget_s)
 

@@ -1,9 +1,10 @@
 """Measure this machine with the kernels the edge runs, and write what was found as a profile.
 
-The order of work: pick a number of threads, time matrices (one row by working set and matrix
-size; many rows), attention against cache length, the operators in between, an empty step; then
-memory, storage and limits. A reference kernel is timed at the start and again at the end: if it
-drifted, the machine was busy or throttling, and the profile says so.
+A pass times matrices (one row by working set and matrix size; many rows), attention against
+cache length, the operators in between and an empty step; the profile is the median of three
+passes, because a machine drifts over seconds and repeats within one moment do not see that. Then
+memory, storage and limits. A reference kernel is timed before and after every pass: if it moved,
+the machine was busy or throttling, and the profile says so.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import platform
 import socket
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -45,10 +47,10 @@ PRECISIONS: tuple[tuple[int, Compute], ...] = (
     (4, "fp32"),
     (8, "int8"),
     (8, "fp32"),
-    (16, "fp16"),
     (32, "fp32"),
 )
-ATTENTION = {"num_heads": 12, "num_kv_heads": 4, "head_dim": 64, "num_layers": 4}
+ATTENTION = {"num_heads": 12, "num_kv_heads": 4, "head_dim": 64}
+ATTENTION_LAYERS = (2, 8, 32)  # how many caches a single row walks
 WIDTH, INNER = 768, 2048  # of the many-row and elementwise probes
 NOISY_SPREAD, DRIFT = 0.25, 0.10
 
@@ -57,8 +59,10 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to measure: seconds a point, which working sets, rows and cache lengths."""
+    """How long to measure: passes over everything, seconds a point in each, and which working
+    sets, rows and cache lengths."""
 
+    num_passes: int
     budget_s: float
     working_sets: tuple[float, ...]
     rows: tuple[int, ...]
@@ -66,8 +70,9 @@ class Effort:
 
 
 FULL = Effort(
-    budget_s=0.15,
-    working_sets=(2 * MB, 4 * MB, 8 * MB, 16 * MB, 32 * MB, 64 * MB, 128 * MB, 400 * MB),
+    num_passes=3,
+    budget_s=0.05,
+    working_sets=(2 * MB, 8 * MB, 16 * MB, 32 * MB, 64 * MB, 128 * MB),
     rows=(2, 4, 8, 16, 32, 64, 128, 256, 512),
     attention=(
         (1, (16, 2000)),
@@ -78,7 +83,8 @@ FULL = Effort(
     ),
 )
 QUICK = Effort(
-    budget_s=0.05,
+    num_passes=1,
+    budget_s=0.04,
     working_sets=(2 * MB, 8 * MB, 32 * MB, 128 * MB),
     rows=(2, 8, 32, 128, 512),
     attention=((1, (16, 1024)), (32, (32, 512)), (512, (512, 1024))),
@@ -100,22 +106,22 @@ def profile_device(
     effort = QUICK if quick else FULL
     spreads: list[float] = []
     progress(0.0, "number of threads")
-    threads = _best_threads(effort)
-    first = _reference(effort, threads)
-    kernels = []
-    for index, (bits, compute) in enumerate(PRECISIONS):
-        progress(0.05 + 0.7 * index / len(PRECISIONS), f"{bits}-bit weights, {compute} compute")
-        kernels.append(_kernel(bits, compute, threads, effort, spreads))
-    attention = []
-    for index, kv_bits in enumerate((8, 32)):
-        progress(0.75 + 0.08 * index, f"attention, {kv_bits}-bit cache")
-        attention.append(_attention(kv_bits, threads, effort, spreads))
-    progress(0.91, "operators in between, memory, storage")
-    overheads = _overheads(threads, effort, spreads)
+    sweep = _thread_sweep(effort)
+    threads = max(sweep)  # what the edge uses; a warning says when fewer are faster
+    references = [_reference(effort, threads).seconds]
+    passes = []
+    for index in range(effort.num_passes):
+        start, share = 0.02 + 0.9 * index / effort.num_passes, 0.9 / effort.num_passes
+
+        def report(part: float, what: str, start: float = start, share: float = share) -> None:
+            progress(start + share * part, what)
+
+        passes.append(_one_pass(threads, effort, spreads, report))
+        references.append(_reference(effort, threads).seconds)
+    rates = median_of(passes)
+    progress(0.93, "memory and storage")
     memory = _memory(effort)
     storage = system_facts.storage_read_rate(storage_folder, int((32 if quick else 128) * MB))
-    progress(0.98, "checking that the machine stayed as it was")
-    last = _reference(effort, threads)
     progress(1.0, "done")
     return DeviceProfile(
         name=name or socket.gethostname().split(".")[0] or "this-machine",
@@ -131,28 +137,81 @@ def profile_device(
             versions={"python": platform.python_version(), **kernel_runs.versions()},
         ),
         memory=memory,
-        kernels=tuple(kernels),
-        attention=tuple(attention),
-        overheads=overheads,
+        kernels=rates.kernels,
+        attention=rates.attention,
+        overheads=rates.overheads,
         sources={
             "bench": Source(kind="measured", reference=command, date=date.today().isoformat())
         },
         storage_read_bytes_per_s=Figure(value=storage, source="bench") if storage else None,
-        warnings=tuple(_warnings(first, last, spreads)),
+        warnings=(*_thread_warnings(sweep), *_warnings(references, spreads)),
     )
 
 
-def _warnings(first: Timing, last: Timing, spreads: list[float]) -> Iterator[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What one pass measures. Passes are minutes of drift apart, repeats only milliseconds."""
+
+    kernels: tuple[Kernel, ...]
+    attention: tuple[AttentionKernel, ...]
+    overheads: Overheads
+
+
+def _one_pass(threads: int, effort: Effort, spreads: list[float], progress: Progress) -> Rates:
+    kernels = []
+    for index, (bits, compute) in enumerate(PRECISIONS):
+        progress(0.8 * index / len(PRECISIONS), f"{bits}-bit weights, {compute} compute")
+        kernels.append(_kernel(bits, compute, threads, effort, spreads))
+    attention = []
+    for index, kv_bits in enumerate((8, 16, 32)):
+        progress(0.8 + 0.06 * index, f"attention, {kv_bits}-bit cache")
+        attention.append(_attention(kv_bits, threads, effort, spreads))
+    progress(0.98, "operators in between")
+    overheads = _overheads(threads, effort, spreads)
+    return Rates(kernels=tuple(kernels), attention=tuple(attention), overheads=overheads)
+
+
+def median_of(values: Sequence[Any]) -> Any:
+    """The like-shaped `values` merged: medians of numbers, part by part; anything else must be
+    equal in all of them."""
+    first = values[0]
+    if is_dataclass(first) and not isinstance(first, type):
+        merged = {
+            item.name: median_of([getattr(value, item.name) for value in values])
+            for item in fields(first)
+        }
+        return replace(first, **merged)
+    if isinstance(first, tuple):
+        return tuple(median_of(parts) for parts in zip(*values, strict=True))
+    if isinstance(first, float):
+        return statistics.median(values)
+    if any(value != first for value in values):
+        raise ValueError(f"cannot merge {values}")
+    return first
+
+
+def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:
+    best = min(sweep, key=lambda count: sweep[count])
+    if sweep[best] < 0.9 * sweep[max(sweep)]:
+        yield (
+            f"{best} threads take {sweep[best] / sweep[max(sweep)]:.0%} of the time of "
+            f"{max(sweep)}: run the edge with {best}"
+        )
+
+
+def _warnings(references: list[float], spreads: list[float]) -> Iterator[str]:
     middle = statistics.median(spreads)
     if middle > NOISY_SPREAD:
         yield (
             f"noisy machine: repeats of one kernel vary by {middle:.0%} (median); close other "
             "programs and measure again"
         )
-    drift = last.seconds / first.seconds - 1
+    drift = references[-1] / references[0] - 1
     if abs(drift) > DRIFT:
         reason = "throttling or a busier machine" if drift > 0 else "a machine that was busy first"
         yield f"the reference kernel took {drift:+.0%} at the end: {reason}"
+    elif max(references) > (1 + 2 * DRIFT) * min(references):
+        yield "the reference kernel varied by more than a fifth on the way: a busy machine"
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     if battery is not None and not battery.power_plugged:
         yield "running on battery: rates may be lower than on mains"
@@ -160,17 +219,16 @@ def _warnings(first: Timing, last: Timing, spreads: list[float]) -> Iterator[str
 
 def _reference(effort: Effort, threads: int) -> Timing:
     return kernel_runs.time_matmul(
-        width=512, inner=1536, num_pairs=2, num_rows=(1,), weight_bits=4, compute="int8",
+        width=512, inner=1536, num_pairs=8, num_rows=(1,), weight_bits=4, compute="int8",
         num_threads=threads, budget_s=2 * effort.budget_s,
     )[0]  # fmt: skip
 
 
-def _best_threads(effort: Effort) -> int:
-    """The number of threads with the fastest single-row step, out of 1, 2, 4 ... all cores."""
+def _thread_sweep(effort: Effort) -> dict[int, float]:
+    """Seconds of the reference kernel with 1, 2, 4 ... threads, up to all cores."""
     cores = system_facts.num_cores()
     counts = sorted({min(1 << power, cores) for power in range(cores.bit_length() + 1)})
-    times = {count: _reference(effort, count).seconds for count in counts}
-    return min(counts, key=lambda count: times[count])
+    return {count: _reference(effort, count).seconds for count in counts}
 
 
 def _kernel(
@@ -184,7 +242,7 @@ def _kernel(
         spreads.extend(timing.spread for timing in timings)
         return timings
 
-    dispatch_s = run(32, 32, 32, (1,))[0].seconds / 64
+    dispatch_s = run(64, 64, 32, (1,))[0].seconds / 64
     # Without an fp32-compute kernel for 8 bits, every call unpacks the whole matrix: far too slow
     # for large working sets, and one is enough to say so.
     slow = bits == 8 and compute == "fp32"
@@ -193,7 +251,7 @@ def _kernel(
         matrix = weight_bytes(width * inner, bits)
         for working_set in effort.working_sets:
             pairs = int(working_set / (2 * matrix))
-            if not 1 <= pairs <= 200 or (slow and working_set > 8 * MB):
+            if not 1 <= pairs <= 150 or (slow and working_set > 8 * MB):
                 continue
             timing = run(width, inner, pairs, (1,))[0]
             walked = 2 * pairs * matrix
@@ -201,7 +259,7 @@ def _kernel(
                 DecodePoint(
                     working_set_bytes=walked,
                     matrix_bytes=matrix,
-                    bytes_per_s=_digits(walked / (timing.seconds - 2 * pairs * dispatch_s)),
+                    bytes_per_s=_digits(walked / _net_s(timing, 2 * pairs * dispatch_s)),
                     spread=_digits(timing.spread),
                 )
             )
@@ -209,7 +267,7 @@ def _kernel(
     batch = [
         BatchPoint(
             num_rows=rows,
-            flops_per_s=_digits(2 * rows * weights / (timing.seconds - 4 * dispatch_s)),
+            flops_per_s=_digits(2 * rows * weights / _net_s(timing, 4 * dispatch_s)),
             spread=_digits(timing.spread),
         )
         for rows, timing in zip(effort.rows, run(WIDTH, INNER, 2, effort.rows), strict=True)
@@ -221,30 +279,51 @@ def _kernel(
         source="bench",
         decode=DecodeCurve(source="bench", points=tuple(decode)),
         batch=BatchCurve(source="bench", points=tuple(batch)),
+        lookup_s_per_element=_digits(_lookup_s_per_element(bits, threads, effort)),
     )
+
+
+def _net_s(timing: Timing, dispatch_s: float) -> float:
+    """Seconds less dispatch; at least half, so that noise in tiny probes cannot turn the sign."""
+    return max(timing.seconds - dispatch_s, timing.seconds / 2)
+
+
+def _lookup_s_per_element(bits: int, threads: int, effort: Effort) -> float:
+    few, many = (
+        kernel_runs.time_lookup(
+            width=WIDTH, num_rows=rows, weight_bits=bits, num_threads=threads,
+            budget_s=effort.budget_s,
+        ).seconds
+        for rows in (1, 128)
+    )  # fmt: skip
+    return max(0.0, many - few) / (127 * WIDTH)
 
 
 def _attention(kv_bits: int, threads: int, effort: Effort, spreads: list[float]) -> AttentionKernel:
     """Two cache lengths for each number of rows give the fixed part and the slope."""
-    cases = tuple((rows, total) for rows, ends in effort.attention for total in ends)
-    timings = kernel_runs.time_attention(
-        **ATTENTION, kv_bits=kv_bits, cases=cases, num_threads=threads, budget_s=effort.budget_s
-    )
-    spreads.extend(timing.spread for timing in timings)
-    points = []
-    for index, (rows, (short, long)) in enumerate(effort.attention):
-        near, far = (timings[2 * index + end].seconds / ATTENTION["num_layers"] for end in (0, 1))
-        flops = 4 * rows * ATTENTION["num_heads"] * ATTENTION["head_dim"]
-        slope = max(far - near, 1e-9) / (long - short)
-        points.append(
-            AttentionPoint(
-                num_rows=rows,
-                fixed_s=_digits(max(near - slope * short, 0.0)),
-                flops_per_s=_digits(flops / slope),
-                spread=_digits(max(timings[2 * index].spread, timings[2 * index + 1].spread)),
-            )
-        )
     width = ATTENTION["num_heads"] * ATTENTION["head_dim"]
+    token_bytes = 2 * ATTENTION["num_kv_heads"] * ATTENTION["head_dim"] * kv_bits / 8
+    points = []
+    for rows, (short, long) in effort.attention:
+        # A single row streams the caches of all layers, so where they lie matters; many rows
+        # reuse what they have read.
+        for num_layers in ATTENTION_LAYERS if rows == 1 else ATTENTION_LAYERS[:1]:
+            near, far = kernel_runs.time_attention(
+                **ATTENTION, num_layers=num_layers, kv_bits=kv_bits,
+                cases=((rows, short), (rows, long)), num_threads=threads,
+                budget_s=effort.budget_s,
+            )  # fmt: skip
+            spreads += [near.spread, far.spread]
+            slope = max(far.seconds - near.seconds, 1e-9) / num_layers / (long - short)
+            points.append(
+                AttentionPoint(
+                    num_rows=rows,
+                    fixed_s=_digits(max(near.seconds / num_layers - slope * short, 0.0)),
+                    flops_per_s=_digits(4 * rows * width / slope),
+                    working_set_bytes=num_layers * long * token_bytes,
+                    spread=_digits(max(near.spread, far.spread)),
+                )
+            )
     return AttentionKernel(kv_bits=kv_bits, source="bench", points=tuple(points), width=width)
 
 

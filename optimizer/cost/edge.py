@@ -2,7 +2,7 @@
 
 The model is ours; each part is what the profiler measured in isolation, added up:
 
-    step = step_s + sum over layers of
+    step = step_s + rows * D * lookup_s_per_element + sum over layers of
              sum over matrices of (dispatch_s + max(bytes / decode_rate, 2 rows K N / flop_rate))
            + attention(rows, tokens)
            + layer_s + extra elementwise bytes / elementwise_rate
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwprofiles.device import Compute, DeviceProfile
+from hwprofiles.device import DeviceProfile, Kernel
 from optimizer.cost.rates import attention_s, batch_s_per_flop, decode_s_per_byte
 from optimizer.cost.weights import (
     Matrix,
@@ -45,11 +45,14 @@ class StepTime:
         return self.matrices_s + self.attention_s + self.elementwise_s + self.head_s + self.step_s
 
 
-def front_compute(weight_bits: int, *, exact: bool) -> Compute:
-    """The arithmetic of the front's kernels: int8 for 4 and 8 bits, unless fp32 is asked for."""
-    if weight_bits == 16:
-        return "fp16"
-    return "int8" if weight_bits <= 8 and not exact else "fp32"
+def front_kernel(device: DeviceProfile, weight_bits: int, *, exact: bool) -> Kernel:
+    """The kernel that the front uses: int8 compute for 4 and 8 bits, unless fp32 is asked for.
+
+    16-bit weights are stored so and widened once at load: their kernel is that of 32 bits.
+    """
+    if weight_bits > 8:
+        return device.kernel(32, compute="fp32")
+    return device.kernel(weight_bits, compute="fp32" if exact else "int8")
 
 
 def front_step(
@@ -68,7 +71,8 @@ def front_step(
     Covers the embedding look-up and layers [0, split); with split = L the head of one row too.
     Raises ProfileError when the device has no kernel for these precisions.
     """
-    kernel = device.kernel(weight_bits, compute=front_compute(weight_bits, exact=exact))
+    kernel = front_kernel(device, weight_bits, exact=exact)
+    weight_bits = max(weight_bits, 32) if weight_bits > 8 else weight_bits
     cache = device.attention_kernel(kv_bits)
     tokens = position + num_rows
     working_set = split * front_layer_bytes(geometry, weight_bits)
@@ -91,6 +95,7 @@ def front_step(
         num_tokens=tokens,
         num_heads=geometry.num_heads,
         head_dim=geometry.head_dim,
+        working_set_bytes=working_set,
     )
     row_bytes = 4 * (4 * geometry.hidden_size + 3 * geometry.intermediate_size)
     extra_bytes = max(0, num_rows * row_bytes - PROBE_ROW_BYTES)
@@ -103,7 +108,8 @@ def front_step(
         attention_s=split * attention,
         elementwise_s=split * elementwise,
         head_s=matrix_s(head, 1) if split == geometry.num_layers else 0.0,
-        step_s=overheads.step_s.effective,
+        step_s=overheads.step_s.effective
+        + num_rows * geometry.hidden_size * kernel.lookup_s_per_element,
     )
 
 

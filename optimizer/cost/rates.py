@@ -35,14 +35,30 @@ def batch_s_per_flop(curve: BatchCurve, num_rows: int) -> float:
 
 
 def attention_s(
-    kernel: AttentionKernel, *, num_rows: int, num_tokens: int, num_heads: int, head_dim: int
+    kernel: AttentionKernel,
+    *,
+    num_rows: int,
+    num_tokens: int,
+    num_heads: int,
+    head_dim: int,
+    working_set_bytes: float,
 ) -> float:
-    """Seconds of one layer's attention of `num_rows` new tokens over `num_tokens` in all."""
-    rows = [point.num_rows for point in kernel.points]
+    """Seconds of one layer's attention of `num_rows` new tokens over `num_tokens` in all, in a
+    step that walks `working_set_bytes`."""
     width = num_heads * head_dim
-    slowness = interpolate(rows, [1 / point.flops_per_s for point in kernel.points], num_rows)
-    fixed = interpolate(rows, [point.fixed_s / point.num_rows for point in kernel.points], num_rows)
-    fixed *= num_rows
+    rows, slownesses, fixed_parts = [], [], []
+    for count, group in groupby(kernel.points, key=lambda point: point.num_rows):
+        points = list(group)
+        sets = [point.working_set_bytes for point in points]
+        rows.append(count)
+        slownesses.append(
+            interpolate(sets, [1 / point.flops_per_s for point in points], working_set_bytes)
+        )
+        fixed_parts.append(
+            interpolate(sets, [point.fixed_s / count for point in points], working_set_bytes)
+        )
+    slowness = interpolate(rows, slownesses, num_rows)
+    fixed = interpolate(rows, fixed_parts, num_rows) * num_rows
     if kernel.width and num_rows > 1:
         fixed *= width / kernel.width
     return fixed + 4 * num_rows * width * num_tokens * slowness / kernel.efficiency

@@ -2,9 +2,12 @@
 
 Source: arXiv:2511.04002, M = sum over front layers of B_w(i; Q_w1) + sum over back layers of
 B_w(j; Q_w2); B_w itself is ours, from the formats:
-4 and 8 bits in the front: symmetric blocks of 32 weights with one fp32 scale (MatMulNBits, and
-GatherBlockQuantized for the embedding); 16 and 32 bits: plain tensors. Norms, biases and rotary
-tables stay fp32. 8 bits in the back: one fp32 scale a row.
+4 and 8 bits in the front: blocks of 32 weights with one fp32 scale, at 4 bits a 4-bit zero point
+too (MatMulNBits, and GatherBlockQuantized for the embedding); 16 and 32 bits: plain tensors.
+Norms, biases and rotary tables stay fp32. 8 bits in the back: one fp32 scale a row.
+
+These are bytes on disk, and bytes walked by a step. What the process needs in memory is more, and
+is `optimizer.cost.memory`'s business.
 """
 
 from __future__ import annotations
@@ -46,9 +49,9 @@ def layer_matrices(geometry: ModelGeometry) -> tuple[Matrix, ...]:
 
 
 def front_matrix_bytes(num_weights: int, bits: int) -> float:
-    """Bytes of a front matrix: bits / 8 a weight, plus 4 / 32 for scales at 4 and 8 bits."""
-    scales = SCALE_BYTES / BLOCK_SIZE if bits <= 8 else 0.0
-    return num_weights * (bits / 8 + scales)
+    """Bytes of a front matrix: bits / 8 a weight, plus scales and zero points of its blocks."""
+    block = {4: SCALE_BYTES + 0.5, 8: SCALE_BYTES}.get(bits, 0.0)
+    return num_weights * (bits / 8 + block / BLOCK_SIZE)
 
 
 def layer_vector_bytes(geometry: ModelGeometry) -> int:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from hwprofiles import system_facts
-from hwprofiles.profiler import Effort, _warnings, profile_device
+from hwprofiles.device import BatchCurve, BatchPoint
+from hwprofiles.profiler import (
+    Effort,
+    _thread_warnings,
+    _warnings,
+    median_of,
+    profile_device,
+)
 from hwprofiles.timing import Timing, measure
 
 
@@ -68,23 +75,40 @@ def test_usable_memory_obeys_rlimits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_noisy_or_throttling_machine_is_named() -> None:
-    steady = Timing(seconds=1.0, spread=0.01, num_repeats=9)
-    slower = Timing(seconds=1.3, spread=0.01, num_repeats=9)
-    assert not [w for w in _warnings(steady, steady, [0.02, 0.03]) if "battery" not in w]
-    assert any("noisy" in warning for warning in _warnings(steady, steady, [0.4, 0.5]))
-    assert any("throttling" in warning for warning in _warnings(steady, slower, [0.02]))
+    assert not [w for w in _warnings([1.0, 1.0], [0.02, 0.03]) if "battery" not in w]
+    assert any("noisy" in warning for warning in _warnings([1.0, 1.0], [0.4, 0.5]))
+    assert any("throttling" in warning for warning in _warnings([1.0, 1.3], [0.02]))
+    assert any("on the way" in warning for warning in _warnings([1.0, 1.5, 1.0], [0.02]))
+
+
+def test_passes_merge_into_medians_part_by_part() -> None:
+    def point(rate: float) -> BatchCurve:
+        return BatchCurve(source="bench", points=(BatchPoint(num_rows=2, flops_per_s=rate),))
+
+    merged = median_of([point(1.0), point(9.0), point(2.0)])
+    assert merged == point(2.0)
+    other = BatchCurve(source="bench", points=(BatchPoint(num_rows=3, flops_per_s=1.0),))
+    with pytest.raises(ValueError, match="merge"):
+        median_of([point(1.0), other])
+
+
+def test_fewer_threads_are_advised_only_when_clearly_faster() -> None:
+    assert list(_thread_warnings({1: 1.0, 2: 0.6, 4: 0.62})) == []
+    (warning,) = _thread_warnings({1: 1.0, 2: 0.6, 4: 0.9})
+    assert "run the edge with 2" in warning
 
 
 def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     tiny = Effort(
+        num_passes=2,
         budget_s=0.0,
         working_sets=(1e5, 4e5),
         rows=(2, 8),
         attention=((1, (16, 64)), (8, (8, 32))),
     )
     monkeypatch.setattr("hwprofiles.profiler.QUICK", tiny)
-    monkeypatch.setattr("hwprofiles.profiler.SHAPES", ((64, 96), (128, 384)))
+    monkeypatch.setattr("hwprofiles.profiler.SHAPES", ((64, 128), (128, 384)))
     monkeypatch.setattr(system_facts, "storage_read_rate", lambda *_: 1e8)
     monkeypatch.setattr(system_facts, "memory_bandwidth", lambda *_: (1e9, STEADY))
     shares = []
@@ -95,7 +119,7 @@ def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch)
     assert profile.sources["bench"].date
     assert {(k.weight_bits, k.compute) for k in profile.kernels} >= {(4, "int8"), (32, "fp32")}
     assert all(point.flops_per_s > 0 for k in profile.kernels for point in k.batch.points)
-    assert {k.kv_bits for k in profile.attention} == {8, 32}
+    assert {k.kv_bits for k in profile.attention} == {8, 16, 32}
     assert 20e6 < profile.memory.runtime_base_bytes.value < 400e6
     assert shares == sorted(shares)
     assert shares[-1] == 1.0

@@ -48,16 +48,13 @@ def test_negative_and_large_numbers_survive() -> None:
     assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 300
 
 
-@pytest.mark.parametrize(
-    ("bits", "compute"), [(4, "int8"), (4, "fp32"), (8, "int8"), (16, "fp16"), (32, "fp32")]
-)
+@pytest.mark.parametrize(("bits", "compute"), [(4, "int8"), (4, "fp32"), (8, "int8"), (32, "fp32")])
 def test_a_matrix_chain_keeps_its_activations_near_one(bits: int, compute: str) -> None:
     model = graphs.matmul_chain(width=64, inner=192, num_pairs=4, weight_bits=bits, compute=compute)
-    kind = np.float16 if bits == 16 else np.float32
-    x = np.random.default_rng(0).standard_normal((5, 64)).astype(kind)
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
     (y,) = run(model, {"x": x})
     assert y.shape == (5, 64)
-    assert 0.05 < float(np.std(y.astype(np.float32))) < 20
+    assert 0.05 < float(np.std(y)) < 20
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -81,24 +78,24 @@ def test_a_quantized_matrix_multiplies_like_its_unpacked_weights(bits: int) -> N
 
 
 def test_weight_bytes_are_the_bytes_of_the_tensors_written() -> None:
-    for bits in (4, 8, 16, 32):
-        compute = "fp16" if bits == 16 else "fp32"
+    for bits in (4, 8, 32):
         model = onnx.load_model_from_string(
-            graphs.matmul_chain(width=64, inner=96, num_pairs=3, weight_bits=bits, compute=compute)
+            graphs.matmul_chain(width=64, inner=128, num_pairs=3, weight_bits=bits, compute="fp32")
         )
         held = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-        assert held == graphs.weight_bytes(2 * 3 * 64 * 96, bits)
+        assert held == graphs.weight_bytes(2 * 3 * 64 * 128, bits)
 
 
-@pytest.mark.parametrize("kv_bits", [8, 32])
+@pytest.mark.parametrize("kv_bits", [8, 16, 32])
 def test_the_attention_stack_runs_and_writes_its_cache(kv_bits: int) -> None:
     model = graphs.attention_stack(
         num_heads=4, num_kv_heads=2, head_dim=32, num_layers=2, kv_bits=kv_bits
     )
-    kind = np.int8 if kv_bits == 8 else np.float32
+    kind = {8: np.int8, 16: np.float16, 32: np.float32}[kv_bits]
+    outer = np.float16 if kv_bits == 16 else np.float32
     cache = np.zeros((1, 2, 16, 32), dtype=kind)
     feeds = {f"past_{part}_{layer}": cache for part in ("key", "value") for layer in (0, 1)}
-    feeds["qkv"] = np.random.default_rng(0).standard_normal((1, 3, 256)).astype(np.float32)
+    feeds["qkv"] = np.random.default_rng(0).standard_normal((1, 3, 256)).astype(outer)
     feeds["past_length"] = np.array([5], dtype=np.int32)
     feeds["total_length"] = np.array(6, dtype=np.int32)
     outputs = run(model, feeds)

@@ -1,0 +1,96 @@
+"""Peak bytes of the edge process, part by part.
+
+    peak = runtime + weights + embedding + KV + max(workspace, head leftover)
+
+Source: B_kv is arXiv:2511.04002's; the rest is ours, from how ONNX Runtime loads a front.
+Weights stay memory-mapped files, but kernels re-pack their matrices into memory of their own, so a
+weight costs more than its bits: at 4 bits (codes 1/2 + scales, block sums and the file's scales of
+4/32 each) times the allocator's rounding. The factors were measured with onnxruntime 1.32 on
+x86-64 (difference between fronts of 3, 10 and 20 layers; `benchmarks/predict_edge.py` checks them
+anew). The embedding is read in place, a page at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwprofiles.device import DeviceProfile
+from optimizer.cost.weights import (
+    FP32_BYTES,
+    embedding_bytes,
+    layer_matrices,
+    layer_vector_bytes,
+)
+from optimizer.geometry import ModelGeometry
+from optimizer.plan import Plan
+
+# Resident bytes a weight, measured. 16 bits are widened to 32 at load.
+RESIDENT_BYTES_PER_WEIGHT = {4: 0.951, 8: 1.43, 16: 4.041, 32: 4.041}
+# A kernel that maps its file a page at a time maps up to 16 neighbours with it (fault-around).
+FAULT_BYTES = 64 << 10
+# Live activations a row, in floats: 3 I + 4 D + qkv; the arena keeps about twice that, because
+# chunks of several sizes leave gaps and it grows by powers of two.
+ARENA_FACTOR = 2.1
+# Packing a vocabulary-sized head: bytes a weight that are freed again only after loading, and
+# bytes that stay with the allocator, where later steps reuse them.
+HEAD_TRANSIENT_BYTES_PER_WEIGHT = {4: 0.2, 8: 0.72, 16: 4.0, 32: 4.0}
+HEAD_LEFTOVER_BYTES_PER_WEIGHT = {4: 0.38, 8: 0.38, 16: 0.0, 32: 0.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeMemory:
+    """Peak bytes of one edge process, by part. `load_peak_bytes` is the peak while loading."""
+
+    runtime_bytes: float
+    weight_bytes: float
+    embedding_bytes: float
+    kv_bytes: float
+    workspace_bytes: float
+    head_leftover_bytes: float
+    load_peak_bytes: float
+
+    @property
+    def total_bytes(self) -> float:
+        """The high-water mark: of running at the longest sequence, or of loading."""
+        steady = self.runtime_bytes + self.weight_bytes + self.embedding_bytes + self.kv_bytes
+        return max(
+            steady + max(self.workspace_bytes, self.head_leftover_bytes), self.load_peak_bytes
+        )
+
+    @property
+    def above_base_bytes(self) -> float:
+        """What the model adds to a process with nothing loaded."""
+        return self.total_bytes - self.runtime_bytes
+
+
+def workspace_bytes(geometry: ModelGeometry, num_rows: int) -> float:
+    """Activations of one forward pass of `num_rows` rows, as the arena holds them."""
+    packed = (geometry.num_heads + 2 * geometry.num_kv_heads) * geometry.head_dim
+    floats = 3 * geometry.intermediate_size + 4 * geometry.hidden_size + packed
+    return ARENA_FACTOR * FP32_BYTES * floats * num_rows
+
+
+def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
+    """Peak memory of the edge process of `plan`, at its longest sequence, on `device`.
+
+    The embedding counts whole unless the sequence is too short to touch every page of it.
+    """
+    geometry, split = plan.model.geometry, plan.partition.split
+    bits = plan.partition.front_bits
+    resident = RESIDENT_BYTES_PER_WEIGHT[bits]
+    layer = sum(matrix.num_weights for matrix in layer_matrices(geometry)) * resident
+    weights = split * (layer + layer_vector_bytes(geometry))
+    head_weights = geometry.vocab_size * geometry.hidden_size if plan.edge_is_whole else 0
+    weights += head_weights * resident
+    leftover = head_weights * HEAD_LEFTOVER_BYTES_PER_WEIGHT[bits]
+    transient = head_weights * HEAD_TRANSIENT_BYTES_PER_WEIGHT[bits]
+    runtime = device.memory.runtime_base_bytes.value
+    return EdgeMemory(
+        runtime_bytes=runtime,
+        weight_bytes=weights,
+        embedding_bytes=min(embedding_bytes(geometry, bits), plan.max_tokens * FAULT_BYTES),
+        kv_bytes=plan.front_kv_bytes(),
+        workspace_bytes=workspace_bytes(geometry, plan.prefill_chunk),
+        head_leftover_bytes=leftover,
+        load_peak_bytes=runtime + weights + leftover + transient,
+    )

@@ -1,0 +1,256 @@
+"""`splitpoint profile`: measure this machine or a link; show, list and compare profiles."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from hwprofiles.device import DeviceProfile
+from hwprofiles.device_catalog import device_to_yaml, load_device, shipped_devices, to_plain
+from hwprofiles.device_compare import compare_devices, key_figures
+from hwprofiles.link import LinkProfile, link_names, load_link
+from splitpoint.commands.generation_options import (
+    CaOption,
+    CertOption,
+    KeyOption,
+    TokenFileOption,
+    read_token,
+)
+
+MIB = 1 << 20
+SILENT = 10.0  # percent within which two figures count as the same
+
+profile_app = typer.Typer(help="Measure, show and compare machines and links.")
+OutOption = Annotated[Path | None, typer.Option("--out", help="Write the profile to this file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")]
+NameOption = Annotated[str | None, typer.Option(help="Name of the profile.")]
+
+
+@profile_app.callback()
+def profiles() -> None:
+    """Measure, show and compare machines and links."""
+
+
+@profile_app.command()
+def device(
+    out: OutOption = None,
+    quick: Annotated[bool, typer.Option("--quick", help="About 15 s, one pass.")] = False,
+    name: NameOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure this machine with the kernels the edge runs: about a minute."""
+    from hwprofiles.profiler import profile_device
+
+    with _progress("profiling") as report:
+        found = profile_device(
+            name=name or (out.stem if out else None),
+            quick=quick,
+            progress=report,
+            command=_command(),
+        )
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    _deliver(device_to_yaml(found), out)
+    if as_json:
+        typer.echo(json.dumps(to_plain(found)))
+    elif out is None:
+        _print_device(found)
+    else:
+        typer.echo(str(out))
+
+
+@profile_app.command()
+def link(
+    server: Annotated[str, typer.Option(help="HOST:PORT of a running server.", metavar="H:P")],
+    out: OutOption = None,
+    max_bytes: Annotated[
+        int, typer.Option(help="Spend at most this many bytes, both directions together.")
+    ] = 16 * MIB,
+    name: NameOption = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure round trips and rates to a running server; says and keeps its byte cap."""
+    from edge.grpc_probe import GrpcProbeStream
+    from edge.grpc_transport import Credentials, GrpcTransport
+    from edge.link_probe import probe_link
+
+    typer.echo(f"link probe: at most {max_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
+    token = None if token_file is None else read_token(token_file)
+    credentials = Credentials(ca_file=ca, cert_file=cert, key_file=key, token=token)
+    transport = GrpcTransport(server, credentials)
+    try:
+        with _progress("probing") as report, GrpcProbeStream(transport) as stream:
+            found = probe_link(stream, cap_bytes=max_bytes, progress=report)
+    finally:
+        transport.close()
+    if found.capped:
+        typer.echo("warning: the byte cap cut a burst short; rates may be too low", err=True)
+    label = name or (out.stem if out else server)
+    measured = found.profile(name=label, source=f"{_command()}, {date.today().isoformat()}")
+    plain = _link_plain(measured)
+    _deliver(yaml.safe_dump(plain, sort_keys=False, width=100), out)
+    if as_json:
+        extra = {"spent_bytes": found.spent_bytes, "cap_bytes": found.cap_bytes}
+        typer.echo(json.dumps({**plain, **extra, "capped": found.capped}))
+    elif out is None:
+        _print_link(measured)
+    else:
+        typer.echo(str(out))
+
+
+@profile_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A shipped profile's name, or a file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show one device or link profile with its sources."""
+    found = _load(name)
+    if as_json:
+        plain = to_plain(found) if isinstance(found, DeviceProfile) else _link_plain(found)
+        typer.echo(json.dumps(plain))
+    elif isinstance(found, DeviceProfile):
+        _print_device(found)
+    else:
+        _print_link(found)
+
+
+@profile_app.command("list")
+def list_() -> None:
+    """List the shipped device and link profiles."""
+    devices = Table("device", "roles", "memory", "bandwidth", "numbers", "summary")
+    for name in shipped_devices():
+        item = load_device(name)
+        memory = item.memory
+        devices.add_row(
+            name,
+            ", ".join(item.roles),
+            f"{memory.total_bytes.value / 1e9:.0f} GB",
+            f"{memory.bandwidth_bytes_per_s.value / 1e9:.4g} GB/s",
+            "measured" if item.measured else "data sheet",
+            item.summary,
+        )
+    links = Table("link", "up", "down", "round trip", "description")
+    for name in link_names():
+        path = load_link(name)
+        links.add_row(
+            name,
+            f"{path.up_bytes_per_s.p50 * 8e-6:.4g} Mbit/s",
+            f"{path.down_bytes_per_s.p50 * 8e-6:.4g} Mbit/s",
+            f"{path.rtt_s.p50 * 1e3:.4g} ms",
+            path.description,
+        )
+    for table in (devices, links):
+        _console().print(table)
+
+
+@profile_app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A device profile's name or file.")],
+    second: Annotated[str, typer.Argument(help="The other's; its figures are the 100 %.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two device profiles: a machine measured today with the shipped one, say."""
+    rows = compare_devices(load_device(first), load_device(second))
+    if as_json:
+        typer.echo(json.dumps([row._asdict() for row in rows]))
+        return
+    table = Table("figure", first, second, "ratio")
+    for row in rows:
+        change = 100 * (row.ratio - 1)
+        style = "" if abs(change) <= SILENT else "bold"
+        values = (f"{row.first:.4g} {row.unit}", f"{row.second:.4g} {row.unit}")
+        table.add_row(row.figure, *values, f"{row.ratio:.2f} ({change:+.0f} %)", style=style)
+    _console().print(table)
+
+
+@profile_app.command()
+def schema(kind: Annotated[Literal["device", "link"], typer.Argument(help="Which.")]) -> None:
+    """Print the JSON Schema of a profile, for editors."""
+    from hwprofiles.json_schema import json_schema
+
+    typer.echo(json.dumps(json_schema(DeviceProfile if kind == "device" else LinkProfile)))
+
+
+def _load(name: str) -> DeviceProfile | LinkProfile:
+    """A link's name or a file with a link's keys; a device otherwise."""
+    path = Path(name)
+    if name in link_names() or path.suffix == ".csv":
+        return load_link(name)
+    if path.is_file() and "rtt_s:" in path.read_text(encoding="utf-8"):
+        return load_link(path)
+    return load_device(name)
+
+
+def _print_device(found: DeviceProfile) -> None:
+    console = _console()
+    kind = "measured" if found.measured else "data sheet"
+    console.print(f"[bold]{found.name}[/bold] ({kind}): {found.summary}")
+    table = Table("figure", "value", "source")
+    for row in key_figures(found):
+        source = found.sources[row.source]
+        place = f"{source.reference} {source.date or ''}".strip()
+        note = f" ({source.note})" if source.note else ""
+        table.add_row(row.figure, f"{row.value:.4g} {row.unit}", f"{source.kind}: {place}{note}")
+    console.print(table)
+    for warning in found.warnings:
+        console.print(f"warning: {warning}")
+
+
+def _print_link(found: LinkProfile) -> None:
+    table = Table(
+        "figure", "p05", "p50", "p95", "source", title=f"{found.name}: {found.description}"
+    )
+    for label, item, scale, unit in (
+        ("up", found.up_bytes_per_s, 8e-6, "Mbit/s"),
+        ("down", found.down_bytes_per_s, 8e-6, "Mbit/s"),
+        ("round trip", found.rtt_s, 1e3, "ms"),
+    ):
+        values = (f"{value * scale:.4g} {unit}" for value in (item.p05, item.p50, item.p95))
+        table.add_row(label, *values, item.source)
+    _console().print(table)
+
+
+def _link_plain(found: LinkProfile) -> dict[str, object]:
+    plain: dict[str, object] = to_plain(found)
+    plain.pop("folder", None)  # where it was loaded from, not part of it
+    return plain
+
+
+def _deliver(text: str, out: Path | None) -> None:
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+
+
+def _console() -> Console:
+    # Not a terminal: no wrapping at 80 columns, so that output can be searched.
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _command() -> str:
+    return shlex.join(["splitpoint", *sys.argv[1:]])
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar on stderr that follows (share done, what comes next)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda share, what: bar.update(task, completed=share, description=what)
