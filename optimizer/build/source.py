@@ -235,6 +235,9 @@ class GgufSource(ModelSource):
 
 def open_source(path: Path) -> ModelSource:
     """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # the commands show their own
     if path.is_file() and path.suffix == ".gguf":
         return GgufSource(path)
     if not path.is_dir():

@@ -1,0 +1,54 @@
+# Two commands set everything up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := models/smollm2-135m-instruct
+STAMP := $(VENV)/.installed
+# CPU torch, installed first: a bare `torch` would pull gigabytes of CUDA. On a machine with a
+# GPU: make setup TORCH="torch"
+TORCH ?= torch==2.13.0
+
+.PHONY: help setup demo test prove check lint types arch protos bench docs clean
+
+help:  ## Show this help
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[all,dev]"
+	touch $@
+
+setup: $(STAMP)  ## Install into .venv and fetch the model
+	$(BIN)/splitpoint model fetch smollm2-135m-instruct --out $(MODEL)
+
+demo: $(STAMP)  ## Fetch, build, serve, run; print the text and where the time went
+	$(BIN)/splitpoint demo
+
+test: setup  ## Run the tests
+	$(BIN)/python -m pytest
+
+prove: setup  ## Run the whole grid of split-equals-whole: 20 prompts, 64 tokens, 7 splits
+	SPLITPOINT_WHOLE_GRID=1 $(BIN)/python -m pytest tests/end_to_end/test_split_equals_whole.py
+
+check: lint types arch test protos  ## Everything that has to be clean
+	git diff --exit-code -- protos
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+arch: $(STAMP)
+	$(BIN)/lint-imports
+
+protos: $(STAMP)  ## Regenerate the gRPC stubs
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/regenerate.py
+
+bench: setup  ## Run the benchmarks; see benchmarks/METHODOLOGY.md
+	$(BIN)/python benchmarks/decode.py
+
+clean:  ## Remove what was built (the virtual environment and models stay)
+	rm -rf work out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
