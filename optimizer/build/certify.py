@@ -7,8 +7,10 @@ Metrics are defined in `LevelQuality`. The planner reads the JSON; bundles store
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 
 from codec.ladder import Ladder
 from optimizer.build.calib_model import back_logits, hidden_and_logits
+from optimizer.bundle import write_manifest
 from optimizer.errors import BuildError
 
 Windows = npt.NDArray[np.int64]  # [N, W] token ids
@@ -195,3 +198,12 @@ def _quality(name: str, rows: list[_Row], baseline: npt.NDArray[np.float64]) -> 
         kl=float(np.concatenate([row.kl for row in rows]).mean()),
         top1_agreement=float(np.concatenate([row.same for row in rows]).mean()),
     )
+
+
+def store_certificate(bundle: Path, certificate: Certificate) -> Path:
+    """Write the certificate beside the split's tables and renew the bundle's manifest."""
+    path = bundle / "codec" / f"split-{certificate.split}.quality.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(certificate.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_manifest(bundle)
+    return path

@@ -1,0 +1,93 @@
+"""`splitpoint certify`: what each compression level of a bundle costs and does to the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from splitpoint.progress import stage_progress
+
+if TYPE_CHECKING:
+    from optimizer.build.certify import Certificate
+
+
+def certify(
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle folder made by 'splitpoint build'.", show_default=False)
+    ],
+    model: Annotated[
+        Path, typer.Option(help="The model the bundle was built from.", show_default=False)
+    ],
+    text: Annotated[
+        Path, typer.Option(help="Held-out text to measure on (UTF-8).", show_default=False)
+    ],
+    tokens: Annotated[int, typer.Option(help="Most tokens of the text to use.", min=2)] = 16_384,
+    window: Annotated[int, typer.Option(help="Context length in tokens.", min=2)] = 512,
+    levels: Annotated[str, typer.Option(help="Comma-separated level names; default all.")] = "",
+    plot: Annotated[Path | None, typer.Option(help="Write the rate-quality plot (PNG).")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Measure bits, perplexity, KL and top-1 agreement of every level; store them in the bundle."""
+    from codec.ladder import Ladder
+    from optimizer.build.certify import certify as certify_ladder
+    from optimizer.build.certify import store_certificate, text_windows
+    from optimizer.build.source import open_source
+    from optimizer.bundle import open_bundle
+    from optimizer.errors import BuildError
+
+    plan = open_bundle(bundle, role="edge").plan
+    split = plan.partition.split
+    with stage_progress(f"certifying {bundle}") as progress:
+        progress("reading the model")
+        source = open_source(model)
+        if source.sha256 != plan.model.sha256:
+            raise BuildError(f"{bundle} was built from {plan.model.id}, not from {source.id}")
+        hidden_size = source.geometry.hidden_size
+        tables = bundle / "codec" / f"split-{split}.tables"
+        ladder = (
+            Ladder.load(tables, hidden_size=hidden_size)
+            if tables.is_file()
+            else Ladder.lossless(hidden_size)
+        )
+        ids = source.load_tokenizer()(text.read_text(encoding="utf-8"))["input_ids"]
+        result = certify_ladder(
+            source.load_model(),
+            ladder,
+            split=split,
+            windows=text_windows(ids, window=window, max_tokens=tokens),
+            levels=[name.strip() for name in levels.split(",")] if levels else None,
+            progress=lambda done, total: progress(f"window {done} of {total}"),
+        )
+        store_certificate(bundle, result)
+    if plot is not None:
+        from optimizer.build.certify_plot import plot_certificate
+
+        plot_certificate(result, plot)
+    if json_output:
+        typer.echo(json.dumps(result.to_json()))
+    else:
+        Console().print(_table(result))
+
+
+def _table(result: Certificate) -> Table:
+    table = Table(
+        title=f"split {result.split}: {result.num_tokens} tokens, context {result.window}, "
+        f"perplexity {result.baseline_perplexity:.2f} untouched"
+    )
+    for column in ("level", "bits/element", "in prefill", "perplexity", "KL", "same top token"):
+        table.add_column(column, justify="left" if column == "level" else "right")
+    for level in result.levels:
+        table.add_row(
+            level.name,
+            f"{level.bits_per_element:.2f}",
+            f"{level.bits_per_element_prefill:.2f}",
+            f"{level.perplexity_rise_pct:+.2f} % ± {level.perplexity_rise_stderr_pct:.2f}",
+            f"{level.kl:.4f}",
+            f"{100 * level.top1_agreement:.1f} %",
+        )
+    return table

@@ -1,0 +1,122 @@
+"""Calibration and certification on a tiny random model: the hooks see what transformers sees."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from codec.ladder import Ladder  # noqa: E402
+from optimizer.build.calib_model import back_logits, hidden_and_logits  # noqa: E402
+from optimizer.build.calibrate import calibrate, collect_states, listed_tokens  # noqa: E402
+from optimizer.build.certify import certify, text_windows  # noqa: E402
+from optimizer.errors import BuildError  # noqa: E402
+
+D, VOCAB, LAYERS = 32, 64, 4
+
+
+@pytest.fixture(scope="module")
+def tiny() -> "transformers.PreTrainedModel":
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=D,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def windows() -> "np.ndarray":
+    ids = np.random.default_rng(0).zipf(1.3, 20_000) % VOCAB
+    return text_windows(ids.tolist(), window=64, max_tokens=4096)
+
+
+@pytest.mark.parametrize("split", range(LAYERS + 1))
+def test_hidden_states_are_transformers_own_and_the_back_goes_on_from_them(
+    tiny: "transformers.PreTrainedModel", split: int
+) -> None:
+    tokens = torch.arange(20) % VOCAB
+    with torch.no_grad():
+        whole = tiny(tokens[None], output_hidden_states=True)
+    hidden, logits = hidden_and_logits(tiny, split, tokens)
+    if split < LAYERS:  # transformers' last entry is already normed
+        torch.testing.assert_close(hidden, whole.hidden_states[split][0])
+    torch.testing.assert_close(logits, whole.logits[0])
+    torch.testing.assert_close(back_logits(tiny, split, hidden, tokens), whole.logits[0])
+    torch.testing.assert_close(tiny(tokens[None]).logits, whole.logits)  # nothing left behind
+
+
+def test_gradients_are_those_of_the_sampled_log_likelihood(
+    tiny: "transformers.PreTrainedModel",
+) -> None:
+    """Against finite differences of log p(y), with y drawn as the collector draws it."""
+    ids = (np.arange(24) * 7 % VOCAB).reshape(1, -1)
+    states = collect_states(tiny, split=2, windows=ids, seed=3, progress=lambda *_: None)
+    tokens = torch.from_numpy(ids[0])
+    hidden, logits = hidden_and_logits(tiny, 2, tokens)
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+
+    def score(state: "torch.Tensor") -> float:
+        logits = back_logits(tiny.double(), 2, state.double(), tokens)
+        return float(logits.log_softmax(-1).gather(1, labels).sum())
+
+    try:
+        for row, channel in ((0, 3), (10, 0), (23, 31)):
+            nudge = torch.zeros(hidden.shape, dtype=torch.float64)
+            nudge[row, channel] = 1e-2  # the model's norms round to float32, so not less
+            slope = (score(hidden + nudge) - score(hidden - nudge)) / 2e-2
+            assert states.gradient[row, channel] == pytest.approx(slope, rel=0.02, abs=0.02)
+    finally:
+        tiny.float()
+
+
+def test_a_calibrated_ladder_certifies_in_order(
+    tiny: "transformers.PreTrainedModel", windows: "np.ndarray", tmp_path: Path
+) -> None:
+    path = tmp_path / "split-2.tables"
+    digest = calibrate(tiny, split=2, out=path, token_ids=windows.reshape(-1).tolist())
+    ladder = Ladder.load(path, hidden_size=D)
+    assert ladder.tables_sha256 == digest
+    assert ladder.names == ("lossless", "q1", "q2", "q3", "q4", "q5")
+    certificate = certify(tiny, ladder, split=2, windows=windows[:8])
+    found = {level.name: level for level in certificate.levels}
+    assert found["lossless"].kl == pytest.approx(0, abs=1e-6)
+    assert found["lossless"].perplexity_rise_pct == pytest.approx(0, abs=1e-4)
+    rungs = [found[name] for name in ladder.names]
+    assert [r.kl for r in rungs] == sorted(r.kl for r in rungs)
+    bits = [r.bits_per_element_prefill for r in rungs]
+    assert bits == sorted(bits, reverse=True)
+    # The closed forms that choose steps aim at these losses; half to double is what they promise.
+    for name, target in (("q1", 0.001), ("q3", 0.008), ("q4", 0.024), ("tabq2", 0.008)):
+        assert target / 2.5 < found[name].kl < 2.5 * target
+
+
+def test_without_text_the_model_writes_its_own(
+    tiny: "transformers.PreTrainedModel", tmp_path: Path
+) -> None:
+    first, second = (
+        calibrate(tiny, split=1, out=tmp_path / name, num_tokens=1024) for name in ("a", "b")
+    )
+    assert first == second
+
+
+def test_too_little_text_is_one_clear_error(
+    tiny: "transformers.PreTrainedModel", tmp_path: Path
+) -> None:
+    with pytest.raises(BuildError, match="one window needs 512"):
+        calibrate(tiny, split=1, out=tmp_path / "a", token_ids=[1, 2, 3])
+
+
+def test_listed_tokens_are_the_frequent_ones_then_low_ids() -> None:
+    windows = np.array([[9, 9, 9, 7, 7, 5]])
+    assert listed_tokens(windows, 10, 2).tolist() == [7, 9]
+    assert listed_tokens(windows, 10, 5).tolist() == [0, 1, 5, 7, 9]
