@@ -5,6 +5,9 @@
 Reads `stories260K.bin` (llama2.c's version-0 layout) and `tok512.bin`; writes config.json,
 model.safetensors and the tokenizer. 260 thousand weights, never quantized: a model small enough
 to read every number of, and a start for converters of other formats.
+
+ONNX Runtime's attention wants heads of a multiple of 16 channels; these have 8. Each head is
+widened to 16 with zeros that take no part in any product, so the model stays the same function.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ WEIGHTS_NAME = "stories260K.bin"
 TOKENS_NAME = "tok512.bin"
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>"]  # ids 0, 1, 2; llama2.c stores them with line breaks
 NUM_BYTE_TOKENS = 256  # ids 3 to 258
+HEAD_DIM = 16  # after widening
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
 
 Array = npt.NDArray[np.float32]
@@ -65,6 +69,7 @@ def convert(source: Path, out: Path) -> None:
         num_hidden_layers=header.num_layers,
         num_attention_heads=header.num_heads,
         num_key_value_heads=header.num_kv_heads,
+        head_dim=HEAD_DIM,
         vocab_size=abs(header.vocab_size),
         max_position_embeddings=header.context_length,
         rms_norm_eps=1e-5,
@@ -94,15 +99,14 @@ def named_weights(header: Header, content: bytes) -> Iterator[tuple[str, Array]]
         taken: Array = values[start:position].reshape(shape)
         return taken
 
-    def layers(name: str, *shape: int, rotated_heads: int = 0) -> Iterator[tuple[str, Array]]:
+    def layers(name: str, *shape: int) -> Iterator[tuple[str, Array]]:
         for index, weight in enumerate(take(header.num_layers, *shape)):
-            value = halves_from_pairs(weight, rotated_heads) if rotated_heads else weight
-            yield f"model.layers.{index}.{name}.weight", value
+            yield f"model.layers.{index}.{name}.weight", CHANGES.get(name, same)(weight, head_dim)
 
     yield "model.embed_tokens.weight", take(header.vocab_size, dim)
     yield from layers("input_layernorm", dim)
-    yield from layers("self_attn.q_proj", dim, dim, rotated_heads=header.num_heads)
-    yield from layers("self_attn.k_proj", kv_dim, dim, rotated_heads=header.num_kv_heads)
+    yield from layers("self_attn.q_proj", dim, dim)
+    yield from layers("self_attn.k_proj", kv_dim, dim)
     yield from layers("self_attn.v_proj", kv_dim, dim)
     yield from layers("self_attn.o_proj", dim, dim)
     yield from layers("post_attention_layernorm", dim)
@@ -112,13 +116,46 @@ def named_weights(header: Header, content: bytes) -> Iterator[tuple[str, Array]]
     yield "model.norm.weight", take(dim)
 
 
-def halves_from_pairs(weight: Array, num_heads: int) -> Array:
-    """Reorder each head's rows: llama2.c rotates (0, 1), (2, 3) ..., transformers (i, i + d/2).
+def same(weight: Array, head_dim: int) -> Array:
+    return weight
 
-    weight: [num_heads * d, D]. Row 2i of a head becomes its row i, row 2i + 1 its row i + d/2.
+
+def halves_from_pairs(weight: Array, head_dim: int) -> Array:
+    """Reorder and widen each head's rows: [heads * head_dim, D] -> [heads * HEAD_DIM, D].
+
+    llama2.c rotates rows (0, 1), (2, 3) ... of a head, pair i by theta^(-2i / head_dim);
+    transformers rotates rows (j, j + HEAD_DIM / 2) by theta^(-2j / HEAD_DIM). So pair i goes to
+    j = i * HEAD_DIM / head_dim, where the angle is the same, and the other rows are zero.
     """
-    pairs = weight.reshape(num_heads, -1, 2, weight.shape[1])  # [heads, d / 2, 2, D]
-    return pairs.swapaxes(1, 2).reshape(weight.shape)
+    heads = weight.reshape(-1, head_dim // 2, 2, weight.shape[1])  # [heads, pairs, 2, D]
+    widened = np.zeros((len(heads), 2, HEAD_DIM // 2, weight.shape[1]), dtype=np.float32)
+    widened[:, :, :: HEAD_DIM // head_dim] = heads.swapaxes(1, 2)
+    return widened.reshape(-1, weight.shape[1])
+
+
+def scaled_halves(weight: Array, head_dim: int) -> Array:
+    """Queries too: the products are divided by the root of HEAD_DIM now, not of head_dim."""
+    return halves_from_pairs(weight, head_dim) * np.float32(np.sqrt(HEAD_DIM / head_dim))
+
+
+def widened_rows(weight: Array, head_dim: int) -> Array:
+    """Values: zero rows after each head's own. [heads * head_dim, D] -> [heads * HEAD_DIM, D]."""
+    heads = weight.reshape(-1, head_dim, weight.shape[1])
+    padding = ((0, 0), (0, HEAD_DIM - head_dim), (0, 0))
+    return np.pad(heads, padding).reshape(-1, weight.shape[1])
+
+
+def widened_columns(weight: Array, head_dim: int) -> Array:
+    """The output projection reads the widened heads. [D, heads * head_dim] -> ... * HEAD_DIM]."""
+    return widened_rows(weight.T, head_dim).T
+
+
+CHANGES = {
+    "self_attn.q_proj": scaled_halves,
+    "self_attn.k_proj": halves_from_pairs,
+    "self_attn.v_proj": widened_rows,
+    "self_attn.o_proj": widened_columns,
+}
 
 
 def scored_tokens(content: bytes) -> list[tuple[str, float]]:

@@ -19,6 +19,9 @@ SUPPORTED: Final[tuple[str, ...]] = (
 # Other kinds of position scaling fail in the exporter, or (linear) come out wrong without a word.
 SUPPORTED_ROTARY: Final[tuple[str, ...]] = ("default", "llama3")
 
+# ONNX Runtime's GroupQueryAttention refuses others.
+HEAD_DIM_STEP: Final = 16
+
 
 def check_supported(config: Any) -> None:
     """Raise ModelError, naming what is supported, for a config of anything else.
@@ -36,4 +39,10 @@ def check_supported(config: Any) -> None:
         raise ModelError(
             f"{architecture} with {rotary} position scaling is not supported; "
             f"supported: {', '.join(SUPPORTED_ROTARY)}"
+        )
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim % HEAD_DIM_STEP:
+        raise ModelError(
+            f"attention heads of {head_dim} channels are not supported: the device's kernels need "
+            f"a multiple of {HEAD_DIM_STEP}"
         )
