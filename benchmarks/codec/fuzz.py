@@ -1,0 +1,92 @@
+"""Mutated frames against the decoder: only FrameError may come out, and nothing may hang.
+
+    python benchmarks/codec/fuzz.py --frames 1000000
+
+Each frame is a valid one of a random level, damaged at random; half of them carry a recomputed
+check, as an attacker would send them, so that the damage reaches the decoders behind it.
+"""
+
+import argparse
+import json
+import resource
+import time
+
+import numpy as np
+
+from codec.bench import synthetic_ladder, synthetic_rows
+from codec.errors import FrameError
+from codec.frame import check_seed, pack_frame, unpack_frame
+from codec.ladder import Ladder
+
+
+def damaged(payload: bytes, rng: np.random.Generator) -> bytes:
+    """One to four changed, cut, doubled or inserted pieces."""
+    out = bytearray(payload)
+    for _ in range(int(rng.integers(1, 5))):
+        at = int(rng.integers(len(out) + 1))
+        match int(rng.integers(5)):
+            case 0 if at < len(out):
+                out[at] = int(rng.integers(256))
+            case 1 if at < len(out):
+                out[at] ^= 1 << int(rng.integers(8))
+            case 2:
+                del out[at:]
+            case 3:
+                out[at:at] = rng.bytes(int(rng.integers(1, 17)))
+            case _:
+                out[at : at + 8] = b"\xff" * 8
+    return bytes(out)
+
+
+def run(num_frames: int, hidden_size: int, seed: int) -> dict[str, object]:
+    ladder = synthetic_ladder(hidden_size, block=16)
+    rng = np.random.default_rng(seed)
+    seeds = check_seed(hidden_size, ladder.tables_sha256)
+    valid = []
+    for num_rows in (1, 3):
+        rows, ids = synthetic_rows(ladder, num_rows)
+        rows[0, 3] = 1e6
+        valid += [(ladder.encode(name, rows, ids), num_rows, ids) for name in ladder.names]
+    refused, accepted, slowest = 0, 0, 0.0
+    begin_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for index in range(num_frames):
+        frame, num_rows, ids = valid[index % len(valid)]
+        if rng.integers(2):
+            parsed = unpack_frame(frame, seeds)
+            bad = pack_frame(
+                parsed.kind, parsed.level_index, num_rows, damaged(parsed.payload, rng), seeds
+            )
+        else:
+            bad = damaged(frame, rng)
+        begin = time.perf_counter()
+        refused, accepted = _decode(ladder, bad, num_rows, ids, refused, accepted)
+        slowest = max(slowest, time.perf_counter() - begin)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin_kib
+    return {
+        "frames": num_frames,
+        "refused": refused,
+        "decoded": accepted,
+        "slowest_s": slowest,
+        "memory_growth_kib": grown,
+    }
+
+
+def _decode(
+    ladder: Ladder, bad: bytes, num_rows: int, ids: np.ndarray, refused: int, accepted: int
+) -> tuple[int, int]:
+    try:
+        rows = ladder.decode(bad, num_rows=num_rows, token_ids=ids)
+    except FrameError:
+        return refused + 1, accepted
+    if rows.shape != (num_rows, ladder.hidden_size) or not np.isfinite(rows).all():
+        raise RuntimeError(f"decoder returned {rows.shape} from a damaged frame")
+    return refused, accepted + 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=1_000_000)
+    parser.add_argument("--hidden-size", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print(json.dumps(run(options.frames, options.hidden_size, options.seed)))

@@ -1,0 +1,118 @@
+"""How fast the codec is on this machine, on made-up rows of any width: no model needed.
+
+Rows and tables are synthetic with the shape real ones have (a spectrum of components, most of them
+below one step), so speeds are real and rates only typical. For rate and quality on real hidden
+states see `splitpoint certify` and `benchmarks/codec`.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from codec import rans_native
+from codec.calibrated import CalibratedCodec, SplitModel
+from codec.entropy import Models
+from codec.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, Families
+from codec.ladder import Ladder, Level, LosslessCodec
+from codec.tabq import TabqCodec
+
+
+def synthetic_ladder(hidden_size: int, *, block: int = 256, seed: int = 0) -> Ladder:
+    """lossless, calibrated (rotation in blocks where that divides), TAB-Q; about 2 bits."""
+    rng = np.random.default_rng(seed)
+    size = block if hidden_size > block and hidden_size % block == 0 else hidden_size
+    turns = np.linalg.qr(rng.standard_normal((hidden_size // size, size, size)))[0]
+    sigma = 3.0 * np.exp2(-3.5 * np.arange(size) / size)
+    listed = min(4096, (32 << 20) // hidden_size)
+    model = SplitModel(
+        mean=rng.standard_normal(hidden_size).astype(np.float32),
+        tau=np.full(hidden_size, 100, dtype=np.float32),
+        sigma=np.tile(sigma, hidden_size // size).astype(np.float32),
+        forward=turns.astype(np.float32),
+        inverse=np.ascontiguousarray(turns.swapaxes(1, 2)).astype(np.float32),
+        order=rng.permutation(hidden_size).astype(np.int32),
+        token_ids=np.arange(listed, dtype=np.int32),
+        token_codes=rng.integers(-40, 41, (listed, hidden_size)).astype(np.int8),
+        token_scale=np.full(hidden_size, 1 / 32, dtype=np.float32),
+    )
+    scale = np.exp2((np.arange(NUM_FAMILIES) - 16) / 4).clip(0.15, 4)
+    counts = np.full((NUM_FAMILIES, ALPHABET), 1e-6)
+    steps = np.abs(np.arange(-REACH, REACH + 1))
+    counts[:, :ESCAPE] += np.exp(-steps / scale[:, None])
+    families = Families(models=Models.from_counts(counts))
+    centres = np.zeros((NUM_FAMILIES, 4), dtype=np.float32)
+    levels = (
+        Level(name="lossless", codec=LosslessCodec(hidden_size=hidden_size)),
+        Level(name="calibrated", codec=CalibratedCodec.build(model, 1.0, families, centres)),
+        Level(name="tabq", codec=TabqCodec(hidden_size=hidden_size, delta=0.1, families=families)),
+    )
+    return Ladder(hidden_size=hidden_size, levels=levels, tables_sha256="synthetic")
+
+
+def synthetic_rows(ladder: Ladder, num_rows: int, seed: int = 1) -> tuple[Any, Any]:
+    """Rows [T, D] that follow the calibrated level's model, and their token ids."""
+    rng = np.random.default_rng(seed)
+    codec = ladder.levels[1].codec
+    if not isinstance(codec, CalibratedCodec):
+        raise TypeError("level 1 of the synthetic ladder is calibrated")
+    model = codec.model
+    ids = rng.integers(0, len(model.token_ids), num_rows)
+    noise = rng.standard_normal((num_rows, ladder.hidden_size)).astype(np.float32) * model.sigma
+    rows = model.rotate_back(noise + model.predicted(ids)) + model.mean
+    return rows.astype(np.float32), ids
+
+
+def run_codec_bench(
+    *, hidden_size: int = 4096, prefill_rows: int = 512, repeats: int = 30
+) -> dict[str, Any]:
+    """Median and spread of encode and decode, one row and `prefill_rows` rows, for each level.
+
+    `bound_s` is the time this machine needs to copy the rows once: the memory-bandwidth bound.
+    """
+    ladder = synthetic_ladder(hidden_size)
+    results = []
+    for num_rows in (1, prefill_rows):
+        rows, ids = synthetic_rows(ladder, num_rows)
+        target = np.empty_like(rows)
+        times = repeats if num_rows > 1 else 20 * repeats
+        bound = _median(lambda: np.copyto(target, rows), times)[0]  # noqa: B023
+        for level in ladder.names:
+            frame = ladder.encode(level, rows, ids)
+            encode = _median(lambda: ladder.encode(level, rows, ids), times)  # noqa: B023
+            decode = _median(
+                lambda: ladder.decode(frame, num_rows=num_rows, token_ids=ids),  # noqa: B023
+                times,
+            )
+            results.append(
+                {
+                    "level": level,
+                    "num_rows": num_rows,
+                    "bits_per_element": 8 * len(frame) / rows.size,
+                    "encode_s": encode[0],
+                    "encode_p90_s": encode[1],
+                    "decode_s": decode[0],
+                    "decode_p90_s": decode[1],
+                    "encode_elements_per_s": rows.size / encode[0],
+                    "decode_elements_per_s": rows.size / decode[0],
+                    "bound_s": bound,
+                }
+            )
+    return {
+        "hidden_size": hidden_size,
+        "compiled_kernel": rans_native.load(),
+        "measured": True,
+        "results": results,
+    }
+
+
+def _median(call: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median and 90th percentile of `repeats` calls in seconds, after three to warm up."""
+    taken = []
+    for index in range(repeats + 3):
+        begin = time.perf_counter()
+        call()
+        if index >= 3:
+            taken.append(time.perf_counter() - begin)
+    return float(np.median(taken)), float(np.quantile(taken, 0.9))
