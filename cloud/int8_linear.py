@@ -3,9 +3,9 @@
 torch's dynamic int8 takes one activation scale for the whole tensor, so a row's result would
 depend on its neighbours. Here each row is written as two int8 digits with the row's own scale,
 
-    x = s (q1 + q2 / 254),  s = max|x| / 127,  q1 = round(x / s),  q2 = round(254 (x / s - q1)),
+    x = s (q1 + q2 / 254),  s = max|x| / 127,  q1 = round(x / s),  q2 = trunc(254 (x / s - q1)),
 
-15 to 16 bits in all, and both digits go through one integer product against the weights. int32
+about 15 bits in all, and both digits go through one integer product against the weights. int32
 sums are exact, so the result is bit for bit the same in any batch, on any number of threads;
 and the weights, which are what the time goes into, are read once. Ours; the digits are there
 because activations with outliers do not survive 8 bits (docs/architecture.md).
@@ -83,11 +83,12 @@ class DequantizedLinear(nn.Module):
 
 def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [T, in] -> digits int8 [2 T, in], first ones before second ones, and scale [T, 1]."""
-    scale = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True)
-    scale = scale.mul_(1.0 / 127.0).clamp_(min=_TINY)
+    largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True)
+    scale = largest.mul_(1.0 / 127.0).clamp_(min=_TINY)
     ratio = rows / scale
     first = torch.round(ratio)
-    second = ratio.sub_(first).mul_(_SECOND_DIGIT).round_()
+    # The conversion truncates the second digit: half a unit less exact, one call less.
+    second = ratio.sub_(first).mul_(_SECOND_DIGIT)
     return torch.cat((first, second)).to(torch.int8), scale
 
 

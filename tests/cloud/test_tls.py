@@ -34,7 +34,7 @@ def authority(folder: Path, name: str) -> Authority:
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
     ca, key, request = f"{name}-ca", f"{name}.key", f"{name}.csr"
-    new_key = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes".split()
+    new_key = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
     openssl(
         *new_key, *f"-x509 -days 2 -keyout {ca}.key -out {ca}.pem".split(), "-subj", f"/CN={ca}"
