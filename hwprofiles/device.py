@@ -23,6 +23,7 @@ MAY_BE_ZERO = (
     "matrix_bytes",
     "width",
     "lookup_s_per_element",
+    "num_weights",
 )
 
 SourceKind = Literal["measured", "data_sheet", "derived", "assumed"]
@@ -91,10 +92,12 @@ class DecodePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPoint:
-    """Matrix work on `num_rows` rows at once: 2 * rows * weights floating-point operations."""
+    """Matrix work on `num_rows` rows at once, in matrices of `num_weights` weights:
+    2 * rows * weights floating-point operations."""
 
     num_rows: int
     flops_per_s: float
+    num_weights: float = 0.0
     spread: float | None = None
 
 
@@ -110,7 +113,7 @@ class DecodeCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchCurve:
-    """Many-row rates by number of rows, in rising order."""
+    """Many-row rates, in rising order of matrix size, then of rows."""
 
     source: str
     points: tuple[BatchPoint, ...]
@@ -168,8 +171,9 @@ class AttentionKernel:
 class Overheads:
     """Time outside matrices and attention.
 
-    `step_s`: per forward pass. `layer_s`: per layer, norms and activation of a single row.
-    `elementwise_bytes_per_s`: rate of those same operations over many rows, counted as
+    `step_s`: per forward pass. `layer_s`: per layer of a single row, what is left of a whole
+    layer when its matrices and attention are taken off: norms, activation, waking threads.
+    `elementwise_bytes_per_s`: the same for many rows, counted as
     4 * (4 * hidden + 3 * intermediate) bytes a row and layer.
     """
 
@@ -266,7 +270,8 @@ def _check(profile: DeviceProfile) -> None:
         name = f"{where}: kernel of {kernel.weight_bits} bits"
         decode = [(point.matrix_bytes, point.working_set_bytes) for point in kernel.decode.points]
         _check_rising(name, "decode", decode)
-        _check_rising(name, "batch", [point.num_rows for point in kernel.batch.points])
+        batch = [(point.num_weights, point.num_rows) for point in kernel.batch.points]
+        _check_rising(name, "batch", batch)
     for kernel_ in profile.attention:
         rows = [(point.num_rows, point.working_set_bytes) for point in kernel_.points]
         _check_rising(f"{where}: attention of {kernel_.kv_bits} bits", "points", rows)

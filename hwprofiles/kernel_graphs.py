@@ -8,6 +8,8 @@ numbers would slow the kernels down, and zeros would not be real work.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,31 +134,104 @@ def lookup(*, width: int, num_rows: int, weight_bits: int) -> bytes:
     return graph.model()
 
 
-def elementwise_chain(*, width: int, inner: int, num_layers: int) -> bytes:
-    """The operators between matrices: two skip-norms and a gated activation a layer."""
+def decoder_stack(
+    *,
+    width: int,
+    inner: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_layers: int,
+    weight_bits: int,
+    compute: Compute,
+) -> bytes:
+    """Whole decoder layers in the front's order: norm, qkv, attention, o, norm, gated MLP.
+
+    Inputs: x [1, rows, width], lengths and caches as in `attention_stack` (32-bit).
+    """
+    rng = np.random.default_rng(0)
     graph = GraphWriter()
-    graph.input("x", FLOAT, ["rows", width])
-    graph.input("z", FLOAT, ["rows", inner])
+    graph.input("x", FLOAT, [1, "rows", width])
+    graph.input("past_length", INT32, [1])
+    graph.input("total_length", INT32, [])
+    _rotary(graph, head_dim, np.float32)
     graph.constant("gain", np.ones(width, dtype=np.float32))
-    residual, inner_name, hidden = "x", "z", "x"
+    heads = num_heads * head_dim
+    packed = heads + 2 * num_kv_heads * head_dim
+    cache_shape: list[int | str] = [1, num_kv_heads, "capacity", head_dim]
+    residual, update = "x", "x"
     for layer in range(num_layers):
-        for half in range(2):
-            hidden, total = f"h{layer}_{half}", f"r{layer}_{half}"
+
+        def name(part: str, layer: int = layer) -> str:
+            return f"{part}_{layer}"
+
+        def matmul(source: str, part: str, k: int, n: int, layer: int = layer) -> str:
+            _matmul(graph, rng, source, f"{part}_{layer}", k, n, weight_bits, compute)
+            return f"{part}_{layer}"
+
+        def norm(part: str, addends: list[str], layer: int = layer) -> str:
             graph.node(
                 "SkipSimplifiedLayerNormalization",
-                [residual, "x", "gain"],
-                [hidden, "", "", total],
+                [*addends, "gain"],
+                [f"{part}_{layer}", "", "", f"{part}_sum_{layer}"],
                 domain=MICROSOFT,
                 epsilon=1e-5,
             )
-            residual = total
-        graph.node("Sigmoid", [inner_name], [f"s{layer}"])
-        graph.node("Mul", [inner_name, f"s{layer}"], [f"m{layer}"])
-        graph.node("Mul", [f"m{layer}", "z"], [f"g{layer}"])
-        inner_name = f"g{layer}"
-    for name, size in ((hidden, width), (inner_name, inner)):
-        graph.output(name, FLOAT, ["rows", size])
+            return f"{part}_{layer}"
+
+        qkv = matmul(norm("first", [residual, update]), "qkv", width, packed)
+        residual = name("first_sum")
+        _cache(graph, layer, FLOAT, cache_shape)
+        _attention(graph, layer, qkv, num_heads, num_kv_heads, head_dim, ["", ""], {})
+        update = matmul(name("out"), "o", heads, width)
+        normed = norm("second", [residual, update])
+        residual = name("second_sum")
+        gate = matmul(normed, "gate", width, inner)
+        up = matmul(normed, "up", width, inner)
+        graph.node("Sigmoid", [gate], [name("sigmoid")])
+        graph.node("Mul", [gate, name("sigmoid")], [name("silu")])
+        graph.node("Mul", [name("silu"), up], [name("gated")])
+        update = matmul(name("gated"), "down", inner, width)
+    graph.node("Add", [residual, update], ["y"])
+    graph.output("y", FLOAT, [1, "rows", width])
     return graph.model()
+
+
+def _rotary(graph: GraphWriter, head_dim: int, kind: type[np.floating[Any]]) -> None:
+    angles = np.outer(np.arange(4096), 1e4 ** -(np.arange(head_dim // 2) / (head_dim // 2)))
+    graph.constant("cos", np.cos(angles).astype(kind))
+    graph.constant("sin", np.sin(angles).astype(kind))
+
+
+def _cache(graph: GraphWriter, layer: int, element: int, cache_shape: Sequence[int | str]) -> None:
+    for part in ("key", "value"):
+        graph.input(f"past_{part}_{layer}", element, cache_shape)
+        graph.output(f"present_{part}_{layer}", element, cache_shape)
+
+
+def _attention(
+    graph: GraphWriter,
+    layer: int,
+    qkv: str,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scales: list[str],
+    extra: dict[str, int | float | str],
+) -> None:
+    cache = [f"past_key_{layer}", f"past_value_{layer}"]
+    lengths = ["past_length", "total_length"]
+    graph.node(
+        "GroupQueryAttention",
+        [qkv, "", "", *cache, *lengths, "cos", "sin", "", "", "", *scales],
+        [f"out_{layer}", f"present_key_{layer}", f"present_value_{layer}"],
+        domain=MICROSOFT,
+        num_heads=num_heads,
+        kv_num_heads=num_kv_heads,
+        scale=head_dim**-0.5,
+        do_rotary=1,
+        **extra,
+    )
 
 
 def attention_stack(
@@ -175,10 +250,7 @@ def attention_stack(
     graph.input("qkv", outer, [1, "rows", packed])
     graph.input("past_length", INT32, [1])
     graph.input("total_length", INT32, [])
-    angles = np.outer(np.arange(8192), 1e4 ** -(np.arange(head_dim // 2) / (head_dim // 2)))
-    kind = np.float16 if kv_bits == 16 else np.float32
-    graph.constant("cos", np.cos(angles).astype(kind))
-    graph.constant("sin", np.sin(angles).astype(kind))
+    _rotary(graph, head_dim, np.float16 if kv_bits == 16 else np.float32)
     extra: dict[str, int | float | str] = {}
     scales = ["", ""]
     if kv_bits == 8:
@@ -187,26 +259,11 @@ def attention_stack(
         scale = np.full((1, num_kv_heads, 1, head_dim), 0.02, dtype=np.float32)
         graph.constant("kv_scale", scale)
         scales = ["kv_scale", "kv_scale"]
-    lengths = ["past_length", "total_length"]
     cache_shape: list[int | str] = [1, num_kv_heads, "capacity", head_dim]
     for layer in range(num_layers):
-        key, value = f"past_key_{layer}", f"past_value_{layer}"
-        graph.input(key, element, cache_shape)
-        graph.input(value, element, cache_shape)
-        graph.node(
-            "GroupQueryAttention",
-            ["qkv", "", "", key, value, *lengths, "cos", "sin", "", "", "", *scales],
-            [f"out_{layer}", f"present_key_{layer}", f"present_value_{layer}"],
-            domain=MICROSOFT,
-            num_heads=num_heads,
-            kv_num_heads=num_kv_heads,
-            scale=head_dim**-0.5,
-            do_rotary=1,
-            **extra,
-        )
+        _cache(graph, layer, element, cache_shape)
+        _attention(graph, layer, "qkv", num_heads, num_kv_heads, head_dim, scales, extra)
         graph.output(f"out_{layer}", outer, [1, "rows", num_heads * head_dim])
-        graph.output(f"present_key_{layer}", element, cache_shape)
-        graph.output(f"present_value_{layer}", element, cache_shape)
     return graph.model()
 
 

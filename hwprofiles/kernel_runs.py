@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hwprofiles.device import Compute
 from hwprofiles.kernel_graphs import (
     attention_stack,
-    elementwise_chain,
+    decoder_stack,
     lookup,
     matmul_chain,
     step_skeleton,
@@ -36,7 +36,6 @@ def touch_kernels() -> None:
         num_heads=2, num_kv_heads=1, head_dim=32, num_layers=1, kv_bits=32,
         cases=((1, 4), (4, 8)), num_threads=2, budget_s=0.0,
     )  # fmt: skip
-    time_elementwise(width=64, inner=64, num_layers=1, num_rows=2, num_threads=2, budget_s=0.0)
 
 
 def open_session(model: bytes, num_threads: int) -> ort.InferenceSession:
@@ -126,19 +125,48 @@ def time_lookup(
     return measure(_bound(session, {"ids": ids}), budget_s=budget_s)
 
 
-def time_elementwise(
-    *, width: int, inner: int, num_layers: int, num_rows: int, num_threads: int, budget_s: float
-) -> Timing:
-    """The operators between matrices, `num_layers` layers of them."""
-    session = open_session(
-        elementwise_chain(width=width, inner=inner, num_layers=num_layers), num_threads
+def time_decoder(
+    *,
+    width: int,
+    inner: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_layers: int,
+    weight_bits: int,
+    compute: Compute,
+    cases: tuple[tuple[int, int], ...],
+    num_threads: int,
+    budget_s: float,
+) -> list[Timing]:
+    """Whole decoder layers, timed for each (new rows, tokens with the new ones)."""
+    model = decoder_stack(
+        width=width,
+        inner=inner,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        num_layers=num_layers,
+        weight_bits=weight_bits,
+        compute=compute,
     )
-    rng = np.random.default_rng(1)
-    feeds = {
-        "x": rng.standard_normal((num_rows, width)).astype(np.float32),
-        "z": rng.standard_normal((num_rows, inner)).astype(np.float32),
+    session = open_session(model, num_threads)
+    shape = (1, num_kv_heads, max(total for _, total in cases), head_dim)
+    caches = {
+        f"{part}_{layer}": ort.OrtValue.ortvalue_from_numpy(np.ones(shape, dtype=np.float32))
+        for layer in range(num_layers)
+        for part in ("key", "value")
     }
-    return measure(_bound(session, feeds), budget_s=budget_s)
+    rng = np.random.default_rng(1)
+    timings = []
+    for rows, total in cases:
+        feeds: dict[str, NDArray[np.generic]] = {
+            "x": rng.standard_normal((1, rows, width)).astype(np.float32),
+            "past_length": np.array([total - 1], dtype=np.int32),
+            "total_length": np.array(total, dtype=np.int32),
+        }
+        timings.append(measure(_bound(session, feeds, caches), budget_s=budget_s))
+    return timings
 
 
 def time_step(*, num_threads: int, budget_s: float) -> Timing:

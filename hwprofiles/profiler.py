@@ -38,6 +38,7 @@ from hwprofiles.device import (
     Source,
 )
 from hwprofiles.kernel_graphs import weight_bytes
+from hwprofiles.rates import attention_s, matrix_s
 from hwprofiles.timing import Timing
 
 MB = 1e6
@@ -51,7 +52,8 @@ PRECISIONS: tuple[tuple[int, Compute], ...] = (
 )
 ATTENTION = {"num_heads": 12, "num_kv_heads": 4, "head_dim": 64}
 ATTENTION_LAYERS = (2, 8, 32)  # how many caches a single row walks
-WIDTH, INNER = 768, 2048  # of the many-row and elementwise probes
+BATCH_SHAPES = ((576, 1536), (1024, 2816))  # of models of 0.1 and 1 billion weights
+WIDTH, INNER, LAYERS = 768, 2048, 6  # of the whole-layer probe
 NOISY_SPREAD, DRIFT = 0.25, 0.10
 
 Progress = Callable[[float, str], None]
@@ -167,7 +169,7 @@ def _one_pass(threads: int, effort: Effort, spreads: list[float], progress: Prog
         progress(0.8 + 0.06 * index, f"attention, {kv_bits}-bit cache")
         attention.append(_attention(kv_bits, threads, effort, spreads))
     progress(0.98, "operators in between")
-    overheads = _overheads(threads, effort, spreads)
+    overheads = _overheads(threads, effort, spreads, kernels, attention)
     return Rates(kernels=tuple(kernels), attention=tuple(attention), overheads=overheads)
 
 
@@ -263,14 +265,15 @@ def _kernel(
                     spread=_digits(timing.spread),
                 )
             )
-    weights = 2 * 2 * WIDTH * INNER
     batch = [
         BatchPoint(
             num_rows=rows,
-            flops_per_s=_digits(2 * rows * weights / _net_s(timing, 4 * dispatch_s)),
+            num_weights=float(width * inner),
+            flops_per_s=_digits(8 * rows * width * inner / _net_s(timing, 4 * dispatch_s)),
             spread=_digits(timing.spread),
         )
-        for rows, timing in zip(effort.rows, run(WIDTH, INNER, 2, effort.rows), strict=True)
+        for width, inner in BATCH_SHAPES
+        for rows, timing in zip(effort.rows, run(width, inner, 2, effort.rows), strict=True)
     ]
     return Kernel(
         weight_bits=bits,
@@ -327,23 +330,64 @@ def _attention(kv_bits: int, threads: int, effort: Effort, spreads: list[float])
     return AttentionKernel(kv_bits=kv_bits, source="bench", points=tuple(points), width=width)
 
 
-def _overheads(threads: int, effort: Effort, spreads: list[float]) -> Overheads:
-    layers, rows = 8, 512
-    one, many = (
-        kernel_runs.time_elementwise(
-            width=WIDTH, inner=INNER, num_layers=layers, num_rows=count, num_threads=threads,
-            budget_s=effort.budget_s,
-        )
-        for count in (1, rows)
-    )  # fmt: skip
+def _overheads(
+    threads: int,
+    effort: Effort,
+    spreads: list[float],
+    kernels: Sequence[Kernel],
+    attention: Sequence[AttentionKernel],
+) -> Overheads:
+    """What is left of whole layers once their matrices and attention are taken off, by the same
+    formulas that predictions use: norms, activation, and waking threads between operators."""
     step = kernel_runs.time_step(num_threads=threads, budget_s=effort.budget_s)
-    spreads += [one.spread, many.spread, step.spread]
-    moved = 4 * (4 * WIDTH + 3 * INNER) * rows * layers
-    rate = moved / (many.seconds - one.seconds)
+    rows, tokens = 128, 192
+    ones: list[float] = []
+    manys: list[float] = []
+    for kernel in kernels:
+        if kernel.weight_bits <= 8 and kernel.compute == "fp32":
+            continue
+        one, many = kernel_runs.time_decoder(
+            **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS,
+            weight_bits=kernel.weight_bits, compute=kernel.compute,
+            cases=((1, tokens), (rows, tokens)), num_threads=threads, budget_s=effort.budget_s,
+        )  # fmt: skip
+        spreads += [one.spread, many.spread]
+        for found, timing, count in ((ones, one, 1), (manys, many, rows)):
+            known = _known_layer_s(kernel, attention[-1], count, tokens)
+            found.append((timing.seconds - step.seconds) / LAYERS - known)
+    layer_s = max(1e-7, statistics.median(ones))
+    rest_s = max(1e-7, statistics.median(manys) - layer_s)
+    moved = 4 * (4 * WIDTH + 3 * INNER) * (rows - 1)
     return Overheads(
         step_s=_figure(step.seconds, step),
-        layer_s=_figure(one.seconds / layers, one),
-        elementwise_bytes_per_s=_figure(rate, many),
+        layer_s=Figure(value=_digits(layer_s), source="bench"),
+        elementwise_bytes_per_s=Figure(value=_digits(moved / rest_s), source="bench"),
+    )
+
+
+def _known_layer_s(kernel: Kernel, cache: AttentionKernel, num_rows: int, num_tokens: int) -> float:
+    """Matrices and attention of one layer of the whole-layer probe."""
+    heads = ATTENTION["num_heads"] * ATTENTION["head_dim"]
+    packed = heads + 2 * ATTENTION["num_kv_heads"] * ATTENTION["head_dim"]
+    sizes = [WIDTH * packed, heads * WIDTH, *[WIDTH * INNER] * 3]
+    working_set = LAYERS * weight_bytes(sum(sizes), kernel.weight_bits)
+    matrices = sum(
+        matrix_s(
+            kernel,
+            num_weights=size,
+            matrix_bytes=weight_bytes(size, kernel.weight_bits),
+            num_rows=num_rows,
+            working_set_bytes=working_set,
+        )
+        for size in sizes
+    )
+    return matrices + attention_s(
+        cache,
+        num_rows=num_rows,
+        num_tokens=num_tokens,
+        num_heads=ATTENTION["num_heads"],
+        head_dim=ATTENTION["head_dim"],
+        working_set_bytes=working_set,
     )
 
 

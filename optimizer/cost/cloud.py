@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hwprofiles.device import DeviceProfile
-from optimizer.cost.rates import attention_s, batch_s_per_flop, decode_s_per_byte
+from hwprofiles.rates import attention_s, matrix_s
 from optimizer.cost.weights import Matrix, back_matrix_bytes, layer_matrices
 from optimizer.geometry import ModelGeometry
 
@@ -45,18 +45,17 @@ def back_step_s(
     matrices = layer_matrices(geometry)
     working_set = num_layers * sum(back_matrix_bytes(matrix, back_bits) for matrix in matrices)
 
-    def matrix_s(matrix: Matrix, bits: int, num_rows: int) -> float:
-        size = back_matrix_bytes(matrix, bits)
-        seconds = size * decode_s_per_byte(
-            kernel.decode, working_set_bytes=working_set, matrix_bytes=size
+    def seconds_of(matrix: Matrix, bits: int, num_rows: int) -> float:
+        return matrix_s(
+            kernel,
+            num_weights=matrix.num_weights,
+            matrix_bytes=back_matrix_bytes(matrix, bits),
+            num_rows=num_rows,
+            working_set_bytes=working_set,
         )
-        if num_rows > 1:
-            flops = 2 * num_rows * matrix.num_weights
-            seconds = max(seconds, flops * batch_s_per_flop(kernel.batch, num_rows))
-        return kernel.dispatch_s + seconds
 
     layer = device.overheads.layer_s.effective
-    layer += sum(matrix_s(matrix, back_bits, rows) for matrix in matrices)
+    layer += sum(seconds_of(matrix, back_bits, rows) for matrix in matrices)
     cache = device.attention_kernel(kv_bits)
     for session in sessions:
         layer += attention_s(
@@ -69,7 +68,7 @@ def back_step_s(
         )
     head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
     total = device.overheads.step_s.effective + num_layers * layer
-    return total + matrix_s(head, head_bits, len(sessions))
+    return total + seconds_of(head, head_bits, len(sessions))
 
 
 def steady_batch(

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwprofiles.device import DeviceProfile, Kernel
-from optimizer.cost.rates import attention_s, batch_s_per_flop, decode_s_per_byte
+from hwprofiles.rates import attention_s, matrix_s
 from optimizer.cost.weights import (
     Matrix,
     front_layer_bytes,
@@ -24,9 +24,6 @@ from optimizer.cost.weights import (
     layer_matrices,
 )
 from optimizer.geometry import ModelGeometry
-
-# Width and inner width of the profiler's elementwise probe: `layer_s` includes one such row.
-PROBE_ROW_BYTES = 4 * (4 * 768 + 3 * 2048)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,16 +75,14 @@ def front_step(
     working_set = split * front_layer_bytes(geometry, weight_bits)
     working_set += geometry.kv_bytes(num_layers=split, num_tokens=tokens, kv_bits=kv_bits)
 
-    def matrix_s(matrix: Matrix, rows: int) -> float:
-        size = front_matrix_bytes(matrix.num_weights, weight_bits)
-        slowness = decode_s_per_byte(
-            kernel.decode, working_set_bytes=working_set, matrix_bytes=size
+    def seconds_of(matrix: Matrix, rows: int) -> float:
+        return matrix_s(
+            kernel,
+            num_weights=matrix.num_weights,
+            matrix_bytes=front_matrix_bytes(matrix.num_weights, weight_bits),
+            num_rows=rows,
+            working_set_bytes=working_set,
         )
-        seconds = size * slowness
-        if rows > 1:
-            flops = 2 * rows * matrix.num_weights
-            seconds = max(seconds, flops * batch_s_per_flop(kernel.batch, rows))
-        return kernel.dispatch_s + seconds
 
     attention = attention_s(
         cache,
@@ -98,16 +93,16 @@ def front_step(
         working_set_bytes=working_set,
     )
     row_bytes = 4 * (4 * geometry.hidden_size + 3 * geometry.intermediate_size)
-    extra_bytes = max(0, num_rows * row_bytes - PROBE_ROW_BYTES)
+    extra_bytes = (num_rows - 1) * row_bytes
     overheads = device.overheads
     elementwise = overheads.layer_s.effective
     elementwise += extra_bytes / overheads.elementwise_bytes_per_s.effective
     head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
     return StepTime(
-        matrices_s=split * sum(matrix_s(matrix, num_rows) for matrix in layer_matrices(geometry)),
+        matrices_s=split * sum(seconds_of(matrix, num_rows) for matrix in layer_matrices(geometry)),
         attention_s=split * attention,
         elementwise_s=split * elementwise,
-        head_s=matrix_s(head, 1) if split == geometry.num_layers else 0.0,
+        head_s=seconds_of(head, 1) if split == geometry.num_layers else 0.0,
         step_s=overheads.step_s.effective
         + num_rows * geometry.hidden_size * kernel.lookup_s_per_element,
     )

@@ -17,7 +17,7 @@ from hwprofiles.device import (
 )
 from hwprofiles.device_catalog import load_device, shipped_devices
 from optimizer.cost.edge import front_prefill, front_step
-from optimizer.cost.rates import (
+from hwprofiles.rates import (
     attention_s,
     batch_s_per_flop,
     decode_s_per_byte,
@@ -64,7 +64,7 @@ def test_batch_and_attention_read_off_their_points() -> None:
         source="x",
         points=(BatchPoint(num_rows=2, flops_per_s=1.0), BatchPoint(num_rows=8, flops_per_s=4.0)),
     )
-    assert batch_s_per_flop(curve, 4) == pytest.approx((1 + 0.25) / 2)
+    assert batch_s_per_flop(curve, num_rows=4, num_weights=1e6) == pytest.approx((1 + 0.25) / 2)
     kernel = AttentionKernel(
         kv_bits=32,
         source="x",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 
-from hwprofiles.device import AttentionKernel, BatchCurve, DecodeCurve
+from hwprofiles.device import AttentionKernel, BatchCurve, DecodeCurve, Kernel
 
 
 def decode_s_per_byte(
@@ -27,11 +27,33 @@ def decode_s_per_byte(
     return interpolate(sizes, values, matrix_bytes) / curve.efficiency
 
 
-def batch_s_per_flop(curve: BatchCurve, num_rows: int) -> float:
-    """Seconds a floating-point operation of matrix work on `num_rows` rows at once."""
-    rows = [point.num_rows for point in curve.points]
-    slowness = [1 / point.flops_per_s for point in curve.points]
-    return interpolate(rows, slowness, num_rows) / curve.efficiency
+def batch_s_per_flop(curve: BatchCurve, *, num_rows: int, num_weights: float) -> float:
+    """Seconds a floating-point operation of `num_rows` rows at once, in matrices of this size."""
+    sizes, values = [], []
+    for size, group in groupby(curve.points, key=lambda point: point.num_weights):
+        points = list(group)
+        rows = [point.num_rows for point in points]
+        sizes.append(size)
+        values.append(interpolate(rows, [1 / point.flops_per_s for point in points], num_rows))
+    return interpolate(sizes, values, num_weights) / curve.efficiency
+
+
+def matrix_s(
+    kernel: Kernel,
+    *,
+    num_weights: int,
+    matrix_bytes: float,
+    num_rows: int,
+    working_set_bytes: float,
+) -> float:
+    """Seconds of one matrix: dispatch, and the slower of walking its bytes and doing its work."""
+    seconds = matrix_bytes * decode_s_per_byte(
+        kernel.decode, working_set_bytes=working_set_bytes, matrix_bytes=matrix_bytes
+    )
+    if num_rows > 1:
+        slowness = batch_s_per_flop(kernel.batch, num_rows=num_rows, num_weights=num_weights)
+        seconds = max(seconds, 2 * num_rows * num_weights * slowness)
+    return kernel.dispatch_s + seconds
 
 
 def attention_s(
