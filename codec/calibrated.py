@@ -89,19 +89,14 @@ class SplitModel:
         """F times each row of [T, D]."""
         if len(self.forward) == 1:
             return np.asarray(rows @ self.forward[0])
-        blocks = rows[:, self.order].reshape(len(rows), len(self.forward), -1)  # [T, N, B]
-        rotated = np.matmul(blocks.swapaxes(0, 1), self.forward).swapaxes(0, 1)
-        return np.asarray(rotated.reshape(rows.shape))
+        return _by_blocks(np.take(rows, self.order, axis=1), self.forward)
 
     def rotate_back(self, components: F32) -> F32:
         """The inverse of `rotate`, [T, D]."""
         if len(self.inverse) == 1:
             return np.asarray(components @ self.inverse[0])
-        blocks = components.reshape(len(components), len(self.inverse), -1)
-        ordered = np.matmul(blocks.swapaxes(0, 1), self.inverse).swapaxes(0, 1)
-        rows = np.empty_like(components)
-        rows[:, self.order] = ordered.reshape(components.shape)
-        return rows
+        place = np.argsort(self.order)
+        return np.take(_by_blocks(components, self.inverse), place, axis=1)
 
     def predicted(self, token_ids: TokenIds) -> F32:
         """p(t) of every row, [T, D]."""
@@ -221,6 +216,16 @@ class CalibratedCodec:
         components += self.model.predicted(token_ids)
         with np.errstate(over="ignore", invalid="ignore"):
             return self.model.rotate_back(components) + self.model.mean
+
+
+def _by_blocks(rows: F32, blocks: F32) -> F32:
+    """Rows [T, N B] times blocks [N, B, B] of a block-diagonal matrix, one product a block."""
+    out = np.empty_like(rows)
+    size = blocks.shape[-1]
+    for index, block in enumerate(blocks):
+        part = slice(index * size, (index + 1) * size)
+        out[:, part] = rows[:, part] @ block
+    return out
 
 
 def scale_weights(sigma: F32, step: float) -> tuple[U8, F32]:

@@ -52,8 +52,12 @@ class Families:
 def to_symbols(family: U8, codes: Codes) -> tuple[U8, npt.NDArray[np.bool_]]:
     """Symbol of each code and whether it escapes; any shape."""
     high = codes >> SHIFTS[family]
-    escapes = np.abs(high) > REACH
-    return np.where(escapes, ESCAPE, high + REACH).astype(np.uint8), escapes
+    high += REACH
+    escapes = (high < 0) | (high > 2 * REACH)
+    symbols = high.astype(np.uint8)
+    if escapes.any():
+        symbols[escapes] = ESCAPE
+    return symbols, escapes
 
 
 def encode_codes(
