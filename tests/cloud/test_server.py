@@ -82,7 +82,7 @@ class Stream:
         await self.call.write(wire.encode_edge(message))
 
     async def receive(self) -> CloudMessage:
-        data = await asyncio.wait_for(self.call.read(), 20)
+        data = await asyncio.wait_for(self.call.read(), 60)
         if data is grpc.aio.EOF:
             await self.call.wait_for_connection()  # raises the status the stream ended with
             raise AssertionError(f"the stream ended: {await self.call.code()}")
@@ -117,15 +117,15 @@ def _channel(port: int) -> grpc.aio.Channel:
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), 280))
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(400):
+    for _ in range(4000):
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("did not come true within 4 s")
+    raise AssertionError("did not come true within 40 s")
 
 
 def frame_of(served: Served, sequence: int, tokens: list[int], first: int, **changes: Any) -> Frame:
@@ -380,7 +380,7 @@ def test_cancelling_and_disconnecting_free_the_cache(served: Served) -> None:
 
 def test_a_silent_session_is_evicted(served: Served) -> None:
     async def scenario() -> None:
-        async with connected(replace(served.config, idle_ttl_s=0.2)) as (server, channel):
+        async with connected(replace(served.config, idle_ttl_s=1.0)) as (server, channel):
             stream = await Stream(channel).open()
             code, reason = await stream.refused()
             assert code is grpc.StatusCode.ABORTED

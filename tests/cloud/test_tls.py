@@ -97,7 +97,7 @@ def test_only_the_right_certificates_and_token_get_in(tmp_path: Path) -> None:
             assert await describe(server.port, client(ours.ca, theirs), "secret") == "UNAVAILABLE"
             assert await describe(server.port, client(ours.ca), "secret") == "UNAVAILABLE"
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), 280))
 
 
 def test_tls_and_a_token_together_open_other_interfaces(tmp_path: Path) -> None:
