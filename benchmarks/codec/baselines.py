@@ -42,7 +42,7 @@ class Baseline:
             case "int8 row (Mesh-LLM)":
                 back, bits = _scaled(rows, 8), 8.0 * size + 32
             case "int8 blockwise (Petals)":
-                # hivemind's blocks have 4,096 values; a row is shorter, so a block is a row or less.
+                # hivemind's blocks have 4,096 values; a shorter row is one block.
                 block = min(size, 4096)
                 back, bits = _grouped(rows, 8, block), 8.0 * size + 32 * -(-size // block)
             case "q8_0 (distributed-llama)":

@@ -196,3 +196,17 @@ def test_tabq_widths_stay_between_min_and_max_bits() -> None:
         widths = np.frombuffer(payload, np.uint8, count=16, offset=1)[1::2]
         assert widths.max() <= high
         assert widths.min() >= low
+
+
+def test_one_massive_row_does_not_cost_the_others_their_level(ladder: Ladder) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((64, D)).astype(np.float32)
+    rows[0] = rng.uniform(900, 26_800, D)
+    ids = np.zeros(64, dtype=np.int64)
+    frame = ladder.encode("coarse", rows, ids)
+    assert ladder.level_of(frame) == "coarse"
+    back = ladder.decode(frame, num_rows=64, token_ids=ids)
+    np.testing.assert_allclose(back[0], rows[0], rtol=2.0**-11)
+    assert np.abs(back[1:] - rows[1:]).max() < 1.3
+    alone = ladder.encode("coarse", rows[:1], ids[:1])
+    assert ladder.level_of(alone) == ladder.safe_level
