@@ -15,11 +15,13 @@ import typer
 from typer.exceptions import TyperException
 
 from splitpoint.commands.build import build
+from splitpoint.commands.certify import certify
 from splitpoint.commands.chat import chat
 from splitpoint.commands.demo import demo
 from splitpoint.commands.doctor import doctor
 from splitpoint.commands.emulate_link import emulate_link
 from splitpoint.commands.model import model_app
+from splitpoint.commands.profile import profile_app
 from splitpoint.commands.run import run
 from splitpoint.commands.serve import serve
 from splitpoint.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, one_line
@@ -32,7 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(model_app, name="model")
+app.add_typer(profile_app, name="profile")
 app.command()(build)
+app.command()(certify)
 app.command()(serve)
 app.command()(run)
 app.command()(chat)

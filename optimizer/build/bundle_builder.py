@@ -21,6 +21,17 @@ Progress = Callable[[str], None]  # called with the name of the stage that begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What to fit the compression levels on: `num_tokens` tokens of `text`.
+
+    text None: the model writes its own, which needs no corpus and takes a minute longer.
+    """
+
+    num_tokens: int = 8192
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
     """What was built: sizes on disk and the highest memory this process has had."""
 
@@ -38,10 +49,12 @@ def build_bundle(
     progress: Progress,
     force: bool = False,
     sides: Collection[Role] = ("edge", "cloud"),
+    calibration: Calibration | None = None,
 ) -> BuildReport:
     """Build `plan` into the folder `out`, which must not exist (or `force` replaces it).
 
     sides: what to make; a device needs only the edge side, a server only the cloud side.
+    calibration: None leaves `lossless` as the only compression level.
 
     Everything is made in a sibling folder that takes `out`'s name at the end, so a failure
     leaves nothing half-made. Raises BuildError, or what reading the model raises.
@@ -57,6 +70,10 @@ def build_bundle(
     working = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         _fill(source, plan, working, progress, sides)
+        if calibration is not None and not plan.edge_is_whole:
+            _calibrate(source, plan, working, progress, calibration)
+        progress("manifest")
+        write_manifest(working)
         working.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
@@ -92,8 +109,28 @@ def _fill(
         cloud_dir.mkdir()
         write_back(source, plan, cloud_dir)
     (root / PLAN_NAME).write_text(plan.to_yaml())
-    progress("manifest")
-    write_manifest(root)
+
+
+def _calibrate(
+    source: ModelSource, plan: Plan, root: Path, progress: Progress, calibration: Calibration
+) -> None:
+    from optimizer.build.calibrate import calibrate
+
+    progress("loading the model to calibrate")
+    model = source.load_model().eval()
+    ids = None
+    if calibration.text is not None:
+        ids = list(source.load_tokenizer()(calibration.text)["input_ids"])
+    codec_dir = root / "codec"
+    codec_dir.mkdir()
+    calibrate(
+        model,
+        split=plan.partition.split,
+        out=codec_dir / f"split-{plan.partition.split}.tables",
+        token_ids=ids,
+        num_tokens=calibration.num_tokens,
+        progress=lambda stage, done, total: progress(f"{stage} ({done} of {total})"),
+    )
 
 
 def _folder_bytes(folder: Path) -> int:

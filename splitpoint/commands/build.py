@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from optimizer.plan import Plan
 
 DEFAULT_MAX_TOKENS = 2048
+CALIBRATED_LEVEL = "q2"
 SIDES: Final[dict[str, tuple[Role, ...]]] = {
     "both": ("edge", "cloud"),
     "edge": ("edge",),
@@ -44,7 +45,22 @@ def build(
         int | None, typer.Option(help="Longest prompt and answer together.", min=1)
     ] = None,
     prefill_chunk: Annotated[int, typer.Option(help="Prompt tokens a frame.", min=1)] = 128,
-    level: Annotated[str, typer.Option(help="Default compression level.")] = "lossless",
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Default compression level ({CALIBRATED_LEVEL} when calibrated, else lossless)."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Fit compression levels; without, only lossless is there.")
+    ] = True,
+    calibration_text: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text to fit them on (default: the model writes its own)."),
+    ] = None,
+    calibration_tokens: Annotated[
+        int, typer.Option(help="Tokens of text to fit on.", min=1)
+    ] = 8192,
     exact_front: Annotated[
         bool,
         typer.Option(
@@ -65,7 +81,7 @@ def build(
         raise typer.BadParameter("give a plan.yaml or --split, one of them")
     if side not in SIDES:
         raise typer.BadParameter(f"--side {side}: choose one of {', '.join(SIDES)}")
-    from optimizer.build.bundle_builder import build_bundle
+    from optimizer.build.bundle_builder import Calibration, build_bundle
     from optimizer.build.source import open_source
     from optimizer.plan import load_plan
 
@@ -84,10 +100,22 @@ def build(
                 back_from=back_from,
                 max_tokens=max_tokens,
                 prefill_chunk=prefill_chunk,
-                level=level,
+                level=level or (CALIBRATED_LEVEL if calibrate else "lossless"),
                 exact_front=exact_front,
             )
-        report = build_bundle(source, plan, out, progress=progress, force=force, sides=SIDES[side])
+        calibration = None
+        if calibrate:
+            text = None if calibration_text is None else calibration_text.read_text("utf-8")
+            calibration = Calibration(num_tokens=calibration_tokens, text=text)
+        report = build_bundle(
+            source,
+            plan,
+            out,
+            progress=progress,
+            force=force,
+            sides=SIDES[side],
+            calibration=calibration,
+        )
     typer.echo(str(report.bundle))
     typer.echo(
         f"edge {report.edge_bytes / 2**20:.1f} MiB, cloud {report.cloud_bytes / 2**20:.1f} MiB, "

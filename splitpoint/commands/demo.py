@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edge.report import Completion
 
 MODEL = "smollm2-135m-instruct"
+DEMO_CALIBRATION_TOKENS = 4096  # few, so that the demo is quick; build takes twice as many
 QUESTION = "What is the capital of France, and what is it known for?"
 
 
@@ -30,10 +31,10 @@ def demo(
     """Set everything up on this machine, ask one question, show where the time went."""
     from edge.client import EdgeClient
     from edge.completion import CompletionRequest
-    from optimizer.build.bundle_builder import build_bundle
+    from optimizer.build.bundle_builder import Calibration, build_bundle
     from optimizer.build.fetch import fetch_model
     from optimizer.build.source import open_source
-    from splitpoint.commands.build import plan_from_flags
+    from splitpoint.commands.build import CALIBRATED_LEVEL, plan_from_flags
 
     screen = Console(stderr=True)
     with byte_progress(f"fetching {MODEL}") as progress:
@@ -54,11 +55,17 @@ def demo(
             back_from=None,
             max_tokens=1024,
             prefill_chunk=128,
-            level="lossless",
+            level=CALIBRATED_LEVEL,
             exact_front=False,
         )
         shutil.rmtree(bundle, ignore_errors=True)
-        report = build_bundle(source, plan, bundle, progress=stage)
+        report = build_bundle(
+            source,
+            plan,
+            bundle,
+            progress=stage,
+            calibration=Calibration(num_tokens=DEMO_CALIBRATION_TOKENS),
+        )
     layers = plan.model.geometry.num_layers
     screen.print(
         f"bundle   {bundle}: layers 0-{split - 1} at 4 bits on the edge "

@@ -200,7 +200,7 @@ def test_building_from_the_command_line_makes_a_bundle_that_runs(
 ) -> None:
     folder = bench.source.folder  # type: ignore[attr-defined]
     out = tmp_path / "bundle"
-    options = ["--split", "3", "--front-bits", "8", "--max-tokens", "100"]
+    options = ["--split", "3", "--front-bits", "8", "--max-tokens", "100", "--no-calibrate"]
     assert main(["build", "--model", str(folder), "--out", str(out), *options]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     arguments = ["run", str(out), "--server", server.address, "--prompt", "abc"]
