@@ -30,8 +30,7 @@ EXTRA_OF_PACKAGE: Final = {
     "onnxruntime_genai": "build",
     "optimum": "build",
     "gguf": "build",
-    "simpy": "simulate",
-    "matplotlib": "simulate",
+    "matplotlib": "build",
 }
 
 

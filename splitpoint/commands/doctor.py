@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 PACKAGES_OF_SIDE = {
-    "edge": ("numpy", "onnxruntime", "grpcio", "protobuf", "tokenizers", "jinja2", "constriction"),
+    "edge": ("numpy", "onnxruntime", "grpcio", "protobuf", "tokenizers", "jinja2"),
     "cloud": ("torch", "transformers", "safetensors", "grpcio-health-checking"),
     "build": ("onnx", "onnxruntime-genai", "optimum", "gguf"),
 }
