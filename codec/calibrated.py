@@ -95,7 +95,8 @@ class SplitModel:
         """The inverse of `rotate`, [T, D]."""
         if len(self.inverse) == 1:
             return np.asarray(components @ self.inverse[0])
-        place = np.argsort(self.order)
+        place = np.empty_like(self.order)
+        place[self.order] = np.arange(len(place), dtype=place.dtype)  # argsort, but fast
         return np.take(_by_blocks(components, self.inverse), place, axis=1)
 
     def predicted(self, token_ids: TokenIds) -> F32:
