@@ -210,6 +210,7 @@ def memory_rows(plans: dict[Path, Plan]) -> list[dict[str, object]]:
         command = [sys.executable, __file__, "--one-memory-point", str(path)]
         measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         predicted = edge_memory(device, plan)
+        print(path.name, measured, round(predicted.total_bytes), file=sys.stderr, flush=True)
         out.append(
             {
                 "split": plan.partition.split,
@@ -229,10 +230,10 @@ def peak_bytes(edge_dir: Path) -> int:
     plan = load_plan(edge_dir / "plan.yaml")
     engine = FrontEngine.load(edge_dir, plan=plan)[0]
     tokens = np.random.default_rng(0).integers(0, plan.model.geometry.vocab_size, MAX_TOKENS)
-    for start in range(0, MAX_TOKENS - CHUNK, CHUNK):
-        engine.forward(tokens[start : start + CHUNK])
-    while engine.num_tokens < MAX_TOKENS:
-        engine.forward(tokens[:1])
+    while engine.num_tokens < MAX_TOKENS - 1:
+        start = engine.num_tokens
+        engine.forward(tokens[start : min(start + CHUNK, MAX_TOKENS - 1)])
+    engine.forward(tokens[:1])
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

@@ -227,10 +227,16 @@ def _reference(effort: Effort, threads: int) -> Timing:
 
 
 def _thread_sweep(effort: Effort) -> dict[int, float]:
-    """Seconds of the reference kernel with 1, 2, 4 ... threads, up to all cores."""
+    """Seconds of single-row layers with 1, 2, 4 ... threads, up to all cores."""
     cores = system_facts.num_cores()
     counts = sorted({min(1 << power, cores) for power in range(cores.bit_length() + 1)})
-    return {count: _reference(effort, count).seconds for count in counts}
+    return {
+        count: kernel_runs.time_decoder(
+            **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS, weight_bits=4,
+            compute="int8", cases=((1, 192),), num_threads=count, budget_s=2 * effort.budget_s,
+        )[0].seconds
+        for count in counts
+    }  # fmt: skip
 
 
 def _kernel(
