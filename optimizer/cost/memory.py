@@ -12,6 +12,7 @@ anew). The embedding is read in place, a page at a time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hwprofiles.device import DeviceProfile
@@ -70,10 +71,17 @@ def workspace_bytes(geometry: ModelGeometry, num_rows: int) -> float:
     return ARENA_FACTOR * FP32_BYTES * floats * num_rows
 
 
+def _touched_bytes(table_bytes: float, num_tokens: int) -> float:
+    """Bytes of a mapped table after `num_tokens` evenly drawn look-ups, each of which maps the
+    64 KiB around it: S (1 - exp(-n 64 KiB / S)), balls into boxes."""
+    return table_bytes * -math.expm1(-num_tokens * FAULT_BYTES / table_bytes)
+
+
 def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
     """Peak memory of the edge process of `plan`, at its longest sequence, on `device`.
 
-    The embedding counts whole unless the sequence is too short to touch every page of it.
+    Of the embedding, the part that `max_tokens` tokens drawn evenly from the vocabulary touch
+    counts; text repeats its tokens and touches less.
     """
     geometry, split = plan.model.geometry, plan.partition.split
     bits = plan.partition.front_bits
@@ -88,7 +96,7 @@ def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
     return EdgeMemory(
         runtime_bytes=runtime,
         weight_bytes=weights,
-        embedding_bytes=min(embedding_bytes(geometry, bits), plan.max_tokens * FAULT_BYTES),
+        embedding_bytes=_touched_bytes(embedding_bytes(geometry, bits), plan.max_tokens),
         kv_bytes=plan.front_kv_bytes(),
         workspace_bytes=workspace_bytes(geometry, plan.prefill_chunk),
         head_leftover_bytes=leftover,

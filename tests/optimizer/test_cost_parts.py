@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,8 +64,15 @@ def test_more_layers_bits_tokens_or_cache_bits_never_need_less_memory() -> None:
 
 
 def test_a_short_sequence_touches_only_part_of_a_large_embedding() -> None:
-    short = edge_memory(PI, plan_of(10, 32, 32, 64)).embedding_bytes
-    assert short == 64 * 65_536 < edge_memory(PI, plan_of(10, 32, 32, 8192)).embedding_bytes
+    table = 49152 * 576 * 4
+    few = edge_memory(PI, plan_of(10, 32, 32, 64)).embedding_bytes
+    assert 0.95 * 64 * 65_536 < few <= 64 * 65_536
+    many = edge_memory(PI, plan_of(10, 32, 32, 8192)).embedding_bytes
+    assert 0.98 * table < many <= table
+    boxes = np.random.default_rng(0).integers(0, table // 65_536, (200, 2048))
+    touched = np.mean([len(set(draw.tolist())) for draw in boxes]) * 65_536
+    middle = edge_memory(PI, plan_of(10, 32, 32, 2048)).embedding_bytes
+    assert middle == pytest.approx(touched, rel=0.01)
 
 
 def test_a_batch_walks_the_weights_once() -> None:
