@@ -45,5 +45,12 @@ def test_position_scaling_that_would_come_out_wrong_is_refused(tmp_path: Path, k
     rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
     config = transformers.LlamaConfig(**SIZES, rope_parameters=rope)
     source = open_source(save_model(config, tmp_path))
-    with pytest.raises(ModelError, match=f"{kind} position scaling .*default, llama3"):
+    with pytest.raises(ModelError, match=rf"{kind} position scaling .*default, llama3"):
+        _ = source.geometry
+
+
+def test_heads_that_the_devices_kernels_refuse_are_refused_here(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(**{**SIZES, "hidden_size": 16})
+    source = open_source(save_model(config, tmp_path))
+    with pytest.raises(ModelError, match=r"heads of 8 channels .* multiple of 16"):
         _ = source.geometry
