@@ -85,7 +85,8 @@ class FrontEngine:
         """Append [T] tokens; returns their residual-stream rows, float32 [T, D].
 
         When the plan puts the whole model here: the logits after the last token, [1, V].
-        InputError for an unknown token or when the plan's max tokens would be exceeded.
+        InputError for an unknown token or when the plan's max tokens would be exceeded;
+        FrontError when a kernel fails. The cache stays as it was then.
         """
         num_rows = len(token_ids)
         total = self._num_tokens + num_rows
@@ -93,15 +94,21 @@ class FrontEngine:
             raise InputError(f"token ids must lie between 0 and {self._vocab_size - 1}")
         if total > self._plan.max_tokens:
             raise InputError(f"{total} tokens exceed the plan's {self._plan.max_tokens}")
-        binding = self._binding
-        binding.bind_cpu_input("input_ids", token_ids[None, :])
+        # Named, so that the memory that is bound lives until the kernels have run.
+        inputs: dict[str, npt.NDArray[Any]] = {"input_ids": token_ids[None, :]}
         if self._has_cache:
-            binding.bind_cpu_input("seqlens_k", np.array([total - 1], dtype=np.int32))
-            binding.bind_cpu_input("total_sequence_length", np.array(total, dtype=np.int32))
+            inputs["seqlens_k"] = np.array([total - 1], dtype=np.int32)
+            inputs["total_sequence_length"] = np.array(total, dtype=np.int32)
+        binding = self._binding
+        for name, value in inputs.items():
+            binding.bind_cpu_input(name, value)
         out_rows = 1 if self._whole else num_rows
         rows: npt.NDArray[np.float32] = np.empty((1, out_rows, self._width), dtype=np.float32)
         binding.bind_output(self._output, "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
+            raise FrontError(f"the front's kernels failed ({error})") from error
         self._num_tokens = total
         appended: npt.NDArray[np.float32] = rows[0]
         return appended

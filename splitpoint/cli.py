@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from splitpoint.commands.bench import bench_app
 from splitpoint.commands.build import build
 from splitpoint.commands.certify import certify
 from splitpoint.commands.chat import chat
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(model_app, name="model")
 app.add_typer(profile_app, name="profile")
+app.add_typer(bench_app, name="bench")
 app.command()(build)
 app.command()(certify)
 app.command()(serve)

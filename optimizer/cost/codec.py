@@ -1,7 +1,6 @@
 """Bytes and seconds of a frame, by level.
 
-Bytes a row come from a certified table where there is one (`splitpoint certify`), and from
-`NOMINAL_BITS` where there is none. Ours.
+Bits an element come from the bundle's certificate (`splitpoint certify`). Formulas: ours.
 """
 
 from __future__ import annotations
