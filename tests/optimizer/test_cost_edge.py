@@ -16,13 +16,13 @@ from hwprofiles.device import (
     DecodePoint,
 )
 from hwprofiles.device_catalog import load_device, shipped_devices
-from optimizer.cost.edge import front_prefill, front_step
 from hwprofiles.rates import (
     attention_s,
     batch_s_per_flop,
     decode_s_per_byte,
     interpolate,
 )
+from optimizer.cost.edge import front_prefill, front_step
 from optimizer.specs import load_spec
 
 SMOL = load_spec("smollm2-135m").geometry
