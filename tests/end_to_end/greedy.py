@@ -29,14 +29,17 @@ def generate(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     return tokens
 
 
-def first_difference(model: Any, prompt: Sequence[int], ours: Sequence[int]) -> str | None:
+def first_difference(
+    model: Any, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int] | None = None
+) -> str | None:
     """None when `ours` is the whole model's greedy continuation; otherwise what differs first.
 
-    A difference where the two best logits lie within `TIE` of each other is none; from there on
-    the model is asked what follows our choice.
+    theirs: what `generate` said, when that is known already. A difference where the two best
+    logits lie within `TIE` of each other is none; from there on the model is asked what follows
+    our choice.
     """
     prompt, ours = list(prompt), list(ours)
-    theirs = generate(model, prompt, len(ours))
+    theirs = generate(model, prompt, len(ours)) if theirs is None else theirs
     for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         if mine == other:
             continue

@@ -14,7 +14,7 @@ from decoding.params import SamplingParams
 from edge.client import EdgeClient
 from edge.completion import CompletionRequest
 from tests.conftest import ModelBench
-from tests.end_to_end.greedy import first_difference
+from tests.end_to_end.greedy import first_difference, generate
 from tests.end_to_end.prompts import PROMPTS
 from tests.end_to_end.servers import running_server
 from tests.tiny_models import CONFIGS
@@ -45,11 +45,12 @@ def test_every_tiny_architecture_gives_the_same_tokens_at_every_split(
 ) -> None:
     bench: ModelBench = tiny(architecture)
     prompt = [int(token) for token in TINY_PROMPT]
+    whole = generate(bench.whole, prompt, 24)
     with running_server(bench.cloud_bundle()) as server:
         for split in range(bench.num_layers + 1):
             with EdgeClient(bench.edge_bundle(split), server.address) as client:
                 tokens, logprobs = answer(client, prompt, 24, logprobs=True)
-            assert first_difference(bench.whole, prompt, tokens) is None, f"split {split}"
+            assert first_difference(bench.whole, prompt, tokens, whole) is None, f"split {split}"
             with torch.inference_mode():
                 logits = bench.whole(torch.tensor([[*prompt, *tokens]])).logits[0]
             expected = torch.log_softmax(logits.double(), dim=-1)[len(prompt) - 1 : -1]
@@ -75,10 +76,11 @@ def test_smollm2_gives_the_same_tokens_at_every_split(real: ModelBench) -> None:
             ):
                 runs = pool.map(lambda prompt: answer(client, prompt, REAL_TOKENS)[0], prompts)
                 answers[split] = list(runs)
+    whole = [generate(real.whole, prompt, REAL_TOKENS) for prompt in prompts]
     wrong = [
         f"split {split}, prompt {index}: {difference}"
         for split, of_split in answers.items()
         for index, tokens in enumerate(of_split)
-        if (difference := first_difference(real.whole, prompts[index], tokens))
+        if (difference := first_difference(real.whole, prompts[index], tokens, whole[index]))
     ]
     assert not wrong
