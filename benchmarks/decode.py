@@ -60,17 +60,20 @@ def main() -> int:
         exact_front=False,
     )
     whole = source.load_model().eval()
-    ids = source.load_tokenizer()(PROMPT, return_tensors="pt").input_ids
+    chat = [{"role": "user", "content": PROMPT}]
+    ids = source.load_tokenizer().apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
     rates: dict[str, list[float]] = {"split": [], "transformers": []}
     parts: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = build_bundle(source, plan, Path(folder) / "b", progress=lambda stage: None).bundle
         with serving(bundle) as address, EdgeClient(bundle, address) as client:
             request = CompletionRequest(max_new_tokens=arguments.tokens)
-            client.complete(PROMPT, request)
+            client.complete(chat, request)  # warm-up, both sides
             whole_rate(whole, ids, 8)
             for _ in range(arguments.repeats):
-                completion = client.complete(PROMPT, request)
+                completion = client.complete(chat, request)
                 rates["split"].append(completion.tokens_per_s)
                 parts.append(breakdown(completion.steps, "decode"))
                 rates["transformers"].append(whole_rate(whole, ids, arguments.tokens))

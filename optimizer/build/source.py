@@ -6,7 +6,9 @@ the spot), so that building never holds more of the model than the part it is ma
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import tempfile
 from abc import ABC, abstractmethod
@@ -211,9 +213,11 @@ class GgufSource(ModelSource):
     def load_model(self) -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(
-            self.path.parent, gguf_file=self.path.name, dtype=torch.float32
-        )
+        # Reading GGUF draws a bar of its own, which no setting turns off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            return AutoModelForCausalLM.from_pretrained(
+                self.path.parent, gguf_file=self.path.name, dtype=torch.float32
+            )
 
     @cached_property
     def _processor(self) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODEL = "smollm2-135m-instruct"
 DEMO_CALIBRATION_TOKENS = 4096  # few, so that the demo is quick; build takes twice as many
-QUESTION = "What is the capital of France, and what is it known for?"
+QUESTION = "Explain in a few sentences why the sky is blue."
 
 
 def demo(
