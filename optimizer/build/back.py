@@ -1,7 +1,7 @@
 """The cloud's part of a bundle: the back layers, the final norm and the head, tensor by tensor.
 
     cloud/config.json            the whole model's config (the server builds its skeleton of it)
-    cloud/back-00001.safetensors ... shards of at most 2 GiB, Hugging Face tensor names
+    cloud/back-00001.safetensors ... shards of at most 512 MiB, Hugging Face tensor names
 
 At 8 bits a matrix NAME is stored as `NAME.int8` (int8 [out, in]) and `NAME.scale` (float32
 [out]): symmetric, one scale an output channel, round to nearest, so that a row of activations
@@ -23,7 +23,7 @@ from optimizer.build.front import LAYER_INDEX
 from optimizer.build.source import ModelSource
 from optimizer.plan import Plan
 
-SHARD_BYTES: Final = 2 << 30
+SHARD_BYTES: Final = 512 << 20
 HEAD_NAME: Final = "lm_head.weight"
 EMBEDDING_NAME: Final = "model.embed_tokens.weight"
 
