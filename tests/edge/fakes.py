@@ -7,8 +7,9 @@ reordered a frame would answer differently.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -162,18 +163,13 @@ class FakeStream:
 
 
 def random_faults(seed: int, rate: float) -> Callable[[], TransportError | None]:
+    """A fault at random moments, and one at the twelfth message for certain."""
     rng = random.Random(seed)
+    messages = itertools.count(1)
 
     def fault() -> TransportError | None:
-        if rng.random() >= rate:
+        if next(messages) != 12 and rng.random() >= rate:
             return None
         return LostError("cut") if rng.random() < 0.5 else ConnectError("away")
 
     return fault
-
-
-def ticking_clock(step_s: float = 0.25) -> Iterator[float]:
-    now_s = 0.0
-    while True:
-        yield now_s
-        now_s += step_s
