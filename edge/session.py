@@ -186,8 +186,8 @@ class Session:
     def replay(self) -> list[Frame]:
         """The frames that rebuild the cloud's cache, in order; after `opened`.
 
-        Those already answered ask for no token, and drafts in them are settled: only what was
-        accepted is still a row, so their refused rows are rolled back by the next frame.
+        Those already answered ask for no token and verify no draft: all their rows enter the
+        cache again, and the frame that followed rolls the refused ones back, as it starts lower.
         """
         return [
             frame if index >= self._num_answered else replace(frame, num_drafts=0, want_token=False)
