@@ -17,11 +17,15 @@ from hwprofiles.errors import ProfileError
 from hwprofiles.strict_yaml import load_strict
 from optimizer.errors import PlanError
 from optimizer.geometry import ModelGeometry
+from optimizer.prediction import Limits, Predicted, ProfilesUsed
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
+READABLE_FORMATS = (1, 2)  # 1 had none of the fields from `drafting` on
 FRONT_BITS = (4, 8, 16, 32)
 BACK_BITS = (8, 16, 32)
 KV_BITS = (8, 16, 32)
+LAYER_BITS = (4, 8)  # what one layer of a front of mixed precision may have
+DRAFTING = ("off", "ngram", "head")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,12 @@ class Plan:
     `level` names the default step of the codec's ladder.
     `exact_front` asks 4- and 8-bit front kernels for fp32 compute, so that one row at a time
     and many rows at once give the same hidden states (drafting and replay need it).
+    `drafting` says who proposes tokens ahead of the cloud. `front_layer_bits` has the weight
+    precision of each front layer where they differ; empty: all have `partition.front_bits`,
+    which is the smallest of them otherwise.
+
+    The rest is a record: the profiles and limits that `splitpoint plan` decided with, what it
+    predicted, and the limits that bind. A plan made from flags has none of it.
     """
 
     model: ModelRef
@@ -75,12 +85,19 @@ class Plan:
     max_tokens: int
     prefill_chunk: int
     exact_front: bool = False
+    drafting: str = "off"
+    front_layer_bits: tuple[int, ...] = ()
+    profiles: ProfilesUsed | None = None
+    limits: Limits | None = None
+    predicted: Predicted | None = None
+    binding: tuple[str, ...] = ()
     format: int = PLAN_FORMAT
 
     def __post_init__(self) -> None:
         geometry = self.model.geometry
-        if self.format != PLAN_FORMAT:
-            raise PlanError(f"plan format {self.format}: this version reads {PLAN_FORMAT}")
+        if self.format not in READABLE_FORMATS:
+            known = " and ".join(map(str, READABLE_FORMATS))
+            raise PlanError(f"plan format {self.format}: this version reads {known}")
         if self.partition.split > geometry.num_layers:
             raise PlanError(
                 f"split {self.partition.split}: the model has {geometry.num_layers} layers"
@@ -99,11 +116,44 @@ class Plan:
             )
         if self.prefill_chunk < 1:
             raise PlanError(f"prefill chunk {self.prefill_chunk}: must be at least 1")
+        if self.drafting not in DRAFTING:
+            raise PlanError(f"drafting {self.drafting!r}: choose one of {', '.join(DRAFTING)}")
+        self._check_layer_bits()
+        if self.format == 1 and self._has_newer_fields():
+            raise PlanError("plan format 1 has no drafting, layer bits, profiles or predictions")
+
+    def _check_layer_bits(self) -> None:
+        bits = self.front_layer_bits
+        if not bits:
+            return
+        if len(bits) != self.partition.split:
+            raise PlanError(
+                f"front layer bits: {len(bits)} values for a front of {self.partition.split} layers"
+            )
+        if not set(bits) <= set(LAYER_BITS):
+            raise PlanError(f"front layer bits {sorted(set(bits))}: choose among {LAYER_BITS}")
+        if self.partition.front_bits != min(bits):
+            raise PlanError(
+                f"front bits {self.partition.front_bits}: must be the smallest of the front "
+                f"layer bits, {min(bits)}"
+            )
+
+    def _has_newer_fields(self) -> bool:
+        records = (self.profiles, self.limits, self.predicted)
+        return (
+            self.drafting != "off"
+            or bool(self.front_layer_bits or self.binding)
+            or any(record is not None for record in records)
+        )
 
     @property
     def edge_is_whole(self) -> bool:
         """Whether the edge holds the whole model, head and all, and needs no server."""
         return self.partition.split == self.model.geometry.num_layers
+
+    def bits_of_layer(self, layer: int) -> int:
+        """Weight bits of one front layer."""
+        return self.front_layer_bits[layer] if self.front_layer_bits else self.partition.front_bits
 
     def front_kv_bytes(self) -> int:
         """Bytes of the edge's KV cache at the longest sequence."""
@@ -113,7 +163,8 @@ class Plan:
 
     def to_yaml(self) -> str:
         """The plan as YAML text that `load_plan` reads back to an equal value."""
-        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        return yaml.safe_dump(_plain(values), sort_keys=False)
 
 
 def load_plan(path: Path) -> Plan:

@@ -12,6 +12,13 @@ import yaml
 from optimizer.errors import ModelError, OptimizerError, PlanError
 from optimizer.geometry import ModelGeometry
 from optimizer.plan import ModelRef, Partition, Plan, load_plan
+from optimizer.prediction import (
+    EdgeMemoryParts,
+    Limits,
+    Predicted,
+    ProfilesUsed,
+    StepParts,
+)
 
 GEOMETRY = ModelGeometry(
     architecture="LlamaForCausalLM",
@@ -37,11 +44,76 @@ PLAN = Plan(
     prefill_chunk=16,
 )
 
+DECIDED = replace(
+    PLAN,
+    drafting="ngram",
+    front_layer_bits=(8, 4, 4),
+    profiles=ProfilesUsed(edge="pi", cloud="a100", link="4g", epsilon=0.05),
+    limits=Limits(edge_memory_bytes=1e9, max_tbt_s=0.2, max_quality_drop_pct=0.0),
+    predicted=Predicted(
+        edge_memory_bytes=6e8,
+        ttft_s=0.5,
+        tbt_s=0.1,
+        longest_tbt_s=0.15,
+        uplink_bytes_per_token=200.0,
+        quality_drop_pct=0.0,
+        quality_source="certified",
+        cloud_s_per_token=0.01,
+        cloud_cost_ratio=1.4,
+        cloud_memory_per_session_bytes=1e6,
+        cloud_memory_bytes=5e8,
+        longest_tokens=200,
+        tokens_per_round=1.5,
+        edge_memory=EdgeMemoryParts(
+            runtime_bytes=1e8,
+            weight_bytes=3e8,
+            embedding_bytes=1e8,
+            kv_bytes=5e7,
+            workspace_bytes=5e7,
+            load_peak_bytes=4e8,
+        ),
+        step=StepParts(front_s=0.02, encode_s=0.001, wire_s=0.06, cloud_s=0.019),
+    ),
+    binding=("edge memory",),
+)
 
-def test_a_plan_comes_back_from_yaml_equal(tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("plan", [PLAN, DECIDED])
+def test_a_plan_comes_back_from_yaml_equal(tmp_path: Path, plan: Plan) -> None:
     path = tmp_path / "plan.yaml"
-    path.write_text(PLAN.to_yaml())
-    assert load_plan(path) == PLAN
+    path.write_text(plan.to_yaml())
+    assert load_plan(path) == plan
+    assert hash(load_plan(path)) == hash(plan)
+
+
+def test_a_plan_of_the_first_format_still_reads_and_has_none_of_the_newer_fields(
+    tmp_path: Path,
+) -> None:
+    old = yaml.safe_load(PLAN.to_yaml()) | {"format": 1}
+    for key in ("drafting", "front_layer_bits", "binding"):
+        del old[key]
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(old))
+    read = load_plan(path)
+    assert replace(read, format=PLAN.format) == PLAN
+    path.write_text(yaml.safe_dump(old | {"drafting": "ngram"}))
+    with pytest.raises(PlanError, match="plan format 1 has no drafting"):
+        load_plan(path)
+
+
+def test_layer_bits_are_one_of_each_layer_and_a_limit_is_positive() -> None:
+    assert [DECIDED.bits_of_layer(i) for i in range(3)] == [8, 4, 4]
+    assert [PLAN.bits_of_layer(i) for i in range(3)] == [4, 4, 4]
+    with pytest.raises(PlanError, match="2 values for a front of 3 layers"):
+        replace(PLAN, front_layer_bits=(4, 8))
+    with pytest.raises(PlanError, match="choose among"):
+        replace(PLAN, front_layer_bits=(4, 8, 16))
+    with pytest.raises(PlanError, match="smallest of the front layer bits, 8"):
+        replace(PLAN, front_layer_bits=(8, 8, 8))
+    with pytest.raises(PlanError, match="drafting 'tree'"):
+        replace(PLAN, drafting="tree")
+    with pytest.raises(PlanError, match="max_tbt_s: 0"):
+        Limits(max_tbt_s=0)
 
 
 @pytest.mark.parametrize(
