@@ -32,20 +32,27 @@ from codec.integers import (
     MAX_CODE,
     NUM_FAMILIES,
     PER_OCTAVE,
+    REACH,
+    SHIFTS,
     Families,
     decode_codes,
     encode_codes,
     family_of_scale,
 )
 from codec.rans_numpy import U8
-from codec.rows import Rows, TokenIds
+from codec.rows import Encoded, RowMask, Rows, TokenIds, times
 from codec.threshold import decode_sparse, encode_sparse
 
 F32 = npt.NDArray[np.float32]
 
 OFFSETS = (-8, 7)
 _ASIDE = 0x10
-_WORST_BITS = 14  # beyond this a frame is not worth its tables; the ladder's safe level takes it
+# A row this far from the model is not worth its tables; the ladder's safe level takes it.
+_LOUDEST = OFFSETS[1] + 4  # quarter octaves, before clipping
+_MOST_ESCAPES = 1 / 8  # share of a row's components
+
+
+_REACH_OF = (REACH + 1 << SHIFTS.astype(np.int64)) - 1  # largest code without escape, by family
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +95,13 @@ class SplitModel:
     def rotate(self, rows: F32) -> F32:
         """F times each row of [T, D]."""
         if len(self.forward) == 1:
-            return np.asarray(rows @ self.forward[0])
+            return times(rows, self.forward[0])
         return _by_blocks(np.take(rows, self.order, axis=1), self.forward)
 
     def rotate_back(self, components: F32) -> F32:
         """The inverse of `rotate`, [T, D]."""
         if len(self.inverse) == 1:
-            return np.asarray(components @ self.inverse[0])
+            return times(components, self.inverse[0])
         place = np.empty_like(self.order)
         place[self.order] = np.arange(len(place), dtype=place.dtype)  # argsort, but fast
         return np.take(_by_blocks(components, self.inverse), place, axis=1)
@@ -144,42 +151,44 @@ class CalibratedCodec:
             loudness=loudness,
         )
 
-    def encode(self, rows: Rows, token_ids: TokenIds) -> bytes | None:
-        """See RowCodec. None where the rows are too far from the model to be worth it."""
-        prepared = self.quantize(rows, token_ids)
-        if prepared is None:
-            return None
-        codes, offsets, mask = prepared
+    def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
+        """See RowCodec."""
+        codes, offsets, mask, declined = self.quantize(rows, token_ids)
+        family = self.family_of(offsets)
+        escapes = np.abs(codes) > _REACH_OF[family]
+        declined |= escapes.sum(axis=1) > _MOST_ESCAPES * rows.shape[1]
+        if declined.any():
+            taken = ~declined
+            rows, codes, offsets = rows[taken], codes[taken], offsets[taken]
+            mask, family = mask[taken], family[taken]
         aside = mask.any(axis=1)
         side = (offsets - OFFSETS[0] + np.where(aside, _ASIDE, 0)).astype(np.uint8).tobytes()
         if aside.any():
             side += encode_sparse(rows[aside], mask[aside])
-        family = self.family_of(offsets)
         payload = side + encode_codes(self.families, family.reshape(-1), codes.reshape(-1))
-        return None if 8 * len(payload) > _WORST_BITS * rows.size + 256 else payload
+        return Encoded(payload=payload, declined=declined)
 
     def quantize(
         self, rows: Rows, token_ids: TokenIds
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
-        """Codes [T, D], offsets [T] and the mask of values sent aside [T, D]; None if too far."""
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.bool_], RowMask]:
+        """Codes [T, D], offsets [T], the mask of values sent aside [T, D], rows declined [T]."""
         centred = rows - self.model.mean
         mask = np.abs(centred) > self.model.tau
+        declined = np.zeros(len(rows), dtype=np.bool_)
         if mask.any():
-            # A massive row travels aside whole; where many rows are, the frame is strange.
-            crowded = mask.sum(axis=1) > rows.shape[1] // 4
-            if 8 * int(crowded.sum()) > len(rows):
-                return None
-            mask[crowded] = True
-            centred[mask] = 0
+            declined = mask.sum(axis=1) > rows.shape[1] // 4
+            centred[mask | declined[:, None]] = 0
         scaled = self.model.rotate(centred)
         scaled -= self.model.predicted(token_ids)
         scaled *= np.float32(1 / self.step)
         size = np.abs(scaled)
-        if size.max(initial=0) > MAX_CODE:
-            return None
-        loud = np.maximum(size @ self.loudness, 1e-6)
-        offsets = np.clip(np.rint(PER_OCTAVE * np.log2(loud)), *OFFSETS).astype(np.int64)
-        return np.rint(scaled).astype(np.int32), offsets, mask
+        beyond = size.max(axis=1, initial=0) > MAX_CODE
+        scaled[beyond] = 0
+        # Summed along the row: a matrix product's order depends on the number of rows.
+        loud = np.maximum((size * self.loudness).sum(axis=1), 1e-6)
+        offsets = np.rint(PER_OCTAVE * np.log2(loud)).astype(np.int64)
+        declined |= beyond | (offsets > _LOUDEST)
+        return np.rint(scaled).astype(np.int32), np.clip(offsets, *OFFSETS), mask, declined
 
     def family_of(self, offsets: npt.NDArray[np.int64]) -> U8:
         """Family of every component of rows with these offsets, [T, D]."""
@@ -228,7 +237,7 @@ def _by_blocks(rows: F32, blocks: F32) -> F32:
     size = blocks.shape[-1]
     for index, block in enumerate(blocks):
         part = slice(index * size, (index + 1) * size)
-        out[:, part] = rows[:, part] @ block
+        out[:, part] = times(rows[:, part], block)
     return out
 
 

@@ -4,7 +4,7 @@ Layout (all of it counted in every bits-per-element figure this project prints):
 
     byte 0      magic 0xA in the high nibble, format version in the low nibble
     byte 1      codec kind (3 bits) and index of the level in the ladder (5 bits)
-    varint      number of rows T, LEB128, at most 3 bytes
+    varint      number of rows T, LEB128, at most 4 bytes
     2 or 4      check: CRC-32 of (D, tables digest, the bytes above, payload), little-endian,
                 folded to 16 bits when the payload is shorter than 1,024 bytes
     rest        payload, as long as the message that carried it says
@@ -24,7 +24,7 @@ from enum import IntEnum
 from codec.errors import FrameError
 
 MAGIC = 0xA
-VERSION = 1
+VERSION = 2
 MAX_LEVELS = 32
 MAX_ROWS = 1 << 20  # cap on T before anything is allocated
 MAX_BYTES_PER_ELEMENT = 6  # no encoder of ours needs more, even for escapes of every value
@@ -38,6 +38,7 @@ class CodecKind(IntEnum):
     LOSSLESS = 0
     TABQ = 1
     CALIBRATED = 2
+    MIXED = 3  # rows that level declined follow at a safer one; see codec.ladder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ def pack_frame(
         raise ValueError(f"level index {level_index} is outside 0..{MAX_LEVELS - 1}")
     if not 0 <= num_rows <= MAX_ROWS:
         raise ValueError(f"{num_rows} rows in one frame; the most is {MAX_ROWS}")
-    head = bytes((MAGIC << 4 | VERSION, kind << 5 | level_index)) + _varint(num_rows)
+    head = bytes((MAGIC << 4 | VERSION, kind << 5 | level_index)) + pack_varint(num_rows)
     return head + _check_bytes(seed, head, payload) + payload
 
 
@@ -101,17 +102,23 @@ def _read_head(frame: bytes) -> tuple[CodecKind, int, int, int]:
         raise FrameError("not a codec frame (wrong magic)")
     if frame[0] & 0xF != VERSION:
         raise FrameError(f"frame version {frame[0] & 0xF}, this side speaks {VERSION}")
-    try:
-        kind = CodecKind(frame[1] >> 5)
-    except ValueError as error:
-        raise FrameError(f"unknown codec kind {frame[1] >> 5}") from error
-    num_rows, at = _read_varint(frame, 2)
+    kind, level_index = read_kind_and_level(frame[1])
+    num_rows, at = read_varint(frame, 2)
     if num_rows > MAX_ROWS:
         raise FrameError(f"{num_rows} rows in one frame; the most is {MAX_ROWS}")
-    return kind, frame[1] & 0x1F, num_rows, at
+    return kind, level_index, num_rows, at
 
 
-def _varint(value: int) -> bytes:
+def read_kind_and_level(byte: int) -> tuple[CodecKind, int]:
+    """Codec kind and level index of their common byte. Raises FrameError."""
+    try:
+        return CodecKind(byte >> 5), byte & 0x1F
+    except ValueError as error:
+        raise FrameError(f"unknown codec kind {byte >> 5}") from error
+
+
+def pack_varint(value: int) -> bytes:
+    """LEB128: seven bits a byte, least significant first, the high bit set on all but the last."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -120,16 +127,17 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at `at` and where it ends. Raises FrameError beyond 4 bytes, or 2^28."""
     value = 0
-    for index in range(3):
+    for index in range(4):
         if at + index >= len(data):
             raise FrameError("frame ends inside its header")
         byte = data[at + index]
         value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
             return value, at + index + 1
-    raise FrameError("row count is not a number of at most 3 bytes")
+    raise FrameError("a count takes more than 4 bytes")
 
 
 def max_payload_bytes(num_rows: int, hidden_size: int) -> int:

@@ -2,6 +2,17 @@
 
 Level 0 is always `lossless`; the others follow in order of decreasing quality. A ladder with only
 that level needs no tables; every other comes from a tables file that `splitpoint build` makes.
+
+**Rows do not see each other.** What arrives for a row is, bit for bit, what would arrive had it
+been sent alone, in every frame of up to `codec.rows.ROWWISE_UP_TO` (32) rows and at every level:
+rotations go row by row there, all else works on each row by itself, and a row that a level declines
+goes at the safe level without taking the frame's other rows along. So drafting (k + 1 rows in a
+frame) and replaying a journal give the cloud the same numbers as plain decoding. It holds for one
+machine and one numpy on each side; in longer frames the last bits of a rotation may differ.
+
+Body of a frame, after its header: the level's payload; or, for kind MIXED, one bit a row (set:
+declined), the length of the level's payload (LEB128), that payload for the rows it took, and for
+the declined ones a byte of kind and level as in the header and a body again.
 """
 
 import hashlib
@@ -17,11 +28,16 @@ from codec.frame import (
     check_seed,
     max_payload_bytes,
     pack_frame,
+    pack_varint,
     peek_level,
+    read_kind_and_level,
+    read_varint,
     unpack_frame,
 )
 from codec.lossless import decode_lossless, encode_lossless
-from codec.rows import RowCodec, Rows, TokenIds, check_rows, check_token_ids
+from codec.rows import Encoded, RowCodec, RowMask, Rows, TokenIds, check_rows, check_token_ids
+
+_MAX_FALLBACKS = 2  # to the safe level, and from there to lossless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +47,10 @@ class LosslessCodec:
     hidden_size: int
     kind: CodecKind = CodecKind.LOSSLESS
 
-    def encode(self, rows: Rows, token_ids: TokenIds) -> bytes:
-        """See RowCodec."""
-        return encode_lossless(rows, token_ids)
+    def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
+        """See RowCodec; it declines none."""
+        none = np.zeros(len(rows), dtype=np.bool_)
+        return Encoded(payload=encode_lossless(rows, token_ids), declined=none)
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
         """See RowCodec."""
@@ -93,20 +110,30 @@ class Ladder:
     def encode(self, level: str, rows: Rows, token_ids: TokenIds) -> bytes:
         """One frame of rows float32 [T, D] whose input tokens were token_ids int64 [T].
 
-        Raises EncodeError for an unknown level, a wrong shape or dtype, NaN or infinity. Where the
-        rows lie so far from a level's model that it would not save anything, the frame is made at
-        `safe_level` instead; `level_of` tells.
+        Raises EncodeError for an unknown level, a wrong shape or dtype, NaN or infinity. A row too
+        far from the level's model to be worth it goes at `safe_level` instead; where that is every
+        row of the frame, `level_of` tells.
         """
         check_rows(rows, token_ids, self.hidden_size)
-        index = self._index(level)
-        payload = self.levels[index].codec.encode(rows, token_ids)
-        if payload is None:
-            index = self._index(self.safe_level)
-            payload = self.levels[index].codec.encode(rows, token_ids)
-        if payload is None:
-            index = 0
-            payload = encode_lossless(rows, token_ids)
-        return pack_frame(self.levels[index].codec.kind, index, len(rows), payload, self._seed)
+        kind, index, body = self._body(self._index(level), rows, token_ids)
+        return pack_frame(kind, index, len(rows), body, self._seed)
+
+    def _body(self, index: int, rows: Rows, token_ids: TokenIds) -> tuple[CodecKind, int, bytes]:
+        """Kind, level and body of rows asked for at a level."""
+        codec = self.levels[index].codec
+        payload, declined = codec.encode(rows, token_ids)
+        if not declined.any():
+            return codec.kind, index, payload
+        safe = self._index(self.safe_level)
+        kind, below, rest = self._body(
+            0 if index == safe else safe, rows[declined], token_ids[declined]
+        )
+        if declined.all():
+            return kind, below, rest
+        bits = np.packbits(declined, bitorder="little").tobytes()
+        head = bytes((kind << 5 | below,))
+        body = b"".join((bits, pack_varint(len(payload)), payload, head, rest))
+        return CodecKind.MIXED, index, body
 
     def decode(self, frame: bytes, *, num_rows: int, token_ids: TokenIds) -> Rows:
         """The rows of a frame, float32 [num_rows, D]. FrameError, nothing else, on bad bytes.
@@ -120,10 +147,27 @@ class Ladder:
         parsed = unpack_frame(frame, self._seed)
         if parsed.num_rows != num_rows:
             raise FrameError(f"frame holds {parsed.num_rows} rows, expected {num_rows}")
-        codec = self._checked(parsed.kind, parsed.level_index).codec
-        rows = codec.decode(parsed.payload, num_rows, token_ids)
+        rows = self._rows(parsed.kind, parsed.level_index, parsed.payload, token_ids)
         if not np.isfinite(rows).all():
             raise FrameError("frame decodes to NaN or infinity")
+        return rows
+
+    def _rows(
+        self, kind: CodecKind, index: int, body: bytes, token_ids: TokenIds, depth: int = 0
+    ) -> Rows:
+        """The inverse of `_body`, [T, D]."""
+        codec = self._checked(kind, index).codec
+        if kind is not CodecKind.MIXED:
+            return codec.decode(body, len(token_ids), token_ids)
+        declined, at = _read_declined(body, len(token_ids))
+        size, at = read_varint(body, at)
+        end = at + size
+        if depth == _MAX_FALLBACKS or end >= len(body):
+            raise FrameError("rows of a mixed frame end too early")
+        below = read_kind_and_level(body[end])
+        rows = np.empty((len(token_ids), self.hidden_size), dtype=np.float32)
+        rows[~declined] = codec.decode(body[at:end], int((~declined).sum()), token_ids[~declined])
+        rows[declined] = self._rows(*below, body[end + 1 :], token_ids[declined], depth + 1)
         return rows
 
     def level_of(self, frame: bytes) -> str:
@@ -131,7 +175,10 @@ class Ladder:
         return self._checked(*peek_level(frame)).name
 
     def _checked(self, kind: CodecKind, index: int) -> Level:
-        if index >= len(self.levels) or self.levels[index].codec.kind is not kind:
+        if index >= len(self.levels) or kind not in (
+            self.levels[index].codec.kind,
+            CodecKind.MIXED,
+        ):
             raise FrameError(f"frame of codec {kind.name.lower()} at level {index}: no such level")
         return self.levels[index]
 
@@ -142,3 +189,17 @@ class Ladder:
         raise EncodeError(
             f"no level {level!r}; this ladder has {', '.join(self.names + self.extra_names)}"
         )
+
+
+def _read_declined(body: bytes, num_rows: int) -> tuple[RowMask, int]:
+    """Which rows a mixed frame's first level left out, and where its length begins."""
+    size = (num_rows + 7) // 8
+    if len(body) < size:
+        raise FrameError("mixed frame ends inside its row flags")
+    bits = np.unpackbits(np.frombuffer(body, np.uint8, count=size), bitorder="little")
+    if bits[num_rows:].any():
+        raise FrameError("mixed frame flags rows it does not have")
+    declined = bits[:num_rows].astype(np.bool_)
+    if declined.all() or not declined.any():
+        raise FrameError("mixed frame whose rows are all of one kind")
+    return declined, size

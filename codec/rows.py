@@ -1,6 +1,6 @@
 """What goes in and out of every codec: rows of float32 and the ids of their input tokens."""
 
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,17 @@ from codec.frame import MAX_ROWS, CodecKind
 
 Rows: TypeAlias = npt.NDArray[np.float32]  # [T, D]
 TokenIds: TypeAlias = npt.NDArray[np.int64]  # [T]
+RowMask: TypeAlias = npt.NDArray[np.bool_]  # [T]
+
+# Up to this many rows, a frame is coded with the very arithmetic of one-row frames.
+ROWWISE_UP_TO = 32
+
+
+class Encoded(NamedTuple):
+    """A payload, and which of the T rows it leaves out because no code of its level fits them."""
+
+    payload: bytes
+    declined: RowMask
 
 
 class RowCodec(Protocol):
@@ -19,11 +30,25 @@ class RowCodec(Protocol):
     def kind(self) -> CodecKind:
         """Which codec this is, as the frame names it."""
 
-    def encode(self, rows: Rows, token_ids: TokenIds) -> bytes | None:
-        """rows [T, D] and token_ids [T] to a payload; None asks the ladder for its safe level."""
+    def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
+        """rows [T, D] and token_ids [T] to a payload of the rows that are not declined.
+
+        Whether a row is declined depends on that row alone.
+        """
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
         """The rows [num_rows, D] back. Raises FrameError on a payload that is not one."""
+
+
+def times(rows: Rows, matrix: npt.NDArray[np.float32]) -> Rows:
+    """rows [T, N] @ matrix [N, M].
+
+    A matrix product of many rows adds up in another order than one of a single row, and the last
+    bits differ. Up to ROWWISE_UP_TO rows go one by one, so that each comes out as if sent alone.
+    """
+    if not 1 < len(rows) <= ROWWISE_UP_TO:
+        return np.asarray(rows @ matrix)
+    return np.concatenate([rows[index : index + 1] @ matrix for index in range(len(rows))])
 
 
 def check_rows(rows: Rows, token_ids: TokenIds, hidden_size: int) -> None:

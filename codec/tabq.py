@@ -34,7 +34,7 @@ from codec.integers import (
     to_symbols,
 )
 from codec.rans_numpy import U8
-from codec.rows import Rows, TokenIds
+from codec.rows import Encoded, RowMask, Rows, TokenIds
 from codec.threshold import decode_sparse, encode_sparse, mask_above, mask_top_k
 
 _SCALE_ZERO = 128  # scale byte of a step of 1
@@ -66,13 +66,14 @@ class TabqCodec:
     families: Families | None = None
     kind: CodecKind = CodecKind.TABQ
 
-    def encode(self, rows: Rows, token_ids: TokenIds) -> bytes | None:
-        """See RowCodec. None where a row's scale does not fit the scale byte."""
+    def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
+        """See RowCodec. Declines rows whose scale does not fit the scale byte."""
         mask = mask_top_k(rows, self.top_k) if self.tau is None else mask_above(rows, self.tau)
         dense = np.where(mask, np.float32(0), rows)
-        scales = self.choose_scales(dense)
-        if scales is None:
-            return None
+        scales, declined = self.choose_scales(dense)
+        if declined.any():
+            taken = ~declined
+            rows, mask, dense, scales = rows[taken], mask[taken], dense[taken], scales[taken]
         codes = _round(dense, scales)
         sparse = encode_sparse(rows, mask)
         if self.families is None:
@@ -80,11 +81,13 @@ class TabqCodec:
             side = np.stack([scales, widths], axis=1).astype(np.uint8)
             offset = codes + (1 << widths[:, None] >> 1)  # [T, D], not negative
             per_code = np.repeat(widths, self.hidden_size)
-            return sparse + side.tobytes() + pack(offset.reshape(-1).astype(np.int64), per_code)
+            packed = pack(offset.reshape(-1).astype(np.int64), per_code)
+            return Encoded(payload=sparse + side.tobytes() + packed, declined=declined)
         family = best_families(self.families, codes)
         side = np.stack([scales, family], axis=1)
         each = np.repeat(family, self.hidden_size)
-        return sparse + side.tobytes() + encode_codes(self.families, each, codes.reshape(-1))
+        coded = encode_codes(self.families, each, codes.reshape(-1))
+        return Encoded(payload=sparse + side.tobytes() + coded, declined=declined)
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
         """See RowCodec."""
@@ -118,8 +121,8 @@ class TabqCodec:
         rows[sparse.rows, sparse.columns] = sparse.values
         return rows
 
-    def choose_scales(self, dense: Rows) -> U8 | None:
-        """Scale byte of each row of [T, D]; None if one falls outside the grid."""
+    def choose_scales(self, dense: Rows) -> tuple[U8, RowMask]:
+        """Scale byte of each row of [T, D], and the rows whose scale falls outside the grid."""
         norm = np.sqrt(np.einsum("td,td->t", dense, dense, dtype=np.float64))
         guess = self.delta * np.sqrt(12 / self.hidden_size) * norm
         start = np.floor(8 * np.log2(np.maximum(guess, 1e-300))) + _SCALE_ZERO
@@ -130,10 +133,9 @@ class TabqCodec:
             grid = 8 * np.log2(largest) + _SCALE_ZERO
         floor = np.ceil(grid - 8 * np.log2(2 ** (self.max_bits - 1) - 1))
         ceiling = np.floor(grid - 8 * np.log2(max(1, 2 ** (self.min_bits - 1) - 1)))
-        if (live & ((start < 1 - min(_TRIES)) | (start > 250) | (floor > 250))).any():
-            return None
+        declined = live & ((start < 1 - min(_TRIES)) | (start > 250) | (floor > 250))
         scales = np.zeros(len(dense), dtype=np.uint8)
-        undecided = np.flatnonzero(live)
+        undecided = np.flatnonzero(live & ~declined)
         for extra in _TRIES:
             if len(undecided) == 0:
                 break
@@ -146,7 +148,7 @@ class TabqCodec:
             good = worst <= self.delta * norm[undecided]
             scales[undecided] = trial.astype(np.uint8)
             undecided = undecided[~good]
-        return scales
+        return scales, declined
 
 
 def best_families(families: Families, codes: Codes) -> U8:

@@ -166,8 +166,8 @@ def tabq_level(
     power = float((dense.astype(np.float64) ** 2).sum(axis=1).mean())
     delta = float(np.sqrt(2 * target_kl / (fit.curvature * power)))
     codec = TabqCodec(hidden_size=size, delta=delta, top_k=top_k)
-    scales = codec.choose_scales(dense)
-    if scales is None:
+    scales, declined = codec.choose_scales(dense)
+    if declined.any():
         raise ValueError("calibration rows are outside TAB-Q's range of scales")
     codes = np.rint(dense / np.maximum(STEPS[scales], 1e-30)[:, None]).astype(np.int32)
     spread = 1.25 * np.abs(codes).astype(np.float64).mean(axis=1)

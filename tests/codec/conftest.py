@@ -36,7 +36,7 @@ def small_model(*, num_blocks: int = 1) -> SplitModel:
     fields: dict[str, Any] = {
         "mean": np.arange(D, dtype=np.float32) / 4,
         "tau": np.full(D, 64, dtype=np.float32),
-        "sigma": 2.0 ** (3 - np.arange(D, dtype=np.float32) / 2),
+        "sigma": 2.0 ** (3 - np.arange(D, dtype=np.float32) / 8),
         "forward": turn,
         "inverse": np.ascontiguousarray(turn.swapaxes(1, 2)),
         "order": order if num_blocks == 1 else order[::-1].copy(),

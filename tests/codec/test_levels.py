@@ -27,21 +27,21 @@ def whole_rows(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 GOLDEN_ONE_ROW = {
-    "lossless": "a10001ca69804618030084500ab548cc0000a000000800005000004d0000200000000000c00000e0"
+    "lossless": "a20001464e804618030084500ab548cc0000a000000800005000004d0000200000000000c00000e0"
     "0000b00000f0000098000010000060000020000040000000",
-    "fine": "a1410142cf1f0101000300685e18dee400261f4eddd9cdff3f56a40340e6e527b74e00bbffffff",
-    "coarse": "a14201bb94160101000300685e9b9bdd290221c5d1fdc1",
-    "packed": "a12301d418010200300000c5685e7705305f38a3630a198deb8c",
-    "tabq": "a1240190a7010200300000c5685e7f0468a2851d1b2b6dc89878",
-    "tau": "a1250101b00108001032a9cb0000c540448042685e80c3c0c480440043770097df0400421884c0f35b",
+    "fine": "a241014be9190101000300685ea09d050011dd755d8edc6ed05a9be6fa70cb71783a03",
+    "coarse": "a242019547190101000300685eb95c9000a5e4ad1b37d8b85c02",
+    "packed": "a22301e2e9010200300000c5685e7705305f38a3630a198deb8c",
+    "tabq": "a22401a656010200300000c5685e7f0468a2851d1b2b6dc89878",
+    "tau": "a22501617f0108001032a9cb0000c540448042685e80c3c0c480440043770097df0400421884c0f35b",
 }
 GOLDEN_SHA256 = {
-    "lossless": "614b1d5f01c0288a",
-    "fine": "8907db81e8f50a3e",
-    "coarse": "7a3f4d4aed0b6d04",
-    "packed": "e2b1a55a70a1ebb1",
-    "tabq": "8907db81e8f50a3e",
-    "tau": "8295a64d4c0ce9df",
+    "lossless": "bdae78ca7f52cc3f",
+    "fine": "a4ddd4018d43f136",
+    "coarse": "a7952f3f508621ef",
+    "packed": "8738cddbc791ea6d",
+    "tabq": "0d05835c988eee3b",
+    "tau": "1ab7421d09c435b8",
 }
 
 
@@ -60,7 +60,7 @@ def test_what_arrives_is_near_what_was_sent(ladder: Ladder, level: str, num_rows
     rows, ids = whole_rows(num_rows)
     frame = ladder.encode(level, rows, ids)
     used = ladder.level_of(frame)
-    assert used == level or (level, used) == ("fine", "tabq")  # 300 strange rows are not worth it
+    assert used == level
     back = ladder.decode(frame, num_rows=num_rows, token_ids=ids)
     assert back.shape == rows.shape
     assert back.dtype == np.float32
@@ -147,10 +147,8 @@ def test_the_prediction_of_a_listed_token_is_taken_off(
 ) -> None:
     codec = CalibratedCodec.build(model, 1.0, families, np.zeros((NUM_FAMILIES, 4), np.float32))
     expected = model.rotate_back(model.predicted(np.array([9]))) + model.mean
-    known = codec.encode(expected, np.array([9]))
-    unknown = codec.encode(expected, np.array([8]))
-    assert known is not None
-    assert unknown is not None
+    known = codec.encode(expected, np.array([9])).payload
+    unknown = codec.encode(expected, np.array([8])).payload
     assert len(known) < len(unknown)
     np.testing.assert_allclose(codec.decode(known, 1, np.array([9])), expected, atol=1e-4)
 
@@ -173,8 +171,8 @@ def test_tabq_takes_the_largest_scale_whose_error_stays_within_delta(delta: floa
     dense = (rng.standard_normal((20, 256)) * 2.0 ** rng.integers(-9, 9, (20, 1))).astype(
         np.float32
     )
-    found = TabqCodec(hidden_size=256, delta=delta).choose_scales(dense)
-    assert found is not None
+    found, declined = TabqCodec(hidden_size=256, delta=delta).choose_scales(dense)
+    assert not declined.any()
     for row, scale in zip(dense.astype(np.float64), found, strict=True):
         within = []
         for byte in range(1, 256):
@@ -191,8 +189,7 @@ def test_tabq_widths_stay_between_min_and_max_bits() -> None:
     for delta, low, high in ((1e-4, 2, 5), (0.9, 4, 8)):
         codec = TabqCodec(hidden_size=64, delta=delta, top_k=0, min_bits=low, max_bits=high)
         ids = np.zeros(8, dtype=np.int64)
-        payload = codec.encode(dense, ids)
-        assert payload is not None
+        payload = codec.encode(dense, ids).payload
         widths = np.frombuffer(payload, np.uint8, count=16, offset=1)[1::2]
         assert widths.max() <= high
         assert widths.min() >= low
@@ -206,7 +203,7 @@ def test_one_massive_row_does_not_cost_the_others_their_level(ladder: Ladder) ->
     frame = ladder.encode("coarse", rows, ids)
     assert ladder.level_of(frame) == "coarse"
     back = ladder.decode(frame, num_rows=64, token_ids=ids)
-    np.testing.assert_allclose(back[0], rows[0], rtol=2.0**-11)
+    assert np.linalg.norm(back[0] - rows[0]) <= 0.1 * np.linalg.norm(rows[0])
     assert np.abs(back[1:] - rows[1:]).max() < 1.3
     alone = ladder.encode("coarse", rows[:1], ids[:1])
     assert ladder.level_of(alone) == ladder.safe_level
