@@ -6,8 +6,8 @@ Definitions
     rate     payload bytes received in a window that starts after the queue has filled and the
              first byte has arrived, over its length, summed over the connections.
     share    of 8 connections, the smallest and largest rate over the mean one.
-    replay   bytes received by a greedy receiver while a recorded trace plays, against the trace's
-             own integral over the same time (`--replay TRACE --seconds S`).
+    replay   bytes through one connection that is greedy both ways while a recorded trace plays,
+             against the trace's own integrals over the same time (`--replay TRACE --seconds S`).
 
 The relay runs as its own process (`splitpoint emulate-link`'s code), server and client in another.
 Prints a table, then one JSON object on the last line.
@@ -110,17 +110,8 @@ def rates(
     sunk.clear()
     stop = threading.Event()
 
-    def send(connection: socket.socket) -> None:
-        # Closing resets: what the sender's kernel still holds must not run into the next window.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        connection.settimeout(0.05)
-        with connection:
-            while not stop.is_set():
-                with contextlib.suppress(TimeoutError):
-                    connection.send(CHUNK)
-
     sockets = [connect(address, b"s") for _ in range(connections)]
-    threads = [threading.Thread(target=send, args=(s,), daemon=True) for s in sockets]
+    threads = [threading.Thread(target=_send_until, args=(s, stop), daemon=True) for s in sockets]
     for thread in threads:
         thread.start()
     time.sleep(warm_s)
@@ -128,8 +119,9 @@ def rates(
     time.sleep(seconds)
     after, end_s = dict(sunk), time.perf_counter()
     stop.set()
-    for thread in threads:
+    for thread, connection in zip(threads, sockets, strict=True):
         thread.join()
+        connection.close()
     each = sorted((n - before.get(key, 0)) / (end_s - start_s) for key, n in after.items())
     return each[-connections:]  # a connection of the window before may have left its number
 
@@ -187,19 +179,70 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def replay(path: str, seconds: float, target: int) -> dict[str, Any]:
-    """Play a trace to a greedy receiver and compare bytes with the trace's integral."""
+def replay(path: str, seconds: float, every_s: float) -> dict[str, Any]:
+    """Play a trace in real time to one connection that is greedy both ways, and compare bytes
+    with the trace's integrals, every `every_s` seconds and at the end."""
     trace = read_trace(path)
-    with relay(target, "--trace", path, "--rtt-ms", "0", "--up-mbps", "10") as (address, _):
+    options = ["--trace", path, "--rtt-ms", "0", *([] if trace.up else ["--up-mbps", "10"])]
+    checkpoints: list[dict[str, float]] = []
+    # The far side sends unasked; even so the connection waits while a trace stands at zero, so
+    # bytes count from its acceptance on.
+    listener = socket.create_server(("127.0.0.1", 0))
+    counts = {"up": 0, "down": 0}
+    with contextlib.ExitStack() as stack:
+        address, _ = stack.enter_context(relay(listener.getsockname()[1], *options))
         began_s = time.perf_counter()  # the trace began when the relay did, a moment earlier
-        with connect(address, b"p") as connection:
-            total = 0
-            connection.settimeout(0.05)
-            while time.perf_counter() - began_s < seconds:
-                with contextlib.suppress(TimeoutError):
-                    total += len(connection.recv(262_144))
-    expected = trace.down.integral(seconds)
-    return {"trace": trace.name, "seconds": seconds, "bytes": total, "expected_bytes": expected}
+        near = stack.enter_context(connect(address, b""))
+        far, _ = listener.accept()
+        since_s = time.perf_counter() - began_s
+        stop = threading.Event()
+        threads = [
+            threading.Thread(target=work, args=(*arguments, stop))
+            for work, arguments in (
+                (_send_until, (near,)),
+                (_send_until, (far,)),
+                (_count_until, (near, counts, "down")),
+                (_count_until, (far, counts, "up")),
+            )
+        ]
+        for thread in threads:
+            thread.start()
+            stack.callback(thread.join)
+        stack.callback(stop.set)
+        due_s = 0.0
+        while due_s < seconds:
+            due_s = min(due_s + every_s, seconds)
+            time.sleep(max(0.0, due_s - (time.perf_counter() - began_s)))
+            now_s, down, up = time.perf_counter() - began_s, counts["down"], counts["up"]
+            row = {"at_s": now_s, "down_bytes": down}
+            row["down_expected"] = trace.down.integral(now_s) - trace.down.integral(since_s)
+            if trace.up is not None:
+                expected = trace.up.integral(now_s) - trace.up.integral(since_s)
+                row |= {"up_bytes": up, "up_expected": expected}
+            checkpoints.append(row)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+    found = {"trace": trace.name, "seconds": seconds, "since_s": since_s}
+    return {**found, "checkpoints": checkpoints}
+
+
+def _send_until(connection: socket.socket, stop: threading.Event) -> None:
+    """Send for ever, until told to stop."""
+    # Closing resets: what the sender's kernel still holds must not run into the next window.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    connection.settimeout(0.05)
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            connection.send(CHUNK)
+
+
+def _count_until(
+    connection: socket.socket, counts: dict[str, int], way: str, stop: threading.Event
+) -> None:
+    """Receive for ever, until told to stop."""
+    connection.settimeout(0.05)
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            counts[way] += len(connection.recv(262_144))
 
 
 def main() -> int:
@@ -207,6 +250,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=1.5, help="length of each rate window")
     parser.add_argument("--replay", metavar="TRACE", help="replay this trace instead")
+    parser.add_argument("--every", type=float, default=60.0, help="checkpoints of the replay, s")
     parser.add_argument("--only", type=int, help="only the setting of this number, from 0")
     options = parser.parse_args()
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -214,9 +258,11 @@ def main() -> int:
     threading.Thread(target=serve, args=(listener,), daemon=True).start()
     facts = {"python": platform.python_version(), "cpus": os.cpu_count()}
     if options.replay:
-        result = replay(options.replay, options.seconds, target)
-        error = result["bytes"] / result["expected_bytes"] - 1
-        print(f"{result['trace']}: {result['bytes']} bytes, {error:+.3%} of the trace's own")
+        result = replay(options.replay, options.seconds, options.every)
+        last = result["checkpoints"][-1]
+        for way in ("down", "up") if "up_bytes" in last else ("down",):
+            error = last[f"{way}_bytes"] / last[f"{way}_expected"] - 1
+            print(f"{result['trace']} {way}: {last[f'{way}_bytes']} bytes, {error:+.4%} of its own")
         print(json.dumps({**facts, "replay": result}))
         return 0
     print(

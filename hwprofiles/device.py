@@ -175,11 +175,18 @@ class Overheads:
     layer when its matrices and attention are taken off: norms, activation, waking threads.
     `elementwise_bytes_per_s`: the same for many rows, counted as
     4 * (4 * hidden + 3 * intermediate) bytes a row and layer.
+
+    Where measured: `session_s`, a server's bookkeeping for each session of a batch and step;
+    `sample_s_per_logit`, drawing a token; `message_s`, this side's half of what the network stack
+    takes for a message and its answer on loopback.
     """
 
     step_s: Figure
     layer_s: Figure
     elementwise_bytes_per_s: Figure
+    session_s: Figure | None = None
+    sample_s_per_logit: Figure | None = None
+    message_s: Figure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,29 @@
 """Seconds of the back on the server: one step of a packed batch, and the batch a load settles at.
 
-Ours, a roofline on the device profile: a packed batch of sessions walks the back's weights once,
-    step = step_s + layers * (layer_s + sum over matrices of max(bytes / rate, flops / rate)) + head
-plus each session's attention over its own cache.
+Ours; each part is what the profiler measured in the server's own engine:
+
+    step = step_s + sessions * session_s
+         + layers * (layer_s + sum over matrices of (dispatch_s + seconds(rows))
+                     + extra elementwise bytes / elementwise_rate
+                     + sum over sessions of attention(rows, tokens))
+         + head(logits)
+
+A packed batch of sessions walks the back's weights once, each session its own cache.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hwprofiles.device import DeviceProfile
 from hwprofiles.rates import attention_s, matrix_s
-from optimizer.cost.weights import Matrix, back_matrix_bytes, layer_matrices
+from optimizer.cost.weights import (
+    Matrix,
+    back_layer_matrices,
+    back_matrix_bytes,
+)
 from optimizer.geometry import ModelGeometry
 
 
@@ -23,6 +34,17 @@ class SessionRows(NamedTuple):
     position: int
 
 
+def back_kv_bits(device: DeviceProfile) -> int:
+    """Bits of the server's KV cache: its compute type's, which a CPU widens to float32."""
+    return 32 if device.platform.engine.endswith("cpu") else 16
+
+
+def back_compute_bits(device: DeviceProfile, back_bits: int) -> int:
+    """Bits that the kernels read for weights stored at `back_bits`: a CPU widens 16 to 32 at load
+    (halves are slow there)."""
+    return 32 if back_bits == 16 and device.platform.engine.endswith("cpu") else back_bits
+
+
 def back_step_s(
     device: DeviceProfile,
     geometry: ModelGeometry,
@@ -31,21 +53,25 @@ def back_step_s(
     back_bits: int,
     kv_bits: int,
     sessions: Sequence[SessionRows],
+    num_logits: int | None = None,
 ) -> float:
     """Seconds of one batch through the last `num_layers` layers and the head.
 
-    The head runs for one row a session; it keeps at least 16 bits. Raises ProfileError when the
-    device has no kernel for these precisions.
+    The head runs for `num_logits` rows, one a session unless given, and is stored like the other
+    matrices. Raises ProfileError when the device has no kernel for these precisions.
     """
     if not sessions:
         return 0.0
     rows = sum(session.num_rows for session in sessions)
-    kernel = device.kernel(back_bits)
-    head_bits = max(back_bits, 16)
-    matrices = layer_matrices(geometry)
-    working_set = num_layers * sum(back_matrix_bytes(matrix, back_bits) for matrix in matrices)
+    logits = len(sessions) if num_logits is None else num_logits
+    bits = back_compute_bits(device, back_bits)
+    kernel = device.kernel(bits)
+    matrices = back_layer_matrices(geometry)
+    head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
+    working_set = num_layers * sum(back_matrix_bytes(matrix, bits) for matrix in matrices)
+    working_set += back_matrix_bytes(head, bits)
 
-    def seconds_of(matrix: Matrix, bits: int, num_rows: int) -> float:
+    def seconds_of(matrix: Matrix, num_rows: int) -> float:
         return matrix_s(
             kernel,
             num_weights=matrix.num_weights,
@@ -54,21 +80,39 @@ def back_step_s(
             working_set_bytes=working_set,
         )
 
-    layer = device.overheads.layer_s.effective
-    layer += sum(seconds_of(matrix, back_bits, rows) for matrix in matrices)
+    overheads = device.overheads
+    row_bytes = 4 * (4 * geometry.hidden_size + 3 * geometry.intermediate_size)
+    layer = overheads.layer_s.effective
+    layer += (rows - 1) * row_bytes / overheads.elementwise_bytes_per_s.effective
+    layer += sum(seconds_of(matrix, rows) for matrix in matrices)
     cache = device.attention_kernel(kv_bits)
-    for session in sessions:
-        layer += attention_s(
+
+    def attention_of(session: SessionRows, window: int | None) -> float:
+        tokens = session.position + session.num_rows
+        return attention_s(
             cache,
             num_rows=session.num_rows,
-            num_tokens=session.position + session.num_rows,
+            num_tokens=tokens if window is None else min(tokens, window + session.num_rows - 1),
             num_heads=geometry.num_heads,
             head_dim=geometry.head_dim,
             working_set_bytes=working_set,
         )
-    head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
-    total = device.overheads.step_s.effective + num_layers * layer
-    return total + seconds_of(head, head_bits, len(sessions))
+
+    first = geometry.num_layers - num_layers
+    windows = Counter(geometry.window_of_layer(i) for i in range(first, geometry.num_layers))
+    total = overheads.step_s.effective + num_layers * layer
+    for session, count in Counter(sessions).items():
+        for window, layers in windows.items():
+            total += layers * count * attention_of(session, window)
+    if overheads.session_s is not None:
+        total += len(sessions) * overheads.session_s.effective
+    return total + (seconds_of(head, logits) if logits else 0.0)
+
+
+def sample_s(device: DeviceProfile, geometry: ModelGeometry, *, num_logits: int) -> float:
+    """Seconds of drawing `num_logits` tokens from logits over the vocabulary, where measured."""
+    figure = device.overheads.sample_s_per_logit
+    return 0.0 if figure is None else num_logits * geometry.vocab_size * figure.effective
 
 
 def steady_batch(

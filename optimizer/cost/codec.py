@@ -1,6 +1,8 @@
 """Bytes and seconds of a frame, by level.
 
-Bits an element come from the bundle's certificate (`splitpoint certify`). Formulas: ours.
+Bits an element come from the bundle's certificate (`splitpoint certify`) and hold the codec's own
+frame header. What the wire adds was counted in real messages (`tests/optimizer/test_cost_wire.py`
+holds these constants to them). Formulas: ours.
 """
 
 from __future__ import annotations
@@ -8,11 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# Header of a frame, and the wire's own bytes around it (protobuf fields, gRPC prefix, HTTP/2
-# frame header): what a message costs before its first row.
-FRAME_HEADER_BYTES = 64
-# A sampled token's answer on the way down, wire bytes included.
-ANSWER_BYTES = 96
+# Around a codec frame in its message: sequence, position, flags and lengths in protobuf, and
+# gRPC's prefix of 5 bytes (gRPC over HTTP/2, "Length-Prefixed-Message").
+FRAME_HEADER_BYTES = 23
+# A row's input token travels with it: a varint of 3 bytes from id 16,384 on.
+TOKEN_BYTES = 3
+# HTTP/2 cuts messages into frames of at most 16 KiB with 9 bytes in front (RFC 9113, section 4.1).
+HTTP2_FRAME_BYTES = 1 << 14
+HTTP2_HEADER_BYTES = 9
+# A sampled token's answer on the way down, its timings and all wire bytes included.
+ANSWER_BYTES = 54
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +36,14 @@ class LevelCost:
 
 def frame_bytes(level: LevelCost, *, hidden_size: int, num_rows: int) -> int:
     """Bytes on the wire of one message with `num_rows` rows."""
-    return FRAME_HEADER_BYTES + math.ceil(num_rows * hidden_size * level.bits_per_element / 8)
+    payload = math.ceil(num_rows * hidden_size * level.bits_per_element / 8)
+    message = FRAME_HEADER_BYTES + TOKEN_BYTES * num_rows + payload
+    return message + HTTP2_HEADER_BYTES * math.ceil(message / HTTP2_FRAME_BYTES)
+
+
+def answer_bytes(num_tokens: float) -> float:
+    """Bytes on the wire of an answer that brings `num_tokens` tokens (on average)."""
+    return ANSWER_BYTES + TOKEN_BYTES * (num_tokens - 1)
 
 
 def encode_s(level: LevelCost, *, hidden_size: int, num_rows: int) -> float:

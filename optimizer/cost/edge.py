@@ -13,6 +13,7 @@ front that fits in a cache runs several times faster than one that does not.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from hwprofiles.device import DeviceProfile, Kernel
@@ -62,50 +63,75 @@ def front_step(
     num_rows: int,
     position: int,
     exact: bool = False,
+    layer_bits: tuple[int, ...] = (),
 ) -> StepTime:
     """Seconds of one forward pass of `num_rows` tokens with `position` tokens already cached.
 
     Covers the embedding look-up and layers [0, split); with split = L the head of one row too.
-    Raises ProfileError when the device has no kernel for these precisions.
+    `layer_bits`: bits of each layer where they differ (mixed precision); `weight_bits` are then
+    the embedding's and the head's. Raises ProfileError when the device has no kernel for these
+    precisions.
     """
-    kernel = front_kernel(device, weight_bits, exact=exact)
-    weight_bits = max(weight_bits, 32) if weight_bits > 8 else weight_bits
+    bits_of_layer = layer_bits or (weight_bits,) * split
+    layers = Counter(
+        (_computed_bits(bits), geometry.window_of_layer(layer))
+        for layer, bits in enumerate(bits_of_layer)
+    )
+    kernels = {
+        bits: front_kernel(device, bits, exact=exact)
+        for bits in {_computed_bits(weight_bits), *(bits for bits, _ in layers)}
+    }
+    kernel = kernels[_computed_bits(weight_bits)]
     cache = device.attention_kernel(kv_bits)
     tokens = position + num_rows
-    working_set = split * front_layer_bytes(geometry, weight_bits)
-    working_set += geometry.kv_bytes(num_layers=split, num_tokens=tokens, kv_bits=kv_bits)
+    working_set = geometry.kv_bytes(num_layers=split, num_tokens=tokens, kv_bits=kv_bits) + sum(
+        count * front_layer_bytes(geometry, bits) for (bits, _), count in layers.items()
+    )
 
-    def seconds_of(matrix: Matrix, rows: int) -> float:
+    def seconds_of(matrix: Matrix, bits: int, rows: int) -> float:
         return matrix_s(
-            kernel,
+            kernels[bits],
             num_weights=matrix.num_weights,
-            matrix_bytes=front_matrix_bytes(matrix.num_weights, weight_bits),
+            matrix_bytes=front_matrix_bytes(matrix.num_weights, bits),
             num_rows=rows,
             working_set_bytes=working_set,
         )
 
-    attention = attention_s(
-        cache,
-        num_rows=num_rows,
-        num_tokens=tokens,
-        num_heads=geometry.num_heads,
-        head_dim=geometry.head_dim,
-        working_set_bytes=working_set,
-    )
+    def attention_of(window: int | None) -> float:
+        return attention_s(
+            cache,
+            num_rows=num_rows,
+            num_tokens=tokens if window is None else min(tokens, window + num_rows - 1),
+            num_heads=geometry.num_heads,
+            head_dim=geometry.head_dim,
+            working_set_bytes=working_set,
+        )
+
+    matrices = {
+        bits: sum(seconds_of(matrix, bits, num_rows) for matrix in layer_matrices(geometry))
+        for bits in {bits for bits, _ in layers}
+    }
+    attention = {window: attention_of(window) for window in {window for _, window in layers}}
     row_bytes = 4 * (4 * geometry.hidden_size + 3 * geometry.intermediate_size)
     extra_bytes = (num_rows - 1) * row_bytes
     overheads = device.overheads
     elementwise = overheads.layer_s.effective
     elementwise += extra_bytes / overheads.elementwise_bytes_per_s.effective
     head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
+    whole = split == geometry.num_layers
     return StepTime(
-        matrices_s=split * sum(seconds_of(matrix, num_rows) for matrix in layer_matrices(geometry)),
-        attention_s=split * attention,
+        matrices_s=sum(count * matrices[bits] for (bits, _), count in layers.items()),
+        attention_s=sum(count * attention[window] for (_, window), count in layers.items()),
         elementwise_s=split * elementwise,
-        head_s=seconds_of(head, 1) if split == geometry.num_layers else 0.0,
+        head_s=seconds_of(head, _computed_bits(weight_bits), 1) if whole else 0.0,
         step_s=overheads.step_s.effective
         + num_rows * geometry.hidden_size * kernel.lookup_s_per_element,
     )
+
+
+def _computed_bits(bits: int) -> int:
+    """16-bit weights are widened to 32 at load."""
+    return 32 if bits > 8 else bits
 
 
 def front_prefill(
@@ -118,6 +144,7 @@ def front_prefill(
     num_tokens: int,
     chunk: int,
     exact: bool = False,
+    layer_bits: tuple[int, ...] = (),
 ) -> tuple[float, ...]:
     """Seconds of each chunk of a prompt of `num_tokens`, in order; the last may be shorter."""
     return tuple(
@@ -130,6 +157,7 @@ def front_prefill(
             num_rows=min(chunk, num_tokens - start),
             position=start,
             exact=exact,
+            layer_bits=layer_bits,
         ).total_s
         for start in range(0, num_tokens, chunk)
     )

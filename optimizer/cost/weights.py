@@ -48,6 +48,12 @@ def layer_matrices(geometry: ModelGeometry) -> tuple[Matrix, ...]:
     )
 
 
+def back_layer_matrices(geometry: ModelGeometry) -> tuple[Matrix, ...]:
+    """The matrices of one decoder layer as the server runs them: gate and up in one, too."""
+    qkv, o, gate, _, down = layer_matrices(geometry)
+    return (qkv, o, Matrix("gate_up", gate.inputs, 2 * gate.outputs), down)
+
+
 def front_matrix_bytes(num_weights: int, bits: int) -> float:
     """Bytes of a front matrix: bits / 8 a weight, plus scales and zero points of its blocks."""
     block = {4: SCALE_BYTES + 0.5, 8: SCALE_BYTES}.get(bits, 0.0)
@@ -99,11 +105,9 @@ def back_matrix_bytes(matrix: Matrix, bits: int) -> float:
 
 
 def back_weight_bytes(geometry: ModelGeometry, back_start: int, bits: int) -> float:
-    """All that the cloud holds: layers [back_start, L), the final norm, the head.
-
-    The head keeps at least 16 bits.
-    """
+    """All that the cloud's files hold: layers [back_start, L), the final norm, the head, every
+    matrix at `bits`."""
     layer = sum(back_matrix_bytes(matrix, bits) for matrix in layer_matrices(geometry))
     layer += layer_vector_bytes(geometry)
-    head = geometry.vocab_size * geometry.hidden_size * max(bits, 16) / 8
+    head = back_matrix_bytes(Matrix("head", geometry.hidden_size, geometry.vocab_size), bits)
     return (geometry.num_layers - back_start) * layer + head + FP32_BYTES * geometry.hidden_size

@@ -165,7 +165,7 @@ def test_frames_cost_a_header_and_bits_rounded_up() -> None:
         name="4", bits_per_element=4.2, encode_fixed_s=1e-4, encode_s_per_element=1e-8,
         decode_fixed_s=2e-4, decode_s_per_element=2e-8,
     )  # fmt: skip
-    assert frame_bytes(level, hidden_size=576, num_rows=1) == FRAME_HEADER_BYTES + 303
+    assert frame_bytes(level, hidden_size=576, num_rows=1) == FRAME_HEADER_BYTES + 3 + 9 + 303
     assert encode_s(level, hidden_size=1000, num_rows=10) == pytest.approx(2e-4)
     assert decode_s(level, hidden_size=1000, num_rows=10) == pytest.approx(4e-4)
 
