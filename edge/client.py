@@ -18,11 +18,14 @@ from typing import TextIO
 
 from codec.ladder import Ladder
 from edge.completion import AUTO_LEVEL, CompletionRequest, CompletionRun
+from edge.connector import Connector
 from edge.errors import InputError
 from edge.front import FrontEngine
-from edge.generation import Clock, Patience, RemoteGeneration
+from edge.generation import RemoteGeneration
 from edge.grpc_transport import Credentials, GrpcTransport
 from edge.local_generation import LocalGeneration
+from edge.patience import Clock, Patience
+from edge.pilot import Pilot
 from edge.report import Completion
 from edge.stopping import StopRule
 from edge.tokenizer import ChatMessage, ChatTokenizer
@@ -132,11 +135,11 @@ class EdgeClient:
                 f"prompt ({len(prompt_ids)}) and new tokens ({max_new_tokens}) exceed the plan's "
                 f"{self.plan.max_tokens} tokens: ask for at most {room} new ones"
             )
-        level = self._level(request.level)
+        levels = self._levels(request.level)
         return CompletionRun(
             fronts=self._fronts,
             generation_of=lambda front: self._generation(
-                front, request, level, len(prompt_ids) + max_new_tokens
+                front, request, levels, len(prompt_ids) + max_new_tokens
             ),
             prompt_ids=tuple(prompt_ids),
             hidden_size=self.plan.model.geometry.hidden_size,
@@ -152,7 +155,11 @@ class EdgeClient:
         )
 
     def _generation(
-        self, front: FrontEngine, request: CompletionRequest, level: str, max_tokens: int
+        self,
+        front: FrontEngine,
+        request: CompletionRequest,
+        levels: tuple[str, ...],
+        max_tokens: int,
     ) -> RemoteGeneration | LocalGeneration:
         if self.plan.edge_is_whole:
             return LocalGeneration(
@@ -164,27 +171,38 @@ class EdgeClient:
         return RemoteGeneration(
             front=front,
             ladder=self.ladder,
-            level=level,
-            request=Open(
-                session_id=secrets.token_hex(16),
-                model_sha256=self.plan.model.sha256,
-                split=self.plan.partition.split,
-                hidden_size=self.plan.model.geometry.hidden_size,
-                codec_tables_sha256=self.ladder.tables_sha256,
-                max_tokens=max_tokens,
-                sampling=request.sampling,
+            pilot=Pilot(ladder=self.ladder, levels=levels, deadline_s=request.deadline_tbt_s),
+            connector=Connector(
+                request=self._announcement(request, max_tokens),
+                transports=self._transports,
+                patience=self._patience,
+                clock=self._clock,
+                rng=random.Random(),
             ),
-            transports=self._transports,
             chunk_tokens=self.plan.prefill_chunk,
             patience=self._patience,
             clock=self._clock,
-            rng=random.Random(),
         )
 
-    def _level(self, wanted: str) -> str:
-        level = self.plan.level if wanted == AUTO_LEVEL else wanted
-        if level.isdecimal() and int(level) < len(self.ladder.names):
-            return self.ladder.names[int(level)]
-        if level not in self.ladder.names:
-            raise InputError(f"no level {level!r}: this bundle has {', '.join(self.ladder.names)}")
-        return level
+    def _announcement(self, request: CompletionRequest, max_tokens: int) -> Open:
+        return Open(
+            session_id=secrets.token_hex(16),
+            model_sha256=self.plan.model.sha256,
+            split=self.plan.partition.split,
+            hidden_size=self.plan.model.geometry.hidden_size,
+            codec_tables_sha256=self.ladder.tables_sha256,
+            max_tokens=max_tokens,
+            sampling=request.sampling,
+        )
+
+    def _levels(self, wanted: str) -> tuple[str, ...]:
+        """The levels a generation may use, the first one to begin with."""
+        names = self.ladder.names
+        if wanted == AUTO_LEVEL:
+            level = self.plan.level
+            return names[names.index(level) :] if level in names else (level,)
+        if wanted.isdecimal() and int(wanted) < len(names):
+            return (names[int(wanted)],)
+        if wanted not in (*names, *self.ladder.extra_names):
+            raise InputError(f"no level {wanted!r}: this bundle has {', '.join(names)}")
+        return (wanted,)

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, Protocol, TextIO
 
 from decoding.params import SamplingParams
-from edge.errors import InputError, TransportError
+from edge.errors import InputError, TooSlowError, TransportError
 from edge.front import FrontEngine
-from edge.generation import Clock, NewToken
+from edge.generation import NewToken
+from edge.patience import Clock
 from edge.report import Completion, StepTrace
 from edge.stopping import FinishReason, StopRule
 from edge.tokenizer import TextStream
@@ -26,14 +27,22 @@ AUTO_LEVEL = "auto"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """What to generate. `max_new_tokens` None: as many as the plan leaves room for."""
+    """What to generate. `max_new_tokens` None: as many as the plan leaves room for.
+
+    deadline_tbt_s: the longest that a decode step should take. With level "auto" the controller
+    then moves along the plan's ladder, from the plan's level downwards, and the generation ends
+    with `finish_reason` "deadline" when nothing helps.
+    """
 
     max_new_tokens: int | None = 128
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     level: str = AUTO_LEVEL
+    deadline_tbt_s: float | None = None
 
     def __post_init__(self) -> None:
+        if self.deadline_tbt_s is not None and not self.deadline_tbt_s > 0:
+            raise InputError(f"a deadline of {self.deadline_tbt_s:g} s: must be above 0")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InputError(f"max new tokens is {self.max_new_tokens}, must be at least 1")
         if "" in self.stop:
@@ -116,6 +125,8 @@ class CompletionRun:
             if not self._pieces:
                 raise
             reason, detail = "server_lost", str(error)
+        except TooSlowError as error:
+            reason, detail = "deadline", str(error)
         finally:
             self._fronts.put(front)
             self._finish(reason, detail, generation.reconnects, self._clock.now() - started_s)

@@ -4,13 +4,15 @@ EdgeError
 ├── InputError            the request itself: too long, unknown token ids, bad parameters
 ├── MemoryLimitError      the limit set for this process would be exceeded
 ├── FrontError            the front segment cannot be loaded or run
+├── TooSlowError          the deadline between tokens cannot be held
 ├── SessionError          an event that the session's state does not allow
 └── TransportError        the link or the server
     ├── ConnectError          nothing answers at this address
     ├── DeadlineError         no answer within the step's deadline
     ├── BusyError             the server is full; `retry_after_s` says when to ask again
     ├── RefusedError          the server will not serve this session: mismatch, no permission
-    └── LostError             the stream broke after it had been opened
+    ├── LostError             the stream broke after it had been opened
+    └── PeerError             the server's answer makes no sense in this session
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ class FrontError(EdgeError):
 
 class SessionError(EdgeError):
     """An event arrived that the session's state does not allow."""
+
+
+class TooSlowError(EdgeError):
+    """The deadline between tokens cannot be held, whatever is tried; what has come stands."""
 
 
 class TransportError(EdgeError):
@@ -62,3 +68,7 @@ class RefusedError(TransportError):
 
 class LostError(TransportError):
     """The stream broke after it had been opened."""
+
+
+class PeerError(TransportError):
+    """The server answered something that the session does not allow."""

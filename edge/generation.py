@@ -3,33 +3,40 @@
 Front forward -> encode -> send -> receive -> next, with the prompt cut into chunks that are
 computed while earlier ones travel. When the stream breaks, the loop opens a new one, here or
 at the next address, replays the session's journal and goes on.
+
+What to send next is the session's business, how to encode it the pilot's, where to the
+connector's; this loop only carries things from one to the other and keeps the times.
 """
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from codec.ladder import Ladder
+from edge.connector import Connector
 from edge.errors import (
     BusyError,
     ConnectError,
     DeadlineError,
     LostError,
-    RefusedError,
+    PeerError,
     SessionError,
+    TooSlowError,
     TransportError,
 )
+from edge.patience import Clock, Patience
+from edge.pending import Answer, PendingStep, stage_times
+from edge.pilot import Pilot
+from edge.prefill_chunks import StageTimes, next_chunk
 from edge.report import StepTrace
-from edge.session import Rows, Session
-from edge.transport import Stream, Transport
-from protos.messages import Closed, Open, Opened, Result
+from edge.session import Phase, Rows, Session
+from edge.transport import Received, Stream
+from protos.messages import Closed, Opened
 
 
 class Front(Protocol):
@@ -57,35 +64,14 @@ class NewToken(NamedTuple):
     at_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long to wait for what, in seconds, and how to knock again.
-
-    A broken stream is reopened after `first_backoff_s`, then twice that and so on up to
-    `max_backoff_s`, each shortened by a random part of up to a half so that many devices do
-    not come back at once.
-    """
-
-    connect_s: float = 10.0
-    step_s: float = 60.0
-    recover_s: float = 60.0
-    first_backoff_s: float = 0.1
-    max_backoff_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """Time as the loop sees it; tests pass their own."""
-
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
+OnStep = Callable[[StepTrace], None]
 
 
 class RemoteGeneration:
     """One generation against a cloud. Iterate `tokens()` once; then read what it cost.
 
-    front: with an empty cache. request: what to announce; its hidden_size and tables must be
-    the ladder's. transports: addresses to try, the first one first.
+    front: with an empty cache. connector: where streams come from. pilot: which level to encode
+    at. chunk_tokens: most prompt tokens a frame.
     """
 
     def __init__(
@@ -93,175 +79,160 @@ class RemoteGeneration:
         *,
         front: Front,
         ladder: Ladder,
-        level: str,
-        request: Open,
-        transports: Sequence[Transport],
+        pilot: Pilot,
+        connector: Connector,
         chunk_tokens: int,
         patience: Patience,
         clock: Clock,
-        rng: random.Random,
     ) -> None:
         self.reconnects = 0
         self._front = front
         self._ladder = ladder
-        self._level = level
-        self._request = request
-        self._transports = transports
+        self._pilot = pilot
+        self._connector = connector
         self._chunk_tokens = chunk_tokens
         self._patience = patience
         self._clock = clock
-        self._rng = rng
-        self._next_transport = 0
-        self._pending: dict[int, _PendingStep] = {}
+        self._pending: dict[int, PendingStep] = {}
+        self._chunks: list[StageTimes] = []  # the prompt's, as they were answered
+        self._lost_at_s: float | None = None  # since when nothing new was answered
 
-    def tokens(
-        self, prompt_ids: Sequence[int], on_step: Callable[[StepTrace], None]
-    ) -> Generator[NewToken, None, None]:
+    def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens until the caller stops iterating; `on_step` gets every answered frame.
 
         Closing the iterator closes the stream, and the cloud frees its cache. Raises a
-        TransportError when no server could be had within the time that `Patience` grants.
+        TransportError when no server answered within the time that `Patience` grants, PeerError
+        when one broke the protocol, and TooSlowError when the pilot gives up on the deadline.
         """
         session = Session(prompt_ids, chunk_tokens=self._chunk_tokens)
-        stream = self._connect(session, self._patience.connect_s)
+        stream = self._connector.connect(session, self._patience.connect_s)
         try:
             while True:
                 try:
-                    self._send_all(session, stream)
-                    result = self._receive(stream)
-                    new_ids = session.received(result.message)
+                    self._send_all(session, stream, on_step)
+                    received = self._receive(session, stream)
+                    tokens = self._take(session, received, on_step)
                 except (LostError, DeadlineError, ConnectError, BusyError) as error:
                     stream.abort()
                     stream = self._recover(session, error)
                     continue
-                except SessionError as error:
-                    raise LostError(f"the server broke the protocol: {error}") from error
-                if (step := self._step_trace(result, len(new_ids))) is not None:
-                    on_step(step)
-                logprobs = result.message.logprobs or (0.0,) * len(new_ids)
-                for token_id, logprob in zip(new_ids, logprobs, strict=True):
-                    yield NewToken(token_id, logprob, result.at_s)
+                yield from tokens
+                if (reason := self._pilot.gave_up) is not None:
+                    raise TooSlowError(reason)
         finally:
             session.finish()
             stream.close()
 
-    def _send_all(self, session: Session, stream: Stream) -> None:
-        """Compute, encode and send until the session needs an answer to go on."""
-        while (rows := session.next_rows()) is not None:
-            started_s = self._clock.now()
-            hidden = compute_rows(self._front, rows)
-            computed_s = self._clock.now()
-            token_ids = np.asarray(rows.token_ids, dtype=np.int64)
-            payload = self._ladder.encode(self._level, hidden, token_ids)
-            frame = session.sent(rows, payload)
-            sent_s = self._clock.now()
-            uplink_bytes = stream.send(frame)
-            self._pending[frame.sequence] = _PendingStep(
-                rows=rows,
-                is_prefill=rows.first_position < session.num_prompt_tokens,
-                front_s=computed_s - started_s,
-                encode_s=sent_s - computed_s,
-                sent_s=sent_s,
-                level=self._ladder.level_of(payload),
-                hidden_bytes=len(payload),
-                uplink_bytes=uplink_bytes,
-            )
+    def _send_all(self, session: Session, stream: Stream, on_step: OnStep) -> None:
+        """Compute, encode and send until the session needs an answer to go on.
 
-    def _receive(self, stream: Stream) -> _ReceivedResult:
-        received = stream.receive(self._patience.step_s)
-        if isinstance(received.message, Closed):
-            raise LostError(f"the server closed the session: {received.message.detail}")
-        if isinstance(received.message, Opened):
-            raise LostError("the server opened the session twice")
-        return _ReceivedResult(received.message, received.num_bytes, received.at_s)
-
-    def _connect(self, session: Session, timeout_s: float) -> Stream:
-        """Open a stream somewhere within `timeout_s`, knocking again while servers are busy."""
-        deadline_s = self._clock.now() + timeout_s
-        backoff_s = self._patience.first_backoff_s
+        Between two chunks of the prompt it takes the answers that have come meanwhile: they say
+        how large the next chunk should be.
+        """
         while True:
-            transport = self._transports[self._next_transport % len(self._transports)]
-            try:
-                return self._open(session, transport, max(deadline_s - self._clock.now(), 0.05))
-            except RefusedError:
-                # Another server may be the right one; when the last has refused, so it is.
-                if self._next_transport + 1 >= len(self._transports):
-                    raise
-                wait_s = 0.0
-            except BusyError as error:
-                wait_s = error.retry_after_s
-                self._check_time_left(error, deadline_s, wait_s)
-            except (ConnectError, LostError, DeadlineError) as error:
-                wait_s = backoff_s * self._rng.uniform(0.5, 1.0)
-                backoff_s = min(2 * backoff_s, self._patience.max_backoff_s)
-                self._check_time_left(error, deadline_s, wait_s)
-            session.lost()
-            self._next_transport += 1
-            self._clock.sleep(wait_s)
+            if session.phase is Phase.PREFILLING:
+                while (received := stream.poll()) is not None:
+                    self._take(session, received, on_step)
+                session.chunk_tokens = next_chunk(
+                    session.num_prompt_left, self._chunk_tokens, self._chunks
+                )
+            if (rows := session.next_rows()) is None:
+                return
+            self._send(session, stream, rows)
 
-    def _check_time_left(self, error: TransportError, deadline_s: float, wait_s: float) -> None:
-        if self._clock.now() + wait_s >= deadline_s:
-            raise error
-
-    def _open(self, session: Session, transport: Transport, timeout_s: float) -> Stream:
-        session.open()
-        share_s = (
-            timeout_s / max(len(self._transports), 1) if len(self._transports) > 1 else timeout_s
+    def _send(self, session: Session, stream: Stream, rows: Rows) -> None:
+        """One frame: front, encode, journal, wire."""
+        started_s = self._clock.now()
+        hidden = compute_rows(self._front, rows)
+        computed_s = self._clock.now()
+        token_ids = np.asarray(rows.token_ids, dtype=np.int64)
+        payload = self._ladder.encode(self._pilot.level, hidden, token_ids)
+        is_alone = session.num_outstanding == 0
+        frame = session.sent(rows, payload)
+        sent_s = self._clock.now()
+        uplink_bytes = stream.send(frame)
+        self._pending[frame.sequence] = PendingStep(
+            rows=rows,
+            is_prefill=rows.first_position < session.num_prompt_tokens,
+            started_s=started_s,
+            front_s=computed_s - started_s,
+            encode_s=sent_s - computed_s,
+            sent_s=sent_s,
+            level=self._ladder.level_of(payload),
+            hidden_bytes=len(payload),
+            uplink_bytes=uplink_bytes,
+            alone=is_alone,
         )
-        stream = transport.open(self._request, share_s)
+        self._pilot.weigh(hidden, token_ids)  # after sending: the first chunk is on its way
+
+    def _receive(self, session: Session, stream: Stream) -> Received:
+        """The next message, waited for as long as patience and deadline allow."""
+        stall_s = self._pilot.stall_s if session.num_new_tokens else None
+        if stall_s is None or stall_s > self._patience.step_s:
+            return stream.receive(self._patience.step_s)
         try:
-            received = stream.receive(share_s)
-        except TransportError:
-            stream.abort()
-            raise
-        if not isinstance(received.message, Opened):
-            stream.abort()
-            raise RefusedError(f"{transport.address} did not open the session")
-        session.chunk_tokens = min(session.chunk_tokens, received.message.max_frame_tokens)
-        session.opened()
-        return stream
+            return stream.receive(stall_s)
+        except DeadlineError as error:
+            raise TooSlowError(f"{error}, with a deadline between tokens") from error
+
+    def _take(self, session: Session, received: Received, on_step: OnStep) -> list[NewToken]:
+        """One message into the session; returns its tokens. PeerError when it makes no sense."""
+        result = received.message
+        if isinstance(result, Closed):
+            raise LostError(f"the server closed the session: {result.detail}")
+        if isinstance(result, Opened):
+            raise LostError("the server opened the session twice")
+        try:
+            new_ids = session.received(result)
+        except SessionError as error:
+            raise PeerError(f"the server broke the protocol: {error}") from error
+        self._lost_at_s = None
+        self._trace(Answer(result, received.num_bytes, received.at_s), len(new_ids), on_step)
+        logprobs = result.logprobs or (0.0,) * len(new_ids)
+        return [
+            NewToken(token_id, logprob, received.at_s)
+            for token_id, logprob in zip(new_ids, logprobs, strict=True)
+        ]
+
+    def _trace(self, answer: Answer, num_new_tokens: int, on_step: OnStep) -> None:
+        """Tell the pilot, the chunk sizes and the caller what this frame took."""
+        pending = self._pending.pop(answer.result.sequence, None)
+        if pending is None:  # an answer given again after a replay: it was traced the first time
+            return
+        step = pending.trace(answer, num_new_tokens)
+        if pending.is_prefill:
+            if pending.alone:
+                self._pilot.crossed(step.uplink_bytes, step.wire_s)
+            self._chunks.append(stage_times(step, self._pilot.seconds_per_byte))
+        else:
+            decision = self._pilot.after(step, answer.at_s - pending.started_s, alone=pending.alone)
+            step = replace(step, decision=decision) if decision else step
+        on_step(step)
 
     def _recover(self, session: Session, error: TransportError) -> Stream:
-        """A new stream with the journal replayed into it, or the error that broke the old one."""
+        """A new stream with the journal replayed into it, or the error that broke the old one.
+
+        The limit counts from the first loss: a server that takes the session and loses it again,
+        with nothing answered in between, does not start it anew.
+        """
         session.lost()
+        limit_s = self._patience.recover_s
+        if (stall_s := self._pilot.stall_s) is not None and session.num_new_tokens:
+            limit_s = min(limit_s, stall_s)
+        is_first = self._lost_at_s is None
+        now_s = self._clock.now()
+        self._lost_at_s = now_s if self._lost_at_s is None else self._lost_at_s
+        left_s = self._lost_at_s + limit_s - now_s
         try:
-            stream = self._connect(session, self._patience.recover_s)
+            if left_s <= 0:
+                raise error
+            stream = self._connector.connect(session, left_s, wait_first=not is_first)
         except TransportError as unreachable:
-            raise LostError(
-                f"{error}; no way back within {self._patience.recover_s:g} s: {unreachable}"
-            ) from error
+            raise LostError(f"{error}; no way back within {limit_s:g} s: {unreachable}") from error
         self.reconnects += 1
         for frame in session.replay():
             stream.send(frame)
         return stream
-
-    def _step_trace(self, result: _ReceivedResult, num_new_tokens: int) -> StepTrace | None:
-        step = self._pending.pop(result.message.sequence, None)
-        if step is None:  # an answer given again after a replay: it was traced the first time
-            return None
-        timings = result.message.timings
-        round_trip_s = result.at_s - step.sent_s
-        return StepTrace(
-            sequence=result.message.sequence,
-            phase="prefill" if step.is_prefill else "decode",
-            first_position=step.rows.first_position,
-            num_rows=len(step.rows.token_ids),
-            num_drafts=step.rows.num_drafts,
-            num_new_tokens=num_new_tokens,
-            level=step.level,
-            front_s=step.front_s,
-            encode_s=step.encode_s,
-            round_trip_s=round_trip_s,
-            wire_s=max(round_trip_s - timings.total_s, 0.0),
-            cloud_codec_s=timings.codec_s,
-            cloud_queue_s=timings.queue_s,
-            cloud_compute_s=timings.compute_s,
-            cloud_sample_s=timings.sample_s,
-            batch_sessions=timings.batch_sessions,
-            hidden_bytes=step.hidden_bytes,
-            uplink_bytes=step.uplink_bytes,
-            downlink_bytes=result.num_bytes,
-        )
 
 
 def compute_rows(front: Front, rows: Rows) -> npt.NDArray[np.float32]:
@@ -269,22 +240,3 @@ def compute_rows(front: Front, rows: Rows) -> npt.NDArray[np.float32]:
     if front.num_tokens > rows.first_position:
         front.rollback(rows.first_position)
     return front.forward(np.asarray(rows.token_ids, dtype=np.int64))
-
-
-class _PendingStep(NamedTuple):
-    """What is known of a frame before its answer has come."""
-
-    rows: Rows
-    is_prefill: bool
-    front_s: float
-    encode_s: float
-    sent_s: float
-    level: str
-    hidden_bytes: int
-    uplink_bytes: int
-
-
-class _ReceivedResult(NamedTuple):
-    message: Result
-    num_bytes: int
-    at_s: float

@@ -163,6 +163,16 @@ class _GrpcStream:
             received = self._inbox.get(timeout=timeout_s)
         except queue.Empty:
             raise DeadlineError(f"no answer within {timeout_s:g} s") from None
+        return self._unless_broken(received)
+
+    def poll(self) -> Received | None:
+        try:
+            received = self._inbox.get_nowait()
+        except queue.Empty:
+            return None
+        return self._unless_broken(received)
+
+    def _unless_broken(self, received: Received | TransportError) -> Received:
         if isinstance(received, TransportError):
             self._inbox.put(received)  # a broken stream stays broken
             raise received

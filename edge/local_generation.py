@@ -8,7 +8,8 @@ import numpy as np
 
 from decoding.params import SamplingParams
 from decoding.sampler import sample
-from edge.generation import Clock, Front, NewToken
+from edge.generation import Front, NewToken
+from edge.patience import Clock
 from edge.report import StepTrace
 
 LOCAL_LEVEL = "none"  # nothing is sent, so nothing is encoded

@@ -21,7 +21,8 @@ class StepTrace:
     The round trip runs from handing the frame to the transport until its answer has arrived;
     `wire_s` is what the cloud's own times (codec, queue, compute, sample) leave of it: link,
     kernel and gRPC on both sides. Prefill chunks overlap, so theirs include waiting for the
-    chunks ahead. `num_new_tokens` is 0 for a chunk that asked for none.
+    chunks ahead. `num_new_tokens` is 0 for a chunk that asked for none. `decision`: what the
+    controller changed because of this step, and why; empty when nothing.
     """
 
     sequence: int
@@ -43,6 +44,7 @@ class StepTrace:
     hidden_bytes: int
     uplink_bytes: int
     downlink_bytes: int
+    decision: str = ""
 
     @property
     def edge_s(self) -> float:

@@ -92,10 +92,21 @@ class Session:
         self.tokens: list[int] = list(prompt_ids)
         self.num_prompt_tokens = len(prompt_ids)
         self.chunk_tokens = chunk_tokens
+        self.max_frame_tokens = chunk_tokens  # the server's limit, once it has told
         self.journal: list[Frame] = []
         self._resume_phase = Phase.PREFILLING
         self._num_sent = 0  # tokens whose rows have been sent, drafts that were refused left out
         self._num_answered = 0  # journal entries that have been answered
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens that the cloud has answered with."""
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def num_prompt_left(self) -> int:
+        """Prompt tokens whose rows have not been sent yet."""
+        return max(self.num_prompt_tokens - self._num_sent, 0)
 
     @property
     def num_outstanding(self) -> int:
@@ -131,7 +142,8 @@ class Session:
         `drafts` continue the sequence as guesses; they go with a decode step only.
         """
         if self.phase is Phase.PREFILLING:
-            stop = min(self._num_sent + self.chunk_tokens, self.num_prompt_tokens)
+            chunk_tokens = min(self.chunk_tokens, self.max_frame_tokens)
+            stop = min(self._num_sent + chunk_tokens, self.num_prompt_tokens)
             chunk = tuple(self.tokens[self._num_sent : stop])
             return Rows(self._num_sent, chunk, 0, stop == self.num_prompt_tokens)
         if self.phase is Phase.READY:

@@ -33,6 +33,10 @@ class Stream(Protocol):
         """Wait for the next message; DeadlineError when none comes within `timeout_s`."""
         ...
 
+    def poll(self) -> Received | None:
+        """The next message if one has come already; None if not."""
+        ...
+
     def close(self) -> None:
         """Say goodbye (the cloud frees its cache) and let the stream go. Never raises."""
         ...

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from decoding.params import SamplingParams as SamplingParams
     from edge.client import EdgeClient as EdgeClient
     from edge.completion import CompletionRequest as CompletionRequest
-    from edge.generation import Patience as Patience
     from edge.grpc_transport import Credentials as Credentials
+    from edge.patience import Patience as Patience
     from edge.report import Completion as Completion
     from optimizer.plan import Partition as Partition
     from optimizer.plan import Plan as Plan
@@ -24,7 +24,7 @@ _HOMES: Final = {
     "SamplingParams": "decoding.params",
     "EdgeClient": "edge.client",
     "CompletionRequest": "edge.completion",
-    "Patience": "edge.generation",
+    "Patience": "edge.patience",
     "Credentials": "edge.grpc_transport",
     "Completion": "edge.report",
     "Partition": "optimizer.plan",

@@ -155,6 +155,9 @@ class FakeStream:
             raise LostError("nothing to receive: the edge waits for what it did not ask")
         return Received(self.inbox.pop(0), 7, self.transport.clock())
 
+    def poll(self) -> Received | None:
+        return self.receive(0.0) if self.inbox and not self.dead else None
+
     def close(self) -> None:
         self.transport.closed += 1
 

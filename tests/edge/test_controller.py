@@ -1,4 +1,4 @@
-"""The controller on scripted links: falls at once, climbs slowly, never swings, gives up in time."""
+"""The controller on scripted links: falls at once, climbs slowly, never swings, and gives up."""
 
 from __future__ import annotations
 

@@ -8,8 +8,17 @@ from itertools import islice
 import pytest
 
 from codec.ladder import Ladder
-from edge.errors import BusyError, ConnectError, LostError, RefusedError, TransportError
-from edge.generation import Clock, Patience, RemoteGeneration
+from edge.connector import Connector
+from edge.errors import (
+    BusyError,
+    ConnectError,
+    LostError,
+    RefusedError,
+    TransportError,
+)
+from edge.generation import RemoteGeneration
+from edge.patience import Clock, Patience
+from edge.pilot import Pilot
 from edge.report import StepTrace
 from protos.messages import Open
 from tests.edge.fakes import (
@@ -40,25 +49,37 @@ class ManualTime:
 
 
 def generation(
-    transports: list[FakeTransport], time: ManualTime, patience: Patience | None = None
+    transports: list[FakeTransport],
+    time: ManualTime,
+    patience: Patience | None = None,
+    *,
+    clock: Clock | None = None,
+    deadline_s: float | None = None,
 ) -> RemoteGeneration:
+    patience = patience or Patience()
+    ladder = Ladder.lossless(WIDTH)
+    clock = clock or time.clock()
     return RemoteGeneration(
         front=FakeFront(),
-        ladder=Ladder.lossless(WIDTH),
-        level="lossless",
-        request=Open(
-            session_id="s",
-            model_sha256=SHA,
-            split=1,
-            hidden_size=WIDTH,
-            codec_tables_sha256=SHA,
-            max_tokens=100,
+        ladder=ladder,
+        pilot=Pilot(ladder=ladder, levels=("lossless",), deadline_s=deadline_s),
+        connector=Connector(
+            request=Open(
+                session_id="s",
+                model_sha256=SHA,
+                split=1,
+                hidden_size=WIDTH,
+                codec_tables_sha256=SHA,
+                max_tokens=100,
+            ),
+            transports=transports,
+            patience=patience,
+            clock=clock,
+            rng=random.Random(1),
         ),
-        transports=transports,
         chunk_tokens=4,
-        patience=patience or Patience(),
-        clock=time.clock(),
-        rng=random.Random(1),
+        patience=patience,
+        clock=clock,
     )
 
 
@@ -140,8 +161,8 @@ def test_a_refusing_server_gives_way_to_the_next_and_the_last_refusal_counts() -
 def test_a_trace_accounts_for_the_whole_round_trip() -> None:
     times = iter(float(i) for i in range(10_000))
     transport = FakeTransport(clock=lambda: next(times))
-    run = generation([transport], ManualTime())
-    run._clock = Clock(now=lambda: next(times), sleep=lambda seconds: None)
+    clock = Clock(now=lambda: next(times), sleep=lambda seconds: None)
+    run = generation([transport], ManualTime(), Patience(connect_s=1e6), clock=clock)
     steps: list[StepTrace] = []
     iterator = run.tokens(PROMPT, steps.append)
     list(islice(iterator, 4))

@@ -15,7 +15,7 @@ import pytest
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
 from edge.completion import CompletionRequest, CompletionRun
-from edge.generation import Patience
+from edge.patience import Patience
 from hwprofiles.emulator import EmulatedLink
 from hwprofiles.link_shape import LinkShape
 from tests.conftest import ModelBench

@@ -131,7 +131,7 @@ def test_a_prompt_beyond_the_plan_is_refused_before_anything_is_sent(
 def test_an_unreachable_server_is_named(
     capsys: pytest.CaptureFixture[str], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge.generation import Patience
+    from edge.patience import Patience
 
     monkeypatch.setattr("edge.client.Patience", lambda: Patience(connect_s=0.5))
     status, line = failing(

@@ -1,0 +1,86 @@
+"""How many prompt tokens the next chunk takes: a pure function of what the chunks so far took.
+
+Three stages work at once: the edge computes chunk i+1 while chunk i crosses the link and chunk
+i-1 runs in the cloud. A chunk of c tokens keeps stage s for a_s + b_s c seconds. With m the slowest
+stage, n tokens take about
+
+    c (sum b - b_m)   until the first chunk has reached the slowest stage, and the last has left it
+    + n b_m + n/c a_m the slowest stage at work
+
+which is least at c = sqrt(n a_m / (sum b - b_m)). Source: ours; the trade-off of every pipeline
+between filling it and feeding it (Kwon et al.'s and Agrawal et al.'s chunked prefill,
+arXiv:2308.16369, choose the chunk for the batch instead). a and b are fitted to the chunks
+answered so far; before two sizes were seen the plan's chunk stands, after a first one of a
+quarter, which fills the pipeline four times sooner.
+
+The plan's chunk is also the upper limit: the edge's working memory was planned with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+FIRST_SHARE: Final = 4
+# Kernels work in blocks of rows; below this a chunk costs about as much as a whole block.
+GRAIN: Final = 16
+
+
+class StageTimes(NamedTuple):
+    """Seconds that one answered chunk of `num_tokens` kept each stage busy."""
+
+    num_tokens: int
+    edge_s: float
+    link_s: float
+    cloud_s: float
+
+
+class Line(NamedTuple):
+    """Seconds of a stage: `fixed_s` a chunk and `per_token_s` a token."""
+
+    fixed_s: float
+    per_token_s: float
+
+
+def next_chunk(num_left: int, planned: int, answered: Sequence[StageTimes]) -> int:
+    """Tokens of the next chunk, at most `planned` and `num_left`, both at least 1."""
+    if not answered:
+        first = max(_rounded_up(math.ceil(planned / FIRST_SHARE)), GRAIN)
+        return min(first if first < planned else planned, num_left)
+    chunk = min(_best(num_left, answered) or planned, planned)
+    # Chunks of equal size: a short one at the end would cost a whole pass for a few tokens.
+    num_chunks = math.ceil(num_left / chunk)
+    return min(_rounded_up(math.ceil(num_left / num_chunks)), planned, num_left)
+
+
+def _best(num_left: int, answered: Sequence[StageTimes]) -> int | None:
+    """The formula above, in grains; None while the fixed costs are unknown."""
+    if len({times.num_tokens for times in answered}) < 2:
+        return None
+    sizes = [times.num_tokens for times in answered]
+    stages = [
+        fit_line(sizes, [times.edge_s for times in answered]),
+        fit_line(sizes, [times.link_s for times in answered]),
+        fit_line(sizes, [times.cloud_s for times in answered]),
+    ]
+    slowest = max(stages, key=lambda line: line.fixed_s + line.per_token_s * max(sizes))
+    others_s = sum(line.per_token_s for line in stages) - slowest.per_token_s
+    if others_s <= 0 or slowest.fixed_s <= 0:
+        return None
+    return max(_rounded_up(math.ceil(math.sqrt(num_left * slowest.fixed_s / others_s))), GRAIN)
+
+
+def fit_line(sizes: Sequence[int], times_s: Sequence[float]) -> Line:
+    """Least squares, neither part below 0."""
+    x, y = np.asarray(sizes, dtype=np.float64), np.asarray(times_s, dtype=np.float64)
+    spread = x - x.mean()
+    slope = float(spread @ (y - y.mean()) / max(float(spread @ spread), 1e-12))
+    slope = min(max(slope, 0.0), float(y.mean() / x.mean()))
+    return Line(fixed_s=float(y.mean() - slope * x.mean()), per_token_s=slope)
+
+
+def _rounded_up(num_tokens: int) -> int:
+    return -(-num_tokens // GRAIN) * GRAIN
