@@ -1,14 +1,17 @@
-"""Attention of a packed batch over the sessions' KV leases, and its door into transformers.
+"""Attention of a packed batch over the sessions' KV blocks, and its door into transformers.
 
 transformers' layers call `packed_attention` through the attention interface (registered under
 `ATTENTION_NAME`) with rotated queries and keys; which rows belong to which session travels in
-the keyword argument `step`. Each session attends to its own slab and nothing else, one kernel
-call a session, so no result depends on who shares the batch.
+the keyword argument `step`. Each session attends to its own blocks and nothing else, one kernel
+call a session, so no result depends on who shares the batch. On CUDA the calls would cost more
+than the work: there the histories are gathered by block table and go through one call
+(`cloud.gathered_attention`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -16,28 +19,51 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from cloud.gathered_attention import GatheredSteps
 from cloud.kv_pool import KvLease
 
 ATTENTION_NAME: Final = "splitpoint_packed"
 
 
-class StepEntry:
-    """Rows [begin, end) of the packed batch: one session's positions from `start` on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeRows:
+    """Rows of one session that are a tree of guesses, not a sequence.
 
-    Views into the slab are made once a step for all layers: one call each instead of one a
+    positions: [T] the position that each row stands for (rows of one depth share it).
+    visible: [T][T] which of these rows each row sees, itself included. Every row sees all
+    tokens before the first row. The rows take cache places start, start + 1, ... in order;
+    `KvLease.keep_rows` closes up what was accepted.
+    """
+
+    positions: tuple[int, ...]
+    visible: tuple[tuple[bool, ...], ...]
+
+
+class StepEntry:
+    """Rows [begin, end) of the packed batch: one session's cache places from `start` on.
+
+    Views into the arena are made once a step for all layers: one call each instead of one a
     layer, which is where the time of a small model's decode step goes.
     """
 
-    __slots__ = ("_histories", "_targets", "begin", "end", "lease", "masks", "start")
+    __slots__ = ("_histories", "begin", "end", "lease", "masks", "start", "tree")
 
-    def __init__(self, lease: KvLease, *, start: int, begin: int, num_rows: int) -> None:
+    def __init__(
+        self,
+        lease: KvLease,
+        *,
+        start: int,
+        begin: int,
+        num_rows: int,
+        tree: TreeRows | None = None,
+    ) -> None:
         self.lease = lease
         self.start = start
         self.begin = begin
         self.end = begin + num_rows
+        self.tree = tree
         self.masks: dict[int | None, Tensor] = {}
-        self._targets: tuple[Tensor, ...] = ()
-        self._histories: dict[int | None, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
+        self._histories: dict[int | None, list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]] = {}
 
     @property
     def num_rows(self) -> int:
@@ -45,28 +71,50 @@ class StepEntry:
 
     @property
     def stop(self) -> int:
-        """Position behind the last row."""
+        """Cache place behind the last row."""
         return self.start + self.end - self.begin
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """The position of each row."""
+        return range(self.start, self.stop) if self.tree is None else self.tree.positions
 
     def first(self, window: int | None) -> int:
         """The lowest position that any of the rows sees."""
         return 0 if window is None else max(0, self.start - window + 1)
 
-    def target(self, layer: int) -> Tensor:
-        """Where the rows' keys and values of `layer` go: [2 KV, T, d]."""
-        if not self._targets:
-            self._targets = self.lease.slab[:, :, self.start : self.stop].unbind()
-        return self._targets[layer - self.lease.split]
-
     def history(self, layer: int, window: int | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of `layer` that the rows see, these rows included: [1, KV, S, d] each."""
-        views = self._histories.get(window)
-        if views is None:
-            seen = self.lease.slab[:, None, :, self.first(window) : self.stop]
-            keys, values = seen.chunk(2, dim=2)
-            views = self._histories[window] = (keys.unbind(), values.unbind())
+        """Keys and values of `layer` that the rows see, these rows included: [1, KV, S, d] each.
+
+        In place where they lie in one extent, joined where they lie in several.
+        """
+        parts = self._histories.get(window)
+        if parts is None:
+            parts = self._histories[window] = self._views(window)
         index = layer - self.lease.split
-        return views[0][index], views[1][index]
+        if len(parts) == 1:
+            keys, values = parts[0]
+            return keys[index], values[index]
+        return (
+            torch.cat([keys[index] for keys, _ in parts], dim=2),
+            torch.cat([values[index] for _, values in parts], dim=2),
+        )
+
+    def _views(self, window: int | None) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """For each piece of the history: the layers' keys and their values, [1, KV, S, d] each."""
+        lease = self.lease
+        arena = lease.pool.arena
+        row_size = arena.shape[1] * arena.shape[2]
+        views = []
+        for row, stride, count in lease.pieces(self.first(window), self.stop):
+            seen = arena.as_strided(
+                (lease.num_layers, 1, arena.shape[1], count, arena.shape[2]),
+                (stride * row_size, 0, arena.shape[2], row_size, 1),
+                row * row_size,
+            )
+            keys, values = seen.chunk(2, dim=2)
+            views.append((keys.unbind(), values.unbind()))
+        return views
 
 
 class Traits(NamedTuple):
@@ -81,14 +129,43 @@ class Traits(NamedTuple):
 
 
 class PackedStep:
-    """One forward pass: its entries by split, so that those active at a layer are a prefix."""
+    """One forward pass: its entries by split, so that those active at a layer are a prefix.
 
-    __slots__ = ("active", "entries", "traits")
+    gather: attend through gathered histories, all sessions in one call.
+    """
 
-    def __init__(self, entries: Sequence[StepEntry]) -> None:
+    __slots__ = ("_base", "_singles", "_stride", "active", "arena", "entries", "gather", "traits")
+
+    def __init__(self, entries: Sequence[StepEntry], *, gather: bool = False) -> None:
         self.entries = entries
+        self.arena = entries[0].lease.pool.arena
+        self.gather = gather
         self.active: Sequence[StepEntry] = ()  # set by the engine as layers go by
         self.traits: Traits | None = None  # what transformers asked for last
+        self._singles: dict[int | None, GatheredSteps] = {}
+        rows: list[int] = []
+        strides: list[int] = []
+        for entry in entries:
+            for row, stride, count in entry.lease.pieces(entry.start, entry.stop):
+                base = row - entry.lease.split * stride
+                rows.extend(range(base, base + count))
+                strides.extend([stride] * count)
+        device = self.arena.device
+        self._base = torch.tensor(rows, device=device)
+        self._stride = torch.tensor(strides, device=device)
+
+    def store(self, layer: int, keys_values: Tensor) -> None:
+        """Write the active rows' keys and values of `layer`, [T, 2 KV, d], to their places."""
+        count = keys_values.shape[0]
+        places = torch.add(self._base[:count], self._stride[:count], alpha=layer)
+        self.arena.index_copy_(0, places, keys_values)
+
+    def singles(self, window: int | None) -> GatheredSteps:
+        """The tables of the entries with one row."""
+        if window not in self._singles:
+            ones = [entry for entry in self.entries if entry.num_rows == 1]
+            self._singles[window] = GatheredSteps(ones, window, self.arena.device)
+        return self._singles[window]
 
 
 def packed_attention(
@@ -115,25 +192,31 @@ def packed_attention(
     keys_values = torch.cat((key[0], value[0])).transpose(0, 1)  # [T, 2 KV, d]
     heads = query[0].transpose(0, 1)  # [T, H, d]
     step.traits = Traits(scaling, sliding_window, softcap)
-    return attend(step.active, layer, heads, keys_values, step.traits)[None], None
+    return attend(step, layer, heads, keys_values, step.traits)[None], None
 
 
 def attend(
-    entries: Sequence[StepEntry],
-    layer: int,
-    query: Tensor,
-    keys_values: Tensor,
-    traits: Traits,
+    step: PackedStep, layer: int, query: Tensor, keys_values: Tensor, traits: Traits
 ) -> Tensor:
     """Store the rows' keys and values, then attend, session by session.
 
     query: [T, H, d]; keys_values: [T, 2 KV, d], keys before values. Returns [T, H, d].
     """
-    outputs = []
-    by_head = keys_values.transpose(0, 1)  # [2 KV, T, d]
-    for entry in entries:
-        entry.target(layer).copy_(by_head[:, entry.begin : entry.end])
-        outputs.append(_attend_one(entry, layer, query[entry.begin : entry.end], traits))
+    step.store(layer, keys_values)
+    singles = [entry for entry in step.active if entry.num_rows == 1]
+    if step.gather and traits.cap is None and len(singles) > 1:
+        gathered = step.singles(traits.window)
+        rows = gathered.rows[: len(singles)]
+        out = torch.empty_like(query)
+        out[rows] = gathered.attend(step.arena, layer, query[rows], traits.scale)
+        for entry in step.active:
+            if entry.num_rows > 1:
+                mine = slice(entry.begin, entry.end)
+                out[mine] = _attend_one(entry, layer, query[mine], traits)
+        return out
+    outputs = [
+        _attend_one(entry, layer, query[entry.begin : entry.end], traits) for entry in step.active
+    ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -180,12 +263,18 @@ def _capped(
 
 
 def _mask(entry: StepEntry, window: int | None, device: torch.device) -> Tensor:
-    """[T, S] bool: which of the keys of its history each row sees. Made once a step."""
+    """[T, S] bool: which of the places of its history each row sees. Made once a step."""
     mask = entry.masks.get(window)
     if mask is None:
-        rows = torch.arange(entry.start, entry.stop, device=device)[:, None]
-        columns = torch.arange(entry.first(window), entry.stop, device=device)[None]
-        mask = columns <= rows
+        first, start, stop = entry.first(window), entry.start, entry.stop
+        rows = torch.tensor(entry.positions, device=device)[:, None]
+        columns = torch.arange(first, stop, device=device)
+        if entry.tree is None:
+            mask = columns <= rows
+        else:
+            columns[start - first :] = rows[:, 0]
+            mask = torch.ones((stop - start, stop - first), dtype=torch.bool, device=device)
+            mask[:, start - first :] = torch.tensor(entry.tree.visible, device=device)
         if window is not None:
             mask &= columns > rows - window
         entry.masks[window] = mask

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cloud.attention import PackedStep, StepEntry
+from cloud.attention import PackedStep, StepEntry, TreeRows
 from cloud.back_weights import BackModel, load_back
 from cloud.fused_layer import FusedLayer, fuse, sign_sine
 from cloud.kv_pool import KvLease, KvShape
@@ -26,19 +26,23 @@ from cloud.rotary import RotaryTables, max_positions
 class BatchEntry:
     """One session's rows: hidden states float32 [T, D] that enter layer `lease.split`.
 
-    They take positions `lease.length` on. The last `num_logits` of them need logits.
+    They take cache places `lease.length` on, which are their positions too, unless `tree` says
+    that they are a tree of guesses. The last `num_logits` of them need logits.
     """
 
     lease: KvLease
     rows: Tensor
     num_logits: int
+    tree: TreeRows | None = None
 
 
 class BackEngine:
     """Runs packed batches. Not thread-safe: one thread owns it."""
 
-    def __init__(self, model: BackModel, *, fused: bool = True) -> None:
+    def __init__(self, model: BackModel, *, fused: bool = True, gather: bool | None = None) -> None:
+        """gather: attend through gathered histories (None: where calls are dear, on CUDA)."""
         self.model = model
+        self._gather = model.device.type == "cuda" if gather is None else gather
         self._rotary = RotaryTables(model.rotary, model.config, model.dtype)
         self._fused = self._fuse_layers() if fused else [None] * len(model.layers)
 
@@ -95,15 +99,18 @@ class BackEngine:
         end = 0
         for index in order:
             lease, num_rows = batch[index].lease, batch[index].rows.shape[0]
-            entries.append(StepEntry(lease, start=lease.length, begin=end, num_rows=num_rows))
-            positions.extend(range(lease.length, lease.length + num_rows))
-            end += num_rows
+            entry = StepEntry(
+                lease, start=lease.length, begin=end, num_rows=num_rows, tree=batch[index].tree
+            )
+            entries.append(entry)
+            positions.extend(entry.positions)
+            end = entry.end
         device = self.model.device
         turns = self._rotary.rows(
             torch.tensor(positions, device=device), max(positions, default=0) + 1
         )
         rotary = {kind: (cos, sin, sign_sine(sin)) for kind, (cos, sin) in turns.items()}
-        step = PackedStep(entries)
+        step = PackedStep(entries, gather=self._gather)
         hidden = torch.empty((0, self.hidden_size), dtype=self.model.dtype, device=device)
         joined = 0
         for layer in range(batch[order[0]].lease.split, self.num_layers + 1):

@@ -69,7 +69,7 @@ class FusedLayer:
             key.copy_(self._key_norm(key))
         rotate_in_place(rotated, cos, sin)
         query, keys_values = qkv[:, :num_heads], qkv[:, num_heads:]
-        mixed = attend(step.active, self.index, query, keys_values, self._traits)
+        mixed = attend(step, self.index, query, keys_values, self._traits)
         attended = self._out(mixed.reshape(hidden.shape[0], -1))
         if self._after_attention is not None:
             attended = self._after_attention(attended)
@@ -185,8 +185,10 @@ def fuse(
 
 def _probe_step(layer: Any, shape: KvShape, device: torch.device) -> PackedStep:
     """A step of one session of its own, entering at `layer`."""
-    lease = KvPool(shape, limit_bytes=1 << 40, device=device).lease(
-        split=int(layer.self_attn.layer_idx), max_tokens=_PROBE_ROWS
+    split = int(layer.self_attn.layer_idx)
+    limit = shape.num_bytes(split=split, max_tokens=_PROBE_ROWS)
+    lease = KvPool(shape, limit_bytes=limit, device=device).lease(
+        split=split, max_tokens=_PROBE_ROWS
     )
     step = PackedStep([StepEntry(lease, start=0, begin=0, num_rows=_PROBE_ROWS)])
     step.active = step.entries

@@ -171,6 +171,11 @@ class Session:
                 f"frame {frame.sequence} starts at position {frame.first_position}, "
                 f"the cache ends at {self.lease.length}"
             )
+        if frame.first_position < self.lease.num_frozen:
+            raise BadFrameError(
+                f"frame {frame.sequence} starts at position {frame.first_position}, but the first "
+                f"{self.lease.num_frozen} are shared with other sessions"
+            )
         if frame.first_position + count > self.lease.max_tokens:
             raise BadFrameError(
                 f"frame {frame.sequence} reaches position {frame.first_position + count}, "

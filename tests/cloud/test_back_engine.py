@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
+from cloud.attention import TreeRows
 from cloud.back_engine import BackEngine, BatchEntry
-from cloud.kv_pool import KvPool
+from cloud.kv_pool import KvLease, KvPool
 from tests.cloud.tiny_bundle import save_back
 from tests.tiny_models import CONFIGS, VOCAB, make_tiny_model
 
@@ -151,3 +152,66 @@ def test_sessions_of_every_split_and_length_share_a_batch_and_answer_as_alone(ti
     for lease, _, _ in sessions:
         lease.close()
     assert tiny.pool.used_bytes == 0
+
+
+def cut_into_extents(tiny: Tiny, split: int) -> KvLease:
+    """A lease whose positions lie in three extents, the first one shared."""
+    owner = tiny.pool.lease(split=split, max_tokens=16, shareable_tokens=16)
+    shared = tiny.pool.share(owner, 16)
+    lease = tiny.pool.lease(split=split, max_tokens=NUM_TOKENS, shared=shared, shareable_tokens=32)
+    owner.close()
+    tiny.pool.forget(shared)
+    assert len(lease.segments) == 3
+    lease.length = lease.num_frozen = 0
+    return lease
+
+
+@pytest.mark.parametrize("gather", [False, True])
+def test_where_the_blocks_lie_changes_nothing(tiny: Tiny, gather: bool) -> None:
+    engine = BackEngine(tiny.engine.model, gather=gather)
+    for split in (0, tiny.num_layers - 1):
+        whole = tiny.pool.lease(split=split, max_tokens=NUM_TOKENS)
+        scattered = cut_into_extents(tiny, split)
+        entering, expected = tiny.reference(random_ids(6))
+        for begin, end in ((0, 20), *((at, at + 1) for at in range(20, NUM_TOKENS))):
+            batch = [
+                BatchEntry(lease=lease, rows=entering[split][begin:end], num_logits=end - begin)
+                for lease in (whole, scattered)
+            ]
+            for logits in engine.forward(batch):
+                assert_close(logits, expected[begin:end])
+        whole.close()
+        scattered.close()
+    assert tiny.pool.used_bytes == 0
+
+
+def test_each_branch_of_a_tree_answers_as_if_it_were_alone(tiny: Tiny) -> None:
+    trunk, left, right = random_ids(7, 20), random_ids(8, 4), random_ids(9, 3)
+    with_left, after_left = tiny.reference(trunk + left)
+    with_right, after_right = tiny.reference(trunk + right)
+    # Rows: the trunk's last token, the left branch, the right branch; both start at depth 20.
+    depths = [19, *range(20, 24), *range(20, 23)]
+    branch = [0, *[1] * 4, *[2] * 3]
+    visible = tuple(
+        tuple(column <= row and branch[column] in (0, branch[row]) for column in range(len(depths)))
+        for row in range(len(depths))
+    )
+    tree = TreeRows(positions=tuple(depths), visible=visible)
+    for split in range(tiny.num_layers):
+        with tiny.pool.lease(split=split, max_tokens=NUM_TOKENS) as lease:
+            start = BatchEntry(lease=lease, rows=with_left[split][:19], num_logits=0)
+            tiny.engine.forward([start])
+            rows = torch.cat([with_left[split][19:], with_right[split][20:]])
+            (logits,) = tiny.engine.forward(
+                [BatchEntry(lease=lease, rows=rows, num_logits=len(rows), tree=tree)]
+            )
+            assert_close(logits[:5], after_left[19:])
+            assert_close(logits[5:], after_right[20:])
+            # Keep the right branch and go on behind it.
+            lease.keep_rows(19, [0, 5, 6, 7])
+            more = trunk + right + random_ids(10, 2)
+            entering, expected = tiny.reference(more)
+            (logits,) = tiny.engine.forward(
+                [BatchEntry(lease=lease, rows=entering[split][23:], num_logits=2)]
+            )
+            assert_close(logits, expected[23:])
