@@ -24,6 +24,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from optimizer.build.embedding import embedding_graph, shrink_weights
 from optimizer.build.kv_scales import write_kv_scales
+from optimizer.build.mixed_front import take_layers
 from optimizer.build.source import ModelSource
 from optimizer.errors import BuildError
 from optimizer.geometry import ModelGeometry
@@ -55,8 +57,10 @@ def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
     """Write `front.onnx` and its weights for `plan` into `edge_dir`, which must exist.
 
     Raises BuildError when the exporter fails. Weights below 16 bits are quantized in blocks of
-    32 with one scale each (round to nearest), the embedding too.
+    32 with one scale each (round to nearest), the embedding too. Layers whose bits differ
+    (`plan.front_layer_bits`) come from a second export.
     """
+    front_bits = plan.partition.front_bits
     with tempfile.TemporaryDirectory(prefix="splitpoint-front-") as temporary:
         staged = Path(temporary) / "model"
         _stage(source, plan, staged)
@@ -64,17 +68,23 @@ def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
             _export_embedding(staged, plan, edge_dir)
             return
         options = _builder_options(plan, source, staged, Path(temporary))
-        exported = Path(temporary) / "onnx"
-        _run_builder(staged, exported, plan, options, Path(temporary) / "cache")
-        graph_path = exported / FRONT_NAME
-        model = onnx.load(graph_path)
+        model = _exported(plan, options, Path(temporary))
         replace_attention_mask(model)
         set_attention_windows(model, source.geometry)
         if not plan.edge_is_whole:
             expose_residual_stream(model)
+        wider = [i for i, bits in enumerate(plan.front_layer_bits) if bits != front_bits]
+        if wider:
+            uniform = replace(
+                plan,
+                front_layer_bits=(),
+                partition=replace(plan.partition, front_bits=plan.front_layer_bits[wider[0]]),
+            )
+            options = _builder_options(uniform, source, staged, Path(temporary))
+            take_layers(model, _exported(uniform, options, Path(temporary)), wider)
         if plan.kv_bits == 16:
             halve_cache(model)
-        shrink_weights(model, plan.partition.front_bits)
+        shrink_weights(model, front_bits)
         _save(model, edge_dir)
 
 
@@ -206,6 +216,13 @@ def _builder_options(plan: Plan, source: ModelSource, staged: Path, temporary: P
         write_kv_scales(staged, scales)
         options += ["kv_cache_quant_scheme=int8_per_channel", f"kv_cache_scale_file={scales}"]
     return options
+
+
+def _exported(plan: Plan, options: list[str], temporary: Path) -> onnx.ModelProto:
+    """The graph as the exporter makes it, weights and all."""
+    exported = temporary / f"onnx-{plan.partition.front_bits}"
+    _run_builder(temporary / "model", exported, plan, options, temporary / "cache")
+    return onnx.load(exported / FRONT_NAME)
 
 
 def _run_builder(staged: Path, exported: Path, plan: Plan, options: list[str], cache: Path) -> None:
