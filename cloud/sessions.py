@@ -3,7 +3,8 @@
 A frame is checked (`begin`), its rows run in one or more batches (`take`), and its logits
 become a result (`finish`). Results are remembered by sequence number: a frame that comes again
 is answered again and never applied twice; a number that skips one is an error, as is a frame
-whose rows would leave a hole in the cache.
+whose rows would leave a hole in the cache. A frame that was sent ahead of the answer before it
+stands on a guess of that answer's last token: where that is wrong it is answered without tokens.
 """
 
 from __future__ import annotations
@@ -71,11 +72,13 @@ class Session:
         self._max_frame_tokens = max_frame_tokens
         self._next_sequence = 0
         self._answered: OrderedDict[int, _Answered] = OrderedDict()
+        self._last_token: int | None = None  # what the last answer ended with
 
     def begin(self, frame: Frame) -> Work | Result:
         """Check the next frame, roll the cache back to where it starts, and decode its rows.
 
-        Returns the remembered result of a repeated frame. Raises BadFrameError.
+        Returns the remembered result of a repeated frame, and an empty one for a frame that was
+        sent ahead on a wrong guess. Raises BadFrameError.
         """
         if frame.sequence < self._next_sequence:
             return self._again(frame)
@@ -83,6 +86,11 @@ class Session:
             raise BadFrameError(
                 f"frame {frame.sequence} came, frame {self._next_sequence} is missing"
             )
+        if frame.ahead and not self._stands(frame):
+            self._next_sequence += 1
+            result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
+            self._remember(frame, result)
+            return result
         self._check(frame)
         try:
             rows = self._ladder.decode(
@@ -121,6 +129,7 @@ class Session:
         frame = work.frame
         tokens: tuple[int, ...] = ()
         logprobs: tuple[float, ...] = ()
+        self._last_token = None
         if frame.want_token:
             if not np.isfinite(logits).all():
                 raise BadFrameError(f"frame {frame.sequence}: its rows overflow the model")
@@ -136,6 +145,7 @@ class Session:
             tokens = tuple(token.token_id for token in chosen)
             if self._sampling.logprobs:
                 logprobs = tuple(token.logprob for token in chosen)
+            self._last_token = tokens[-1]
             keep = first + len(tokens) - 1
             self.lease.rollback(keep)
             del self.tokens[keep:]
@@ -146,13 +156,24 @@ class Session:
             num_tokens=self.lease.length,
             timings=replace(timings, sample_s=elapsed_s()),
         )
-        self._answered[frame.sequence] = _Answered(hash(frame), result)
-        if len(self._answered) > REMEMBERED_RESULTS:
-            self._answered.popitem(last=False)
+        self._remember(frame, result)
         return result
 
     def close(self) -> None:
         self.lease.close()
+
+    def _stands(self, frame: Frame) -> bool:
+        """Whether what a frame sent ahead assumed has come true.
+
+        The position covers all guesses before its first row: each frame begins where the one
+        before it ends, so after a refused draft or another frame that fell, the cache is shorter.
+        """
+        return frame.first_position == self.lease.length and frame.token_ids[0] == self._last_token
+
+    def _remember(self, frame: Frame, result: Result) -> None:
+        self._answered[frame.sequence] = _Answered(hash(frame), result)
+        if len(self._answered) > REMEMBERED_RESULTS:
+            self._answered.popitem(last=False)
 
     def _again(self, frame: Frame) -> Result:
         answered = self._answered.get(frame.sequence)

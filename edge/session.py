@@ -6,8 +6,14 @@ stands in `TRANSITIONS`; any other event raises SessionError.
 
     IDLE --open--> OPENING --opened--> PREFILLING --sent last chunk--> WAITING
     WAITING --tokens--> READY --sent step--> WAITING
+    WAITING --sent ahead--> WAITING --tokens that the frame sent ahead stands on--> WAITING
     every phase but IDLE and FINISHED --lost--> BROKEN --open--> OPENING (and the replay)
     every phase --finish--> FINISHED
+
+While an answer is outstanding, further guesses may be sent ahead of it (`rows_ahead`): rounds in
+flight. Each such frame begins with a guess of the token that the answer before it ends with. When
+an answer says otherwise, all frames behind it are void: the cloud answers them without tokens, and
+the session is READY at once to send the token that it was told.
 
 The journal keeps the frames as they were encoded. When the stream or the server is gone,
 `open` again and send `replay()`: the cloud rebuilds its cache from the very same bytes, and
@@ -45,8 +51,10 @@ class Event(Enum):
     OPENED = auto()
     SENT_CHUNK = auto()
     SENT_LAST = auto()
+    SENT_AHEAD = auto()
     ACKNOWLEDGED = auto()
     TOKENS = auto()
+    TOKENS_AS_GUESSED = auto()
     LOST = auto()
     FINISH = auto()
 
@@ -59,6 +67,9 @@ TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
     (Phase.PREFILLING, Event.ACKNOWLEDGED): Phase.PREFILLING,
     (Phase.WAITING, Event.ACKNOWLEDGED): Phase.WAITING,
     (Phase.WAITING, Event.TOKENS): Phase.READY,
+    (Phase.WAITING, Event.SENT_AHEAD): Phase.WAITING,
+    (Phase.WAITING, Event.TOKENS_AS_GUESSED): Phase.WAITING,
+    (Phase.READY, Event.ACKNOWLEDGED): Phase.READY,
     (Phase.READY, Event.SENT_LAST): Phase.WAITING,
     (Phase.BROKEN, Event.OPEN): Phase.OPENING,
     (Phase.OPENING, Event.LOST): Phase.BROKEN,
@@ -74,12 +85,14 @@ class Rows(NamedTuple):
     """Rows the front has to compute next: their input tokens and where the first one stands.
 
     The last `num_drafts` tokens are guesses. `want_token`: the answer has to bring tokens.
+    `ahead`: the first token is a guess too, of what the outstanding answer ends with.
     """
 
     first_position: int
     token_ids: tuple[int, ...]
     num_drafts: int
     want_token: bool
+    ahead: bool = False
 
 
 class Session:
@@ -97,6 +110,7 @@ class Session:
         self._resume_phase = Phase.PREFILLING
         self._num_sent = 0  # tokens whose rows have been sent, drafts that were refused left out
         self._num_answered = 0  # journal entries that have been answered
+        self._void: set[int] = set()  # frames that were sent ahead on a wrong guess
 
     @property
     def num_new_tokens(self) -> int:
@@ -150,6 +164,16 @@ class Session:
             return Rows(self._num_sent, (self.tokens[-1], *drafts), len(drafts), True)
         return None
 
+    def rows_ahead(self, guesses: Sequence[int]) -> Rows | None:
+        """Rows to compute and send while an answer is outstanding; None when there is none.
+
+        guesses: what follows the last row sent: the token that the outstanding answer will end
+        with when all drafts are right, and drafts that continue it.
+        """
+        if self.phase is not Phase.WAITING or not guesses:
+            return None
+        return Rows(self._num_sent, tuple(guesses), len(guesses) - 1, True, ahead=True)
+
     def sent(self, rows: Rows, hidden: bytes) -> Frame:
         """Record the encoded rows in the journal; returns the frame to put on the wire."""
         frame = Frame(
@@ -159,8 +183,12 @@ class Session:
             hidden=hidden,
             num_drafts=rows.num_drafts,
             want_token=rows.want_token,
+            ahead=rows.ahead,
         )
-        self._step(Event.SENT_LAST if rows.want_token else Event.SENT_CHUNK)
+        if rows.ahead:
+            self._step(Event.SENT_AHEAD)
+        else:
+            self._step(Event.SENT_LAST if rows.want_token else Event.SENT_CHUNK)
         self.journal.append(frame)
         self._num_sent = rows.first_position + len(rows.token_ids)
         return frame
@@ -177,7 +205,9 @@ class Session:
         if result.sequence != self._num_answered or not self.num_outstanding:
             raise SessionError(f"answer {result.sequence} does not belong to an open question")
         frame = self.journal[result.sequence]
-        if not frame.want_token:
+        if not frame.want_token or result.sequence in self._void:
+            if result.token_ids:
+                raise SessionError(f"answer {result.sequence} has tokens that nobody asked for")
             self._step(Event.ACKNOWLEDGED)
             self._num_answered += 1
             return ()
@@ -189,22 +219,38 @@ class Session:
         num_accepted = len(result.token_ids) - 1
         if result.token_ids[:-1] != frame.token_ids[-frame.num_drafts :][:num_accepted]:
             raise SessionError(f"answer {result.sequence} accepts drafts that were not sent")
-        self._step(Event.TOKENS)
         self._num_answered += 1
-        self._num_sent -= frame.num_drafts - num_accepted
         self.tokens.extend(result.token_ids)
+        if num_accepted == frame.num_drafts and self._guessed(result.token_ids[-1]):
+            self._step(Event.TOKENS_AS_GUESSED)
+            return result.token_ids
+        self._step(Event.TOKENS)
+        self._void.update(range(self._num_answered, len(self.journal)))
+        self._num_sent = len(self.tokens) - 1
         return result.token_ids
+
+    def _guessed(self, token_id: int) -> bool:
+        """Whether the oldest outstanding frame begins with this token."""
+        return bool(self.num_outstanding) and (
+            self.journal[self._num_answered].token_ids[0] == token_id
+        )
 
     def replay(self) -> list[Frame]:
         """The frames that rebuild the cloud's cache, in order; after `opened`.
 
         Those already answered ask for no token and verify no draft: all their rows enter the
         cache again, and the frame that followed rolls the refused ones back, as it starts lower.
+        What a frame sent ahead stood on is settled for all but the last outstanding ones: void
+        frames fall again, since no answer comes before them, and the others need no guess.
         """
-        return [
-            frame if index >= self._num_answered else replace(frame, num_drafts=0, want_token=False)
-            for index, frame in enumerate(self.journal)
-        ]
+        return [self._again(index, frame) for index, frame in enumerate(self.journal)]
+
+    def _again(self, index: int, frame: Frame) -> Frame:
+        if index in self._void or index > self._num_answered:
+            return frame
+        if index == self._num_answered:
+            return replace(frame, ahead=False)
+        return replace(frame, num_drafts=0, want_token=False, ahead=False)
 
     def _step(self, event: Event) -> None:
         following = TRANSITIONS.get((self.phase, event))

@@ -31,7 +31,8 @@ class Frame:
 
     token_ids: [T] the input tokens of the rows; the last `num_drafts` of them are guesses.
     hidden: a codec frame of float32 [T, D]. A `first_position` below the number of tokens
-    that the cloud holds rolls its cache back to there first.
+    that the cloud holds rolls its cache back to there first. ahead: the first row is a guess of
+    the token that the answer before this one ends with; if it is wrong, nothing runs.
     """
 
     sequence: int
@@ -40,6 +41,7 @@ class Frame:
     hidden: bytes
     num_drafts: int = 0
     want_token: bool = True
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +78,7 @@ class Result:
     """The answer to the frame with the same `sequence`.
 
     token_ids: the accepted drafts and one token of the cloud's own; empty for a prefill chunk
-    that wanted none. logprobs: natural-log probabilities of these, when asked for.
+    that wanted none, and for a frame sent ahead on a wrong guess. logprobs: natural-log probabilities of these, when asked for.
     """
 
     sequence: int

@@ -88,6 +88,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     hidden=message.hidden,
                     num_drafts=message.num_drafts,
                     want_token=message.want_token,
+                    ahead=message.ahead,
                 )
             )
         )
@@ -254,6 +255,7 @@ def _frame_from_proto(message: pb.Frame) -> Frame:
         hidden=message.hidden,
         num_drafts=_in_range("num_drafts", message.num_drafts, 0, min(num_rows - 1, MAX_DRAFTS)),
         want_token=message.want_token,
+        ahead=message.ahead,
     )
 
 

@@ -78,6 +78,48 @@ def test_accepted_drafts_stay_in_the_cache_and_refused_ones_leave() -> None:
     assert (result.token_ids, result.num_tokens) == ((21, 22), 7)
 
 
+def ahead(sequence: int, first: int, *ids: int) -> Frame:
+    return replace(frame(sequence, first, *ids, drafts=len(ids) - 1), ahead=True)
+
+
+def test_a_frame_sent_ahead_runs_when_its_guess_was_right() -> None:
+    it = session()
+    run(it, frame(0, 0, 1, 2), 7)
+    assert run(it, frame(1, 2, 7, 8, drafts=1), 8, 9).token_ids == (8, 9)
+    assert run(it, ahead(2, 4, 9, 10), 10, 11).token_ids == (10, 11)
+    assert it.tokens == [1, 2, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [(8, 20), (20, 21)],  # another last token; a refused draft, so that it stands elsewhere
+)
+def test_a_frame_sent_ahead_falls_with_its_guess_and_takes_those_behind_it_along(
+    told: tuple[int, int],
+) -> None:
+    it = session()
+    run(it, frame(0, 0, 1, 2), 7)
+    answered = run(it, frame(1, 2, 7, 8, drafts=1), *told)
+    kept = list(it.tokens)
+    for sent in (ahead(2, 4, 9, 10), ahead(3, 6, 11)):
+        fallen = it.begin(sent)
+        assert isinstance(fallen, Result)
+        assert (fallen.sequence, fallen.token_ids) == (sent.sequence, ())
+        assert it.begin(sent) == fallen  # and when it comes again
+    assert it.tokens == kept
+    last = answered.token_ids[-1]
+    assert run(it, frame(4, it.lease.length, last), 5).token_ids == (5,)
+
+
+def test_nothing_stands_on_a_frame_that_wanted_no_token() -> None:
+    it = session()
+    run(it, frame(0, 0, 1, 2), 7)
+    run(it, frame(1, 2, 7, want=False))
+    fallen = it.begin(ahead(2, 3, 7))
+    assert isinstance(fallen, Result)
+    assert fallen.token_ids == ()
+
+
 def test_a_lower_first_position_rolls_back() -> None:
     it = session()
     run(it, frame(0, 0, 1, 2, 3, 4, 5), 6)

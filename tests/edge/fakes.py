@@ -72,11 +72,18 @@ class FakeCloud:
         self.ladder = Ladder.lossless(WIDTH)
         self.rows: list[int] = []
         self.next_sequence = 0
+        self.last_token: int | None = None
 
     def answer(self, frame: Frame) -> Result:
         if frame.sequence != self.next_sequence:
             raise AssertionError(f"frame {frame.sequence}, expected {self.next_sequence}")
         self.next_sequence += 1
+        last_token, self.last_token = self.last_token, None
+        if frame.ahead and (
+            frame.first_position != len(self.rows) or frame.token_ids[0] != last_token
+        ):
+            self.last_token = last_token
+            return Result(sequence=frame.sequence, token_ids=(), num_tokens=len(self.rows))
         rows = self.ladder.decode(
             frame.hidden,
             num_rows=len(frame.token_ids),
@@ -101,6 +108,7 @@ class FakeCloud:
                 ):
                     break
             del self.rows[first + len(tokens) :]
+            self.last_token = tokens[-1]
         return Result(
             sequence=frame.sequence,
             token_ids=tuple(tokens),

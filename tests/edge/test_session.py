@@ -97,6 +97,96 @@ def test_an_answer_out_of_turn_is_refused() -> None:
         session.received(answer(1, 9))
 
 
+def send_ahead(session: Session, *guesses: int) -> int:
+    rows = session.rows_ahead(guesses)
+    assert rows is not None
+    return session.sent(rows, b"x").sequence
+
+
+def decoding_session() -> Session:
+    session = opened_session([1, 2, 3])
+    send(session)
+    session.received(answer(0, 9))
+    return session
+
+
+def test_a_frame_sent_ahead_continues_where_the_drafts_end() -> None:
+    session = decoding_session()
+    send(session, (10, 11))
+    rows = session.rows_ahead((12, 13))
+    assert rows is not None
+    assert (rows.first_position, rows.token_ids, rows.num_drafts) == (6, (12, 13), 1)
+    assert rows.ahead
+    session.sent(rows, b"x")
+    assert session.received(answer(1, 10, 11, 12)) == (10, 11, 12)
+    assert session.phase is Phase.WAITING  # for the frame that was sent ahead, rightly
+    assert session.received(answer(2, 13, 14)) == (13, 14)
+    assert session.tokens == [1, 2, 3, 9, 10, 11, 12, 13, 14]
+    rows = session.next_rows()
+    assert rows is not None
+    assert (rows.first_position, rows.token_ids) == (8, (14,))
+
+
+@pytest.mark.parametrize("told", [(10, 11, 77), (10, 66), (55,)])
+def test_a_wrong_guess_voids_everything_behind_it_and_the_session_goes_on_at_once(
+    told: tuple[int, ...],
+) -> None:
+    session = decoding_session()
+    send(session, (10, 11))
+    send_ahead(session, 12, 13)
+    send_ahead(session, 14)
+    assert session.received(answer(1, *told)) == told
+    rows = session.next_rows((20,))  # before the void frames have been answered
+    assert rows is not None
+    assert (rows.first_position, rows.token_ids) == (3 + len(told), (told[-1], 20))
+    session.sent(rows, b"x")
+    assert session.received(answer(2)) == ()
+    assert session.received(answer(3)) == ()
+    assert session.received(answer(4, 20, 21)) == (20, 21)
+    assert session.tokens == [1, 2, 3, 9, *told, 20, 21]
+
+
+def test_a_void_frame_must_not_bring_tokens_and_a_standing_one_must() -> None:
+    for told, then, reason in (((77,), (13,), "nobody asked"), ((10, 12), (), "has 0 tokens")):
+        session = decoding_session()
+        send(session, (10,))
+        send_ahead(session, 12)
+        session.received(answer(1, *told))
+        with pytest.raises(SessionError, match=reason):
+            session.received(answer(2, *then))
+
+
+def test_nothing_is_sent_ahead_unless_an_answer_is_outstanding() -> None:
+    session = decoding_session()
+    assert session.rows_ahead((1,)) is None
+    send(session)
+    assert session.rows_ahead(()) is None
+    assert session.rows_ahead((1,)) is not None
+
+
+def test_a_replay_lets_void_frames_fall_again_and_settles_what_was_guessed() -> None:
+    session = decoding_session()
+    send(session, (10,))
+    send_ahead(session, 12)
+    session.received(answer(1, 77))
+    send(session)  # 77, and then a frame ahead that will stand
+    send_ahead(session, 30)
+    send_ahead(session, 31)
+    session.received(answer(2))
+    session.received(answer(3, 30))
+    session.lost()
+    session.open()
+    session.opened()
+    assert [(f.sequence, f.ahead, f.want_token) for f in session.replay()] == [
+        (0, False, False),
+        (1, False, False),
+        (2, True, True),  # void: falls, as no answer comes before it
+        (3, False, False),
+        (4, False, True),  # its guess was right, and the answer that said so is not repeated
+        (5, True, True),
+    ]
+
+
 def test_a_replay_asks_for_tokens_only_where_no_answer_has_come() -> None:
     session = opened_session(list(range(6)), chunk_tokens=4)
     send(session), send(session)
