@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ import numpy.typing as npt
 
 from codec.ladder import Ladder
 from edge.connector import Connector
+from edge.draft.drafting import Drafting
+from edge.draft.frames import DraftedFrames
 from edge.errors import (
     BusyError,
     ConnectError,
@@ -67,26 +70,12 @@ class NewToken(NamedTuple):
 OnStep = Callable[[StepTrace], None]
 
 
-class TokenSource(Protocol):
-    """What brings the tokens of one answer: a generation against a cloud, or without one."""
-
-    @property
-    def reconnects(self) -> int: ...
-
-    def tokens(
-        self, prompt_ids: Sequence[int], on_step: OnStep
-    ) -> Generator[NewToken, None, None]: ...
-
-    def cancel(self) -> None:
-        """End `tokens` soon, from another thread, whatever it is waiting for."""
-        ...
-
-
 class RemoteGeneration:
     """One generation against a cloud. Iterate `tokens()` once; then read what it cost.
 
     front: with an empty cache. connector: where streams come from. pilot: which level to encode
-    at. chunk_tokens: most prompt tokens a frame.
+    at. chunk_tokens: most prompt tokens a frame. drafting: guesses that go along with decode steps;
+    None: plain decoding.
     """
 
     def __init__(
@@ -99,6 +88,7 @@ class RemoteGeneration:
         chunk_tokens: int,
         patience: Patience,
         clock: Clock,
+        drafting: Drafting | None = None,
     ) -> None:
         self.reconnects = 0
         self._front = front
@@ -111,8 +101,12 @@ class RemoteGeneration:
         self._pending: dict[int, PendingStep] = {}
         self._chunks: list[StageTimes] = []  # the prompt's, as they were answered
         self._lost_at_s: float | None = None  # since when nothing new was answered
-        self._stream: Stream | None = None
-        self._cancelled = False
+        self._drafting = drafting
+        self._drafted = None
+        if drafting is not None:
+            compute = partial(compute_rows, front)
+            self._drafted = DraftedFrames(drafting, compute, max_tokens=connector.max_tokens)
+        self._early: Received | None = None  # an answer that came while guesses were made
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens until the caller stops iterating; `on_step` gets every answered frame.
@@ -122,38 +116,23 @@ class RemoteGeneration:
         when one broke the protocol, and TooSlowError when the pilot gives up on the deadline.
         """
         session = Session(prompt_ids, chunk_tokens=self._chunk_tokens)
+        stream = self._connector.connect(session, self._patience.connect_s)
         try:
-            self._stream = self._connector.connect(session, self._patience.connect_s)
-            while not self._cancelled:
-                yield from self._round(session, self._stream, on_step)
+            while True:
+                try:
+                    self._send_all(session, stream, on_step)
+                    received = self._receive(session, stream)
+                    tokens = self._take(session, received, on_step)
+                except (LostError, DeadlineError, ConnectError, BusyError) as error:
+                    stream.abort()
+                    stream = self._recover(session, error)
+                    continue
+                yield from tokens
                 if (reason := self._pilot.gave_up) is not None:
                     raise TooSlowError(reason)
-        except TransportError:
-            if not self._cancelled:  # else it is what cancelling has broken
-                raise
         finally:
             session.finish()
-            if self._stream is not None:
-                self._stream.close()
-
-    def cancel(self) -> None:
-        """See TokenSource."""
-        self._cancelled = True
-        self._connector.cancel()
-        if self._stream is not None:
-            self._stream.abort()
-
-    def _round(self, session: Session, stream: Stream, on_step: OnStep) -> list[NewToken]:
-        """Send what can be sent and take one answer; a lost stream is replaced by a new one."""
-        try:
-            self._send_all(session, stream, on_step)
-            return self._take(session, self._receive(session, stream), on_step)
-        except (LostError, DeadlineError, ConnectError, BusyError) as error:
-            stream.abort()
-            if self._cancelled:
-                raise
-            self._stream = self._recover(session, error)
-            return []
+            stream.close()
 
     def _send_all(self, session: Session, stream: Stream, on_step: OnStep) -> None:
         """Compute, encode and send until the session needs an answer to go on.
@@ -168,14 +147,51 @@ class RemoteGeneration:
                 session.chunk_tokens = next_chunk(
                     session.num_prompt_left, self._chunk_tokens, self._chunks
                 )
+            if session.phase is Phase.READY and self._drafted is not None:
+                self._send_drafted(session, stream, self._drafted)
+                return
             if (rows := session.next_rows()) is None:
                 return
             self._send(session, stream, rows)
 
     def _send(self, session: Session, stream: Stream, rows: Rows) -> None:
-        """One frame: front, encode, journal, wire."""
+        """One frame of known tokens."""
         started_s = self._clock.now()
-        hidden = compute_rows(self._front, rows)
+        if self._drafted is not None:
+            hidden = self._drafted.prompt(rows)
+        else:
+            hidden = compute_rows(self._front, rows)
+        self._dispatch(session, stream, rows, hidden, started_s)
+
+    def _send_drafted(self, session: Session, stream: Stream, drafted: DraftedFrames) -> None:
+        """One step with drafts, and the frames ahead of its answer that are worth it."""
+        started_s = self._clock.now()
+        frame = drafted.step(session, self._pilot.max_drafts)
+        while frame is not None:
+            rows, hidden, chain = frame
+            drafted.drafting.sent(len(session.journal), chain)
+            self._dispatch(session, stream, rows, hidden, started_s, chain.expected)
+            if not drafted.drafting.flies():
+                return
+            started_s = self._clock.now()
+            frame = drafted.ahead(session, chain, partial(self._has_answer, stream))
+
+    def _has_answer(self, stream: Stream) -> bool:
+        """Whether an answer is there; it is kept for `_receive`."""
+        if self._early is None:
+            self._early = stream.poll()
+        return self._early is not None
+
+    def _dispatch(
+        self,
+        session: Session,
+        stream: Stream,
+        rows: Rows,
+        hidden: npt.NDArray[np.float32],
+        started_s: float,
+        expected_tokens: float = 1.0,
+    ) -> None:
+        """Encode, journal, wire. hidden: [T, D], computed since `started_s`."""
         computed_s = self._clock.now()
         token_ids = np.asarray(rows.token_ids, dtype=np.int64)
         payload = self._ladder.encode(self._pilot.level, hidden, token_ids)
@@ -194,11 +210,15 @@ class RemoteGeneration:
             hidden_bytes=len(payload),
             uplink_bytes=uplink_bytes,
             alone=is_alone,
+            expected_tokens=expected_tokens,
         )
         self._pilot.weigh(hidden, token_ids)  # after sending: the first chunk is on its way
 
     def _receive(self, session: Session, stream: Stream) -> Received:
         """The next message, waited for as long as patience and deadline allow."""
+        if self._early is not None:
+            received, self._early = self._early, None
+            return received
         stall_s = self._pilot.stall_s if session.num_new_tokens else None
         if stall_s is None or stall_s > self._patience.step_s:
             return stream.receive(self._patience.step_s)
@@ -219,26 +239,28 @@ class RemoteGeneration:
         except SessionError as error:
             raise PeerError(f"the server broke the protocol: {error}") from error
         self._lost_at_s = None
-        self._trace(Answer(result, received.num_bytes, received.at_s), len(new_ids), on_step)
+        self._trace(Answer(result, received.num_bytes, received.at_s), new_ids, on_step)
         logprobs = result.logprobs or (0.0,) * len(new_ids)
         return [
             NewToken(token_id, logprob, received.at_s)
             for token_id, logprob in zip(new_ids, logprobs, strict=True)
         ]
 
-    def _trace(self, answer: Answer, num_new_tokens: int, on_step: OnStep) -> None:
-        """Tell the pilot, the chunk sizes and the caller what this frame took."""
+    def _trace(self, answer: Answer, new_ids: tuple[int, ...], on_step: OnStep) -> None:
+        """Tell the pilot, the drafter, the chunk sizes and the caller what this frame took."""
         pending = self._pending.pop(answer.result.sequence, None)
         if pending is None:  # an answer given again after a replay: it was traced the first time
             return
-        step = pending.trace(answer, num_new_tokens)
+        step = pending.trace(answer, len(new_ids))
         if pending.is_prefill:
             if pending.alone:
                 self._pilot.crossed(step.uplink_bytes, step.wire_s)
             self._chunks.append(stage_times(step, self._pilot.seconds_per_byte))
-        else:
+        elif new_ids:  # a frame that was sent ahead in vain says nothing of the link
             decision = self._pilot.after(step, answer.at_s - pending.started_s, alone=pending.alone)
             step = replace(step, decision=decision) if decision else step
+        if self._drafting is not None and not pending.is_prefill:
+            self._drafting.answered(step, new_ids, answer.at_s, alone=pending.alone)
         on_step(step)
 
     def _recover(self, session: Session, error: TransportError) -> Stream:
@@ -248,6 +270,7 @@ class RemoteGeneration:
         with nothing answered in between, does not start it anew.
         """
         session.lost()
+        self._early = None  # the replay asks again
         limit_s = self._patience.recover_s
         if (stall_s := self._pilot.stall_s) is not None and session.num_new_tokens:
             limit_s = min(limit_s, stall_s)

@@ -31,6 +31,7 @@ class PendingStep(NamedTuple):
     hidden_bytes: int
     uplink_bytes: int
     alone: bool
+    expected_tokens: float = 1.0
 
     def trace(self, answer: Answer, num_new_tokens: int) -> StepTrace:
         """This frame's life, now that its answer is there."""
@@ -56,6 +57,8 @@ class PendingStep(NamedTuple):
             hidden_bytes=self.hidden_bytes,
             uplink_bytes=self.uplink_bytes,
             downlink_bytes=answer.num_bytes,
+            ahead=self.rows.ahead,
+            expected_tokens=self.expected_tokens,
         )
 
 

@@ -22,7 +22,9 @@ class StepTrace:
     `wire_s` is what the cloud's own times (codec, queue, compute, sample) leave of it: link,
     kernel and gRPC on both sides. Prefill chunks overlap, so theirs include waiting for the
     chunks ahead. `num_new_tokens` is 0 for a chunk that asked for none. `decision`: what the
-    controller changed because of this step, and why; empty when nothing.
+    controller changed because of this step, and why; empty when nothing. `ahead`: sent before the
+    answer to the frame before had come; with `num_new_tokens` 0 it stood on a wrong guess.
+    `expected_tokens`: what the drafter expected the frame to bring (1 without drafts).
     """
 
     sequence: int
@@ -45,6 +47,8 @@ class StepTrace:
     uplink_bytes: int
     downlink_bytes: int
     decision: str = ""
+    ahead: bool = False
+    expected_tokens: float = 1.0
 
     @property
     def edge_s(self) -> float:
@@ -74,7 +78,6 @@ class Completion:
     steps: tuple[StepTrace, ...]
     reconnects: int
     total_s: float
-    shifts: int = 0  # how often the context was cut, see edge.context
 
     @property
     def ttft_s(self) -> float:
@@ -103,6 +106,8 @@ class Completion:
     def to_json(self) -> dict[str, Any]:
         """The object that `splitpoint run --json` prints. Seconds, bytes, tokens."""
         answered = [step for step in self.steps if step.num_new_tokens]
+        # A frame that was sent ahead travels while another round trip is under way.
+        num_trips = sum(not step.ahead for step in answered)
         return {
             "text": self.text,
             "tokens": list(self.token_ids),
@@ -116,19 +121,41 @@ class Completion:
             "uplink_bytes": sum(step.uplink_bytes for step in self.steps),
             "downlink_bytes": sum(step.downlink_bytes for step in self.steps),
             "bits_per_element": self.bits_per_element,
-            "round_trips": len(answered),
-            "tokens_per_round_trip": len(self.token_ids) / len(answered) if answered else 0.0,
+            "round_trips": num_trips,
+            "tokens_per_round_trip": len(self.token_ids) / num_trips if num_trips else 0.0,
+            "drafts": draft_figures(self.steps),
             "edge_s": sum(step.edge_s for step in self.steps),
             # Chunks in flight wait for each other; only the last one's wait was anybody's.
             "wire_s": sum(step.wire_s for step in answered),
             "cloud_s": sum(step.cloud_s for step in self.steps),
             "reconnects": self.reconnects,
-            "context_shifts": self.shifts,
             "peak_memory_bytes": peak_memory_bytes(),
             "level_counts": dict(Counter(step.level for step in self.steps)),
             "total_s": self.total_s,
             **({"logprobs": list(self.logprobs)} if self.logprobs else {}),
         }
+
+
+def draft_figures(steps: Sequence[StepTrace]) -> dict[str, float]:
+    """What drafting did in the decode steps: counts, and tokens a frame, expected and measured.
+
+    `sent` and `accepted` count guesses; a frame's first row is one when it was sent ahead. All
+    over frames that brought tokens, but `frames_void`: sent ahead on a wrong guess.
+    """
+    decode = [step for step in steps if step.phase == "decode"]
+    useful = [step for step in decode if step.num_new_tokens]
+    count = len(useful)
+    return {
+        "sent": sum(step.num_drafts + step.ahead for step in useful),
+        "accepted": sum(step.num_new_tokens - 1 + step.ahead for step in useful),
+        "frames": count,
+        "frames_ahead": sum(step.ahead for step in useful),
+        "frames_void": len(decode) - count,
+        "tokens_per_frame": sum(step.num_new_tokens for step in useful) / count if count else 0.0,
+        "expected_tokens_per_frame": (
+            sum(step.expected_tokens for step in useful) / count if count else 0.0
+        ),
+    }
 
 
 def breakdown(steps: Sequence[StepTrace], phase: str) -> dict[str, float]:

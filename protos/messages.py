@@ -78,7 +78,8 @@ class Result:
     """The answer to the frame with the same `sequence`.
 
     token_ids: the accepted drafts and one token of the cloud's own; empty for a prefill chunk
-    that wanted none, and for a frame sent ahead on a wrong guess. logprobs: natural-log probabilities of these, when asked for.
+    that wanted none, and for a frame sent ahead on a wrong guess. logprobs: natural-log
+    probabilities of these, when asked for.
     """
 
     sequence: int
