@@ -11,7 +11,7 @@ from typing import Literal
 
 from optimizer.errors import PlanError
 
-QualitySource = Literal["certified", "assumed"]
+QualitySource = Literal["certified", "partly assumed", "assumed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class Predicted:
     `longest_tokens`: the longest sequence this configuration could have within the limits.
     `uplink_bytes_per_token` counts the wire's own bytes. `cloud_s_per_token`: seconds of the
     server a token, its batch shared among `Limits.num_sessions`; `cloud_cost_ratio`: how many
-    times more running the whole model there would take.
+    times more running the whole model there would take (None: the server is not needed).
     """
 
     edge_memory_bytes: float
@@ -97,7 +97,7 @@ class Predicted:
     quality_drop_pct: float
     quality_source: QualitySource
     cloud_s_per_token: float
-    cloud_cost_ratio: float
+    cloud_cost_ratio: float | None
     cloud_memory_per_session_bytes: float
     cloud_memory_bytes: float
     longest_tokens: int

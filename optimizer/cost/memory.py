@@ -13,6 +13,7 @@ anew). The embedding is read in place, a page at a time.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from hwprofiles.device import DeviceProfile
@@ -71,7 +72,7 @@ def workspace_bytes(geometry: ModelGeometry, num_rows: int) -> float:
     return ARENA_FACTOR * FP32_BYTES * floats * num_rows
 
 
-def _touched_bytes(table_bytes: float, num_tokens: int) -> float:
+def touched_bytes(table_bytes: float, num_tokens: int) -> float:
     """Bytes of a mapped table after `num_tokens` evenly drawn look-ups, each of which maps the
     64 KiB around it: S (1 - exp(-n 64 KiB / S)), balls into boxes."""
     return table_bytes * -math.expm1(-num_tokens * FAULT_BYTES / table_bytes)
@@ -86,8 +87,12 @@ def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
     geometry, split = plan.model.geometry, plan.partition.split
     bits = plan.partition.front_bits
     resident = RESIDENT_BYTES_PER_WEIGHT[bits]
-    layer = sum(matrix.num_weights for matrix in layer_matrices(geometry)) * resident
-    weights = split * (layer + layer_vector_bytes(geometry))
+    per_layer = sum(matrix.num_weights for matrix in layer_matrices(geometry))
+    layers = Counter(plan.bits_of_layer(layer) for layer in range(split))
+    weights: float = split * layer_vector_bytes(geometry) + sum(
+        count * per_layer * RESIDENT_BYTES_PER_WEIGHT[layer_bits]
+        for layer_bits, count in layers.items()
+    )
     head_weights = geometry.vocab_size * geometry.hidden_size if plan.edge_is_whole else 0
     weights += head_weights * resident
     leftover = head_weights * HEAD_LEFTOVER_BYTES_PER_WEIGHT[bits]
@@ -96,7 +101,7 @@ def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
     return EdgeMemory(
         runtime_bytes=runtime,
         weight_bytes=weights,
-        embedding_bytes=_touched_bytes(embedding_bytes(geometry, bits), plan.max_tokens),
+        embedding_bytes=touched_bytes(embedding_bytes(geometry, bits), plan.max_tokens),
         kv_bytes=plan.front_kv_bytes(),
         workspace_bytes=workspace_bytes(geometry, plan.prefill_chunk),
         head_leftover_bytes=leftover,

@@ -1,0 +1,91 @@
+"""Peak bytes of the edge process for every configuration, at any sequence length.
+
+`optimizer.cost.memory.edge_memory` is the definition and is asked for each part; this adds the
+parts up over the axes (named in `tables.py`). Everything in it grows with the length, so the
+longest sequence that fits a limit is found by bisection.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from optimizer.cost.memory import FAULT_BYTES, EdgeMemory, edge_memory, workspace_bytes
+from optimizer.cost.weights import embedding_bytes
+from optimizer.plan import ModelRef, Partition, Plan
+from optimizer.search.problem import Front, Problem
+from optimizer.search.rates import Floats
+
+
+class EdgeBytes:
+    """The parts of `edge_memory`, [S, F, 1, K, 1, H, D] when added up."""
+
+    def __init__(self, problem: Problem) -> None:
+        space, geometry = problem.space, problem.geometry
+        self._context = geometry.context_length
+        parts = [
+            [_parts_of(problem, split, front) for front in space.fronts] for split in space.splits
+        ]
+        self.runtime = problem.edge.memory.runtime_base_bytes.value
+
+        def over_fronts(name: str) -> Floats:  # [S, F, 1, 1, 1, 1, 1]
+            values = [[getattr(part, name) for part in row] for row in parts]
+            return np.array(values, dtype=np.float64)[:, :, None, None, None, None, None]
+
+        self.weights = over_fronts("weight_bytes")
+        self._leftover = over_fronts("head_leftover_bytes")
+        self._load_peak = over_fronts("load_peak_bytes")
+        tables = [embedding_bytes(geometry, front.front_bits) for front in space.fronts]
+        self._tables = np.array(tables)[:, None, None, None, None, None]
+        per_token = [
+            [
+                geometry.kv_bytes(num_layers=split, num_tokens=1, kv_bits=bits)
+                for bits in space.kv_bits
+            ]
+            for split in space.splits
+        ]
+        self._kv = np.array(per_token, dtype=np.float64)[:, None, None, :, None, None, None]
+        chunks = [workspace_bytes(geometry, chunk) for chunk in space.chunks]
+        self._workspace = np.array(chunks)[:, None]  # [H, 1]
+        drafts = np.array([draft.memory_bytes for draft in space.drafts])
+        whole = np.array([split == geometry.num_layers for split in space.splits])
+        self._drafts = np.where(whole.reshape(-1, 1, 1, 1, 1, 1, 1), 0.0, drafts)
+
+    def total(self, num_tokens: int | Floats) -> Floats:
+        """Peak bytes at a length (or one for each configuration)."""
+        touched = self._tables * -np.expm1(-num_tokens * FAULT_BYTES / self._tables)
+        steady = self.runtime + self.weights + touched + self._kv * num_tokens
+        running = steady + np.maximum(self._workspace, self._leftover)
+        return np.asarray(np.maximum(running, self._load_peak) + self._drafts)
+
+    def longest(self, limit_bytes: float) -> Floats:
+        """The longest sequence within `limit_bytes`, up to the model's context; 0 where not even
+        one token fits. `total` never falls as tokens are added (KV is linear, the touched part of
+        the embedding concave and rising), so bisection finds the last length that fits."""
+        low = np.zeros(self.total(1).shape)
+        high = np.full(low.shape, float(self._context))
+        fits = self.total(high) <= limit_bytes
+        low = np.where(fits, high, low)
+        for _ in range(math.ceil(math.log2(self._context + 1))):
+            middle = np.floor((low + high + 1) / 2)
+            fits = self.total(middle) <= limit_bytes
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
+        return low
+
+
+def _parts_of(problem: Problem, split: int, front: Front) -> EdgeMemory:
+    """The parts that neither cache, chunk nor length changes."""
+    bits = front.bits_at(split)
+    mixed = bits is not None and len(set(bits)) > 1
+    plan = Plan(
+        model=ModelRef(id="", sha256="", geometry=problem.geometry),
+        partition=Partition(split=split, front_bits=front.front_bits, back_bits=32),
+        back_start=split,
+        kv_bits=32,
+        level="",
+        max_tokens=1,
+        prefill_chunk=1,
+        front_layer_bits=bits if mixed and bits is not None else (),
+    )
+    return edge_memory(problem.edge, plan)

@@ -1,0 +1,131 @@
+"""The question put to the optimizer: model, machines, limits, objective, and what may be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+from hwprofiles.device import DeviceProfile
+from optimizer.cost.codec import LevelCost
+from optimizer.cost.request import NO_DRAFTS, Drafting
+from optimizer.errors import PlanError
+from optimizer.geometry import ModelGeometry
+from optimizer.plan import BACK_BITS, FRONT_BITS, KV_BITS
+from optimizer.prediction import Limits
+from optimizer.quality import QualityModel
+
+Objective = Literal["tbt", "ttft", "cloud-cost", "context", "quality"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+CHUNKS = (16, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """One way to quantize fronts. `layer_bits` has, for every split at which this one exists, the
+    bits of each layer; empty: all layers have `front_bits`, at every split."""
+
+    front_bits: int
+    layer_bits: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
+
+    def bits_at(self, split: int) -> tuple[int, ...] | None:
+        """Bits of the layers of a front of `split` layers; None: there is no such front."""
+        if not self.layer_bits:
+            return (self.front_bits,) * split
+        return self.layer_bits.get(split)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftChoice:
+    """One way to draft: who, how many a round with what success, and bytes on the device."""
+
+    kind: str = "off"
+    drafting: Drafting = NO_DRAFTS
+    memory_bytes: float = 0.0
+
+
+NO_DRAFTING = DraftChoice()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What may be chosen, axis by axis, in the order of the grid's axes. Where two choices are
+    equal in everything that counts, the one listed first is taken."""
+
+    splits: tuple[int, ...]
+    fronts: tuple[Front, ...] = tuple(Front(front_bits=bits) for bits in FRONT_BITS)
+    back_bits: tuple[int, ...] = BACK_BITS
+    kv_bits: tuple[int, ...] = KV_BITS
+    levels: tuple[LevelCost, ...]
+    chunks: tuple[int, ...] = CHUNKS
+    drafts: tuple[DraftChoice, ...] = (NO_DRAFTING,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of choices on each axis: split, front, back, KV, level, chunk, drafting."""
+        return (
+            len(self.splits),
+            len(self.fronts),
+            len(self.back_bits),
+            len(self.kv_bits),
+            len(self.levels),
+            len(self.chunks),
+            len(self.drafts),
+        )
+
+
+class Cell(NamedTuple):
+    """One configuration, as an index on each axis of the grid."""
+
+    split: int
+    front: int
+    back: int
+    kv: int
+    level: int
+    chunk: int
+    draft: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Everything but the link.
+
+    `max_tokens`: the sequence that must be possible; the objective `context` looks for the
+    longest from there on, every other takes it as it is. `answer_tokens`: the usual answer, whose
+    middle TBT is predicted for. `Limits` says the rest; memory that it leaves open is bounded by
+    what the profiles call usable.
+    Raises PlanError for what the model cannot do.
+    """
+
+    geometry: ModelGeometry
+    edge: DeviceProfile
+    cloud: DeviceProfile
+    space: Space
+    quality: QualityModel
+    limits: Limits = field(default_factory=Limits)
+    objective: Objective = "tbt"
+    max_tokens: int
+    answer_tokens: int
+    exact_front: bool = False
+
+    def __post_init__(self) -> None:
+        context, prompt = self.geometry.context_length, self.limits.prompt_tokens
+        if self.objective not in OBJECTIVES:
+            raise PlanError(f"objective {self.objective!r}: choose one of {', '.join(OBJECTIVES)}")
+        if not 1 <= self.max_tokens <= context:
+            raise PlanError(
+                f"max tokens {self.max_tokens}: must lie between 1 and the model's context of "
+                f"{context}"
+            )
+        if self.answer_tokens < 1:
+            raise PlanError(f"answer tokens {self.answer_tokens}: must be at least 1")
+        if prompt + self.answer_tokens > self.max_tokens:
+            raise PlanError(
+                f"prompt ({prompt}) and answer ({self.answer_tokens}) exceed the {self.max_tokens} "
+                "tokens of the longest sequence"
+            )
+        if not all(self.space.shape):
+            raise PlanError("nothing to choose from on one of the axes")
+        outside = [s for s in self.space.splits if not 0 <= s <= self.geometry.num_layers]
+        if outside:
+            raise PlanError(f"split {outside[0]}: the model has {self.geometry.num_layers} layers")
