@@ -68,13 +68,15 @@ class EdgeMemoryParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepParts:
-    """Where one decode step (with drafting: one round) spends its time, in seconds."""
+    """Where one decode step (with drafting: one round) spends its time, in seconds. `sample_s` is
+    the edge's own sampling, where it holds the whole model."""
 
     front_s: float
     encode_s: float
     wire_s: float
     cloud_s: float
     draft_s: float = 0.0
+    sample_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,11 +194,12 @@ class Tables:
     def cloud_weight_bytes(self) -> Floats:
         """The server's process with its weights and no session, [S, 1, B, 1, 1, 1, 1]."""
         problem, space = self.problem, self.problem.space
+        lowest = problem.geometry.num_layers if problem.back_from is None else problem.back_from
         weights = np.array(
             [
                 [
                     back_weight_bytes(
-                        problem.geometry, split, back_compute_bits(problem.cloud, bits)
+                        problem.geometry, min(split, lowest), back_compute_bits(problem.cloud, bits)
                     )
                     for bits in space.back_bits
                 ]

@@ -1,0 +1,50 @@
+"""Put one problem to many links and limits: the tables are computed once and kept.
+
+This is what re-planning when the link changed costs: a grid of additions and one selection.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from optimizer.cost.link import LinkPoint
+from optimizer.prediction import Limits
+from optimizer.search.grid import Grid
+from optimizer.search.problem import Cell, Problem
+from optimizer.search.solve import ORDER, best, value_of
+from optimizer.search.tables import Tables
+
+
+class Found(NamedTuple):
+    """A best configuration, the value of the objective there (small is good), and its grid."""
+
+    cell: Cell
+    value: float
+    grid: Grid
+
+
+class Planner:
+    """A problem with its tables. Raises ProfileError where a device has no kernel for a choice."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.tables = Tables(problem)
+
+    @property
+    def key(self) -> str:
+        """What is compared first."""
+        return ORDER[self.problem.objective][0]
+
+    def grid(self, link: LinkPoint, limits: Limits | None = None) -> Grid:
+        """Predictions of every configuration over `link`; `limits` in place of the problem's."""
+        return Grid(self.tables, link, limits)
+
+    def solve(self, link: LinkPoint, limits: Limits | None = None) -> Found | None:
+        """The best configuration over `link`; None when no configuration keeps the limits."""
+        grid = self.grid(link, limits)
+        cell = best(grid, grid.feasible())
+        return None if cell is None else Found(cell, value_of(grid, cell, self.key), grid)
+
+    def split_of(self, cell: Cell) -> int:
+        """Layers on the edge."""
+        return self.problem.space.splits[cell.split]

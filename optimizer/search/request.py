@@ -1,0 +1,100 @@
+"""From two machines and a model to a Problem: the choices that these profiles have kernels for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hwprofiles.device import DeviceProfile
+from optimizer.cost.cloud import back_compute_bits
+from optimizer.errors import PlanError
+from optimizer.geometry import ModelGeometry
+from optimizer.levels import DEFAULT_LEVELS
+from optimizer.plan import BACK_BITS, FRONT_BITS, KV_BITS
+from optimizer.prediction import Limits
+from optimizer.quality import QualityModel
+from optimizer.search.problem import (
+    CHUNKS,
+    NO_DRAFTING,
+    DraftChoice,
+    Front,
+    Objective,
+    Problem,
+    Space,
+)
+
+DEFAULT_MAX_TOKENS = 2048
+DEFAULT_ANSWER_TOKENS = 128
+
+
+def make_problem(
+    geometry: ModelGeometry,
+    edge: DeviceProfile,
+    cloud: DeviceProfile,
+    *,
+    limits: Limits,
+    quality: QualityModel | None = None,
+    objective: Objective = "tbt",
+    max_tokens: int | None = None,
+    answer_tokens: int | None = None,
+    splits: Sequence[int] | None = None,
+    front_bits: Sequence[int] = FRONT_BITS,
+    back_bits: Sequence[int] = BACK_BITS,
+    kv_bits: Sequence[int] = KV_BITS,
+    levels: Sequence[str] | None = None,
+    chunks: Sequence[int] = CHUNKS,
+    mixed_fronts: Sequence[Front] = (),
+    drafts: Sequence[DraftChoice] = (),
+    exact_front: bool = False,
+    back_from: int | None = None,
+) -> Problem:
+    """A problem over everything that may be chosen, less what a profile has no kernel for.
+
+    max_tokens: prompt and answer together, by default 2,048 or the model's context, or with the
+    objective `context` just the prompt and the usual answer. answer_tokens: by default 128, or
+    what fits. Raises PlanError when nothing is left of an axis.
+    """
+    prompt = limits.prompt_tokens
+    if max_tokens is None:
+        wanted = DEFAULT_MAX_TOKENS
+        if objective == "context":
+            wanted = prompt + (answer_tokens or DEFAULT_ANSWER_TOKENS)
+        max_tokens = min(max(wanted, prompt + 1), geometry.context_length)
+    if answer_tokens is None:
+        answer_tokens = max(min(DEFAULT_ANSWER_TOKENS, max_tokens - prompt), 1)
+    edge_bits = {kernel.weight_bits for kernel in edge.kernels}
+    cloud_bits = {kernel.weight_bits for kernel in cloud.kernels}
+    caches = {kernel.kv_bits for kernel in edge.attention}
+    named = {level.name: level for level in DEFAULT_LEVELS}
+    unknown = [name for name in levels or () if name not in named]
+    if unknown:
+        raise PlanError(f"level {unknown[0]!r}: choose among {', '.join(named)}")
+    fronts = [Front(front_bits=b) for b in front_bits if (b if b <= 8 else 32) in edge_bits]
+    space = Space(
+        splits=tuple(range(geometry.num_layers + 1)) if splits is None else tuple(splits),
+        fronts=(*fronts, *mixed_fronts),
+        back_bits=tuple(b for b in back_bits if back_compute_bits(cloud, b) in cloud_bits),
+        kv_bits=tuple(b for b in kv_bits if b in caches),
+        levels=tuple(named[name] for name in levels or named),
+        chunks=tuple(chunks),
+        drafts=(NO_DRAFTING, *drafts),
+    )
+    for what, axis in (
+        (f"edge {edge.name} has no kernel for front bits {tuple(front_bits)}", space.fronts),
+        (f"cloud {cloud.name} has no kernel for back bits {tuple(back_bits)}", space.back_bits),
+        (f"edge {edge.name} has no kernel for KV bits {tuple(kv_bits)}", space.kv_bits),
+    ):
+        if not axis:
+            raise PlanError(what)
+    return Problem(
+        geometry=geometry,
+        edge=edge,
+        cloud=cloud,
+        space=space,
+        quality=quality or QualityModel(num_layers=geometry.num_layers),
+        limits=limits,
+        objective=objective,
+        max_tokens=max_tokens,
+        answer_tokens=answer_tokens,
+        exact_front=exact_front,
+        back_from=back_from,
+    )
