@@ -22,6 +22,7 @@ from splitpoint.commands.demo import demo
 from splitpoint.commands.doctor import doctor
 from splitpoint.commands.emulate_link import emulate_link
 from splitpoint.commands.model import model_app
+from splitpoint.commands.plan import plan
 from splitpoint.commands.profile import profile_app
 from splitpoint.commands.run import run
 from splitpoint.commands.serve import serve
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(model_app, name="model")
 app.add_typer(profile_app, name="profile")
 app.add_typer(bench_app, name="bench")
+app.command()(plan)
 app.command()(build)
 app.command()(certify)
 app.command()(serve)

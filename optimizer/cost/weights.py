@@ -74,8 +74,12 @@ def front_layer_bytes(geometry: ModelGeometry, bits: int) -> float:
 
 
 def embedding_bytes(geometry: ModelGeometry, bits: int) -> float:
-    """The token embedding on the edge, V x D at `bits` with scales."""
-    return front_matrix_bytes(geometry.vocab_size * geometry.hidden_size, bits)
+    """The token embedding on the edge, V x D with scales, for a front of `bits`: its own bits are
+    8 where the matrices have 4 (its error reaches every layer, and one row a token is read), and
+    with 8 bits it has a zero point a block, which the matrices have not."""
+    weights = geometry.vocab_size * geometry.hidden_size
+    zeros = weights / BLOCK_SIZE if bits <= 8 else 0.0
+    return front_matrix_bytes(weights, max(bits, 8)) + zeros
 
 
 def rotary_bytes(geometry: ModelGeometry) -> int:

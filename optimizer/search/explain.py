@@ -72,6 +72,21 @@ class Relaxation:
     needed: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What changes would buy, and where the chosen split would be another."""
+
+    prices: tuple[ShadowPrice, ...]
+    flips: tuple[Flip, ...]
+
+
+def explain(planner: Planner, link: LinkPoint, found: Found) -> Explanation:
+    """Prices and flips of a plan."""
+    return Explanation(
+        prices=shadow_prices(planner, link, found), flips=flips(planner, link, found)
+    )
+
+
 def binding_limits(planner: Planner, link: LinkPoint, found: Found) -> tuple[str, ...]:
     """The limits without which the objective would be better; when only several together hold it
     back, those that the unlimited best would break."""
@@ -161,7 +176,7 @@ def flips(planner: Planner, link: LinkPoint, found: Found) -> tuple[Flip, ...]:
 
 def relaxations(grid: Grid) -> tuple[Relaxation, ...]:
     """For a grid with no plan: how far each limit alone would have to give way, and how short the
-    longest sequence would have to be."""
+    longest sequence would have to be (with room for the prompt and a token)."""
     shape = grid.problem.space.shape
     out = []
     for constraint in grid.constraints:
@@ -180,7 +195,7 @@ def relaxations(grid: Grid) -> tuple[Relaxation, ...]:
         Relaxation(
             limit="max tokens",
             given=float(grid.problem.max_tokens),
-            needed=longest if longest >= 1 else None,
+            needed=longest if longest > grid.limits.prompt_tokens else None,
         )
     )
     return tuple(out)

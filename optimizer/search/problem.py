@@ -93,8 +93,8 @@ class Problem:
     `max_tokens`: the sequence that must be possible; the objective `context` looks for the
     longest from there on, every other takes it as it is. `answer_tokens`: the usual answer, whose
     middle TBT is predicted for. `back_from`: the first layer the cloud holds, where that is below
-    the split (it then serves other splits too). `Limits` says the rest; memory that it leaves open is bounded by
-    what the profiles call usable.
+    the split (it then serves other splits too). `Limits` says the rest; memory that it leaves
+    open is bounded by what the profiles call usable.
     Raises PlanError for what the model cannot do.
     """
 

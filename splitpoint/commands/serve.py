@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
-_UNITS: Final = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "ki": 1 << 10,
-    "mi": 1 << 20,
-    "gi": 1 << 30,
-}
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?", re.IGNORECASE)
+from splitpoint.sizes import parse_size
 
 
 def serve(
@@ -78,11 +68,3 @@ def serve(
         print(f"listening on {host}:{bound_port}", flush=True)  # noqa: T201
 
     asyncio.run(serve_until_stopped(config, ready=ready))
-
-
-def parse_size(text: str) -> int:
-    """Bytes of '512MiB', '2GB', '1.5G' or a plain number; BadParameter for anything else."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not a size such as 512MiB or 2GB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from protos import wire
-from splitpoint.commands.serve import parse_size
+from splitpoint.sizes import parse_size
 from tests.cloud.tiny_bundle import MODEL_SHA256, make_bundle
 
 PROGRAM = "import typer; from splitpoint.commands.serve import serve; typer.run(serve)"

@@ -56,7 +56,9 @@ def test_smollm_layer_bytes_by_hand() -> None:
     assert front_layer_bytes(geometry, 16) == 2 * weights + norms
     assert front_layer_bytes(geometry, 8) == weights + weights / 32 * 4 + norms
     assert front_layer_bytes(geometry, 4) == weights / 2 + weights / 32 * 4.5 + norms
-    assert embedding_bytes(geometry, 8) == 49152 * 576 * (1 + 4 / 32)
+    # 8 bits, a scale and a zero point a block, in 4-bit fronts too.
+    assert embedding_bytes(geometry, 8) == 49152 * 576 * (1 + 5 / 32)
+    assert embedding_bytes(geometry, 4) == embedding_bytes(geometry, 8)
 
 
 def test_a_front_grows_by_a_layer_and_ends_with_a_head() -> None:
