@@ -12,6 +12,7 @@ import queue
 import random
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -19,11 +20,11 @@ from typing import TextIO
 from codec.ladder import Ladder
 from edge.completion import AUTO_LEVEL, CompletionRequest, CompletionRun
 from edge.connector import Connector
+from edge.context import ShiftingGeneration
 from edge.draft.choice import DraftChoice
-from edge.draft.drafting import Drafting
 from edge.errors import InputError
 from edge.front import FrontEngine
-from edge.generation import RemoteGeneration
+from edge.generation import RemoteGeneration, TokenSource
 from edge.grpc_transport import Credentials, GrpcTransport
 from edge.local_generation import LocalGeneration
 from edge.patience import Clock, Patience
@@ -124,26 +125,15 @@ class EdgeClient:
     ) -> CompletionRun:
         """Like `start`, from token ids. InputError when they do not fit the plan."""
         request = request or CompletionRequest()
-        room = self.plan.max_tokens - len(prompt_ids)
         if not prompt_ids:
             raise InputError("the prompt is empty")
-        if room < 1:
-            raise InputError(
-                f"the prompt has {len(prompt_ids)} tokens; the plan allows "
-                f"{self.plan.max_tokens} for prompt and answer together"
-            )
-        max_new_tokens = room if request.max_new_tokens is None else request.max_new_tokens
-        if max_new_tokens > room:
-            raise InputError(
-                f"prompt ({len(prompt_ids)}) and new tokens ({max_new_tokens}) exceed the plan's "
-                f"{self.plan.max_tokens} tokens: ask for at most {room} new ones"
-            )
+        max_new_tokens = self._max_new_tokens(len(prompt_ids), request)
         levels = self._levels(request.level)
-        drafting = self._draft_choice.drafting(request.draft)
+        self._draft_choice.check(request.draft)
         return CompletionRun(
             fronts=self._fronts,
             generation_of=lambda front: self._generation(
-                front, request, levels, len(prompt_ids) + max_new_tokens, drafting
+                front, request, levels, len(prompt_ids), max_new_tokens
             ),
             prompt_ids=tuple(prompt_ids),
             hidden_size=self.plan.model.geometry.hidden_size,
@@ -158,14 +148,60 @@ class EdgeClient:
             trace=self._trace,
         )
 
+    def _max_new_tokens(self, num_prompt_tokens: int, request: CompletionRequest) -> int:
+        """How many tokens to generate. InputError when they do not fit and may not shift."""
+        room = self.plan.max_tokens - num_prompt_tokens
+        if request.context == "shift":
+            return max(room, 1) if request.max_new_tokens is None else request.max_new_tokens
+        if room < 1:
+            raise InputError(
+                f"the prompt has {num_prompt_tokens} tokens; the plan allows "
+                f"{self.plan.max_tokens} for prompt and answer together"
+            )
+        max_new_tokens = room if request.max_new_tokens is None else request.max_new_tokens
+        if max_new_tokens > room:
+            raise InputError(
+                f"prompt ({num_prompt_tokens}) and new tokens ({max_new_tokens}) exceed the plan's "
+                f"{self.plan.max_tokens} tokens: ask for at most {room} new ones"
+            )
+        return max_new_tokens
+
     def _generation(
         self,
         front: FrontEngine,
         request: CompletionRequest,
         levels: tuple[str, ...],
+        num_prompt_tokens: int,
+        max_new_tokens: int,
+    ) -> TokenSource:
+        """The source of one answer's tokens; one that shifts when the answer may outgrow the plan.
+
+        Every part after a shift gets a seed of its own: its positions start anew, and the
+        sampler's random numbers depend on seed and position.
+        """
+        total = num_prompt_tokens + max_new_tokens
+        if request.context == "refuse" or total <= self.plan.max_tokens:
+            return self._part(front, request, levels, total)
+
+        def part(index: int, max_tokens: int) -> TokenSource:
+            sampling = replace(request.sampling, seed=(request.sampling.seed + index) % (1 << 64))
+            return self._part(front, replace(request, sampling=sampling), levels, max_tokens)
+
+        return ShiftingGeneration(
+            generation_of=part,
+            front=front,
+            capacity=self.plan.max_tokens,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def _part(
+        self,
+        front: FrontEngine,
+        request: CompletionRequest,
+        levels: tuple[str, ...],
         max_tokens: int,
-        drafting: Drafting | None,
-    ) -> RemoteGeneration | LocalGeneration:
+    ) -> TokenSource:
+        """One session of at most `max_tokens` tokens."""
         if self.plan.edge_is_whole:
             return LocalGeneration(
                 front=front,
@@ -187,7 +223,7 @@ class EdgeClient:
             chunk_tokens=self.plan.prefill_chunk,
             patience=self._patience,
             clock=self._clock,
-            drafting=drafting,
+            drafting=self._draft_choice.drafting(request.draft),
         )
 
     def _announcement(self, request: CompletionRequest, max_tokens: int) -> Open:

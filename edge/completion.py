@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple, Protocol, TextIO
+from typing import NamedTuple, TextIO
 
 from decoding.params import SamplingParams
+from edge.context import CONTEXT_POLICIES, ContextPolicy, ShiftingGeneration
 from edge.draft.choice import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
 from edge.front import FrontEngine
-from edge.generation import NewToken
+from edge.generation import NewToken, TokenSource
 from edge.patience import Clock
 from edge.report import Completion, StepTrace
 from edge.stopping import FinishReason, StopRule
@@ -32,7 +33,8 @@ class CompletionRequest:
 
     deadline_tbt_s: the longest that a decode step should take. With level "auto" the controller
     then moves along the plan's ladder, from the plan's level downwards, and the generation ends
-    with `finish_reason` "deadline" when nothing helps. draft: a drafter's name (edge.draft.choice).
+    with `finish_reason` "deadline" when nothing helps. context: what happens beyond the plan's
+    tokens, see `edge.context`. draft: a drafter's name, see `edge.draft.choice`.
     """
 
     max_new_tokens: int | None = 128
@@ -40,9 +42,14 @@ class CompletionRequest:
     stop: tuple[str, ...] = ()
     level: str = AUTO_LEVEL
     deadline_tbt_s: float | None = None
+    context: ContextPolicy = "refuse"
     draft: str = AUTO_DRAFT
 
     def __post_init__(self) -> None:
+        if self.context not in CONTEXT_POLICIES:
+            raise InputError(
+                f"context {self.context!r}: choose one of {', '.join(CONTEXT_POLICIES)}"
+            )
         if self.deadline_tbt_s is not None and not self.deadline_tbt_s > 0:
             raise InputError(f"a deadline of {self.deadline_tbt_s:g} s: must be above 0")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -57,17 +64,6 @@ class Piece(NamedTuple):
     token_id: int
     logprob: float
     text: str
-
-
-class TokenSource(Protocol):
-    """What brings the tokens: RemoteGeneration or LocalGeneration."""
-
-    @property
-    def reconnects(self) -> int: ...
-
-    def tokens(
-        self, prompt_ids: Sequence[int], on_step: Callable[[StepTrace], None]
-    ) -> Generator[NewToken, None, None]: ...
 
 
 class CompletionRun:
@@ -99,6 +95,14 @@ class CompletionRun:
         self._pieces: list[Piece] = []
         self._token_times_s: list[float] = []
         self._completion: Completion | None = None
+        self._generation: TokenSource | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End the generation soon, whatever it waits for. Safe from any thread, at any time."""
+        self._cancelled = True
+        if self._generation is not None:
+            self._generation.cancel()
 
     @property
     def completion(self) -> Completion:
@@ -112,7 +116,9 @@ class CompletionRun:
         started_s = self._clock.now()
         front = self._fronts.get()
         front.reset()
-        generation = self._generation_of(front)
+        generation = self._generation = self._generation_of(front)
+        if self._cancelled:
+            generation.cancel()
         reason: FinishReason = "cancelled"
         detail = ""
         try:
@@ -131,7 +137,7 @@ class CompletionRun:
             reason, detail = "deadline", str(error)
         finally:
             self._fronts.put(front)
-            self._finish(reason, detail, generation.reconnects, self._clock.now() - started_s)
+            self._finish(reason, detail, generation, self._clock.now() - started_s)
 
     def _piece(self, token: NewToken) -> Piece:
         is_stop = self._stop.is_stop_token(token.token_id)
@@ -145,7 +151,9 @@ class CompletionRun:
         if self._trace is not None:
             self._trace.write(json.dumps(asdict(step)) + "\n")
 
-    def _finish(self, reason: FinishReason, detail: str, reconnects: int, total_s: float) -> None:
+    def _finish(
+        self, reason: FinishReason, detail: str, generation: TokenSource, total_s: float
+    ) -> None:
         text = "".join(piece.text for piece in self._pieces) + self._stop.flush()
         self._completion = Completion(
             text=text,
@@ -159,6 +167,7 @@ class CompletionRun:
             hidden_size=self._hidden_size,
             token_times_s=tuple(self._token_times_s),
             steps=tuple(self._steps),
-            reconnects=reconnects,
+            reconnects=generation.reconnects,
+            shifts=generation.shifts if isinstance(generation, ShiftingGeneration) else 0,
             total_s=total_s,
         )

@@ -46,6 +46,11 @@ class Connector:
         self._rng = rng
         self._next = 0
         self._num_failures = 0  # in a row
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Stop knocking: `connect` raises at its next turn. Safe from any thread."""
+        self._cancelled = True
 
     @property
     def max_tokens(self) -> int:
@@ -96,7 +101,7 @@ class Connector:
         return min(full_s, patience.max_backoff_s) * self._rng.uniform(0.5, 1.0)
 
     def _check_time_left(self, error: TransportError, deadline_s: float, wait_s: float) -> None:
-        if self._clock.now() + wait_s >= deadline_s:
+        if self._cancelled or self._clock.now() + wait_s >= deadline_s:
             raise error
 
     def _open(self, session: Session, transport: Transport, timeout_s: float) -> Stream:

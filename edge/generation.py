@@ -70,6 +70,21 @@ class NewToken(NamedTuple):
 OnStep = Callable[[StepTrace], None]
 
 
+class TokenSource(Protocol):
+    """What brings the tokens of one answer: a generation against a cloud, or without one."""
+
+    @property
+    def reconnects(self) -> int: ...
+
+    def tokens(
+        self, prompt_ids: Sequence[int], on_step: OnStep
+    ) -> Generator[NewToken, None, None]: ...
+
+    def cancel(self) -> None:
+        """End `tokens` soon, from another thread, whatever it is waiting for."""
+        ...
+
+
 class RemoteGeneration:
     """One generation against a cloud. Iterate `tokens()` once; then read what it cost.
 
@@ -101,6 +116,8 @@ class RemoteGeneration:
         self._pending: dict[int, PendingStep] = {}
         self._chunks: list[StageTimes] = []  # the prompt's, as they were answered
         self._lost_at_s: float | None = None  # since when nothing new was answered
+        self._stream: Stream | None = None
+        self._cancelled = False
         self._drafting = drafting
         self._drafted = None
         if drafting is not None:
@@ -116,23 +133,38 @@ class RemoteGeneration:
         when one broke the protocol, and TooSlowError when the pilot gives up on the deadline.
         """
         session = Session(prompt_ids, chunk_tokens=self._chunk_tokens)
-        stream = self._connector.connect(session, self._patience.connect_s)
         try:
-            while True:
-                try:
-                    self._send_all(session, stream, on_step)
-                    received = self._receive(session, stream)
-                    tokens = self._take(session, received, on_step)
-                except (LostError, DeadlineError, ConnectError, BusyError) as error:
-                    stream.abort()
-                    stream = self._recover(session, error)
-                    continue
-                yield from tokens
+            self._stream = self._connector.connect(session, self._patience.connect_s)
+            while not self._cancelled:
+                yield from self._round(session, self._stream, on_step)
                 if (reason := self._pilot.gave_up) is not None:
                     raise TooSlowError(reason)
+        except TransportError:
+            if not self._cancelled:  # else it is what cancelling has broken
+                raise
         finally:
             session.finish()
-            stream.close()
+            if self._stream is not None:
+                self._stream.close()
+
+    def cancel(self) -> None:
+        """See TokenSource."""
+        self._cancelled = True
+        self._connector.cancel()
+        if self._stream is not None:
+            self._stream.abort()
+
+    def _round(self, session: Session, stream: Stream, on_step: OnStep) -> list[NewToken]:
+        """Send what can be sent and take one answer; a lost stream is replaced by a new one."""
+        try:
+            self._send_all(session, stream, on_step)
+            return self._take(session, self._receive(session, stream), on_step)
+        except (LostError, DeadlineError, ConnectError, BusyError) as error:
+            stream.abort()
+            if self._cancelled:
+                raise
+            self._stream = self._recover(session, error)
+            return []
 
     def _send_all(self, session: Session, stream: Stream, on_step: OnStep) -> None:
         """Compute, encode and send until the session needs an answer to go on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
@@ -32,6 +33,11 @@ class LocalGeneration:
         self._sampling = sampling
         self._chunk_tokens = chunk_tokens
         self._clock = clock
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """See TokenSource."""
+        self._cancelled = True
 
     def tokens(
         self, prompt_ids: Sequence[int], on_step: Callable[[StepTrace], None]
@@ -39,7 +45,9 @@ class LocalGeneration:
         """Yield new tokens until the caller stops iterating; `on_step` gets every forward."""
         tokens = list(prompt_ids)
         num_done = 0
-        for sequence in range(1 << 62):
+        for sequence in itertools.count():
+            if self._cancelled:
+                return
             chunk = tokens[num_done : num_done + self._chunk_tokens]
             started_s = self._clock.now()
             logits = self._front.forward(np.asarray(chunk, dtype=np.int64))  # [T, V]

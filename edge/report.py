@@ -78,6 +78,7 @@ class Completion:
     steps: tuple[StepTrace, ...]
     reconnects: int
     total_s: float
+    shifts: int = 0  # how often the context was cut, see edge.context
 
     @property
     def ttft_s(self) -> float:
@@ -129,6 +130,7 @@ class Completion:
             "wire_s": sum(step.wire_s for step in answered),
             "cloud_s": sum(step.cloud_s for step in self.steps),
             "reconnects": self.reconnects,
+            "context_shifts": self.shifts,
             "peak_memory_bytes": peak_memory_bytes(),
             "level_counts": dict(Counter(step.level for step in self.steps)),
             "total_s": self.total_s,

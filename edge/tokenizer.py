@@ -68,6 +68,10 @@ class ChatTokenizer:
         """Text of tokens, special tokens left out."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
+    def token_text(self, token_id: int) -> str:
+        """One token as text, special or not; bytes that are no whole character as U+FFFD."""
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
     def stream(self) -> TextStream:
         """A decoder for one generation's tokens, one at a time."""
         return TextStream(self._tokenizer)

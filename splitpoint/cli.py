@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from splitpoint.commands.api import api
 from splitpoint.commands.bench import bench_app
 from splitpoint.commands.build import build
 from splitpoint.commands.certify import certify
@@ -44,6 +45,7 @@ app.command()(certify)
 app.command()(serve)
 app.command()(run)
 app.command()(chat)
+app.command()(api)
 app.command()(emulate_link)
 app.command()(demo)
 app.command()(doctor)

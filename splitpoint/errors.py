@@ -19,6 +19,8 @@ EXTRA_OF_PACKAGE: Final = {
     "onnxruntime": "edge",
     "tokenizers": "edge",
     "jinja2": "edge",
+    "starlette": "api",
+    "uvicorn": "api",
     "grpc": "edge",
     "google": "edge",
     "torch": "cloud",

@@ -22,6 +22,11 @@ class DraftChoice:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
 
+    def check(self, name: str) -> None:
+        """InputError when the bundle has no drafter of this name."""
+        if name not in NAMES:
+            raise InputError(f"no drafter {name!r}: choose one of {', '.join(NAMES)}")
+
     def drafting(self, name: str) -> Drafting | None:
         """A new generation's drafting; None for `off`. InputError for a drafter not there.
 
@@ -32,8 +37,5 @@ class DraftChoice:
         return None if drafter is None else Drafting(drafter, clock=self._clock)
 
     def _drafter(self, name: str) -> Drafter | None:
-        if name == OFF:
-            return None
-        if name in (AUTO, NGRAM):
-            return NgramDrafter()
-        raise InputError(f"no drafter {name!r}: choose one of {', '.join(NAMES)}")
+        self.check(name)
+        return None if name == OFF else NgramDrafter()

@@ -8,71 +8,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitpoint.commands import generation_options as options
+from splitpoint.commands.option_groups import with_options
 from splitpoint.commands.run import summary
 
 if TYPE_CHECKING:
     from edge.tokenizer import ChatMessage
 
 
+@with_options(max_new_tokens=512, temperature=0.2, top_p=0.9)
 def chat(
     bundle: options.BundleArgument,
-    server: options.ServerOption = None,
+    device: options.DeviceOptions,
+    sampling: options.SamplingOptions,
+    control: options.ControlOptions,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    max_new_tokens: options.MaxNewTokensOption = 512,
-    temperature: options.TemperatureOption = 0.2,
-    top_p: options.TopPOption = 0.9,
-    top_k: options.TopKOption = 0,
-    min_p: options.MinPOption = 0.0,
-    repetition_penalty: options.PenaltyOption = 1.0,
-    seed: options.SeedOption = 0,
-    stop: options.StopOption = None,
-    level: options.LevelOption = "auto",
-    draft: options.DraftOption = "auto",
-    threads: options.ThreadsOption = None,
-    tls_ca: options.CaOption = None,
-    tls_cert: options.CertOption = None,
-    tls_key: options.KeyOption = None,
-    token_file: options.TokenFileOption = None,
-    trace: options.TraceOption = None,
 ) -> None:
     """Talk to the model. An empty line or Ctrl-D ends the conversation."""
-    sampling = options.sampling_params(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    from edge.completion import CompletionRequest
     from edge.errors import InputError
 
-    request = CompletionRequest(
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=tuple(stop or ()),
-        level=level,
-        draft=draft,
-    )
+    request = options.completion_request(sampling, control)
     messages: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
     with ExitStack() as stack:
-        client = options.open_client(
-            stack,
-            bundle,
-            server,
-            threads=threads,
-            ca=tls_ca,
-            cert=tls_cert,
-            key=tls_key,
-            token_file=token_file,
-            trace=trace,
-        )
+        client = device.open_client(stack, bundle)
         while question := _ask():
             messages.append({"role": "user", "content": question})
             try:
                 answer = client.start(messages, request)
             except InputError as error:
-                typer.echo(f"{error} (start a new conversation)", err=True)
+                typer.echo(f"{error} (start a new conversation, or use --context shift)", err=True)
                 break
             for piece in answer:
                 typer.echo(piece.text, nl=False)

@@ -1,8 +1,9 @@
-"""Options that `run` and `chat` share, and the client they make."""
+"""Options that `run`, `chat` and `api` share, and the client and requests they make."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,32 +14,10 @@ from edge.errors import InputError
 
 if TYPE_CHECKING:
     from edge.client import EdgeClient
+    from edge.completion import CompletionRequest
 
 BundleArgument = Annotated[
     Path, typer.Argument(help="Bundle folder made by 'splitpoint build'.", show_default=False)
-]
-ServerOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--server", help="HOST:PORT of the cloud server; give more to fall back on.", metavar="H:P"
-    ),
-]
-MaxNewTokensOption = Annotated[int, typer.Option(help="Most tokens to generate.", min=1)]
-TemperatureOption = Annotated[float, typer.Option(help="0: greedy.", min=0.0)]
-TopPOption = Annotated[float, typer.Option(help="Nucleus sampling; 1: off.")]
-TopKOption = Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0: off.", min=0)]
-MinPOption = Annotated[float, typer.Option(help="Drop below this share of the top; 0: off.")]
-PenaltyOption = Annotated[float, typer.Option(help="Repetition penalty; 1: off.")]
-SeedOption = Annotated[int, typer.Option(help="Same seed, same tokens.", min=0)]
-StopOption = Annotated[list[str] | None, typer.Option("--stop", help="Stop at this text.")]
-LevelOption = Annotated[
-    str, typer.Option(help="Compression level: auto (the plan's), a name, or a number.")
-]
-DraftOption = Annotated[
-    str, typer.Option(help="Guess ahead across the round trip: auto, off, or ngram.")
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option(help="Threads of the front's kernels (default: one a core).", min=1)
 ]
 CaOption = Annotated[
     Path | None, typer.Option("--tls-ca", help="CA certificate of the server: turns TLS on.")
@@ -48,62 +27,130 @@ KeyOption = Annotated[Path | None, typer.Option("--tls-key", help="Client key (m
 TokenFileOption = Annotated[
     Path | None, typer.Option("--token-file", help="File with the access token.")
 ]
-TraceOption = Annotated[
-    Path | None, typer.Option("--trace", help="Write one JSON line a frame to this file.")
-]
 
 
-def sampling_params(
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    min_p: float,
-    repetition_penalty: float,
-    seed: int,
-    logprobs: bool = False,
-) -> SamplingParams:
-    """The options as checked parameters; a bad one is bad usage."""
-    try:
-        return SamplingParams(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            logprobs=logprobs,
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where the server is, and what the device may spend."""
+
+    server: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST:PORT of the cloud server; more to fall back on.", metavar="H:P"),
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the front's kernels (default: chosen).", min=1)
+    ] = None
+    spin: Annotated[
+        bool, typer.Option("--spin", help="Idle kernel threads spin: faster, costs a core.")
+    ] = False
+    affinity: Annotated[
+        str | None, typer.Option(help="CPUs to run on, such as 0-3 or 0,2.", metavar="CPUS")
+    ] = None
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="Refuse to load what would take more, such as 160MiB.", metavar="SIZE"),
+    ] = None
+    recover_within: Annotated[
+        float, typer.Option(help="Seconds to look for a lost server before giving up.", min=0.0)
+    ] = 60.0
+    tls_ca: CaOption = None
+    tls_cert: CertOption = None
+    tls_key: KeyOption = None
+    token_file: TokenFileOption = None
+    trace: Annotated[
+        Path | None, typer.Option(help="Write one JSON line a frame to this file.")
+    ] = None
+
+    def open_client(self, stack: ExitStack, bundle: Path, *, concurrency: int = 1) -> EdgeClient:
+        """An EdgeClient that lives as long as `stack`."""
+        from edge.client import EdgeClient
+        from edge.grpc_transport import Credentials
+        from edge.patience import Patience
+
+        credentials = Credentials(
+            ca_file=self.tls_ca,
+            cert_file=self.tls_cert,
+            key_file=self.tls_key,
+            token=None if self.token_file is None else read_token(self.token_file),
         )
-    except ValueError as error:
+        sink = None if self.trace is None else stack.enter_context(self.trace.open("w"))
+        return stack.enter_context(
+            EdgeClient(
+                bundle,
+                self.server,
+                credentials=credentials,
+                concurrency=concurrency,
+                threads=self.threads,
+                patience=Patience(recover_s=self.recover_within),
+                trace=sink,
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlOptions:
+    """How an answer is carried: compression, deadline, what to do when it grows too long."""
+
+    level: Annotated[
+        str, typer.Option(help="Compression level: auto (the plan's), a name, or a number.")
+    ] = "auto"
+    deadline_tbt: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds a decode step may take. With --level auto the level follows the link, "
+            "and the answer ends early when nothing helps.",
+            min=0.001,
+        ),
+    ] = None
+    draft: Annotated[
+        str, typer.Option(help="Guess ahead across the round trip: auto, off, or ngram.")
+    ] = "auto"
+    context: Annotated[
+        str,
+        typer.Option(help="Beyond the plan's tokens: refuse, or shift (forget the middle, go on)."),
+    ] = "refuse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What to generate."""
+
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", min=1)] = 128
+    temperature: Annotated[float, typer.Option(help="0: greedy.", min=0.0)] = 0.0
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1: off.")] = 1.0
+    top_k: Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0: off.", min=0)] = 0
+    min_p: Annotated[float, typer.Option(help="Drop below this share of the top; 0: off.")] = 0.0
+    repetition_penalty: Annotated[float, typer.Option(help="1: off.")] = 1.0
+    seed: Annotated[int, typer.Option(help="Same seed, same tokens.", min=0)] = 0
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text.")] = None
+
+
+def completion_request(
+    sampling: SamplingOptions, control: ControlOptions, *, logprobs: bool = False
+) -> CompletionRequest:
+    """The options as a checked request; a bad one is bad usage."""
+    from edge.completion import CompletionRequest
+
+    try:
+        return CompletionRequest(
+            max_new_tokens=sampling.max_new_tokens,
+            sampling=SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
+                seed=sampling.seed,
+                logprobs=logprobs,
+            ),
+            stop=tuple(sampling.stop or ()),
+            level=control.level,
+            draft=control.draft,
+            deadline_tbt_s=control.deadline_tbt,
+            context=control.context,  # type: ignore[arg-type] # checked by the request
+        )
+    except (ValueError, InputError) as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def open_client(
-    stack: ExitStack,
-    bundle: Path,
-    server: list[str] | None,
-    *,
-    threads: int | None,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
-    token_file: Path | None,
-    trace: Path | None,
-) -> EdgeClient:
-    """An EdgeClient that lives as long as `stack`."""
-    from edge.client import EdgeClient
-    from edge.grpc_transport import Credentials
-
-    credentials = Credentials(
-        ca_file=ca,
-        cert_file=cert,
-        key_file=key,
-        token=None if token_file is None else read_token(token_file),
-    )
-    sink = None if trace is None else stack.enter_context(trace.open("w"))
-    return stack.enter_context(
-        EdgeClient(bundle, server, credentials=credentials, threads=threads, trace=sink)
-    )
 
 
 def read_token(path: Path) -> str:

@@ -10,71 +10,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitpoint.commands import generation_options as options
+from splitpoint.commands.option_groups import with_options
 
 if TYPE_CHECKING:
     from edge.report import Completion
     from edge.tokenizer import ChatMessage
 
 
+@with_options()
 def run(
     bundle: options.BundleArgument,
-    server: options.ServerOption = None,
+    device: options.DeviceOptions,
+    sampling: options.SamplingOptions,
+    control: options.ControlOptions,
     prompt: Annotated[str | None, typer.Option(help="Plain text to continue.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="File with the prompt.")] = None,
     chat: Annotated[
         str | None, typer.Option(help="A user's message, put through the chat template.")
     ] = None,
-    max_new_tokens: options.MaxNewTokensOption = 128,
-    temperature: options.TemperatureOption = 0.0,
-    top_p: options.TopPOption = 1.0,
-    top_k: options.TopKOption = 0,
-    min_p: options.MinPOption = 0.0,
-    repetition_penalty: options.PenaltyOption = 1.0,
-    seed: options.SeedOption = 0,
-    stop: options.StopOption = None,
     logprobs: Annotated[bool, typer.Option(help="Report the tokens' log-probabilities.")] = False,
-    level: options.LevelOption = "auto",
-    draft: options.DraftOption = "auto",
-    threads: options.ThreadsOption = None,
-    tls_ca: options.CaOption = None,
-    tls_cert: options.CertOption = None,
-    tls_key: options.KeyOption = None,
-    token_file: options.TokenFileOption = None,
-    trace: options.TraceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run one prompt across the split."""
     question = _question(prompt, prompt_file, chat)
-    sampling = options.sampling_params(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        logprobs=logprobs,
-    )
-    from edge.completion import CompletionRequest
-
-    request = CompletionRequest(
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=tuple(stop or ()),
-        level=level,
-        draft=draft,
-    )
+    request = options.completion_request(sampling, control, logprobs=logprobs)
     with ExitStack() as stack:
-        client = options.open_client(
-            stack,
-            bundle,
-            server,
-            threads=threads,
-            ca=tls_ca,
-            cert=tls_cert,
-            key=tls_key,
-            token_file=token_file,
-            trace=trace,
-        )
+        client = device.open_client(stack, bundle)
         answer = client.start(question, request)
         for piece in answer:
             if not as_json:

@@ -1,0 +1,268 @@
+"""Request bodies of the OpenAI API as checked values.
+
+What this model cannot do is refused by name; nothing that changes the answer is silently ignored.
+Fields that only describe the caller (`user`, `metadata`, ...) are accepted and unused. Beside
+OpenAI's own there are top_k, min_p, repetition_penalty, level and deadline_tbt_s, as in other
+local servers.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from decoding.params import SamplingParams
+from edge.api.errors import ApiError
+from edge.completion import AUTO_LEVEL, CompletionRequest
+from edge.tokenizer import ChatMessage
+
+COMPLETIONS_MAX_TOKENS: Final = 16  # what OpenAI's completions give when nothing is asked for
+MAX_STOPS: Final = 16
+ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+_SAMPLING: Final = frozenset(
+    {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop"}
+)
+_SHARED: Final = _SAMPLING | {
+    "model",
+    "n",
+    "stream",
+    "stream_options",
+    "logprobs",
+    "max_tokens",
+    "level",
+    "deadline_tbt_s",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    # Say something of the caller or of OpenAI's own service; they change no token here.
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+}
+_CHAT: Final = _SHARED | {
+    "messages",
+    "max_completion_tokens",
+    "top_logprobs",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+}
+_COMPLETIONS: Final = _SHARED | {"prompt", "suffix", "echo", "best_of"}
+# Values of fields that ask for nothing; any other value asks for something we do not have.
+_NOTHING: Final[Mapping[str, tuple[Any, ...]]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "top_logprobs": (None, 0),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiRequest:
+    """One request, checked. prompt: text, token ids, or a conversation."""
+
+    prompt: str | list[int] | list[ChatMessage]
+    completion: CompletionRequest
+    is_chat: bool
+    stream: bool
+    include_usage: bool
+
+
+def chat_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiRequest:
+    """The body of /v1/chat/completions. ApiError names the field that is wrong."""
+    _check_fields(body, _CHAT)
+    max_tokens = _maximum(body, "max_completion_tokens") or _maximum(body, "max_tokens")
+    with_logprobs = _flag(body, "logprobs")
+    return _request(
+        body,
+        prompt=_messages(body.get("messages")),
+        is_chat=True,
+        max_tokens=max_tokens,
+        with_logprobs=with_logprobs,
+        default=default,
+    )
+
+
+def completions_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiRequest:
+    """The body of /v1/completions. ApiError names the field that is wrong."""
+    _check_fields(body, _COMPLETIONS)
+    num_logprobs = _number(body, "logprobs", None)
+    if num_logprobs is not None and num_logprobs not in (0, 1):
+        raise ApiError(
+            "logprobs: only those of the chosen tokens are available (0 or 1)", param="logprobs"
+        )
+    return _request(
+        body,
+        prompt=_prompt(body.get("prompt")),
+        is_chat=False,
+        max_tokens=_maximum(body, "max_tokens") or COMPLETIONS_MAX_TOKENS,
+        with_logprobs=num_logprobs is not None,
+        default=default,
+    )
+
+
+def _request(
+    body: Mapping[str, Any],
+    *,
+    prompt: str | list[int] | list[ChatMessage],
+    is_chat: bool,
+    max_tokens: int | None,
+    with_logprobs: bool,
+    default: CompletionRequest,
+) -> ApiRequest:
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise ApiError("stream_options must be an object", param="stream_options")
+    if options and not body.get("stream"):
+        raise ApiError("stream_options needs stream", param="stream_options")
+    level = body.get("level", default.level)
+    if not isinstance(level, str):
+        raise ApiError("level must be a string", param="level")
+    try:
+        completion = CompletionRequest(
+            max_new_tokens=max_tokens,
+            sampling=_sampling(body, with_logprobs),
+            stop=_stops(body.get("stop")),
+            level=level if level != AUTO_LEVEL else default.level,
+            deadline_tbt_s=_number(body, "deadline_tbt_s", default.deadline_tbt_s),
+            context=default.context,
+            draft=default.draft,
+        )
+    except ValueError as error:  # decoding's own, naming the parameter
+        raise ApiError(str(error)) from error
+    return ApiRequest(
+        prompt=prompt,
+        completion=completion,
+        is_chat=is_chat,
+        stream=_flag(body, "stream"),
+        include_usage=bool(options.get("include_usage")),
+    )
+
+
+def _sampling(body: Mapping[str, Any], with_logprobs: bool) -> SamplingParams:
+    """OpenAI's defaults: temperature 1, and another seed each time unless one is given."""
+    seed = _integer(body, "seed")
+    return SamplingParams(
+        temperature=_real(body, "temperature", 1.0),
+        top_p=_real(body, "top_p", 1.0),
+        top_k=_integer(body, "top_k") or 0,
+        min_p=_real(body, "min_p", 0.0),
+        repetition_penalty=_real(body, "repetition_penalty", 1.0),
+        seed=secrets.randbits(63) if seed is None else seed % (1 << 64),
+        logprobs=with_logprobs,
+    )
+
+
+def _check_fields(body: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
+    for name in body:
+        if name not in known:
+            raise ApiError(f"unrecognized request argument supplied: {name}", param=name)
+    for name, values in _NOTHING.items():
+        if name in body and body[name] not in values:
+            raise ApiError(f"{name}: {body[name]!r} is not supported here", param=name)
+
+
+def _messages(value: Any) -> list[ChatMessage]:
+    if not isinstance(value, list) or not value:
+        raise ApiError("messages must be a list of at least one message", param="messages")
+    messages: list[ChatMessage] = []
+    for index, message in enumerate(value):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise ApiError(f"{where}: role must be one of {', '.join(ROLES)}", param=where)
+        content = _content(message.get("content"), where)
+        messages.append({"role": ROLES[message["role"]], "content": content})
+    return messages
+
+
+def _content(value: Any, where: str) -> str:
+    """Text, or a list of text parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in value
+    ):
+        return "".join(part["text"] for part in value)
+    raise ApiError(f"{where}: content must be text", param=f"{where}.content")
+
+
+def _prompt(value: Any) -> str | list[int]:
+    """One text or one list of token ids, alone or in a list of one."""
+    if isinstance(value, list) and len(value) == 1 and not _is_integer(value[0]):
+        value = value[0]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(_is_integer(item) for item in value):
+        return list(value)
+    raise ApiError("prompt must be one text or one list of token ids", param="prompt")
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    stops: Sequence[Any] = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(stops, list)
+        or len(stops) > MAX_STOPS
+        or not all(isinstance(stop, str) and stop for stop in stops)
+    ):
+        raise ApiError(f"stop must be a text or a list of up to {MAX_STOPS} texts", param="stop")
+    return tuple(stops)
+
+
+def _maximum(body: Mapping[str, Any], name: str) -> int | None:
+    value = _integer(body, name)
+    if value is not None and value < 1:
+        raise ApiError(f"{name} must be at least 1", param=name)
+    return value
+
+
+def _integer(body: Mapping[str, Any], name: str) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not _is_integer(value):
+        raise ApiError(f"{name} must be an integer", param=name)
+    return int(value)
+
+
+def _number(body: Mapping[str, Any], name: str, default: float | None) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ApiError(f"{name} must be a number", param=name)
+    return value
+
+
+def _real(body: Mapping[str, Any], name: str, default: float) -> float:
+    value = _number(body, name, default)
+    return default if value is None else float(value)
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise ApiError(f"{name} must be true or false", param=name)
+    return value
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

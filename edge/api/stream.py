@@ -1,0 +1,56 @@
+"""From a blocking generation in a thread to pieces in the event loop, with a way to call it off."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+
+from edge.completion import CompletionRun, Piece
+from edge.errors import EdgeError
+
+
+class RunningAnswer:
+    """One generation in a thread of its own. `cancel` is safe at any time and from any thread.
+
+    on_end is called in the event loop once the thread is done with the front and the stream.
+    """
+
+    def __init__(self, run: CompletionRun, on_end: Callable[[], None]) -> None:
+        self.run = run
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+        self._on_end = on_end
+        threading.Thread(target=self._work, name="api-answer", daemon=True).start()
+
+    def cancel(self) -> None:
+        """Nobody listens any more: end the generation, which frees the cloud's cache."""
+        self.run.cancel()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The pieces as they come. Raises what the generation raised."""
+        while (item := await self._queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def _work(self) -> None:
+        last: Exception | None = None
+        try:
+            for piece in self.run:
+                self._tell(piece)
+        except EdgeError as error:
+            last = error
+        except Exception as error:  # an answer of its own for a fault of ours; the server goes on
+            last = error
+        self._tell(last)
+        self._call(self._on_end)
+
+    def _tell(self, item: Piece | Exception | None) -> None:
+        self._call(lambda: self._queue.put_nowait(item))
+
+    def _call(self, function: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop is closed: the server has stopped, nobody waits
+            self.run.cancel()

@@ -1,0 +1,76 @@
+"""Options that several commands share, written once as a dataclass.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Sampling:
+        temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0
+
+    @with_options(temperature=0.2)
+    def chat(bundle: Path, sampling: Sampling) -> None: ...
+
+typer sees `chat` with an option `--temperature` (default 0.2); the function gets one `Sampling`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+ResultT = TypeVar("ResultT")
+
+
+def with_options(**defaults: Any) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:
+    """Replace every parameter whose type is a dataclass by that dataclass's fields.
+
+    defaults: other default values than the dataclass has, for this command. Raises TypeError for
+    a default that belongs to no option.
+    """
+
+    def expand(function: Callable[..., ResultT]) -> Callable[..., ResultT]:
+        hints = get_type_hints(function, include_extras=True)
+        groups: dict[str, Any] = {}
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(function).parameters.values():
+            group = hints[parameter.name]
+            if not is_dataclass(group):
+                parameters.append(parameter.replace(annotation=group))
+                continue
+            groups[parameter.name] = group
+            parameters += _parameters_of(group, defaults)
+        unknown = set(defaults) - {parameter.name for parameter in parameters}
+        if unknown:
+            raise TypeError(f"no option named {', '.join(sorted(unknown))}")
+
+        @functools.wraps(function)
+        def command(**given: Any) -> ResultT:
+            for name, group in groups.items():
+                given[name] = group(
+                    **{field.name: given.pop(field.name) for field in fields(group)}
+                )
+            return function(**given)
+
+        order = sorted(parameters, key=lambda parameter: parameter.default is not parameter.empty)
+        command.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in order}
+        return command
+
+    return expand
+
+
+def _parameters_of(group: Any, defaults: dict[str, Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=defaults.get(field.name, _default(field)),
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+def _default(field: Field[Any]) -> Any:
+    return inspect.Parameter.empty if field.default is MISSING else field.default
