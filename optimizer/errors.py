@@ -4,7 +4,8 @@ OptimizerError
 ├── PlanError            a plan that contradicts itself, or a choice that no model allows
 ├── ModelError           a model source that cannot be read, or is not supported
 ├── BuildError           the exporter or the calibration failed
-└── BundleError          a bundle that is incomplete, changed, or of another format
+├── BundleError          a bundle that is incomplete, changed, or of another format
+└── ScenarioError        a scenario that contradicts itself, or names what is not there
 """
 
 from __future__ import annotations
@@ -28,3 +29,7 @@ class BuildError(OptimizerError):
 
 class BundleError(OptimizerError):
     """The bundle is incomplete, was changed after it was built, or has another format."""
+
+
+class ScenarioError(OptimizerError):
+    """A scenario to simulate contradicts itself, or names what is not there."""

@@ -1,0 +1,259 @@
+"""Links in the simulator: a client's own in closed form, a shared one as the emulator's queues.
+
+Both follow `hwprofiles.link_pipe.Pipe`: a message waits its turn, is sent at rate(t), then travels for
+delay(t) + jitter(t), and never overtakes the one before. On a link of its own a client's messages are
+first in, first out, so each arrival follows from the one before by two look-ups on the rate's
+integral, without an event. A link that several clients share is a `Pipe` driven by the simulator's clock,
+packet by packet and fair among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from simpy import Environment
+from simpy.events import Timeout
+
+from hwprofiles.errors import ProfileError
+from hwprofiles.link import LinkProfile, load_link, profile_of_trace
+from hwprofiles.link_pipe import ROUNDING_BYTES, Pipe
+from hwprofiles.link_schedule import Steps
+from hwprofiles.link_shape import LinkShape, PipeShape
+from optimizer.cost.link import link_at
+from optimizer.errors import ScenarioError
+from optimizer.simulate.scenario import Link
+
+# Clients beyond this many share the drawn hours of their profile, each from a moment of its own: an hour
+# of drawn rates takes 10 ms and 300 KB to make.
+DRAWN_HOURS = 32
+
+Arrived = Callable[[float], None]
+
+
+class Lane(Protocol):
+    """One direction of a client's link."""
+
+    def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
+        """A message of `num_bytes` enters at `at_s`, now or later, never before an earlier one;
+        `arrived(t)` is called no later than the moment t at which its last byte has come out."""
+        ...
+
+
+class Blocked:
+    """A rate schedule with further outages cut out: what is sent while a pipe pauses at times."""
+
+    __slots__ = ("_lost", "_rate", "_starts", "period_s")
+
+    def __init__(self, rate: Steps, outages: Sequence[tuple[float, float]]) -> None:
+        self._rate = rate
+        self.period_s = rate.period_s
+        merged: list[tuple[float, float]] = []
+        for start_s, end_s in sorted(outages):
+            if merged and start_s <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end_s, merged[-1][1]))
+            else:
+                merged.append((start_s, end_s))
+        self._starts = [start for start, _ in merged]
+        # (start, end, bytes that the schedule would have carried meanwhile)
+        self._lost = [(a, b, rate.integral(b) - rate.integral(a)) for a, b in merged]
+
+    def integral(self, t_s: float) -> float:
+        """Bytes the link can have carried by t_s."""
+        whole = self._rate.integral(t_s)
+        for start_s, end_s, lost in self._lost:
+            if t_s <= start_s:
+                break
+            whole -= lost if t_s >= end_s else self._rate.integral(t_s) - self._rate.integral(start_s)
+        return whole
+
+    def when(self, area: float) -> float:
+        """The earliest moment at which it has carried `area` bytes."""
+        for start_s, _, lost in self._lost:
+            if area <= self._rate.integral(start_s):
+                break
+            area += lost
+        return self._rate.when(area)
+
+
+class OwnLane:
+    """One direction of a link that one client has for itself."""
+
+    __slots__ = ("_delay", "_last_s", "_origin_s", "_position", "_rate", "_shape")
+
+    def __init__(self, shape: PipeShape, rate: Steps | Blocked, origin_s: float) -> None:
+        self._shape = shape
+        self._rate = rate
+        self._delay = shape.delay_s
+        self._origin_s = origin_s  # the schedule's time at the simulation's 0
+        self._position = 0.0
+        self._last_s = -math.inf
+
+    def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
+        """See Lane: `arrived` is called at once, with the time to come."""
+        arrived(self.arrival_s(at_s, num_bytes))
+
+    def arrival_s(self, at_s: float, num_bytes: int) -> float:
+        """When a message that enters at `at_s` has come out; infinity if the link is gone for ever."""
+        rate, origin_s = self._rate, self._origin_s
+        position = rate.integral(at_s + origin_s)
+        if position < self._position:  # the message before is still being sent
+            position = self._position
+        self._position = position = position + num_bytes
+        sent_s = rate.when(position - ROUNDING_BYTES)
+        shape = self._shape
+        delay_s = self._delay.value(sent_s) if sent_s < math.inf else 0.0
+        if shape.jitter_s is not None and sent_s < math.inf:
+            delay_s += shape.extra_delay_s(sent_s)
+        arrive_s = sent_s - origin_s + delay_s
+        if arrive_s < self._last_s:
+            arrive_s = self._last_s
+        self._last_s = arrive_s
+        return arrive_s
+
+
+class FixedLane:
+    """One direction at a constant rate and delay, without jitter: the same arithmetic, less of it."""
+
+    __slots__ = ("_delay_s", "_free_s", "_s_per_byte")
+
+    def __init__(self, bytes_per_s: float, delay_s: float) -> None:
+        self._s_per_byte = 1 / bytes_per_s
+        self._delay_s = delay_s
+        self._free_s = 0.0
+
+    def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
+        """See Lane: `arrived` is called at once, with the time to come."""
+        arrived(self.arrival_s(at_s, num_bytes))
+
+    def arrival_s(self, at_s: float, num_bytes: int) -> float:
+        """When a message that enters at `at_s` has come out."""
+        start_s = self._free_s if self._free_s > at_s else at_s
+        self._free_s = start_s + num_bytes * self._s_per_byte
+        return self._free_s + self._delay_s
+
+
+class SharedLane:
+    """One client's way into a pipe that others use too."""
+
+    __slots__ = ("_flow", "_pipe")
+
+    def __init__(self, pipe: SharedPipe, flow: int) -> None:
+        self._pipe = pipe
+        self._flow = flow
+
+    def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
+        """See Lane: `arrived` is called when the message has come out."""
+        self._pipe.send(self._flow, at_s, num_bytes, arrived)
+
+
+class SharedPipe:
+    """A `Pipe` on the simulator's clock. Queues are endless: a sender's socket buffers the rest."""
+
+    def __init__(
+        self, env: Environment, shape: PipeShape, outages: Sequence[tuple[float, float]] = ()
+    ) -> None:
+        self._env = env
+        self._pipe: Pipe[Arrived | None] = Pipe(shape)
+        self._wake_s = math.inf
+        for start_s, end_s in outages:
+            self._at(start_s, lambda _: self._pipe.pause(self._env.now))
+            self._at(end_s, lambda _: self._resume())
+
+    def send(self, flow: int, at_s: float, num_bytes: int, arrived: Arrived) -> None:
+        """Enter the queue of `flow` at `at_s`, in packets of the size that the emulator uses."""
+        if at_s <= self._env.now:
+            self._enter(flow, num_bytes, arrived)
+        else:
+            self._at(at_s, lambda _: self._enter(flow, num_bytes, arrived))
+
+    def _enter(self, flow: int, num_bytes: int, arrived: Arrived) -> None:
+        now_s, pipe = self._env.now, self._pipe
+        self._deliver()
+        while num_bytes > 0:
+            packet = min(num_bytes, pipe.packet_bytes())
+            num_bytes -= packet
+            pipe.offer(now_s, flow, packet, None if num_bytes else arrived)
+        self._schedule()
+
+    def _resume(self) -> None:
+        self._pipe.resume(self._env.now)
+        self._schedule()
+
+    def _deliver(self) -> None:
+        for delivery in self._pipe.advance(self._env.now):
+            if delivery.payload is not None:
+                delivery.payload(delivery.delivered_s)
+
+    def _schedule(self) -> None:
+        next_s = self._pipe.next_s()
+        if next_s < self._wake_s:
+            self._wake_s = next_s
+            self._at(next_s, self._wake)
+
+    def _wake(self, _: object) -> None:
+        if self._env.now >= self._wake_s:
+            self._wake_s = math.inf
+            self._deliver()
+            self._schedule()
+
+    def _at(self, at_s: float, call: Callable[[object], None]) -> None:
+        timeout = Timeout(self._env, max(at_s - self._env.now, 0.0))
+        timeout.callbacks.append(call)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLanes:
+    """Both directions of one client's link."""
+
+    up: Lane
+    down: Lane
+
+
+def own_lanes(
+    shape: LinkShape, *, start: float, outages: Sequence[tuple[float, float]]
+) -> LinkLanes:
+    """A link for one client, whose schedule starts `start` (0 to 1) of the way through its period."""
+
+    def lane(pipe: PipeShape) -> Lane:
+        constant = len(pipe.rate.values) == 1 and len(pipe.delay_s.values) == 1
+        if constant and pipe.jitter_s is None and not outages:
+            return FixedLane(pipe.rate.values[0], pipe.delay_s.values[0])
+        period_s = pipe.rate.period_s
+        origin_s = start * period_s if period_s < math.inf else 0.0
+        shifted = [(a + origin_s, b + origin_s) for a, b in outages]
+        return OwnLane(pipe, Blocked(pipe.rate, shifted) if shifted else pipe.rate, origin_s)
+
+    return LinkLanes(lane(shape.up), lane(shape.down))
+
+
+def link_profile(name: str, link: Link, folder: Path | None = None) -> LinkProfile:
+    """The profile that `name` in a link's mix means. Raises ScenarioError."""
+    path = folder / name if folder is not None and (folder / name).is_file() else Path(name)
+    try:
+        if path.suffix == ".csv":
+            return profile_of_trace(path, up_bytes_per_s=link.up_bytes_per_s, rtt_s=link.rtt_s)
+        return load_link(path if path.suffix else name)
+    except ProfileError as error:
+        raise ScenarioError(str(error)) from error
+
+
+def link_shape(profile: LinkProfile, link: Link, *, seed: int) -> LinkShape:
+    """How the profile behaves: acted out by `seed`, or held at a quantile."""
+    if link.quantile is not None:
+        point = link_at(profile, epsilon=1 - link.quantile)
+        return LinkShape.fixed(
+            rtt_s=point.rtt_s,
+            up_bytes_per_s=point.up_bytes_per_s,
+            down_bytes_per_s=point.down_bytes_per_s,
+        )
+    return _drawn(profile, link.up_bytes_per_s, seed)
+
+
+@lru_cache(maxsize=256)
+def _drawn(profile: LinkProfile, up_bytes_per_s: float | None, seed: int) -> LinkShape:
+    return profile.shape(seed=seed, up_bytes_per_s=up_bytes_per_s)

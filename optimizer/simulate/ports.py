@@ -1,0 +1,124 @@
+"""What the simulator calls and does not own: the real scheduler, admission rule and controller.
+
+They live above (`cloud`, `edge`) and are passed in by the command, as the import directions ask. The
+shapes here are theirs; where a test needs none of them, `SimpleAdmission` grants by counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from optimizer.simulate.scenario import BatchLimits, Servers
+
+
+class WaitingFrame(Protocol):
+    """A frame in line, as the scheduler sees it (`cloud.scheduler.Waiting`)."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+
+class BatchShare(Protocol):
+    """Rows of a frame that run in a batch (`cloud.scheduler.Share`)."""
+
+    @property
+    def key(self) -> Any: ...
+    @property
+    def num_rows(self) -> int: ...
+
+
+class BatchScheduler(Protocol):
+    """Which rows run next (`cloud.scheduler.Scheduler`)."""
+
+    def next_batch(self, line: Sequence[Any]) -> Sequence[BatchShare]:
+        """The next batch from the line, in the order in which its frames came to its head."""
+        ...
+
+
+class MakeWaiting(Protocol):
+    """How a frame is put in line (the constructor of `cloud.scheduler.Waiting`)."""
+
+    def __call__(self, *, key: Any, num_rows: int, num_logits: int) -> Any: ...
+
+
+class Answer(NamedTuple):
+    """What admission says to an Open. `retry_after_s` matters when it is `busy`."""
+
+    kind: Literal["admit", "wait", "busy", "never"]
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What admission looks at: sessions, KV blocks and the line of those waiting."""
+
+    sessions: int
+    waiting: int
+    free_blocks: int
+    total_blocks: int
+
+
+class AdmissionRule(Protocol):
+    """Whether a session of `num_blocks` KV blocks may start now."""
+
+    def decide(self, load: ServerLoad, num_blocks: int) -> Answer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SimpleAdmission:
+    """Grants while there is room, lets `servers.waiting` wait, sends the others away."""
+
+    servers: Servers
+    retry_after_s: float = 1.0
+
+    def decide(self, load: ServerLoad, num_blocks: int) -> Answer:
+        """See AdmissionRule."""
+        if num_blocks > load.total_blocks:
+            return Answer("never")
+        room = load.sessions < self.servers.max_sessions and num_blocks <= load.free_blocks
+        if room and not load.waiting:
+            return Answer("admit")
+        if load.waiting < self.servers.waiting:
+            return Answer("wait")
+        return Answer("busy", self.retry_after_s)
+
+
+class StepSeen(NamedTuple):
+    """What a client measured of its last decode step, in seconds, bytes and tokens."""
+
+    ended_s: float
+    since_last_s: float
+    front_s: float
+    encode_s: float
+    up_bytes: int
+    round_trip_s: float
+    cloud_s: float
+    num_drafts: int
+    num_accepted: int
+
+
+class Decision(NamedTuple):
+    """What the controller wants for the next step. `level` None: as planned."""
+
+    level: str | None = None
+    max_drafts: int | None = None
+    stop: bool = False
+
+
+class Controller(Protocol):
+    """A session's controller: told every step, asked before the next."""
+
+    def next_step(self, seen: StepSeen) -> Decision: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The injected parts of one simulation. `controller` makes one controller a session, or is
+    None: every step as planned."""
+
+    scheduler: Callable[[BatchLimits], BatchScheduler]
+    waiting: MakeWaiting
+    admission: Callable[[Servers], AdmissionRule]
+    controller: Callable[[], Controller] | None = None

@@ -1,0 +1,244 @@
+"""One replication: build the clients and servers of a scenario, run every event, return the record."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from simpy import Environment
+from simpy.events import Timeout
+
+from hwprofiles.device import DeviceProfile
+from hwprofiles.device_catalog import load_device
+from hwprofiles.errors import ProfileError
+from hwprofiles.link import LinkProfile
+from optimizer.cost.codec import LevelCost
+from optimizer.errors import ScenarioError
+from optimizer.plan import Plan
+from optimizer.simulate.client import Client, World
+from optimizer.simulate.links import (
+    DRAWN_HOURS,
+    LinkLanes,
+    SharedLane,
+    SharedPipe,
+    link_profile,
+    link_shape,
+    own_lanes,
+)
+from optimizer.simulate.ports import Parts
+from optimizer.simulate.record import Record
+from optimizer.simulate.scenario import Clients, Fault, Scenario
+from optimizer.simulate.server import Server
+from optimizer.simulate.times import BackTimes, FrontTimes, MeasuredBack, ModelledBack
+from optimizer.simulate.workload import ClientSpec, client_specs
+
+NUM_SLICES = 200  # how often progress is told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A scenario with everything it names loaded: what a simulation runs on."""
+
+    scenario: Scenario
+    plan: Plan
+    devices: Mapping[str, DeviceProfile]
+    links: Mapping[tuple[int, str], LinkProfile]
+    levels: Mapping[str, LevelCost]
+
+
+def load_setup(
+    scenario: Scenario, plan: Plan, levels: Mapping[str, LevelCost], *, folder: Path | None = None
+) -> Setup:
+    """Load the profiles that a scenario names; `folder` is where its relative paths start.
+
+    Raises ScenarioError naming what is not there or does not fit together.
+    """
+    if plan.edge_is_whole:
+        raise ScenarioError("this plan runs the whole model on the edge: there is no server to simulate")
+    names = {name for group in scenario.clients for name in group.devices}
+    names.add(scenario.servers.device)
+    devices = {}
+    for name in sorted(names):
+        local = folder / name if folder is not None and (folder / name).is_file() else Path(name)
+        try:
+            devices[name] = load_device(local if local.suffix else name)
+        except ProfileError as error:
+            raise ScenarioError(str(error)) from error
+    links = {
+        (index, name): link_profile(name, group.link, folder)
+        for index, group in enumerate(scenario.clients)
+        for name in group.link.mix
+    }
+    own = {level.name: LevelCost(**_fields(level)) for level in scenario.levels}
+    setup = Setup(
+        scenario=scenario, plan=plan, devices=devices, links=links, levels={**levels, **own}
+    )
+    if plan.level not in setup.levels:
+        raise ScenarioError(
+            f"level '{plan.level}' has no costs here: known are {', '.join(sorted(setup.levels))}; "
+            "a scenario may list others under 'levels'"
+        )
+    return setup
+
+
+def simulate(
+    setup: Setup,
+    parts: Parts,
+    *,
+    replication: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Record:
+    """Run one replication; `progress` is told the share of simulated time that has passed."""
+    started_s = time.perf_counter()
+    scenario, plan = setup.scenario, setup.plan
+    seed = scenario.seed + 7919 * replication
+    env = Environment()
+    record = Record()
+    servers = [_server(env, setup, parts) for _ in range(scenario.servers.count)]
+    world = World(
+        env=env,
+        scenario=scenario,
+        plan=plan,
+        servers=servers,
+        levels=dict(setup.levels),
+        record=record,
+        controller=parts.controller if scenario.controlled else None,
+        drafting=scenario.drafting if _drafts(plan, scenario) else None,
+        keep_journal=any(fault.kind == "server_loss" for fault in scenario.faults),
+        seed=seed,
+    )
+    for fault in scenario.faults:
+        if fault.kind == "server_loss":
+            server = servers[fault.server]
+            _at(env, fault.at_s, server.lose)
+            _at(env, fault.at_s + fault.duration_s, server.restore)
+    fronts = {
+        name: FrontTimes(setup.devices[name], plan)
+        for group in scenario.clients
+        for name in group.devices
+    }
+    ways = _Ways(env, setup, seed)
+    seeded = scenario if replication == 0 else _reseeded(scenario, seed)
+    clients = [
+        Client(
+            world, spec, front=fronts[spec.device], lanes=ways.lanes(spec), recorded=spec.number == 0
+        )
+        for spec in client_specs(seeded, longest=plan.max_tokens)
+    ]
+    end_s = scenario.duration_s + scenario.drain_s
+    for index in range(1, NUM_SLICES + 1):
+        until_s = end_s * index / NUM_SLICES
+        if until_s > scenario.duration_s and env.peek() == float("inf"):
+            break
+        env.run(until=until_s)
+        progress(index / NUM_SLICES)
+    for client in clients:
+        client.abandon()
+    for server in servers:
+        server.finish()
+        record.servers.append(server.sums)
+    record.requests.sort(key=lambda row: (row.asked_s, row.client))
+    record.events = next(env._eid)
+    record.wall_s = time.perf_counter() - started_s
+    record.peak_memory_bytes = _peak_memory_bytes()
+    progress(1.0)
+    return record
+
+
+def _server(env: Environment, setup: Setup, parts: Parts) -> Server:
+    servers, plan = setup.scenario.servers, setup.plan
+    back: BackTimes
+    if servers.measured is not None:
+        back = MeasuredBack(servers.measured)
+    else:
+        back = ModelledBack(setup.devices[servers.device], plan, kv_bits=servers.kv_bits)
+    geometry = plan.model.geometry
+    block_bytes = geometry.kv_bytes(
+        num_layers=geometry.num_layers - plan.partition.split,
+        num_tokens=servers.block_tokens,
+        kv_bits=servers.kv_bits,
+    )
+    total_blocks = int(servers.kv_memory_bytes // block_bytes)
+    if total_blocks < 1:
+        raise ScenarioError(f"servers: kv_memory_bytes holds no block ({block_bytes} bytes each)")
+    return Server(
+        env,
+        scheduler=parts.scheduler(servers.batch),
+        waiting=parts.waiting,
+        admission=parts.admission(servers),
+        back=back,
+        total_blocks=total_blocks,
+        sample_s=setup.scenario.software.sample_s,
+        horizon_s=setup.scenario.duration_s,
+    )
+
+
+class _Ways:
+    """Every client's way to the servers: a link of its own, or a lane of its group's shared one."""
+
+    def __init__(self, env: Environment, setup: Setup, seed: int) -> None:
+        self._setup = setup
+        self._seed = seed
+        self._outages = [
+            [
+                (fault.at_s, fault.at_s + fault.duration_s)
+                for fault in setup.scenario.faults
+                if fault.kind == "link_outage" and fault.target in ("", group.name)
+            ]
+            for group in setup.scenario.clients
+        ]
+        self._shared: dict[int, tuple[SharedPipe, SharedPipe]] = {}
+        for index, group in enumerate(setup.scenario.clients):
+            if group.link.shared:
+                shape = link_shape(setup.links[index, _only(group)], group.link, seed=seed)
+                self._shared[index] = (
+                    SharedPipe(env, shape.up, self._outages[index]),
+                    SharedPipe(env, shape.down, self._outages[index]),
+                )
+
+    def lanes(self, spec: ClientSpec) -> LinkLanes:
+        """One client's link, up and down."""
+        if spec.group in self._shared:
+            up, down = self._shared[spec.group]
+            return LinkLanes(SharedLane(up, spec.number), SharedLane(down, spec.number))
+        link = self._setup.scenario.clients[spec.group].link
+        profile = self._setup.links[spec.group, spec.link]
+        shape = link_shape(profile, link, seed=self._seed + spec.number % DRAWN_HOURS)
+        return own_lanes(shape, start=spec.start_s, outages=self._outages[spec.group])
+
+
+def _only(group: Clients) -> str:
+    return next(iter(group.link.mix))
+
+
+def _drafts(plan: Plan, scenario: Scenario) -> bool:
+    return getattr(plan, "drafting", "off") != "off" and scenario.drafting.length > 0
+
+
+def _reseeded(scenario: Scenario, seed: int) -> Scenario:
+    from dataclasses import replace
+
+    return replace(scenario, seed=seed)
+
+
+def _at(env: Environment, at_s: float, call: Callable[[], None]) -> None:
+    Timeout(env, at_s).callbacks.append(lambda _: call())
+
+
+def _fields(level: object) -> dict[str, float]:
+    from dataclasses import asdict
+
+    return asdict(level)  # type: ignore[call-overload, no-any-return]
+
+
+def _peak_memory_bytes() -> int:
+    """High-water mark of this process's resident memory, from the kernel."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux
+
+
+__all__ = ["Fault", "Setup", "load_setup", "simulate"]
