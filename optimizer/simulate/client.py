@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simpy import Environment
 from simpy.events import Timeout
@@ -20,7 +20,7 @@ from hwprofiles.link_shape import uniform
 from optimizer.cost.codec import LevelCost
 from optimizer.plan import Plan
 from optimizer.simulate.links import LinkLanes
-from optimizer.simulate.ports import Answer, Controller, Decision, StepSeen
+from optimizer.simulate.ports import Answer, Controller
 from optimizer.simulate.record import (
     CLOUD,
     DOWN,
@@ -51,7 +51,7 @@ class World:
     servers: Sequence[Server]
     levels: dict[str, LevelCost]
     record: Record
-    controller: Callable[[], Controller] | None
+    controller: Controller | None
     drafting: Drafting | None
     keep_journal: bool
     seed: int
@@ -75,8 +75,9 @@ class Client:
         "_attempt",
         "_backoff_s",
         "_begun_s",
-        "_controller",
+        "_control",
         "_deadline_s",
+        "_draft_length",
         "_drafts",
         "_draws",
         "_first_s",
@@ -111,12 +112,14 @@ class Client:
         *,
         front: FrontTimes,
         lanes: LinkLanes,
+        draft_length: int = 0,
         recorded: bool = False,
     ) -> None:
         self._world = world
         self._spec = spec
         self._front = front
         self._lanes = lanes
+        self._draft_length = draft_length
         self._recorded = recorded
         self._next_request = 0
         self._next_server = spec.number % len(world.servers)
@@ -149,7 +152,7 @@ class Client:
         self._journal: list[_Sent] = []
         self._lost_s = -1.0
         self._level = world.levels[world.plan.level]
-        self._controller = world.controller() if world.controller is not None else None
+        self._control = world.controller.begin() if world.controller is not None else None
         patience = world.scenario.patience
         self._backoff_s = patience.first_backoff_s
         self._deadline_s = world.env.now + patience.connect_s
@@ -327,7 +330,9 @@ class Client:
         request, drafting = self._require(), self._world.drafting
         drafts, draft_s = 0, 0.0
         if drafting is not None and self._draw() < drafting.proposal_share:
-            drafts = max(0, min(drafting.length, request.output_tokens - self._tokens - 1))
+            drafts = max(0, min(self._draft_length, request.output_tokens - self._tokens - 1))
+            if self._control is not None and self._control.max_drafts is not None:
+                drafts = min(drafts, self._control.max_drafts)
             draft_s = drafts * drafting.draft_s
         self._drafts += drafts
         self._compute_and_send(
@@ -401,31 +406,26 @@ class Client:
         if self._tokens >= request.output_tokens:
             self._end(now_s, "done")
             return
-        decision = self._decide(frame, now_s, since_s, accepted)
-        if decision.stop:
+        if not first and self._controlled(frame, answered_s, now_s, since_s):
             self._end(now_s, "stopped")
             return
         self._step(session, now_s)
 
-    def _decide(self, frame: Frame, now_s: float, since_s: float, accepted: int) -> Decision:
-        if self._controller is None:
-            return Decision()
-        decision = self._controller.next_step(
-            StepSeen(
-                ended_s=now_s,
-                since_last_s=since_s,
-                front_s=self._front_s,
-                encode_s=self._encode_s,
-                up_bytes=self._sent_bytes,
-                round_trip_s=now_s - frame.sent_s,
-                cloud_s=frame.cloud_s,
-                num_drafts=frame.num_rows - 1,
-                num_accepted=accepted,
-            )
+    def _controlled(
+        self, frame: Frame, answered_s: float, now_s: float, since_s: float
+    ) -> bool:
+        """Tell the controller what the step took and take its decisions; whether to stop."""
+        controller = self._world.controller
+        if controller is None:
+            return False
+        self._control: Any = controller.after(
+            self._control,
+            step_s=since_s,
+            wire_s=(now_s - frame.sent_s) - (answered_s - frame.arrived_s),
+            uplink_bytes=self._sent_bytes,
         )
-        if decision.level is not None:
-            self._level = self._world.levels[decision.level]
-        return decision
+        self._level = self._world.levels[self._control.level]
+        return bool(self._control.stop)
 
     def _take_drafts(self, drafts: int) -> int:
         """How many of the drafts the model agrees with: each with the same chance, until one fails."""

@@ -85,40 +85,63 @@ class SimpleAdmission:
         return Answer("busy", self.retry_after_s)
 
 
-class StepSeen(NamedTuple):
-    """What a client measured of its last decode step, in seconds, bytes and tokens."""
+class ControlState(Protocol):
+    """What a controller has decided (`edge.controller.ControlState`)."""
 
-    ended_s: float
-    since_last_s: float
-    front_s: float
-    encode_s: float
-    up_bytes: int
-    round_trip_s: float
-    cloud_s: float
-    num_drafts: int
-    num_accepted: int
-
-
-class Decision(NamedTuple):
-    """What the controller wants for the next step. `level` None: as planned."""
-
-    level: str | None = None
-    max_drafts: int | None = None
-    stop: bool = False
+    @property
+    def level(self) -> str: ...
+    @property
+    def max_drafts(self) -> int | None: ...
+    @property
+    def stop(self) -> bool: ...
 
 
 class Controller(Protocol):
-    """A session's controller: told every step, asked before the next."""
+    """Decisions from measured steps (`edge.controller.Controller`); holds no state of its own."""
 
-    def next_step(self, seen: StepSeen) -> Decision: ...
+    def begin(self) -> Any:
+        """The state before the first step."""
+        ...
+
+    def after(
+        self, state: Any, *, step_s: float, wire_s: float, uplink_bytes: int, alone: bool = True
+    ) -> Any:
+        """The state after one decode step, decision included."""
+        ...
+
+
+class MakeController(Protocol):
+    """A controller for one deadline. `ladder`: names and bytes a row, best level first."""
+
+    def __call__(
+        self, *, deadline_s: float, ladder: Sequence[tuple[str, float]], start: int
+    ) -> Controller: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundParts:
+    """What the parts of a drafting round cost: the fields of `edge.draft.length.RoundTimes`."""
+
+    edge_row_s: float
+    guess_s: float
+    rtt_s: float
+    up_bytes_per_s: float
+    frame_bytes: float
+    row_bytes: float
+    cloud_step_s: float
+    cloud_row_s: float
+
+
+# The best number of drafts from the chance of each to be accepted (`edge.draft.length.best_length`).
+DraftLength = Callable[[Sequence[float], RoundParts], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The injected parts of one simulation. `controller` makes one controller a session, or is
-    None: every step as planned."""
+    """The injected parts of one simulation. Must be picklable to run replications in parallel."""
 
     scheduler: Callable[[BatchLimits], BatchScheduler]
     waiting: MakeWaiting
     admission: Callable[[Servers], AdmissionRule]
-    controller: Callable[[], Controller] | None = None
+    controller: MakeController | None = None
+    draft_length: DraftLength | None = None

@@ -209,11 +209,13 @@ class Level:
 class Drafting:
     """How well drafts fare: each drafted token is accepted with probability `acceptance`, until the
     first refusal; a draft is found at all in `proposal_share` of the steps. `length`: most drafted
-    tokens a step. `draft_s`: seconds of the device for each drafted token."""
+    tokens a step; with `best_length` the edge's own rule picks fewer where they pay better.
+    `draft_s`: seconds of the device for each drafted token."""
 
     acceptance: float = 0.6
     proposal_share: float = 1.0
     length: int = 4
+    best_length: bool = True
     draft_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -273,7 +275,8 @@ class Budget:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """One simulation. After `duration_s` no new request starts; those under way may finish within
-    `drain_s`. `deployment` is used when no plan is given."""
+    `drain_s`. `deployment` is used when no plan is given. `deadline_tbt_s` switches the edge's
+    controller on, as `run --deadline-tbt` does."""
 
     name: str
     clients: tuple[Clients, ...]
@@ -285,7 +288,7 @@ class Scenario:
     deployment: Deployment | None = None
     levels: tuple[Level, ...] = ()
     drafting: Drafting = field(default_factory=Drafting)
-    controlled: bool = False
+    deadline_tbt_s: float | None = None
     faults: tuple[Fault, ...] = ()
     patience: Patience = field(default_factory=Patience)
     software: Software = field(default_factory=Software)

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from simpy import Environment
@@ -16,6 +16,7 @@ from hwprofiles.device import DeviceProfile
 from hwprofiles.device_catalog import load_device
 from hwprofiles.errors import ProfileError
 from hwprofiles.link import LinkProfile
+from optimizer.cost.cloud import SessionRows
 from optimizer.cost.codec import LevelCost
 from optimizer.errors import ScenarioError
 from optimizer.plan import Plan
@@ -29,13 +30,14 @@ from optimizer.simulate.links import (
     link_shape,
     own_lanes,
 )
-from optimizer.simulate.ports import Parts
+from optimizer.simulate.ports import Controller, Parts, RoundParts
 from optimizer.simulate.record import Record
-from optimizer.simulate.scenario import Clients, Fault, Scenario
+from optimizer.simulate.scenario import Clients, Scenario
 from optimizer.simulate.server import Server
 from optimizer.simulate.times import BackTimes, FrontTimes, MeasuredBack, ModelledBack
 from optimizer.simulate.workload import ClientSpec, client_specs
 
+TYPICAL_POSITION = 256  # where the length of drafts is decided
 NUM_SLICES = 200  # how often progress is told
 
 
@@ -73,7 +75,7 @@ def load_setup(
         for index, group in enumerate(scenario.clients)
         for name in group.link.mix
     }
-    own = {level.name: LevelCost(**_fields(level)) for level in scenario.levels}
+    own = {level.name: LevelCost(**asdict(level)) for level in scenario.levels}
     setup = Setup(
         scenario=scenario, plan=plan, devices=devices, links=links, levels={**levels, **own}
     )
@@ -106,7 +108,7 @@ def simulate(
         servers=servers,
         levels=dict(setup.levels),
         record=record,
-        controller=parts.controller if scenario.controlled else None,
+        controller=_controller(setup, parts),
         drafting=scenario.drafting if _drafts(plan, scenario) else None,
         keep_journal=any(fault.kind == "server_loss" for fault in scenario.faults),
         seed=seed,
@@ -123,9 +125,15 @@ def simulate(
     }
     ways = _Ways(env, setup, seed)
     seeded = scenario if replication == 0 else _reseeded(scenario, seed)
+    lengths = _DraftLengths(setup, parts, fronts)
     clients = [
         Client(
-            world, spec, front=fronts[spec.device], lanes=ways.lanes(spec), recorded=spec.number == 0
+            world,
+            spec,
+            front=fronts[spec.device],
+            lanes=ways.lanes(spec),
+            draft_length=lengths.of(spec) if world.drafting is not None else 0,
+            recorded=spec.number == 0,
         )
         for spec in client_specs(seeded, longest=plan.max_tokens)
     ]
@@ -149,13 +157,16 @@ def simulate(
     return record
 
 
+def _back_times(setup: Setup) -> BackTimes:
+    servers = setup.scenario.servers
+    if servers.measured is not None:
+        return MeasuredBack(servers.measured)
+    return ModelledBack(setup.devices[servers.device], setup.plan, kv_bits=servers.kv_bits)
+
+
 def _server(env: Environment, setup: Setup, parts: Parts) -> Server:
     servers, plan = setup.scenario.servers, setup.plan
-    back: BackTimes
-    if servers.measured is not None:
-        back = MeasuredBack(servers.measured)
-    else:
-        back = ModelledBack(setup.devices[servers.device], plan, kv_bits=servers.kv_bits)
+    back = _back_times(setup)
     geometry = plan.model.geometry
     block_bytes = geometry.kv_bytes(
         num_layers=geometry.num_layers - plan.partition.split,
@@ -211,6 +222,71 @@ class _Ways:
         return own_lanes(shape, start=spec.start_s, outages=self._outages[spec.group])
 
 
+class _DraftLengths:
+    """How many drafts a client's steps carry: the edge's own rule on what its parts take."""
+
+    def __init__(self, setup: Setup, parts: Parts, fronts: Mapping[str, FrontTimes]) -> None:
+        self._setup = setup
+        self._choose = parts.draft_length
+        self._fronts = fronts
+        self._known: dict[tuple[int, str, str], int] = {}
+
+    def of(self, spec: ClientSpec) -> int:
+        """The number for one client, the same for all with its device and link."""
+        drafting = self._setup.scenario.drafting
+        if self._choose is None or not drafting.best_length:
+            return drafting.length
+        key = (spec.group, spec.device, spec.link)
+        if key not in self._known:
+            chances = (drafting.acceptance,) * drafting.length
+            self._known[key] = self._choose(chances, self._round(spec))
+        return self._known[key]
+
+    def _round(self, spec: ClientSpec) -> RoundParts:
+        setup, software = self._setup, self._setup.scenario.software
+        level, front = setup.levels[setup.plan.level], self._fronts[spec.device]
+        hidden_size = setup.plan.model.geometry.hidden_size
+        link = setup.links[spec.group, spec.link]
+        one_s, two_s = front.seconds(1, TYPICAL_POSITION), front.seconds(2, TYPICAL_POSITION)
+        back = _back_times(setup)
+        first_s = back.seconds([SessionRows(1, TYPICAL_POSITION)])
+        row_s = back.seconds([SessionRows(2, TYPICAL_POSITION)]) - first_s
+        return RoundParts(
+            edge_row_s=two_s - one_s + level.encode_s_per_element * hidden_size,
+            guess_s=setup.scenario.drafting.draft_s,
+            rtt_s=link.rtt_s.p50
+            + software.edge_message_s
+            + software.cloud_message_s
+            + (2 * one_s - two_s)
+            + level.encode_fixed_s,
+            up_bytes_per_s=link.up_bytes_per_s.p50,
+            frame_bytes=software.frame_header_bytes,
+            row_bytes=hidden_size * level.bits_per_element / 8,
+            cloud_step_s=first_s + software.sample_s + level.decode_fixed_s,
+            cloud_row_s=row_s + software.sample_s + level.decode_s_per_element * hidden_size,
+        )
+
+
+def _controller(setup: Setup, parts: Parts) -> Controller | None:
+    """The edge's controller over the plan's level and those below it, if the scenario has it on."""
+    deadline_s = setup.scenario.deadline_tbt_s
+    if deadline_s is None:
+        return None
+    if parts.controller is None:
+        raise ScenarioError("deadline_tbt_s needs the edge's controller, and none was given")
+    hidden_size = setup.plan.model.geometry.hidden_size
+    planned = setup.levels[setup.plan.level].bits_per_element
+    ladder = sorted(
+        (
+            (level.name, level.bits_per_element * hidden_size / 8)
+            for level in setup.levels.values()
+            if level.bits_per_element <= planned
+        ),
+        key=lambda rung: -rung[1],
+    )
+    return parts.controller(deadline_s=deadline_s, ladder=ladder, start=0)
+
+
 def _only(group: Clients) -> str:
     return next(iter(group.link.mix))
 
@@ -220,8 +296,6 @@ def _drafts(plan: Plan, scenario: Scenario) -> bool:
 
 
 def _reseeded(scenario: Scenario, seed: int) -> Scenario:
-    from dataclasses import replace
-
     return replace(scenario, seed=seed)
 
 
@@ -229,16 +303,7 @@ def _at(env: Environment, at_s: float, call: Callable[[], None]) -> None:
     Timeout(env, at_s).callbacks.append(lambda _: call())
 
 
-def _fields(level: object) -> dict[str, float]:
-    from dataclasses import asdict
-
-    return asdict(level)  # type: ignore[call-overload, no-any-return]
-
-
 def _peak_memory_bytes() -> int:
     """High-water mark of this process's resident memory, from the kernel."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux
-
-
-__all__ = ["Fault", "Setup", "load_setup", "simulate"]

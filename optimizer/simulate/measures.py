@@ -1,0 +1,166 @@
+"""Quantiles, shares and rates of one or several replications: what people and programs read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optimizer.simulate.record import PARTS, Record
+from optimizer.simulate.scenario import Scenario
+
+Seconds = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Three quantiles, in seconds; all 0 when there was nothing to measure."""
+
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Seconds) -> Spread:
+        """The quantiles of a sample, linear between its values."""
+        if not values.size:
+            return cls(p50=0.0, p95=0.0, p99=0.0)
+        return cls(**dict(zip(("p50", "p95", "p99"), _quantiles(values), strict=True)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """Everything a simulation says, in numbers. Pooled over replications.
+
+    `within_budget`: share of tokens in time, the first against the TTFT budget and the others against
+    the TBT budget; a request that never got its first token counts as one token out of time. Without
+    a budget only those count. `breakdown_*_s`: mean seconds of each part of a first token, and of a step
+    (a round trip: with drafting it may bring several tokens). Utilisation and occupancy are
+    means over servers and the scenario's duration.
+    """
+
+    ttft_s: Spread
+    tbt_s: Spread
+    e2e_s: Spread
+    within_budget: float
+    tokens_per_s: float
+    requests: dict[str, int]
+    tokens: int
+    tokens_per_round_trip: float
+    breakdown_first_s: dict[str, float]
+    breakdown_step_s: dict[str, float]
+    server_utilisation: float
+    mean_batch_sessions: float
+    mean_batch_rows: float
+    kv_occupancy_mean: float
+    kv_occupancy_peak: float
+    peak_sessions: int
+    uplink_bytes: int
+    downlink_bytes: int
+    uplink_bytes_per_token: float
+    drafts_accepted: float
+    reconnects: int
+    level_counts: dict[str, int]
+    cost: float
+    cost_per_million_tokens: float
+    clients: int
+    servers: int
+    duration_s: float
+    replications: int
+    seed: int
+    events: int
+    wall_s: float
+    peak_memory_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, every number finite."""
+        return asdict(self)
+
+
+def ttft_s(records: Sequence[Record]) -> Seconds:
+    """Seconds to the first token of every request that got one."""
+    values = np.array([row.ttft_s for record in records for row in record.requests])
+    return values[np.isfinite(values)] if values.size else values
+
+
+def tbt_s(records: Sequence[Record]) -> Seconds:
+    """Seconds between successive tokens; tokens that came together are 0 apart."""
+    return np.concatenate([np.frombuffer(record.gaps_s) for record in records if record.gaps_s] or [np.empty(0)])
+
+
+def e2e_s(records: Sequence[Record]) -> Seconds:
+    """Seconds from question to last token of every request that ended."""
+    values = np.array([row.e2e_s for record in records for row in record.requests])
+    return values[np.isfinite(values)] if values.size else values
+
+
+def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
+    """Summarise replications of one scenario."""
+    firsts, gaps, ends = ttft_s(records), tbt_s(records), e2e_s(records)
+    sums = [server for record in records for server in record.servers]
+    outcomes = Counter(row.outcome for record in records for row in record.requests)
+    asked = sum(outcomes.values())
+    budget = scenario.budget
+    in_time = int(np.count_nonzero(firsts <= (budget.ttft_s or math.inf)))
+    in_time += int(np.count_nonzero(gaps <= (budget.tbt_s or math.inf)))
+    tokens = len(firsts) + len(gaps)
+    duration_s, count = scenario.duration_s, len(records)
+    server_s = duration_s * len(sums)
+    steps = sum(record.steps for record in records)
+    batches = sum(server.batches for server in sums)
+    total_blocks = sum(server.total_blocks for server in sums)
+    drafted = sum(record.drafted for record in records)
+    levels: Counter[str] = Counter()
+    for record in records:
+        levels.update(record.level_counts)
+    cost = scenario.servers.cost_per_hour * server_s / 3600
+    up_bytes = sum(record.up_bytes for record in records)
+    return Measures(
+        ttft_s=Spread.of(firsts),
+        tbt_s=Spread.of(gaps),
+        e2e_s=Spread.of(ends),
+        within_budget=in_time / max(len(gaps) + asked, 1),
+        tokens_per_s=sum(record.tokens_in_time for record in records) / (duration_s * count),
+        requests={"asked": asked, **outcomes},
+        tokens=tokens,
+        tokens_per_round_trip=tokens / max(steps + len(firsts), 1),
+        breakdown_first_s=_means([record.first_parts_s for record in records], len(firsts)),
+        breakdown_step_s=_means([record.step_parts_s for record in records], steps),
+        server_utilisation=sum(server.busy_s for server in sums) / server_s,
+        mean_batch_sessions=sum(server.batch_sessions for server in sums) / max(batches, 1),
+        mean_batch_rows=sum(server.rows for server in sums) / max(batches, 1),
+        kv_occupancy_mean=sum(server.kv_block_seconds for server in sums)
+        / (duration_s * total_blocks),
+        kv_occupancy_peak=max(server.kv_peak_blocks / server.total_blocks for server in sums),
+        peak_sessions=max(server.peak_sessions for server in sums),
+        uplink_bytes=up_bytes,
+        downlink_bytes=sum(record.down_bytes for record in records),
+        uplink_bytes_per_token=up_bytes / max(tokens, 1),
+        drafts_accepted=sum(record.accepted for record in records) / max(drafted, 1),
+        reconnects=sum(record.reconnects for record in records),
+        level_counts=dict(levels),
+        cost=cost,
+        cost_per_million_tokens=1e6 * cost / max(tokens, 1),
+        clients=scenario.num_clients,
+        servers=scenario.servers.count,
+        duration_s=duration_s,
+        replications=count,
+        seed=scenario.seed,
+        events=sum(record.events for record in records),
+        wall_s=sum(record.wall_s for record in records),
+        peak_memory_bytes=max(record.peak_memory_bytes for record in records),
+    )
+
+
+def _means(sums: Sequence[Sequence[float]], count: int) -> dict[str, float]:
+    totals = np.sum(sums, axis=0) / max(count, 1)
+    return dict(zip(PARTS, map(float, totals), strict=True))
+
+
+def _quantiles(values: Seconds) -> list[float]:
+    return [float(value) for value in np.quantile(values, (0.5, 0.95, 0.99))]

@@ -1,0 +1,85 @@
+"""Replications of a scenario in parallel processes, each with its own seed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+
+from optimizer.simulate.ports import Parts
+from optimizer.simulate.record import Record
+from optimizer.simulate.simulation import Setup, simulate
+
+Progress = Callable[[float], None]
+
+REFRESH_S = 0.2
+
+
+def replicate(
+    setups: Sequence[Setup],
+    parts: Parts,
+    *,
+    replications: int = 1,
+    processes: int | None = None,
+    progress: Progress = lambda share: None,
+) -> list[list[Record]]:
+    """`replications` records of each setup, in order. The result does not depend on `processes`
+    (None: as many as there are cores).
+
+    A single job runs here; more run in processes of their own. `progress` is told the share done.
+    """
+    jobs = [(setup, number) for setup in setups for number in range(replications)]
+    processes = min(processes or os.cpu_count() or 1, len(jobs))
+    if processes == 1:
+        records = []
+        for index, (setup, number) in enumerate(jobs):
+            done = index / len(jobs)
+            records.append(
+                simulate(
+                    setup,
+                    parts,
+                    replication=number,
+                    progress=lambda share, done=done: progress(done + share / len(jobs)),  # type: ignore[misc]
+                )
+            )
+    else:
+        records = _in_processes(jobs, parts, processes, progress)
+    return [records[i : i + replications] for i in range(0, len(records), replications)]
+
+
+def _in_processes(
+    jobs: Sequence[tuple[Setup, int]], parts: Parts, processes: int, progress: Progress
+) -> list[Record]:
+    # Spawned, not forked: a forked child would inherit the locks of threads that it does not have.
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
+        shares = manager.dict()
+        futures: list[Future[Record]] = [
+            pool.submit(_run, setup, parts, number, index, shares)
+            for index, (setup, number) in enumerate(jobs)
+        ]
+        try:
+            pending = set(futures)
+            while pending:
+                _, pending = wait(pending, timeout=REFRESH_S, return_when=FIRST_COMPLETED)
+                progress(sum(shares.values()) / len(jobs))
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run(
+    setup: Setup, parts: Parts, number: int, index: int, shares: dict[int, float]
+) -> Record:
+    told_s = 0.0
+
+    def tell(share: float) -> None:
+        nonlocal told_s
+        if share == 1.0 or time.monotonic() - told_s > REFRESH_S:
+            told_s = time.monotonic()
+            shares[index] = share
+
+    return simulate(setup, parts, replication=number, progress=tell)
