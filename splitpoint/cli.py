@@ -27,6 +27,7 @@ from splitpoint.commands.plan import plan
 from splitpoint.commands.profile import profile_app
 from splitpoint.commands.run import run
 from splitpoint.commands.serve import serve
+from splitpoint.commands.simulate import simulate
 from splitpoint.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, one_line
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ app.command()(run)
 app.command()(chat)
 app.command()(api)
 app.command()(emulate_link)
+app.command()(simulate)
 app.command()(demo)
 app.command()(doctor)
 

@@ -33,6 +33,7 @@ EXTRA_OF_PACKAGE: Final = {
     "optimum": "build",
     "gguf": "build",
     "matplotlib": "build",
+    "simpy": "simulate",
 }
 
 

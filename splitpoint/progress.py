@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextmanager
@@ -23,3 +30,17 @@ def stage_progress(label: str) -> Iterator[Callable[[str], None]]:
     """A spinner that names the stage under way."""
     with Console(stderr=True).status(label) as status:
         yield lambda stage: status.update(f"{label}: {stage}")
+
+
+@contextmanager
+def share_progress(label: str) -> Iterator[Callable[[float], None]]:
+    """A bar that follows the share (0 to 1) done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda share: bar.update(task, completed=share)

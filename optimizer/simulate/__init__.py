@@ -15,6 +15,7 @@ budget.py      how many clients, which link, and what to change
 sweep.py       any key of plan or scenario over a list of values
 report/        JSON, CSV, pictures and the HTML page
 
-Decisions are the real system's: the scheduler, the admission rule and the controller come in from above
-and are called as the server and the edge call them. Only time, links and models are modelled.
+Decisions are the real system's: the scheduler, the admission rule and the controller come in
+from above and are called as the server and the edge call them. Only time, links and models are
+modelled.
 """

@@ -1,9 +1,9 @@
-"""One device's life: ask, open, prefill in chunks, decode step by step, recover. `edge.generation` in
-simulated time.
+"""One device's life: ask, open, prefill, decode, recover; `edge.generation` in simulated time.
 
-Between an answer's arrival and the next frame's nothing can interfere with a client whose link is
-its own, so that stretch is computed at once: a token costs one event (its frame's arrival at the server)
-and its share of a batch. Only the loss of a server reaches back into it; `lost` says how.
+Between an answer's arrival and the next frame's nothing can interfere with a client whose link
+is its own, so that stretch is computed at once: a token costs one event (its frame's arrival at
+the server) and its share of a batch. Only the loss of a server reaches back into it; `lost`
+says how.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from simpy import Environment
 from simpy.events import Timeout
 
 from hwprofiles.link_shape import uniform
-from optimizer.cost.codec import LevelCost
+from optimizer.cost.codec import ANSWER_BYTES, TOKEN_BYTES
 from optimizer.plan import Plan
 from optimizer.simulate.links import LinkLanes
 from optimizer.simulate.ports import Answer, Controller
@@ -37,7 +37,7 @@ from optimizer.simulate.record import (
 )
 from optimizer.simulate.scenario import Drafting, Scenario
 from optimizer.simulate.server import Frame, Server, ServerSession
-from optimizer.simulate.times import FrontTimes
+from optimizer.simulate.times import FrontTimes, LevelTimes
 from optimizer.simulate.workload import ClientSpec, Request
 
 
@@ -49,7 +49,8 @@ class World:
     scenario: Scenario
     plan: Plan
     servers: Sequence[Server]
-    levels: dict[str, LevelCost]
+    levels: dict[str, LevelTimes]
+    cloud_message_s: float
     record: Record
     controller: Controller | None
     drafting: Drafting | None
@@ -80,10 +81,10 @@ class Client:
         "_draft_length",
         "_drafts",
         "_draws",
+        "_encode_s",
         "_first_s",
         "_front",
         "_front_s",
-        "_encode_s",
         "_journal",
         "_lanes",
         "_last_s",
@@ -152,7 +153,7 @@ class Client:
         self._journal: list[_Sent] = []
         self._lost_s = -1.0
         self._level = world.levels[world.plan.level]
-        self._control = world.controller.begin() if world.controller is not None else None
+        self._control: Any = None if world.controller is None else world.controller.begin()
         patience = world.scenario.patience
         self._backoff_s = patience.first_backoff_s
         self._deadline_s = world.env.now + patience.connect_s
@@ -222,15 +223,13 @@ class Client:
             was_alive = server.alive
             self._session = session
             self._lanes.down.send(
-                world.env.now + software.cloud_message_s,
+                world.env.now + world.cloud_message_s,
                 software.opened_bytes,
-                lambda t: self._at(
-                    t, lambda _: self._opened(attempt, answer, session, was_alive)
-                ),
+                lambda t: self._at(t, lambda _: self._opened(attempt, answer, session, was_alive)),
             )
 
         self._lanes.up.send(
-            world.env.now + software.edge_message_s,
+            world.env.now + self._front.message_s,
             software.open_bytes,
             lambda t: self._at(t, lambda _: server.open(self, blocks, answered)),
         )
@@ -298,13 +297,9 @@ class Client:
     ) -> float:
         """Front, codec, wire; returns when the device is free again."""
         world, level = self._world, self._level
-        elements = rows * world.plan.model.geometry.hidden_size
+        num_bytes, self._encode_s, decode_s = level.frame(rows)
         self._front_s = draft_s + self._front.seconds(rows, position)
-        self._encode_s = level.encode_fixed_s + level.encode_s_per_element * elements
         sent_s = at_s + self._front_s + self._encode_s
-        software = world.scenario.software
-        num_bytes = software.frame_header_bytes + math.ceil(elements * level.bits_per_element / 8)
-        decode_s = level.decode_fixed_s + level.decode_s_per_element * elements
         record = world.record
         record.up_bytes += num_bytes
         record.level_counts[level.name] = record.level_counts.get(level.name, 0) + 1
@@ -321,7 +316,7 @@ class Client:
             wanted=wanted,
         )
         self._lanes.up.send(
-            sent_s + software.edge_message_s, num_bytes, lambda t: self._at(t, frame.arrive)
+            sent_s + self._front.message_s, num_bytes, lambda t: self._at(t, frame.arrive)
         )
         return sent_s
 
@@ -347,15 +342,17 @@ class Client:
 
     def answered(self, frame: Frame, at_s: float) -> None:
         """The server answers at `at_s`: the answer goes down."""
-        software, record = self._world.scenario.software, self._world.record
-        record.down_bytes += software.answer_bytes
+        world, drafts = self._world, frame.num_rows - 1 if self._tokens else 0
+        accepted = self._take_drafts(drafts) if drafts else 0
+        num_bytes = ANSWER_BYTES + TOKEN_BYTES * accepted
+        world.record.down_bytes += num_bytes
         self._lanes.down.send(
-            at_s + software.cloud_message_s,
-            software.answer_bytes,
-            lambda t: self._token(frame, at_s, t),
+            at_s + world.cloud_message_s,
+            num_bytes,
+            lambda t: self._token(frame, accepted, at_s, t),
         )
 
-    def _token(self, frame: Frame, answered_s: float, now_s: float) -> None:
+    def _token(self, frame: Frame, accepted: int, answered_s: float, now_s: float) -> None:
         """Tokens have come at `now_s`."""
         session = frame.session
         if self._session is not session or self._request is None:
@@ -363,7 +360,6 @@ class Client:
         world, request = self._world, self._request
         record = world.record
         first = self._tokens == 0
-        accepted = self._take_drafts(frame.num_rows - 1) if not first else 0
         queue_s = answered_s - frame.arrived_s - frame.cloud_s
         up_s, down_s = frame.arrived_s - frame.sent_s, now_s - answered_s
         if first:
@@ -411,14 +407,12 @@ class Client:
             return
         self._step(session, now_s)
 
-    def _controlled(
-        self, frame: Frame, answered_s: float, now_s: float, since_s: float
-    ) -> bool:
+    def _controlled(self, frame: Frame, answered_s: float, now_s: float, since_s: float) -> bool:
         """Tell the controller what the step took and take its decisions; whether to stop."""
         controller = self._world.controller
         if controller is None:
             return False
-        self._control: Any = controller.after(
+        self._control = controller.after(
             self._control,
             step_s=since_s,
             wire_s=(now_s - frame.sent_s) - (answered_s - frame.arrived_s),
@@ -428,7 +422,7 @@ class Client:
         return bool(self._control.stop)
 
     def _take_drafts(self, drafts: int) -> int:
-        """How many of the drafts the model agrees with: each with the same chance, until one fails."""
+        """How many of the drafts the model agrees with, until the first that it does not."""
         drafting = self._world.drafting
         if not drafts or drafting is None:
             return 0
@@ -441,7 +435,7 @@ class Client:
     # --- losing a server --------------------------------------------------------------------
 
     def lost(self, session: ServerSession, at_s: float) -> None:
-        """The server died at `at_s`. What it had sent still arrives; then the client knocks again."""
+        """The server died at `at_s`. What it had sent still arrives; then we knock again."""
         if self._session is not session or self._request is None:
             return
         software = self._world.scenario.software
@@ -466,7 +460,7 @@ class Client:
 
     def _replay(self, session: ServerSession, now_s: float) -> None:
         """Send every frame again; only the outstanding one is answered."""
-        world, software = self._world, self._world.scenario.software
+        world = self._world
         last = len(self._journal) - 1
         for index, sent in enumerate(self._journal):
             frame = Frame(
@@ -480,7 +474,7 @@ class Client:
             )
             world.record.up_bytes += sent.num_bytes
             self._lanes.up.send(
-                now_s + software.edge_message_s,
+                now_s + self._front.message_s,
                 sent.num_bytes,
                 lambda t, frame=frame: self._at(t, frame.arrive),  # type: ignore[misc]
             )

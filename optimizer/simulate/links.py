@@ -1,10 +1,10 @@
 """Links in the simulator: a client's own in closed form, a shared one as the emulator's queues.
 
-Both follow `hwprofiles.link_pipe.Pipe`: a message waits its turn, is sent at rate(t), then travels for
-delay(t) + jitter(t), and never overtakes the one before. On a link of its own a client's messages are
-first in, first out, so each arrival follows from the one before by two look-ups on the rate's
-integral, without an event. A link that several clients share is a `Pipe` driven by the simulator's clock,
-packet by packet and fair among them.
+Both follow `hwprofiles.link_pipe.Pipe`: a message waits its turn, is sent at rate(t), then
+travels for delay(t) + jitter(t), and never overtakes the one before. On a link of its own a
+client's messages are first in, first out, so each arrival follows from the one before by two
+look-ups on the rate's integral, without an event. A link that several clients share is a `Pipe`
+driven by the simulator's clock, packet by packet and fair among them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from optimizer.cost.link import link_at
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import Link
 
-# Clients beyond this many share the drawn hours of their profile, each from a moment of its own: an hour
-# of drawn rates takes 10 ms and 300 KB to make.
+# Clients beyond this many share the drawn hours of their profile, each from a moment of its own:
+# an hour of drawn rates takes 10 ms and 300 KB to make.
 DRAWN_HOURS = 32
 
 Arrived = Callable[[float], None]
@@ -68,7 +68,9 @@ class Blocked:
         for start_s, end_s, lost in self._lost:
             if t_s <= start_s:
                 break
-            whole -= lost if t_s >= end_s else self._rate.integral(t_s) - self._rate.integral(start_s)
+            whole -= (
+                lost if t_s >= end_s else self._rate.integral(t_s) - self._rate.integral(start_s)
+            )
         return whole
 
     def when(self, area: float) -> float:
@@ -98,7 +100,7 @@ class OwnLane:
         arrived(self.arrival_s(at_s, num_bytes))
 
     def arrival_s(self, at_s: float, num_bytes: int) -> float:
-        """When a message that enters at `at_s` has come out; infinity if the link is gone for ever."""
+        """When a message that enters at `at_s` has come out; infinity over a dead link."""
         rate, origin_s = self._rate, self._origin_s
         position = rate.integral(at_s + origin_s)
         if position < self._position:  # the message before is still being sent
@@ -117,7 +119,7 @@ class OwnLane:
 
 
 class FixedLane:
-    """One direction at a constant rate and delay, without jitter: the same arithmetic, less of it."""
+    """One direction at a constant rate and delay, without jitter: less arithmetic."""
 
     __slots__ = ("_delay_s", "_free_s", "_s_per_byte")
 
@@ -217,7 +219,7 @@ class LinkLanes:
 def own_lanes(
     shape: LinkShape, *, start: float, outages: Sequence[tuple[float, float]]
 ) -> LinkLanes:
-    """A link for one client, whose schedule starts `start` (0 to 1) of the way through its period."""
+    """One client's link; its schedule starts `start` (0 to 1) of the way through its period."""
 
     def lane(pipe: PipeShape) -> Lane:
         constant = len(pipe.rate.values) == 1 and len(pipe.delay_s.values) == 1

@@ -37,11 +37,11 @@ class Spread:
 class Measures:
     """Everything a simulation says, in numbers. Pooled over replications.
 
-    `within_budget`: share of tokens in time, the first against the TTFT budget and the others against
-    the TBT budget; a request that never got its first token counts as one token out of time. Without
-    a budget only those count. `breakdown_*_s`: mean seconds of each part of a first token, and of a step
-    (a round trip: with drafting it may bring several tokens). Utilisation and occupancy are
-    means over servers and the scenario's duration.
+    `within_budget`: share of tokens in time, the first against the TTFT budget and the others
+    against the TBT budget; a request that never got its first token counts as one token out of
+    time. Without a budget only those count. `breakdown_*_s`: mean seconds of each part of a
+    first token, and of a step (a round trip: with drafting it may bring several tokens).
+    Utilisation and occupancy are means over servers and the scenario's duration.
     """
 
     ttft_s: Spread
@@ -90,7 +90,9 @@ def ttft_s(records: Sequence[Record]) -> Seconds:
 
 def tbt_s(records: Sequence[Record]) -> Seconds:
     """Seconds between successive tokens; tokens that came together are 0 apart."""
-    return np.concatenate([np.frombuffer(record.gaps_s) for record in records if record.gaps_s] or [np.empty(0)])
+    return np.concatenate(
+        [np.frombuffer(record.gaps_s) for record in records if record.gaps_s] or [np.empty(0)]
+    )
 
 
 def e2e_s(records: Sequence[Record]) -> Seconds:
@@ -103,7 +105,7 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
     """Summarise replications of one scenario."""
     firsts, gaps, ends = ttft_s(records), tbt_s(records), e2e_s(records)
     sums = [server for record in records for server in record.servers]
-    outcomes = Counter(row.outcome for record in records for row in record.requests)
+    outcomes: Counter[str] = Counter(row.outcome for record in records for row in record.requests)
     asked = sum(outcomes.values())
     budget = scenario.budget
     in_time = int(np.count_nonzero(firsts <= (budget.ttft_s or math.inf)))

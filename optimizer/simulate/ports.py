@@ -1,7 +1,8 @@
 """What the simulator calls and does not own: the real scheduler, admission rule and controller.
 
-They live above (`cloud`, `edge`) and are passed in by the command, as the import directions ask. The
-shapes here are theirs; where a test needs none of them, `SimpleAdmission` grants by counting.
+They live above (`cloud`, `edge`) and are passed in by the command, as the import directions
+ask. The shapes here are theirs; where a test needs none of them, `SimpleAdmission` grants by
+counting.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ class RoundParts:
     cloud_row_s: float
 
 
-# The best number of drafts from the chance of each to be accepted (`edge.draft.length.best_length`).
+# The best number of drafts from the chance of each to be accepted
+# (`edge.draft.length.best_length`).
 DraftLength = Callable[[Sequence[float], RoundParts], int]
 
 

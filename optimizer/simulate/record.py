@@ -1,4 +1,4 @@
-"""What a replication leaves behind: one row a request, the gaps between tokens, and the servers' sums."""
+"""What a replication leaves behind: a row a request, gaps between tokens, the servers' sums."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final, Literal, NamedTuple
 
 Outcome = Literal["done", "stopped", "busy", "refused", "server_lost", "unfinished"]
 
-# Where a token's time goes, in the order of its life. `open`: waiting for the device, for a place on a
-# server, and for the session's opening; `recover`: from a loss until the replay is sent.
+# Where a token's time goes, in the order of its life. `open`: waiting for the device, for a place
+# on a server, and for the session's opening; `recover`: from a loss until the replay is sent.
 PARTS: Final = ("open", "edge", "encode", "up", "queue", "cloud", "down", "recover")
 OPEN, EDGE, ENCODE, UP, QUEUE, CLOUD, DOWN, RECOVER = range(len(PARTS))
 

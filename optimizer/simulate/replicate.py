@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
 from optimizer.simulate.ports import Parts
@@ -72,7 +72,7 @@ def _in_processes(
 
 
 def _run(
-    setup: Setup, parts: Parts, number: int, index: int, shares: dict[int, float]
+    setup: Setup, parts: Parts, number: int, index: int, shares: MutableMapping[int, float]
 ) -> Record:
     told_s = 0.0
 

@@ -1,8 +1,8 @@
 """What to simulate: clients, links, load, servers, faults, budgets. Frozen values, strict YAML.
 
-Every key can be swept (`optimizer.simulate.sweep`). Times in seconds, sizes in bytes. Numbers that
-describe the software rather than the scenario (bytes of an Open, seconds of a message) have defaults
-that were measured on this project's machine; `docs/simulating.md` says how.
+Every key can be swept (`optimizer.simulate.sweep`). Times in seconds, sizes in bytes. Numbers
+that describe the software rather than the scenario (bytes of an Open, seconds of a message)
+have defaults that were measured on this project's machine; `docs/simulating.md` says how.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ class Lengths:
 class Arrivals:
     """When requests come.
 
-    poisson: each client at `rate_per_s`, on average. closed: each client asks, reads, thinks for
-    `think_s` on average (exponential; `fixed_think` for always the same), and asks again; the first
-    question comes after one thought. trace: the rows of a CSV (`t_s,prompt_tokens,output_tokens`) dealt
-    round robin to the group's clients, times divided by `speed`; lengths come from the rows.
+    poisson: each client at `rate_per_s`, on average. closed: each client asks, reads, thinks
+    for `think_s` on average (exponential; `fixed_think` for always the same), and asks again;
+    the first question comes after one thought. trace: the rows of a CSV
+    (`t_s,prompt_tokens,output_tokens`) dealt round robin to the group's clients, times divided
+    by `speed`; lengths come from the rows.
     """
 
     kind: Literal["poisson", "closed", "trace"]
@@ -63,7 +64,9 @@ class Arrivals:
 
     def __post_init__(self) -> None:
         if self.kind == "poisson" and self.rate_per_s <= 0:
-            raise ScenarioError("poisson arrivals need rate_per_s > 0 (requests a client and second)")
+            raise ScenarioError(
+                "poisson arrivals need rate_per_s > 0 (requests a client and second)"
+            )
         if self.kind == "closed" and self.think_s < 0:
             raise ScenarioError("closed arrivals need think_s >= 0")
         if self.kind == "trace" and (self.trace is None or self.speed <= 0):
@@ -74,11 +77,12 @@ class Arrivals:
 class Link:
     """How a group's clients reach the servers.
 
-    `mix`: link profiles (shipped names, or paths of .yaml profiles and .csv traces) by weight; each
-    client draws one. `shared`: the whole group sits behind one link. `quantile`: instead of acting the
-    profile out, hold every number at its value this far from the good end (0.5: median; 0.95: rates at
-    their 5 % quantile, round trip at its 95 %). `up_bytes_per_s` and `rtt_s` stand in where a trace
-    recorded none. `random_start`: traces and drawn hours start at a random moment for each client.
+    `mix`: link profiles (shipped names, or paths of .yaml profiles and .csv traces) by weight;
+    each client draws one. `shared`: the whole group sits behind one link. `quantile`: instead
+    of acting the profile out, hold every number at its value this far from the good end (0.5:
+    median; 0.95: rates at their 5 % quantile, round trip at its 95 %). `up_bytes_per_s` and
+    `rtt_s` stand in where a trace recorded none. `random_start`: traces and drawn hours start
+    at a random moment for each client.
     """
 
     mix: dict[str, float]
@@ -158,15 +162,15 @@ class Servers:
     """`count` equal servers. `device` names a device profile.
 
     `kv_memory_bytes` and `max_sessions` bound what admission grants; `block_tokens` is the KV
-    block. `measured`, when given, replaces the cost model. `waiting`: how many may wait in line for
-    admission.
+    block; `kv_bits` None: what the device keeps. `measured`, when given, replaces the cost
+    model. `waiting`: how many may wait in line for admission.
     """
 
     device: str
     count: int = 1
     max_sessions: int = 64
     kv_memory_bytes: float = 1 << 30
-    kv_bits: int = 16
+    kv_bits: int | None = None
     block_tokens: int = 16
     waiting: int = 0
     batch: BatchLimits = field(default_factory=BatchLimits)
@@ -180,7 +184,7 @@ class Servers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """A plan in a few keys, for scenarios that bring their own: a shipped model spec, and the split."""
+    """A plan in a few keys, for scenarios that bring their own. `model`: a shipped spec."""
 
     model: str
     split: int
@@ -220,7 +224,7 @@ class Drafting:
 
     def __post_init__(self) -> None:
         if not 0 <= self.acceptance <= 1 or not 0 <= self.proposal_share <= 1 or self.length < 0:
-            raise ScenarioError("drafting needs acceptance and proposal_share in [0, 1], length >= 0")
+            raise ScenarioError("drafting needs chances in [0, 1] and length >= 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,24 +256,34 @@ class Patience:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Software:
-    """Seconds and bytes of our own code around the models: gRPC on both sides, sampling, messages."""
+    """Seconds and bytes of our own code around the models. None: as the device profiles have it.
 
-    edge_message_s: float = 0.0
-    cloud_message_s: float = 0.0
-    sample_s: float = 0.0
+    `edge_message_s`, `cloud_message_s`: each side's network stack, for a round trip; `sample_s`:
+    drawing one token. Bytes of an Open and of its answer are those of real messages.
+    """
+
+    edge_message_s: float | None = None
+    cloud_message_s: float | None = None
+    sample_s: float | None = None
     open_bytes: int = 320
     opened_bytes: int = 96
-    answer_bytes: int = 96
     close_bytes: int = 64
-    frame_header_bytes: int = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a token may take. None: no limit."""
+    """What a token may take (None: no limit), and which share of tokens has to be in time for the
+    budget to be kept."""
 
     ttft_s: float | None = None
     tbt_s: float | None = None
+    share: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ScenarioError("budget.share must lie in (0, 1]")
+        if any(limit is not None and limit <= 0 for limit in (self.ttft_s, self.tbt_s)):
+            raise ScenarioError("budgets must be above zero")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +310,7 @@ class Scenario:
 
     def __post_init__(self) -> None:
         if not self.clients or len({group.name for group in self.clients}) < len(self.clients):
-            raise ScenarioError("a scenario needs at least one group of clients, each of its own name")
+            raise ScenarioError("a scenario needs groups of clients, each with its own name")
         if self.duration_s <= 0 or self.drain_s < 0:
             raise ScenarioError("a scenario needs duration_s > 0 and drain_s >= 0")
         names = {group.name for group in self.clients}
@@ -306,7 +320,9 @@ class Scenario:
                     f"fault on '{fault.target}': groups are {', '.join(sorted(names))}"
                 )
             if fault.kind == "server_loss" and not 0 <= fault.server < self.servers.count:
-                raise ScenarioError(f"fault on server {fault.server}: there are {self.servers.count}")
+                raise ScenarioError(
+                    f"fault on server {fault.server}: there are {self.servers.count}"
+                )
 
     @property
     def num_clients(self) -> int:
@@ -326,5 +342,9 @@ def load_scenario(path: Path) -> Scenario:
 
 
 def _check_mix(where: str, mix: dict[str, float]) -> None:
-    if not mix or any(not 0 <= weight < math.inf for weight in mix.values()) or not sum(mix.values()):
+    if (
+        not mix
+        or any(not 0 <= weight < math.inf for weight in mix.values())
+        or not sum(mix.values())
+    ):
         raise ScenarioError(f"{where} needs weights, none negative, not all zero")

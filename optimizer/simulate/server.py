@@ -1,8 +1,9 @@
-"""One server: admission, the waiting line, batches, answers. The loop of `cloud.engine_loop` in simulated time.
+"""One server: admission, line, batches, answers; `cloud.engine_loop` in simulated time.
 
-One model thread does everything that costs time, in this order: take what came in (decode each frame
-that becomes the head of its session), let the scheduler pick, run the batch, then for each of its sessions
-draw tokens, send the answer, and decode the session's next frame if one waits.
+One model thread does everything that costs time, in this order: take what came in (decode each
+frame that becomes the head of its session), let the scheduler pick, run the batch, then for
+each of its sessions draw tokens, send the answer, and decode the session's next frame if one
+waits.
 """
 
 from __future__ import annotations
@@ -210,7 +211,10 @@ class Server:
             SessionRows(share.num_rows, share.key.position + share.key.num_rows - share.key.left)
             for share in shares
         ]
-        seconds = self._back.seconds(rows)
+        num_logits = sum(
+            share.key.num_logits for share in shares if share.num_rows == share.key.left
+        )
+        seconds = self._back.seconds(rows, num_logits)
         now_s = self._env.now
         if now_s < self._horizon_s:
             sums.batches += 1

@@ -1,4 +1,4 @@
-"""One replication: build the clients and servers of a scenario, run every event, return the record."""
+"""One replication: build a scenario's clients and servers, run every event, keep the record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hwprofiles.device import DeviceProfile
 from hwprofiles.device_catalog import load_device
 from hwprofiles.errors import ProfileError
 from hwprofiles.link import LinkProfile
-from optimizer.cost.cloud import SessionRows
+from optimizer.cost.cloud import SessionRows, back_kv_bits, sample_s
 from optimizer.cost.codec import LevelCost
 from optimizer.errors import ScenarioError
 from optimizer.plan import Plan
@@ -34,7 +34,7 @@ from optimizer.simulate.ports import Controller, Parts, RoundParts
 from optimizer.simulate.record import Record
 from optimizer.simulate.scenario import Clients, Scenario
 from optimizer.simulate.server import Server
-from optimizer.simulate.times import BackTimes, FrontTimes, MeasuredBack, ModelledBack
+from optimizer.simulate.times import BackTimes, FrontTimes, LevelTimes, MeasuredBack, ModelledBack
 from optimizer.simulate.workload import ClientSpec, client_specs
 
 TYPICAL_POSITION = 256  # where the length of drafts is decided
@@ -60,7 +60,9 @@ def load_setup(
     Raises ScenarioError naming what is not there or does not fit together.
     """
     if plan.edge_is_whole:
-        raise ScenarioError("this plan runs the whole model on the edge: there is no server to simulate")
+        raise ScenarioError(
+            "this plan runs the whole model on the edge: there is no server to simulate"
+        )
     names = {name for group in scenario.clients for name in group.devices}
     names.add(scenario.servers.device)
     devices = {}
@@ -106,7 +108,11 @@ def simulate(
         scenario=scenario,
         plan=plan,
         servers=servers,
-        levels=dict(setup.levels),
+        levels={
+            name: LevelTimes(level, plan.model.geometry.hidden_size)
+            for name, level in setup.levels.items()
+        },
+        cloud_message_s=_cloud_message_s(setup),
         record=record,
         controller=_controller(setup, parts),
         drafting=scenario.drafting if _drafts(plan, scenario) else None,
@@ -119,7 +125,7 @@ def simulate(
             _at(env, fault.at_s, server.lose)
             _at(env, fault.at_s + fault.duration_s, server.restore)
     fronts = {
-        name: FrontTimes(setup.devices[name], plan)
+        name: FrontTimes(setup.devices[name], plan, scenario.software.edge_message_s)
         for group in scenario.clients
         for name in group.devices
     }
@@ -161,7 +167,28 @@ def _back_times(setup: Setup) -> BackTimes:
     servers = setup.scenario.servers
     if servers.measured is not None:
         return MeasuredBack(servers.measured)
-    return ModelledBack(setup.devices[servers.device], setup.plan, kv_bits=servers.kv_bits)
+    return ModelledBack(setup.devices[servers.device], setup.plan, kv_bits=_server_kv_bits(setup))
+
+
+def _server_kv_bits(setup: Setup) -> int:
+    servers = setup.scenario.servers
+    return servers.kv_bits or back_kv_bits(setup.devices[servers.device])
+
+
+def _cloud_message_s(setup: Setup) -> float:
+    known_s = setup.scenario.software.cloud_message_s
+    if known_s is not None:
+        return known_s
+    figure = setup.devices[setup.scenario.servers.device].overheads.message_s
+    return 0.0 if figure is None else figure.effective
+
+
+def _sample_s(setup: Setup) -> float:
+    known_s = setup.scenario.software.sample_s
+    if known_s is not None:
+        return known_s
+    device = setup.devices[setup.scenario.servers.device]
+    return sample_s(device, setup.plan.model.geometry, num_logits=1)
 
 
 def _server(env: Environment, setup: Setup, parts: Parts) -> Server:
@@ -171,7 +198,7 @@ def _server(env: Environment, setup: Setup, parts: Parts) -> Server:
     block_bytes = geometry.kv_bytes(
         num_layers=geometry.num_layers - plan.partition.split,
         num_tokens=servers.block_tokens,
-        kv_bits=servers.kv_bits,
+        kv_bits=_server_kv_bits(setup),
     )
     total_blocks = int(servers.kv_memory_bytes // block_bytes)
     if total_blocks < 1:
@@ -183,7 +210,7 @@ def _server(env: Environment, setup: Setup, parts: Parts) -> Server:
         admission=parts.admission(servers),
         back=back,
         total_blocks=total_blocks,
-        sample_s=setup.scenario.software.sample_s,
+        sample_s=_sample_s(setup),
         horizon_s=setup.scenario.duration_s,
     )
 
@@ -243,27 +270,30 @@ class _DraftLengths:
         return self._known[key]
 
     def _round(self, spec: ClientSpec) -> RoundParts:
-        setup, software = self._setup, self._setup.scenario.software
-        level, front = setup.levels[setup.plan.level], self._fronts[spec.device]
+        setup, front = self._setup, self._fronts[spec.device]
         hidden_size = setup.plan.model.geometry.hidden_size
+        level = LevelTimes(setup.levels[setup.plan.level], hidden_size)
+        one, two = level.frame(1), level.frame(2)
         link = setup.links[spec.group, spec.link]
-        one_s, two_s = front.seconds(1, TYPICAL_POSITION), front.seconds(2, TYPICAL_POSITION)
-        back = _back_times(setup)
-        first_s = back.seconds([SessionRows(1, TYPICAL_POSITION)])
-        row_s = back.seconds([SessionRows(2, TYPICAL_POSITION)]) - first_s
+        front_s = front.seconds(1, TYPICAL_POSITION)
+        further_s = front.seconds(2, TYPICAL_POSITION) - front_s
+        back, sampled_s = _back_times(setup), _sample_s(setup)
+        back_s = back.seconds([SessionRows(1, TYPICAL_POSITION)], 1)
+        further_back_s = back.seconds([SessionRows(2, TYPICAL_POSITION)], 2) - back_s
+        row_s = further_s + two.encode_s - one.encode_s
         return RoundParts(
-            edge_row_s=two_s - one_s + level.encode_s_per_element * hidden_size,
+            edge_row_s=row_s,
             guess_s=setup.scenario.drafting.draft_s,
+            # What does not grow with the rows: the link, both stacks, the first row's surplus.
             rtt_s=link.rtt_s.p50
-            + software.edge_message_s
-            + software.cloud_message_s
-            + (2 * one_s - two_s)
-            + level.encode_fixed_s,
+            + front.message_s
+            + _cloud_message_s(setup)
+            + (front_s + one.encode_s - row_s),
             up_bytes_per_s=link.up_bytes_per_s.p50,
-            frame_bytes=software.frame_header_bytes,
-            row_bytes=hidden_size * level.bits_per_element / 8,
-            cloud_step_s=first_s + software.sample_s + level.decode_fixed_s,
-            cloud_row_s=row_s + software.sample_s + level.decode_s_per_element * hidden_size,
+            frame_bytes=2 * one.num_bytes - two.num_bytes,
+            row_bytes=two.num_bytes - one.num_bytes,
+            cloud_step_s=one.decode_s + back_s + sampled_s,
+            cloud_row_s=two.decode_s - one.decode_s + further_back_s + sampled_s,
         )
 
 

@@ -1,8 +1,9 @@
 """Which requests come when: drawn by client from the scenario's seed, or read from a load trace.
 
-Every client has a Philox stream of its own (Salmon et al. 2011, "Parallel random numbers: as easy as
-1, 2, 3"), keyed by seed and client number. So a client's requests do not depend on how many others there
-are, nor on the order in which events happen, and two scenarios that differ elsewhere see equal load.
+Every client has a Philox stream of its own (Salmon et al. 2011, "Parallel random numbers: as
+easy as 1, 2, 3"), keyed by seed and client number. So a client's requests do not depend on how
+many others there are, nor on the order in which events happen, and two scenarios that differ
+elsewhere see equal load.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from optimizer.simulate.scenario import Arrivals, Clients, Lengths, Scenario
 
 
 class Request(NamedTuple):
-    """One question. `at_s`: when it is asked; in a closed loop, how long after the answer before."""
+    """One question. `at_s`: when it is asked; in a closed loop, how long after the last end."""
 
     at_s: float
     prompt_tokens: int
@@ -136,8 +137,8 @@ def read_workload(path: str) -> tuple[Request, ...]:
     missing = [name for name in ("t_s", "prompt_tokens", "output_tokens") if name not in columns]
     if missing or not rows:
         raise ScenarioError(
-            f"{path}: a load trace needs the columns t_s, prompt_tokens, output_tokens and at least "
-            f"one row; found {', '.join(columns) or 'nothing'}"
+            f"{path}: a load trace needs the columns t_s, prompt_tokens, output_tokens and a row; "
+            f"found {', '.join(columns) or 'nothing'}"
         )
 
     def number(line: int, name: str, least: float) -> float:

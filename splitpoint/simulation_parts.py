@@ -1,0 +1,42 @@
+"""The real scheduler, admission, controller and draft length in the shapes the simulator takes.
+
+Module-level functions, not lambdas: replications run in other processes and take these along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from cloud.scheduler import Scheduler, Waiting
+from edge.controller import Controller, Rung
+from edge.draft.length import RoundTimes, best_length
+from optimizer.simulate.ports import Parts, RoundParts, SimpleAdmission
+from optimizer.simulate.scenario import BatchLimits
+
+
+def scheduler_of(limits: BatchLimits) -> Scheduler:
+    """The server's scheduler with a scenario's limits."""
+    return Scheduler(**asdict(limits))
+
+
+def controller_of(
+    *, deadline_s: float, ladder: Sequence[tuple[str, float]], start: int
+) -> Controller:
+    """The edge's controller over a ladder of names and bytes a row."""
+    rungs = [Rung(name=name, bytes_per_row=num_bytes) for name, num_bytes in ladder]
+    return Controller(deadline_s=deadline_s, rungs=rungs, start=start)
+
+
+def draft_length(acceptance: Sequence[float], parts: RoundParts) -> int:
+    """The edge's best number of drafts for these chances and times."""
+    return best_length(acceptance, RoundTimes(**asdict(parts))).num_drafts
+
+
+REAL_PARTS = Parts(
+    scheduler=scheduler_of,
+    waiting=Waiting,
+    admission=SimpleAdmission,
+    controller=controller_of,
+    draft_length=draft_length,
+)
