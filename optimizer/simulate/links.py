@@ -23,7 +23,7 @@ from hwprofiles.errors import ProfileError
 from hwprofiles.link import LinkProfile, load_link, profile_of_trace
 from hwprofiles.link_pipe import ROUNDING_BYTES, Pipe
 from hwprofiles.link_schedule import Steps
-from hwprofiles.link_shape import LinkShape, PipeShape
+from hwprofiles.link_shape import MIN_PACKET_BYTES, LinkShape, PipeShape
 from optimizer.cost.link import link_at
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import Link
@@ -44,21 +44,25 @@ class Lane(Protocol):
         ...
 
 
+def merged_outages(outages: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """In order, those that overlap made one."""
+    merged: list[tuple[float, float]] = []
+    for start_s, end_s in sorted(outages):
+        if merged and start_s <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end_s, merged[-1][1]))
+        else:
+            merged.append((start_s, end_s))
+    return merged
+
+
 class Blocked:
     """A rate schedule with further outages cut out: what is sent while a pipe pauses at times."""
 
-    __slots__ = ("_lost", "_rate", "_starts", "period_s")
+    __slots__ = ("_lost", "_rate")
 
     def __init__(self, rate: Steps, outages: Sequence[tuple[float, float]]) -> None:
         self._rate = rate
-        self.period_s = rate.period_s
-        merged: list[tuple[float, float]] = []
-        for start_s, end_s in sorted(outages):
-            if merged and start_s <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(end_s, merged[-1][1]))
-            else:
-                merged.append((start_s, end_s))
-        self._starts = [start for start, _ in merged]
+        merged = merged_outages(outages)
         # (start, end, bytes that the schedule would have carried meanwhile)
         self._lost = [(a, b, rate.integral(b) - rate.integral(a)) for a, b in merged]
 
@@ -107,15 +111,27 @@ class OwnLane:
             position = self._position
         self._position = position = position + num_bytes
         sent_s = rate.when(position - ROUNDING_BYTES)
-        shape = self._shape
-        delay_s = self._delay.value(sent_s) if sent_s < math.inf else 0.0
-        if shape.jitter_s is not None and sent_s < math.inf:
-            delay_s += shape.extra_delay_s(sent_s)
-        arrive_s = sent_s - origin_s + delay_s
+        if sent_s == math.inf:
+            return math.inf
+        arrive_s = sent_s - origin_s + self._delay.value(sent_s)
+        if self._shape.jitter_s is not None:
+            arrive_s += self._shape.extra_delay_s(sent_s)
+            if num_bytes > MIN_PACKET_BYTES:
+                held_s = self._held_back_s(at_s + origin_s, position - num_bytes, num_bytes)
+                arrive_s = max(arrive_s, held_s - origin_s)
         if arrive_s < self._last_s:
             arrive_s = self._last_s
         self._last_s = arrive_s
         return arrive_s
+
+    def _held_back_s(self, at_s: float, first_position: float, num_bytes: int) -> float:
+        """Until when the jitter of the message's earlier packets holds its last one back."""
+        rate, shape, held_s = self._rate, self._shape, -math.inf
+        size = shape.packet_bytes(at_s)
+        for sent_bytes in range(size, num_bytes, size):
+            sent_s = rate.when(first_position + sent_bytes - ROUNDING_BYTES)
+            held_s = max(held_s, sent_s + self._delay.value(sent_s) + shape.extra_delay_s(sent_s))
+        return held_s
 
 
 class FixedLane:
@@ -162,7 +178,7 @@ class SharedPipe:
         self._env = env
         self._pipe: Pipe[Arrived | None] = Pipe(shape)
         self._wake_s = math.inf
-        for start_s, end_s in outages:
+        for start_s, end_s in merged_outages(outages):
             self._at(start_s, lambda _: self._pipe.pause(self._env.now))
             self._at(end_s, lambda _: self._resume())
 

@@ -200,6 +200,7 @@ class Server:
             else:
                 session.frames.append(frame)
         if decode_s > 0:
+            self._busy(self._env.now, decode_s)
             self._later(decode_s, self._take)
             return
         shares = self._scheduler.next_batch(list(self._line.values())) if self._line else ()

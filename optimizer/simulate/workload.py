@@ -12,7 +12,6 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +121,6 @@ def _dealt(group: Clients) -> list[list[Request]]:
     ]
 
 
-@lru_cache(maxsize=8)
 def read_workload(path: str) -> tuple[Request, ...]:
     """Read `t_s,prompt_tokens,output_tokens`; times count from the first row.
 

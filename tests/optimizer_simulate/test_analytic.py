@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import replace
 
@@ -11,16 +12,18 @@ import pytest
 from hwprofiles.device_catalog import load_device
 from hwprofiles.link import load_link
 from optimizer.cost.cloud import SessionRows, back_step_s, sample_s
-from optimizer.cost.codec import answer_bytes, frame_bytes
+from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes
 from optimizer.cost.edge import front_step
 from optimizer.cost.link import link_at
 from optimizer.cost.request import Deployment, expected_tokens, predict_request, round_parts
 from optimizer.simulate.measures import ttft_s
+from optimizer.simulate.record import RequestRow
 from optimizer.simulate.scenario import (
     Arrivals,
     BatchLimits,
     Drafting,
     Lengths,
+    Level,
     Link,
     Servers,
     Software,
@@ -29,8 +32,8 @@ from tests.optimizer_simulate.scenes import GROUP, LEVEL, PLAN, run, scene
 
 EDGE, CLOUD = load_device("raspberry-pi-5-8gb"), load_device("local-epyc-2core")
 GEOMETRY = PLAN.model.geometry
-# As many bytes as the request model's round trip for opening has: none.
-NO_BYTES = Software(open_bytes=0, opened_bytes=0)
+# The request model has round trips for opening, and no bytes.
+NO_BYTES = Software(open_bytes=0, opened_bytes=0, close_bytes=0)
 
 
 def deployment(link: str = "4g") -> Deployment:
@@ -68,6 +71,8 @@ def test_one_short_request_is_its_parts_written_out_by_hand() -> None:
         )
     )
     link = link_at(load_link("4g"), epsilon=0.5)
+    found = (device.overheads.message_s for device in (EDGE, CLOUD))
+    stacks = sum(figure.effective for figure in found if figure is not None)
 
     def trip(rows: int, position: int) -> float:
         front = front_step(
@@ -85,24 +90,10 @@ def test_one_short_request_is_its_parts_written_out_by_hand() -> None:
         codec = 1.6e-4 + 9e-8 * rows * GEOMETRY.hidden_size
         num_bytes = frame_bytes(LEVEL, hidden_size=GEOMETRY.hidden_size, num_rows=rows)
         wire = num_bytes / link.up_bytes_per_s + answer_bytes(1) / link.down_bytes_per_s
-        stacks = sum(
-            device.overheads.message_s.effective
-            for device in (EDGE, CLOUD)
-            if device.overheads.message_s is not None
-        )
         drawn = sample_s(CLOUD, GEOMETRY, num_logits=1)
         return front + codec + wire + link.rtt_s + stacks + back + drawn
 
-    stacks = trip(30, 0) - trip(30, 0)
-    opening = (
-        link.rtt_s
-        + stacks
-        + sum(
-            device.overheads.message_s.effective
-            for device in (EDGE, CLOUD)
-            if device.overheads.message_s is not None
-        )
-    )
+    opening = link.rtt_s + stacks
     assert record.requests[0].ttft_s == pytest.approx(opening + trip(30, 0), abs=1e-9)
     assert record.gaps_s[0] == pytest.approx(trip(1, 30), abs=1e-9)
 
@@ -113,12 +104,16 @@ def test_parts_add_up_to_what_was_waited() -> None:
     assert sum(record.first_parts_s) == pytest.approx(float(ttft_s([record]).sum()), rel=1e-9)
 
 
-@pytest.mark.parametrize("load", [0.5, 0.7])
-def test_a_server_that_takes_one_at_a_time_is_the_m_d_1_queue(load: float) -> None:
-    """Mean wait of M/D/1: load * service / (2 (1 - load)) (Pollaczek-Khinchine)."""
-    one_row = round_parts(deployment("lan"), position=0)
-    service_s = one_row.decode_s + one_row.back_s + one_row.sample_s
-    clients, requests = 3000, 36_000
+def test_a_server_that_takes_one_at_a_time_is_the_m_d_1_queue() -> None:
+    """Each wait is Lindley's (1952) recursion on the arrivals that were drawn, and the mean is
+    Pollaczek and Khinchine's: load * service / (2 (1 - load))."""
+    # A codec that takes no time: the server decodes all that came in before it starts a batch,
+    # which is not one customer at a time.
+    free = LevelCost(name="q3", bits_per_element=2.68)
+    place = replace(deployment("lan"), level=free)
+    one_row = round_parts(place, position=0)
+    service_s = one_row.back_s + one_row.sample_s
+    clients, requests, load = 4000, 60_000, 0.3
     duration_s = requests * service_s / load
     record = run(
         scene(
@@ -136,17 +131,41 @@ def test_a_server_that_takes_one_at_a_time_is_the_m_d_1_queue(load: float) -> No
                 batch=BatchLimits(max_rows=1, max_sessions=1, min_prefill_rows=1),
             ),
             software=NO_BYTES,
+            levels=(Level(name="q3", bits_per_element=2.68),),
             duration_s=duration_s,
-            seed=5,
         )
     )
-    unhindered = predict_request(deployment("lan"), prompt_tokens=1, new_tokens=1).ttft_s
-    waits = ttft_s([record]) - unhindered
-    assert len(waits) > 0.95 * requests
-    rate = len(waits) / duration_s  # what was drawn, not what was asked for
-    drawn_load = rate * service_s
-    expected = drawn_load * service_s / (2 * (1 - drawn_load))
-    assert float(np.mean(waits)) == pytest.approx(expected, rel=0.02)
+    unhindered_s = predict_request(place, prompt_tokens=1, new_tokens=1).ttft_s
+    lindley = lindley_waits(record.requests, service_s, unhindered_s)
+    waits = ttft_s([record]) - unhindered_s
+    assert waits == pytest.approx(np.array(lindley), abs=1e-9)
+    drawn_load = len(waits) / duration_s * service_s
+    expected_s = drawn_load * service_s / (2 * (1 - drawn_load))
+    assert float(np.mean(waits)) == pytest.approx(expected_s, rel=0.02)
+    assert record.servers[0].busy_s == pytest.approx(drawn_load * duration_s, rel=1e-4)
+
+
+def lindley_waits(rows: list[RequestRow], service_s: float, unhindered_s: float) -> list[float]:
+    """What each request waits before a server that takes one at a time, in the rows' order.
+
+    A client puts its next question when the last is answered: `unhindered_s` and its wait later.
+    """
+    questions: dict[int, list[int]] = {}
+    for index in reversed(range(len(rows))):
+        questions.setdefault(rows[index].client, []).append(index)
+    put = [(rows[own[-1]].asked_s, own.pop(), client) for client, own in questions.items()]
+    heapq.heapify(put)
+    free_s, waits = 0.0, [0.0] * len(rows)
+    while put:
+        begun_s, index, client = heapq.heappop(put)
+        wait_s = max(0.0, free_s - begun_s)
+        free_s = begun_s + wait_s + service_s
+        waits[index] = begun_s + wait_s - rows[index].asked_s
+        if questions[client]:
+            following = questions[client].pop()
+            ended_s = begun_s + wait_s + unhindered_s
+            heapq.heappush(put, (max(rows[following].asked_s, ended_s), following, client))
+    return waits
 
 
 def test_drafts_bring_the_expected_tokens_a_round() -> None:

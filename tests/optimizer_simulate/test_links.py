@@ -40,7 +40,7 @@ def test_a_link_of_ones_own_is_the_pipe(name: str) -> None:
     for pipe in (shape.up, shape.down):
         sent = messages(1, 60.0)
         lane = OwnLane(pipe, pipe.rate, 0.0)
-        found = [lane.arrival_s(at_s, num_bytes) for at_s, num_bytes in sent]
+        found = [lane.arrival_s(*message) for message in sent]
         assert found == pytest.approx(piped(pipe, sent), abs=1e-6)
 
 
@@ -59,7 +59,8 @@ def test_a_shared_pipe_with_one_sender_is_a_link_of_ones_own(
     outages: tuple[tuple[float, float], ...],
 ) -> None:
     shape = load_link("4g").shape(seed=1).up
-    env, sent, found = Environment(), messages(3, 60.0), []
+    env, found = Environment(), []
+    sent = messages(3, 60.0)
     pipe = SharedPipe(env, shape, outages)
     for at_s, num_bytes in sent:
         pipe.send(0, at_s, num_bytes, found.append)
