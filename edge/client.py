@@ -27,6 +27,7 @@ from edge.front import FrontEngine
 from edge.generation import RemoteGeneration, TokenSource
 from edge.grpc_transport import Credentials, GrpcTransport
 from edge.local_generation import LocalGeneration
+from edge.memory_limit import check_memory, runtime_bytes
 from edge.patience import Clock, Patience
 from edge.pilot import Pilot
 from edge.report import Completion
@@ -41,9 +42,10 @@ class EdgeClient:
 
     bundle: the folder. server: HOST:PORT, or several to fall back on; none is needed when the
     plan puts the whole model on the edge. concurrency: generations that may run at once, each
-    with a KV cache of its own; a further one waits. threads: for the front's kernels (None: one
-    a core). trace: a text stream that gets one JSON line a frame.
-    Raises BundleError, FrontError or InputError when it cannot be set up.
+    with a KV cache of its own; a further one waits. threads, spinning: of the front's kernels, see
+    FrontEngine. memory_limit_bytes: refuse to load a front with which this process would take
+    more. trace: a text stream that gets one JSON line a frame.
+    Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class EdgeClient:
         credentials: Credentials | None = None,
         concurrency: int = 1,
         threads: int | None = None,
+        spinning: bool = False,
+        memory_limit_bytes: int | None = None,
         patience: Patience | None = None,
         trace: TextIO | None = None,
     ) -> None:
@@ -73,9 +77,20 @@ class EdgeClient:
             if tables.is_file()
             else Ladder.lossless(geometry.hidden_size)
         )
+        if memory_limit_bytes is not None:
+            check_memory(
+                self.plan,
+                limit_bytes=memory_limit_bytes,
+                runtime_bytes=runtime_bytes(),
+                sequences=concurrency,
+            )
         self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
         for front in FrontEngine.load(
-            opened.edge_dir, plan=self.plan, count=concurrency, threads=threads
+            opened.edge_dir,
+            plan=self.plan,
+            count=concurrency,
+            threads=threads,
+            spinning=spinning,
         ):
             self._fronts.put(front)
         self._transports = [GrpcTransport(address, credentials) for address in addresses]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.errors import FrontError, InputError
+from edge.power import usable_cpus
 from optimizer.plan import Plan
 
 FRONT_NAME: Final = "front.onnx"
@@ -54,15 +55,16 @@ class FrontEngine:
     ) -> list[FrontEngine]:
         """Load `front.onnx` once, for `count` engines that share weights and have own caches.
 
-        threads: of the kernels (None: one a core). spinning: keep idle threads spinning, which
-        costs a core between steps. FrontError when the file is not a front.
+        threads: of the kernels (None: one for each CPU that may be used). spinning: threads
+        that wait for work within a step spin instead of sleeping, which is faster; between
+        steps they sleep all the same. FrontError when the file is not a front.
         """
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = ort.InferenceSession(
                 str(edge_dir / FRONT_NAME), options, providers=["CPUExecutionProvider"]

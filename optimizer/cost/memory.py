@@ -79,7 +79,12 @@ def touched_bytes(table_bytes: float, num_tokens: int) -> float:
 
 
 def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
-    """Peak memory of the edge process of `plan`, at its longest sequence, on `device`.
+    """Peak memory of the edge process of `plan`, at its longest sequence, on `device`."""
+    return edge_memory_over(device.memory.runtime_base_bytes.value, plan)
+
+
+def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:
+    """The same for a process that takes `runtime_bytes` before it loads the front.
 
     Of the embedding, the part that `max_tokens` tokens drawn evenly from the vocabulary touch
     counts; text repeats its tokens and touches less.
@@ -97,13 +102,12 @@ def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
     weights += head_weights * resident
     leftover = head_weights * HEAD_LEFTOVER_BYTES_PER_WEIGHT[bits]
     transient = head_weights * HEAD_TRANSIENT_BYTES_PER_WEIGHT[bits]
-    runtime = device.memory.runtime_base_bytes.value
     return EdgeMemory(
-        runtime_bytes=runtime,
+        runtime_bytes=runtime_bytes,
         weight_bytes=weights,
         embedding_bytes=touched_bytes(embedding_bytes(geometry, bits), plan.max_tokens),
         kv_bytes=plan.front_kv_bytes(),
         workspace_bytes=workspace_bytes(geometry, plan.prefill_chunk),
         head_leftover_bytes=leftover,
-        load_peak_bytes=runtime + weights + leftover + transient,
+        load_peak_bytes=runtime_bytes + weights + leftover + transient,
     )

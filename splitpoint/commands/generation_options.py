@@ -11,6 +11,7 @@ import typer
 
 from decoding.params import SamplingParams
 from edge.errors import InputError
+from splitpoint.commands.serve import parse_size
 
 if TYPE_CHECKING:
     from edge.client import EdgeClient
@@ -66,7 +67,10 @@ class DeviceOptions:
         from edge.client import EdgeClient
         from edge.grpc_transport import Credentials
         from edge.patience import Patience
+        from edge.power import pin_to
 
+        if self.affinity is not None:
+            pin_to(self.affinity)
         credentials = Credentials(
             ca_file=self.tls_ca,
             cert_file=self.tls_cert,
@@ -81,6 +85,10 @@ class DeviceOptions:
                 credentials=credentials,
                 concurrency=concurrency,
                 threads=self.threads,
+                spinning=self.spin,
+                memory_limit_bytes=(
+                    None if self.memory_limit is None else parse_size(self.memory_limit)
+                ),
                 patience=Patience(recover_s=self.recover_within),
                 trace=sink,
             )

@@ -1,0 +1,41 @@
+"""Which CPUs this process may use, and with how many threads: what a battery pays for."""
+
+from __future__ import annotations
+
+import os
+
+from edge.errors import InputError
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on: its affinity where the system knows one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pin_to(cpus: str) -> None:
+    """Keep this process, and every thread it will start, on `cpus`, such as '0-3' or '0,2'.
+
+    InputError when it is no such list, when a CPU does not exist, or where the system cannot.
+    """
+    chosen = parse_cpus(cpus)
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError("this system cannot keep a process on chosen CPUs (--affinity)")
+    try:
+        os.sched_setaffinity(0, chosen)
+    except OSError as error:
+        raise InputError(f"CPUs {cpus}: {error.strerror} (--affinity)") from error
+
+
+def parse_cpus(text: str) -> frozenset[int]:
+    """'0-2,5' is {0, 1, 2, 5}."""
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"{text!r} is not a list of CPUs such as 0-3 or 0,2")
+        chosen.update(range(int(first), int(last or first) + 1))
+    if not chosen:
+        raise InputError(f"{text!r} names no CPU")
+    return frozenset(chosen)
