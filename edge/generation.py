@@ -116,6 +116,7 @@ class RemoteGeneration:
         self._pending: dict[int, PendingStep] = {}
         self._chunks: list[StageTimes] = []  # the prompt's, as they were answered
         self._lost_at_s: float | None = None  # since when nothing new was answered
+        self._last_at_s = 0.0  # when the last tokens had come
         self._stream: Stream | None = None
         self._cancelled = False
         self._drafting = drafting
@@ -289,8 +290,11 @@ class RemoteGeneration:
                 self._pilot.crossed(step.uplink_bytes, step.wire_s)
             self._chunks.append(stage_times(step, self._pilot.seconds_per_byte))
         elif new_ids:  # a frame that was sent ahead in vain says nothing of the link
-            decision = self._pilot.after(step, answer.at_s - pending.started_s, alone=pending.alone)
+            # A frame that was sent ahead also waited for those before it.
+            step_s = answer.at_s - max(pending.started_s, self._last_at_s)
+            decision = self._pilot.after(step, step_s, alone=pending.alone)
             step = replace(step, decision=decision) if decision else step
+        self._last_at_s = answer.at_s if new_ids else self._last_at_s
         if self._drafting is not None and not pending.is_prefill:
             self._drafting.answered(step, new_ids, answer.at_s, alone=pending.alone)
         on_step(step)

@@ -2,8 +2,8 @@
 
 What this model cannot do is refused by name; nothing that changes the answer is silently ignored.
 Fields that only describe the caller (`user`, `metadata`, ...) are accepted and unused. Beside
-OpenAI's own there are top_k, min_p, repetition_penalty, level and deadline_tbt_s, as in other
-local servers.
+OpenAI's own there are top_k, min_p and repetition_penalty, as in other local servers, and level,
+draft and deadline_tbt_s.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _SHARED: Final = _SAMPLING | {
     "logprobs",
     "max_tokens",
     "level",
+    "draft",
     "deadline_tbt_s",
     "frequency_penalty",
     "presence_penalty",
@@ -129,15 +130,14 @@ def _request(
         raise ApiError("stream_options must be an object", param="stream_options")
     if options and not body.get("stream"):
         raise ApiError("stream_options needs stream", param="stream_options")
-    level = body.get("level", default.level)
-    if not isinstance(level, str):
-        raise ApiError("level must be a string", param="level")
+    level = _name(body, "level", AUTO_LEVEL)
     try:
         completion = CompletionRequest(
             max_new_tokens=max_tokens,
             sampling=_sampling(body, with_logprobs),
             stop=_stops(body.get("stop")),
             level=level if level != AUTO_LEVEL else default.level,
+            draft=_name(body, "draft", default.draft),
             deadline_tbt_s=_number(body, "deadline_tbt_s", default.deadline_tbt_s),
             context=default.context,
             draft=default.draft,
@@ -223,6 +223,13 @@ def _stops(value: Any) -> tuple[str, ...]:
     ):
         raise ApiError(f"stop must be a text or a list of up to {MAX_STOPS} texts", param="stop")
     return tuple(stops)
+
+
+def _name(body: Mapping[str, Any], name: str, default: str) -> str:
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ApiError(f"{name} must be a string", param=name)
+    return default if value is None else value
 
 
 def _maximum(body: Mapping[str, Any], name: str) -> int | None:

@@ -11,7 +11,7 @@ import typer
 
 from decoding.params import SamplingParams
 from edge.errors import InputError
-from splitpoint.commands.serve import parse_size
+from splitpoint.sizes import parse_size
 
 if TYPE_CHECKING:
     from edge.client import EdgeClient
