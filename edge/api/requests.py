@@ -140,7 +140,6 @@ def _request(
             draft=_name(body, "draft", default.draft),
             deadline_tbt_s=_number(body, "deadline_tbt_s", default.deadline_tbt_s),
             context=default.context,
-            draft=default.draft,
         )
     except ValueError as error:  # decoding's own, naming the parameter
         raise ApiError(str(error)) from error
