@@ -11,12 +11,13 @@ from optimizer.cost.link import LinkPoint
 from optimizer.prediction import Limits
 from optimizer.search.grid import Grid
 from optimizer.search.problem import Cell, Problem
-from optimizer.search.solve import ORDER, best, value_of
+from optimizer.search.solve import best, least
 from optimizer.search.tables import Tables
 
 
 class Found(NamedTuple):
-    """A best configuration, the value of the objective there (small is good), and its grid."""
+    """A best configuration, the best value of the objective (small is good; the configuration's
+    own may be the problem's slack away from it), and the grid."""
 
     cell: Cell
     value: float
@@ -30,11 +31,6 @@ class Planner:
         self.problem = problem
         self.tables = Tables(problem)
 
-    @property
-    def key(self) -> str:
-        """What is compared first."""
-        return ORDER[self.problem.objective][0]
-
     def grid(self, link: LinkPoint, limits: Limits | None = None) -> Grid:
         """Predictions of every configuration over `link`; `limits` in place of the problem's."""
         return Grid(self.tables, link, limits)
@@ -42,8 +38,9 @@ class Planner:
     def solve(self, link: LinkPoint, limits: Limits | None = None) -> Found | None:
         """The best configuration over `link`; None when no configuration keeps the limits."""
         grid = self.grid(link, limits)
-        cell = best(grid, grid.feasible())
-        return None if cell is None else Found(cell, value_of(grid, cell, self.key), grid)
+        mask = grid.feasible()
+        cell = best(grid, mask)
+        return None if cell is None else Found(cell, least(grid, mask), grid)
 
     def split_of(self, cell: Cell) -> int:
         """Layers on the edge."""

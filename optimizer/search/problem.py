@@ -93,8 +93,9 @@ class Problem:
     `max_tokens`: the sequence that must be possible; the objective `context` looks for the
     longest from there on, every other takes it as it is. `answer_tokens`: the usual answer, whose
     middle TBT is predicted for. `back_from`: the first layer the cloud holds, where that is below
-    the split (it then serves other splits too). `Limits` says the rest; memory that it leaves
-    open is bounded by what the profiles call usable.
+    the split (it then serves other splits too). `slack`: the share of the objective's best value
+    within which configurations count as equally good (quality decides then). `Limits` says the
+    rest; memory that it leaves open is bounded by what the profiles call usable.
     Raises PlanError for what the model cannot do.
     """
 
@@ -109,6 +110,7 @@ class Problem:
     answer_tokens: int
     exact_front: bool = False
     back_from: int | None = None
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
         context, prompt = self.geometry.context_length, self.limits.prompt_tokens
@@ -119,6 +121,8 @@ class Problem:
                 f"max tokens {self.max_tokens}: must lie between 1 and the model's context of "
                 f"{context}"
             )
+        if not 0 <= self.slack < 1:
+            raise PlanError(f"slack {self.slack}: must lie between 0 and 1")
         if self.answer_tokens < 1:
             raise PlanError(f"answer tokens {self.answer_tokens}: must be at least 1")
         if prompt + self.answer_tokens > self.max_tokens:

@@ -24,6 +24,7 @@ from optimizer.search.problem import (
 
 DEFAULT_MAX_TOKENS = 2048
 DEFAULT_ANSWER_TOKENS = 128
+DEFAULT_SLACK = 0.01  # far below what predictions are off
 
 
 def make_problem(
@@ -46,6 +47,7 @@ def make_problem(
     drafts: Sequence[DraftChoice] = (),
     exact_front: bool = False,
     back_from: int | None = None,
+    slack: float = DEFAULT_SLACK,
 ) -> Problem:
     """A problem over everything that may be chosen, less what a profile has no kernel for.
 
@@ -97,4 +99,5 @@ def make_problem(
         answer_tokens=answer_tokens,
         exact_front=exact_front,
         back_from=back_from,
+        slack=slack,
     )

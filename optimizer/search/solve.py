@@ -1,11 +1,15 @@
 """The best configuration of a grid, lexicographically; and the Pareto front.
 
-Exact: every configuration is looked at. Two values count as equal when they differ by less than
-one part in 10^9, so that rounding does not decide between choices that mean the same.
+Exact: every configuration is looked at. The objective comes first, but configurations within
+`Problem.slack` of its best value count as equally good and the one that loses least quality is
+taken: no plan gives away percents of perplexity for a thousandth of a second. Otherwise two
+values are equal when they differ by less than one part in 10^9, so that rounding does not decide
+between choices that mean the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -18,12 +22,12 @@ from optimizer.search.tables import Mask
 TIE = 1e-9
 PARETO_AXES = ("tbt", "cloud-cost", "edge-memory", "quality")
 
-# What is compared when the objective is equal, in this order; all are to be small.
+# What is compared, in this order; all are to be small. The first one has the slack.
 ORDER: Mapping[Objective, tuple[str, ...]] = {
-    "tbt": ("tbt", "ttft", "quality", "cloud-cost", "edge-memory"),
-    "ttft": ("ttft", "tbt", "quality", "cloud-cost", "edge-memory"),
-    "cloud-cost": ("cloud-cost", "tbt", "ttft", "quality", "edge-memory"),
-    "context": ("context", "tbt", "ttft", "quality", "cloud-cost", "edge-memory"),
+    "tbt": ("tbt", "quality", "tbt", "ttft", "cloud-cost", "edge-memory"),
+    "ttft": ("ttft", "quality", "ttft", "tbt", "cloud-cost", "edge-memory"),
+    "cloud-cost": ("cloud-cost", "quality", "cloud-cost", "tbt", "ttft", "edge-memory"),
+    "context": ("context", "quality", "context", "tbt", "ttft", "cloud-cost", "edge-memory"),
     "quality": ("quality", "tbt", "ttft", "cloud-cost", "edge-memory"),
 }
 KEYS: Mapping[str, Callable[[Grid], Floats]] = {
@@ -42,10 +46,10 @@ def best(grid: Grid, mask: Mask) -> Cell | None:
     # The first key decides between nearly all, on whole arrays; the others among what is left.
     first = np.broadcast_to(KEYS[order[0]](grid), mask.shape)
     masked = np.where(mask, first, np.inf)
-    least = masked.min()
-    if least == np.inf:
+    lowest = masked.min()
+    if lowest == np.inf:
         return None
-    left = np.argwhere(masked <= _with_ties(least))
+    left = np.argwhere(masked <= _with_ties(lowest, grid.problem.slack))
     for name in order[1:]:
         if len(left) == 1:
             break
@@ -83,5 +87,11 @@ def pareto(grid: Grid, mask: Mask, axes: tuple[str, ...] = PARETO_AXES) -> list[
     return [Cell(*map(int, cells[index])) for index in kept]
 
 
-def _with_ties(value: float) -> float:
-    return float(value + TIE * abs(value))
+def least(grid: Grid, mask: Mask) -> float:
+    """The best value of the objective where `mask` is true; infinite when that is nowhere."""
+    values = np.broadcast_to(KEYS[ORDER[grid.problem.objective][0]](grid), mask.shape)
+    return float(values[mask].min()) if mask.any() else math.inf
+
+
+def _with_ties(value: float, slack: float = 0.0) -> float:
+    return float(value + max(TIE, slack) * abs(value))

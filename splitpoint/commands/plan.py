@@ -92,6 +92,10 @@ def plan(
     exact_front: Annotated[
         bool, typer.Option(help="Front kernels compute in float32 (see build).")
     ] = False,
+    slack: Annotated[
+        float,
+        typer.Option(help="Percent of the objective that better quality may cost."),
+    ] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw latency, memory, front and map here (PNG).")
@@ -139,6 +143,7 @@ def plan(
         levels=level,
         exact_front=exact_front,
         back_from=back_from,
+        slack=slack / 100,
     )
     planner = Planner(problem)
     point = link_at(profile, epsilon=epsilon)

@@ -116,6 +116,7 @@ def problems(draw: Any) -> Problem:
         max_tokens=draw(st.integers(prompt + answer, geometry.context_length)),
         answer_tokens=answer,
         exact_front=draw(st.booleans()),
+        slack=draw(st.sampled_from([0.0, 0.01, 0.2])),
     )
 
 

@@ -87,15 +87,12 @@ def test_search_equals_brute_force(problem: Problem, link: LinkPoint, seed: int)
             assert found is not None
             mine = next(outcome for outcome in kept if outcome.cell == found)
             left = kept
-            for key in ORDER[objective]:
+            for place, key in enumerate(ORDER[objective]):
                 values = [value(brute, o, key, tokens[o.cell]) for o in left]
-                least = min(values)
-                assert value(brute, mine, key, tokens[mine.cell]) == pytest.approx(least, **CLOSE)
-                left = [
-                    o
-                    for o, v in zip(left, values, strict=True)
-                    if v == pytest.approx(least, **CLOSE)
-                ]
+                slack = (0.0 if place else problem.slack) + 1e-9
+                good = min(values) + slack * abs(min(values)) + 1e-12
+                assert value(brute, mine, key, tokens[mine.cell]) <= good
+                left = [o for o, v in zip(left, values, strict=True) if v <= good]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -1,0 +1,354 @@
+"""Plan, build, serve and run over emulated links; compare with the plan's predictions. JSON last.
+
+    python benchmarks/plan_against_measured.py [--profile F] [--memories 64,128,256] [--repeats 5]
+
+For two rates, two round trips and three memory limits (MiB above what a process without a model
+takes) SmolLM2-135M is planned for the least time between tokens. Each distinct configuration is
+built (edge bundles by split, one cloud bundle that serves all of them), served in a process of
+its own, and run by another through the link emulator: `--repeats` prompts of 128 tokens after
+one that is thrown away, then one sequence as long as the plan allows, for the peak of memory.
+Neighbours (split, precisions and level one step away) that keep the limits run as well.
+
+Profile, bundles and results stay in `--folder`; a second call goes on where the first stopped, so
+that measuring can be cut into pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hwprofiles.device_catalog import load_device
+from hwprofiles.emulator import EmulatedLink
+from hwprofiles.link_shape import LinkShape
+from optimizer.bundle import write_manifest
+from optimizer.cost.link import LinkPoint
+from optimizer.plan import ModelRef, Plan
+from optimizer.prediction import Limits, ProfilesUsed
+from optimizer.search.answer import plan_of
+from optimizer.search.planner import Planner
+from optimizer.search.problem import Cell
+from optimizer.search.request import make_problem
+from splitpoint.server_process import serving
+
+MIB = 1 << 20
+RATES_MBPS = ((4.0, 16.0), (20.0, 50.0))  # up, down
+RTTS_S = (0.010, 0.060)
+PROMPT, ANSWER, MAX_TOKENS = 128, 64, 1024
+BACK_BITS = 8
+CALIBRATION_TOKENS = 4096
+TEXT = Path("../shared/data/wikitext2/wiki.valid.raw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One link and memory limit."""
+
+    up_mbps: float
+    down_mbps: float
+    rtt_s: float
+    memory_mib: int
+
+    @property
+    def link(self) -> LinkPoint:
+        return LinkPoint(
+            up_bytes_per_s=self.up_mbps * 1e6 / 8,
+            down_bytes_per_s=self.down_mbps * 1e6 / 8,
+            rtt_s=self.rtt_s,
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.up_mbps:g}/{self.down_mbps:g} Mbit/s, {1e3 * self.rtt_s:g} ms"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m-instruct"))
+    parser.add_argument("--text", type=Path, default=TEXT)
+    parser.add_argument("--folder", type=Path, default=Path("build/plan_against_measured"))
+    parser.add_argument("--profile", type=Path, help="device profile of this machine")
+    parser.add_argument("--memories", default="64,128,256")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only-build", action="store_true")
+    parser.add_argument("--only-report", action="store_true")
+    parser.add_argument("--measure", nargs=3, metavar=("BUNDLE", "ADDRESS", "LEVEL"))
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(*arguments.measure, arguments.repeats, arguments.text)))
+        return
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    profile = arguments.profile or folder / "this-machine.yaml"
+    if not profile.is_file():
+        command = ["-m", "splitpoint", "profile", "device", "--out", str(profile)]
+        subprocess.run([sys.executable, *command], check=True)
+    memories = [int(value) for value in arguments.memories.split(",")]
+    studies = [
+        study(case, profile, arguments.model)
+        for case in (
+            Case(up_mbps=up, down_mbps=down, rtt_s=rtt, memory_mib=memory)
+            for memory in memories
+            for up, down in RATES_MBPS
+            for rtt in RTTS_S
+        )
+    ]
+    build_bundles([plan for item in studies for plan in item["plans"]], arguments, folder)
+    results_file = folder / "results.json"
+    results = json.loads(results_file.read_text()) if results_file.is_file() else {}
+    if not (arguments.only_build or arguments.only_report):
+        with serving(folder / "cloud") as address:
+            for item in studies:
+                for plan in item["plans"]:
+                    key = run_key(item["case"], plan)
+                    if key not in results:
+                        results[key] = run(item["case"], plan, address, arguments, folder)
+                        results_file.write_text(json.dumps(results, indent=1))
+    report(studies, results)
+
+
+def study(case: Case, profile: Path, model: Path) -> dict[str, Any]:
+    """The plan of a case, and its neighbours that keep the limits, the plan first."""
+    device = load_device(profile)
+    base = device.memory.runtime_base_bytes.value
+    limits = Limits(edge_memory_bytes=base + case.memory_mib * MIB, prompt_tokens=PROMPT)
+    problem = make_problem(
+        reference(model).geometry,
+        device,
+        device,
+        limits=limits,
+        max_tokens=MAX_TOKENS,
+        answer_tokens=ANSWER,
+        back_bits=(BACK_BITS,),
+        back_from=0,
+    )
+    planner = Planner(problem)
+    found = planner.solve(case.link)
+    if found is None:
+        raise SystemExit(f"{case}: no plan")
+    mask = found.grid.feasible()
+    cells = [found.cell, *neighbours(found.cell, mask.shape)]
+    used = ProfilesUsed(edge=str(profile), cloud=str(profile), link="emulated")
+    plans = [
+        plan_of(found.grid, cell, model=reference(model), profiles=used)
+        for cell in cells
+        if mask[cell]
+    ]
+    return {"case": case, "plans": plans, "limit": limits.edge_memory_bytes}
+
+
+def neighbours(cell: Cell, shape: tuple[int, ...]) -> list[Cell]:
+    """One step away in split, front bits, KV bits or level."""
+    out = []
+    for axis in ("split", "front", "kv", "level"):
+        for step in (-1, 1):
+            at = getattr(cell, axis) + step
+            if 0 <= at < shape[Cell._fields.index(axis)]:
+                out.append(cell._replace(**{axis: at}))
+    whole = shape[0] - 1
+    for index, other in enumerate(out):
+        if other.split == whole:
+            out[index] = other._replace(back=0, level=0, draft=0)
+        elif cell.split == whole:  # leaving the whole edge: with a level that is worth sending
+            out[index] = other._replace(level=3)
+    return out
+
+
+def reference(model: Path) -> ModelRef:
+    """The model's identity, read once."""
+    from optimizer.build.source import open_source
+
+    if "model" not in _KEPT:
+        source = open_source(model)
+        _KEPT["model"] = ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry)
+    return _KEPT["model"]
+
+
+_KEPT: dict[str, Any] = {}
+
+
+def bundle_of(plan: Plan, folder: Path) -> Path:
+    """Where the edge bundle of a configuration lies."""
+    part = plan.partition
+    return folder / f"edge-s{part.split}-b{part.front_bits}-k{plan.kv_bits}-c{plan.prefill_chunk}"
+
+
+def build_bundles(plans: list[Plan], arguments: argparse.Namespace, folder: Path) -> None:
+    """Every edge bundle that is missing, and the cloud's, with the tables of all splits."""
+    from optimizer.build.bundle_builder import build_bundle
+    from optimizer.build.calibrate import calibrate
+    from optimizer.build.source import open_source
+
+    cloud = folder / "cloud"
+    missing = {bundle_of(plan, folder): plan for plan in plans}
+    missing = {path: plan for path, plan in missing.items() if not path.is_dir()}
+    if not missing and cloud.is_dir():
+        return
+    source = open_source(arguments.model)
+    if not cloud.is_dir():
+        first = next(plan for plan in plans if not plan.edge_is_whole)
+        build_bundle(source, replace(first, back_start=0), cloud, progress=say, sides=("cloud",))
+        (cloud / "codec").mkdir(exist_ok=True)
+    model, ids = None, None
+    for path, plan in missing.items():
+        say(f"building {path}")
+        build_bundle(source, plan, path, progress=lambda stage: None, sides=("edge",))
+        if plan.edge_is_whole:
+            continue
+        tables = cloud / "codec" / f"split-{plan.partition.split}.tables"
+        if not tables.is_file():
+            model = model or source.load_model().eval()
+            if ids is None:
+                text = arguments.text.read_text(encoding="utf-8")[: 8 * CALIBRATION_TOKENS]
+                ids = list(source.load_tokenizer()(text)["input_ids"])
+            calibrate(
+                model, split=plan.partition.split, out=tables, token_ids=ids,
+                num_tokens=CALIBRATION_TOKENS,
+            )  # fmt: skip
+        (path / "codec").mkdir(exist_ok=True)
+        shutil.copy(tables, path / "codec" / tables.name)
+        write_manifest(path)
+    write_manifest(cloud)
+
+
+def run_key(case: Case, plan: Plan) -> str:
+    """One measurement's name; a whole edge does not care for the link."""
+    part = plan.partition
+    chosen = f"s{part.split} b{part.front_bits} k{plan.kv_bits} c{plan.prefill_chunk} {plan.level}"
+    return chosen if plan.edge_is_whole else f"{case.name}: {chosen}"
+
+
+def run(
+    case: Case, plan: Plan, address: str, arguments: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
+    """Measure one configuration over one link, the edge in a process of its own."""
+    host, _, port = address.rpartition(":")
+    link = case.link
+    shape = LinkShape.fixed(
+        rtt_s=link.rtt_s,
+        up_bytes_per_s=link.up_bytes_per_s,
+        down_bytes_per_s=link.down_bytes_per_s,
+    )
+    with ExitStack() as stack:
+        target = address
+        if not plan.edge_is_whole:
+            relay = stack.enter_context(EmulatedLink(target=(host, int(port)), shape=shape))
+            target = f"{relay.address[0]}:{relay.address[1]}"
+        command = [sys.executable, __file__, "--measure", str(bundle_of(plan, folder)), target]
+        command += [plan.level, "--repeats", str(arguments.repeats), "--text", str(arguments.text)]
+        started = time.monotonic()
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    say(
+        f"{run_key(case, plan)}: TBT {1e3 * result['tbt_s']:.2f} ms "
+        f"({1e3 * plan.predicted.tbt_s:.2f}), TTFT {1e3 * result['ttft_s']:.0f} ms "
+        f"({1e3 * plan.predicted.ttft_s:.0f}); {time.monotonic() - started:.0f} s"
+    )
+    return result
+
+
+def measure(bundle: str, address: str, level: str, repeats: int, text: Path) -> dict[str, Any]:
+    """In the edge's process: medians over `repeats` prompts, then one longest sequence."""
+    from edge.client import EdgeClient
+    from edge.completion import CompletionRequest
+    from edge.report import breakdown, peak_memory_bytes
+
+    with EdgeClient(bundle, address) as client:
+        ids = client.tokenizer.encode(text.read_text(encoding="utf-8")[:60_000])
+        request = CompletionRequest(max_new_tokens=ANSWER, level=level, draft="off")
+        ttfts, tbts, parts = [], [], []
+        for index in range(repeats + 1):
+            completion = client.start_ids(ids[index * PROMPT : (index + 1) * PROMPT], request)
+            for _ in completion:
+                pass
+            done = completion.completion
+            if index:
+                ttfts.append(done.ttft_s)
+                tbts.append(done.tbt_quantile_s(0.5))
+                parts.append(breakdown(done.steps, "decode"))
+        longest = client.start_ids(ids[: MAX_TOKENS - ANSWER], request)
+        for _ in longest:
+            pass
+    names = parts[0]
+    return {
+        "ttft_s": statistics.median(ttfts),
+        "tbt_s": statistics.median(tbts),
+        "ttft_range_s": [min(ttfts), max(ttfts)],
+        "tbt_range_s": [min(tbts), max(tbts)],
+        "peak_memory_bytes": peak_memory_bytes(),
+        "parts_s": {name: statistics.median(part[name] for part in parts) for name in names},
+    }
+
+
+def report(studies: list[dict[str, Any]], results: dict[str, Any]) -> None:
+    """The table, and one JSON object."""
+    rows = []
+    for item in studies:
+        case, plan = item["case"], item["plans"][0]
+        mine = results.get(run_key(case, plan))
+        if mine is None:
+            continue
+        others = {
+            run_key(case, other): results[run_key(case, other)]["tbt_s"]
+            for other in item["plans"][1:]
+            if run_key(case, other) in results
+        }
+        best = min(others.values(), default=float("inf"))
+        part, predicted = plan.partition, plan.predicted
+        rows.append(
+            {
+                "memory_mib": case.memory_mib,
+                "link": case.name,
+                "split": part.split,
+                "front_bits": part.front_bits,
+                "kv_bits": plan.kv_bits,
+                "level": plan.level,
+                "chunk": plan.prefill_chunk,
+                "peak_mib": mine["peak_memory_bytes"] / MIB,
+                "limit_mib": item["limit"] / MIB,
+                "predicted_mib": predicted.edge_memory_bytes / MIB,
+                "tbt_s": mine["tbt_s"],
+                "tbt_predicted_s": predicted.tbt_s,
+                "ttft_s": mine["ttft_s"],
+                "ttft_predicted_s": predicted.ttft_s,
+                "best_neighbour_tbt_ratio": best / mine["tbt_s"],
+                "neighbours": others,
+                "parts_s": mine["parts_s"],
+            }
+        )
+    print("| above base | link | plan | peak / limit (predicted) | TBT (predicted, error) | "
+          "TTFT (predicted, error) | best neighbour's TBT |")  # fmt: skip
+    print("| ---: | --- | --- | ---: | ---: | ---: | ---: |")
+    for row in rows:
+        precision = f"{row['front_bits']} bits, KV {row['kv_bits']}, {row['level']}"
+        print(
+            f"| {row['memory_mib']} MiB | {row['link']} | split {row['split']}, {precision}, "
+            f"chunk {row['chunk']} | "
+            f"{row['peak_mib']:.0f} / {row['limit_mib']:.0f} ({row['predicted_mib']:.0f}) MiB | "
+            f"{_pair(row['tbt_s'], row['tbt_predicted_s'])} | "
+            f"{_pair(row['ttft_s'], row['ttft_predicted_s'])} | "
+            f"{row['best_neighbour_tbt_ratio']:.2f} |"
+        )
+    print(json.dumps({"benchmark": "plan_against_measured", "rows": rows}))
+
+
+def _pair(measured: float, predicted: float) -> str:
+    error = 100 * (predicted / measured - 1)
+    return f"{1e3 * measured:.1f} ms ({1e3 * predicted:.1f}, {error:+.0f} %)"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
