@@ -24,6 +24,11 @@ MAY_BE_ZERO = (
     "width",
     "lookup_s_per_element",
     "num_weights",
+    "seconds",
+    "encode_fixed_s",
+    "encode_s_per_element",
+    "decode_fixed_s",
+    "decode_s_per_element",
 )
 
 SourceKind = Literal["measured", "data_sheet", "derived", "assumed"]
@@ -93,11 +98,16 @@ class DecodePoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPoint:
     """Matrix work on `num_rows` rows at once, in matrices of `num_weights` weights:
-    2 * rows * weights floating-point operations."""
+    2 * rows * weights floating-point operations.
+
+    `working_set_bytes`: how much a step walks in all, as for one row: a few rows are as bound by
+    reading weights as one. 0: not known; then walking them at the one-row rate is the floor.
+    """
 
     num_rows: int
     flops_per_s: float
     num_weights: float = 0.0
+    working_set_bytes: float = 0.0
     spread: float | None = None
 
 
@@ -113,7 +123,7 @@ class DecodeCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchCurve:
-    """Many-row rates, in rising order of matrix size, then of rows."""
+    """Many-row rates, in rising order of matrix size, then of working set, then of rows."""
 
     source: str
     points: tuple[BatchPoint, ...]
@@ -122,11 +132,25 @@ class BatchCurve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPoint:
+    """What one whole layer of `width` takes beyond its matrices and its attention over the cache,
+    with `num_rows` rows of `num_sessions` sessions: norms, activation, waking threads, starting
+    operators, and what they cost each other in the caches."""
+
+    width: int
+    num_sessions: int
+    num_rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """The kernels for one weight precision.
 
     `dispatch_s` is paid for every matrix. `lookup_s_per_element` is what the embedding's look-up
-    takes for each element of a row: unpacking a quantized table is slow enough to count.
+    takes for each element of a row: unpacking a quantized table is slow enough to count. `layers`:
+    what is left of whole layers, in rising order of width, sessions and rows; where it is empty
+    the device's overheads stand in.
     """
 
     weight_bits: int
@@ -136,6 +160,7 @@ class Kernel:
     decode: DecodeCurve
     batch: BatchCurve
     lookup_s_per_element: float = 0.0
+    layers: tuple[LayerPoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +215,19 @@ class Overheads:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CodecSpeed:
+    """What one kind of codec takes on rows of `hidden_size`: seconds a frame and an element."""
+
+    kind: str
+    hidden_size: int
+    source: str
+    encode_fixed_s: float
+    encode_s_per_element: float
+    decode_fixed_s: float
+    decode_s_per_element: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
     """Electrical power and heat, where known."""
 
@@ -226,6 +264,7 @@ class DeviceProfile:
     overheads: Overheads
     sources: dict[str, Source]
     storage_read_bytes_per_s: Figure | None = None
+    codec: tuple[CodecSpeed, ...] = ()
     power: Power | None = None
     warnings: tuple[str, ...] = ()
 
@@ -277,8 +316,14 @@ def _check(profile: DeviceProfile) -> None:
         name = f"{where}: kernel of {kernel.weight_bits} bits"
         decode = [(point.matrix_bytes, point.working_set_bytes) for point in kernel.decode.points]
         _check_rising(name, "decode", decode)
-        batch = [(point.num_weights, point.num_rows) for point in kernel.batch.points]
+        batch = [
+            (point.num_weights, point.working_set_bytes, point.num_rows)
+            for point in kernel.batch.points
+        ]
         _check_rising(name, "batch", batch)
+        layers = [(point.width, point.num_sessions, point.num_rows) for point in kernel.layers]
+        if layers:
+            _check_rising(name, "layers", layers)
     for kernel_ in profile.attention:
         rows = [(point.num_rows, point.working_set_bytes) for point in kernel_.points]
         _check_rising(f"{where}: attention of {kernel_.kv_bits} bits", "points", rows)

@@ -18,6 +18,8 @@ from hwprofiles.kernel_graphs import (
 )
 from hwprofiles.timing import Timing, measure
 
+PATIENCE_S = 0.25  # after which three repeats of a long kernel are enough
+
 
 def versions() -> dict[str, str]:
     """Versions of the libraries whose kernels are measured."""
@@ -69,7 +71,7 @@ def time_matmul(
     timings = []
     for rows in num_rows:
         x = rng.standard_normal((rows, width)).astype(np.float32)
-        timings.append(measure(_bound(session, {"x": x}), budget_s=budget_s))
+        timings.append(measure(_bound(session, {"x": x}), budget_s=budget_s, patience_s=PATIENCE_S))
     return timings
 
 
@@ -112,7 +114,9 @@ def time_attention(
             "past_length": np.array([total - 1], dtype=np.int32),
             "total_length": np.array(total, dtype=np.int32),
         }
-        timings.append(measure(_bound(session, feeds, caches), budget_s=budget_s))
+        timings.append(
+            measure(_bound(session, feeds, caches), budget_s=budget_s, patience_s=PATIENCE_S)
+        )
     return timings
 
 
@@ -122,7 +126,7 @@ def time_lookup(
     """The embedding's look-up of `num_rows` rows."""
     session = open_session(lookup(width=width, num_rows=1024, weight_bits=weight_bits), num_threads)
     ids = np.arange(num_rows, dtype=np.int64)[None, :]
-    return measure(_bound(session, {"ids": ids}), budget_s=budget_s)
+    return measure(_bound(session, {"ids": ids}), budget_s=budget_s, patience_s=PATIENCE_S)
 
 
 def time_decoder(
@@ -165,7 +169,9 @@ def time_decoder(
             "past_length": np.array([total - 1], dtype=np.int32),
             "total_length": np.array(total, dtype=np.int32),
         }
-        timings.append(measure(_bound(session, feeds, caches), budget_s=budget_s))
+        timings.append(
+            measure(_bound(session, feeds, caches), budget_s=budget_s, patience_s=PATIENCE_S)
+        )
     return timings
 
 
@@ -183,7 +189,7 @@ def time_step(*, num_threads: int, budget_s: float) -> Timing:
         binding.bind_output("y", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
         session.run_with_iobinding(binding)
 
-    return measure(call, budget_s=budget_s)
+    return measure(call, budget_s=budget_s, patience_s=PATIENCE_S)
 
 
 def _bound(

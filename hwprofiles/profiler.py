@@ -13,10 +13,9 @@ import platform
 import socket
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -32,16 +31,28 @@ from hwprofiles.device import (
     DeviceProfile,
     Figure,
     Kernel,
+    LayerPoint,
     Memory,
     Overheads,
     Platform,
     Source,
 )
 from hwprofiles.kernel_graphs import weight_bytes
+from hwprofiles.message_probe import message_s
+from hwprofiles.profile_parts import (
+    MB,
+    Progress,
+    codec_speeds,
+    digits,
+    figure,
+    median_of,
+    net_s,
+    quality_warnings,
+)
 from hwprofiles.rates import attention_s, matrix_s
+from hwprofiles.seams import CodecKernels
 from hwprofiles.timing import Timing
 
-MB = 1e6
 SHAPES = ((256, 768), (512, 1536), (2048, 5632))
 PRECISIONS: tuple[tuple[int, Compute], ...] = (
     (4, "int8"),
@@ -53,10 +64,12 @@ PRECISIONS: tuple[tuple[int, Compute], ...] = (
 ATTENTION = {"num_heads": 12, "num_kv_heads": 4, "head_dim": 64}
 ATTENTION_LAYERS = (2, 8, 32)  # how many caches a single row walks
 BATCH_SHAPES = ((576, 1536), (1024, 2816))  # of models of 0.1 and 1 billion weights
-WIDTH, INNER, LAYERS = 768, 2048, 6  # of the whole-layer probe
-NOISY_SPREAD, DRIFT = 0.25, 0.10
-
-Progress = Callable[[float, str], None]
+BATCH_SETS = (1.5e7, 6e7)  # within a cache, and beyond it
+BEYOND_ROWS = 32  # more rows than this hide the reading of weights from beyond a cache
+WIDTH, INNER, LAYERS = 768, 2048, 6  # of the thread sweep
+# Whole layers: width, inner, heads, KV heads, layers.
+STACKS = ((512, 1536, 8, 4, 6), (1024, 2816, 16, 4, 4))
+STACK_TOKENS = 192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +81,16 @@ class Effort:
     budget_s: float
     working_sets: tuple[float, ...]
     rows: tuple[int, ...]
+    stack_rows: tuple[int, ...]
     attention: tuple[tuple[int, tuple[int, int]], ...]  # rows, (short, long) tokens in all
 
 
 FULL = Effort(
     num_passes=3,
     budget_s=0.05,
-    working_sets=(2 * MB, 8 * MB, 16 * MB, 32 * MB, 64 * MB, 128 * MB),
+    working_sets=(2 * MB, 8 * MB, 16 * MB, 32 * MB, 64 * MB, 128 * MB, 320 * MB),
     rows=(2, 4, 8, 16, 32, 64, 128, 256, 512),
+    stack_rows=(1, 32, 128),
     attention=(
         (1, (16, 2000)),
         (8, (16, 1024)),
@@ -89,6 +104,7 @@ QUICK = Effort(
     budget_s=0.04,
     working_sets=(2 * MB, 8 * MB, 32 * MB, 128 * MB),
     rows=(2, 8, 32, 128, 512),
+    stack_rows=(1, 64),
     attention=((1, (16, 1024)), (32, (32, 512)), (512, (512, 1024))),
 )
 
@@ -100,10 +116,12 @@ def profile_device(
     progress: Progress = lambda _share, _what: None,
     command: str = "splitpoint profile device",
     storage_folder: Path | None = None,
+    codec: CodecKernels | None = None,
 ) -> DeviceProfile:
-    """Measure this machine: about a minute, or a quarter of that when `quick`.
+    """Measure this machine as an edge: about a minute, or a quarter of that when `quick`.
 
-    `progress` is called with the share done, 0 to 1, and what comes next.
+    `progress` is called with the share done, 0 to 1, and what comes next; `codec`: its coders,
+    to be timed too.
     """
     effort = QUICK if quick else FULL
     spreads: list[float] = []
@@ -121,7 +139,9 @@ def profile_device(
         passes.append(_one_pass(threads, effort, spreads, report))
         references.append(_reference(effort, threads).seconds)
     rates = median_of(passes)
-    progress(0.93, "memory and storage")
+    progress(0.92, "codec")
+    speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
+    progress(0.95, "memory and storage")
     memory = _memory(effort)
     storage = system_facts.storage_read_rate(storage_folder, int((32 if quick else 128) * MB))
     progress(1.0, "done")
@@ -142,11 +162,12 @@ def profile_device(
         kernels=rates.kernels,
         attention=rates.attention,
         overheads=rates.overheads,
+        codec=speeds,
         sources={
             "bench": Source(kind="measured", reference=command, date=date.today().isoformat())
         },
         storage_read_bytes_per_s=Figure(value=storage, source="bench") if storage else None,
-        warnings=(*_thread_warnings(sweep), *_warnings(references, spreads)),
+        warnings=(*_thread_warnings(sweep), *quality_warnings(references, spreads)),
     )
 
 
@@ -162,34 +183,21 @@ class Rates:
 def _one_pass(threads: int, effort: Effort, spreads: list[float], progress: Progress) -> Rates:
     kernels = []
     for index, (bits, compute) in enumerate(PRECISIONS):
-        progress(0.8 * index / len(PRECISIONS), f"{bits}-bit weights, {compute} compute")
+        progress(0.7 * index / len(PRECISIONS), f"{bits}-bit weights, {compute} compute")
         kernels.append(_kernel(bits, compute, threads, effort, spreads))
     attention = []
     for index, kv_bits in enumerate((8, 16, 32)):
-        progress(0.8 + 0.06 * index, f"attention, {kv_bits}-bit cache")
+        progress(0.7 + 0.06 * index, f"attention, {kv_bits}-bit cache")
         attention.append(_attention(kv_bits, threads, effort, spreads))
-    progress(0.98, "operators in between")
-    overheads = _overheads(threads, effort, spreads, kernels, attention)
+    progress(0.9, "whole layers")
+    step = kernel_runs.time_step(num_threads=threads, budget_s=effort.budget_s)
+    kernels = [
+        _with_layers(kernel, attention[-1], step.seconds, threads, effort, spreads)
+        for kernel in kernels
+    ]
+    message = message_s(budget_s=4 * effort.budget_s)
+    overheads = _overheads(step, kernels, message)
     return Rates(kernels=tuple(kernels), attention=tuple(attention), overheads=overheads)
-
-
-def median_of(values: Sequence[Any]) -> Any:
-    """The like-shaped `values` merged: medians of numbers, part by part; anything else must be
-    equal in all of them."""
-    first = values[0]
-    if is_dataclass(first) and not isinstance(first, type):
-        merged = {
-            item.name: median_of([getattr(value, item.name) for value in values])
-            for item in fields(first)
-        }
-        return replace(first, **merged)
-    if isinstance(first, tuple):
-        return tuple(median_of(parts) for parts in zip(*values, strict=True))
-    if isinstance(first, float):
-        return statistics.median(values)
-    if any(value != first for value in values):
-        raise ValueError(f"cannot merge {values}")
-    return first
 
 
 def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:
@@ -199,24 +207,6 @@ def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:
             f"{best} threads take {sweep[best] / sweep[max(sweep)]:.0%} of the time of "
             f"{max(sweep)}: run the edge with {best}"
         )
-
-
-def _warnings(references: list[float], spreads: list[float]) -> Iterator[str]:
-    middle = statistics.median(spreads)
-    if middle > NOISY_SPREAD:
-        yield (
-            f"noisy machine: repeats of one kernel vary by {middle:.0%} (median); close other "
-            "programs and measure again"
-        )
-    drift = references[-1] / references[0] - 1
-    if abs(drift) > DRIFT:
-        reason = "throttling or a busier machine" if drift > 0 else "a machine that was busy first"
-        yield f"the reference kernel took {drift:+.0%} at the end: {reason}"
-    elif max(references) > (1 + 2 * DRIFT) * min(references):
-        yield "the reference kernel varied by more than a fifth on the way: a busy machine"
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    if battery is not None and not battery.power_plugged:
-        yield "running on battery: rates may be lower than on mains"
 
 
 def _reference(effort: Effort, threads: int) -> Timing:
@@ -237,6 +227,9 @@ def _thread_sweep(effort: Effort) -> dict[int, float]:
         )[0].seconds
         for count in counts
     }  # fmt: skip
+
+
+Run = Callable[[int, int, int, tuple[int, ...]], list[Timing]]
 
 
 def _kernel(
@@ -267,34 +260,61 @@ def _kernel(
                 DecodePoint(
                     working_set_bytes=walked,
                     matrix_bytes=matrix,
-                    bytes_per_s=_digits(walked / _net_s(timing, 2 * pairs * dispatch_s)),
-                    spread=_digits(timing.spread),
+                    bytes_per_s=digits(walked / net_s(timing, 2 * pairs * dispatch_s)),
+                    spread=digits(timing.spread),
                 )
             )
     batch = [
-        BatchPoint(
-            num_rows=rows,
-            num_weights=float(width * inner),
-            flops_per_s=_digits(8 * rows * width * inner / _net_s(timing, 4 * dispatch_s)),
-            spread=_digits(timing.spread),
-        )
+        point
         for width, inner in BATCH_SHAPES
-        for rows, timing in zip(effort.rows, run(width, inner, 2, effort.rows), strict=True)
+        for point in _batch_points(width, inner, bits, slow, dispatch_s, run, effort)
     ]
     return Kernel(
         weight_bits=bits,
         compute=compute,
-        dispatch_s=_digits(dispatch_s),
+        dispatch_s=digits(dispatch_s),
         source="bench",
         decode=DecodeCurve(source="bench", points=tuple(decode)),
         batch=BatchCurve(source="bench", points=tuple(batch)),
-        lookup_s_per_element=_digits(_lookup_s_per_element(bits, threads, effort)),
+        lookup_s_per_element=digits(_lookup_s_per_element(bits, threads, effort)),
     )
 
 
-def _net_s(timing: Timing, dispatch_s: float) -> float:
-    """Seconds less dispatch; at least half, so that noise in tiny probes cannot turn the sign."""
-    return max(timing.seconds - dispatch_s, timing.seconds / 2)
+def _batch_points(
+    width: int, inner: int, bits: int, slow: bool, dispatch_s: float, run: Run, effort: Effort
+) -> list[BatchPoint]:
+    """Many rows in matrices of one shape, within each working set.
+
+    Beyond `BEYOND_ROWS` rows arithmetic hides reading, so the small set's rate holds for both.
+    """
+    matrix = weight_bytes(width * inner, bits)
+    few = tuple(rows for rows in effort.rows if rows <= BEYOND_ROWS)
+    points: list[BatchPoint] = []
+    hidden: list[BatchPoint] = []
+    for working_set in BATCH_SETS[:1] if slow else BATCH_SETS:
+        pairs = max(1, min(round(working_set / (2 * matrix)), 150))
+        counts = effort.rows if not points else few
+        timings = run(width, inner, 2, counts[len(few) :]) if not points else []
+        timings = run(width, inner, pairs, few) + timings
+        found = [
+            BatchPoint(
+                num_rows=rows,
+                num_weights=float(width * inner),
+                working_set_bytes=digits(2 * pairs * matrix),
+                flops_per_s=digits(
+                    2 * rows * width * inner * 2 * count / net_s(timing, 2 * count * dispatch_s)
+                ),
+                spread=digits(timing.spread),
+            )
+            for rows, timing in zip(counts, timings, strict=True)
+            for count in (pairs if rows <= BEYOND_ROWS else 2,)
+        ]
+        points += found
+        if hidden:
+            size = found[0].working_set_bytes
+            points += [replace(point, working_set_bytes=size) for point in hidden]
+        hidden = hidden or found[len(few) :]
+    return points
 
 
 def _lookup_s_per_element(bits: int, threads: int, effort: Effort) -> float:
@@ -327,56 +347,56 @@ def _attention(kv_bits: int, threads: int, effort: Effort, spreads: list[float])
             points.append(
                 AttentionPoint(
                     num_rows=rows,
-                    fixed_s=_digits(max(near.seconds / num_layers - slope * short, 0.0)),
-                    flops_per_s=_digits(4 * rows * width / slope),
+                    fixed_s=digits(max(near.seconds / num_layers - slope * short, 0.0)),
+                    flops_per_s=digits(4 * rows * width / slope),
                     working_set_bytes=num_layers * long * token_bytes,
-                    spread=_digits(max(near.spread, far.spread)),
+                    spread=digits(max(near.spread, far.spread)),
                 )
             )
     return AttentionKernel(kv_bits=kv_bits, source="bench", points=tuple(points), width=width)
 
 
-def _overheads(
-    threads: int,
-    effort: Effort,
+def _with_layers(
+    kernel: Kernel, cache: AttentionKernel, step_s: float, threads: int, effort: Effort,
     spreads: list[float],
-    kernels: Sequence[Kernel],
-    attention: Sequence[AttentionKernel],
-) -> Overheads:
-    """What is left of whole layers once their matrices and attention are taken off, by the same
-    formulas that predictions use: norms, activation, and waking threads between operators."""
-    step = kernel_runs.time_step(num_threads=threads, budget_s=effort.budget_s)
-    rows, tokens = 128, 192
-    ones: list[float] = []
-    manys: list[float] = []
-    for kernel in kernels:
-        if kernel.weight_bits <= 8 and kernel.compute == "fp32":
-            continue
-        one, many = kernel_runs.time_decoder(
-            **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS,
+) -> Kernel:  # fmt: skip
+    """The kernel with what is left of whole layers once its matrices and attention are taken off,
+    by the same formulas that predictions use."""
+    if kernel.weight_bits == 8 and kernel.compute == "fp32":
+        return kernel
+    points = []
+    for width, inner, num_heads, num_kv_heads, num_layers in STACKS:
+        heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": 64}
+        timings = kernel_runs.time_decoder(
+            **heads, width=width, inner=inner, num_layers=num_layers,
             weight_bits=kernel.weight_bits, compute=kernel.compute,
-            cases=((1, tokens), (rows, tokens)), num_threads=threads, budget_s=effort.budget_s,
+            cases=tuple((rows, STACK_TOKENS) for rows in effort.stack_rows),
+            num_threads=threads, budget_s=effort.budget_s,
         )  # fmt: skip
-        spreads += [one.spread, many.spread]
-        for found, timing, count in ((ones, one, 1), (manys, many, rows)):
-            known = _known_layer_s(kernel, attention[-1], count, tokens)
-            found.append((timing.seconds - step.seconds) / LAYERS - known)
-    layer_s = max(1e-7, statistics.median(ones))
-    rest_s = max(1e-7, statistics.median(manys) - layer_s)
-    moved = 4 * (4 * WIDTH + 3 * INNER) * (rows - 1)
-    return Overheads(
-        step_s=_figure(step.seconds, step),
-        layer_s=Figure(value=_digits(layer_s), source="bench"),
-        elementwise_bytes_per_s=Figure(value=_digits(moved / rest_s), source="bench"),
-    )
+        packed = 64 * (num_heads + 2 * num_kv_heads)
+        sizes = [width * packed, 64 * num_heads * width, *[width * inner] * 3]
+        for rows, timing in zip(effort.stack_rows, timings, strict=True):
+            spreads.append(timing.spread)
+            known = _known_layer_s(kernel, cache, sizes, num_layers, num_heads, rows)
+            rest = (timing.seconds - step_s) / num_layers - known
+            points.append(
+                LayerPoint(
+                    width=width, num_sessions=1, num_rows=rows, seconds=digits(max(rest, 0.0))
+                )
+            )
+    return replace(kernel, layers=tuple(points))
 
 
-def _known_layer_s(kernel: Kernel, cache: AttentionKernel, num_rows: int, num_tokens: int) -> float:
-    """Matrices and attention of one layer of the whole-layer probe."""
-    heads = ATTENTION["num_heads"] * ATTENTION["head_dim"]
-    packed = heads + 2 * ATTENTION["num_kv_heads"] * ATTENTION["head_dim"]
-    sizes = [WIDTH * packed, heads * WIDTH, *[WIDTH * INNER] * 3]
-    working_set = LAYERS * weight_bytes(sum(sizes), kernel.weight_bits)
+def _known_layer_s(
+    kernel: Kernel,
+    cache: AttentionKernel,
+    sizes: Sequence[int],
+    num_layers: int,
+    num_heads: int,
+    num_rows: int,
+) -> float:
+    """Matrices and attention of one layer of a whole-layer probe."""
+    working_set = num_layers * weight_bytes(sum(sizes), kernel.weight_bits)
     matrices = sum(
         matrix_s(
             kernel,
@@ -390,10 +410,27 @@ def _known_layer_s(kernel: Kernel, cache: AttentionKernel, num_rows: int, num_to
     return matrices + attention_s(
         cache,
         num_rows=num_rows,
-        num_tokens=num_tokens,
-        num_heads=ATTENTION["num_heads"],
-        head_dim=ATTENTION["head_dim"],
+        num_tokens=STACK_TOKENS,
+        num_heads=num_heads,
+        head_dim=64,
         working_set_bytes=working_set,
+    )
+
+
+def _overheads(step: Timing, kernels: Sequence[Kernel], message: Timing | None) -> Overheads:
+    """Overheads for kernels without whole layers, and as one figure for people: medians over the
+    precisions at the wider stack."""
+    width, inner = STACKS[-1][:2]
+    measured = [[p for p in kernel.layers if p.width == width] for kernel in kernels]
+    points = [found for found in measured if found]
+    layer_s = max(1e-7, statistics.median(found[0].seconds for found in points))
+    rest_s = statistics.median(found[-1].seconds - found[0].seconds for found in points)
+    moved = 4 * (4 * width + 3 * inner) * (points[0][-1].num_rows - 1)
+    return Overheads(
+        step_s=figure(step.seconds, step),
+        layer_s=figure(layer_s),
+        elementwise_bytes_per_s=figure(moved / max(1e-7, rest_s)),
+        message_s=None if message is None else figure(message.seconds / 2, message),
     )
 
 
@@ -403,14 +440,5 @@ def _memory(effort: Effort) -> Memory:
         total_bytes=Figure(value=float(psutil.virtual_memory().total), source="bench"),
         usable_bytes=Figure(value=float(system_facts.usable_memory_bytes()), source="bench"),
         runtime_base_bytes=Figure(value=float(system_facts.process_base_bytes()), source="bench"),
-        bandwidth_bytes_per_s=_figure(bandwidth, timing),
+        bandwidth_bytes_per_s=figure(bandwidth, timing),
     )
-
-
-def _figure(value: float, timing: Timing) -> Figure:
-    return Figure(value=_digits(value), source="bench", spread=_digits(timing.spread))
-
-
-def _digits(value: float) -> float:
-    """Four significant digits: more would be noise, and would make the files unreadable."""
-    return float(f"{value:.4g}")

@@ -91,18 +91,21 @@ def usable_memory_bytes() -> int:
     return min(limits)
 
 
-def process_base_bytes() -> int:
-    """Resident bytes of a fresh interpreter with the edge's libraries loaded, and no model.
+def process_base_bytes(load: str | None = None) -> int:
+    """Resident bytes of a fresh interpreter that has run `load`, and holds no model.
 
-    A child process, because this one has already grown. It runs each kind of kernel once on
-    tiny tensors, so that the pages of the library's code that they touch are counted.
+    By default an edge's libraries, each kind of kernel run once on tiny tensors so that the
+    pages of the library's code that they touch are counted. A child process, because this one has
+    already grown.
     """
-    code = (
+    edge = (
         "import importlib.util\n"
         f"for name in {EDGE_LIBRARIES!r}:\n"
         "    if importlib.util.find_spec(name): __import__(name)\n"
         "from hwprofiles.kernel_runs import touch_kernels\n"
         "touch_kernels()\n"
+    )
+    code = (edge if load is None else load) + (
         "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -137,3 +140,15 @@ def storage_read_rate(folder: Path | None, num_bytes: int) -> float | None:
         while file.read(1 << 22):
             pass
         return num_bytes / (time.perf_counter() - start)
+
+
+def throttle_events(root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """How often the cores have throttled for heat since they were started; 0 where the system
+    does not say (virtual machines, most Arm boards)."""
+    total = 0
+    for path in root.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"):
+        try:
+            total += int(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_REPEATS = 5
+LONG_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +28,11 @@ def measure(
     *,
     budget_s: float,
     min_repeats: int = MIN_REPEATS,
+    patience_s: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Call once to warm up, then again until `budget_s` is spent, `min_repeats` times at least.
+    """Call once to warm up, then again until `budget_s` is spent, `min_repeats` times at least;
+    once `patience_s` is spent, three times are enough.
 
     The median, because a neighbour's burst of work must not move it; the spread, so that the
     reader sees the burst.
@@ -36,7 +40,9 @@ def measure(
     call()
     samples: list[float] = []
     start = clock()
-    while len(samples) < min_repeats or clock() - start < budget_s:
+    while (spent_s := clock() - start) < budget_s or len(samples) < min_repeats:
+        if spent_s >= patience_s and len(samples) >= LONG_REPEATS:
+            break
         before = clock()
         call()
         samples.append(clock() - before)

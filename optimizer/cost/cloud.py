@@ -3,9 +3,9 @@
 Ours; each part is what the profiler measured in the server's own engine:
 
     step = step_s + sessions * session_s
-         + layers * (layer_s + sum over matrices of (dispatch_s + seconds(rows))
-                     + extra elementwise bytes / elementwise_rate
-                     + sum over sessions of attention(rows, tokens))
+         + sum over layers of (sum over matrices of (dispatch_s + seconds(rows))
+             + rest(rows, sessions): what whole layers take beyond these
+             + sum over sessions of attention(rows, tokens))
          + head(logits)
 
 A packed batch of sessions walks the back's weights once, each session its own cache.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hwprofiles.device import DeviceProfile
-from hwprofiles.rates import attention_s, matrix_s
+from hwprofiles.rates import attention_s, layer_rest_s, matrix_s
 from optimizer.cost.weights import (
     Matrix,
     back_layer_matrices,
@@ -54,15 +54,17 @@ def back_step_s(
     kv_bits: int,
     sessions: Sequence[SessionRows],
     num_logits: int | None = None,
+    skipped_layers: Sequence[int] = (),
 ) -> float:
-    """Seconds of one batch through the last `num_layers` layers and the head.
+    """Seconds of one batch through the last `num_layers` layers, each session from its split on,
+    and the head.
 
-    The head runs for `num_logits` rows, one a session unless given, and is stored like the other
-    matrices. Raises ProfileError when the device has no kernel for these precisions.
+    `skipped_layers`: of each session, how many of these layers lie below its split (ragged entry;
+    empty: none). The head runs for `num_logits` rows, one a session unless given, and is stored
+    like the other matrices. Raises ProfileError when the device has no kernel for these precisions.
     """
     if not sessions:
         return 0.0
-    rows = sum(session.num_rows for session in sessions)
     logits = len(sessions) if num_logits is None else num_logits
     bits = back_compute_bits(device, back_bits)
     kernel = device.kernel(bits)
@@ -81,10 +83,21 @@ def back_step_s(
         )
 
     overheads = device.overheads
-    row_bytes = 4 * (4 * geometry.hidden_size + 3 * geometry.intermediate_size)
-    layer = overheads.layer_s.effective
-    layer += (rows - 1) * row_bytes / overheads.elementwise_bytes_per_s.effective
-    layer += sum(seconds_of(matrix, rows) for matrix in matrices)
+    total = overheads.step_s.effective
+    skipped = skipped_layers or (0,) * len(sessions)
+    starts = sorted({min(skip, num_layers) for skip in skipped})
+    for start, stop in zip(starts, [*starts[1:], num_layers], strict=True):
+        active = [s.num_rows for s, skip in zip(sessions, skipped, strict=True) if skip <= start]
+        rest = layer_rest_s(
+            kernel,
+            overheads,
+            width=geometry.hidden_size,
+            inner=geometry.intermediate_size,
+            num_rows=sum(active),
+            num_sessions=len(active),
+        )
+        work = sum(seconds_of(matrix, sum(active)) for matrix in matrices)
+        total += (stop - start) * (rest + work)
     cache = device.attention_kernel(kv_bits)
 
     def attention_of(session: SessionRows, window: int | None) -> float:
@@ -99,10 +112,9 @@ def back_step_s(
         )
 
     first = geometry.num_layers - num_layers
-    windows = Counter(geometry.window_of_layer(i) for i in range(first, geometry.num_layers))
-    total = overheads.step_s.effective + num_layers * layer
-    for session, count in Counter(sessions).items():
-        for window, layers in windows.items():
+    for (session, skip), count in Counter(zip(sessions, skipped, strict=True)).items():
+        entered = range(first + skip, geometry.num_layers)
+        for window, layers in Counter(map(geometry.window_of_layer, entered)).items():
             total += layers * count * attention_of(session, window)
     if overheads.session_s is not None:
         total += len(sessions) * overheads.session_s.effective

@@ -5,7 +5,7 @@ The model is ours; each part is what the profiler measured in isolation, added u
     step = step_s + rows * D * lookup_s_per_element + sum over layers of
              sum over matrices of (dispatch_s + max(bytes / decode_rate, 2 rows K N / flop_rate))
            + attention(rows, tokens)
-           + layer_s + extra elementwise bytes / elementwise_rate
+           + rest(rows): what whole layers take beyond these
 
 `decode_rate` depends on the working set of the whole step (weights and KV walked), because a
 front that fits in a cache runs several times faster than one that does not.
@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from hwprofiles.device import DeviceProfile, Kernel
-from hwprofiles.rates import attention_s, matrix_s
+from hwprofiles.rates import attention_s, layer_rest_s, matrix_s
 from optimizer.cost.weights import (
     Matrix,
     front_layer_bytes,
@@ -112,19 +112,24 @@ def front_step(
         for bits in {bits for bits, _ in layers}
     }
     attention = {window: attention_of(window) for window in {window for _, window in layers}}
-    row_bytes = 4 * (4 * geometry.hidden_size + 3 * geometry.intermediate_size)
-    extra_bytes = (num_rows - 1) * row_bytes
-    overheads = device.overheads
-    elementwise = overheads.layer_s.effective
-    elementwise += extra_bytes / overheads.elementwise_bytes_per_s.effective
+    rest = {
+        bits: layer_rest_s(
+            kernels[bits],
+            device.overheads,
+            width=geometry.hidden_size,
+            inner=geometry.intermediate_size,
+            num_rows=num_rows,
+        )
+        for bits in {bits for bits, _ in layers}
+    }
     head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
     whole = split == geometry.num_layers
     return StepTime(
         matrices_s=sum(count * matrices[bits] for (bits, _), count in layers.items()),
         attention_s=sum(count * attention[window] for (_, window), count in layers.items()),
-        elementwise_s=split * elementwise,
+        elementwise_s=sum(count * rest[bits] for (bits, _), count in layers.items()),
         head_s=seconds_of(head, _computed_bits(weight_bits), 1) if whole else 0.0,
-        step_s=overheads.step_s.effective
+        step_s=device.overheads.step_s.effective
         + num_rows * geometry.hidden_size * kernel.lookup_s_per_element,
     )
 

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -20,6 +21,7 @@ from rich.table import Table
 from hwprofiles.device import DeviceProfile
 from hwprofiles.device_catalog import device_to_yaml, load_device, shipped_devices, to_plain
 from hwprofiles.device_compare import compare_devices, key_figures
+from hwprofiles.errors import ProfileError
 from hwprofiles.link import LinkProfile, link_names, load_link
 from splitpoint.commands.generation_options import (
     CaOption,
@@ -47,19 +49,41 @@ def profiles() -> None:
 def device(
     out: OutOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="About 15 s, one pass.")] = False,
+    role: Annotated[
+        Literal["auto", "edge", "cloud"],
+        typer.Option(help="Whose kernels; auto: the edge's where onnxruntime is installed."),
+    ] = "auto",
+    device_type: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option("--device", help="Where the cloud's kernels run; auto: CUDA if there."),
+    ] = "auto",
     name: NameOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine with the kernels the edge runs: about a minute."""
-    from hwprofiles.profiler import profile_device
+    """Measure this machine with the kernels that will run on it: about a minute.
 
+    An edge runs ONNX Runtime, a cloud server torch: two profiles, each with its own rates.
+    """
+    from splitpoint.profiled_codec import ProfiledCodec
+
+    chosen = _role(role)
     with _progress("profiling") as report:
-        found = profile_device(
-            name=name or (out.stem if out else None),
-            quick=quick,
-            progress=report,
-            command=_command(),
-        )
+        common: dict[str, Any] = {
+            "name": name or (out.stem if out else None),
+            "quick": quick,
+            "progress": report,
+            "command": _command(),
+            "codec": ProfiledCodec(),
+        }
+        if chosen == "edge":
+            from hwprofiles.profiler import profile_device
+
+            found = profile_device(**common)
+        else:
+            from cloud.profiled_kernels import TorchKernels
+            from hwprofiles.back_profiler import profile_server
+
+            found = profile_server(TorchKernels(device_type), **common)
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
     _deliver(device_to_yaml(found), out)
@@ -69,6 +93,22 @@ def device(
         _print_device(found)
     else:
         typer.echo(str(out))
+
+
+def _role(asked: str) -> str:
+    """The role to measure; says so when there was a choice. ProfileError without its library."""
+    library = {"edge": "onnxruntime", "cloud": "torch"}
+    installed = [role for role, module in library.items() if find_spec(module)]
+    if asked == "auto" and installed:
+        if len(installed) > 1:
+            typer.echo("measuring the edge's kernels; --role cloud measures the server's", err=True)
+        return installed[0]
+    if asked not in installed:
+        raise ProfileError(
+            f"the {asked} role is measured with {library.get(asked, 'onnxruntime or torch')}, "
+            "which is not installed: pip install 'splitpoint[edge]' or 'splitpoint[cloud]'"
+        )
+    return asked
 
 
 @profile_app.command()

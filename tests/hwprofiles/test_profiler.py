@@ -8,13 +8,9 @@ import pytest
 
 from hwprofiles import system_facts
 from hwprofiles.device import BatchCurve, BatchPoint
-from hwprofiles.profiler import (
-    Effort,
-    _thread_warnings,
-    _warnings,
-    median_of,
-    profile_device,
-)
+from hwprofiles.profile_parts import median_of
+from hwprofiles.profile_parts import quality_warnings as _warnings
+from hwprofiles.profiler import Effort, _thread_warnings, profile_device
 from hwprofiles.timing import Timing, measure
 
 
@@ -30,6 +26,17 @@ def test_measure_takes_the_median_and_the_spread_of_its_repeats() -> None:
     assert timing.num_repeats == 5
     assert timing.seconds == 1.0
     assert timing.spread == pytest.approx(3.0)  # p10 = 1, p90 = 1 + 0.6 * 5 = 4
+
+
+def test_measure_loses_patience_with_long_calls_after_three() -> None:
+    now = 0.0
+
+    def call() -> None:
+        nonlocal now
+        now += 2.0
+
+    timing = measure(call, budget_s=0.1, patience_s=1.0, clock=lambda: now)
+    assert timing.num_repeats == 3
 
 
 def test_measure_goes_on_until_its_budget_is_spent() -> None:
@@ -74,10 +81,13 @@ def test_usable_memory_obeys_rlimits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert system_facts.usable_memory_bytes() == 777
 
 
-def test_a_noisy_or_throttling_machine_is_named() -> None:
+def test_a_noisy_or_throttling_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system_facts, "throttle_events", lambda: 0)
     assert not [w for w in _warnings([1.0, 1.0], [0.02, 0.03]) if "battery" not in w]
     assert any("noisy" in warning for warning in _warnings([1.0, 1.0], [0.4, 0.5]))
     assert any("throttling" in warning for warning in _warnings([1.0, 1.3], [0.02]))
+    monkeypatch.setattr(system_facts, "throttle_events", lambda: 7)
+    assert any("throttled 7 times" in warning for warning in _warnings([1.0], [0.02]))
     assert any("on the way" in warning for warning in _warnings([1.0, 1.5, 1.0], [0.02]))
 
 
@@ -104,11 +114,15 @@ def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch)
         num_passes=2,
         budget_s=0.0,
         working_sets=(1e5, 4e5),
-        rows=(2, 8),
+        rows=(2, 8, 64),
+        stack_rows=(1, 8),
         attention=((1, (16, 64)), (8, (8, 32))),
     )
     monkeypatch.setattr("hwprofiles.profiler.QUICK", tiny)
     monkeypatch.setattr("hwprofiles.profiler.SHAPES", ((64, 128), (128, 384)))
+    monkeypatch.setattr("hwprofiles.profiler.BATCH_SHAPES", ((64, 128),))
+    monkeypatch.setattr("hwprofiles.profiler.BATCH_SETS", (1e5, 4e5))
+    monkeypatch.setattr("hwprofiles.profiler.STACKS", ((64, 128, 2, 1, 2),))
     monkeypatch.setattr(system_facts, "storage_read_rate", lambda *_: 1e8)
     monkeypatch.setattr(system_facts, "memory_bandwidth", lambda *_: (1e9, STEADY))
     shares = []
@@ -120,6 +134,10 @@ def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch)
     assert {(k.weight_bits, k.compute) for k in profile.kernels} >= {(4, "int8"), (32, "fp32")}
     assert all(point.flops_per_s > 0 for k in profile.kernels for point in k.batch.points)
     assert {k.kv_bits for k in profile.attention} == {8, 16, 32}
+    assert [len(k.layers) for k in profile.kernels] == [2, 2, 2, 0, 2]
+    batch = profile.kernel(32).batch.points
+    assert sorted({point.num_rows for point in batch}) == [2, 8, 64]
+    assert len({point.working_set_bytes for point in batch}) == 2
     assert 20e6 < profile.memory.runtime_base_bytes.value < 400e6
     assert shares == sorted(shares)
     assert shares[-1] == 1.0

@@ -71,5 +71,21 @@ def test_device_writes_a_profile_that_loads_again(
         "hwprofiles.profiler.profile_device", lambda **_given: load_device("local-epyc-2core")
     )
     out = tmp_path / "deep" / "mine.yaml"
-    assert json.loads(run("device", "--quick", "--out", str(out), "--json"))["measured"]
+    assert json.loads(run("device", "--role", "edge", "--quick", "--out", str(out), "--json"))[
+        "measured"
+    ]
     assert load_device(out) == load_device("local-epyc-2core")
+
+
+def test_the_role_follows_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"torch"}
+    monkeypatch.setattr(
+        "splitpoint.commands.profile.find_spec", lambda name: name in installed or None
+    )
+    monkeypatch.setattr(
+        "hwprofiles.back_profiler.profile_server",
+        lambda _kernels, **_given: load_device("a100-80gb"),
+    )
+    assert json.loads(run("device", "--json"))["name"] == "a100-80gb"
+    with pytest.raises(ProfileError, match="pip install"):
+        run("device", "--role", "edge")

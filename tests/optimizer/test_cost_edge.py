@@ -64,7 +64,9 @@ def test_batch_and_attention_read_off_their_points() -> None:
         source="x",
         points=(BatchPoint(num_rows=2, flops_per_s=1.0), BatchPoint(num_rows=8, flops_per_s=4.0)),
     )
-    assert batch_s_per_flop(curve, num_rows=4, num_weights=1e6) == pytest.approx((1 + 0.25) / 2)
+    assert batch_s_per_flop(curve, num_rows=4, num_weights=1e6) == pytest.approx(2 / 4)
+    assert batch_s_per_flop(curve, num_rows=16, num_weights=1e6) == pytest.approx(2 / 16)
+    assert batch_s_per_flop(curve, num_rows=1, num_weights=1e6) == pytest.approx(1.0)
     kernel = AttentionKernel(
         kv_bits=32,
         source="x",

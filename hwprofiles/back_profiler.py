@@ -1,0 +1,428 @@
+"""Measure this machine with the server's own engine, and write what was found as a profile.
+
+A pass times the server's matrices (rows by working set and matrix size) and whole engines of a few
+layers: batches of 1 to 64 sessions, prompts, and short against long caches. What whole layers
+take beyond their matrices becomes the kernel's `layers`, so a prediction is exact where the engine
+was measured. The profile is the median of the passes; a reference is timed around each, as
+for the edge (`hwprofiles.profiler`).
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+import psutil
+
+from hwprofiles import system_facts
+from hwprofiles.device import (
+    AttentionKernel,
+    AttentionPoint,
+    BatchCurve,
+    BatchPoint,
+    Compute,
+    DecodeCurve,
+    DecodePoint,
+    DeviceProfile,
+    Figure,
+    Kernel,
+    LayerPoint,
+    Memory,
+    Overheads,
+    Platform,
+    Source,
+)
+from hwprofiles.message_probe import message_s
+from hwprofiles.profile_parts import (
+    MB,
+    Progress,
+    codec_speeds,
+    digits,
+    figure,
+    median_of,
+    net_s,
+    quality_warnings,
+)
+from hwprofiles.rates import matrix_s
+from hwprofiles.seams import BackKernels, BackStack, Call, CodecKernels, SessionLoad, StackShape
+from hwprofiles.timing import Timing, measure
+
+SHAPES = ((512, 1536), (1024, 2816))
+LARGE_SHAPE = (2048, 5632)
+STACKS = (
+    StackShape(width=512, inner=1536, num_heads=8, num_kv_heads=4, head_dim=64, vocab_size=512),
+    StackShape(width=1024, inner=2816, num_heads=16, num_kv_heads=4, head_dim=64, vocab_size=512),
+)
+SAMPLED = 32_768
+PATIENCE_S = 0.12
+SHORT = 16  # tokens cached in the batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackEffort:
+    """How long to measure: passes, seconds a point in each, and which sizes."""
+
+    num_passes: int
+    budget_s: float
+    working_sets: tuple[float, ...]
+    rows: tuple[int, ...]
+    large_rows: tuple[int, ...]
+    sessions: tuple[int, ...]
+    prompts: tuple[int, ...]
+    layers: int
+    long: int
+
+
+FULL = BackEffort(
+    num_passes=3,
+    budget_s=0.025,
+    working_sets=(6 * MB, 32 * MB, 192 * MB),
+    rows=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    large_rows=(1, 2, 8, 64),
+    sessions=(1, 2, 4, 8, 16, 32, 64),
+    prompts=(32, 128),
+    layers=6,
+    long=1024,
+)
+QUICK = BackEffort(
+    num_passes=1,
+    budget_s=0.02,
+    working_sets=(8 * MB, 128 * MB),
+    rows=(1, 2, 4, 16, 64, 128),
+    large_rows=(1, 2, 16),
+    sessions=(1, 4, 16, 64),
+    prompts=(128,),
+    layers=4,
+    long=512,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackRates:
+    """What one pass measures."""
+
+    kernels: tuple[Kernel, ...]
+    attention: tuple[AttentionKernel, ...]
+    step_s: float
+    session_s: float
+
+
+def profile_server(
+    kernels: BackKernels,
+    *,
+    name: str | None = None,
+    quick: bool = False,
+    progress: Progress = lambda _share, _what: None,
+    command: str = "splitpoint profile device --role cloud",
+    codec: CodecKernels | None = None,
+) -> DeviceProfile:
+    """Measure this machine as a server: about a minute, or a quarter of that when `quick`.
+
+    `progress` is called with the share done, 0 to 1, and what comes next.
+    """
+    effort = QUICK if quick else FULL
+    spreads: list[float] = []
+    progress(0.0, "reference")
+    reference = kernels.matrices(width=512, inner=1536, num_pairs=8, weight_bits=8)(1)
+    references = [measure(reference, budget_s=2 * effort.budget_s).seconds]
+    passes = []
+    for index in range(effort.num_passes):
+        start, share = 0.01 + 0.9 * index / effort.num_passes, 0.9 / effort.num_passes
+
+        def report(part: float, what: str, start: float = start, share: float = share) -> None:
+            progress(start + share * part, what)
+
+        passes.append(_one_pass(kernels, effort, spreads, report))
+        references.append(measure(reference, budget_s=2 * effort.budget_s).seconds)
+    rates: BackRates = median_of(passes)
+    progress(0.92, "sampling, messages, codec")
+    sampled = measure(kernels.sample(SAMPLED), budget_s=effort.budget_s)
+    message = message_s(budget_s=4 * effort.budget_s)
+    speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
+    progress(0.97, "memory")
+    memory = _memory(kernels, effort)
+    progress(1.0, "done")
+    hardware = kernels.accelerator or system_facts.processor_name()
+    return DeviceProfile(
+        name=name or socket.gethostname().split(".")[0] or "this-machine",
+        summary=f"{hardware}, {system_facts.num_cores()} cores",
+        roles=("cloud",),
+        measured=True,
+        platform=Platform(
+            processor=system_facts.processor_name(),
+            num_cores=system_facts.num_cores(),
+            num_threads=kernels.num_threads,
+            operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            engine=kernels.engine,
+            accelerator=kernels.accelerator,
+            versions={"python": platform.python_version(), **kernels.versions()},
+        ),
+        memory=memory,
+        kernels=rates.kernels,
+        attention=rates.attention,
+        overheads=_overheads(rates, sampled, message),
+        codec=speeds,
+        sources={
+            "bench": Source(kind="measured", reference=command, date=date.today().isoformat())
+        },
+        warnings=tuple(quality_warnings(references, spreads)),
+    )
+
+
+def _one_pass(
+    kernels: BackKernels, effort: BackEffort, spreads: list[float], progress: Progress
+) -> BackRates:
+    found, steps, sessions = [], [], []
+    attention: list[AttentionKernel] = []
+    count = len(kernels.weight_bits)
+    for index, bits in enumerate(kernels.weight_bits):
+        progress(index / count, f"{bits}-bit weights: matrices")
+        kernel = _kernel(kernels, bits, effort, spreads)
+        progress((index + 0.6) / count, f"{bits}-bit weights: whole layers")
+        points = []
+        for shape in STACKS:
+            stack = _Stack(kernels, shape, bits, kernel, effort, spreads)
+            points += stack.layers()
+            steps.append(stack.step_s)
+            sessions.append(stack.session_s)
+            if not attention and shape is STACKS[-1]:
+                attention.append(stack.attention(kernels.kv_bits))
+        found.append(replace(kernel, layers=tuple(points)))
+    return BackRates(
+        kernels=tuple(found),
+        attention=tuple(attention),
+        step_s=statistics.median(steps),
+        session_s=statistics.median(sessions),
+    )
+
+
+def back_bytes(num_weights: float, num_outputs: float, bits: int) -> float:
+    """Bytes of back matrices: bits / 8 a weight, and at 8 bits one fp32 scale an output."""
+    return num_weights * bits / 8 + (4 * num_outputs if bits == 8 else 0)
+
+
+def _kernel(
+    kernels: BackKernels, bits: int, effort: BackEffort, spreads: list[float]
+) -> Kernel:  # fmt: skip
+    tiny = kernels.matrices(width=64, inner=64, num_pairs=32, weight_bits=bits)(1)
+    dispatch_s = measure(tiny, budget_s=effort.budget_s).seconds / 64
+    decode: list[DecodePoint] = []
+    batch: list[BatchPoint] = []
+    for width, inner in (*SHAPES, LARGE_SHAPE):
+        weights = width * inner
+        matrix = back_bytes(weights, (width + inner) / 2, bits)
+        is_large = (width, inner) == LARGE_SHAPE
+        for working_set in effort.working_sets[-1:] if is_large else effort.working_sets:
+            pairs = max(1, round(working_set / (2 * matrix)))
+            walked = digits(2 * pairs * matrix)
+            if decode and (decode[-1].matrix_bytes, decode[-1].working_set_bytes) == (
+                matrix, walked,
+            ):  # fmt: skip
+                continue
+            # Many rows of a large set would take seconds: reading is long hidden by then.
+            rows = effort.large_rows if is_large else effort.rows
+            rows = tuple(n for n in rows if n <= 64 or working_set == effort.working_sets[0])
+            with_rows = kernels.matrices(
+                width=width, inner=inner, num_pairs=pairs, weight_bits=bits
+            )
+            for num_rows in rows:
+                timing = _timed(with_rows(num_rows), effort, spreads)
+                net = net_s(timing, 2 * pairs * dispatch_s)
+                if num_rows == 1:
+                    decode.append(
+                        DecodePoint(
+                            working_set_bytes=walked,
+                            matrix_bytes=matrix,
+                            bytes_per_s=digits(2 * pairs * matrix / net),
+                            spread=digits(timing.spread),
+                        )
+                    )
+                    continue
+                batch.append(
+                    BatchPoint(
+                        num_rows=num_rows,
+                        num_weights=float(weights),
+                        working_set_bytes=walked,
+                        flops_per_s=digits(2 * num_rows * weights * 2 * pairs / net),
+                        spread=digits(timing.spread),
+                    )
+                )
+    return Kernel(
+        weight_bits=bits,
+        compute=_compute(kernels, bits),
+        dispatch_s=digits(dispatch_s),
+        source="bench",
+        decode=DecodeCurve(source="bench", points=tuple(decode)),
+        batch=BatchCurve(source="bench", points=tuple(batch)),
+    )
+
+
+def _compute(kernels: BackKernels, bits: int) -> Compute:
+    if bits == 16:
+        return "bf16"
+    return "int8" if bits == 8 and kernels.engine == "torch-cpu" else "fp32"
+
+
+class _Stack:
+    """An engine of a few layers and of one: what a layer takes, and what a step takes besides.
+
+    With m the matrices of a layer as predicted, T(L) = base + L (m_L + rest): two depths give
+    `rest` and `base` for each batch, base = step_s + sessions * session_s.
+    """
+
+    def __init__(
+        self,
+        kernels: BackKernels,
+        shape: StackShape,
+        bits: int,
+        kernel: Kernel,
+        effort: BackEffort,
+        spreads: list[float],
+    ) -> None:
+        self._shape, self._bits, self._kernel = shape, bits, kernel
+        self._effort, self._spreads = effort, spreads
+        self._deep = kernels.stack(shape, num_layers=effort.layers, weight_bits=bits)
+        shallow = kernels.stack(shape, num_layers=1, weight_bits=bits)
+        self._rests: dict[tuple[int, int], float] = {}
+        bases = {}
+        self._seconds: dict[tuple[int, int], float] = {}
+        for count in effort.sessions:
+            loads = [SessionLoad(1, SHORT)] * count
+            deep, one = self._time(self._deep, loads), self._time(shallow, loads)
+            layers = effort.layers
+            known = (self._matrices_s(layers, count), self._matrices_s(1, count))
+            rest = ((deep - layers * known[0]) - (one - known[1])) / (layers - 1)
+            self._rests[count, count] = max(rest, 0.0)
+            self._seconds[count, count] = deep
+            bases[count] = max(one - known[1] - rest, 1e-6)
+        first, last = effort.sessions[0], effort.sessions[-1]
+        self.session_s = max((bases[last] - bases[first]) / (last - first), 1e-8)
+        self.step_s = max(bases[first] - first * self.session_s, 1e-7)
+
+    def layers(self) -> list[LayerPoint]:
+        """The rest of whole layers: prompts of one session, then batches of sessions."""
+        for num_rows in self._effort.prompts:
+            seconds = self._time(self._deep, [SessionLoad(num_rows, 0)])
+            known = self._effort.layers * self._matrices_s(self._effort.layers, num_rows)
+            rest = (seconds - self.step_s - self.session_s - known) / self._effort.layers
+            self._rests[1, num_rows] = max(rest, 0.0)
+        return [
+            LayerPoint(
+                width=self._shape.width,
+                num_sessions=sessions,
+                num_rows=rows,
+                seconds=digits(seconds),
+            )
+            for (sessions, rows), seconds in sorted(self._rests.items())
+        ]
+
+    def attention(self, kv_bits: int) -> AttentionKernel:
+        """The slope in cached tokens: of one row (mean of one and of eight sessions, whose caches
+        lie in nearer and farther memory), and of prompts.
+
+        What does not grow with the cache is in `layers`, so the fixed part here is zero.
+        """
+        long, layers = self._effort.long, self._effort.layers
+        slopes = []
+        for sessions in (1, 8):
+            if (sessions, sessions) not in self._seconds:
+                loads = [SessionLoad(1, SHORT)] * sessions
+                self._seconds[sessions, sessions] = self._time(self._deep, loads)
+            depth = long // 2 if sessions > 1 else long
+            far = self._time(self._deep, [SessionLoad(1, depth)] * sessions)
+            slope = (far - self._seconds[sessions, sessions]) / (depth - SHORT) / sessions
+            slopes.append(slope / layers)
+        points = [self._point(1, statistics.mean(slopes))]
+        for num_rows in self._effort.prompts:
+            near = self._time(self._deep, [SessionLoad(num_rows, 0)])
+            far = self._time(self._deep, [SessionLoad(num_rows, long // 2)])
+            points.append(self._point(num_rows, (far - near) / (long // 2) / layers))
+        width = self._shape.num_heads * self._shape.head_dim
+        return AttentionKernel(kv_bits=kv_bits, source="bench", points=tuple(points), width=width)
+
+    def _point(self, num_rows: int, slope_s: float) -> AttentionPoint:
+        width = self._shape.num_heads * self._shape.head_dim
+        return AttentionPoint(
+            num_rows=num_rows,
+            fixed_s=0.0,
+            flops_per_s=digits(4 * num_rows * width / max(slope_s, 1e-10)),
+        )
+
+    def _time(self, stack: BackStack, loads: Sequence[SessionLoad]) -> float:
+        return _timed(stack.step(loads), self._effort, self._spreads).seconds
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Weights and outputs of a layer's matrices: queries, keys and values in one, gate and up
+        in one."""
+        shape = self._shape
+        heads = shape.num_heads * shape.head_dim
+        packed = heads + 2 * shape.num_kv_heads * shape.head_dim
+        pairs = (
+            (shape.width, packed),
+            (heads, shape.width),
+            (shape.width, 2 * shape.inner),
+            (shape.inner, shape.width),
+        )
+        return [(inputs * outputs, outputs) for inputs, outputs in pairs]
+
+    def _layer_bytes(self) -> float:
+        return sum(back_bytes(weights, outputs, self._bits) for weights, outputs in self._sizes())
+
+    def _matrices_s(self, num_layers: int, num_rows: int) -> float:
+        """Of one layer, as predictions will have it."""
+        return sum(
+            matrix_s(
+                self._kernel,
+                num_weights=weights,
+                matrix_bytes=back_bytes(weights, outputs, self._bits),
+                num_rows=num_rows,
+                working_set_bytes=num_layers * self._layer_bytes(),
+            )
+            for weights, outputs in self._sizes()
+        )
+
+
+def _overheads(rates: BackRates, sampled: Timing, message: Timing | None) -> Overheads:
+    """The layer figures are for people and for kernels without whole layers: medians over the
+    precisions at the wider stack."""
+    width, inner = STACKS[-1].width, STACKS[-1].inner
+    alone = [
+        [p for p in kernel.layers if p.width == width and p.num_sessions == 1]
+        for kernel in rates.kernels
+    ]
+    rest_s = statistics.median(points[-1].seconds - points[0].seconds for points in alone)
+    moved = 4 * (4 * width + 3 * inner) * (alone[0][-1].num_rows - 1)
+    return Overheads(
+        step_s=figure(rates.step_s),
+        layer_s=figure(max(1e-7, statistics.median(points[0].seconds for points in alone))),
+        elementwise_bytes_per_s=figure(moved / max(1e-7, rest_s)),
+        session_s=figure(rates.session_s),
+        sample_s_per_logit=figure(sampled.seconds / SAMPLED, sampled),
+        message_s=None if message is None else figure(message.seconds / 2, message),
+    )
+
+
+def _memory(kernels: BackKernels, effort: BackEffort) -> Memory:
+    """Of the accelerator where it has its own, else of the host."""
+    size = int(128 * MB)
+    copied = measure(kernels.copy(size), budget_s=effort.budget_s, patience_s=PATIENCE_S)
+    own = kernels.memory_bytes()
+    total = psutil.virtual_memory().total if own is None else own[0]
+    usable = system_facts.usable_memory_bytes() if own is None else own[1]
+    base = system_facts.process_base_bytes(kernels.base_code())
+    return Memory(
+        total_bytes=Figure(value=float(total), source="bench"),
+        usable_bytes=Figure(value=float(usable), source="bench"),
+        runtime_base_bytes=Figure(value=float(base), source="bench"),
+        bandwidth_bytes_per_s=figure(2 * size / copied.seconds, copied),
+    )
+
+
+def _timed(call: Call, effort: BackEffort, spreads: list[float]) -> Timing:
+    timing = measure(call, budget_s=effort.budget_s, patience_s=PATIENCE_S)
+    spreads.append(timing.spread)
+    return timing
