@@ -134,7 +134,7 @@ class PackedStep:
     gather: attend through gathered histories, all sessions in one call.
     """
 
-    __slots__ = ("_base", "_singles", "_stride", "active", "arena", "entries", "gather", "traits")
+    __slots__ = ("_singles", "active", "arena", "entries", "gather", "places", "strides", "traits")
 
     def __init__(self, entries: Sequence[StepEntry], *, gather: bool = False) -> None:
         self.entries = entries
@@ -151,13 +151,14 @@ class PackedStep:
                 rows.extend(range(base, base + count))
                 strides.extend([stride] * count)
         device = self.arena.device
-        self._base = torch.tensor(rows, device=device)
-        self._stride = torch.tensor(strides, device=device)
+        # Row t of layer l goes to arena row places[t] + l * strides[t].
+        self.places = torch.tensor(rows, device=device)
+        self.strides = torch.tensor(strides, device=device)
 
     def store(self, layer: int, keys_values: Tensor) -> None:
         """Write the active rows' keys and values of `layer`, [T, 2 KV, d], to their places."""
         count = keys_values.shape[0]
-        places = torch.add(self._base[:count], self._stride[:count], alpha=layer)
+        places = torch.add(self.places[:count], self.strides[:count], alpha=layer)
         self.arena.index_copy_(0, places, keys_values)
 
     def singles(self, window: int | None) -> GatheredSteps:

@@ -8,18 +8,31 @@ every layer runs once, on all rows that have reached it, whoever they belong to.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
+from cloud import native
 from cloud.attention import PackedStep, StepEntry, TreeRows
 from cloud.back_weights import BackModel, load_back
-from cloud.fused_layer import FusedLayer, fuse, sign_sine
+from cloud.fused_layer import PROBE_ROWS, FusedLayer, fuse, probe_step, sign_sine
+from cloud.int8_linear import Int8Linear
 from cloud.kv_pool import KvLease, KvShape
+from cloud.native_stack import NativeStack, suits
 from cloud.rotary import RotaryTables, max_positions
+
+logger = logging.getLogger(__name__)
+
+# By layer type: cosine, sine and signed sine of the rows' positions, [T, r] each.
+_Rotary: TypeAlias = dict[str, tuple[Tensor, Tensor, Tensor]]
+
+# Both ways multiply the same integers; a digit may round otherwise where float32 noise decides.
+_SAME_STACK: Final = 2e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +58,17 @@ class BackEngine:
         self._gather = model.device.type == "cuda" if gather is None else gather
         self._rotary = RotaryTables(model.rotary, model.config, model.dtype)
         self._fused = self._fuse_layers() if fused else [None] * len(model.layers)
+        self._native = self._pack() if fused else None
 
     @property
     def num_fused_layers(self) -> int:
         """How many layers take the short way; the others run transformers' code as it is."""
         return sum(layer is not None for layer in self._fused)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether whole steps run in the compiled kernel."""
+        return self._native is not None
 
     @classmethod
     def load(
@@ -105,21 +124,34 @@ class BackEngine:
             entries.append(entry)
             positions.extend(entry.positions)
             end = entry.end
-        device = self.model.device
-        turns = self._rotary.rows(
-            torch.tensor(positions, device=device), max(positions, default=0) + 1
-        )
-        rotary = {kind: (cos, sin, sign_sine(sin)) for kind, (cos, sin) in turns.items()}
         step = PackedStep(entries, gather=self._gather)
-        hidden = torch.empty((0, self.hidden_size), dtype=self.model.dtype, device=device)
+        rows = [batch[index].rows.to(self.model.device, self.model.dtype) for index in order]
+        rotary = self._turns(positions)
+        if self._native is None:
+            hidden = self._run_layers(step, rows, rotary)
+        else:
+            hidden = self._run_native(self._native, step, rows, rotary)
+        for entry in entries:
+            entry.lease.length = entry.start + entry.num_rows
+        return self._logits(hidden, batch, order, entries)
+
+    def _turns(self, positions: Sequence[int]) -> _Rotary:
+        turns = self._rotary.rows(
+            torch.tensor(positions, device=self.model.device), max(positions, default=0) + 1
+        )
+        return {kind: (cos, sin, sign_sine(sin)) for kind, (cos, sin) in turns.items()}
+
+    def _run_layers(self, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary) -> Tensor:
+        """All layers, in torch. rows: each entry's, [T, D]; returns all of them, [sum T, D]."""
+        entries = step.entries
+        hidden = rows[0][:0]
         joined = 0
-        for layer in range(batch[order[0]].lease.split, self.num_layers + 1):
+        for layer in range(entries[0].lease.split, self.num_layers + 1):
             first = joined
-            while joined < len(order) and batch[order[joined]].lease.split == layer:
+            while joined < len(entries) and entries[joined].lease.split == layer:
                 joined += 1
             if joined > first:
-                rows = [batch[index].rows for index in order[first:joined]]
-                hidden = torch.cat([hidden, *(r.to(device, self.model.dtype) for r in rows)])
+                hidden = torch.cat([hidden, *rows[first:joined]])
             if layer < self.num_layers:
                 step.active = entries[:joined]
                 cos, sin, signed = rotary[self._rotary.type_of_layer[layer]]
@@ -129,9 +161,54 @@ class BackEngine:
                     hidden = fused(hidden, cos[:num_rows, None], signed[:num_rows, None], step)
                 else:
                     hidden = self._run_plain(layer, hidden, cos[:num_rows], sin[:num_rows], step)
-        for entry in entries:
-            entry.lease.length = entry.start + entry.num_rows
-        return self._logits(hidden, batch, order, entries)
+        return hidden
+
+    def _run_native(
+        self, stack: NativeStack, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary
+    ) -> Tensor:
+        """The same through the compiled kernel, which works on all rows in place."""
+        hidden = torch.cat(list(rows))
+        cos, _, signed = rotary[self._rotary.type_of_layer[0]]
+        told = stack.begin(step, hidden, cos, signed)
+        # How many rows are active when a layer begins; it changes where sessions join.
+        joins = {entry.lease.split: entry.end for entry in step.entries}
+        starts = sorted(layer for layer in joins if layer < self.num_layers)
+        for begin, end in zip(starts, [*starts[1:], self.num_layers], strict=True):
+            stack.run(told, range(begin, end), joins[begin])
+        return hidden
+
+    def _pack(self) -> NativeStack | None:
+        """8-bit weights into the compiled kernel; whole layers too where it knows their shape."""
+        kernel = native.load() if self.model.device.type == "cpu" else None
+        if kernel is None:
+            return None
+        layers = [layer for layer in self._fused if layer is not None and suits(layer)]
+        whole = len(layers) == len(self._fused) > 0
+        rows = [torch.randn(PROBE_ROWS, self.hidden_size)]
+        rotary = self._turns(range(PROBE_ROWS))
+        with torch.inference_mode():
+            expected = self._run_layers(self._probe_step(), rows, rotary) if whole else rows[0]
+            for layer in self._fused:
+                if layer is not None:
+                    layer.pack()
+            for module in (
+                m for part in (*self.model.layers, self.model.head) for m in part.modules()
+            ):
+                if isinstance(module, Int8Linear):
+                    module.pack()
+            if not whole:
+                return None
+            stack = NativeStack(kernel, layers, self.first_layer)
+            got = self._run_native(stack, self._probe_step(), rows, rotary)
+        error = float((got - expected).norm() / expected.norm())
+        if not error < _SAME_STACK:
+            logger.warning("the compiled layers differ by %.1e, so torch runs them", error)
+            return None
+        logger.info("%d layers run in the compiled kernel (%s)", len(layers), kernel.name)
+        return stack
+
+    def _probe_step(self) -> PackedStep:
+        return probe_step(self.kv_shape, self.first_layer, self.model.device)
 
     def _fuse_layers(self) -> list[FusedLayer | None]:
         first_rows = self._rotary.rows(torch.arange(8, device=self.model.device), 8)

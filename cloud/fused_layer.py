@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from cloud import native
 from cloud.attention import PackedStep, StepEntry, Traits, attend
 from cloud.int8_linear import Int8Linear
 from cloud.kv_pool import KvPool, KvShape
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Joined products sum in another order than separate ones; float32 noise is far below this.
 _SAME: Final = 1e-5
-_PROBE_ROWS: Final = 5
+PROBE_ROWS: Final = 5
 
 
 class FusedLayer:
@@ -44,24 +45,52 @@ class FusedLayer:
         self._after_mlp = layer.post_feedforward_layernorm if sandwich else None
         self._query_norm = getattr(attention, "q_norm", None)
         self._key_norm = getattr(attention, "k_norm", None)
-        self._head_dim = int(attention.head_dim)
-        self._num_heads = attention.config.num_attention_heads
-        self._num_kv_heads = attention.config.num_key_value_heads
-        self._traits = traits
+        self.head_dim = int(attention.head_dim)
+        self.num_heads = attention.config.num_attention_heads
+        self.num_kv_heads = attention.config.num_key_value_heads
+        self.traits = traits
         joined = getattr(attention, "qkv_proj", None)
         parts = (attention.q_proj, attention.k_proj, attention.v_proj) if joined is None else ()
         self._qkv = joined or join_linears(parts)
         self._out = attention.o_proj
         gate_up = getattr(mlp, "gate_up_proj", None)
-        self._gate_up = gate_up or join_linears((mlp.gate_proj, mlp.up_proj))
+        halves = (mlp.gate_proj, mlp.up_proj) if gate_up is None else ()
+        self._gate_up = gate_up or join_linears(halves)
+        self._parts = (*parts, *halves)
         self._down = mlp.down_proj
-        self._activation = mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn
+        self.activation = mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn
+
+    @property
+    def linears(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        """Queries, keys and values; attention's output; gate and up; down."""
+        return self._qkv, self._out, self._gate_up, self._down
+
+    @property
+    def norms(self) -> tuple[Any, Any]:
+        """Before attention and before the MLP."""
+        return self._input_norm, self._before_mlp
+
+    @property
+    def norms_more(self) -> bool:
+        """Whether anything is normed beside what goes into attention and MLP."""
+        others = (self._after_attention, self._after_mlp, self._query_norm, self._key_norm)
+        return any(norm is not None for norm in others)
+
+    def pack(self) -> None:
+        """Give 8-bit weights to the compiled kernel; the layer's own modules lose theirs."""
+        for linear in self.linears:
+            if isinstance(linear, Int8Linear):
+                linear.pack()
+        if native.load() is not None:
+            for part in self._parts:
+                if isinstance(part, Int8Linear) and part.packed is None:
+                    part.drop()
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, step: PackedStep) -> Tensor:
         """hidden: [T, D]; cos, signed sin: [T, 1, r]. Returns [T, D]."""
-        num_heads, num_kv_heads = self._num_heads, self._num_kv_heads
+        num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
         qkv = self._qkv(self._input_norm(hidden))
-        qkv = qkv.view(-1, num_heads + 2 * num_kv_heads, self._head_dim)  # [T, H + 2 KV, d]
+        qkv = qkv.view(-1, num_heads + 2 * num_kv_heads, self.head_dim)  # [T, H + 2 KV, d]
         rotated = qkv[:, : num_heads + num_kv_heads]
         if self._query_norm is not None and self._key_norm is not None:
             query, key = rotated.split((num_heads, num_kv_heads), dim=1)
@@ -69,13 +98,13 @@ class FusedLayer:
             key.copy_(self._key_norm(key))
         rotate_in_place(rotated, cos, sin)
         query, keys_values = qkv[:, :num_heads], qkv[:, num_heads:]
-        mixed = attend(step, self.index, query, keys_values, self._traits)
+        mixed = attend(step, self.index, query, keys_values, self.traits)
         attended = self._out(mixed.reshape(hidden.shape[0], -1))
         if self._after_attention is not None:
             attended = self._after_attention(attended)
         hidden = attended.add_(hidden)
         gate, up = self._gate_up(self._before_mlp(hidden)).chunk(2, dim=-1)
-        out = self._down(self._activation(gate).mul_(up))
+        out = self._down(self.activation(gate).mul_(up))
         if self._after_mlp is not None:
             out = self._after_mlp(out)
         return torch.add(out, hidden, out=out)
@@ -160,18 +189,19 @@ def fuse(
     """The layer fused, or None (logged) where that would not give the same numbers.
 
     reference: the layer itself, called like FusedLayer but with the plain sine [T, r].
-    cos, sin: [_PROBE_ROWS or more, r] of positions 0, 1, ...
+    cos, sin: [PROBE_ROWS or more, r] of positions 0, 1, ...
     """
     try:
-        rows = torch.randn(_PROBE_ROWS, _width(layer), dtype=cos.dtype, device=cos.device)
-        cos, sin = cos[:_PROBE_ROWS], sin[:_PROBE_ROWS]
-        plain_step = _probe_step(layer, shape, cos.device)
+        rows = torch.randn(PROBE_ROWS, _width(layer), dtype=cos.dtype, device=cos.device)
+        cos, sin = cos[:PROBE_ROWS], sin[:PROBE_ROWS]
+        index = _index(layer)
+        plain_step = probe_step(shape, index, cos.device)
         with torch.inference_mode():
             expected = reference(rows, cos, sin, plain_step)
             if plain_step.traits is None:
                 raise TypeError("it did not ask for attention")
             fused = FusedLayer(layer, plain_step.traits)
-            step = _probe_step(layer, shape, cos.device)
+            step = probe_step(shape, index, cos.device)
             got = fused(rows, cos[:, None], sign_sine(sin)[:, None], step)
         error = float((got - expected).float().norm() / expected.float().norm())
     except (AttributeError, TypeError, RuntimeError) as reason:
@@ -183,16 +213,18 @@ def fuse(
     return fused
 
 
-def _probe_step(layer: Any, shape: KvShape, device: torch.device) -> PackedStep:
-    """A step of one session of its own, entering at `layer`."""
-    split = int(layer.self_attn.layer_idx)
-    limit = shape.num_bytes(split=split, max_tokens=_PROBE_ROWS)
-    lease = KvPool(shape, limit_bytes=limit, device=device).lease(
-        split=split, max_tokens=_PROBE_ROWS
-    )
-    step = PackedStep([StepEntry(lease, start=0, begin=0, num_rows=_PROBE_ROWS)])
+def probe_step(shape: KvShape, layer: int, device: torch.device) -> PackedStep:
+    """A step of PROBE_ROWS rows of a session of its own, entering at `layer`."""
+    limit = shape.num_bytes(split=layer, max_tokens=PROBE_ROWS)
+    pool = KvPool(shape, limit_bytes=limit, device=device)
+    lease = pool.lease(split=layer, max_tokens=PROBE_ROWS)
+    step = PackedStep([StepEntry(lease, start=0, begin=0, num_rows=PROBE_ROWS)])
     step.active = step.entries
     return step
+
+
+def _index(layer: Any) -> int:
+    return int(layer.self_attn.layer_idx)
 
 
 def _width(layer: Any) -> int:

@@ -9,6 +9,9 @@ about 15 bits in all, and both digits go through one integer product against the
 sums are exact, so the result is bit for bit the same in any batch, on any number of threads;
 and the weights, which are what the time goes into, are read once. Ours; the digits are there
 because activations with outliers do not survive 8 bits (docs/architecture.md).
+
+`pack` hands the weights to the compiled kernel (`cloud.native`) where there is one; torch's own
+integer product is what runs elsewhere.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cloud import native
+
 logger = logging.getLogger(__name__)
 
-# |q1| <= 127 and |w| <= 127: the int32 sum cannot overflow below this width.
-MAX_EXACT_WIDTH: Final = (1 << 31) // (127 * 127)
+# |q1| <= 127 and |w| <= 127, in the kernel w + 128 <= 255: the int32 sum cannot overflow below.
+MAX_EXACT_WIDTH: Final = (1 << 31) // (127 * 255)
 _SECOND_DIGIT: Final = 254.0
 _TINY: Final = torch.finfo(torch.float32).tiny
 
@@ -48,11 +53,31 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self._columns = self.codes.t()  # [in, out], a view
+        self._kernel: native.Kernel | None = None
+        self.packed: native.PackedLinear | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        out = self.product(*quantize_rows(rows))
+        if self._kernel is not None and self.packed is not None:
+            out = self._kernel.linear(rows, self.packed)
+        elif integer_product_is_exact(rows.device.type):
+            out = self.product(*quantize_rows(rows))
+        else:
+            out = F.linear(rows, self.codes.float() * self.scale[:, None], self.bias)
         return out.reshape(*x.shape[:-1], self.out_features)
+
+    def pack(self) -> None:
+        """Give the weights to the compiled kernel, if it is there, and drop this form of them."""
+        self._kernel = native.load() if self.codes.device.type == "cpu" else None
+        if self._kernel is None or self.codes.numel() == 0:
+            return
+        self.packed = native.PackedLinear(self.codes, self.scale, self.bias)
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of the unpacked weights: this layer's part of a joined one runs no more."""
+        self.codes = self.codes.new_empty((self.out_features, 0))
+        self._columns = self.codes.t()
 
     def product(self, digits: Tensor, row_scale: Tensor) -> Tensor:
         """[2 T, in] int8 digits and [T, 1] scales of `quantize_rows` -> [T, out] float32."""
@@ -94,7 +119,9 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def int8_linear(codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> nn.Module:
     """The fast layer where this machine multiplies int8 exactly, the float one elsewhere."""
-    exact = integer_product_is_exact(codes.device.type) and codes.shape[1] <= MAX_EXACT_WIDTH
+    device = codes.device.type
+    exact = integer_product_is_exact(device) or (device == "cpu" and native.load() is not None)
+    exact = exact and codes.shape[1] <= MAX_EXACT_WIDTH
     kind = Int8Linear if exact else DequantizedLinear
     return kind(codes, scale, bias)
 

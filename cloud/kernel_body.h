@@ -1,0 +1,355 @@
+/* The loops of kernel.c, compiled once for each instruction set: NAME(x) names them, VNNI is 0 or 1. */
+
+typedef float NAME(vf) __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t NAME(vi) __attribute__((vector_size(64), aligned(4), may_alias));
+#define VF NAME(vf)
+#define VI NAME(vi)
+#define LOAD(p) (*(const VF *)(p))
+
+static inline float NAME(hsum)(VF v) {
+#if VNNI
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    const __m256 *half = (const __m256 *)&v;
+    __m256 a = _mm256_add_ps(_mm256_loadu_ps((const float *)&half[0]), _mm256_loadu_ps((const float *)&half[1]));
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+#endif
+}
+
+static inline VF NAME(fill)(float value) {
+    VF zero = {0};
+    return zero + value;
+}
+
+/* exp(x) by x = n ln 2 + r, a polynomial of degree 6 in r, |error| < 2 ulp in [-87, 88]. */
+static inline VF NAME(vexp)(VF x) {
+    VI low = x < -87.0f, high = x > 88.0f;
+    VF bounds = (VF)((low & (VI)(NAME(fill)(-87.0f))) | (high & (VI)(NAME(fill)(88.0f))));
+    x = (VF)((~(low | high) & (VI)x) | (VI)bounds);
+    VF scaled = x * 1.44269504088896341f;
+    VF magic = NAME(fill)(12582912.0f); /* 1.5 2^23: adding it rounds to an integer */
+    VF n = (scaled + magic) - magic;
+    VF r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    VI power = (__builtin_convertvector(n, VI) + 127) << 23;
+    return p * *(VF *)&power;
+}
+
+/* One row as two int8 digits with a scale of its own: int8_linear.quantize_rows. */
+static void NAME(quantize)(const float *x, int64_t k, int8_t *digits, int64_t pitch, float *scale,
+                           int32_t *sums) {
+    float largest = 0;
+    for (int64_t i = 0; i < k; i++) {
+        float magnitude = fabsf(x[i]);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    float s = largest * (1.0f / 127.0f);
+    if (!(s >= FLT_MIN)) s = FLT_MIN;
+    int32_t high_sum = 0, low_sum = 0;
+    int8_t *high = digits, *low = digits + pitch;
+    int64_t i = 0;
+#if VNNI
+    __m512i high_sums = _mm512_setzero_si512(), low_sums = high_sums;
+    __m512 divisor = _mm512_set1_ps(s), second = _mm512_set1_ps(254.0f);
+    for (; i + 16 <= k; i += 16) {
+        __m512 ratio = _mm512_div_ps(_mm512_loadu_ps(x + i), divisor);
+        __m512 first = _mm512_roundscale_ps(ratio, 8);
+        __m512i a = _mm512_cvtps_epi32(first);
+        __m512i b = _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_sub_ps(ratio, first), second));
+        high_sums = _mm512_add_epi32(high_sums, a);
+        low_sums = _mm512_add_epi32(low_sums, b);
+        _mm_storeu_si128((__m128i *)(high + i), _mm512_cvtepi32_epi8(a));
+        _mm_storeu_si128((__m128i *)(low + i), _mm512_cvtepi32_epi8(b));
+    }
+    high_sum = _mm512_reduce_add_epi32(high_sums);
+    low_sum = _mm512_reduce_add_epi32(low_sums);
+#endif
+    for (; i < k; i++) {
+        float ratio = x[i] / s, first = rintf(ratio);
+        int32_t a = (int32_t)first, b = (int32_t)((ratio - first) * 254.0f);
+        high[i] = (int8_t)a;
+        low[i] = (int8_t)b;
+        high_sum += a;
+        low_sum += b;
+    }
+    for (; i & 3; i++) high[i] = low[i] = 0;
+    *scale = s;
+    sums[0] = high_sum;
+    sums[1] = low_sum;
+}
+
+static void NAME(norm_row)(const float *x, const float *weight, float eps, int64_t width, float *out) {
+    VF sums = {0};
+    int64_t i = 0;
+    for (; i + 16 <= width; i += 16) sums += LOAD(x + i) * LOAD(x + i);
+    float sum = NAME(hsum)(sums);
+    for (; i < width; i++) sum += x[i] * x[i];
+    float inverse = 1.0f / sqrtf(sum / (float)width + eps);
+    for (i = 0; i + 16 <= width; i += 16) *(VF *)(out + i) = LOAD(x + i) * inverse * LOAD(weight + i);
+    for (; i < width; i++) out[i] = x[i] * inverse * weight[i];
+}
+
+/* 64 (AVX2: 16 of 64) outputs of R digit rows. sums: [R][64]. */
+static inline __attribute__((always_inline)) void NAME(dot)(
+    const uint8_t *packed, const int8_t *digits, int64_t pitch, int64_t quads, int R, int32_t *sums) {
+#if VNNI
+    __m512i acc[6][4];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < 4; v++) acc[r][v] = _mm512_setzero_si512();
+    for (int64_t q = 0; q < quads; q++) {
+        const uint8_t *w = packed + 256 * q;
+        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64);
+        __m512i w2 = _mm512_loadu_si512(w + 128), w3 = _mm512_loadu_si512(w + 192);
+        for (int r = 0; r < R; r++) {
+            __m512i x = _mm512_set1_epi32(*(const int32_t *)(digits + r * pitch + 4 * q));
+            acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], w0, x);
+            acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], w1, x);
+            acc[r][2] = _mm512_dpbusd_epi32(acc[r][2], w2, x);
+            acc[r][3] = _mm512_dpbusd_epi32(acc[r][3], w3, x);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + 64 * r + 16 * v, acc[r][v]);
+#else
+    const __m256i flip = _mm256_set1_epi8((char)0x80), ones = _mm256_set1_epi16(1);
+    for (int part = 0; part < 4; part++) {
+        __m256i acc[6][2];
+        for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+        for (int64_t q = 0; q < quads; q++) {
+            const uint8_t *w = packed + 256 * q + 64 * part;
+            __m256i w0 = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), flip);
+            __m256i w1 = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(w + 32)), flip);
+            __m256i m0 = _mm256_abs_epi8(w0), m1 = _mm256_abs_epi8(w1);
+            for (int r = 0; r < R; r++) {
+                /* |w| <= 127 and |x| <= 127: a pair's sum fits 16 bits, nothing saturates. */
+                __m256i x = _mm256_set1_epi32(*(const int32_t *)(digits + r * pitch + 4 * q));
+                __m256i p0 = _mm256_maddubs_epi16(m0, _mm256_sign_epi8(x, w0));
+                __m256i p1 = _mm256_maddubs_epi16(m1, _mm256_sign_epi8(x, w1));
+                acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(p0, ones));
+                acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(p1, ones));
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < 2; v++)
+                _mm256_storeu_si256((__m256i *)(sums + 64 * r + 16 * part + 8 * v), acc[r][v]);
+    }
+#endif
+}
+
+/* Output block `block` (64 wide) of all rows: out = digits x weights, + bias, + what is there. */
+static void NAME(product_block)(const Linear *linear, const Step *step, float *out, int64_t pitch_out,
+                                int64_t block, int add) {
+    int64_t quads = (linear->k + 3) / 4, pitch = 4 * quads, num_rows = step->num_rows;
+    const uint8_t *packed = linear->packed + block * quads * 256;
+    const float *scale = linear->scale + 64 * block;
+    const float *bias = linear->bias ? linear->bias + 64 * block : NULL;
+    int64_t width = linear->n - 64 * block;
+    if (width > 64) width = 64;
+    int32_t sums[6 * 64];
+    for (int64_t row = 0; row < num_rows; row += 3) {
+        int count = num_rows - row < 3 ? (int)(num_rows - row) : 3;
+        const int8_t *digits = step->digits + 2 * row * pitch;
+        if (count == 3) NAME(dot)(packed, digits, pitch, quads, 6, sums);
+        else if (count == 2) NAME(dot)(packed, digits, pitch, quads, 4, sums);
+        else NAME(dot)(packed, digits, pitch, quads, 2, sums);
+        for (int r = 0; r < count; r++) {
+            float *to = out + (row + r) * pitch_out + 64 * block;
+            const int32_t *high = sums + 128 * r, *low = high + 64;
+#if VNNI
+            int32_t high_shift = 128 * step->row_sum[2 * (row + r)];
+            int32_t low_shift = 128 * step->row_sum[2 * (row + r) + 1];
+#else
+            int32_t high_shift = 0, low_shift = 0;
+#endif
+            float row_scale = step->row_scale[row + r];
+            float values[64];
+            for (int i = 0; i < 64; i++)
+                values[i] = ((float)(high[i] - high_shift) + (float)(low[i] - low_shift) * (1.0f / 254.0f)) *
+                            row_scale * scale[i];
+            if (bias)
+                for (int i = 0; i < 64; i++) values[i] += bias[i];
+            if (add)
+                for (int64_t i = 0; i < width; i++) to[i] += values[i];
+            else
+                for (int64_t i = 0; i < width; i++) to[i] = values[i];
+        }
+    }
+}
+
+static void NAME(product)(const Linear *linear, const Step *step, float *out, int64_t pitch_out, int add,
+                          Barrier *barrier) {
+    int64_t blocks = (linear->n + 63) / 64, block;
+    while ((block = grab(barrier)) < blocks)
+        NAME(product_block)(linear, step, out, pitch_out, block, add);
+    meet(barrier);
+}
+
+/* Rotary embedding in half layout (arXiv:2104.09864, eq. 34), in place. */
+static void NAME(rotate)(float *head, const float *cosine, const float *sine, int64_t width) {
+    int64_t half = width / 2;
+    for (int64_t i = 0; i < half; i++) {
+        float first = head[i], second = head[i + half];
+        head[i] = first * cosine[i] + second * sine[i];
+        head[i + half] = second * cosine[i + half] + first * sine[i + half];
+    }
+}
+
+/* NV vectors of 16 a head: constant, so that they stay in registers. */
+static inline __attribute__((always_inline)) void NAME(attend_head)(
+    const Step *step, const Piece *pieces, int64_t num_pieces, int64_t layer, const float *query,
+    int64_t key_offset, float scale, float *scores, float *out, int NV) {
+    int64_t pitch = 2 * step->kv_heads * step->head_dim;
+    int64_t value_offset = key_offset + step->kv_heads * step->head_dim;
+    VF q[8];
+    for (int v = 0; v < NV; v++) q[v] = LOAD(query + 16 * v) * scale;
+    int64_t count = 0;
+    float largest = -INFINITY;
+    for (int64_t p = 0; p < num_pieces; p++) {
+        const float *keys = step->arena + (pieces[p].row + layer * pieces[p].stride) * pitch + key_offset;
+        for (int64_t s = 0; s < pieces[p].count; s++, keys += pitch) {
+            VF sum = q[0] * LOAD(keys);
+            for (int v = 1; v < NV; v++) sum += q[v] * LOAD(keys + 16 * v);
+            float score = NAME(hsum)(sum);
+            scores[count++] = score;
+            largest = score > largest ? score : largest;
+        }
+    }
+    for (int64_t s = count; s & 15; s++) scores[s] = -INFINITY;
+    VF sums = {0};
+    for (int64_t s = 0; s < count; s += 16) {
+        VF weight = NAME(vexp)(LOAD(scores + s) - largest);
+        *(VF *)(scores + s) = weight;
+    }
+    for (int64_t s = count; s & 15; s++) scores[s] = 0;
+    for (int64_t s = 0; s < count; s += 16) sums += LOAD(scores + s);
+    float inverse = 1.0f / NAME(hsum)(sums);
+    VF total[8];
+    for (int v = 0; v < NV; v++) total[v] = NAME(fill)(0);
+    count = 0;
+    for (int64_t p = 0; p < num_pieces; p++) {
+        const float *values = step->arena + (pieces[p].row + layer * pieces[p].stride) * pitch + value_offset;
+        for (int64_t s = 0; s < pieces[p].count; s++, values += pitch) {
+            float weight = scores[count++];
+            for (int v = 0; v < NV; v++) total[v] += weight * LOAD(values + 16 * v);
+        }
+    }
+    for (int v = 0; v < NV; v++) *(VF *)(out + 16 * v) = total[v] * inverse;
+}
+
+static void NAME(attend)(const Step *step, int64_t layer, float scale, int64_t row, int64_t kv_head,
+                         float *scores) {
+    int64_t group = step->heads / step->kv_heads, d = step->head_dim;
+    int64_t qkv_width = (step->heads + 2 * step->kv_heads) * d;
+    const Piece *pieces = step->pieces + step->first_piece[row];
+    int64_t num_pieces = step->first_piece[row + 1] - step->first_piece[row];
+    for (int64_t g = 0; g < group; g++) {
+        int64_t head = kv_head * group + g;
+        const float *query = step->wide + row * qkv_width + head * d;
+        float *out = step->mixed + row * step->heads * d + head * d;
+#define ATTEND(NV) \
+    NAME(attend_head)(step, pieces, num_pieces, layer, query, kv_head *d, scale, scores, out, NV)
+        switch (d / 16) {
+        case 1: ATTEND(1); break;
+        case 2: ATTEND(2); break;
+        case 3: ATTEND(3); break;
+        case 4: ATTEND(4); break;
+        case 5: ATTEND(5); break;
+        case 6: ATTEND(6); break;
+        case 7: ATTEND(7); break;
+        default: ATTEND(8); break;
+        }
+#undef ATTEND
+    }
+}
+
+static void NAME(gate)(float *wide, int64_t inner, float *out) {
+    int64_t i = 0;
+    for (; i + 16 <= inner; i += 16) {
+        VF g = LOAD(wide + i);
+        *(VF *)(out + i) = g / (1.0f + NAME(vexp)(-g)) * LOAD(wide + inner + i);
+    }
+    for (; i < inner; i++) out[i] = wide[i] / (1.0f + expf(-wide[i])) * wide[inner + i];
+}
+
+#define QUANTIZE(x, k, row)                                                                          \
+    NAME(quantize)(x, k, step->digits + 2 * (row) * (((k) + 3) / 4 * 4), ((k) + 3) / 4 * 4,          \
+                   step->row_scale + (row), step->row_sum + 2 * (row))
+
+static void NAME(layers)(void *argument, int index) {
+    LayersJob *job = argument;
+    const Step *step = job->step;
+    Barrier *barrier = &job->barrier;
+    int64_t T = step->num_rows, D = step->width, d = step->head_dim, H = step->heads;
+    int64_t KV = step->kv_heads, qkv_width = (H + 2 * KV) * d, row;
+    float *scores = step->scores + index * step->scores_size;
+    for (int64_t l = 0; l < job->num_layers; l++) {
+        const Layer *layer = job->layers + l;
+        int64_t number = job->first_layer + l;
+        while ((row = grab(barrier)) < T) {
+            float *normed = step->mixed + row * D;
+            NAME(norm_row)(step->hidden + row * D, layer->input_norm, layer->eps, D, normed);
+            QUANTIZE(normed, D, row);
+        }
+        meet(barrier);
+        NAME(product)(&layer->qkv, step, step->wide, qkv_width, 0, barrier);
+        while ((row = grab(barrier)) < T) {
+            float *heads = step->wide + row * qkv_width;
+            for (int64_t h = 0; h < H + KV; h++)
+                NAME(rotate)(heads + h * d, step->cos + row * step->rotary_dim,
+                             step->sin + row * step->rotary_dim, step->rotary_dim);
+            memcpy(step->arena + (step->place[row] + number * step->step[row]) * 2 * KV * d,
+                   heads + H * d, (size_t)(2 * KV * d) * sizeof(float));
+        }
+        meet(barrier);
+        for (int64_t task; (task = grab(barrier)) < T * KV;)
+            NAME(attend)(step, number, layer->scale, task / KV, task % KV, scores);
+        meet(barrier);
+        while ((row = grab(barrier)) < T) QUANTIZE(step->mixed + row * H * d, H * d, row);
+        meet(barrier);
+        NAME(product)(&layer->out, step, step->hidden, D, 1, barrier);
+        while ((row = grab(barrier)) < T) {
+            float *normed = step->mixed + row * D;
+            NAME(norm_row)(step->hidden + row * D, layer->post_norm, layer->eps, D, normed);
+            QUANTIZE(normed, D, row);
+        }
+        meet(barrier);
+        NAME(product)(&layer->gate_up, step, step->wide, 2 * step->inner, 0, barrier);
+        while ((row = grab(barrier)) < T) {
+            float *inner = step->mixed + row * step->inner;
+            NAME(gate)(step->wide + row * 2 * step->inner, step->inner, inner);
+            QUANTIZE(inner, step->inner, row);
+        }
+        meet(barrier);
+        NAME(product)(&layer->down, step, step->hidden, D, 1, barrier);
+    }
+}
+
+static void NAME(linear)(void *argument, int index) {
+    LinearJob *job = argument;
+    const Step *step = job->step;
+    int64_t K = job->linear->k, row;
+    (void)index;
+    while ((row = grab(&job->barrier)) < step->num_rows) {
+        const float *x = job->x + row * K;
+        if (job->norm) {
+            NAME(norm_row)(x, job->norm, job->eps, K, step->mixed + row * K);
+            x = step->mixed + row * K;
+        }
+        QUANTIZE(x, K, row);
+    }
+    meet(&job->barrier);
+    NAME(product)(job->linear, step, job->out, job->linear->n, 0, &job->barrier);
+}
+
+#undef QUANTIZE
+#undef LOAD
+#undef VF
+#undef VI
