@@ -11,6 +11,7 @@ from dataclasses import asdict
 from cloud.scheduler import Scheduler, Waiting
 from edge.controller import Controller, Rung
 from edge.draft.length import RoundTimes, best_length
+from edge.prefill_chunks import next_chunk
 from optimizer.simulate.ports import Parts, RoundParts, SimpleAdmission
 from optimizer.simulate.scenario import BatchLimits
 
@@ -39,4 +40,5 @@ REAL_PARTS = Parts(
     admission=SimpleAdmission,
     controller=controller_of,
     draft_length=draft_length,
+    next_chunk=next_chunk,
 )

@@ -86,6 +86,20 @@ class SimpleAdmission:
         return Answer("busy", self.retry_after_s)
 
 
+class ChunkSeen(NamedTuple):
+    """Seconds that an answered chunk kept each stage busy (`edge.prefill_chunks.StageTimes`)."""
+
+    num_tokens: int
+    edge_s: float
+    link_s: float
+    cloud_s: float
+
+
+# Tokens of the prompt's next chunk: (left, the plan's chunk, those answered so far).
+# `edge.prefill_chunks.next_chunk` is it.
+NextChunk = Callable[[int, int, Sequence[Any]], int]
+
+
 class ControlState(Protocol):
     """What a controller has decided (`edge.controller.ControlState`)."""
 
@@ -99,6 +113,11 @@ class ControlState(Protocol):
 
 class Controller(Protocol):
     """Decisions from measured steps (`edge.controller.Controller`); holds no state of its own."""
+
+    @property
+    def stall_s(self) -> float:
+        """How long one step may stay unanswered."""
+        ...
 
     def begin(self) -> Any:
         """The state before the first step."""
@@ -147,3 +166,4 @@ class Parts:
     admission: Callable[[Servers], AdmissionRule]
     controller: MakeController | None = None
     draft_length: DraftLength | None = None
+    next_chunk: NextChunk | None = None

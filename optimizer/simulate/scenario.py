@@ -290,7 +290,7 @@ class Budget:
 class Scenario:
     """One simulation. After `duration_s` no new request starts; those under way may finish within
     `drain_s`. `deployment` is used when no plan is given. `deadline_tbt_s` switches the edge's
-    controller on, as `run --deadline-tbt` does."""
+    controller on, as `run --deadline-tbt` does; `adaptive_chunks` False cuts prompts as planned."""
 
     name: str
     clients: tuple[Clients, ...]
@@ -303,6 +303,7 @@ class Scenario:
     levels: tuple[Level, ...] = ()
     drafting: Drafting = field(default_factory=Drafting)
     deadline_tbt_s: float | None = None
+    adaptive_chunks: bool = True
     faults: tuple[Fault, ...] = ()
     patience: Patience = field(default_factory=Patience)
     software: Software = field(default_factory=Software)

@@ -28,6 +28,7 @@ class Frame:
         "arrived_s",
         "cloud_s",
         "decode_s",
+        "edge_s",
         "left",
         "num_logits",
         "num_rows",
@@ -46,6 +47,7 @@ class Frame:
         position: int,
         decode_s: float,
         sent_s: float,
+        edge_s: float,
         wanted: bool,
     ) -> None:
         self.session = session
@@ -55,7 +57,8 @@ class Frame:
         self.position = position
         self.decode_s = decode_s
         self.sent_s = sent_s
-        self.wanted = wanted  # whether the client waits for its answer
+        self.edge_s = edge_s
+        self.wanted = wanted  # whether its answer has to bring tokens
         self.arrived_s = 0.0
         self.cloud_s = 0.0
 
@@ -250,8 +253,7 @@ class Server:
             sample_s = self._sample_s * frame.num_logits
             at_s += sample_s
             frame.cloud_s += sample_s
-            if frame.wanted:
-                session.owner.answered(frame, at_s)
+            session.owner.answered(frame, at_s)
             if session.frames:
                 at_s += self._begin(session.frames.popleft())
         self._busy(now_s, at_s - now_s)

@@ -20,7 +20,7 @@ from optimizer.cost.cloud import SessionRows, back_kv_bits, sample_s
 from optimizer.cost.codec import LevelCost
 from optimizer.errors import ScenarioError
 from optimizer.plan import Plan
-from optimizer.simulate.client import Client, World
+from optimizer.simulate.client import Client
 from optimizer.simulate.links import (
     DRAWN_HOURS,
     LinkLanes,
@@ -36,6 +36,7 @@ from optimizer.simulate.scenario import Clients, Scenario
 from optimizer.simulate.server import Server
 from optimizer.simulate.times import BackTimes, FrontTimes, LevelTimes, MeasuredBack, ModelledBack
 from optimizer.simulate.workload import ClientSpec, client_specs
+from optimizer.simulate.world import Device, World
 
 TYPICAL_POSITION = 256  # where the length of drafts is decided
 NUM_SLICES = 200  # how often progress is told
@@ -116,8 +117,8 @@ def simulate(
         record=record,
         controller=_controller(setup, parts),
         drafting=scenario.drafting if _drafts(plan, scenario) else None,
+        next_chunk=parts.next_chunk if scenario.adaptive_chunks else None,
         keep_journal=any(fault.kind == "server_loss" for fault in scenario.faults),
-        seed=seed,
     )
     for fault in scenario.faults:
         if fault.kind == "server_loss":
@@ -136,9 +137,12 @@ def simulate(
         Client(
             world,
             spec,
-            front=fronts[spec.device],
-            lanes=ways.lanes(spec),
-            draft_length=lengths.of(spec) if world.drafting is not None else 0,
+            Device(
+                front=fronts[spec.device],
+                lanes=ways.lanes(spec),
+                draft_length=lengths.of(spec) if world.drafting is not None else 0,
+                seed=seed * 1_000_003 + spec.number,
+            ),
             recorded=spec.number == 0,
         )
         for spec in client_specs(seeded, longest=plan.max_tokens)
@@ -322,7 +326,7 @@ def _only(group: Clients) -> str:
 
 
 def _drafts(plan: Plan, scenario: Scenario) -> bool:
-    return getattr(plan, "drafting", "off") != "off" and scenario.drafting.length > 0
+    return plan.drafting != "off" and scenario.drafting.length > 0
 
 
 def _reseeded(scenario: Scenario, seed: int) -> Scenario:

@@ -47,6 +47,7 @@ SCENE = Scenario(
     servers=Servers(device="local-epyc-2core"),
     duration_s=10.0,
     drain_s=60.0,
+    adaptive_chunks=False,
 )
 
 

@@ -55,7 +55,7 @@ def test_json_has_the_quantiles_and_shares(
     plan.write_text(PLAN.to_yaml())
     found = simulated(
         capsys, str(plan), "--link", "4g", "--clients", "2", "--duration", "20",
-        "--budget-ttft", "5", "--budget-tbt", "0.15",
+        "--budget-ttft", "5", "--budget-tbt", "0.1",
     )  # fmt: skip
     for name in ("ttft_s", "tbt_s", "e2e_s"):
         spread = found[name]
