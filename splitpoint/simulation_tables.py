@@ -5,13 +5,62 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from optimizer.simulate.budget import BudgetView
 from optimizer.simulate.measures import Measures
+from optimizer.simulate.report.files import Findings
 from optimizer.simulate.scenario import Scenario
+from optimizer.simulate.sweep import SweepPoint
 
 
-def print_measures(scenario: Scenario, measures: Measures) -> None:
-    """Latencies, where the time goes, and what the servers did."""
+def print_findings(findings: Findings) -> None:
+    """Latencies, where the time goes, what the servers did; then budget and sweep."""
     screen = Console()
+    _print_measures(screen, findings.scenario, findings.measures)
+    if findings.budget is not None:
+        _print_budget(screen, findings.budget)
+    if findings.sweep:
+        _print_sweep(screen, findings.sweep)
+
+
+def _print_budget(screen: Console, view: BudgetView) -> None:
+    carried = f"{'at least ' * view.at_least}{view.clients_carried:,}"
+    screen.print(
+        f"budget            {'kept' if view.kept else 'broken'}; the servers carry {carried} "
+        f"clients, {view.clients_per_server:,.1f} each"
+    )
+    if view.breaks_at is None:
+        screen.print("link              no quantile that was tried breaks the budget")
+    else:
+        screen.print(f"link              breaks the budget at its {view.breaks_at:.0%} quantile")
+    table = Table("", "in time", "TTFT p95", "TBT p95", "budget", title="What to change")
+    for change in view.changes:
+        table.add_row(
+            change.name,
+            f"{change.within_budget:.1%}",
+            seconds(change.ttft_p95_s),
+            seconds(change.tbt_p95_s),
+            "kept" if change.kept else "broken",
+        )
+    screen.print(table)
+
+
+def _print_sweep(screen: Console, points: tuple[SweepPoint, ...]) -> None:
+    table = Table("", "TTFT p50", "p95", "TBT p50", "p95", "in time", "busy", title="Sweep")
+    for point in points:
+        found = point.measures
+        table.add_row(
+            point.label,
+            seconds(found.ttft_s.p50),
+            seconds(found.ttft_s.p95),
+            seconds(found.tbt_s.p50),
+            seconds(found.tbt_s.p95),
+            f"{found.within_budget:.1%}",
+            f"{found.server_utilisation:.0%}",
+        )
+    screen.print(table)
+
+
+def _print_measures(screen: Console, scenario: Scenario, measures: Measures) -> None:
     asked = measures.requests["asked"]
     screen.print(
         f"{scenario.name}: {measures.clients:,} clients, {measures.servers} server"

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from simpy import Environment
@@ -69,10 +70,7 @@ def load_setup(
     devices = {}
     for name in sorted(names):
         local = folder / name if folder is not None and (folder / name).is_file() else Path(name)
-        try:
-            devices[name] = load_device(local if local.suffix else name)
-        except ProfileError as error:
-            raise ScenarioError(str(error)) from error
+        devices[name] = _device(str(local) if local.suffix else name)
     links = {
         (index, name): link_profile(name, group.link, folder)
         for index, group in enumerate(scenario.clients)
@@ -88,6 +86,15 @@ def load_setup(
             "a scenario may list others under 'levels'"
         )
     return setup
+
+
+@lru_cache(maxsize=32)
+def _device(name: str) -> DeviceProfile:
+    """Kept, because a search sets up dozens of simulations and reading takes half a second."""
+    try:
+        return load_device(name)
+    except ProfileError as error:
+        raise ScenarioError(str(error)) from error
 
 
 def simulate(

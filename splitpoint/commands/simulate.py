@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from splitpoint.progress import share_progress
+from splitpoint.progress import share_progress, stage_progress
 
 
 def simulate(
@@ -47,6 +47,16 @@ def simulate(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes for them [default: one a core].")
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="key=a,b,c: any key of plan or scenario; may be given several times."),
+    ] = None,
+    advice: Annotated[
+        bool, typer.Option(help="With a budget: how many clients, which link, what to change.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, JSON, CSV and PNGs.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Simulate clients, links and servers, with the real scheduler and controller."""
@@ -55,6 +65,8 @@ def simulate(
     from optimizer.simulate.assemble import Overrides, load_inputs
     from optimizer.simulate.measures import measure
     from optimizer.simulate.replicate import replicate
+    from optimizer.simulate.report.files import Findings, write_files
+    from optimizer.simulate.sweep import SweepPoint, sweep_points
     from splitpoint.simulation_parts import REAL_PARTS
 
     inputs = load_inputs(
@@ -73,18 +85,42 @@ def simulate(
             budget_tbt_s=budget_tbt,
         ),
     )
+    points = sweep_points(inputs, sweep or [])
+    many = [inputs, *(point for _, point in points)] if sweep else [inputs]
     with share_progress(f"simulating {inputs.scenario.name}") as progress:
-        [records] = replicate(
-            [inputs.setup()],
+        records = replicate(
+            [one.setup() for one in many],
             REAL_PARTS,
             replications=replications,
             processes=processes,
             progress=progress,
         )
-    measures = measure(inputs.scenario, records)
-    if json_output:
-        typer.echo(json.dumps(measures.to_json()))
-        return
-    from splitpoint.simulation_tables import print_measures
+    measures = [measure(one.scenario, found) for one, found in zip(many, records, strict=True)]
+    view = None
+    if advice and (budget_ttft is not None or budget_tbt is not None):
+        from optimizer.simulate.budget import budget_view
 
-    print_measures(inputs.scenario, measures)
+        with stage_progress("budget") as stage:
+            view = budget_view(inputs, REAL_PARTS, measures[0], processes=processes, progress=stage)
+    findings = Findings(
+        scenario=inputs.scenario,
+        records=records[0],
+        measures=measures[0],
+        budget=view,
+        sweep=tuple(
+            SweepPoint(values=values, measures=found)
+            for (values, _), found in zip(points, measures[1:], strict=True)
+        )
+        if sweep
+        else (),
+    )
+    if out is not None:
+        write_files(findings, out)
+    if json_output:
+        typer.echo(json.dumps(findings.to_json()))
+        return
+    from splitpoint.simulation_tables import print_findings
+
+    print_findings(findings)
+    if out is not None:
+        typer.echo(f"report: {out / 'report.html'}")

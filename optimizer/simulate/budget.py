@@ -1,0 +1,201 @@
+"""A budget's three questions, answered by simulation: how many clients, which link, what to change.
+
+The budget is kept when `budget.share` of the tokens come in time (see `measures.Measures`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from optimizer.simulate.assemble import Inputs, with_clients
+from optimizer.simulate.measures import Measures, measure
+from optimizer.simulate.ports import Parts
+from optimizer.simulate.replicate import replicate
+from optimizer.simulate.scenario import Scenario
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+SEARCH_S = 60.0  # longest simulated time of one try
+MAX_CLIENTS = 100_000
+PRECISION = 0.03  # the number of clients is searched to within this share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One try of the search for the number of clients."""
+
+    num_clients: int
+    within_budget: float
+    ttft_p95_s: float
+    tbt_p95_s: float
+    server_utilisation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantilePoint:
+    """The budget on a link held at a quantile (0.95: as bad as one time in twenty)."""
+
+    quantile: float
+    within_budget: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What one change does to the budget."""
+
+    name: str
+    within_budget: float
+    ttft_p95_s: float
+    tbt_p95_s: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetView:
+    """The answers. `clients_carried`: 0 when even one client breaks the budget; `at_least` when the
+    search ended before it was broken. `breaks_at`: the mildest of QUANTILES that breaks it."""
+
+    kept: bool
+    clients_carried: int
+    at_least: bool
+    clients_per_server: float
+    curve: tuple[CurvePoint, ...]
+    breaks_at: float | None
+    quantiles: tuple[QuantilePoint, ...]
+    changes: tuple[Change, ...]
+
+
+def budget_view(
+    inputs: Inputs,
+    parts: Parts,
+    base: Measures,
+    *,
+    processes: int | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> BudgetView:
+    """Answer the three questions for a scenario whose own measures are `base`."""
+    short = replace(
+        inputs,
+        scenario=replace(
+            inputs.scenario,
+            duration_s=min(inputs.scenario.duration_s, SEARCH_S),
+            drain_s=min(inputs.scenario.drain_s, SEARCH_S / 3),
+        ),
+    )
+
+    def tried(many: Sequence[Inputs]) -> list[Measures]:
+        setups = [one.setup() for one in many]
+        found = replicate(setups, parts, processes=processes)
+        return [measure(one.scenario, records) for one, records in zip(many, found, strict=True)]
+
+    share = inputs.scenario.budget.share
+    progress("how many clients")
+    curve, carried, at_least = _search(short, tried, share)
+    progress("which link")
+    held = [_held_at(short, quantile) for quantile in QUANTILES]
+    points = tuple(
+        QuantilePoint(
+            quantile=quantile, within_budget=found.within_budget, kept=found.within_budget >= share
+        )
+        for quantile, found in zip(QUANTILES, tried(held), strict=True)
+    )
+    progress("what to change")
+    names, changed = zip(*_changes(short), strict=True)
+    changes = tuple(
+        Change(
+            name=name,
+            within_budget=found.within_budget,
+            ttft_p95_s=found.ttft_s.p95,
+            tbt_p95_s=found.tbt_s.p95,
+            kept=found.within_budget >= share,
+        )
+        for name, found in zip(names, tried(changed), strict=True)
+    )
+    return BudgetView(
+        kept=base.within_budget >= share,
+        clients_carried=carried,
+        at_least=at_least,
+        clients_per_server=carried / inputs.scenario.servers.count,
+        curve=curve,
+        breaks_at=next((point.quantile for point in points if not point.kept), None),
+        quantiles=points,
+        changes=changes,
+    )
+
+
+def _search(
+    inputs: Inputs, tried: Callable[[Sequence[Inputs]], list[Measures]], share: float
+) -> tuple[tuple[CurvePoint, ...], int, bool]:
+    """Double until the budget breaks, then halve the gap. Points, the most carried, and whether
+    the search ended unbroken."""
+    points: dict[int, CurvePoint] = {}
+
+    def keeps(num_clients: int) -> bool:
+        if num_clients not in points:
+            one = replace(inputs, scenario=with_clients(inputs.scenario, num_clients))
+            [found] = tried([one])
+            points[num_clients] = CurvePoint(
+                num_clients=num_clients,
+                within_budget=found.within_budget,
+                ttft_p95_s=found.ttft_s.p95,
+                tbt_p95_s=found.tbt_s.p95,
+                server_utilisation=found.server_utilisation,
+            )
+        return points[num_clients].within_budget >= share
+
+    low = least = len(inputs.scenario.clients)  # a group keeps one client
+    if not keeps(least):
+        return tuple(points.values()), 0, False
+    high = max(inputs.scenario.num_clients, 2 * least)
+    while keeps(high):
+        low = high
+        if high >= MAX_CLIENTS:
+            return _in_order(points), high, True
+        high = min(2 * high, MAX_CLIENTS)
+    while high - low > max(1, PRECISION * low):
+        middle = (low + high) // 2
+        low, high = (middle, high) if keeps(middle) else (low, middle)
+    return _in_order(points), low, False
+
+
+def _in_order(points: dict[int, CurvePoint]) -> tuple[CurvePoint, ...]:
+    return tuple(points[number] for number in sorted(points))
+
+
+def _held_at(inputs: Inputs, quantile: float) -> Inputs:
+    groups = tuple(
+        replace(group, link=replace(group.link, quantile=quantile))
+        for group in inputs.scenario.clients
+    )
+    return replace(inputs, scenario=replace(inputs.scenario, clients=groups))
+
+
+def _changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
+    """As it is, and the changes worth a try: split, level, drafting, one more server."""
+    scenario, plan = inputs.scenario, inputs.plan
+    yield "as planned", inputs
+    num_layers, split = plan.model.geometry.num_layers, plan.partition.split
+    step = max(1, num_layers // 6)
+    for other in (split - step, split + step):
+        if 0 < other < num_layers:
+            partition = replace(plan.partition, split=other)
+            yield (
+                f"split {other}",
+                replace(
+                    inputs,
+                    plan=replace(plan, partition=partition, back_start=other, front_layer_bits=()),
+                ),
+            )
+    levels = sorted(inputs.setup().levels.values(), key=lambda level: -level.bits_per_element)
+    names = [level.name for level in levels]
+    for name in names[names.index(plan.level) + 1 :][:2]:
+        yield f"level {name}", replace(inputs, plan=replace(plan, level=name))
+    if plan.drafting == "off":
+        yield "drafting ngram", replace(inputs, plan=replace(plan, drafting="ngram"))
+    yield "one more server", replace(inputs, scenario=_with_server(scenario))
+
+
+def _with_server(scenario: Scenario) -> Scenario:
+    servers = scenario.servers
+    return replace(scenario, servers=replace(servers, count=servers.count + 1))
