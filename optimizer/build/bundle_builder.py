@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optimizer.build.back import write_back
@@ -15,7 +15,7 @@ from optimizer.build.front import export_front
 from optimizer.build.source import ModelSource
 from optimizer.bundle import PLAN_NAME, Role, write_manifest
 from optimizer.errors import BuildError
-from optimizer.plan import Plan
+from optimizer.plan import ModelRef, Plan
 
 Progress = Callable[[str], None]  # called with the name of the stage that begins
 
@@ -59,11 +59,7 @@ def build_bundle(
     Everything is made in a sibling folder that takes `out`'s name at the end, so a failure
     leaves nothing half-made. Raises BuildError, or what reading the model raises.
     """
-    if plan.model.sha256 != source.sha256:
-        raise BuildError(
-            f"the plan is for model {plan.model.id} ({plan.model.sha256[:12]}), "
-            f"this is {source.id} ({source.sha256[:12]})"
-        )
+    plan = for_model(plan, source)
     if out.exists() and not force:
         raise BuildError(f"{out} exists already (--force replaces it)")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +83,24 @@ def build_bundle(
         cloud_bytes=_folder_bytes(out / "cloud"),
         peak_memory_bytes=_peak_memory_bytes(),
     )
+
+
+def for_model(plan: Plan, source: ModelSource) -> Plan:
+    """`plan` for these weights. A plan that was made without weights names none, and takes any of
+    its geometry. BuildError for another model than the plan's."""
+    if plan.model.sha256 == source.sha256:
+        return plan
+    if plan.model.sha256:
+        raise BuildError(
+            f"the plan is for model {plan.model.id} ({plan.model.sha256[:12]}), "
+            f"this is {source.id} ({source.sha256[:12]})"
+        )
+    if plan.model.geometry != source.geometry:
+        raise BuildError(
+            f"the plan is for a model of {plan.model.id}'s shape; {source.id} has another"
+        )
+    reference = ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry)
+    return replace(plan, model=reference)
 
 
 def _fill(

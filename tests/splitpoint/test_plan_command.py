@@ -1,0 +1,197 @@
+"""`splitpoint plan` as a user meets it: a plan that build takes, and one line for nonsense."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwprofiles.link import load_link
+from optimizer.build.bundle_builder import for_model
+from optimizer.bundle import open_bundle
+from optimizer.errors import BuildError
+from optimizer.plan import load_plan
+from splitpoint.cli import main
+from tests.conftest import ModelBench
+
+PI = ("--edge", "raspberry-pi-5-8gb", "--cloud", "a100-80gb")
+SMOL = ("plan", "--model", "smollm2-135m", *PI)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """The JSON object of a plan."""
+    assert main([*arguments, "--json"]) == 0
+    out: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit status and last line on stderr; nothing on stdout."""
+    status = main(list(arguments))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return status, captured.err.strip().splitlines()[-1]
+
+
+def test_the_json_has_what_is_promised_and_the_plan_reads_back(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "plan.yaml"
+    found = planned(capsys, *SMOL, "--link", "4g", "--edge-memory", "270MiB", "--out", str(out))
+    promised = "split front_bits back_bits kv_bits level max_tokens predicted binding"
+    assert set(promised.split()) <= set(found)
+    predicted = (
+        "edge_memory_bytes ttft_s tbt_s uplink_bytes_per_token quality_drop_pct cloud_s_per_token"
+    )
+    assert set(predicted.split()) <= set(found["predicted"])
+    assert found["binding"] == ["edge memory"]
+    assert found["predicted"]["edge_memory_bytes"] <= 270 * 2**20
+    plan = load_plan(out)
+    assert plan.partition.split == found["split"]
+    assert plan.predicted is not None
+    assert plan.predicted.tbt_s == found["predicted"]["tbt_s"]
+    assert plan.profiles is not None
+    assert plan.profiles.link == "4g"
+    # More memory helps, and says by how much; a better link is another price.
+    prices = {price["change"]: price for price in found["shadow_prices"]}
+    assert prices["64 MiB more edge memory"]["after"] < prices["64 MiB more edge memory"]["before"]
+    assert prices["64 MiB more edge memory"]["split"] > found["split"]
+    assert {"edge memory [bytes]"} <= {flip["quantity"] for flip in found["flips"]}
+
+
+def test_a_flip_is_where_the_split_really_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SMOL, "--link", "4g", "--edge-memory"]
+    found = planned(capsys, *arguments, "160MiB")
+    flip = next(
+        flip
+        for flip in found["flips"]
+        if flip["quantity"] == "edge memory [bytes]" and flip["side"] == "above"
+    )
+    assert planned(capsys, *arguments, str(int(flip["value"] * 1.001)))["split"] == flip["split"]
+    assert planned(capsys, *arguments, str(int(flip["value"] * 0.99)))["split"] == found["split"]
+
+
+def test_a_bad_moment_of_the_link_predicts_worse(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SMOL, "--link", "4g", "--split", "10"]
+    median = planned(capsys, *arguments)["predicted"]
+    bad = planned(capsys, *arguments, "--epsilon", "0.05")["predicted"]
+    link = load_link("4g")
+    assert bad["tbt_s"] - median["tbt_s"] > link.rtt_s.at(0.95) - link.rtt_s.p50
+    assert bad["ttft_s"] > median["ttft_s"]
+
+
+@pytest.mark.parametrize("objective", ["tbt", "ttft", "cloud-cost", "context", "quality"])
+def test_every_objective_plans_and_prints_tables(
+    capsys: pytest.CaptureFixture[str], objective: str
+) -> None:
+    arguments = [*SMOL, "--link", "wifi", "--max-tbt", "0.2", "--max-quality-drop", "6"]
+    assert main([*arguments, "--objective", objective]) == 0
+    said = capsys.readouterr().out
+    for part in ("What it promises", "binding:", "What would help"):
+        assert part in said
+
+
+def test_the_pareto_front_holds_the_plan_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, *SMOL, "--link", "wifi", "--pareto", "--slack", "0", "--level", "q3")
+    axes = ("tbt", "cloud-cost", "edge-memory", "quality")
+    points = [tuple(row[axis] for axis in axes) for row in found["pareto"]]
+    assert len(set(points)) == len(points) > 10
+    assert min(point[0] for point in points) == pytest.approx(found["predicted"]["tbt_s"])
+
+
+def test_what_nothing_fits_says_how_far_each_limit_must_give_way(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [*SMOL, "--link", "wifi", "--edge-memory", "100MiB", "--max-tokens", "1024"]
+    status, line = refused(capsys, *arguments)
+    assert status == 1
+    assert "edge memory" in line
+    assert "instead of 100 MiB" in line
+    assert main([*arguments, "--json"]) == 1
+    captured = capsys.readouterr()
+    relaxations = {item["limit"]: item for item in json.loads(captured.out)["relaxations"]}
+    needed = relaxations["edge memory"]["needed"]
+    arguments[arguments.index("100MiB")] = str(int(needed) + 1)
+    assert planned(capsys, *arguments)["predicted"]["edge_memory_bytes"] == pytest.approx(needed)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        (("--edge-memory", "-5MiB"), 2, "not a size"),
+        (("--max-tokens", "999999"), 1, "context of 8192"),
+        (("--edge", "abacus"), 1, "no device profile 'abacus'"),
+        (("--link", "pigeon"), 1, "no link profile 'pigeon'"),
+        (("--model", "gpt-9"), 1, "no model 'gpt-9'"),
+        (("--objective", "fame"), 1, "choose one of tbt"),
+        (("--max-tbt", "-1"), 1, "must be positive"),
+        (("--max-ttft", "nan"), 1, "must be positive"),
+        (("--prompt-tokens", "0"), 1, "must be positive"),
+        (("--answer-tokens", "0"), 1, "at least 1"),
+        (("--prompt-tokens", "9000"), 1, "exceed"),
+        (("--epsilon", "1.5"), 1, "between 0 and 1"),
+        (("--split", "31"), 1, "the model has 30 layers"),
+        (("--split", "a-b"), 2, "give 10, or 8-12"),
+        (("--level", "q99"), 1, "choose among"),
+        (("--sessions", "0"), 1, "must be positive"),
+        (("--slack", "300"), 1, "between 0 and 1"),
+        (("--certificate", "nowhere.json"), 1, "nowhere.json"),
+    ],
+)
+def test_nonsense_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], change: tuple[str, str], status: int, reason: str
+) -> None:
+    got, line = refused(capsys, *SMOL, "--link", "wifi", *change)
+    assert (got, reason in line) == (status, True), line
+
+
+def test_a_link_without_bandwidth_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    quantiles = "{p05: 0, p50: 1000, p95: 2000, source: a test, measured: false}"
+    path = tmp_path / "dead.yaml"
+    path.write_text(
+        f"name: dead\ndescription: dead at its worst\nup_bytes_per_s: {quantiles}\n"
+        f"down_bytes_per_s: {quantiles}\nrtt_s: {quantiles}\n"
+    )
+    status, line = refused(capsys, *SMOL, "--link", str(path), "--epsilon", "0.01")
+    assert status == 1
+    assert "rate is 0" in line
+
+
+def test_build_follows_the_plan_to_the_letter(
+    capsys: pytest.CaptureFixture[str], tiny: Any, tmp_path: Path
+) -> None:
+    bench: ModelBench = tiny("llama")
+    folder, plan_file, out = tmp_path / "model", tmp_path / "plan.yaml", tmp_path / "bundle"
+    folder = bench.source.folder  # type: ignore[attr-defined]
+    arguments = ["plan", "--model", str(folder), *PI, "--link", "wifi", "--split", "2"]
+    arguments += ["--prompt-tokens", "16", "--answer-tokens", "8", "--max-tokens", "96"]
+    planned(capsys, *arguments, "--level", "lossless", "--out", str(plan_file))
+    build = ["build", str(plan_file), "--model", str(folder), "--out", str(out)]
+    assert main([*build, "--no-calibrate"]) == 0
+    assert open_bundle(out, role="edge").plan == load_plan(plan_file)
+
+
+def test_a_plan_made_without_weights_takes_any_of_its_shape(tiny: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    plan = bench.plan(2)
+    nameless = replace(plan, model=replace(plan.model, id="tiny", sha256=""))
+    assert for_model(nameless, bench.source) == plan
+    wider = replace(plan.model.geometry, vocab_size=999)
+    with pytest.raises(BuildError, match="of tiny's shape"):
+        for_model(replace(nameless, model=replace(nameless.model, geometry=wider)), bench.source)
+    with pytest.raises(BuildError, match="the plan is for model"):
+        for_model(replace(plan, model=replace(plan.model, sha256="1" * 64)), bench.source)
+
+
+def test_the_pictures_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "plan.png"
+    arguments = [*SMOL, "--link", "wifi", "--edge-memory", "200MiB", "--split", "4-12"]
+    assert main([*arguments, "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 30_000
