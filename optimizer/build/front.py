@@ -60,32 +60,46 @@ def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
     32 with one scale each (round to nearest), the embedding too. Layers whose bits differ
     (`plan.front_layer_bits`) come from a second export.
     """
-    front_bits = plan.partition.front_bits
     with tempfile.TemporaryDirectory(prefix="splitpoint-front-") as temporary:
         staged = Path(temporary) / "model"
         _stage(source, plan, staged)
         if plan.partition.split == 0:
-            _export_embedding(staged, plan, edge_dir)
-            return
-        options = _builder_options(plan, source, staged, Path(temporary))
-        model = _exported(plan, options, Path(temporary))
-        replace_attention_mask(model)
-        set_attention_windows(model, source.geometry)
-        if not plan.edge_is_whole:
-            expose_residual_stream(model)
-        wider = [i for i, bits in enumerate(plan.front_layer_bits) if bits != front_bits]
-        if wider:
-            uniform = replace(
-                plan,
-                front_layer_bits=(),
-                partition=replace(plan.partition, front_bits=plan.front_layer_bits[wider[0]]),
-            )
-            options = _builder_options(uniform, source, staged, Path(temporary))
-            take_layers(model, _exported(uniform, options, Path(temporary)), wider)
-        if plan.kv_bits == 16:
-            halve_cache(model)
-        shrink_weights(model, front_bits)
+            model = _embedding_front(staged)
+        else:
+            model = _layers_front(source, plan, staged)
+        shrink_weights(model, plan.partition.front_bits)
         _save(model, edge_dir)
+
+
+def front_graph(source: ModelSource, plan: Plan) -> onnx.ModelProto:
+    """The front of at least one layer as a graph with its weights, the embedding still whole."""
+    with tempfile.TemporaryDirectory(prefix="splitpoint-front-") as temporary:
+        staged = Path(temporary) / "model"
+        _stage(source, plan, staged)
+        return _layers_front(source, plan, staged)
+
+
+def _layers_front(source: ModelSource, plan: Plan, staged: Path) -> onnx.ModelProto:
+    front_bits = plan.partition.front_bits
+    temporary = staged.parent
+    options = _builder_options(plan, source, staged, temporary)
+    model = _exported(plan, options, temporary)
+    replace_attention_mask(model)
+    set_attention_windows(model, source.geometry)
+    if not plan.edge_is_whole:
+        expose_residual_stream(model)
+    wider = [i for i, bits in enumerate(plan.front_layer_bits) if bits != front_bits]
+    if wider:
+        uniform = replace(
+            plan,
+            front_layer_bits=(),
+            partition=replace(plan.partition, front_bits=plan.front_layer_bits[wider[0]]),
+        )
+        options = _builder_options(uniform, source, staged, temporary)
+        take_layers(model, _exported(uniform, options, temporary), wider)
+    if plan.kv_bits == 16:
+        halve_cache(model)
+    return model
 
 
 def expose_residual_stream(model: onnx.ModelProto) -> None:
@@ -239,16 +253,14 @@ def _run_builder(staged: Path, exported: Path, plan: Plan, options: list[str], c
     logger.debug("the exporter said: %s", said.getvalue())
 
 
-def _export_embedding(staged: Path, plan: Plan, edge_dir: Path) -> None:
+def _embedding_front(staged: Path) -> onnx.ModelProto:
     """Split 0: a graph that looks tokens up (and scales them where the family does)."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(staged)
     weight = load_file(staged / "model.safetensors")["model.embed_tokens.weight"]
     scale = float(config.hidden_size**0.5) if config.model_type.startswith("gemma") else None
-    model = embedding_graph(weight.to(torch.float32).numpy(), scale=scale)
-    shrink_weights(model, plan.partition.front_bits)
-    _save(model, edge_dir)
+    return embedding_graph(weight.to(torch.float32).numpy(), scale=scale)
 
 
 def _save(model: onnx.ModelProto, edge_dir: Path) -> None:

@@ -1,0 +1,172 @@
+"""How much each front layer minds having 4 bits: measured through the exported front itself.
+
+For every layer, a front with that layer at 4 bits and all others at 8 runs over text in ONNX
+Runtime, the model's own back continues from its rows, and the rise of the text's negative
+log-likelihood over the front with all layers at 8 bits is that layer's loss. What all layers at 8
+bits lose against the untouched model is shared among them evenly. Losses are logarithms of
+perplexity, so they add up; noise below zero stays as it is, and `QualityModel` cuts it off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import torch
+from transformers import PreTrainedModel
+
+from optimizer.build.calib_model import back_logits, hidden_and_logits
+from optimizer.build.certify import Windows
+from optimizer.build.front import front_graph
+from optimizer.build.mixed_front import take_layers
+from optimizer.build.source import ModelSource
+from optimizer.errors import BuildError, PlanError
+from optimizer.plan import LAYER_BITS, ModelRef, Partition, Plan
+
+Rows = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """Losses of the layers [0, split) of one model: layer -> bits -> log of the perplexity ratio."""
+
+    model_sha256: str
+    split: int
+    num_tokens: int
+    losses: tuple[Mapping[int, float], ...]
+
+    def save(self, path: Path) -> None:
+        """As JSON."""
+        values = {
+            "model_sha256": self.model_sha256,
+            "split": self.split,
+            "num_tokens": self.num_tokens,
+            "losses": [{str(bits): loss for bits, loss in layer.items()} for layer in self.losses],
+        }
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Sensitivity:
+        """Read what `save` wrote. PlanError naming the file when it is something else."""
+        try:
+            values: Any = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                model_sha256=str(values["model_sha256"]),
+                split=int(values["split"]),
+                num_tokens=int(values["num_tokens"]),
+                losses=tuple(
+                    {int(bits): float(loss) for bits, loss in layer.items()}
+                    for layer in values["losses"]
+                ),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"{path}: no layer sensitivities ({error!r})") from error
+
+
+class FrontLab:
+    """Fronts of one model at one split with any bits of each layer, without a bundle.
+
+    Two exports are kept, and layers move between them. Raises BuildError where the split has no
+    layers, or all of them (the head would need bits of its own).
+    """
+
+    def __init__(self, source: ModelSource, split: int) -> None:
+        if not 0 < split < source.geometry.num_layers:
+            raise BuildError(
+                f"split {split}: layer bits are chosen for 1 to {source.geometry.num_layers - 1}"
+            )
+        self.split = split
+        self._geometry = source.geometry
+        self._graphs = {bits: front_graph(source, _plan(source, split, bits)) for bits in LAYER_BITS}
+
+    def rows(self, layer_bits: tuple[int, ...], windows: Windows) -> Rows:
+        """Hidden states float32 [N, W, D] of windows [N, W] through a front with these bits."""
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self._graphs[8])
+        narrow = [layer for layer, bits in enumerate(layer_bits) if bits == 4]
+        if narrow:
+            take_layers(graph, self._graphs[4], narrow)
+        session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        return np.stack([self._run(session, ids) for ids in windows])
+
+    def _run(self, session: Any, ids: npt.NDArray[np.int64]) -> Rows:
+        geometry = self._geometry
+        empty = np.zeros((1, geometry.num_kv_heads, 0, geometry.head_dim), dtype=np.float32)
+        inputs: dict[str, Any] = {
+            "input_ids": ids[None],
+            "seqlens_k": np.array([len(ids) - 1], dtype=np.int32),
+            "total_sequence_length": np.array(len(ids), dtype=np.int32),
+        }
+        for value in session.get_inputs():
+            if value.name.startswith("past_key_values."):
+                inputs[value.name] = empty
+        rows: Rows = session.run(["hidden_states"], inputs)[0][0]
+        return rows
+
+
+def measure_sensitivity(
+    source: ModelSource,
+    model: PreTrainedModel,
+    *,
+    split: int,
+    windows: Windows,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Losses of every front layer on text `windows` [N, W]; `model` is the whole one, in float32.
+
+    Costs split + 1 passes of front and back over the text.
+    """
+    lab = FrontLab(source, split)
+    untouched = negative_log_likelihood(model, split, None, windows)
+    wide = negative_log_likelihood(model, split, lab.rows((8,) * split, windows), windows)
+    losses = []
+    for layer in range(split):
+        bits = tuple(4 if other == layer else 8 for other in range(split))
+        narrow = negative_log_likelihood(model, split, lab.rows(bits, windows), windows)
+        share = (wide - untouched) / split
+        losses.append({4: narrow - wide + share, 8: share})
+        if progress is not None:
+            progress(layer + 1, split)
+    return Sensitivity(
+        model_sha256=source.sha256,
+        split=split,
+        num_tokens=int(windows.size),
+        losses=tuple(losses),
+    )
+
+
+def negative_log_likelihood(
+    model: PreTrainedModel, split: int, rows: Rows | None, windows: Windows
+) -> float:
+    """Mean over the next tokens of windows [N, W], nats, when the back continues from `rows`
+    [N, W, D] (None: from the model's own hidden state)."""
+    found = []
+    for index, ids in enumerate(windows):
+        tokens = torch.from_numpy(ids)
+        if rows is None:
+            logits = hidden_and_logits(model, split, tokens)[1]
+        else:
+            logits = back_logits(model, split, torch.from_numpy(rows[index]), tokens)
+        log_probs = logits[:-1].float().log_softmax(-1)
+        found.append(-log_probs.gather(1, tokens[1:, None])[:, 0].double().mean().item())
+    return float(np.mean(found))
+
+
+def _plan(source: ModelSource, split: int, bits: int) -> Plan:
+    return Plan(
+        model=ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry),
+        partition=Partition(split=split, front_bits=bits, back_bits=32),
+        back_start=split,
+        kv_bits=32,
+        level="lossless",
+        max_tokens=1,
+        prefill_chunk=1,
+    )
