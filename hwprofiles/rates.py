@@ -42,7 +42,7 @@ def batch_s_per_flop(
             per_row = times[0][1] / times[0][0]
             known = len(times) > 1 and num_rows > times[0][0]
             sets.append(working_set)
-            slownesses.append(_line(times, num_rows) / num_rows if known else per_row)
+            slownesses.append(rows_line(times, num_rows) / num_rows if known else per_row)
         sizes.append(size)
         values.append(interpolate(sets, slownesses, working_set_bytes))
     return interpolate(sizes, values, num_weights) / curve.efficiency
@@ -131,9 +131,9 @@ def layer_rest_s(
         points = list(group)
         alone = [(p.num_rows, p.seconds) for p in points if p.num_sessions == 1]
         shared = [(p.num_rows, p.seconds) for p in points if p.num_sessions == p.num_rows]
-        rest = _line(alone, num_rows)
+        rest = rows_line(alone, num_rows)
         if num_sessions > 1 and len(shared) > 1:
-            rest += _line(shared, num_sessions) - _line(alone, num_sessions)
+            rest += rows_line(shared, num_sessions) - rows_line(alone, num_sessions)
         widths.append(size)
         values.append(max(rest, 0.0))
     if width > widths[-1]:
@@ -141,7 +141,7 @@ def layer_rest_s(
     return interpolate(widths, values, width)
 
 
-def _line(points: Sequence[tuple[int, float]], x: float) -> float:
+def rows_line(points: Sequence[tuple[int, float]], x: float) -> float:
     """Piecewise linear through rising points; the last piece goes on, the first value holds."""
     if x <= points[0][0] or len(points) == 1:
         return points[0][1]

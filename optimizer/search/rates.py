@@ -12,8 +12,8 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from hwprofiles.device import AttentionKernel, DecodeCurve, Kernel
-from hwprofiles.rates import batch_s_per_flop, interpolate
+from hwprofiles.device import AttentionKernel, BatchCurve, DecodeCurve, Kernel
+from hwprofiles.rates import interpolate, rows_line
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,6 +46,24 @@ def decode_s_per_byte_at(
     return _between(sizes, values, matrix_bytes) / curve.efficiency
 
 
+def batch_s_per_flop_at(
+    curve: BatchCurve, *, num_rows: int, num_weights: float, working_set_bytes: Floats
+) -> Floats:
+    """Seconds a floating-point operation of `num_rows` rows at once, for every working set."""
+    sizes, values = [], []
+    for size, of_size in groupby(curve.points, key=lambda point: point.num_weights):
+        sets, slownesses = [], []
+        for working_set, group in groupby(of_size, key=lambda point: point.working_set_bytes):
+            times = [(point.num_rows, point.num_rows / point.flops_per_s) for point in group]
+            per_row = times[0][1] / times[0][0]
+            known = len(times) > 1 and num_rows > times[0][0]
+            sets.append(working_set)
+            slownesses.append(rows_line(times, num_rows) / num_rows if known else per_row)
+        sizes.append(size)
+        values.append(interpolate_at(sets, slownesses, working_set_bytes))
+    return _between(sizes, values, num_weights) / curve.efficiency
+
+
 def matrix_s_at(
     kernel: Kernel,
     *,
@@ -55,13 +73,20 @@ def matrix_s_at(
     working_set_bytes: Floats,
 ) -> Floats:
     """Seconds of one matrix, for every working set."""
-    seconds = matrix_bytes * decode_s_per_byte_at(
+    walk = matrix_bytes * decode_s_per_byte_at(
         kernel.decode, working_set_bytes=working_set_bytes, matrix_bytes=matrix_bytes
     )
-    if num_rows > 1:
-        slowness = batch_s_per_flop(kernel.batch, num_rows=num_rows, num_weights=num_weights)
-        seconds = np.maximum(seconds, 2 * num_rows * num_weights * slowness)
-    return kernel.dispatch_s + seconds
+    if num_rows <= 1:
+        return kernel.dispatch_s + walk
+    slowness = batch_s_per_flop_at(
+        kernel.batch,
+        num_rows=num_rows,
+        num_weights=num_weights,
+        working_set_bytes=working_set_bytes,
+    )
+    work = 2 * num_rows * num_weights * slowness
+    knows_sets = kernel.batch.points[0].working_set_bytes > 0
+    return kernel.dispatch_s + (work if knows_sets else np.maximum(work, walk))
 
 
 def attention_s_at(

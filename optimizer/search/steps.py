@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hwprofiles.device import DeviceProfile
+from hwprofiles.rates import layer_rest_s
 from optimizer.cost.cloud import back_compute_bits, back_kv_bits
 from optimizer.cost.edge import front_kernel
 from optimizer.cost.weights import (
@@ -75,12 +76,15 @@ def front_steps_s(
             head_dim=geometry.head_dim,
             working_set_bytes=working_set,
         )
-    overheads = device.overheads
-    extra_bytes = (num_rows - 1) * _row_bytes(geometry)
-    layer_s = overheads.layer_s.effective
-    layer_s += extra_bytes / overheads.elementwise_bytes_per_s.effective
-    total += (splits * layer_s)[:, None]
-    total += overheads.step_s.effective
+    for bits, count in counts.items():
+        total += count[:, None] * layer_rest_s(
+            kernels[bits],
+            device.overheads,
+            width=geometry.hidden_size,
+            inner=geometry.intermediate_size,
+            num_rows=num_rows,
+        )
+    total += device.overheads.step_s.effective
     total += num_rows * geometry.hidden_size * kernel.lookup_s_per_element
     head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
     head_s = matrix_s_at(
@@ -129,9 +133,15 @@ def back_steps_s(
         )
 
     overheads = device.overheads
-    layer_s = overheads.layer_s.effective
-    layer_s += (rows - 1) * _row_bytes(geometry) / overheads.elementwise_bytes_per_s.effective
-    per_layer = layer_s + sum(seconds_of(matrix, rows) for matrix in matrices)  # [S, 1]
+    rest_s = layer_rest_s(
+        kernel,
+        overheads,
+        width=geometry.hidden_size,
+        inner=geometry.intermediate_size,
+        num_rows=rows,
+        num_sessions=1 + others,
+    )
+    per_layer = rest_s + sum(seconds_of(matrix, rows) for matrix in matrices)  # [S, 1]
     total = overheads.step_s.effective + layers[:, None] * per_layer
     total = np.broadcast_to(total, (len(split_of), len(place))).copy()
     cache = device.attention_kernel(back_kv_bits(device))
@@ -178,8 +188,3 @@ def _window_counts(
 def _computed_bits(bits: int) -> int:
     """16-bit weights are widened to 32 at load."""
     return 32 if bits > 8 else bits
-
-
-def _row_bytes(geometry: ModelGeometry) -> int:
-    """Elementwise traffic of a row and layer, as the profiles count it."""
-    return 4 * (4 * geometry.hidden_size + 3 * geometry.intermediate_size)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from hwprofiles.device import DeviceProfile, Figure
+from hwprofiles.device import BatchPoint, DeviceProfile, Figure, LayerPoint
 from hwprofiles.device_catalog import load_device
 from optimizer.cost.codec import LevelCost
 from optimizer.cost.link import LinkPoint
@@ -98,9 +98,12 @@ def problems(draw: Any) -> Problem:
                 message_s=Figure(value=3e-4, source=source),
             ),
         )
+    edge = device(draw(st.sampled_from(EDGES)))
+    if draw(st.booleans()):
+        edge, cloud = whole_layers(edge), whole_layers(cloud)
     return Problem(
         geometry=geometry,
-        edge=device(draw(st.sampled_from(EDGES))),
+        edge=edge,
         cloud=cloud,
         space=Space(
             splits=tuple(sorted(splits)),
@@ -118,6 +121,36 @@ def problems(draw: Any) -> Problem:
         exact_front=draw(st.booleans()),
         slack=draw(st.sampled_from([0.0, 0.01, 0.2])),
     )
+
+
+def whole_layers(profile: DeviceProfile) -> DeviceProfile:
+    """A profile that knows whole layers, and how many rows fare in several working sets."""
+    kernels = []
+    for kernel in profile.kernels:
+        rate = kernel.batch.points[-1].flops_per_s
+        points = tuple(
+            BatchPoint(
+                num_rows=rows,
+                flops_per_s=rate * rows / (rows + 3) / (1 + size / 1e8),
+                num_weights=1e6,
+                working_set_bytes=size,
+            )
+            for size in (1e6, 2e7, 3e8)
+            for rows in (2, 16, 128)
+        )
+        layers = tuple(
+            LayerPoint(width=width, num_sessions=sessions, num_rows=rows, seconds=seconds)
+            for width, sessions, rows, seconds in (
+                (256, 1, 1, 3e-5),
+                (256, 1, 64, 4e-4),
+                (256, 4, 4, 9e-5),
+                (1024, 1, 1, 7e-5),
+                (1024, 1, 64, 9e-4),
+            )
+        )
+        batch = replace(kernel.batch, points=points)
+        kernels.append(replace(kernel, batch=batch, layers=layers))
+    return replace(profile, kernels=tuple(kernels))
 
 
 links = st.builds(
