@@ -44,7 +44,9 @@ class EdgeClient:
     plan puts the whole model on the edge. concurrency: generations that may run at once, each
     with a KV cache of its own; a further one waits. threads, spinning: of the front's kernels, see
     FrontEngine. memory_limit_bytes: refuse to load a front with which this process would take
-    more. trace: a text stream that gets one JSON line a frame.
+    more. prefill_chunk: prompt tokens a frame, always (None: at most the plan's, and as many as
+    suit what is measured, see `edge.prefill_chunks`). trace: a text stream that gets one JSON
+    line a frame.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -58,6 +60,7 @@ class EdgeClient:
         threads: int | None = None,
         spinning: bool = False,
         memory_limit_bytes: int | None = None,
+        prefill_chunk: int | None = None,
         patience: Patience | None = None,
         trace: TextIO | None = None,
     ) -> None:
@@ -79,7 +82,7 @@ class EdgeClient:
         )
         if memory_limit_bytes is not None:
             check_memory(
-                self.plan,
+                replace(self.plan, prefill_chunk=prefill_chunk or self.plan.prefill_chunk),
                 limit_bytes=memory_limit_bytes,
                 runtime_bytes=runtime_bytes(),
                 sequences=concurrency,
@@ -96,6 +99,7 @@ class EdgeClient:
         self._transports = [GrpcTransport(address, credentials) for address in addresses]
         self._patience = patience or Patience()
         self._clock = Clock()
+        self._prefill_chunk = prefill_chunk
         self._draft_choice = DraftChoice(self._clock.now)
         self._trace = trace
 
@@ -235,7 +239,8 @@ class EdgeClient:
                 clock=self._clock,
                 rng=random.Random(),
             ),
-            chunk_tokens=self.plan.prefill_chunk,
+            chunk_tokens=self._prefill_chunk or self.plan.prefill_chunk,
+            adaptive_chunks=self._prefill_chunk is None,
             patience=self._patience,
             clock=self._clock,
             drafting=self._draft_choice.drafting(request.draft),

@@ -89,8 +89,8 @@ class RemoteGeneration:
     """One generation against a cloud. Iterate `tokens()` once; then read what it cost.
 
     front: with an empty cache. connector: where streams come from. pilot: which level to encode
-    at. chunk_tokens: most prompt tokens a frame. drafting: guesses that go along with decode steps;
-    None: plain decoding.
+    at. chunk_tokens: most prompt tokens a frame, or always so many. drafting: guesses that go
+    along with decode steps; None: plain decoding.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class RemoteGeneration:
         pilot: Pilot,
         connector: Connector,
         chunk_tokens: int,
+        adaptive_chunks: bool = True,
         patience: Patience,
         clock: Clock,
         drafting: Drafting | None = None,
@@ -111,6 +112,7 @@ class RemoteGeneration:
         self._pilot = pilot
         self._connector = connector
         self._chunk_tokens = chunk_tokens
+        self._adaptive_chunks = adaptive_chunks
         self._patience = patience
         self._clock = clock
         self._pending: dict[int, PendingStep] = {}
@@ -177,9 +179,10 @@ class RemoteGeneration:
             if session.phase is Phase.PREFILLING:
                 while (received := stream.poll()) is not None:
                     self._take(session, received, on_step)
-                session.chunk_tokens = next_chunk(
-                    session.num_prompt_left, self._chunk_tokens, self._chunks
-                )
+                if self._adaptive_chunks:
+                    session.chunk_tokens = next_chunk(
+                        session.num_prompt_left, self._chunk_tokens, self._chunks
+                    )
             if session.phase is Phase.READY and self._drafted is not None:
                 self._send_drafted(session, stream, self._drafted)
                 return

@@ -51,6 +51,10 @@ class DeviceOptions:
         str | None,
         typer.Option(help="Refuse to load what would take more, such as 160MiB.", metavar="SIZE"),
     ] = None
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(help="Prompt tokens a frame (default: the plan's at most, adapted).", min=1),
+    ] = None
     recover_within: Annotated[
         float, typer.Option(help="Seconds to look for a lost server before giving up.", min=0.0)
     ] = 60.0
@@ -89,6 +93,7 @@ class DeviceOptions:
                 memory_limit_bytes=(
                     None if self.memory_limit is None else parse_size(self.memory_limit)
                 ),
+                prefill_chunk=self.prefill_chunk,
                 patience=Patience(recover_s=self.recover_within),
                 trace=sink,
             )
