@@ -66,7 +66,8 @@ def main() -> int:
     for name, figures in rows.items():
         print(
             f"{name:>18}: {100 * figures['share_in_time']:.1f} % of {figures['steps']} steps "
-            f"within {1e3 * deadline_s:.0f} ms, {figures['finish_reason']}, {figures['level_counts']}",
+            f"within {1e3 * deadline_s:.0f} ms, {figures['finish_reason']}, "
+            f"{figures['level_counts']}",
             file=sys.stderr,
         )
     print(json.dumps(report))

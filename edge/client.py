@@ -94,6 +94,7 @@ class EdgeClient:
             count=concurrency,
             threads=threads,
             spinning=spinning,
+            frugal=memory_limit_bytes is not None,
         ):
             self._fronts.put(front)
         self._transports = [GrpcTransport(address, credentials) for address in addresses]

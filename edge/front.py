@@ -15,10 +15,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.errors import FrontError, InputError
+from edge.mapped_pages import MappedFile
 from edge.power import usable_cpus
 from optimizer.plan import Plan
 
 FRONT_NAME: Final = "front.onnx"
+RELEASE_ROWS: Final = 64  # a frugal engine gives pages back after so many
 KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
 
 
@@ -28,8 +30,12 @@ class FrontEngine:
     One generation at a time; engines that share a session may run in different threads.
     """
 
-    def __init__(self, session: ort.InferenceSession, plan: Plan) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, plan: Plan, weights: MappedFile | None = None
+    ) -> None:
         self._session = session
+        self._weights = weights
+        self._rows_mapped = 0  # since their pages were last given back
         self._plan = plan
         self._num_tokens = 0
         self._whole = plan.edge_is_whole
@@ -52,12 +58,14 @@ class FrontEngine:
         count: int = 1,
         threads: int | None = None,
         spinning: bool = False,
+        frugal: bool = False,
     ) -> list[FrontEngine]:
         """Load `front.onnx` once, for `count` engines that share weights and have own caches.
 
         threads: of the kernels (None: one for each CPU that may be used). spinning: threads
         that wait for work within a step spin instead of sleeping, which is faster; between
-        steps they sleep all the same. FrontError when the file is not a front.
+        steps they sleep all the same. frugal: give the weights' file pages back as one goes, see
+        `edge.mapped_pages`. FrontError when the file is not a front.
         """
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -69,7 +77,8 @@ class FrontEngine:
             session = ort.InferenceSession(
                 str(edge_dir / FRONT_NAME), options, providers=["CPUExecutionProvider"]
             )
-            return [cls(session, plan) for _ in range(count)]
+            weights = MappedFile(edge_dir / f"{FRONT_NAME}.data") if frugal else None
+            return [cls(session, plan, weights) for _ in range(count)]
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             raise FrontError(f"{edge_dir / FRONT_NAME}: cannot be loaded ({error})") from error
 
@@ -112,6 +121,7 @@ class FrontEngine:
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             raise FrontError(f"the front's kernels failed ({error})") from error
         self._num_tokens = total
+        self._release_pages(num_rows)
         appended: npt.NDArray[np.float32] = rows[0]
         return appended
 
@@ -124,6 +134,12 @@ class FrontEngine:
     def reset(self) -> None:
         """Forget everything: the next tokens begin a sequence."""
         self._num_tokens = 0
+
+    def _release_pages(self, num_rows: int) -> None:
+        self._rows_mapped += num_rows
+        if self._weights is not None and self._rows_mapped >= RELEASE_ROWS:
+            self._weights.release()
+            self._rows_mapped = 0
 
     def _bind_cache(self) -> None:
         """Bind one buffer for each layer's K and V, as past and as present."""

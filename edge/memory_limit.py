@@ -15,7 +15,10 @@ from typing import Final
 import psutil
 
 from edge.errors import MemoryLimitError
-from optimizer.cost.memory import EdgeMemory, edge_memory_over
+from edge.front import RELEASE_ROWS
+from edge.mapped_pages import trim_heap
+from optimizer.cost.memory import EdgeMemory, edge_memory_over, touched_bytes
+from optimizer.cost.weights import embedding_bytes
 from optimizer.errors import PlanError
 from optimizer.plan import FRONT_BITS, KV_BITS, Plan
 
@@ -28,6 +31,7 @@ CHUNKS: Final = (128, 64, 32, 16)
 
 def runtime_bytes() -> float:
     """What this process will take without a front: resident now, and what a first run adds."""
+    trim_heap()
     return float(psutil.Process().memory_info().rss + FIRST_RUN_BYTES)
 
 
@@ -45,10 +49,14 @@ def check_memory(
 
 
 def needed_memory(plan: Plan, runtime_bytes: float, sequences: int) -> EdgeMemory:
-    """The formula for one cache, with as many caches and working sets as `sequences`."""
+    """The formula for a frugal front, with as many caches and working sets as `sequences`."""
     needed = edge_memory_over(runtime_bytes, plan)
+    # A front under a limit gives the embedding's pages back every so many rows.
+    table = embedding_bytes(plan.model.geometry, plan.partition.front_bits)
+    rows = min(RELEASE_ROWS + plan.prefill_chunk, plan.max_tokens)
     return replace(
         needed,
+        embedding_bytes=touched_bytes(table, rows),
         kv_bytes=needed.kv_bytes * sequences,
         workspace_bytes=needed.workspace_bytes * sequences,
     )
