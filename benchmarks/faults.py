@@ -86,7 +86,6 @@ def linked(bench: Bench, *others: str) -> Iterator[tuple[EmulatedLink, EdgeClien
             bench.bundle, [f"127.0.0.1:{link.address[1]}", *others], patience=PATIENCE
         ) as client,
     ):
-        client._settings = type(client._settings)(stop_token_ids=())
         yield link, client
 
 
@@ -178,7 +177,10 @@ def main() -> int:
     try:
         for mode, sampling in requests.items():
             request = CompletionRequest(
-                max_new_tokens=arguments.tokens, sampling=sampling, draft=arguments.draft
+                max_new_tokens=arguments.tokens,
+                sampling=sampling,
+                draft=arguments.draft,
+                ignore_eos=True,
             )
             with linked(bench) as (_, client):
                 expected = generate(client, request, lambda index: None).token_ids

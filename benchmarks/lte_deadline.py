@@ -79,7 +79,7 @@ def decode(
 ) -> Completion:
     host, _, port = address.rpartition(":")
     request = CompletionRequest(
-        max_new_tokens=tokens, level=level, deadline_tbt_s=deadline_s, draft="off", stop=()
+        max_new_tokens=tokens, level=level, deadline_tbt_s=deadline_s, draft="off", ignore_eos=True
     )
     with (
         EmulatedLink(target=(host, int(port)), shape=shape) as link,
@@ -87,7 +87,6 @@ def decode(
             bundle, f"127.0.0.1:{link.address[1]}", patience=Patience(connect_s=30)
         ) as client,
     ):
-        client._settings = type(client._settings)(stop_token_ids=())  # go on to the last token
         return client.complete([{"role": "user", "content": PROMPT}], request)
 
 

@@ -27,7 +27,7 @@ from edge.front import FrontEngine
 from edge.generation import RemoteGeneration, TokenSource
 from edge.grpc_transport import Credentials, GrpcTransport
 from edge.local_generation import LocalGeneration
-from edge.memory_limit import check_memory, runtime_bytes
+from edge.memory_limit import fitting_chunk, runtime_bytes
 from edge.patience import Clock, Patience
 from edge.pilot import Pilot
 from edge.report import Completion
@@ -80,9 +80,10 @@ class EdgeClient:
             if tables.is_file()
             else Ladder.lossless(geometry.hidden_size)
         )
+        self._most_chunk_tokens = prefill_chunk or self.plan.prefill_chunk
         if memory_limit_bytes is not None:
-            check_memory(
-                replace(self.plan, prefill_chunk=prefill_chunk or self.plan.prefill_chunk),
+            self._most_chunk_tokens = fitting_chunk(
+                replace(self.plan, prefill_chunk=self._most_chunk_tokens),
                 limit_bytes=memory_limit_bytes,
                 runtime_bytes=runtime_bytes(),
                 sequences=concurrency,
@@ -100,7 +101,7 @@ class EdgeClient:
         self._transports = [GrpcTransport(address, credentials) for address in addresses]
         self._patience = patience or Patience()
         self._clock = Clock()
-        self._prefill_chunk = prefill_chunk
+        self._adaptive_chunks = prefill_chunk is None
         self._draft_choice = DraftChoice(self._clock.now)
         self._trace = trace
 
@@ -159,7 +160,7 @@ class EdgeClient:
             hidden_size=self.plan.model.geometry.hidden_size,
             text=self.tokenizer.stream(),
             stop=StopRule(
-                stop_token_ids=self._settings.stop_token_ids,
+                stop_token_ids=() if request.ignore_eos else self._settings.stop_token_ids,
                 stop_strings=request.stop,
                 max_new_tokens=max_new_tokens,
             ),
@@ -226,7 +227,7 @@ class EdgeClient:
             return LocalGeneration(
                 front=front,
                 sampling=request.sampling,
-                chunk_tokens=self.plan.prefill_chunk,
+                chunk_tokens=self._most_chunk_tokens,
                 clock=self._clock,
             )
         return RemoteGeneration(
@@ -240,8 +241,8 @@ class EdgeClient:
                 clock=self._clock,
                 rng=random.Random(),
             ),
-            chunk_tokens=self._prefill_chunk or self.plan.prefill_chunk,
-            adaptive_chunks=self._prefill_chunk is None,
+            chunk_tokens=self._most_chunk_tokens,
+            adaptive_chunks=self._adaptive_chunks,
             patience=self._patience,
             clock=self._clock,
             drafting=self._draft_choice.drafting(request.draft),

@@ -29,7 +29,8 @@ AUTO_LEVEL = "auto"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """What to generate. `max_new_tokens` None: as many as the plan leaves room for.
+    """What to generate. `max_new_tokens` None: as many as the plan leaves room for. ignore_eos: go
+    on after the model's own end (for measurements).
 
     deadline_tbt_s: the longest that a decode step should take. With level "auto" the controller
     then moves along the plan's ladder, from the plan's level downwards, and the generation ends
@@ -40,6 +41,7 @@ class CompletionRequest:
     max_new_tokens: int | None = 128
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
     level: str = AUTO_LEVEL
     deadline_tbt_s: float | None = None
     context: ContextPolicy = "refuse"

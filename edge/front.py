@@ -15,12 +15,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.errors import FrontError, InputError
-from edge.mapped_pages import MappedFile
+from edge.mapped_pages import MappedFile, trim_heap
 from edge.power import usable_cpus
 from optimizer.plan import Plan
 
 FRONT_NAME: Final = "front.onnx"
-RELEASE_ROWS: Final = 64  # a frugal engine gives pages back after so many
+RELEASE_ROWS: Final = 32  # a frugal engine gives pages back after so many
 KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
 
 
@@ -77,7 +77,11 @@ class FrontEngine:
             session = ort.InferenceSession(
                 str(edge_dir / FRONT_NAME), options, providers=["CPUExecutionProvider"]
             )
-            weights = MappedFile(edge_dir / f"{FRONT_NAME}.data") if frugal else None
+            weights = None
+            if frugal:  # the kernels have packed what they need of the file; loading leaves holes
+                weights = MappedFile(edge_dir / f"{FRONT_NAME}.data")
+                weights.release()
+                trim_heap()
             return [cls(session, plan, weights) for _ in range(count)]
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             raise FrontError(f"{edge_dir / FRONT_NAME}: cannot be loaded ({error})") from error

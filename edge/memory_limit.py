@@ -24,7 +24,7 @@ from optimizer.plan import FRONT_BITS, KV_BITS, Plan
 
 # Pages of ONNX Runtime's and gRPC's code and their threads' stacks, first touched when a session
 # runs; measured with onnxruntime 1.32 and grpcio 1.85 on x86-64 Linux.
-FIRST_RUN_BYTES: Final = 14 << 20
+FIRST_RUN_BYTES: Final = 8 << 20
 MIN_TOKENS: Final = 128
 CHUNKS: Final = (128, 64, 32, 16)
 
@@ -35,17 +35,25 @@ def runtime_bytes() -> float:
     return float(psutil.Process().memory_info().rss + FIRST_RUN_BYTES)
 
 
-def check_memory(
-    plan: Plan, *, limit_bytes: int, runtime_bytes: float, sequences: int = 1
-) -> EdgeMemory:
-    """What `plan` will take with `sequences` caches. MemoryLimitError when it is over the limit."""
+def fitting_chunk(plan: Plan, *, limit_bytes: int, runtime_bytes: float, sequences: int = 1) -> int:
+    """The largest prefill chunk, at most the plan's, with which `plan` and `sequences` caches fit.
+
+    A smaller chunk needs no other bundle and changes no token, only the time to the first one.
+    MemoryLimitError when not even the smallest fits.
+    """
+    for chunk in _chunks(plan):
+        smaller = replace(plan, prefill_chunk=chunk)
+        if needed_memory(smaller, runtime_bytes, sequences).total_bytes <= limit_bytes:
+            return chunk
     needed = needed_memory(plan, runtime_bytes, sequences)
-    if needed.total_bytes > limit_bytes:
-        raise MemoryLimitError(
-            f"needs {_mib(needed.total_bytes)} of the {_mib(limit_bytes)} allowed "
-            f"({_parts(needed)}); {_advice(plan, limit_bytes, runtime_bytes, sequences)}"
-        )
-    return needed
+    raise MemoryLimitError(
+        f"needs {_mib(needed.total_bytes)} of the {_mib(limit_bytes)} allowed "
+        f"({_parts(needed)}); {_advice(plan, limit_bytes, runtime_bytes, sequences)}"
+    )
+
+
+def _chunks(plan: Plan) -> tuple[int, ...]:
+    return (plan.prefill_chunk, *(chunk for chunk in CHUNKS if chunk < plan.prefill_chunk))
 
 
 def needed_memory(plan: Plan, runtime_bytes: float, sequences: int) -> EdgeMemory:
@@ -109,7 +117,7 @@ def _smaller_plans(plan: Plan) -> Iterator[Plan]:
         [bits for bits in FRONT_BITS if bits <= plan.partition.front_bits],
         [bits for bits in KV_BITS if bits <= plan.kv_bits],
         sorted(set(tokens)),
-        {plan.prefill_chunk, *(chunk for chunk in CHUNKS if chunk < plan.prefill_chunk)},
+        _chunks(plan),
     ):
         if plan.front_layer_bits and front_bits > min(plan.front_layer_bits):
             continue

@@ -7,50 +7,54 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from typer.exceptions import TyperException
 
-from splitpoint.commands.api import api
-from splitpoint.commands.bench import bench_app
-from splitpoint.commands.build import build
-from splitpoint.commands.certify import certify
-from splitpoint.commands.chat import chat
-from splitpoint.commands.demo import demo
-from splitpoint.commands.doctor import doctor
-from splitpoint.commands.emulate_link import emulate_link
-from splitpoint.commands.model import model_app
-from splitpoint.commands.plan import plan
-from splitpoint.commands.profile import profile_app
-from splitpoint.commands.run import run
-from splitpoint.commands.serve import serve
-from splitpoint.commands.simulate import simulate
 from splitpoint.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, one_line
 
-app = typer.Typer(
-    name="splitpoint",
-    help="Run one large language model across an edge device and a cloud server.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(model_app, name="model")
-app.add_typer(profile_app, name="profile")
-app.add_typer(bench_app, name="bench")
-app.command()(plan)
-app.command()(build)
-app.command()(certify)
-app.command()(serve)
-app.command()(run)
-app.command()(chat)
-app.command()(api)
-app.command()(emulate_link)
-app.command()(simulate)
-app.command()(demo)
-app.command()(doctor)
+# Where each subcommand is, in the order of the help. Only the one that runs is imported: on a small
+# device the others' imports are memory and a second of start-up.
+COMMANDS: Final = {
+    "model": "splitpoint.commands.model:model_app",
+    "profile": "splitpoint.commands.profile:profile_app",
+    "plan": "splitpoint.commands.plan:plan",
+    "build": "splitpoint.commands.build:build",
+    "certify": "splitpoint.commands.certify:certify",
+    "serve": "splitpoint.commands.serve:serve",
+    "run": "splitpoint.commands.run:run",
+    "chat": "splitpoint.commands.chat:chat",
+    "api": "splitpoint.commands.api:api",
+    "emulate-link": "splitpoint.commands.emulate_link:emulate_link",
+    "simulate": "splitpoint.commands.simulate:simulate",
+    "bench": "splitpoint.commands.bench:bench_app",
+    "demo": "splitpoint.commands.demo:demo",
+    "doctor": "splitpoint.commands.doctor:doctor",
+}
+
+
+def make_app(names: Iterable[str]) -> typer.Typer:
+    """The command with the subcommands `names`."""
+    app = typer.Typer(
+        name="splitpoint",
+        help="Run one large language model across an edge device and a cloud server.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(options)
+    for name in names:
+        module, _, attribute = COMMANDS[name].partition(":")
+        command = getattr(import_module(module), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,7 +63,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Log everything and show tracebacks.")
@@ -80,6 +83,8 @@ def options(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. `argv` without the program's name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    wanted = next((word for word in arguments if not word.startswith("-")), "")
+    app = make_app([wanted] if wanted in COMMANDS else COMMANDS)
     try:
         return app(args=arguments, prog_name="splitpoint", standalone_mode=False) or 0
     except TyperException as error:

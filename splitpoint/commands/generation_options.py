@@ -136,6 +136,9 @@ class SamplingOptions:
     repetition_penalty: Annotated[float, typer.Option(help="1: off.")] = 1.0
     seed: Annotated[int, typer.Option(help="Same seed, same tokens.", min=0)] = 0
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text.")] = None
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on after the model's own end.")
+    ] = False
 
 
 def completion_request(
@@ -157,6 +160,7 @@ def completion_request(
                 logprobs=logprobs,
             ),
             stop=tuple(sampling.stop or ()),
+            ignore_eos=sampling.ignore_eos,
             level=control.level,
             draft=control.draft,
             deadline_tbt_s=control.deadline_tbt,

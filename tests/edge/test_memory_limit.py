@@ -11,7 +11,7 @@ import pytest
 from edge.client import EdgeClient
 from edge.errors import MemoryLimitError
 from edge.front import FrontEngine
-from edge.memory_limit import changes, check_memory, nearest_plan, needed_memory
+from edge.memory_limit import changes, fitting_chunk, nearest_plan, needed_memory
 from optimizer.plan import ModelRef, Partition, Plan
 from optimizer.specs import load_spec
 from tests.conftest import ModelBench
@@ -35,7 +35,8 @@ def plan() -> Plan:
 
 
 def test_what_fits_is_let_through_part_by_part(plan: Plan) -> None:
-    needed = check_memory(plan, limit_bytes=400 * MIB, runtime_bytes=RUNTIME)
+    assert fitting_chunk(plan, limit_bytes=400 * MIB, runtime_bytes=RUNTIME) == 128
+    needed = needed_memory(plan, RUNTIME, 1)
     assert needed.runtime_bytes == RUNTIME
     assert needed.kv_bytes == plan.front_kv_bytes()
     twice = needed_memory(plan, RUNTIME, 2)
@@ -43,11 +44,19 @@ def test_what_fits_is_let_through_part_by_part(plan: Plan) -> None:
     assert twice.weight_bytes == needed.weight_bytes
 
 
+def test_a_little_too_much_costs_a_smaller_chunk_and_nothing_else(plan: Plan) -> None:
+    limit = int(needed_memory(plan, RUNTIME, 1).total_bytes - MIB)
+    chunk = fitting_chunk(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
+    assert chunk == 64
+    smaller = needed_memory(replace(plan, prefill_chunk=chunk), RUNTIME, 1)
+    assert smaller.total_bytes <= limit
+
+
 def test_what_does_not_fit_is_refused_with_the_nearest_plan(plan: Plan) -> None:
     total = needed_memory(plan, RUNTIME, 1).total_bytes
-    limit = int(total - 5 * MIB)
+    limit = int(total - 15 * MIB)
     with pytest.raises(MemoryLimitError, match=r"needs \d+\.\d MiB of the \d+\.\d MiB") as caught:
-        check_memory(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
+        fitting_chunk(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
     line = str(caught.value)
     assert "\n" not in line
     for part in ("runtime 90.0 MiB", "weights", "embedding", "KV cache", "workspace"):
@@ -73,7 +82,7 @@ def test_the_nearest_plan_really_is_the_one_that_changes_least(plan: Plan) -> No
 
 def test_a_limit_below_the_runtime_says_that_nothing_fits(plan: Plan) -> None:
     with pytest.raises(MemoryLimitError, match="no plan of this model fits: the smallest, --split"):
-        check_memory(plan, limit_bytes=60 * MIB, runtime_bytes=RUNTIME)
+        fitting_chunk(plan, limit_bytes=60 * MIB, runtime_bytes=RUNTIME)
 
 
 def test_the_client_refuses_before_it_loads_the_front(
