@@ -102,7 +102,7 @@ class EdgeClient:
         self._patience = patience or Patience()
         self._clock = Clock()
         self._adaptive_chunks = prefill_chunk is None
-        self._draft_choice = DraftChoice(self._clock.now)
+        self._draft_choice = DraftChoice(opened.draft_dir, self._clock.now)
         self._trace = trace
 
     def __enter__(self) -> EdgeClient:

@@ -4,6 +4,7 @@
       plan.yaml           what was decided
       edge/               front.onnx (+ data), tokenizer.json, chat_template.jinja, edge.json
       cloud/              config.json and the back's weights (absent when the edge holds it all)
+      draft/              a draft head for the edge, made by `splitpoint train-draft` (optional)
       codec/              tables of the calibrated compression levels, one file a split (optional)
       manifest.json       format, model hash, and size and SHA-256 of every file above
 
@@ -75,6 +76,10 @@ class Bundle:
     @property
     def cloud_dir(self) -> Path:
         return self.root / "cloud"
+
+    @property
+    def draft_dir(self) -> Path:
+        return self.root / "draft"
 
     @property
     def codec_dir(self) -> Path:
@@ -154,7 +159,7 @@ def _names_of_role(files: Mapping[str, FileRecord], role: Role) -> Iterator[str]
         parts = PurePosixPath(name).parts
         if PurePosixPath(name).is_absolute() or ".." in parts:
             raise BundleError(f"{MANIFEST_NAME}: {name!r} lies outside the bundle")
-        if parts[0] in (role, "codec", PLAN_NAME):
+        if parts[0] in (role, "codec", PLAN_NAME) or (role == "edge" and parts[0] == "draft"):
             yield name
 
 

@@ -116,7 +116,7 @@ class ControlOptions:
         ),
     ] = None
     draft: Annotated[
-        str, typer.Option(help="Guess ahead across the round trip: auto, off, or ngram.")
+        str, typer.Option(help="Guess ahead across the round trip: auto, off, ngram, or head.")
     ] = "auto"
     context: Annotated[
         str,

@@ -1,0 +1,99 @@
+"""`splitpoint train-draft`: teach a bundle's edge to guess what its cloud will say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from splitpoint.progress import step_progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from optimizer.build.draft_corpus import FrontRows
+
+
+def train_draft(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; the head goes into it.")],
+    model: Annotated[Path, typer.Option(help="The model it was built from.", show_default=False)],
+    text: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text for half of the corpus (the model writes the rest)."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the corpus.", min=4096)] = 65536,
+    vocabulary: Annotated[int, typer.Option(help="Tokens that the head knows.", min=64)] = 8192,
+    blocks: Annotated[int, typer.Option(help="MLP blocks of the adapter.", min=0, max=8)] = 2,
+    inner: Annotated[int, typer.Option(help="Channels inside a block.", min=32)] = 1024,
+    epochs: Annotated[int, typer.Option(min=1)] = 6,
+    learning_rate: Annotated[float, typer.Option(min=1e-6)] = 1e-3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for corpus and checkpoint; a second run goes on from there "
+            "(default: BUNDLE.draft-work)."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Train a draft head by distillation and store it in the bundle."""
+    from edge.front import FrontEngine
+    from optimizer.build.draft_build import DraftOptions, build_draft
+    from optimizer.build.draft_train import TrainOptions
+    from optimizer.build.source import open_source
+    from optimizer.bundle import open_bundle
+
+    opened = open_bundle(bundle, role="edge")
+    with step_progress("train-draft") as progress:
+        progress("reading the model", 0, 1)
+        source = open_source(model)
+        (front,) = FrontEngine.load(opened.edge_dir, plan=opened.plan)
+        report = build_draft(
+            source,
+            opened,
+            front=_rows_of(front),
+            work=work or bundle.with_name(f"{bundle.name}.draft-work"),
+            text=None if text is None else text.read_text("utf-8"),
+            options=DraftOptions(
+                num_tokens=tokens,
+                vocabulary=vocabulary,
+                num_blocks=blocks,
+                inner=inner,
+                training=TrainOptions(epochs=epochs, lr=learning_rate, device=_device(device)),
+            ),
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    typer.echo(
+        f"draft head of {report['num_bytes'] / 2**20:.1f} MiB, {1e3 * report['guess_s']:.2f} ms a "
+        f"guess; right on {report['top1']:.1%} of {report['held_out_positions']} held-out positions"
+    )
+
+
+def _rows_of(front: object) -> FrontRows:
+    """The engine as a function of one passage, from an empty cache."""
+    from edge.front import FrontEngine
+
+    if not isinstance(front, FrontEngine):
+        raise TypeError("not a front engine")
+    engine = front
+
+    def rows(token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        engine.reset()
+        return engine.forward(token_ids)
+
+    return rows
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
