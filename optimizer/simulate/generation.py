@@ -199,7 +199,12 @@ class Generation:
         """Front, codec, wire; returns when the device is free again."""
         world, level, own, device = self._world, self._level, self._own, self._device
         num_bytes, own.encode_s, decode_s = level.frame(rows)
-        own.front_s = draft_s + device.front.seconds(rows, position)
+        own.front_s = draft_s
+        if wanted and self.num_tokens:  # drafts go through the front one by one (edge.draft.frames)
+            for at in range(position, position + rows):
+                own.front_s += device.front.seconds(1, at)
+        else:
+            own.front_s += device.front.seconds(rows, position)
         sent_s = at_s + own.front_s + own.encode_s
         record = world.record
         record.up_bytes += num_bytes

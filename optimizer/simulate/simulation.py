@@ -287,11 +287,10 @@ class _DraftLengths:
         one, two = level.frame(1), level.frame(2)
         link = setup.links[spec.group, spec.link]
         front_s = front.seconds(1, TYPICAL_POSITION)
-        further_s = front.seconds(2, TYPICAL_POSITION) - front_s
         back, sampled_s = _back_times(setup), _sample_s(setup)
         back_s = back.seconds([SessionRows(1, TYPICAL_POSITION)], 1)
         further_back_s = back.seconds([SessionRows(2, TYPICAL_POSITION)], 2) - back_s
-        row_s = further_s + two.encode_s - one.encode_s
+        row_s = front_s + two.encode_s - one.encode_s
         return RoundParts(
             edge_row_s=row_s,
             guess_s=setup.scenario.drafting.draft_s,
