@@ -67,7 +67,11 @@ def main() -> int:
     plan = open_bundle(Path(job["bundle"]), role="edge").plan
     hidden_size = plan.model.geometry.hidden_size
     tables = Path(job["bundle"]) / "codec" / f"split-{plan.partition.split}.tables"
-    ladder = Ladder.load(tables, hidden_size=hidden_size)
+    ladder = (
+        Ladder.load(tables, hidden_size=hidden_size)
+        if tables.is_file()
+        else Ladder.lossless(hidden_size)
+    )
     recording = np.load(job["recording"])
     prompt = [int(token) for token in recording["prompt"]]
     device = job["device"]

@@ -6,9 +6,13 @@ ports.py       what is injected: the server's scheduler and admission, the edge'
 times.py       seconds of the front and of a packed batch, memoised over the cost models
 links.py       one client's own link in closed form; a link that several share as queues
 server.py      the server's loop: waiting line, batches, KV accounting
-client.py      one device's life: open, prefill, decode, recover
+connector.py   knocking at servers until one opens a session
+generation.py  one answer: prefill, decode, recover
+client.py      one device: its requests one after another
+world.py       what they all share
 simulation.py  one replication, event by event (simpy)
 record.py      what a replication leaves behind
+assemble.py    plan, scenario and options put together
 measures.py    quantiles, shares and rates of it
 replicate.py   replications in parallel processes
 budget.py      how many clients, which link, and what to change

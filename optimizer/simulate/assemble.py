@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from optimizer.errors import ModelError, ScenarioError
+from optimizer.levels import DEFAULT_LEVELS, TABQ_LEVELS
 from optimizer.plan import ModelRef, Partition, Plan, load_plan
-from optimizer.simulate.levels import standard_levels
 from optimizer.simulate.scenario import (
     Arrivals,
     Budget,
@@ -60,8 +60,10 @@ class Inputs:
     folder: Path | None = None
 
     def setup(self) -> Setup:
-        """Everything that they name, loaded. Raises ScenarioError."""
-        return load_setup(self.scenario, self.plan, standard_levels(self.plan), folder=self.folder)
+        """Everything that they name, loaded. Levels cost what the planner says, unless the
+        scenario lists its own. Raises ScenarioError."""
+        levels = {level.name: level for level in (*DEFAULT_LEVELS, *TABQ_LEVELS)}
+        return load_setup(self.scenario, self.plan, levels, folder=self.folder)
 
 
 def plan_of(deployment: Deployment) -> Plan:

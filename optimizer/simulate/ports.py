@@ -44,8 +44,18 @@ class MakeWaiting(Protocol):
     def __call__(self, *, key: Any, num_rows: int, num_logits: int) -> Any: ...
 
 
-class Answer(NamedTuple):
-    """What admission says to an Open. `retry_after_s` matters when it is `busy`."""
+class Answer(Protocol):
+    """What admission says to an Open (`cloud.admission_rule.Verdict`): `admit` it now, let it
+    `wait` in line, `busy` (come back after `retry_after_s`), or `never`."""
+
+    @property
+    def kind(self) -> Literal["admit", "wait", "busy", "never"]: ...
+    @property
+    def retry_after_s(self) -> float: ...
+
+
+class Reply(NamedTuple):
+    """An Answer of our own."""
 
     kind: Literal["admit", "wait", "busy", "never"]
     retry_after_s: float = 0.0
@@ -77,13 +87,13 @@ class SimpleAdmission:
     def decide(self, load: ServerLoad, num_blocks: int) -> Answer:
         """See AdmissionRule."""
         if num_blocks > load.total_blocks:
-            return Answer("never")
+            return Reply("never")
         room = load.sessions < self.servers.max_sessions and num_blocks <= load.free_blocks
         if room and not load.waiting:
-            return Answer("admit")
+            return Reply("admit")
         if load.waiting < self.servers.waiting:
-            return Answer("wait")
-        return Answer("busy", self.retry_after_s)
+            return Reply("wait")
+        return Reply("busy", self.retry_after_s)
 
 
 class ChunkSeen(NamedTuple):

@@ -16,7 +16,14 @@ from simpy import Environment
 from simpy.events import Timeout
 
 from optimizer.cost.cloud import SessionRows
-from optimizer.simulate.ports import AdmissionRule, Answer, BatchScheduler, MakeWaiting, ServerLoad
+from optimizer.simulate.ports import (
+    AdmissionRule,
+    Answer,
+    BatchScheduler,
+    MakeWaiting,
+    Reply,
+    ServerLoad,
+)
 from optimizer.simulate.record import ServerSums
 from optimizer.simulate.times import BackTimes
 
@@ -127,7 +134,7 @@ class Server:
     def open(self, owner: Owner, blocks: int, opened: Opened) -> None:
         """An Open came in; `opened` is called with the answer, now or when a place is free."""
         if not self.alive:
-            opened(Answer("busy"), None)
+            opened(Reply("busy"), None)
             return
         answer = self._admission.decide(self._load(), blocks)
         if answer.kind == "admit":
@@ -179,7 +186,7 @@ class Server:
         for session in sessions:
             session.owner.lost(session, self._env.now)
         for _, _, opened in pending:
-            opened(Answer("busy"), None)
+            opened(Reply("busy"), None)
 
     def restore(self) -> None:
         """A new process listens."""

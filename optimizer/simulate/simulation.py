@@ -20,6 +20,7 @@ from hwprofiles.link import LinkProfile
 from optimizer.cost.cloud import SessionRows, back_kv_bits, sample_s
 from optimizer.cost.codec import LevelCost
 from optimizer.errors import ScenarioError
+from optimizer.levels import TABQ_LEVELS
 from optimizer.plan import Plan
 from optimizer.simulate.client import Client
 from optimizer.simulate.links import (
@@ -39,6 +40,7 @@ from optimizer.simulate.times import BackTimes, FrontTimes, LevelTimes, Measured
 from optimizer.simulate.workload import ClientSpec, client_specs
 from optimizer.simulate.world import Device, World
 
+BESIDE_THE_LADDER = frozenset(level.name for level in TABQ_LEVELS)  # never chosen at run time
 TYPICAL_POSITION = 256  # where the length of drafts is decided
 NUM_SLICES = 200  # how often progress is told
 
@@ -320,7 +322,7 @@ def _controller(setup: Setup, parts: Parts) -> Controller | None:
         (
             (level.name, level.bits_per_element * hidden_size / 8)
             for level in setup.levels.values()
-            if level.bits_per_element <= planned
+            if level.bits_per_element <= planned and level.name not in BESIDE_THE_LADDER
         ),
         key=lambda rung: -rung[1],
     )

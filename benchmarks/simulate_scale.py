@@ -1,0 +1,64 @@
+"""How the simulator grows: seconds, events and memory of the meters' scenario by number of clients.
+
+    python benchmarks/simulate_scale.py [--clients 1000 10000 100000]
+
+Every size runs in a process of its own (its peak memory is its own), with one server for 2,500
+clients. Table on stderr, JSON last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SCENARIO = Path(__file__).resolve().parents[1] / "examples" / "scenarios" / "meters-lte-m.yaml"
+CLIENTS_PER_SERVER = 2_500
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1_000, 3_000, 10_000, 30_000])
+    arguments = parser.parse_args()
+    rows = []
+    for clients in arguments.clients:
+        servers = -(-clients // CLIENTS_PER_SERVER)
+        command = [sys.executable, "-m", "splitpoint", "simulate", "--scenario", str(SCENARIO)]
+        command += ["--clients", str(clients), "--servers", str(servers), "--json"]
+        found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        rows.append(row_of(found))
+        print(line(rows[-1]), file=sys.stderr, flush=True)
+    print(json.dumps({"command": " ".join(sys.argv), "rows": rows}))
+    return 0
+
+
+def row_of(found: dict[str, Any]) -> dict[str, float]:
+    """What one size took. `us_per_event_log`: microseconds an event and bit of log2(events)."""
+    events, wall_s = found["events"], found["wall_s"]
+    return {
+        "clients": found["clients"],
+        "servers": found["servers"],
+        "simulated_s": found["duration_s"],
+        "tokens": found["tokens"],
+        "events": events,
+        "wall_s": wall_s,
+        "us_per_event": 1e6 * wall_s / events,
+        "us_per_event_log": 1e6 * wall_s / events / math.log2(events),
+        "peak_memory_mib": found["peak_memory_bytes"] / 2**20,
+    }
+
+
+def line(row: dict[str, float]) -> str:
+    return (
+        f"| {row['clients']:,} | {row['servers']} | {row['tokens']:,} | {row['events']:,} | "
+        f"{row['wall_s']:.1f} | {row['us_per_event']:.1f} | {row['us_per_event_log']:.2f} | "
+        f"{row['peak_memory_mib']:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
