@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,9 +11,9 @@ from typing import Any, Final
 import grpc
 
 from cloud.errors import AccessError, StartError, status_of
+from cloud.tenants import Tenant, Tenants
 
 _HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
-_SCHEME: Final = "Bearer "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,22 +53,18 @@ class Access:
             require_client_auth=self.client_ca is not None,
         )
 
-    def tokens(self) -> tuple[bytes, ...]:
-        """The accepted tokens: one a line, blank lines and #-comments left out."""
+    def tenants(self) -> Tenants:
+        """Who may come, by the token file (`cloud.tenants`); without one, everybody."""
         if self.token_file is None:
-            return ()
-        lines = (line.strip() for line in _read(self.token_file).splitlines())
-        tokens = tuple(line for line in lines if line and not line.startswith(b"#"))
-        if not tokens:
-            raise StartError(f"{self.token_file}: no token in it")
-        return tokens
+            return Tenants()
+        return Tenants.parse(_read(self.token_file), str(self.token_file))
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Lets calls pass that carry `authorization: Bearer TOKEN`; health checks need none."""
 
-    def __init__(self, tokens: tuple[bytes, ...]) -> None:
-        self._tokens = tokens
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants = tenants
 
         async def refuse(_: Any, context: Any) -> None:
             await context.abort(
@@ -89,17 +84,17 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler = await continuation(details)
         if handler is None or details.method.startswith(_HEALTH_PREFIX):
             return handler
-        sent = [value for key, value in details.invocation_metadata if key == "authorization"]
-        if len(sent) == 1 and self._valid(sent[0]):
+        if tenant_of(self._tenants, details.invocation_metadata) is not None:
             return handler
         return self._refusals[bool(handler.request_streaming)]
 
-    def _valid(self, header: str | bytes) -> bool:
-        value = header.encode() if isinstance(header, str) else header
-        scheme, token = value[: len(_SCHEME)], value[len(_SCHEME) :]
-        # Every token is compared, in constant time: the duration tells nothing about them.
-        matches = [hmac.compare_digest(token, known) for known in self._tokens]
-        return scheme.lower() == _SCHEME.lower().encode() and any(matches)
+
+def tenant_of(
+    tenants: Tenants, metadata: Iterable[tuple[str, str | bytes]] | None
+) -> Tenant | None:
+    """Who calls, by the one `authorization` header; None: nobody we know."""
+    sent = [value for key, value in metadata or () if key == "authorization"]
+    return tenants.of(sent[0] if len(sent) == 1 else None)
 
 
 def is_loopback(host: str) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cloud.admission_rule import AdmissionRule, ServerLoad
 from cloud.back_engine import BackEngine
 from cloud.errors import BadOpenError, CapacityError, DrainingError, MismatchError
-from cloud.kv_pool import KvPool
+from cloud.kv_pool import KvPool, num_blocks
 from cloud.sessions import Session
+from cloud.tenants import ANONYMOUS, Tenant
 from codec.ladder import Ladder
 from optimizer.bundle import Bundle
 from optimizer.plan import Plan
@@ -19,18 +23,38 @@ from protos.wire import MAX_FRAME_TOKENS, MAX_MESSAGE_BYTES
 
 # What a message holds beside the rows: ids of at most 5 bytes each, and headers.
 _MESSAGE_OVERHEAD_BYTES: Final = 64 << 10
+_DRAINING: Final = "this server is shutting down"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one server grants. `max_sessions`: at once; `max_tokens`: to one of them."""
+    """What one server grants.
+
+    max_sessions: at once. max_tokens: to one of them. max_waiting: sessions in line for a place;
+    max_wait_s: how long each may stand there.
+    """
 
     max_sessions: int
     max_tokens: int
+    max_waiting: int = 16
+    max_wait_s: float = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A session in line; `granted` is its place once it has one."""
+
+    request: Open
+    tenant: Tenant
+    num_blocks: int
+    granted: asyncio.Future[Session]
 
 
 class Admission:
-    """Grants sessions while there is room. Lives on the event loop's thread."""
+    """Grants sessions while there is room, in the order they came. Lives on the event loop.
+
+    `reclaim` is asked to free one parked session when there is no room; False: there is none.
+    """
 
     def __init__(
         self,
@@ -45,14 +69,22 @@ class Admission:
         self._engine = engine
         self._pool = pool
         self._limits = limits
+        self._rule = AdmissionRule(max_sessions=limits.max_sessions, max_waiting=limits.max_waiting)
         self._ladders = dict(ladders or {})
         self._lossless = Ladder.lossless(engine.hidden_size)
         self._num_sessions = 0
+        self._of_tenant: Counter[str] = Counter()
+        self._line: deque[_Waiter] = deque()
+        self.reclaim: Callable[[], bool] = lambda: False
         self.draining = False
 
     @property
     def num_sessions(self) -> int:
         return self._num_sessions
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._line)
 
     @property
     def max_frame_tokens(self) -> int:
@@ -61,15 +93,93 @@ class Admission:
         fitting = (MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD_BYTES) // row_bytes
         return max(1, min(MAX_FRAME_TOKENS, fitting))
 
-    def admit(self, request: Open) -> Session:
-        """A session with its KV reserved; call `leave` once when it is over.
+    async def admit(
+        self, request: Open, tenant: Tenant = ANONYMOUS, *, timeout_s: float | None = None
+    ) -> Session:
+        """A session with its KV reserved, perhaps after a wait in line (at most `timeout_s` and
+        `Limits.max_wait_s`); call `leave` once when it is over and its blocks are free.
 
         Raises MismatchError, BadOpenError, CapacityError or DrainingError.
         """
+        self._check(request)
+        if tenant.sessions is not None and self._of_tenant[tenant.name] >= tenant.sessions:
+            raise CapacityError(f"{tenant.name} has all its {tenant.sessions} sessions open")
+        blocks = num_blocks(request.max_tokens) * (self._engine.num_layers - request.split)
+        verdict = self._rule.decide(self._load(), blocks)
+        if verdict.kind == "admit":
+            return self._grant(request, tenant)
+        if verdict.kind == "never":  # the pool says how much it lacks
+            self._pool.lease(split=request.split, max_tokens=request.max_tokens).close()
+        if verdict.kind == "busy":
+            raise CapacityError(self._why_full(), retry_after_s=verdict.retry_after_s)
+        granted: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(request, tenant, blocks, granted)
+        self._line.append(waiter)
+        self.reclaim()
+        wait_s = min(self._limits.max_wait_s, timeout_s or self._limits.max_wait_s)
+        try:
+            return await asyncio.wait_for(asyncio.shield(granted), wait_s)
+        except asyncio.TimeoutError:
+            self._give_up(waiter)
+            retry_after_s = self._rule.retry_after_s * (1 + len(self._line))
+            raise CapacityError(self._why_full(), retry_after_s=retry_after_s) from None
+        except asyncio.CancelledError:
+            self._give_up(waiter)
+            raise
+
+    def leave(self, tenant: Tenant = ANONYMOUS) -> None:
+        """One admitted session is over and its blocks are free: the next in line may have them."""
+        self._num_sessions -= 1
+        self._of_tenant[tenant.name] -= 1
+        self._serve_line()
+
+    def close_line(self) -> None:
+        """Send everybody in line away: the server is draining."""
+        while self._line:
+            self._line.popleft().granted.set_exception(DrainingError(_DRAINING))
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        """Take a waiter out of the line, or back the place it got in this very moment."""
+        granted = waiter.granted
+        if waiter in self._line:
+            self._line.remove(waiter)
+            granted.cancel()
+        elif granted.done() and not granted.cancelled() and granted.exception() is None:
+            granted.result().close()
+            self.leave(waiter.tenant)
+
+    def _serve_line(self) -> None:
+        while self._line and not self.draining:
+            waiter = self._line[0]
+            if not self._rule.fits(self._load(), waiter.num_blocks):
+                if not self.reclaim():
+                    return
+                continue
+            try:
+                session = self._grant(waiter.request, waiter.tenant)
+            except CapacityError:  # room, but in holes of the wrong shape
+                return
+            self._line.popleft()
+            waiter.granted.set_result(session)
+
+    def _grant(self, request: Open, tenant: Tenant) -> Session:
+        lease = self._pool.lease(split=request.split, max_tokens=request.max_tokens)
+        self._num_sessions += 1
+        self._of_tenant[tenant.name] += 1
+        return Session(
+            request.session_id,
+            lease=lease,
+            ladder=self._ladder(request),
+            sampling=request.sampling,
+            vocab_size=self._plan.model.geometry.vocab_size,
+            max_frame_tokens=self.max_frame_tokens,
+        )
+
+    def _check(self, request: Open) -> None:
         if self.draining:
-            raise DrainingError("this server is shutting down")
+            raise DrainingError(_DRAINING)
         self._check_same_model(request)
-        ladder = self._ladder(request)
+        self._ladder(request)
         engine = self._engine
         if not engine.first_layer <= request.split < engine.num_layers:
             raise BadOpenError(
@@ -80,22 +190,21 @@ class Admission:
             raise BadOpenError(
                 f"{request.max_tokens} tokens: a session may have {self._limits.max_tokens}"
             )
-        if self._num_sessions >= self._limits.max_sessions:
-            raise CapacityError(f"all {self._limits.max_sessions} sessions are taken")
-        lease = self._pool.lease(split=request.split, max_tokens=request.max_tokens)
-        self._num_sessions += 1
-        return Session(
-            request.session_id,
-            lease=lease,
-            ladder=ladder,
-            sampling=request.sampling,
-            vocab_size=self._plan.model.geometry.vocab_size,
-            max_frame_tokens=self.max_frame_tokens,
+
+    def _load(self) -> ServerLoad:
+        pool = self._pool
+        return ServerLoad(
+            sessions=self._num_sessions,
+            waiting=len(self._line),
+            free_blocks=pool.num_blocks - pool.used_blocks,
+            total_blocks=pool.num_blocks,
         )
 
-    def leave(self) -> None:
-        """One admitted session is over."""
-        self._num_sessions -= 1
+    def _why_full(self) -> str:
+        load = self._load()
+        if load.sessions >= self._limits.max_sessions:
+            return f"all {self._limits.max_sessions} sessions are taken"
+        return f"KV cache is full: {load.free_blocks} of {load.total_blocks} blocks are free"
 
     def describe(self) -> Description:
         model = self._plan.model

@@ -22,6 +22,7 @@ import torch
 
 from cloud.back_engine import BackEngine, BatchEntry
 from cloud.errors import CloudError, EngineError
+from cloud.metrics import Metrics
 from cloud.scheduler import Scheduler, Share, Waiting
 from cloud.sessions import Session, Work
 from protos.messages import Frame, Result, Timings
@@ -73,8 +74,10 @@ class EngineLoop:
         engine: BackEngine,
         scheduler: Scheduler | None = None,
         *,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._engine = engine
         self._scheduler = scheduler or Scheduler()
         self._clock = clock
@@ -164,6 +167,7 @@ class EngineLoop:
             )
             if client.queue_s < 0:
                 client.queue_s = max(0.0, begun_s - client.received_s - client.codec_s)
+                self._metrics.queue_s.observe(client.queue_s)
         try:
             logits = [part.cpu().numpy() for part in self._engine.forward(batch)]
         except Exception as error:  # one broken step must not end the server
@@ -173,6 +177,9 @@ class EngineLoop:
             return
         ended_s = self._clock()
         num_rows = sum(share.num_rows for share in shares)
+        self._metrics.step_s.observe(ended_s - begun_s)
+        self._metrics.batch_sessions.observe(len(shares))
+        self._metrics.batch_rows.observe(num_rows)
         for share, part in zip(shares, logits, strict=True):
             client, work = share.key, _work(share.key)
             work.done += share.num_rows

@@ -23,6 +23,8 @@ from cloud.back_engine import BackEngine
 from cloud.engine_loop import EngineLoop
 from cloud.errors import StartError
 from cloud.kv_pool import KvPool
+from cloud.logs import event
+from cloud.metrics import Metrics, serve_metrics
 from cloud.scheduler import Scheduler
 from cloud.service import InferenceService
 from optimizer.bundle import Bundle, open_bundle
@@ -39,8 +41,10 @@ _STOP_GRACE_S: Final = 1.0
 class ServerConfig:
     """How to serve one bundle. Sizes in bytes, None: chosen from the machine.
 
-    drain_s: how long running sessions may go on after SIGTERM. idle_ttl_s: how long a client
-    may be silent before its session is evicted.
+    drain_s: how long running sessions may go on after SIGTERM; then they are handed back.
+    idle_ttl_s: how long a client may be silent before its session is evicted. max_resume_s: how
+    long the session of a broken stream is kept at most. max_waiting, max_wait_s: the line for a
+    place. metrics_port: where GET /metrics is answered (None: nowhere).
     """
 
     bundle: Path
@@ -53,7 +57,12 @@ class ServerConfig:
     access: Access = field(default_factory=Access)
     scheduler: Scheduler = field(default_factory=Scheduler)
     idle_ttl_s: float = 300.0
+    max_resume_s: float = 60.0
+    max_waiting: int = 16
+    max_wait_s: float = 2.0
     drain_s: float = 30.0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
 
 
 class Server:
@@ -65,9 +74,13 @@ class Server:
         health_servicer: Any,
         admission: Admission,
         pool: KvPool,
+        service: InferenceService,
         *,
         port: int,
+        metrics_port: int | None,
     ) -> None:
+        self._service = service
+        self.metrics_port = metrics_port
         self._grpc_server = grpc_server
         self._health = health_servicer
         self.admission = admission
@@ -75,12 +88,14 @@ class Server:
         self.port = port
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no new sessions, let the running ones end, then stop; at most `timeout_s`."""
+        """Take no new sessions, let the running ones end, hand back the rest after `timeout_s`."""
         self.admission.draining = True
+        self.admission.close_line()
         await self._health.enter_graceful_shutdown()
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while self.admission.num_sessions and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(0.05)
+        self._service.hand_back()
         await self._grpc_server.stop(_STOP_GRACE_S)
 
 
@@ -119,14 +134,25 @@ async def serving_engine(
         limits=Limits(
             max_sessions=config.max_sessions,
             max_tokens=min(bundle.plan.max_tokens, engine.max_positions),
+            max_waiting=config.max_waiting,
+            max_wait_s=config.max_wait_s,
         ),
         ladders=load_ladders(bundle),
     )
-    engine_loop = EngineLoop(engine, config.scheduler)
-    service = InferenceService(admission, engine_loop, idle_ttl_s=config.idle_ttl_s)
-    tokens = config.access.tokens()
+    metrics = Metrics()
+    _watch(metrics, admission, pool)
+    engine_loop = EngineLoop(engine, config.scheduler, metrics=metrics)
+    tenants = config.access.tenants()
+    service = InferenceService(
+        admission,
+        engine_loop,
+        metrics=metrics,
+        tenants=tenants,
+        idle_ttl_s=config.idle_ttl_s,
+        max_resume_s=config.max_resume_s,
+    )
     grpc_server = grpc.aio.server(
-        interceptors=[TokenInterceptor(tokens)] if tokens else [],
+        interceptors=[TokenInterceptor(tenants)] if tenants else [],
         options=[
             ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
@@ -145,15 +171,30 @@ async def serving_engine(
         (wire.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server
     )
     port = _bind(grpc_server, config)
+    metrics_port: int | None = None
+    stop_metrics: Callable[[], None] = lambda: None  # noqa: E731
+    if config.metrics_port is not None:
+        metrics_port, stop_metrics = serve_metrics(
+            metrics, config.metrics_host, config.metrics_port
+        )
     engine_loop.start()
     try:
         await grpc_server.start()
         for name in (health.OVERALL_HEALTH, wire.SERVICE_NAME):
             await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-        logger.info("serving %s on port %d", bundle.plan.model.id, port)
-        yield Server(grpc_server, health_servicer, admission, pool, port=port)
+        event(logger, "serving", model=bundle.plan.model.id, port=port, native=engine.is_native)
+        yield Server(
+            grpc_server,
+            health_servicer,
+            admission,
+            pool,
+            service,
+            port=port,
+            metrics_port=metrics_port,
+        )
     finally:
         await grpc_server.stop(0)
+        stop_metrics()
         # Joining blocks for the batch that runs: off the loop.
         await asyncio.get_running_loop().run_in_executor(None, engine_loop.stop)
 
@@ -166,7 +207,7 @@ async def serve_until_stopped(config: ServerConfig, *, ready: Callable[[int], No
     async with serving(config) as server:
         ready(server.port)
         await stop.wait()
-        logger.info("draining")
+        event(logger, "draining", sessions=server.admission.num_sessions)
         await server.drain(config.drain_s)
 
 
@@ -187,6 +228,15 @@ def parse_listen(listen: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
         raise StartError(f"{listen!r} is not HOST:PORT")
     return host, int(port)
+
+
+def _watch(metrics: Metrics, admission: Admission, pool: KvPool) -> None:
+    """Gauges of what is there now."""
+    metrics.gauge("sessions", "Sessions with KV", lambda: admission.num_sessions)
+    metrics.gauge("sessions_waiting", "Opens in line", lambda: admission.num_waiting)
+    metrics.gauge("kv_blocks", "KV blocks in all", lambda: pool.num_blocks)
+    metrics.gauge("kv_blocks_used", "KV blocks that sessions hold", lambda: pool.used_blocks)
+    metrics.gauge("kv_blocks_cached", "KV blocks kept for reuse", lambda: pool.cached_blocks)
 
 
 def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:

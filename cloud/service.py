@@ -1,11 +1,9 @@
-"""The gRPC service: streams in, streams out. It moves messages and never computes.
+"""The gRPC service: sessions from Open to their end, whatever that end is.
 
-    Generate   one session: reads frames into the model thread, writes results as they come
-    Describe   what is served, and how full it is
-    Probe      echo, for measuring the link
-
-A stream that ends in whatever way (close, cancel, disconnect, error) closes its session, and
-the model thread frees the KV cache before its next batch.
+Close, an error and a broken stream all come to the same place. There the session is freed (the
+model thread does it before its next batch) or, where the stream just broke and the client had
+asked for it, parked for a stream that opens the same session again. A server that drains hands
+back what is left: streams end with UNAVAILABLE, and the edge replays its journal elsewhere.
 """
 
 from __future__ import annotations
@@ -13,47 +11,57 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
 
+from cloud.access import tenant_of
 from cloud.admission import Admission
 from cloud.engine_loop import Client, EngineLoop
 from cloud.errors import (
+    AccessError,
     BadFrameError,
     CapacityError,
     CloudError,
-    IdleError,
-    MismatchError,
+    DrainingError,
     ReplacedError,
     status_of,
 )
+from cloud.logs import event, trace_id
+from cloud.metrics import Metrics
+from cloud.parking import Key, Parked, Parking, same_terms
 from cloud.probe import answer_probe
+from cloud.stream import Context, Stream
+from cloud.tenants import Bucket, Tenant, Tenants
 from protos import wire
-from protos.errors import RemoteWireError, VersionError
-from protos.messages import Close, Closed, CloudMessage, Frame, Open, Opened, Result
+from protos.errors import RemoteWireError
+from protos.messages import Closed, Open, Opened
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_KEY: Final = "retry-after-s"
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
-
-
-class _Closing:
-    """What the reader says when the client asked to close, or sends no more."""
+TRACEPARENT_KEY: Final = "traceparent"
 
 
 @dataclass(slots=True, eq=False)
-class _Stream:
-    """One open stream: the session behind it, what is to be written, what is outstanding."""
+class _Running:
+    """A session on a stream. `moved`: another stream has taken the session over."""
 
+    stream: Stream
     client: Client
-    outbox: asyncio.Queue[Result | CloudError | _Closing]
-    room: asyncio.Semaphore  # frames the client may still have on the way
-    outstanding: int = 0
+    request: Open
+    tenant: Tenant
+    trace: str | None
+    moved: bool = False
+
+    @property
+    def key(self) -> Key:
+        return Key(self.tenant.name, self.request.session_id)
 
 
 class InferenceService:
@@ -64,14 +72,26 @@ class InferenceService:
         admission: Admission,
         engine_loop: EngineLoop,
         *,
+        metrics: Metrics | None = None,
+        tenants: Tenants | None = None,
         idle_ttl_s: float = 300.0,
+        max_resume_s: float = 60.0,
         max_frames_in_flight: int = 16,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._admission = admission
         self._engine_loop = engine_loop
+        self._metrics = metrics or Metrics()
+        self._tenants = tenants or Tenants()
         self._idle_ttl_s = idle_ttl_s
+        self._max_resume_s = max_resume_s
         self._max_frames_in_flight = max_frames_in_flight
-        self._streams: dict[str, _Stream] = {}
+        self._clock = clock
+        self._running: dict[Key, _Running] = {}
+        self._buckets: dict[str, Bucket] = {}
+        self._parking = Parking(lambda parked: void(self._free(parked.client, parked.tenant)))
+        admission.reclaim = self._parking.drop_oldest
+        self._metrics.gauge("sessions_parked", "Sessions without a stream", self._num_parked)
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
         """What `server.add_generic_rpc_handlers` takes."""
@@ -84,10 +104,16 @@ class InferenceService:
 
     async def generate(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """One session, from Open to the end of the stream."""
+        metadata = context.invocation_metadata() or ()
+        parent = dict(metadata).get(TRACEPARENT_KEY)
         try:
-            await self._session(requests, context)
+            tenant = tenant_of(self._tenants, metadata)
+            if tenant is None:
+                raise AccessError("a valid access token is needed")
+            await self._session(context, tenant, trace_id(parent))
         except CloudError as error:
-            await _abort(context, error)
+            self._metrics.failed(error)
+            await _abort(context, error, trace_id(parent))
 
     async def describe(self, request: bytes, context: Context) -> bytes:
         return wire.encode_description(self._admission.describe())
@@ -97,113 +123,147 @@ class InferenceService:
             async for answer in answer_probe(requests):
                 yield answer
         except RemoteWireError as error:
-            await _abort(context, BadFrameError(str(error)))
+            await _abort(context, BadFrameError(str(error)), None)
 
-    async def _session(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        message = _decode(await self._read(context))
-        if not isinstance(message, Open):
-            raise BadFrameError("a stream begins with Open")
-        session = self._admission.admit(message)
-        event_loop = asyncio.get_running_loop()
-        outbox: asyncio.Queue[Result | CloudError | _Closing] = asyncio.Queue()
+    def hand_back(self) -> None:
+        """End every session with DrainingError: the edges go on elsewhere with their journals."""
+        self._parking.drop_all()
+        for running in self._running.values():
+            running.stream.end(DrainingError("this server is shutting down: go on elsewhere"))
 
-        def deliver(answer: Result | CloudError) -> None:
-            # From the model thread. The event loop may be gone when the server is stopping.
-            with contextlib.suppress(RuntimeError):
-                event_loop.call_soon_threadsafe(outbox.put_nowait, answer)
-
-        stream = _Stream(
-            client=Client(session=session, deliver=deliver),
-            outbox=outbox,
-            room=asyncio.Semaphore(self._max_frames_in_flight),
+    async def _session(self, context: Context, tenant: Tenant, trace: str | None) -> None:
+        stream = Stream(
+            context,
+            metrics=self._metrics,
+            pace=partial(self._pace, tenant),
+            idle_ttl_s=self._idle_ttl_s,
+            max_frames_in_flight=self._max_frames_in_flight,
+            clock=self._clock,
         )
-        self._replace(message.session_id, stream)
-        reader: asyncio.Task[None] | None = None
-        try:
-            opened = Opened(
-                session_id=message.session_id, max_frame_tokens=self._admission.max_frame_tokens
+        request = await stream.read_open()
+        client = self._take_over(tenant, request)
+        held_frames = 0 if client is None else client.session.num_frames
+        if client is None:
+            asked_s = self._clock()
+            session = await self._admission.admit(
+                request, tenant, timeout_s=context.time_remaining()
             )
-            await _write(context, opened)
-            reader = asyncio.create_task(self._read_frames(context, stream))
-            await self._write_results(context, stream)
+            self._metrics.admission_s.observe(self._clock() - asked_s)
+            client = Client(session=session, deliver=stream.deliver())
+        else:
+            client.deliver = stream.deliver()
+        how = "resumed" if held_frames else "opened"
+        self._metrics.sessions.labels(how=how).inc()
+        running = _Running(stream, client, request, tenant, trace)
+        self._running[running.key] = running
+        self._log(f"session_{how}", running, split=request.split, max_tokens=request.max_tokens)
+        await self._converse(running, held_frames)
+
+    async def _converse(self, running: _Running, held_frames: int) -> None:
+        """Opened, frames, answers; and at the end free, park or leave to another stream."""
+        stream = running.stream
+        reader: asyncio.Task[None] | None = None
+        failed: CloudError | None = None
+        try:
+            await stream.write(
+                Opened(
+                    session_id=running.request.session_id,
+                    max_frame_tokens=self._admission.max_frame_tokens,
+                    held_frames=held_frames,
+                )
+            )
+            reader = asyncio.create_task(stream.read_frames(running.client, self._engine_loop))
+            await stream.write_answers()
+        except CloudError as error:
+            failed = error
+            raise
         finally:
             if reader is not None:
                 reader.cancel()
-            if self._streams.get(message.session_id) is stream:
-                del self._streams[message.session_id]
-            freed = self._engine_loop.close(stream.client)
-            self._admission.leave()
+            freed = self._leave(running, failed)
+        if freed is None:
+            return
         # Only a stream that ends in peace waits for its memory to be free and says so.
         await asyncio.wrap_future(freed)
-        await _write(context, Closed())
+        await stream.write(Closed())
 
-    def _replace(self, session_id: str, stream: _Stream) -> None:
-        """A client that reconnects before its dead stream was noticed takes its place."""
-        older = self._streams.pop(session_id, None)
+    def _leave(self, running: _Running, failed: CloudError | None) -> Future[None] | None:
+        """The stream is over. None when its session lives on."""
+        if self._running.get(running.key) is running:
+            del self._running[running.key]
+        if running.moved:
+            return None
+        broken = failed is None and not running.stream.said_close and not running.client.closed
+        resume_s = min(running.request.resume_s, self._max_resume_s)
+        ended: object = type(failed).__name__ if failed else None
+        if broken and resume_s > 0 and not self._admission.draining:
+            self._log("session_parked", running, resume_s=resume_s)
+            parked = Parked(running.client, running.request, running.tenant)
+            running.client.deliver = void  # answers are remembered, and asked for again
+            self._parking.park(running.key, parked, resume_s)
+            return None
+        self._log("session_ended", running, error=ended)
+        return self._free(running.client, running.tenant)
+
+    def _free(self, client: Client, tenant: Tenant) -> Future[None]:
+        """Free the session's KV, and give its place to the next in line once that is done."""
+        event_loop = asyncio.get_running_loop()
+
+        def settle(_: Future[None]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop of a server that has stopped
+                event_loop.call_soon_threadsafe(self._admission.leave, tenant)
+
+        freed = self._engine_loop.close(client)
+        freed.add_done_callback(settle)
+        return freed
+
+    def _take_over(self, tenant: Tenant, request: Open) -> Client | None:
+        """The session that `request` continues, parked or on a stream that is dead but does not
+        know it yet; None: it begins anew, and that other stream ends."""
+        key = Key(tenant.name, request.session_id)
+        older = self._running.pop(key, None)
         if older is not None:
-            older.outbox.put_nowait(ReplacedError("another stream opened this session again"))
-        self._streams[session_id] = stream
+            older.stream.end(ReplacedError("another stream opened this session again"))
+            wanted = request.resume_s > 0 and older.request.resume_s > 0
+            if wanted and same_terms(older.request, request) and not older.client.closed:
+                older.moved = True
+                return older.client
+            return None
+        parked = self._parking.claim(key, request)
+        return None if parked is None else parked.client
 
-    async def _read_frames(self, context: Context, stream: _Stream) -> None:
-        """Frames into the model thread, no more than fit; its last word goes to the outbox."""
-        try:
-            while True:
-                data = await self._read(context)
-                if data is None:
-                    break
-                message = _decode(data)
-                if isinstance(message, Close):
-                    stream.outstanding = 0
-                    break
-                if not isinstance(message, Frame):
-                    raise BadFrameError("a second Open in one stream")
-                await stream.room.acquire()
-                stream.outstanding += 1
-                self._engine_loop.submit(stream.client, message)
-            stream.outbox.put_nowait(_Closing())
-        except CloudError as error:
-            stream.outbox.put_nowait(error)
+    def _pace(self, tenant: Tenant, num_rows: int) -> float:
+        if tenant.tokens_per_s is None:
+            return 0.0
+        now_s = self._clock()
+        bucket = self._buckets.get(tenant.name) or Bucket.full(tenant.tokens_per_s, at_s=now_s)
+        self._buckets[tenant.name], wait_s = bucket.take(num_rows, at_s=now_s)
+        return wait_s
 
-    async def _write_results(self, context: Context, stream: _Stream) -> None:
-        """Answers to the client until it has closed and has every answer it waits for."""
-        closing = False
-        while not (closing and stream.outstanding <= 0):
-            answer = await stream.outbox.get()
-            if isinstance(answer, CloudError):
-                raise answer
-            if isinstance(answer, _Closing):
-                closing = True
-                continue
-            stream.outstanding -= 1
-            stream.room.release()
-            await _write(context, answer)
+    def _num_parked(self) -> float:
+        return len(self._parking)
 
-    async def _read(self, context: Context) -> bytes | None:
-        """The next message, None at the end. A silent client is evicted after the idle TTL."""
-        try:
-            data = await asyncio.wait_for(context.read(), self._idle_ttl_s)
-        except asyncio.TimeoutError:
-            raise IdleError(f"silent for {self._idle_ttl_s:g} s") from None
-        return data if isinstance(data, bytes) else None
+    def _log(self, name: str, running: _Running, **fields: object) -> None:
+        stream = running.stream
+        event(
+            logger,
+            name,
+            session=running.request.session_id[:8],  # enough to tell apart; the whole is a secret
+            tenant=running.tenant.name,
+            trace_id=running.trace,
+            frames=stream.num_frames or None,
+            tokens=stream.num_tokens or None,
+            seconds=round(self._clock() - stream.opened_s, 3),
+            **fields,
+        )
 
 
-def _decode(data: bytes | None) -> Open | Frame | Close:
-    if data is None:
-        raise BadFrameError("the stream ended before Open")
-    try:
-        return wire.decode_edge(data)
-    except VersionError as error:
-        raise MismatchError(str(error)) from error
-    except RemoteWireError as error:
-        raise BadFrameError(str(error)) from error
+def void(_: object) -> None:
+    """Nobody listens."""
 
 
-async def _write(context: Context, message: CloudMessage) -> None:
-    await context.write(wire.encode_cloud(message))
-
-
-async def _abort(context: Context, error: CloudError) -> None:
-    logger.info("stream ended: %s: %s", type(error).__name__, error)
+async def _abort(context: Context, error: CloudError, trace: str | None) -> None:
+    event(logger, "stream_ended", error=type(error).__name__, reason=str(error), trace_id=trace)
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, CapacityError):
         trailers = ((RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)

@@ -74,6 +74,11 @@ class Session:
         self._answered: OrderedDict[int, _Answered] = OrderedDict()
         self._last_token: int | None = None  # what the last answer ended with
 
+    @property
+    def num_frames(self) -> int:
+        """Frames that were begun: the next one has this sequence number."""
+        return self._next_sequence
+
     def begin(self, frame: Frame) -> Work | Result:
         """Check the next frame, roll the cache back to where it starts, and decode its rows.
 

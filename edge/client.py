@@ -35,6 +35,7 @@ from edge.stopping import StopRule
 from edge.tokenizer import ChatMessage, ChatTokenizer
 from optimizer.bundle import EdgeSettings, open_bundle
 from protos.messages import Open
+from protos.wire import MAX_RESUME_S
 
 
 class EdgeClient:
@@ -257,6 +258,8 @@ class EdgeClient:
             codec_tables_sha256=self.ladder.tables_sha256,
             max_tokens=max_tokens,
             sampling=request.sampling,
+            # Long enough for every try to come back to this server.
+            resume_s=min(self._patience.recover_s, MAX_RESUME_S),
         )
 
     def _levels(self, wanted: str) -> tuple[str, ...]:

@@ -117,5 +117,5 @@ class Connector:
             stream.abort()
             raise RefusedError(f"{transport.address} did not open the session")
         session.max_frame_tokens = received.message.max_frame_tokens
-        session.opened()
+        session.opened(received.message.held_frames)
         return stream

@@ -110,6 +110,7 @@ class Session:
         self._resume_phase = Phase.PREFILLING
         self._num_sent = 0  # tokens whose rows have been sent, drafts that were refused left out
         self._num_answered = 0  # journal entries that have been answered
+        self._held_frames = 0  # what the cloud kept when it was last opened
         self._void: set[int] = set()  # frames that were sent ahead on a wrong guess
 
     @property
@@ -136,9 +137,13 @@ class Session:
         """A stream is being opened, for the first time or again."""
         self._step(Event.OPEN)
 
-    def opened(self) -> None:
-        """The cloud has admitted the session; after a loss, send `replay()` next."""
+    def opened(self, held_frames: int = 0) -> None:
+        """The cloud has admitted the session; after a loss, send `replay()` next.
+
+        held_frames: how many frames it still has from the stream that broke.
+        """
         self._step(Event.OPENED)
+        self._held_frames = held_frames
         self.phase = self._resume_phase
 
     def lost(self) -> None:
@@ -242,8 +247,16 @@ class Session:
         cache again, and the frame that followed rolls the refused ones back, as it starts lower.
         What a frame sent ahead stood on is settled for all but the last outstanding ones: void
         frames fall again, since no answer comes before them, and the others need no guess.
+
+        A cloud that kept the session gets the outstanding frames alone, as they were: it answers
+        those that it knows once more, and runs the others.
         """
-        return [self._again(index, frame) for index, frame in enumerate(self.journal)]
+        if self._held_frames and self._held_frames >= self._num_answered:
+            return self.journal[self._num_answered :]
+        frames = [self._again(index, frame) for index, frame in enumerate(self.journal)]
+        if self.num_outstanding:  # from now on this is what was sent
+            self.journal[self._num_answered] = frames[self._num_answered]
+        return frames
 
     def _again(self, index: int, frame: Frame) -> Frame:
         if index in self._void or index > self._num_answered:

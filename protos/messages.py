@@ -14,7 +14,11 @@ from decoding.params import SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Announces a session. The cloud reserves KV for `max_tokens` tokens, or refuses."""
+    """Announces a session. The cloud reserves KV for `max_tokens` tokens, or refuses.
+
+    resume_s: how long the cloud should keep the session when its stream breaks, for another
+    stream that opens the same `session_id`, which is the session's secret.
+    """
 
     session_id: str
     model_sha256: str
@@ -23,6 +27,7 @@ class Open:
     codec_tables_sha256: str
     max_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    resume_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +56,14 @@ class Close:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """The session is admitted; a frame may hold up to `max_frame_tokens` rows."""
+    """The session is admitted; a frame may hold up to `max_frame_tokens` rows.
+
+    held_frames: how many frames it still has of an earlier stream of this session.
+    """
 
     session_id: str
     max_frame_tokens: int
+    held_frames: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

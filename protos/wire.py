@@ -45,6 +45,7 @@ MAX_DRAFTS: Final = 64
 MAX_TOKENS: Final = 1 << 24
 MAX_DETAIL_CHARS: Final = 400
 MAX_PROBE_BYTES: Final = 1 << 20
+MAX_RESUME_S: Final = 3600.0
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -75,6 +76,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                         seed=sampling.seed,
                         logprobs=sampling.logprobs,
                     ),
+                    resume_s=message.resume_s,
                 )
             )
         )
@@ -134,7 +136,9 @@ def encode_cloud(message: CloudMessage) -> bytes:
         return _serialize(
             lambda: pb.CloudMessage(
                 opened=pb.Opened(
-                    session_id=message.session_id, max_frame_tokens=message.max_frame_tokens
+                    session_id=message.session_id,
+                    max_frame_tokens=message.max_frame_tokens,
+                    held_frames=message.held_frames,
                 )
             )
         )
@@ -155,6 +159,7 @@ def decode_cloud(data: bytes) -> CloudMessage:
             max_frame_tokens=_in_range(
                 "max_frame_tokens", opened.max_frame_tokens, 1, MAX_FRAME_TOKENS
             ),
+            held_frames=opened.held_frames,
         )
     if kind == "closed":
         return Closed(detail=message.closed.detail[:MAX_DETAIL_CHARS])
@@ -228,6 +233,7 @@ def _open_from_proto(message: pb.Open) -> Open:
         codec_tables_sha256=_sha256("codec_tables_sha256", message.codec_tables_sha256),
         max_tokens=_in_range("max_tokens", message.max_tokens, 1, MAX_TOKENS),
         sampling=_sampling_from_proto(sampling),
+        resume_s=_seconds("resume_s", message.resume_s),
     )
 
 
@@ -312,6 +318,12 @@ def _check_version(version: int) -> None:
 def _in_range(name: str, value: int, low: int, high: int) -> int:
     if not low <= value <= high:
         raise RemoteWireError(f"{name} is {value}, must lie between {low} and {high}")
+    return value
+
+
+def _seconds(name: str, value: float) -> float:
+    if not (math.isfinite(value) and 0 <= value <= MAX_RESUME_S):
+        raise RemoteWireError(f"{name} is {value}, must lie between 0 and {MAX_RESUME_S:g}")
     return value
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from splitpoint.sizes import parse_size
+
+
+class LogFormat(str, Enum):
+    """How the server's events are written."""
+
+    OFF = "off"
+    TEXT = "text"
+    JSON = "json"
 
 
 def serve(
@@ -35,18 +44,50 @@ def serve(
         Path | None, typer.Option("--client-ca", help="CA that clients must come from (mTLS).")
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="Accepted access tokens, one a line.")
+        Path | None,
+        typer.Option(help="Accepted access tokens, one a line, with limits: docs/server.md."),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of GET /metrics for Prometheus.", metavar="H:P"),
+    ] = None,
+    expose_metrics: Annotated[
+        bool, typer.Option("--expose-metrics", help="Let --metrics listen beyond loopback.")
+    ] = False,
+    max_waiting: Annotated[
+        int, typer.Option(help="Most sessions waiting in line for a place.", min=0)
+    ] = 16,
+    max_wait: Annotated[
+        float, typer.Option(help="Seconds one may wait in line before it is sent away.", min=0.0)
+    ] = 2.0,
+    max_resume: Annotated[
+        float, typer.Option(help="Seconds to keep the session of a broken stream.", min=0.0)
+    ] = 60.0,
+    drain: Annotated[
+        float, typer.Option(help="Seconds for running sessions to end after SIGTERM.", min=0.0)
+    ] = 30.0,
+    log: Annotated[
+        LogFormat, typer.Option(help="Log sessions to stderr: off, text or json.")
+    ] = LogFormat.OFF,
 ) -> None:
     """Serve the cloud side of BUNDLE. Prints 'listening on HOST:PORT' when it is ready."""
     kv_memory_bytes = None if kv_memory is None else parse_size(kv_memory)
 
     import asyncio
 
-    from cloud.access import Access
+    from cloud.access import Access, is_loopback
+    from cloud.logs import log_to_stderr
     from cloud.server import ServerConfig, parse_listen, serve_until_stopped
 
+    if log is not LogFormat.OFF:
+        log_to_stderr(as_json=log is LogFormat.JSON)
     host, port = parse_listen(listen)
+    metrics_host, metrics_port = ("127.0.0.1", None) if metrics is None else parse_listen(metrics)
+    if not (expose_metrics or insecure or is_loopback(metrics_host)):
+        raise typer.BadParameter(
+            f"--metrics {metrics}: they have no password; add --expose-metrics if the network is "
+            "yours alone"
+        )
     config = ServerConfig(
         bundle=bundle,
         host=host,
@@ -55,6 +96,12 @@ def serve(
         kv_memory_bytes=kv_memory_bytes,
         device=device,
         threads=threads,
+        max_waiting=max_waiting,
+        max_wait_s=max_wait,
+        max_resume_s=max_resume,
+        drain_s=drain,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
         access=Access(
             tls_cert=tls_cert,
             tls_key=tls_key,

@@ -48,7 +48,7 @@ class Served:
     def __init__(self, root: Path) -> None:
         self.model = make_bundle(root)
         self.config = ServerConfig(
-            bundle=root / "bundle", port=0, kv_memory_bytes=4 << 20, max_sessions=8
+            bundle=root / "bundle", port=0, kv_memory_bytes=4 << 20, max_sessions=8, max_wait_s=0.5
         )
         self.front = WholeModelFront(self.model, SPLIT)
 
@@ -348,6 +348,7 @@ def test_a_full_server_says_when_to_come_back_and_then_has_room(
             await Stream(channel).open(session_id="b")
             third = Stream(channel)
             await third.send(open_message(session_id="c"))
+            await until(lambda: server.admission.num_waiting == 1)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await third.receive()
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

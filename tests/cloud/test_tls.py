@@ -114,7 +114,7 @@ def test_tls_and_a_token_together_open_other_interfaces(tmp_path: Path) -> None:
 def test_an_empty_token_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("\n# nothing here\n")
     with pytest.raises(StartError, match="no token"):
-        Access(token_file=tmp_path / "tokens").tokens()
+        Access(token_file=tmp_path / "tokens").tenants()
     with pytest.raises(StartError, match="missing"):
         Access(token_file=tmp_path / "missing").tokens()
 

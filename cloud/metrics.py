@@ -1,0 +1,70 @@
+"""Prometheus metrics of one server, in a registry of its own, and the endpoint that shows them.
+
+Labels take few values only (kinds of errors, directions): never session ids or tenants' texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from cloud.errors import CloudError, StartError
+
+_SECONDS: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_PREFIX: Final = "splitpoint_"
+
+
+class Metrics:
+    """What happens, counted. Safe from every thread."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(_PREFIX + name, text, buckets=buckets, registry=registry)
+
+        self.ttft_s = histogram("ttft_seconds", "From Open to the first token", _SECONDS)
+        self.tbt_s = histogram("tbt_seconds", "Between two answers with tokens", _SECONDS)
+        self.queue_s = histogram("queue_seconds", "A frame's wait for its batch", _SECONDS)
+        self.admission_s = histogram(
+            "admission_wait_seconds", "Wait of admitted sessions", _SECONDS
+        )
+        self.step_s = histogram("step_seconds", "One batch through the layers", _SECONDS)
+        self.batch_sessions = histogram("batch_sessions", "Sessions in a batch", _ROWS)
+        self.batch_rows = histogram("batch_rows", "Rows in a batch", _ROWS)
+        self.tokens = Counter(_PREFIX + "tokens", "Tokens answered", registry=registry)
+        self.rows = Counter(_PREFIX + "rows", "Rows of hidden state received", registry=registry)
+        self.sessions = Counter(
+            _PREFIX + "sessions_opened", "Sessions by how they began", ["how"], registry=registry
+        )
+        self.errors = Counter(
+            _PREFIX + "errors", "Streams ended by an error, by kind", ["kind"], registry=registry
+        )
+        self.bytes = Counter(
+            _PREFIX + "message_bytes", "Bytes of messages", ["direction"], registry=registry
+        )
+
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Register a gauge that is read when somebody looks."""
+        Gauge(_PREFIX + name, text, registry=self.registry).set_function(value)
+
+    def failed(self, error: CloudError) -> None:
+        self.errors.labels(kind=type(error).__name__).inc()
+
+
+def serve_metrics(metrics: Metrics, host: str, port: int) -> tuple[int, Callable[[], None]]:
+    """Answer GET /metrics on a thread. Returns the port and how to stop. Raises StartError."""
+    try:
+        server, thread = start_http_server(port, addr=host, registry=metrics.registry)
+    except OSError as error:
+        raise StartError(f"cannot serve metrics on {host}:{port} ({error.strerror})") from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=5.0)
+
+    return int(server.server_port), stop
