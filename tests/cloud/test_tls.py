@@ -116,7 +116,7 @@ def test_an_empty_token_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no token"):
         Access(token_file=tmp_path / "tokens").tenants()
     with pytest.raises(StartError, match="missing"):
-        Access(token_file=tmp_path / "missing").tokens()
+        Access(token_file=tmp_path / "missing").tenants()
 
 
 @pytest.mark.parametrize(
