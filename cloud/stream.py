@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ class Stream:
         self._clock = clock
         self._outbox: asyncio.Queue[Result | CloudError | _Closing] = asyncio.Queue()
         self._room = asyncio.Semaphore(max_frames_in_flight)
-        self._outstanding = 0
+        self._outstanding: Counter[int] = Counter()  # answers owed, by sequence number
         self._last_token_s: float | None = None
 
     def deliver(self) -> Callable[[Result | CloudError], None]:
@@ -92,7 +93,7 @@ class Stream:
                 message = _decode(data)
                 if isinstance(message, Close):
                     self.said_close = True
-                    self._outstanding = 0
+                    self._outstanding.clear()
                     break
                 if not isinstance(message, Frame):
                     raise BadFrameError("a second Open in one stream")
@@ -100,7 +101,7 @@ class Stream:
                 self._metrics.rows.inc(len(message.token_ids))
                 if (wait_s := self._pace(len(message.token_ids))) > 0:
                     await asyncio.sleep(wait_s)
-                self._outstanding += 1
+                self._outstanding[message.sequence] += 1
                 self.num_frames += 1
                 engine_loop.submit(client, message)
             self._outbox.put_nowait(_Closing())
@@ -113,14 +114,17 @@ class Stream:
         Raises the CloudError that the stream ends with.
         """
         closing = False
-        while not (closing and self._outstanding <= 0):
+        while not (closing and not self._outstanding):
             answer = await self._outbox.get()
             if isinstance(answer, CloudError):
                 raise answer
             if isinstance(answer, _Closing):
                 closing = True
                 continue
-            self._outstanding -= 1
+            if not self._outstanding[answer.sequence]:
+                # Of a stream that broke: this client asks for it again, and gets that answer.
+                continue
+            self._outstanding -= Counter([answer.sequence])
             self._room.release()
             await self.write(answer)
             self._count(answer)
