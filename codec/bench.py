@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from codec import rans_native
-from codec.calibrated import CalibratedCodec, SplitModel
+from codec.calibrated import CalibratedCodec, SplitModel, trellis_models
 from codec.entropy import Models
 from codec.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, Families
 from codec.ladder import Ladder, Level, LosslessCodec
@@ -36,16 +36,18 @@ def synthetic_ladder(hidden_size: int, *, block: int = 256, seed: int = 0) -> La
         token_ids=np.arange(listed, dtype=np.int32),
         token_codes=rng.integers(-40, 41, (listed, hidden_size)).astype(np.int8),
         token_scale=np.full(hidden_size, 1 / 32, dtype=np.float32),
+        sensitivity=np.full(hidden_size + 1, 0.02, dtype=np.float32),
     )
     scale = np.exp2((np.arange(NUM_FAMILIES) - 16) / 4).clip(0.15, 4)
     counts = np.full((NUM_FAMILIES, ALPHABET), 1e-6)
     steps = np.abs(np.arange(-REACH, REACH + 1))
     counts[:, :ESCAPE] += np.exp(-steps / scale[:, None])
     families = Families(models=Models.from_counts(counts))
+    models = trellis_models(np.repeat(families.models.cdf, 2, axis=0), slope=0.3)
     centres = np.zeros((NUM_FAMILIES, 4), dtype=np.float32)
     levels = (
         Level(name="lossless", codec=LosslessCodec(hidden_size=hidden_size)),
-        Level(name="calibrated", codec=CalibratedCodec.build(model, 1.0, families, centres)),
+        Level(name="calibrated", codec=CalibratedCodec.build(model, 0.55, models, centres)),
         Level(name="tabq", codec=TabqCodec(hidden_size=hidden_size, delta=0.1, families=families)),
     )
     return Ladder(hidden_size=hidden_size, levels=levels, tables_sha256="synthetic")

@@ -1,24 +1,28 @@
-"""The calibrated codec (ours): predict, rotate, one step for the layer, a model per component.
+"""The calibrated codec (ours): predict, rotate, quantize along a trellis, a model per component.
 
 With x a row entering the split and t its input token, both sides know tables for:
 
-    y = F (x - mean) - p(t)           F: the whitened eigenbasis, p: what the token alone predicts
-    q = round(y / step)               the same step everywhere: F makes equal noise cost equal loss
-    bits of q[c]                      model of the family base[c] + o, o one number per row
+    z = F (x - mean)                  F: the whitened eigenbasis
+    y = z - p(t)                      p: what the token alone predicts
+    h = exp(b + w . z / rms(z))       how much an error in this row costs, relative to the usual row
+    y -> codes                        along `codec.trellis`, with step / sqrt(h) for the whole row
+    bits of code c                    model of family base[c] + o, o one number per row
 
 F = U' H^(1/2), where H is the second moment of the loss gradient at the split and U the
 eigenvectors of the residual's covariance in that metric. A Gaussian source with a quadratic loss is
 coded best this way (reverse water-filling, Cover & Thomas, section 10.3.3; transform coding: Goyal
-2001, doi 10.1109/79.952802). The offset o lets a row be louder or quieter than the calibration
-text. Values far outside their channel (massive activations) travel aside, as in
-`codec.threshold`. p(t) is known to the receiver, so only the surprise travels.
+2001, doi 10.1109/79.952802), and sources that differ in what an error costs by distortions in
+inverse proportion to it. The offset o lets a row be louder or quieter than the calibration text.
+Values far outside their channel (massive activations) travel aside, as in `codec.threshold`.
+p(t) is known to the receiver, so only the surprise travels; h only the encoder computes.
 
-Decoding is table look-ups on integers, then (q + centre) * step, and only then the inverse
+Decoding is table look-ups on integers, then (level + centre) * step, and only then the inverse
 rotation; nothing computed in floats feeds back into the entropy decoder, so bytes decode alike on
 every machine.
 
-Payload: per row one byte, offset + 8 in the low nibble, 0x10 when values travel aside; the sparse
-part of those rows if there are any; the codes.
+Payload: a byte a row, the fineness (0 to 15, eighth octaves of the step) in the high nibble and
+offset + 7 in the low one, which is 15 when values of the row travel aside; for each such row a byte
+of offset + 7; the sparse part of those rows; the codes.
 """
 
 from dataclasses import dataclass
@@ -26,33 +30,31 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from codec import trellis
 from codec.errors import FrameError, TablesError
 from codec.frame import CodecKind
-from codec.integers import (
-    MAX_CODE,
-    NUM_FAMILIES,
-    PER_OCTAVE,
-    REACH,
-    SHIFTS,
-    Families,
-    decode_codes,
-    encode_codes,
-    family_of_scale,
-)
-from codec.rans_numpy import U8
+from codec.integers import NUM_FAMILIES, PER_OCTAVE, family_of_scale
+from codec.rans_numpy import U8, U16
 from codec.rows import Encoded, RowMask, Rows, TokenIds, times
-from codec.threshold import decode_sparse, encode_sparse
+from codec.tabq import STEPS
+from codec.threshold import Sparse, decode_sparse, encode_sparse
+from codec.trellis import LARGEST_TARGET, UNITS, TrellisModels
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+I8 = npt.NDArray[np.int8]
 
-OFFSETS = (-8, 7)
-_ASIDE = 0x10
+OFFSETS = (-7, 7)
+FINENESS = 16
+USUAL = 8  # the fineness of a row with h = 1
+# What each fineness multiplies the step by: eighth octaves, the same floats on every machine.
+FINER: F32 = STEPS[128 - USUAL : 128 - USUAL + FINENESS]
+_ASIDE = 0xF
 # A row this far from the model is not worth its tables; the ladder's safe level takes it.
 _LOUDEST = OFFSETS[1] + 4  # quarter octaves, before clipping
 _MOST_ESCAPES = 1 / 8  # share of a row's components
-
-
-_REACH_OF = (REACH + 1 << SHIFTS.astype(np.int64)) - 1  # largest code without escape, by family
+_WEIGHT_ONE = 1 << 24  # loudness weights are whole numbers of this part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,8 @@ class SplitModel:
     mean, tau, sigma: [D]; tau bounds |x - mean| per channel, sigma is the rms of each component of
     y. forward, inverse: [N, B, B] with N B = D: block n takes channels order[n B:(n+1) B].
     order: [D] int32. token_ids: [V'] int32 sorted; token_codes: [V', D] int8; token_scale: [D]:
-    p(t) = token_codes * token_scale, zero for a token that is not listed.
+    p(t) = token_codes * token_scale, zero for a token that is not listed. sensitivity: [D + 1], w
+    and b of log h.
     """
 
     mean: F32
@@ -70,10 +73,11 @@ class SplitModel:
     sigma: F32
     forward: F32
     inverse: F32
-    order: npt.NDArray[np.int32]
-    token_ids: npt.NDArray[np.int32]
-    token_codes: npt.NDArray[np.int8]
+    order: I32
+    token_ids: I32
+    token_codes: I8
     token_scale: F32
+    sensitivity: F32
 
     def check(self, hidden_size: int) -> None:
         """Raises TablesError unless every shape, and the order, fits hidden_size."""
@@ -81,12 +85,15 @@ class SplitModel:
         shapes_hold = (
             all(a.shape == (hidden_size,) for a in (self.mean, self.tau, self.sigma, self.order))
             and self.token_scale.shape == (hidden_size,)
+            and self.sensitivity.shape == (hidden_size + 1,)
             and self.forward.shape == self.inverse.shape == (blocks, size, size)
             and blocks * size == hidden_size
             and self.token_codes.shape == (len(self.token_ids), hidden_size)
         )
         if not shapes_hold:
             raise TablesError(f"calibrated tables do not fit a hidden size of {hidden_size}")
+        if hidden_size > trellis.MAX_WIDTH:
+            raise TablesError(f"a hidden size of {hidden_size} is too wide for the trellis")
         if not (np.sort(self.order) == np.arange(hidden_size)).all():
             raise TablesError("channel order in the calibrated tables is not a permutation")
         if (np.diff(self.token_ids) <= 0).any():
@@ -112,123 +119,145 @@ class SplitModel:
             return np.zeros((len(token_ids), len(self.mean)), dtype=np.float32)
         at = np.minimum(np.searchsorted(self.token_ids, token_ids), len(self.token_ids) - 1)
         known = self.token_ids[at] == token_ids
-        scale = self.token_scale * known[:, None]  # [T, D]
-        return np.asarray(self.token_codes[at] * scale.astype(np.float32))
+        codes = self.token_codes[at].astype(np.float32)
+        codes *= self.token_scale
+        codes[~known] = 0
+        return codes
+
+    def fineness(self, turned: F32) -> U8:
+        """Fineness [T] of rows z [T, D]: USUAL - 4 log2 h, in whole eighth octaves of the step."""
+        # Sums along rows: a matrix product's order of adding depends on the number of rows.
+        power = (turned * turned).sum(axis=1) / turned.shape[1]
+        along = (turned * self.sensitivity[:-1]).sum(axis=1)
+        log_h = self.sensitivity[-1] + along / np.sqrt(np.maximum(power, 1e-30))
+        wanted = np.rint(USUAL - 4 / np.log(2) * log_h)
+        return np.asarray(np.clip(wanted, 0, FINENESS - 1), dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedCodec:
     """One calibrated level: a step, and the models fitted to it.
 
-    families: models of the codes at this step. centres: [56, 4] float32, what to add to |q| = 1, 2,
-    and 3 or more (column 0 is zero), in steps: the mean of what was rounded to it.
-    base: [D] uint8, family of each component at offset 0. loudness: [D], weights that turn |y| /
-    step into how loud a row is.
+    step: a half step of `codec.trellis` in a row of usual sensitivity. models: of the codes at this
+    step. centres: [56, 4] float32, what to add to levels 1, 2, and 3 or more (column 0 is
+    zero), in half steps: the mean of what was quantized to them. base: [D] uint8, family of each
+    component at offset 0. weights: [D] int32, thresholds: int64: loudness of a row and where each
+    offset begins.
     """
 
     model: SplitModel
     step: float
-    families: Families
+    models: TrellisModels
     centres: F32
     base: U8
-    loudness: F32
+    weights: I32
+    thresholds: I64
     kind: CodecKind = CodecKind.CALIBRATED
 
     @classmethod
     def build(
-        cls, model: SplitModel, step: float, families: Families, centres: F32
+        cls, model: SplitModel, step: float, models: TrellisModels, centres: F32
     ) -> "CalibratedCodec":
-        """Derive base families and loudness weights from sigma. Raises TablesError."""
+        """Derive base families and loudness from sigma. Raises TablesError."""
         if centres.shape != (NUM_FAMILIES, 4) or not step > 0:
             raise TablesError("calibrated level has a wrong step or centres")
-        base, loudness = scale_weights(model.sigma, step)
+        base, weights = scale_weights(model.sigma, 2 * step)
+        middle = np.arange(OFFSETS[0], _LOUDEST + 1) + 0.5
+        begin = np.rint(2 * UNITS * _WEIGHT_ONE * np.exp2(middle / PER_OCTAVE))
         return cls(
             model=model,
             step=step,
-            families=families,
-            centres=centres.astype(np.float32),
+            models=models,
+            centres=np.ascontiguousarray(centres, dtype=np.float32),
             base=base,
-            loudness=loudness,
+            weights=weights,
+            thresholds=begin.astype(np.int64),
         )
 
     def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
         """See RowCodec."""
-        codes, offsets, mask, declined = self.quantize(rows, token_ids)
-        family = self.family_of(offsets)
-        escapes = np.abs(codes) > _REACH_OF[family]
-        declined |= escapes.sum(axis=1) > _MOST_ESCAPES * rows.shape[1]
+        mask, targets, fineness, declined = self.targets(rows, token_ids)
+        offsets, strange = self.offsets(targets)
+        codes, which, escapes = trellis.quantize(self.models, targets, self.base, offsets)
+        declined |= strange | (escapes > _MOST_ESCAPES * rows.shape[1])
         if declined.any():
             taken = ~declined
-            rows, codes, offsets = rows[taken], codes[taken], offsets[taken]
-            mask, family = mask[taken], family[taken]
+            rows, codes, which, mask = rows[taken], codes[taken], which[taken], mask[taken]
+            offsets, fineness = offsets[taken], fineness[taken]
         aside = mask.any(axis=1)
-        side = (offsets - OFFSETS[0] + np.where(aside, _ASIDE, 0)).astype(np.uint8).tobytes()
+        place = (offsets - OFFSETS[0]).astype(np.uint8)
+        payload = (fineness << 4 | np.where(aside, _ASIDE, place).astype(np.uint8)).tobytes()
         if aside.any():
-            side += encode_sparse(rows[aside], mask[aside])
-        payload = side + encode_codes(self.families, family.reshape(-1), codes.reshape(-1))
+            payload += place[aside].tobytes() + encode_sparse(rows[aside], mask[aside])
+        payload += trellis.encode(self.models, which, codes)
         return Encoded(payload=payload, declined=declined)
 
-    def quantize(
+    def targets(
         self, rows: Rows, token_ids: TokenIds
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.bool_], RowMask]:
-        """Codes [T, D], offsets [T], the mask of values sent aside [T, D], rows declined [T]."""
+    ) -> tuple[npt.NDArray[np.bool_], I32, U8, RowMask]:
+        """Values aside [T, D], what to quantize [T, D], fineness [T], and rows declined [T]."""
         centred = rows - self.model.mean
         mask = np.abs(centred) > self.model.tau
         declined = np.zeros(len(rows), dtype=np.bool_)
         if mask.any():
             declined = mask.sum(axis=1) > rows.shape[1] // 4
             centred[mask | declined[:, None]] = 0
-        scaled = self.model.rotate(centred)
-        scaled -= self.model.predicted(token_ids)
-        scaled *= np.float32(1 / self.step)
-        size = np.abs(scaled)
-        beyond = size.max(axis=1, initial=0) > MAX_CODE
-        scaled[beyond] = 0
-        # Summed along the row: a matrix product's order depends on the number of rows.
-        loud = np.maximum((size * self.loudness).sum(axis=1), 1e-6)
-        offsets = np.rint(PER_OCTAVE * np.log2(loud)).astype(np.int64)
-        declined |= beyond | (offsets > _LOUDEST)
-        return np.rint(scaled).astype(np.int32), np.clip(offsets, *OFFSETS), mask, declined
+        turned = self.model.rotate(centred)
+        fineness = self.model.fineness(turned)
+        turned -= self.model.predicted(token_ids)
+        turned *= (UNITS / self.steps(fineness)).astype(np.float32)[:, None]
+        np.rint(turned, out=turned)
+        beyond = np.abs(turned).max(axis=1, initial=0) > LARGEST_TARGET
+        if beyond.any():
+            declined |= beyond
+            turned[beyond] = 0
+        return mask, turned.astype(np.int32), fineness, declined
 
-    def family_of(self, offsets: npt.NDArray[np.int64]) -> U8:
-        """Family of every component of rows with these offsets, [T, D]."""
-        family = self.base.astype(np.int16) + offsets.astype(np.int16)[:, None]
-        return np.asarray(np.clip(family, 0, NUM_FAMILIES - 1), dtype=np.uint8)
+    def offsets(self, targets: I32) -> tuple[I8, RowMask]:
+        """Offset of each row [T], and the rows too loud for any."""
+        loud = trellis.loudness(targets, self.weights)
+        found = np.searchsorted(self.thresholds, loud, side="right") + OFFSETS[0]
+        return np.minimum(found, OFFSETS[1]).astype(np.int8), found > _LOUDEST
+
+    def steps(self, fineness: U8) -> F32:
+        """Half step of each row [T]."""
+        return np.asarray(np.float32(self.step) * FINER[fineness])
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
         """See RowCodec."""
-        data, hidden_size = memoryview(payload), len(self.model.mean)
-        if len(data) < num_rows:
-            raise FrameError("row bytes end too early")
-        side = np.frombuffer(data, np.uint8, count=num_rows)
-        if (side >= 2 * _ASIDE).any():
-            raise FrameError("row byte with unknown flags")
-        aside = np.flatnonzero(side & _ASIDE)
-        at = num_rows
-        sparse = None
+        data = memoryview(payload)
+        fineness, offsets, aside, at = _read_side(data, num_rows)
+        sparse: Sparse | None = None
         if len(aside):
-            sparse = decode_sparse(data[at:], len(aside), hidden_size)
+            sparse = decode_sparse(data[at:], len(aside), len(self.model.mean))
             at += sparse.num_bytes
-        family = self.family_of((side & 0xF).astype(np.int64) + OFFSETS[0])
-        flat, used = decode_codes(self.families, family.reshape(-1), data[at:])
-        if at + used != len(data):
-            raise FrameError(f"{len(data) - at - used} bytes left over after the codes")
-        codes = flat.reshape(num_rows, hidden_size)
-        rows = self.reconstruct(codes, family, token_ids)
+        components = trellis.decode(self.models, self.centres, self.base, offsets, data[at:])
+        components *= self.steps(fineness)[:, None]
+        components += self.model.predicted(token_ids)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = self.model.rotate_back(components)
+            rows += self.model.mean
         if sparse is not None:
             rows[aside[sparse.rows], sparse.columns] = sparse.values
         return rows
 
-    def reconstruct(self, codes: npt.NDArray[np.int32], family: U8, token_ids: TokenIds) -> Rows:
-        """Rows [T, D] from codes and their families."""
-        size = np.minimum(np.abs(codes), 3).astype(np.uint8)
-        centre = self.centres.reshape(-1)[family.astype(np.int16) * 4 + size]
-        components = codes.astype(np.float32)
-        components += np.sign(components) * centre
-        components *= np.float32(self.step)
-        components += self.model.predicted(token_ids)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return self.model.rotate_back(components) + self.model.mean
+
+def _read_side(data: memoryview, num_rows: int) -> tuple[U8, I8, npt.NDArray[np.int64], int]:
+    """Fineness and offset of each row, rows with values aside, and the bytes read."""
+    if len(data) < num_rows:
+        raise FrameError("row bytes end too early")
+    side = np.frombuffer(data, np.uint8, count=num_rows)
+    place: U8 = np.asarray(side & 0xF, dtype=np.uint8)
+    aside = np.flatnonzero(place == _ASIDE)
+    at = num_rows + len(aside)
+    if len(data) < at:
+        raise FrameError("row bytes end too early")
+    if len(aside):
+        place[aside] = np.frombuffer(data, np.uint8, count=len(aside), offset=num_rows)
+        if (place > OFFSETS[1] - OFFSETS[0]).any():
+            raise FrameError("row offset outside its range")
+    offsets = place.astype(np.int8) + np.int8(OFFSETS[0])
+    return np.asarray(side >> 4, dtype=np.uint8), offsets, aside.astype(np.int64), at
 
 
 def _by_blocks(rows: F32, blocks: F32) -> F32:
@@ -241,8 +270,8 @@ def _by_blocks(rows: F32, blocks: F32) -> F32:
     return out
 
 
-def scale_weights(sigma: F32, step: float) -> tuple[U8, F32]:
-    """Base families [D] and loudness weights [D] for components of rms sigma at this step.
+def scale_weights(sigma: F32, step: float) -> tuple[U8, I32]:
+    """Base families [D] and loudness weights [D] for components of rms sigma and codes of `step`.
 
     Only components that are more than half a step loud are listened to; a Gaussian's mean magnitude
     is sqrt(2 / pi) of its rms. A calibration-like row has loudness 1.
@@ -251,5 +280,13 @@ def scale_weights(sigma: F32, step: float) -> tuple[U8, F32]:
     heard = scale > 0.5
     if not heard.any():
         heard = scale >= scale.max()
-    weights = np.where(heard, np.sqrt(np.pi / 2) / np.maximum(scale, 1e-9), 0) / heard.sum()
-    return family_of_scale(scale), weights.astype(np.float32)
+    weights = np.where(heard, np.sqrt(np.pi / 2) / np.maximum(scale, 1e-3), 0) / heard.sum()
+    whole = np.rint(np.minimum(weights, 4) * _WEIGHT_ONE)
+    return family_of_scale(scale), whole.astype(np.int32)
+
+
+def trellis_models(cdf: U16, *, slope: float) -> TrellisModels:
+    """`TrellisModels.from_cdf`, refusing a slope that is not a price. Raises TablesError."""
+    if not 0 <= slope < 100:
+        raise TablesError(f"calibrated level with a slope of {slope}")
+    return TrellisModels.from_cdf(cdf, slope=slope)

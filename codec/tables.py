@@ -1,6 +1,6 @@
 """The tables file of a ladder: written by the build, read by both sides without torch.
 
-Layout: b"SPCODEC1"; length of the header (uint32 LE); header, JSON; arrays, little-endian, each at
+Layout: b"SPCODEC2"; length of the header (uint32 LE); header, JSON; arrays, little-endian, each at
 its offset from the end of the header. The header names the levels and lists the arrays with dtype
 and shape. The SHA-256 of the whole file is what both sides must agree on. The file is
 mapped, so the token predictions (a byte per token and channel) cost memory only where used.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codec.calibrated import CalibratedCodec, SplitModel
+from codec.calibrated import CalibratedCodec, SplitModel, trellis_models
 from codec.errors import TablesError
 from codec.frame import MAX_LEVELS
 from codec.integers import Families
@@ -23,7 +23,7 @@ from codec.ladder import Ladder, Level, LosslessCodec
 from codec.rows import RowCodec
 from codec.tabq import TabqCodec
 
-_MAGIC = b"SPCODEC1"
+_MAGIC = b"SPCODEC2"
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_FILE_BYTES = 4 << 30
 _DTYPES = {"<f4": np.float32, "<u2": np.uint16, "|u1": np.uint8, "|i1": np.int8, "<i4": np.int32}
@@ -37,6 +37,7 @@ _MODEL_FIELDS = (
     "token_ids",
     "token_codes",
     "token_scale",
+    "sensitivity",
 )
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -130,6 +131,12 @@ def load_ladder(path: Path, *, hidden_size: int) -> Ladder:
     )
 
 
+def _of_width(array: npt.NDArray[Any], hidden_size: int) -> npt.NDArray[Any]:
+    if array.shape != (hidden_size,):
+        raise TablesError(f"an array of shape {list(array.shape)} for a width of {hidden_size}")
+    return array
+
+
 def _codec(
     entry: dict[str, Any], arrays: Arrays, model: SplitModel | None, hidden_size: int
 ) -> RowCodec:
@@ -139,14 +146,14 @@ def _codec(
             hidden_size=hidden_size,
             delta=float(entry["delta"]),
             top_k=int(entry["top_k"]),
-            tau=arrays[entry["tau"]] if entry["tau"] else None,
+            tau=_of_width(arrays[entry["tau"]], hidden_size) if entry["tau"] else None,
             min_bits=int(entry["min_bits"]),
             max_bits=int(entry["max_bits"]),
             families=Families.from_cdf(arrays[f"{name}.cdf"]) if entry["entropy"] else None,
+            centre=_of_width(arrays[entry["centre"]], hidden_size) if entry["centre"] else None,
+            eighths=_of_width(arrays[entry["eighths"]], hidden_size) if entry["eighths"] else None,
         )
     if entry["kind"] == "calibrated" and model is not None:
-        families = Families.from_cdf(arrays[f"{name}.cdf"])
-        return CalibratedCodec.build(
-            model, float(entry["step"]), families, arrays[f"{name}.centres"]
-        )
+        models = trellis_models(arrays[f"{name}.cdf"], slope=float(entry["slope"]))
+        return CalibratedCodec.build(model, float(entry["step"]), models, arrays[f"{name}.centres"])
     raise TablesError(f"level {name!r} of unknown kind {entry['kind']!r}")

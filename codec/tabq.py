@@ -4,15 +4,17 @@ Each row (token) keeps its large values aside (`codec.threshold`); the dense res
 integer codes with the row's own scale. The scale is the largest on a grid of eighth octaves whose
 error stays within delta of the dense part's L2 norm, so the code width, which follows from the
 largest code, is the smallest that does; it is held between min_bits and max_bits.
-The codes are bit-packed at that width, or entropy-coded under the row's best scale family.
+The codes are bit-packed at that width, or entropy-coded. The entropy stage knows where each channel
+usually lies (mean and spread from calibration): it codes q - round(mean / step) under the family of
+spread / step, moved by one offset a row. That changes no code, only its bits.
 
 Source: Sung et al. 2025, arXiv:2511.04002 (threshold splitting, token-wise adaptive width);
 entropy stage: the same authors' arXiv:2511.11664 (rANS over the codes). The paper's stopping rule
 was not available: "largest grid scale within delta" is ours, because at equal distortion it never
 spends more bits than stepping through whole widths.
 
-Payload: sparse part; per row one byte of scale (0: an all-zero row) and one byte of width or
-family; codes.
+Payload: sparse part; per row one byte of scale (0: an all-zero row) and one byte of width, or of
+offset + 128; codes.
 """
 
 from dataclasses import dataclass
@@ -24,20 +26,20 @@ from codec.bits import pack, packed_bytes, unpack
 from codec.errors import FrameError
 from codec.frame import CodecKind
 from codec.integers import (
-    ALPHABET,
+    FAMILY_OF_ONE,
     NUM_FAMILIES,
-    SHIFTS,
     Codes,
     Families,
     decode_codes,
     encode_codes,
-    to_symbols,
 )
 from codec.rans_numpy import U8
 from codec.rows import Encoded, RowMask, Rows, TokenIds
 from codec.threshold import decode_sparse, encode_sparse, mask_above, mask_top_k
 
 _SCALE_ZERO = 128  # scale byte of a step of 1
+_OFFSET_ZERO = 128  # offset byte of a row as loud as usual
+_MAX_EXPECTED = 1 << 12  # beyond what max_bits allows a code, so no row pays much for it
 # Eighth octaves as literals and exact powers of two: the same float on every machine.
 _EIGHTHS = (1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081)
 STEPS: npt.NDArray[np.float32] = np.array(
@@ -55,6 +57,8 @@ class TabqCodec:
 
     delta: relative L2 error allowed in the dense part. top_k: values of each row kept aside;
     tau [D] or None: a calibrated threshold per channel instead. families: None means bit-packed.
+    centre, eighths: [D], mean of each channel's dense part, and the logarithm of its spread in
+    eighth octaves; what the entropy stage expects.
     """
 
     hidden_size: int
@@ -64,6 +68,8 @@ class TabqCodec:
     min_bits: int = 2
     max_bits: int = 12
     families: Families | None = None
+    centre: npt.NDArray[np.float32] | None = None
+    eighths: npt.NDArray[np.int32] | None = None
     kind: CodecKind = CodecKind.TABQ
 
     def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
@@ -83,10 +89,12 @@ class TabqCodec:
             per_code = np.repeat(widths, self.hidden_size)
             packed = pack(offset.reshape(-1).astype(np.int64), per_code)
             return Encoded(payload=sparse + side.tobytes() + packed, declined=declined)
-        family = best_families(self.families, codes)
-        side = np.stack([scales, family], axis=1)
-        each = np.repeat(family, self.hidden_size)
-        coded = encode_codes(self.families, each, codes.reshape(-1))
+        surprise = codes - self.expected(scales)
+        surprise[mask] = 0
+        offsets = self.choose_offsets(scales, surprise)
+        side = np.stack([scales, (offsets + _OFFSET_ZERO).astype(np.uint8)], axis=1)
+        family = self.family_of(scales, offsets)
+        coded = encode_codes(self.families, family.reshape(-1), surprise.reshape(-1))
         return Encoded(payload=sparse + side.tobytes() + coded, declined=declined)
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
@@ -108,18 +116,43 @@ class TabqCodec:
             at += packed_bytes(per_code)
             codes = (flat - (1 << per_code >> 1)).reshape(num_rows, self.hidden_size)
         else:
-            if (second >= NUM_FAMILIES).any():
-                raise FrameError("unknown scale family")
-            each = np.repeat(second, self.hidden_size)
-            found, used = decode_codes(self.families, each, data[at:])
+            family = self.family_of(scales, second.astype(np.int32) - _OFFSET_ZERO)
+            found, used = decode_codes(self.families, family.reshape(-1), data[at:])
             at += used
-            codes = found.reshape(num_rows, self.hidden_size)
+            codes = found.reshape(num_rows, self.hidden_size) + self.expected(scales)
         if at != len(data):
             raise FrameError(f"{len(data) - at} bytes left over after the codes")
         with np.errstate(over="ignore"):
             rows = codes.astype(np.float32) * STEPS[scales][:, None]  # [T, D]
         rows[sparse.rows, sparse.columns] = sparse.values
         return rows
+
+    def expected(self, scales: U8) -> Codes:
+        """Code [T, D] at which each channel's mean lies; 0 in all-zero rows."""
+        if self.centre is None:
+            return np.zeros((len(scales), self.hidden_size), dtype=np.int32)
+        step = np.where(scales > 0, STEPS[scales], np.float32(np.inf))[:, None]
+        at = np.clip(np.rint(self.centre / step), -_MAX_EXPECTED, _MAX_EXPECTED)
+        return np.asarray(at, dtype=np.int32)
+
+    def family_of(self, scales: U8, offsets: npt.NDArray[np.int32]) -> U8:
+        """Family [T, D] of channels whose spread is 2^(eighths / 8), at these scales."""
+        spread = np.int32(0) if self.eighths is None else self.eighths
+        relative = (spread - (scales.astype(np.int32)[:, None] - _SCALE_ZERO)) >> 1
+        family = relative + FAMILY_OF_ONE + offsets[:, None]
+        shape = (len(scales), self.hidden_size)
+        clipped = np.clip(family, 0, NUM_FAMILIES - 1).astype(np.uint8)
+        return np.ascontiguousarray(np.broadcast_to(clipped, shape))
+
+    def choose_offsets(self, scales: U8, surprise: Codes) -> npt.NDArray[np.int32]:
+        """Quarter octaves [T] by which each row is louder than its channels usually are."""
+        spread = np.int32(0) if self.eighths is None else self.eighths
+        usual = np.exp2((spread - (scales.astype(np.int32)[:, None] - _SCALE_ZERO)) / 8)
+        # Channels below a step say little; their codes are mostly zero.
+        heard = np.maximum(usual, 0.5).astype(np.float32)
+        loud = (np.abs(surprise) / heard).mean(axis=1) / 0.8
+        quarters = np.rint(4 * np.log2(np.maximum(loud, 1e-30)))
+        return np.asarray(np.clip(quarters, -128, 127), dtype=np.int32)
 
     def choose_scales(self, dense: Rows) -> tuple[U8, RowMask]:
         """Scale byte of each row of [T, D], and the rows whose scale falls outside the grid."""
@@ -149,30 +182,6 @@ class TabqCodec:
             scales[undecided] = trial.astype(np.uint8)
             undecided = undecided[~good]
         return scales, declined
-
-
-def best_families(families: Families, codes: Codes) -> U8:
-    """For each row of codes [T, D] the family that codes it in the fewest bits, [T]."""
-    bits = families.models.bits()  # [K, A]
-    best = np.zeros(len(codes), dtype=np.uint8)
-    least = np.full(len(codes), np.inf)
-    rows = np.arange(len(codes))[:, None] * ALPHABET
-    # All families of one shift see the same symbols.
-    for shift in np.unique(SHIFTS):
-        of_shift = np.flatnonzero(shift == SHIFTS)
-        if shift and not (np.abs(codes) > 16).any():
-            break
-        symbols, _ = to_symbols(of_shift[:1].astype(np.uint8), codes)
-        counts = np.bincount((rows + symbols).reshape(-1), minlength=len(codes) * ALPHABET)
-        counts = counts.reshape(-1, ALPHABET)
-        cost = counts @ bits[of_shift].T + int(shift) * codes.shape[1]  # [T, K of this shift]
-        cost += 32.0 * counts[:, -1:]
-        choice = cost.argmin(axis=1)
-        value = cost[np.arange(len(codes)), choice]
-        better = value < least
-        best[better] = of_shift[choice[better]]
-        least[better] = value[better]
-    return best
 
 
 def _round(dense: Rows, scales: U8) -> Codes:

@@ -7,6 +7,8 @@ arXiv:2410.17170.
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -26,6 +28,7 @@ def sampled_windows(
     """
     generator = torch.Generator().manual_seed(seed)
     vocab_size, _ = embedding_shape(model)
+    cached = _cache_argument(model)
     rows: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = []
     with torch.no_grad():
         for begin in range(0, num_windows, batch):
@@ -33,10 +36,16 @@ def sampled_windows(
             current = torch.randint(0, vocab_size, (count, 1), generator=generator)
             drawn, past = [current], None
             for _ in range(window - 1):
-                out = model(current, past_key_values=past, use_cache=True)
+                out = model(current, use_cache=True, **{cached: past})
                 past = out.past_key_values
                 share = (out.logits[:, -1].float() / _TEMPERATURE).softmax(-1)
                 current = torch.multinomial(share, 1, generator=generator)
                 drawn.append(current)
             rows.append(torch.cat(drawn, dim=1).numpy())
     return np.concatenate(rows)
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """What this transformers calls the cache of keys and values."""
+    parameters = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"

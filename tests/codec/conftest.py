@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codec.calibrated import CalibratedCodec, SplitModel
+from codec.calibrated import CalibratedCodec, SplitModel, trellis_models
 from codec.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, Families
 from codec.ladder import Ladder, Level, LosslessCodec
 from codec.tabq import TabqCodec
@@ -43,6 +43,7 @@ def small_model(*, num_blocks: int = 1) -> SplitModel:
         "token_ids": np.array([5, 9], dtype=np.int32),
         "token_codes": np.arange(2 * D, dtype=np.int8).reshape(2, D),
         "token_scale": np.full(D, 0.125, dtype=np.float32),
+        "sensitivity": np.linspace(-0.5, 0.5, D + 1, dtype=np.float32),
     }
     return SplitModel(**fields)
 
@@ -50,13 +51,14 @@ def small_model(*, num_blocks: int = 1) -> SplitModel:
 def small_ladder() -> Ladder:
     """lossless, two calibrated steps, TAB-Q packed, TAB-Q with entropy coding and with tau."""
     families, model = whole_number_families(), small_model()
+    models = trellis_models(np.repeat(families.models.cdf, 2, axis=0), slope=0.25)
     centres = np.zeros((NUM_FAMILIES, 4), dtype=np.float32)
     centres[:, 1:] = -0.0625
     tau = np.full(D, 3, dtype=np.float32)
     levels = (
         Level(name="lossless", codec=LosslessCodec(hidden_size=D)),
-        Level(name="fine", codec=CalibratedCodec.build(model, 0.125, families, centres)),
-        Level(name="coarse", codec=CalibratedCodec.build(model, 2.0, families, centres)),
+        Level(name="fine", codec=CalibratedCodec.build(model, 0.0625, models, centres)),
+        Level(name="coarse", codec=CalibratedCodec.build(model, 1.0, models, centres)),
         Level(name="packed", codec=TabqCodec(hidden_size=D, delta=0.05, top_k=2), extra=True),
         Level(
             name="tabq",
@@ -66,6 +68,18 @@ def small_ladder() -> Ladder:
         Level(
             name="tau",
             codec=TabqCodec(hidden_size=D, delta=0.1, tau=tau, families=families),
+            extra=True,
+        ),
+        Level(
+            name="expecting",
+            codec=TabqCodec(
+                hidden_size=D,
+                delta=0.1,
+                tau=tau * 16,
+                families=families,
+                centre=np.arange(-8, D - 8, dtype=np.float32),
+                eighths=np.arange(D, dtype=np.int32),
+            ),
             extra=True,
         ),
     )

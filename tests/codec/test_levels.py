@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codec.calibrated import CalibratedCodec, SplitModel
+from codec.calibrated import CalibratedCodec, SplitModel, trellis_models
 from codec.errors import FrameError
 from codec.integers import NUM_FAMILIES, Families, decode_codes, encode_codes
 from codec.ladder import Ladder
 from codec.tabq import TabqCodec
 
 D = 16
-ALL = ("lossless", "fine", "coarse", "packed", "tabq", "tau")
+ALL = ("lossless", "fine", "coarse", "packed", "tabq", "tau", "expecting")
 
 
 def whole_rows(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,19 +29,21 @@ def whole_rows(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
 GOLDEN_ONE_ROW = {
     "lossless": "a20001464e804618030084500ab548cc0000a000000800005000004d0000200000000000c00000e0"
     "0000b00000f0000098000010000060000020000040000000",
-    "fine": "a241014be9190101000300685ea09d050011dd755d8edc6ed05a9be6fa70cb71783a03",
-    "coarse": "a242019547190101000300685eb95c9000a5e4ad1b37d8b85c02",
+    "fine": "a2410129bf7f080101000300685e82de060084a4dfa3481e2ddc45a924d9d40d82e2",
+    "coarse": "a24201f6857f080101000300685ee51c040012b40fe1b3d9efce",
     "packed": "a22301e2e9010200300000c5685e7705305f38a3630a198deb8c",
-    "tabq": "a22401a656010200300000c5685e7f0468a2851d1b2b6dc89878",
-    "tau": "a22501617f0108001032a9cb0000c540448042685e80c3c0c480440043770097df0400421884c0f35b",
+    "tabq": "a22401a30c010200300000c5685e7f86ae20d2005d2aad5d4215bfe8",
+    "tau": "a22501178f0108001032a9cb0000c540448042685e80c3c0c480440043777fa6e021001b9f02da959ef130",
+    "expecting": "a22601d66b0101000300685e7f87d9aae035d45e8a20a156605efee201",
 }
 GOLDEN_SHA256 = {
     "lossless": "bdae78ca7f52cc3f",
-    "fine": "a4ddd4018d43f136",
-    "coarse": "a7952f3f508621ef",
+    "fine": "4abb74fcd10dabf4",
+    "coarse": "35f6842b3bf23063",
     "packed": "8738cddbc791ea6d",
-    "tabq": "0d05835c988eee3b",
-    "tau": "1ab7421d09c435b8",
+    "tabq": "ed4f023968f48d63",
+    "tau": "eaa15c5585ea97a8",
+    "expecting": "97430d5eaa0ee5bc",
 }
 
 
@@ -67,9 +69,11 @@ def test_what_arrives_is_near_what_was_sent(ladder: Ladder, level: str, num_rows
     error = np.abs(back - rows)
     large = np.abs(rows) > 64
     assert (error[large] <= np.abs(rows[large]) * 2.0**-11).all()  # aside, in fp16 or fp32
-    # Half a step, plus what a centre moves; TAB-Q allows delta of the row's dense norm.
+    # Two half steps, or three where bits are dear, the coarsest row 1.83 times as wide; TAB-Q
+    # allows delta of the row's dense norm.
     dense = np.linalg.norm(np.where(large, 0, rows), axis=1, keepdims=True)
-    bound = {"lossless": 0, "fine": 0.08, "coarse": 1.3}.get(used, 0.1 * dense)
+    widest = 3 * 1.84
+    bound = {"lossless": 0, "fine": widest / 16, "coarse": widest}.get(used, 0.1 * dense)
     assert (error[~large] <= np.broadcast_to(bound + 1e-5, rows.shape)[~large]).all()
 
 
@@ -95,7 +99,7 @@ def test_rows_of_any_size_come_back_finite_and_close(
     assert np.isfinite(back).all()
     # A row no model fits goes out by the safe level or lossless, never as nonsense.
     worst = np.abs(back.astype(np.float64) - rows).max(initial=0)
-    assert worst <= 0.11 * np.sqrt(D) * scale + 1.4
+    assert worst <= 0.11 * np.sqrt(D) * scale + 3 * 1.84
 
 
 @pytest.mark.parametrize("level", ALL)
@@ -145,7 +149,8 @@ def test_block_rotation_goes_there_and_back(model: SplitModel, families: Familie
 def test_the_prediction_of_a_listed_token_is_taken_off(
     model: SplitModel, families: Families
 ) -> None:
-    codec = CalibratedCodec.build(model, 1.0, families, np.zeros((NUM_FAMILIES, 4), np.float32))
+    models = trellis_models(np.repeat(families.models.cdf, 2, axis=0), slope=0.25)
+    codec = CalibratedCodec.build(model, 0.5, models, np.zeros((NUM_FAMILIES, 4), np.float32))
     expected = model.rotate_back(model.predicted(np.array([9]))) + model.mean
     known = codec.encode(expected, np.array([9])).payload
     unknown = codec.encode(expected, np.array([8])).payload
@@ -204,6 +209,6 @@ def test_one_massive_row_does_not_cost_the_others_their_level(ladder: Ladder) ->
     assert ladder.level_of(frame) == "coarse"
     back = ladder.decode(frame, num_rows=64, token_ids=ids)
     assert np.linalg.norm(back[0] - rows[0]) <= 0.1 * np.linalg.norm(rows[0])
-    assert np.abs(back[1:] - rows[1:]).max() < 1.3
+    assert np.abs(back[1:] - rows[1:]).max() < 3 * 1.84
     alone = ladder.encode("coarse", rows[:1], ids[:1])
     assert ladder.level_of(alone) == ladder.safe_level

@@ -18,14 +18,15 @@ IDS = np.array([5, 9, 7], dtype=np.int64)
 
 def write(path: Path, model: SplitModel, families: Families, **changed: Any) -> str:
     arrays = {name: getattr(model, name) for name in SplitModel.__dataclass_fields__}
-    arrays["q.cdf"] = families.models.cdf
+    arrays["q.cdf"] = np.repeat(families.models.cdf, 2, axis=0)
     arrays["q.centres"] = np.zeros((NUM_FAMILIES, 4), dtype=np.float32)
     arrays["t.cdf"] = families.models.cdf
     tabq = {"delta": 0.1, "top_k": 2, "tau": None, "min_bits": 2, "max_bits": 8, "entropy": True}
+    tabq |= {"centre": None, "eighths": None}
     header = {
         "hidden_size": 16,
         "levels": [
-            {"name": "q", "kind": "calibrated", "step": 0.5, "extra": False},
+            {"name": "q", "kind": "calibrated", "step": 0.25, "slope": 0.3, "extra": False},
             {"name": "t", "kind": "tabq", "extra": True, **tabq},
         ],
         "safe_level": "t",
@@ -43,7 +44,7 @@ def test_a_ladder_comes_back_from_its_file(
     assert ladder.extra_names == ("t",)
     rows = np.random.default_rng(0).standard_normal((3, 16)).astype(np.float32)
     back = ladder.decode(ladder.encode("q", rows, IDS), num_rows=3, token_ids=IDS)
-    assert np.abs(back - rows).max() <= 0.25001 * 1.0001
+    assert np.abs(back - rows).max() <= 3 * 1.84 * 0.25  # three half steps of the coarsest row
 
 
 def test_frames_of_other_tables_are_refused(
@@ -85,7 +86,11 @@ def test_missing_empty_cut_or_scrambled_files_are_tables_errors(
     [
         {"safe_level": "q9"},
         {"levels": [{"name": "q", "kind": "magic", "extra": False}]},
-        {"levels": [{"name": "q", "kind": "calibrated", "step": -1.0, "extra": False}]},
+        {
+            "levels": [
+                {"name": "q", "kind": "calibrated", "step": -1.0, "slope": 0.3, "extra": False}
+            ]
+        },
         {"levels": [{"name": "q"}]},
         {"levels": 3},
     ],
