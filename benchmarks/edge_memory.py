@@ -1,10 +1,10 @@
 """The edge process's high-water mark under a memory limit, over a long generation.
 
-    python benchmarks/edge_memory.py --bundle BUNDLE [--limit 160MiB] [--tokens 2000] [--refused 60MiB]
+    python benchmarks/edge_memory.py --bundle BUNDLE [--limit 160MiB] [--tokens 2000]
 
 `splitpoint serve` and `splitpoint run` in processes of their own. `run` reports its own high-water
-mark as the kernel counts it (getrusage); with the refused limit it must exit 1 before loading and say
-what would fit. Prints JSON last; exit 1 when the limit did not hold.
+mark as the kernel counts it (getrusage); with the refused limit it must exit 1 before loading, and
+say what would fit. Prints JSON last; exit 1 when the limit did not hold.
 """
 
 from __future__ import annotations
