@@ -20,14 +20,13 @@ from protos.messages import ProbeChunk
 class GrpcProbeStream:
     """A context manager: opens the call on entry, ends it on exit."""
 
-    def __init__(self, transport: GrpcTransport, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, transport: GrpcTransport) -> None:
         self._transport = transport
-        self._timeout_s = timeout_s
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival | grpc.RpcError | None] = queue.SimpleQueue()
 
     def __enter__(self) -> GrpcProbeStream:
-        self._call = self._transport.raw_stream(wire.PROBE_PATH, self._requests(), self._timeout_s)
+        self._call = self._transport.raw_stream(wire.PROBE_PATH, self._requests())
         self._reader = threading.Thread(target=self._read, name="link-probe", daemon=True)
         self._reader.start()
         return self

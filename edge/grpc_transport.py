@@ -97,24 +97,27 @@ class GrpcTransport:
         return self._address
 
     def open(self, request: Open, timeout_s: float) -> Stream:
-        self._connect(timeout_s)
-        return _GrpcStream(self._generate, self._metadata, request)
+        return _GrpcStream(self._generate, self._metadata, request, self._address)
 
     def describe(self, timeout_s: float) -> Description:
         """Ask the server what it serves. TransportError when it does not answer in time."""
-        self._connect(timeout_s)
         call = self._channel.unary_unary(
             wire.DESCRIBE_PATH, request_serializer=None, response_deserializer=None
         )
         try:
-            reply = call(wire.encode_describe_request(), timeout=timeout_s, metadata=self._metadata)
+            reply = call(
+                wire.encode_describe_request(),
+                timeout=timeout_s,
+                metadata=self._metadata,
+                wait_for_ready=True,
+            )
         except grpc.RpcError as error:
-            raise transport_error(error) from error
+            waited = f"{self._address} (waited {timeout_s:g} s)"
+            raise connect_error(error, waited) from error
         return wire.decode_description(reply)
 
-    def raw_stream(self, path: str, requests: Iterator[bytes], timeout_s: float) -> Any:
+    def raw_stream(self, path: str, requests: Iterator[bytes]) -> Any:
         """A bidirectional call of `path` in bytes, for the link probe: iterate, or cancel."""
-        self._connect(timeout_s)
         call = self._channel.stream_stream(
             path, request_serializer=None, response_deserializer=None
         )
@@ -122,14 +125,6 @@ class GrpcTransport:
 
     def close(self) -> None:
         self._channel.close()
-
-    def _connect(self, timeout_s: float) -> None:
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=timeout_s)
-        except grpc.FutureTimeoutError as error:
-            raise ConnectError(
-                f"no server answers at {self._address} (waited {timeout_s:g} s)"
-            ) from error
 
 
 class _GrpcStream:
@@ -144,7 +139,10 @@ class _GrpcStream:
         generate: grpc.StreamStreamMultiCallable[bytes, bytes],
         metadata: tuple[tuple[str, str], ...],
         request: Open,
+        address: str,
     ) -> None:
+        self._address = address
+        self._is_answered = False
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Received | TransportError] = queue.SimpleQueue()
         self._outbox.put(wire.encode_edge(request))
@@ -162,6 +160,10 @@ class _GrpcStream:
         try:
             received = self._inbox.get(timeout=timeout_s)
         except queue.Empty:
+            if not self._is_answered:
+                raise ConnectError(
+                    f"no server answers at {self._address} (waited {timeout_s:g} s)"
+                ) from None
             raise DeadlineError(f"no answer within {timeout_s:g} s") from None
         return self._unless_broken(received)
 
@@ -205,13 +207,24 @@ class _GrpcStream:
             for data in self._call:
                 at_s = time.monotonic()
                 message = wire.decode_cloud(data)
+                self._is_answered = True
                 self._inbox.put(Received(message, len(data) + MESSAGE_PREFIX_BYTES, at_s))
             self._inbox.put(LostError("the server ended the stream"))
         except RemoteWireError as error:
             self._call.cancel()
             self._inbox.put(LostError(f"the server sent a malformed message: {error}"))
         except grpc.RpcError as error:
-            self._inbox.put(transport_error(error))
+            self._inbox.put(
+                transport_error(error) if self._is_answered else connect_error(error, self._address)
+            )
+
+
+def connect_error(error: grpc.RpcError, address: str) -> TransportError:
+    """The error of a call that was never answered: whatever is not a refusal is a dead address."""
+    known = transport_error(error)
+    if isinstance(known, (LostError, DeadlineError)):
+        return ConnectError(f"no server answers at {address}: {known}")
+    return known
 
 
 def transport_error(error: grpc.RpcError) -> TransportError:

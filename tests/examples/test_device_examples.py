@@ -1,0 +1,80 @@
+"""The examples run as they are, against a server of a tiny model."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.conftest import ModelBench
+from tests.edge_api.test_api import with_template
+from tests.end_to_end.servers import RunningServer, running_server
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def bench(tiny: Any) -> ModelBench:
+    llama: ModelBench = tiny("llama")
+    return llama
+
+
+@pytest.fixture(scope="module")
+def server(bench: ModelBench) -> Iterator[RunningServer]:
+    with running_server(bench.cloud_bundle()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bundle(bench: ModelBench, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(with_template(bench.edge_bundle(2), tmp_path_factory.mktemp("examples") / "b"))
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_python_api_streams_and_tells_what_it_cost(
+    bundle: str, server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert example("python_api").main([bundle, server.address, "hello"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out) > 5
+    assert "tokens/s" in shown.err
+
+
+def test_the_chat_goes_on_beyond_the_plans_tokens(
+    bundle: str, server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five answers of up to 256 tokens in a plan of 200."""
+    lines = io.StringIO("hello\nand then?\n/new\nagain\n\nnever asked\n")
+    assert example("terminal_chat").main([bundle, server.address], lines) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_the_device_loop_answers_and_outlives_a_bad_question(
+    bundle: str,
+    server: RunningServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"one\n\n{'x' * 400}\ntwo\n"))
+    arguments = [bundle, server.address, "--max-new-tokens", "4"]
+    assert example("device_loop").main(arguments) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["question"][:3] for answer in answers] == ["one", "xxx", "two"]
+    assert "plan allows" in answers[1]["error"]
+    assert answers[0]["finish_reason"] in ("length", "stop")
+    assert answers[2]["uplink_bytes"] > 0
