@@ -57,9 +57,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--real-time", action="store_true", help="SCHED_FIFO: needs root")
     arguments = parser.parse_args()
-    backs = build_backs(arguments.model, arguments.backs)
-    if arguments.real_time:
+    if arguments.real_time:  # first of all: threads inherit it when they are started
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
+    backs = build_backs(arguments.model, arguments.backs)
     if arguments.profile:
         device = load_device(arguments.profile)
     else:

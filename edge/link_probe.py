@@ -1,6 +1,8 @@
 """Measure the link to a server: round trips, then up and down rate with a full pipe.
 
-Ours. Round trips: small messages, one at a time, on the idle link. A rate: chunks sent back to
+Ours. Round trips: small messages, one at a time, on the idle link, less what the network stacks
+take for the same exchange on loopback (`stack_s`; the far machine's is assumed to be like this
+one's), because costs count the stacks apart from the link. A rate: chunks sent back to
 back, so that the slower part of the path spaces them out; the answers' spacing is then the rate
 of that part, whatever the delay. The first chunks of a burst are not counted: they fill the pipe
 and the transport's window. Bursts grow until one keeps the link busy for long enough, or the byte
@@ -65,10 +67,12 @@ class RateEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkMeasurement:
-    """What one probe found. `capped` says that a rate had to make do with fewer bytes than it
-    wanted, so it may be an underestimate."""
+    """What one probe found. `rtt_s` are the link's round trips, `stack_s` what was taken off each
+    for both sides' network stacks. `capped` says that a rate had to make do with fewer bytes than
+    it wanted, so it may be an underestimate."""
 
     rtt_s: tuple[float, ...]
+    stack_s: float
     up: RateEstimate
     down: RateEstimate
     spent_bytes: int
@@ -124,11 +128,13 @@ def probe_link(
     *,
     cap_bytes: int = DEFAULT_CAP_BYTES,
     target_s: float = 0.6,
+    stack_s: float = 0.0,
     progress: Progress = lambda _share, _what: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LinkMeasurement:
     """Measure round trips and both rates over `stream`, spending at most `cap_bytes` in all.
 
+    `stack_s`: what both sides' network stacks add to a round trip.
     Raises InputError for a cap too small to say anything, and the stream's TransportErrors.
     """
     if cap_bytes < MIN_CAP_BYTES:
@@ -144,7 +150,9 @@ def probe_link(
     down, down_capped = _rate(sender, settle_s, target_s, cap_bytes, up=False)
     progress(1.0, "done")
     return LinkMeasurement(
-        rtt_s=round_trips,
+        # A loopback slower than the link would be noise: a tenth of a round trip stays.
+        rtt_s=tuple(max(seconds - stack_s, seconds / 10) for seconds in round_trips),
+        stack_s=stack_s,
         up=up,
         down=down,
         spent_bytes=sender.spent_bytes,

@@ -2,8 +2,10 @@
 
 A step's round trip is longer than the link's: protobuf, gRPC, HTTP/2, system calls and the threads
 that hand messages over, on both sides. This measures an echo over gRPC between two processes with
-the hand-overs of the real ones: a queue and a reader thread on the asking side, asyncio and a
-worker thread on the answering one. Run as a module, this file is the answering process.
+the hand-overs of the real ones: a queue and a reader thread on the asking side, asyncio and, for
+steps, a worker thread on the answering one. Messages are paused between, as steps are, because
+threads and caches that have gone to sleep take longer. Run as a module, this file is the answering
+process.
 """
 
 from __future__ import annotations
@@ -13,31 +15,38 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from importlib.util import find_spec
 
-from hwprofiles.timing import Timing, measure
+from hwprofiles.timing import Timing, timing_of
 
 METHOD = "/splitpoint.probe/Echo"
 QUESTION_BYTES, ANSWER_BYTES = 250, 40  # a decode step at 3 bits an element of 576, and its answer
 TIMEOUT_S = 10.0
+PAUSE_S, MIN_MESSAGES = 0.004, 30
+HANDOVER = "--handover"
 
 
-def message_s(*, budget_s: float) -> Timing | None:
-    """Seconds of one message and its answer between two processes here; None without gRPC."""
+def message_s(*, budget_s: float, handover: bool = True) -> Timing | None:
+    """Seconds of one message and its answer between two processes here; None without gRPC.
+
+    `handover`: the answering side passes it to a worker thread and back, as a server does with a
+    step (but not with a link probe's message).
+    """
     if find_spec("grpc") is None:
         return None
     import grpc
 
-    command = [sys.executable, "-m", "hwprofiles.message_probe"]
+    command = [sys.executable, "-m", "hwprofiles.message_probe", *([HANDOVER] if handover else [])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        assert server.stdin is not None
+        if server.stdin is None or server.stdout is None:
+            raise RuntimeError("a process without the pipes it was given")
         try:
             port = int(server.stdout.readline())
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
                 call = channel.stream_stream(METHOD, _as_is, _as_is)
-                return _measure(call, budget_s)
+                return _measure(call, max(MIN_MESSAGES, int(budget_s / PAUSE_S)))
         finally:
             server.stdin.close()
 
@@ -46,7 +55,7 @@ def _as_is(data: bytes) -> bytes:
     return data
 
 
-def _measure(call: Callable[[Iterator[bytes]], Iterable[bytes]], budget_s: float) -> Timing:
+def _measure(call: Callable[[Iterator[bytes]], Iterable[bytes]], count: int) -> Timing:
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
@@ -63,18 +72,22 @@ def _measure(call: Callable[[Iterator[bytes]], Iterable[bytes]], budget_s: float
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
 
-    def exchange() -> object:
+    def exchange_s() -> float:
+        time.sleep(PAUSE_S)
+        began_s = time.perf_counter()
         outbox.put(bytes(QUESTION_BYTES))
-        return inbox.get(timeout=TIMEOUT_S)
+        inbox.get(timeout=TIMEOUT_S)
+        return time.perf_counter() - began_s
 
     try:
-        return measure(exchange, budget_s=budget_s, min_repeats=50)
+        samples = [exchange_s() for _ in range(count + 5)][5:]
     finally:
         outbox.put(None)
         reader.join(TIMEOUT_S)
+    return timing_of(samples)
 
 
-async def _serve() -> None:
+async def _serve(handover: bool) -> None:
     import grpc
 
     loop = asyncio.get_running_loop()
@@ -88,6 +101,9 @@ async def _serve() -> None:
 
     async def echo(requests: AsyncIterator[bytes], _context: object) -> AsyncIterator[bytes]:
         async for _ in requests:
+            if not handover:
+                yield bytes(ANSWER_BYTES)
+                continue
             future: asyncio.Future[bytes] = loop.create_future()
             work.put(future)
             yield await future
@@ -107,4 +123,4 @@ async def _serve() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(_serve(HANDOVER in sys.argv))

@@ -35,7 +35,7 @@ class GraphWriter:
     """Collects nodes and tensors, then gives the model as bytes for `InferenceSession`."""
 
     _nodes: list[bytes] = field(default_factory=list)
-    _constants: list[bytes] = field(default_factory=list)
+    _constants: list[tuple[bytes, bytes]] = field(default_factory=list)
     _inputs: list[bytes] = field(default_factory=list)
     _outputs: list[bytes] = field(default_factory=list)
 
@@ -59,8 +59,9 @@ class GraphWriter:
         """Add a constant tensor (an initializer: kernels may pre-pack it)."""
         shape = b"".join(_number(1, size) for size in value.shape)
         kind = _number(2, _ELEMENT_TYPES[value.dtype.name])
-        data = _bytes(9, np.ascontiguousarray(value).tobytes())
-        self._constants.append(shape + kind + _text(8, name) + data)
+        data = np.ascontiguousarray(value).tobytes()
+        about = shape + kind + _text(8, name) + _header(9, len(data))
+        self._constants.append((_header(5, len(about) + len(data)) + about, data))
 
     def input(self, name: str, element_type: int, shape: Sequence[Dimension]) -> None:
         """Declare a graph input; a dimension given as text is free."""
@@ -72,13 +73,15 @@ class GraphWriter:
 
     def model(self) -> bytes:
         """The whole model, serialized."""
+        # Weights are hundreds of megabytes: each is copied once, into the result.
         graph = [_bytes(1, node) for node in self._nodes] + [_text(2, "probe")]
-        graph += [_bytes(5, constant) for constant in self._constants]
+        graph += [part for constant in self._constants for part in constant]
         graph += [_bytes(11, info) for info in self._inputs]
         graph += [_bytes(12, info) for info in self._outputs]
+        size = sum(len(part) for part in graph)
         opsets = [_bytes(8, _text(1, domain) + _number(2, v)) for domain, v in OPSETS]
-        head = [_number(1, IR_VERSION), _text(2, "splitpoint"), _bytes(7, b"".join(graph))]
-        return b"".join(head + opsets)
+        head = [_number(1, IR_VERSION), _text(2, "splitpoint"), _header(7, size)]
+        return b"".join([*head, *graph, *opsets])
 
 
 def _attribute(name: str, value: Attribute) -> bytes:
@@ -111,8 +114,12 @@ def _number(number: int, value: int) -> bytes:
     return _varint(number << 3) + _varint(value)
 
 
+def _header(number: int, size: int) -> bytes:
+    return _varint(number << 3 | 2) + _varint(size)
+
+
 def _bytes(number: int, value: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
+    return _header(number, len(value)) + value
 
 
 def _text(number: int, value: str) -> bytes:

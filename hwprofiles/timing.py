@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,11 @@ def measure(
         before = clock()
         call()
         samples.append(clock() - before)
+    return timing_of(samples)
+
+
+def timing_of(samples: Sequence[float]) -> Timing:
+    """Median and spread of seconds that were measured elsewhere."""
     median = statistics.median(samples)
     low, high = np.quantile(samples, (0.1, 0.9))
     spread = float(high - low) / median if median > 0 else 0.0

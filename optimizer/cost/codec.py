@@ -1,7 +1,8 @@
 """Bytes and seconds of a frame, by level.
 
 Bits an element come from the bundle's certificate (`splitpoint certify`) and hold the codec's own
-frame header. What the wire adds was counted in real messages (`tests/optimizer/test_cost_wire.py`
+frame header; seconds come from the two machines' profiles, which timed the real coders on rows of
+several widths. What the wire adds was counted in real messages (`tests/optimizer/test_cost_wire.py`
 holds these constants to them). Formulas: ours.
 """
 
@@ -9,6 +10,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+from hwprofiles.device import DeviceProfile
+from hwprofiles.rates import interpolate
 
 # Around a codec frame in its message: sequence, position, flags and lengths in protobuf, and
 # gRPC's prefix of 5 bytes (gRPC over HTTP/2, "Length-Prefixed-Message").
@@ -32,6 +36,41 @@ class LevelCost:
     encode_s_per_element: float = 0.0
     decode_fixed_s: float = 0.0
     decode_s_per_element: float = 0.0
+
+
+def level_cost(
+    name: str,
+    *,
+    bits_per_element: float,
+    hidden_size: int,
+    edge: DeviceProfile,
+    cloud: DeviceProfile | None = None,
+    kind: str | None = None,
+) -> LevelCost:
+    """The level as these machines run it: the edge encodes, the cloud (or the edge) decodes.
+
+    `kind`: which coder (`lossless`, `calibrated`, `tabq`); by default the level's name says. No
+    time where a profile has none. Between the widths measured, seconds are interpolated.
+    """
+    coder = kind or ("lossless" if name == "lossless" else "calibrated")
+    coder = "tabq" if kind is None and name.startswith("tabq") else coder
+    decoder = cloud if cloud is not None and cloud.codec else edge
+    return LevelCost(
+        name=name,
+        bits_per_element=bits_per_element,
+        encode_fixed_s=_at_width(edge, coder, hidden_size, "encode_fixed_s"),
+        encode_s_per_element=_at_width(edge, coder, hidden_size, "encode_s_per_element"),
+        decode_fixed_s=_at_width(decoder, coder, hidden_size, "decode_fixed_s"),
+        decode_s_per_element=_at_width(decoder, coder, hidden_size, "decode_s_per_element"),
+    )
+
+
+def _at_width(device: DeviceProfile, kind: str, hidden_size: int, figure: str) -> float:
+    speeds = [speed for speed in device.codec if speed.kind == kind]
+    if not speeds:
+        return 0.0
+    widths = [float(speed.hidden_size) for speed in speeds]
+    return interpolate(widths, [getattr(speed, figure) for speed in speeds], hidden_size)
 
 
 def frame_bytes(level: LevelCost, *, hidden_size: int, num_rows: int) -> int:

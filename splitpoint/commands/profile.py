@@ -129,14 +129,17 @@ def link(
     from edge.grpc_probe import GrpcProbeStream
     from edge.grpc_transport import Credentials, GrpcTransport
     from edge.link_probe import probe_link
+    from hwprofiles.message_probe import message_s
 
     typer.echo(f"link probe: at most {max_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
     token = None if token_file is None else read_token(token_file)
     credentials = Credentials(ca_file=ca, cert_file=cert, key_file=key, token=token)
+    stack = message_s(budget_s=0.4, handover=False)
+    stack_s = 0.0 if stack is None else stack.seconds
     transport = GrpcTransport(server, credentials)
     try:
         with _progress("probing") as report, GrpcProbeStream(transport) as stream:
-            found = probe_link(stream, cap_bytes=max_bytes, progress=report)
+            found = probe_link(stream, cap_bytes=max_bytes, stack_s=stack_s, progress=report)
     finally:
         transport.close()
     if found.capped:
@@ -146,10 +149,18 @@ def link(
     plain = _link_plain(measured)
     _deliver(yaml.safe_dump(plain, sort_keys=False, width=100), out)
     if as_json:
-        extra = {"spent_bytes": found.spent_bytes, "cap_bytes": found.cap_bytes}
+        extra = {
+            "spent_bytes": found.spent_bytes,
+            "cap_bytes": found.cap_bytes,
+            "stack_s": found.stack_s,
+        }
         typer.echo(json.dumps({**plain, **extra, "capped": found.capped}))
     elif out is None:
         _print_link(measured)
+        typer.echo(
+            f"{found.spent_bytes / MIB:.3g} MiB spent; {found.stack_s * 1e3:.2f} ms taken off each "
+            "round trip for the network stacks"
+        )
     else:
         typer.echo(str(out))
 

@@ -97,6 +97,16 @@ def test_an_ideal_link_is_found_to_a_percent(rtt_s: float, up: float, down: floa
     assert not found.capped
 
 
+def test_what_the_network_stacks_take_is_no_part_of_the_link() -> None:
+    link = FluidLink(0.005, 1e9, 1e9)
+    found = probe_link(link, clock=link.clock, stack_s=0.0004)
+    assert found.stack_s == 0.0004
+    assert min(found.rtt_s) == pytest.approx(0.0046, rel=0.01)
+    link = FluidLink(0.005, 1e9, 1e9)
+    slow_stack = probe_link(link, clock=link.clock, stack_s=1.0)
+    assert min(slow_stack.rtt_s) == pytest.approx(0.0005, rel=0.01)
+
+
 def test_the_byte_cap_holds_and_is_said() -> None:
     link = FluidLink(0.02, 1e8, 1e8)
     found = probe_link(link, cap_bytes=1 << 20, clock=link.clock)

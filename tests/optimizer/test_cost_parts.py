@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hwprofiles.device import CodecSpeed
 from hwprofiles.device_catalog import load_device
 from hwprofiles.link import Outage, load_link
 from optimizer.cost.cloud import SessionRows, back_step_s, steady_batch
-from optimizer.cost.codec import FRAME_HEADER_BYTES, LevelCost, decode_s, encode_s, frame_bytes
+from optimizer.cost.codec import (
+    FRAME_HEADER_BYTES,
+    LevelCost,
+    decode_s,
+    encode_s,
+    frame_bytes,
+    level_cost,
+)
 from optimizer.cost.link import exchange_s, link_at, outage_wait_s, pipeline_s
 from optimizer.cost.memory import edge_memory, workspace_bytes
 from optimizer.plan import ModelRef, Partition, Plan
@@ -168,6 +176,28 @@ def test_frames_cost_a_header_and_bits_rounded_up() -> None:
     assert frame_bytes(level, hidden_size=576, num_rows=1) == FRAME_HEADER_BYTES + 3 + 9 + 303
     assert encode_s(level, hidden_size=1000, num_rows=10) == pytest.approx(2e-4)
     assert decode_s(level, hidden_size=1000, num_rows=10) == pytest.approx(4e-4)
+
+
+def test_a_levels_seconds_come_from_the_profiles_of_both_machines() -> None:
+    def speed(kind: str, width: int, each: float) -> CodecSpeed:
+        return CodecSpeed(
+            kind=kind, hidden_size=width, source="base", encode_fixed_s=each,
+            encode_s_per_element=each / 100, decode_fixed_s=2 * each,
+            decode_s_per_element=each / 50,
+        )  # fmt: skip
+
+    edge = dataclasses.replace(
+        PI, codec=(speed("lossless", 100, 9.0), speed("calibrated", 100, 1.0),
+                   speed("calibrated", 10_000, 3.0)),
+    )  # fmt: skip
+    cloud = dataclasses.replace(PI, codec=(speed("calibrated", 100, 0.5),))
+    level = level_cost("q3", bits_per_element=3.0, hidden_size=1000, edge=edge, cloud=cloud)
+    assert level.encode_fixed_s == pytest.approx(2.0)  # half-way in the logarithm
+    assert level.decode_fixed_s == pytest.approx(1.0)
+    exact = level_cost("lossless", bits_per_element=26.0, hidden_size=100, edge=edge)
+    assert (exact.encode_fixed_s, exact.decode_fixed_s) == (9.0, 18.0)
+    unknown = level_cost("q3", bits_per_element=3.0, hidden_size=100, edge=PI)
+    assert encode_s(unknown, hidden_size=100, num_rows=1) == 0.0
 
 
 def _names() -> tuple[str, ...]:
