@@ -26,7 +26,7 @@ from cloud.probe import answer_probe
 from edge.grpc_probe import GrpcProbeStream
 from edge.grpc_transport import GrpcTransport
 from edge.link_probe import LinkMeasurement, probe_link
-from hwprofiles.message_probe import message_s
+from edge.loopback_probe import loopback_stack_s
 from protos import wire
 
 MBIT = 1e6 / 8
@@ -102,11 +102,11 @@ def main() -> None:
 
 def probe(port: int) -> LinkMeasurement:
     """What `splitpoint profile link` does."""
-    stack = message_s(budget_s=0.4, handover=False)
+    stack_s = loopback_stack_s()
     transport = GrpcTransport(f"127.0.0.1:{port}")
     try:
         with GrpcProbeStream(transport) as stream:
-            return probe_link(stream, stack_s=0.0 if stack is None else stack.seconds)
+            return probe_link(stream, stack_s=stack_s)
     finally:
         transport.close()
 

@@ -2,8 +2,8 @@
 
 A step's round trip is longer than the link's: protobuf, gRPC, HTTP/2, system calls and the threads
 that hand messages over, on both sides. This measures an echo over gRPC between two processes with
-the hand-overs of the real ones: a queue and a reader thread on the asking side, asyncio and, for
-steps, a worker thread on the answering one. Messages are paused between, as steps are, because
+the hand-overs of the real ones: a queue and a reader thread on the asking side, asyncio and a
+worker thread on the answering one. Messages are paused between, as steps are, because
 threads and caches that have gone to sleep take longer. Run as a module, this file is the answering
 process.
 """
@@ -25,20 +25,15 @@ METHOD = "/splitpoint.probe/Echo"
 QUESTION_BYTES, ANSWER_BYTES = 250, 40  # a decode step at 3 bits an element of 576, and its answer
 TIMEOUT_S = 10.0
 PAUSE_S, MIN_MESSAGES = 0.004, 30
-HANDOVER = "--handover"
 
 
-def message_s(*, budget_s: float, handover: bool = True) -> Timing | None:
-    """Seconds of one message and its answer between two processes here; None without gRPC.
-
-    `handover`: the answering side passes it to a worker thread and back, as a server does with a
-    step (but not with a link probe's message).
-    """
+def message_s(*, budget_s: float) -> Timing | None:
+    """Seconds of one message and its answer between two processes here; None without gRPC."""
     if find_spec("grpc") is None:
         return None
     import grpc
 
-    command = [sys.executable, "-m", "hwprofiles.message_probe", *([HANDOVER] if handover else [])]
+    command = [sys.executable, "-m", "hwprofiles.message_probe"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         if server.stdin is None or server.stdout is None:
             raise RuntimeError("a process without the pipes it was given")
@@ -87,7 +82,7 @@ def _measure(call: Callable[[Iterator[bytes]], Iterable[bytes]], count: int) -> 
     return timing_of(samples)
 
 
-async def _serve(handover: bool) -> None:
+async def _serve() -> None:
     import grpc
 
     loop = asyncio.get_running_loop()
@@ -101,9 +96,6 @@ async def _serve(handover: bool) -> None:
 
     async def echo(requests: AsyncIterator[bytes], _context: object) -> AsyncIterator[bytes]:
         async for _ in requests:
-            if not handover:
-                yield bytes(ANSWER_BYTES)
-                continue
             future: asyncio.Future[bytes] = loop.create_future()
             work.put(future)
             yield await future
@@ -123,4 +115,4 @@ async def _serve(handover: bool) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(HANDOVER in sys.argv))
+    asyncio.run(_serve())

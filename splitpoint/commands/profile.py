@@ -129,13 +129,12 @@ def link(
     from edge.grpc_probe import GrpcProbeStream
     from edge.grpc_transport import Credentials, GrpcTransport
     from edge.link_probe import probe_link
-    from hwprofiles.message_probe import message_s
+    from edge.loopback_probe import loopback_stack_s
 
     typer.echo(f"link probe: at most {max_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
     token = None if token_file is None else read_token(token_file)
     credentials = Credentials(ca_file=ca, cert_file=cert, key_file=key, token=token)
-    stack = message_s(budget_s=0.4, handover=False)
-    stack_s = 0.0 if stack is None else stack.seconds
+    stack_s = loopback_stack_s()
     transport = GrpcTransport(server, credentials)
     try:
         with _progress("probing") as report, GrpcProbeStream(transport) as stream:
