@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from cloud.back_engine import BackEngine, BatchEntry
-from cloud.int8_linear import int8_linear
+from cloud.int8_linear import Int8Linear, int8_linear
 from cloud.kv_pool import KvLease, KvPool
 from decoding.params import SamplingParams
 from decoding.sampler import verify
@@ -123,7 +123,10 @@ class TorchKernels:
     def _linear(self, inputs: int, outputs: int, weight_bits: int) -> nn.Module:
         if weight_bits == 8:
             codes, scale = _int8_codes(inputs, outputs)
-            return int8_linear(codes.to(self._device), scale.to(self._device))
+            layer = int8_linear(codes.to(self._device), scale.to(self._device))
+            if isinstance(layer, Int8Linear):
+                layer.pack()
+            return layer
         linear = nn.Linear(inputs, outputs, bias=False, device=self._device)
         nn.init.normal_(linear.weight, std=1 / math.sqrt(inputs))
         return linear.to(self._dtype(weight_bits)).requires_grad_(False)

@@ -296,7 +296,7 @@ class _Stack:
             layers = effort.layers
             known = (self._matrices_s(layers, count), self._matrices_s(1, count))
             rest = ((deep - layers * known[0]) - (one - known[1])) / (layers - 1)
-            self._rests[count, count] = max(rest, 0.0)
+            self._rests[count, count] = rest
             self._seconds[count, count] = deep
             bases[count] = max(one - known[1] - rest, 1e-6)
         first, last = effort.sessions[0], effort.sessions[-1]
@@ -309,7 +309,7 @@ class _Stack:
             seconds = self._time(self._deep, [SessionLoad(num_rows, 0)])
             known = self._effort.layers * self._matrices_s(self._effort.layers, num_rows)
             rest = (seconds - self.step_s - self.session_s - known) / self._effort.layers
-            self._rests[1, num_rows] = max(rest, 0.0)
+            self._rests[1, num_rows] = rest
         return [
             LayerPoint(
                 width=self._shape.width,

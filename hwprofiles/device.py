@@ -24,7 +24,6 @@ MAY_BE_ZERO = (
     "width",
     "lookup_s_per_element",
     "num_weights",
-    "seconds",
     "encode_fixed_s",
     "encode_s_per_element",
     "decode_fixed_s",
@@ -135,7 +134,8 @@ class BatchCurve:
 class LayerPoint:
     """What one whole layer of `width` takes beyond its matrices and its attention over the cache,
     with `num_rows` rows of `num_sessions` sessions: norms, activation, waking threads, starting
-    operators, and what they cost each other in the caches."""
+    operators, and what they cost each other in the caches. Below zero where a layer runs its
+    matrices faster than they run alone."""
 
     width: int
     num_sessions: int
@@ -342,6 +342,8 @@ def _check_part(where: str, part: Any, sources: dict[str, Source]) -> None:
     for item in fields(part):
         value = getattr(part, item.name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if item.name == "seconds" and math.isfinite(value):
             continue
         if not math.isfinite(value) or value < 0 or (value == 0 and item.name not in MAY_BE_ZERO):
             raise ProfileError(f"{where}: {item.name} must be positive, not {value}")

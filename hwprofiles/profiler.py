@@ -382,9 +382,7 @@ def _with_layers(
             known = _known_layer_s(kernel, cache, sizes, num_layers, num_heads, rows)
             rest = (timing.seconds - step_s) / num_layers - known
             points.append(
-                LayerPoint(
-                    width=width, num_sessions=1, num_rows=rows, seconds=digits(max(rest, 0.0))
-                )
+                LayerPoint(width=width, num_sessions=1, num_rows=rows, seconds=digits(rest))
             )
     return replace(kernel, layers=tuple(points))
 

@@ -135,7 +135,7 @@ def layer_rest_s(
         if num_sessions > 1 and len(shared) > 1:
             rest += rows_line(shared, num_sessions) - rows_line(alone, num_sessions)
         widths.append(size)
-        values.append(max(rest, 0.0))
+        values.append(rest)
     if width > widths[-1]:
         return values[-1] * width / widths[-1]
     return interpolate(widths, values, width)
