@@ -1,6 +1,6 @@
 """Plan, build, serve and run over emulated links; compare with the plan's predictions. JSON last.
 
-    python benchmarks/plan_against_measured.py [--profile F] [--memories 64,128,256] [--repeats 5]
+    python benchmarks/plan_against_measured.py [--memories 64,128,256] [--repeats 5]
 
 For two rates, two round trips and three memory limits (MiB above what a process without a model
 takes) SmolLM2-135M is planned for the least time between tokens. Each distinct configuration is
@@ -30,7 +30,7 @@ from typing import Any
 from hwprofiles.device_catalog import load_device
 from hwprofiles.emulator import EmulatedLink
 from hwprofiles.link_shape import LinkShape
-from optimizer.bundle import write_manifest
+from optimizer.bundle import PLAN_NAME, write_manifest
 from optimizer.cost.link import LinkPoint
 from optimizer.plan import ModelRef, Plan
 from optimizer.prediction import Limits, ProfilesUsed
@@ -45,6 +45,7 @@ RATES_MBPS = ((4.0, 16.0), (20.0, 50.0))  # up, down
 RTTS_S = (0.010, 0.060)
 PROMPT, ANSWER, MAX_TOKENS = 128, 64, 1024
 BACK_BITS = 8
+MAX_QUALITY_DROP_PCT = 12.0
 CALIBRATION_TOKENS = 4096
 TEXT = Path("../shared/data/wikitext2/wiki.valid.raw")
 
@@ -76,7 +77,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m-instruct"))
     parser.add_argument("--text", type=Path, default=TEXT)
     parser.add_argument("--folder", type=Path, default=Path("build/plan_against_measured"))
-    parser.add_argument("--profile", type=Path, help="device profile of this machine")
+    parser.add_argument("--edge", type=Path, help="profile of this machine's edge side")
+    parser.add_argument("--cloud", type=Path, help="profile of its server side")
     parser.add_argument("--memories", default="64,128,256")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only-build", action="store_true")
@@ -88,13 +90,16 @@ def main() -> None:
         return
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    profile = arguments.profile or folder / "this-machine.yaml"
-    if not profile.is_file():
-        command = ["-m", "splitpoint", "profile", "device", "--out", str(profile)]
-        subprocess.run([sys.executable, *command], check=True)
+    profiles = {}
+    for role in ("edge", "cloud"):
+        profiles[role] = getattr(arguments, role) or folder / f"this-machine-{role}.yaml"
+        if not profiles[role].is_file():
+            command = ["-m", "splitpoint", "profile", "device", "--role", role]
+            command += ["--out", str(profiles[role])]
+            subprocess.run([sys.executable, *command], check=True)
     memories = [int(value) for value in arguments.memories.split(",")]
     studies = [
-        study(case, profile, arguments.model)
+        study(case, profiles, arguments.model)
         for case in (
             Case(up_mbps=up, down_mbps=down, rtt_s=rtt, memory_mib=memory)
             for memory in memories
@@ -116,20 +121,24 @@ def main() -> None:
     report(studies, results)
 
 
-def study(case: Case, profile: Path, model: Path) -> dict[str, Any]:
+def study(case: Case, profiles: dict[str, Path], model: Path) -> dict[str, Any]:
     """The plan of a case, and its neighbours that keep the limits, the plan first."""
-    device = load_device(profile)
-    base = device.memory.runtime_base_bytes.value
-    limits = Limits(edge_memory_bytes=base + case.memory_mib * MIB, prompt_tokens=PROMPT)
+    edge, cloud = load_device(profiles["edge"]), load_device(profiles["cloud"])
+    limits = Limits(
+        edge_memory_bytes=edge.memory.runtime_base_bytes.value + case.memory_mib * MIB,
+        max_quality_drop_pct=MAX_QUALITY_DROP_PCT,
+        prompt_tokens=PROMPT,
+    )
     problem = make_problem(
         reference(model).geometry,
-        device,
-        device,
+        edge,
+        cloud,
         limits=limits,
         max_tokens=MAX_TOKENS,
         answer_tokens=ANSWER,
         back_bits=(BACK_BITS,),
         back_from=0,
+        slack=0.0,
     )
     planner = Planner(problem)
     found = planner.solve(case.link)
@@ -137,7 +146,7 @@ def study(case: Case, profile: Path, model: Path) -> dict[str, Any]:
         raise SystemExit(f"{case}: no plan")
     mask = found.grid.feasible()
     cells = [found.cell, *neighbours(found.cell, mask.shape)]
-    used = ProfilesUsed(edge=str(profile), cloud=str(profile), link="emulated")
+    used = ProfilesUsed(edge=edge.name, cloud=cloud.name, link="emulated")
     plans = [
         plan_of(found.grid, cell, model=reference(model), profiles=used)
         for cell in cells
@@ -201,6 +210,12 @@ def build_bundles(plans: list[Plan], arguments: argparse.Namespace, folder: Path
     model, ids = None, None
     for path, plan in missing.items():
         say(f"building {path}")
+        twin = next(folder.glob(f"{path.name.rpartition('-')[0]}-c*"), None)
+        if twin is not None:  # the chunk is in the plan alone
+            shutil.copytree(twin, path)
+            (path / PLAN_NAME).write_text(plan.to_yaml())
+            write_manifest(path)
+            continue
         build_bundle(source, plan, path, progress=lambda stage: None, sides=("edge",))
         if plan.edge_is_whole:
             continue
