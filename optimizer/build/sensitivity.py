@@ -9,10 +9,7 @@ perplexity, so they add up; noise below zero stays as it is, and `QualityModel` 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,51 +21,16 @@ from transformers import PreTrainedModel
 
 from optimizer.build.calib_model import back_logits, hidden_and_logits
 from optimizer.build.certify import Windows
+from optimizer.build.embedding import shrink_weights
 from optimizer.build.front import front_graph
 from optimizer.build.mixed_front import take_layers
 from optimizer.build.source import ModelSource
-from optimizer.errors import BuildError, PlanError
+from optimizer.errors import BuildError
 from optimizer.plan import LAYER_BITS, ModelRef, Partition, Plan
+from optimizer.sensitivity import Sensitivity
 
 Rows = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sensitivity:
-    """Losses of the layers [0, split) of one model: layer -> bits -> log of the perplexity ratio."""
-
-    model_sha256: str
-    split: int
-    num_tokens: int
-    losses: tuple[Mapping[int, float], ...]
-
-    def save(self, path: Path) -> None:
-        """As JSON."""
-        values = {
-            "model_sha256": self.model_sha256,
-            "split": self.split,
-            "num_tokens": self.num_tokens,
-            "losses": [{str(bits): loss for bits, loss in layer.items()} for layer in self.losses],
-        }
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Sensitivity:
-        """Read what `save` wrote. PlanError naming the file when it is something else."""
-        try:
-            values: Any = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                model_sha256=str(values["model_sha256"]),
-                split=int(values["split"]),
-                num_tokens=int(values["num_tokens"]),
-                losses=tuple(
-                    {int(bits): float(loss) for bits, loss in layer.items()}
-                    for layer in values["losses"]
-                ),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"{path}: no layer sensitivities ({error!r})") from error
 
 
 class FrontLab:
@@ -85,7 +47,11 @@ class FrontLab:
             )
         self.split = split
         self._geometry = source.geometry
-        self._graphs = {bits: front_graph(source, _plan(source, split, bits)) for bits in LAYER_BITS}
+        self._graphs = {}
+        for bits in LAYER_BITS:
+            graph = front_graph(source, _plan(source, split, bits))
+            shrink_weights(graph, bits)
+            self._graphs[bits] = graph
 
     def rows(self, layer_bits: tuple[int, ...], windows: Windows) -> Rows:
         """Hidden states float32 [N, W, D] of windows [N, W] through a front with these bits."""

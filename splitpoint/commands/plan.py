@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from optimizer.quality import QualityModel
     from optimizer.search.planner import Found, Planner
     from optimizer.search.problem import Objective
+    from optimizer.sensitivity import Sensitivity
 
 
 def plan(
@@ -80,6 +81,13 @@ def plan(
         list[Path] | None,
         typer.Option(help="Quality of the codec levels: a bundle, or JSON of 'certify'."),
     ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            help="Losses of single layers ('splitpoint sensitivity'): fronts of mixed "
+            "precision are planned as well."
+        ),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only these splits: 10, or 8-12.", metavar="N[-M]")
     ] = None,
@@ -113,6 +121,7 @@ def plan(
     from optimizer.search.answer import plan_of
     from optimizer.search.explain import binding_limits, explain, relaxations
     from optimizer.search.planner import Planner
+    from optimizer.search.mixed import mixed_fronts
     from optimizer.search.request import make_problem
     from splitpoint import plan_view
 
@@ -131,11 +140,13 @@ def plan(
     machines = load_device(edge), load_device(cloud)
     profile = load_link(link)
     reference = model_ref(model)
+    measured = None if sensitivity is None else sensitivity_of(reference, sensitivity)
     problem = make_problem(
         reference.geometry,
         *machines,
         limits=limits,
-        quality=quality_of(reference, certificate or []),
+        quality=quality_of(reference, certificate or [], measured),
+        mixed_fronts=[] if measured is None else mixed_fronts(reference.geometry, measured.losses),
         objective=_objective(objective),
         max_tokens=max_tokens,
         answer_tokens=answer_tokens,
@@ -199,8 +210,21 @@ def model_ref(model: str) -> ModelRef:
     return ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry)
 
 
-def quality_of(reference: ModelRef, certificates: list[Path]) -> QualityModel:
-    """The quality model: certificates from files and bundles, the rest assumed."""
+def sensitivity_of(reference: ModelRef, path: Path) -> Sensitivity:
+    """Losses of single layers, of this very model."""
+    from optimizer.sensitivity import Sensitivity
+
+    found = Sensitivity.load(path)
+    if reference.sha256 and found.model_sha256 != reference.sha256:
+        raise PlanError(f"{path}: measured on another model ({found.model_sha256[:12]})")
+    return found
+
+
+def quality_of(
+    reference: ModelRef, certificates: list[Path], sensitivity: Sensitivity | None = None
+) -> QualityModel:
+    """The quality model: certificates from files and bundles, measured losses of front layers,
+    the rest assumed."""
     from optimizer.quality import QualityModel, read_certificates
 
     files = []
@@ -209,7 +233,9 @@ def quality_of(reference: ModelRef, certificates: list[Path]) -> QualityModel:
         if path.is_dir() and not files:
             raise PlanError(f"{path}: no certificates in it (make them with 'splitpoint certify')")
     return QualityModel(
-        num_layers=reference.geometry.num_layers, certificates=read_certificates(files)
+        num_layers=reference.geometry.num_layers,
+        certificates=read_certificates(files),
+        layer_pct=() if sensitivity is None else sensitivity.layer_pct(),
     )
 
 
