@@ -14,7 +14,7 @@ from optimizer.errors import PlanError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """Losses of the layers [0, split) of one model: layer -> bits -> log of the perplexity ratio."""
+    """Losses of a model's layers [0, split): layer -> bits -> log of the perplexity ratio."""
 
     model_sha256: str
     split: int

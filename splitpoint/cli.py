@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "plan": "splitpoint.commands.plan:plan",
     "build": "splitpoint.commands.build:build",
     "certify": "splitpoint.commands.certify:certify",
+    "sensitivity": "splitpoint.commands.sensitivity:sensitivity",
     "train-draft": "splitpoint.commands.train_draft:train_draft",
     "serve": "splitpoint.commands.serve:serve",
     "run": "splitpoint.commands.run:run",

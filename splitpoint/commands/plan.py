@@ -120,8 +120,8 @@ def plan(
     from optimizer.prediction import Limits, ProfilesUsed
     from optimizer.search.answer import plan_of
     from optimizer.search.explain import binding_limits, explain, relaxations
-    from optimizer.search.planner import Planner
     from optimizer.search.mixed import mixed_fronts
+    from optimizer.search.planner import Planner
     from optimizer.search.request import make_problem
     from splitpoint import plan_view
 

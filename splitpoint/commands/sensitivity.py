@@ -1,4 +1,4 @@
-"""`splitpoint sensitivity`: what single front layers lose at 4 bits, for plans of mixed precision."""
+"""`splitpoint sensitivity`: what single front layers lose at 4 bits."""
 
 from __future__ import annotations
 
