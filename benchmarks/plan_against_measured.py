@@ -279,7 +279,9 @@ def measure(bundle: str, address: str, level: str, repeats: int, text: Path) -> 
 
     with EdgeClient(bundle, address) as client:
         ids = client.tokenizer.encode(text.read_text(encoding="utf-8")[:60_000])
-        request = CompletionRequest(max_new_tokens=ANSWER, level=level, draft="off")
+        request = CompletionRequest(
+            max_new_tokens=ANSWER, level=level, draft="off", ignore_eos=True
+        )
         ttfts, tbts, parts = [], [], []
         for index in range(repeats + 1):
             completion = client.start_ids(ids[index * PROMPT : (index + 1) * PROMPT], request)

@@ -1,4 +1,4 @@
-"""`splitpoint demo`: fetch, build, serve, run, and where each millisecond went."""
+"""`splitpoint demo`: fetch, profile, plan, build, serve, run, and where each millisecond went."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ from rich.table import Table
 
 from splitpoint.progress import byte_progress, stage_progress
 from splitpoint.server_process import serving
+from splitpoint.sizes import parse_size, size_text, time_text
 
 if TYPE_CHECKING:
     from edge.report import Completion
+    from hwprofiles.device import DeviceProfile
+    from optimizer.build.source import ModelSource
+    from optimizer.plan import Plan
 
 MODEL = "smollm2-135m-instruct"
 DEMO_CALIBRATION_TOKENS = 4096  # few, so that the demo is quick; build takes twice as many
+DEMO_LEVEL = "q2"
+DEMO_PROMPT_TOKENS = 48
 QUESTION = "Explain in a few sentences why the sky is blue."
 
 
 def demo(
     question: Annotated[str, typer.Option(help="What to ask the model.")] = QUESTION,
-    split: Annotated[int, typer.Option(help="Layers on the edge.", min=1, max=29)] = 10,
+    split: Annotated[
+        int | None,
+        typer.Option(help="Layers on the edge (default: planned).", min=1, max=29),
+    ] = None,
+    edge_memory: Annotated[
+        str, typer.Option(help="What the model may take on the edge.", metavar="SIZE")
+    ] = "112MiB",
     folder: Annotated[Path, typer.Option(help="Where model and bundle go.")] = Path("work/demo"),
     models: Annotated[Path, typer.Option(help="Where fetched models go.")] = Path("models"),
 ) -> None:
@@ -34,30 +46,25 @@ def demo(
     from optimizer.build.bundle_builder import Calibration, build_bundle
     from optimizer.build.fetch import fetch_model
     from optimizer.build.source import open_source
-    from splitpoint.commands.build import CALIBRATED_LEVEL, plan_from_flags
 
+    room_bytes = parse_size(edge_memory)
     screen = Console(stderr=True)
     with byte_progress(f"fetching {MODEL}") as progress:
         model = fetch_model(MODEL, models / MODEL, progress)
     screen.print(f"model    {model}")
 
-    bundle = folder / f"bundle-split-{split}"
+    started_s = time.monotonic()
+    edge, cloud = _measured(folder)
+    screen.print(f"profiles {folder}: this machine, twice, in {time.monotonic() - started_s:.0f} s")
+    with stage_progress("reading the model"):
+        source = open_source(model)
+    plan = _planned(source, edge, cloud, room_bytes, split)
+    (folder / "plan.yaml").write_text(plan.to_yaml(), encoding="utf-8")
+    _say_plan(screen, plan, room_bytes)
+
+    bundle = folder / "bundle"
     started_s = time.monotonic()
     with stage_progress("building") as stage:
-        stage("reading the model")
-        source = open_source(model)
-        plan = plan_from_flags(
-            source,
-            split=split,
-            front_bits=4,
-            back_bits=8,
-            kv_bits=8,
-            back_from=None,
-            max_tokens=1024,
-            prefill_chunk=128,
-            level=CALIBRATED_LEVEL,
-            exact_front=False,
-        )
         shutil.rmtree(bundle, ignore_errors=True)
         report = build_bundle(
             source,
@@ -66,11 +73,9 @@ def demo(
             progress=stage,
             calibration=Calibration(num_tokens=DEMO_CALIBRATION_TOKENS),
         )
-    layers = plan.model.geometry.num_layers
     screen.print(
-        f"bundle   {bundle}: layers 0-{split - 1} at 4 bits on the edge "
-        f"({report.edge_bytes / 2**20:.0f} MiB), {split}-{layers - 1} and the head at 8 bits in "
-        f"the cloud ({report.cloud_bytes / 2**20:.0f} MiB), built in "
+        f"bundle   {bundle}: {report.edge_bytes / 2**20:.0f} MiB for the edge, "
+        f"{report.cloud_bytes / 2**20:.0f} MiB for the cloud, built in "
         f"{time.monotonic() - started_s:.0f} s"
     )
     del source
@@ -78,7 +83,8 @@ def demo(
     with serving(bundle) as address:
         screen.print(f"server   {address}, a process of its own")
         with EdgeClient(bundle, address) as client:
-            request = CompletionRequest(max_new_tokens=96)
+            # Plain decoding, which is what the plan promises.
+            request = CompletionRequest(max_new_tokens=96, draft="off")
             client.complete(question, CompletionRequest(max_new_tokens=4))  # warm up both sides
             screen.print(f"\n[bold]{question}[/bold]\n")
             run = client.start([{"role": "user", "content": question}], request)
@@ -86,6 +92,96 @@ def demo(
                 typer.echo(piece.text, nl=False)
             typer.echo("\n")
     screen.print(time_table(run.completion))
+    if plan.predicted is not None:
+        measured = run.completion.tbt_quantile_s(0.5)
+        screen.print(
+            f"planned  TBT {time_text(plan.predicted.tbt_s)}, measured {time_text(measured)}"
+        )
+
+
+def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
+    """This machine as an edge and as a server, measured quickly and kept in `folder`."""
+    from cloud.profiled_kernels import TorchKernels
+    from hwprofiles.back_profiler import profile_server
+    from hwprofiles.device_catalog import device_to_yaml
+    from hwprofiles.profiler import profile_device
+    from splitpoint.profiled_codec import ProfiledCodec
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with stage_progress("measuring this machine") as stage:
+        edge = profile_device(
+            name="this-edge",
+            quick=True,
+            progress=lambda share, what: stage(f"edge: {what}"),
+            command="splitpoint demo",
+            codec=ProfiledCodec(),
+        )
+        cloud = profile_server(
+            TorchKernels("cpu"),
+            name="this-server",
+            quick=True,
+            progress=lambda share, what: stage(f"server: {what}"),
+            command="splitpoint demo",
+            codec=ProfiledCodec(),
+        )
+    for name, profile in (("edge", edge), ("server", cloud)):
+        (folder / f"{name}.yaml").write_text(device_to_yaml(profile), encoding="utf-8")
+    return edge, cloud
+
+
+def _planned(
+    source: ModelSource,
+    edge: DeviceProfile,
+    cloud: DeviceProfile,
+    room_bytes: int,
+    split: int | None,
+) -> Plan:
+    """The plan with the least time between tokens over loopback within the edge's memory, the
+    model's weights being on a 4-bit grid already."""
+    from hwprofiles.link import load_link
+    from optimizer.cost.link import link_at
+    from optimizer.errors import PlanError
+    from optimizer.plan import ModelRef
+    from optimizer.prediction import Limits, ProfilesUsed
+    from optimizer.search.answer import plan_of
+    from optimizer.search.explain import binding_limits
+    from optimizer.search.planner import Planner
+    from optimizer.search.request import make_problem
+
+    base_bytes = edge.memory.runtime_base_bytes.value
+    problem = make_problem(
+        source.geometry,
+        edge,
+        cloud,
+        limits=Limits(edge_memory_bytes=base_bytes + room_bytes, prompt_tokens=DEMO_PROMPT_TOKENS),
+        max_tokens=1024,
+        front_bits=(4,),
+        back_bits=(8,),
+        levels=(DEMO_LEVEL,),
+        splits=None if split is None else (split,),
+    )
+    planner, point = Planner(problem), link_at(load_link("lan"), epsilon=0.5)
+    found = planner.solve(point)
+    if found is None:
+        raise PlanError(f"no split fits into {size_text(room_bytes)} beside the process itself")
+    return plan_of(
+        found.grid,
+        found.cell,
+        model=ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry),
+        profiles=ProfilesUsed(edge="edge.yaml", cloud="server.yaml", link="lan"),
+        binding=binding_limits(planner, point, found),
+    )
+
+
+def _say_plan(screen: Console, plan: Plan, room_bytes: int) -> None:
+    split, layers = plan.partition.split, plan.model.geometry.num_layers
+    binding = f", bound by {' and '.join(plan.binding)}" if plan.binding else ""
+    screen.print(
+        f"plan     {size_text(room_bytes)} for the model on the edge: layers 0-{split - 1} at "
+        f"{plan.partition.front_bits} bits there, {split}-{layers - 1} and the head at "
+        f"{plan.partition.back_bits} bits in the cloud, KV {plan.kv_bits} bits, level "
+        f"{plan.level}{binding}"
+    )
 
 
 def time_table(completion: Completion) -> Table:
