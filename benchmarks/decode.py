@@ -1,6 +1,7 @@
 """One decode step, part by part, on loopback, beside transformers' own generate.
 
     python benchmarks/decode.py [--split 10] [--front-bits 4] [--back-bits 8] [--tokens 64]
+    python benchmarks/decode.py --bundle BUNDLE    # one that is built already, at its default level
 
 Serves a bundle in a process of its own, decodes through it and through the whole model in
 turn, and prints where each millisecond goes, then one JSON object.
@@ -28,6 +29,7 @@ from edge.completion import CompletionRequest
 from edge.report import breakdown
 from optimizer.build.bundle_builder import build_bundle
 from optimizer.build.source import open_source
+from optimizer.plan import load_plan
 from splitpoint.commands.build import plan_from_flags
 from splitpoint.server_process import serving
 
@@ -44,6 +46,8 @@ def main() -> int:
     parser.add_argument("--back-bits", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bundle", type=Path, help="take this one instead of building one")
+    parser.add_argument("--draft", default="off", help="off, or auto as users have it")
     arguments = parser.parse_args()
 
     source = open_source(arguments.model)
@@ -67,9 +71,13 @@ def main() -> int:
     rates: dict[str, list[float]] = {"split": [], "transformers": []}
     parts: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        bundle = build_bundle(source, plan, Path(folder) / "b", progress=lambda stage: None).bundle
+        bundle = arguments.bundle
+        if bundle is None:
+            out = Path(folder) / "b"
+            bundle = build_bundle(source, plan, out, progress=lambda stage: None).bundle
+        plan = load_plan(bundle / "plan.yaml")
         with serving(bundle) as address, EdgeClient(bundle, address) as client:
-            request = CompletionRequest(max_new_tokens=arguments.tokens)
+            request = CompletionRequest(max_new_tokens=arguments.tokens, draft=arguments.draft)
             client.complete(chat, request)  # warm-up, both sides
             whole_rate(whole, ids, 8)
             for _ in range(arguments.repeats):
