@@ -1,0 +1,115 @@
+"""kill -9 during eight generations: eight real clients finish with the tokens they would have had.
+
+    python benchmarks/server_kill.py BUNDLE [--clients 8] [--tokens 48] [--kills 2]
+
+A server process, real edge clients (ONNX Runtime fronts) in threads. First undisturbed, then with
+the server killed (SIGKILL) at a random moment of all generations and started again on its port.
+Greedy and sampled clients alternate. JSON last; exit 1 when a token differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from decoding.params import SamplingParams
+from edge.client import EdgeClient
+from edge.completion import CompletionRequest
+from edge.patience import Patience
+from edge.report import Completion
+
+PATIENCE = Patience(connect_s=120, step_s=120, recover_s=240)
+TOPICS = ("a fox", "the sea", "a lighthouse", "bread", "winter", "a train", "music", "the moon")
+
+
+class ServerProcess:
+    """`splitpoint serve`, to be killed for good."""
+
+    def __init__(self, bundle: Path, port: int = 0) -> None:
+        command = [sys.executable, "-m", "splitpoint", "serve", str(bundle)]
+        self._process = subprocess.Popen(
+            [*command, "--listen", f"127.0.0.1:{port}", "--kv-memory", "512MiB"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        self.port = int(line.rpartition(":")[2])
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+
+def generate_all(clients: list[EdgeClient], tokens: int, progress: list[int]) -> list[Completion]:
+    """All clients at once; `progress[i]` counts client i's tokens."""
+
+    def one(index: int) -> Completion:
+        sampling = SamplingParams(temperature=0.8 if index % 2 else 0.0, seed=index)
+        request = CompletionRequest(max_new_tokens=tokens, sampling=sampling)
+        prompt = f"Write a long story about {TOPICS[index % len(TOPICS)]}."
+        run = clients[index].start([{"role": "user", "content": prompt}], request)
+        for _ in run:
+            progress[index] += 1
+        return run.completion
+
+    with ThreadPoolExecutor(len(clients)) as threads:
+        return list(threads.map(one, range(len(clients))))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--kills", type=int, default=2)
+    arguments = parser.parse_args()
+    rng = random.Random(7)
+    server = ServerProcess(arguments.bundle)
+    address = f"127.0.0.1:{server.port}"
+    clients = [
+        EdgeClient(arguments.bundle, address, patience=PATIENCE) for _ in range(arguments.clients)
+    ]
+    undisturbed = generate_all(clients, arguments.tokens, [0] * len(clients))
+    progress = [0] * len(clients)
+    killed_at: list[list[int]] = []
+
+    def killer() -> None:
+        nonlocal server
+        for kill in range(arguments.kills):
+            share = rng.uniform(0.2, 0.8) / arguments.kills + kill / arguments.kills
+            while min(progress) < share * arguments.tokens:
+                time.sleep(0.01)
+            killed_at.append(list(progress))
+            server.kill()
+            server = ServerProcess(arguments.bundle, server.port)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    disturbed = generate_all(clients, arguments.tokens, progress)
+    thread.join()
+    server.kill()
+    same = [a.token_ids == b.token_ids for a, b in zip(undisturbed, disturbed, strict=True)]
+    report = {
+        "command": " ".join(sys.argv),
+        "machine": {"cpus": os.cpu_count()},
+        "clients": len(clients),
+        "tokens_before_each_kill": killed_at,
+        "reconnects": [completion.reconnects for completion in disturbed],
+        "finish_reasons": [completion.finish_reason for completion in disturbed],
+        "same_tokens": sum(same),
+    }
+    print(json.dumps(report, default=str))
+    return 0 if all(same) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""One decode step of the server's engine, part by part, beside the matrix work alone.
+
+    python benchmarks/server_step.py BUNDLE [--split 10] [--sessions 1,8,32] [--history 100]
+
+Sessions of random rows with `--history` tokens in their caches. `matrix` runs the same linear
+layers on as many rows, one after the other, with nothing in between; `bound_ms` is the bytes of
+their weights over the rate of reading a large tensor in the same run. Prints a table on stderr
+and one JSON object last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloud import native
+from cloud.back_engine import BackEngine, BatchEntry
+from cloud.kv_pool import KvPool
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--split", type=int, default=10)
+    parser.add_argument("--sessions", default="1,8,32")
+    parser.add_argument("--history", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=60)
+    arguments = parser.parse_args()
+    engine = BackEngine.load(arguments.bundle / "cloud", first_layer=arguments.split)
+    counts = [int(text) for text in arguments.sessions.split(",")]
+    parts = {count: Steps(engine, arguments.split, count, arguments.history) for count in counts}
+    read = read_rate()
+    samples: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+    for repeat in range(arguments.repeats + 5):
+        for count, steps in parts.items():  # in turn: a noisy moment hits them all
+            sample = steps.measure()
+            if repeat >= 5:
+                samples[count].append(sample)
+    result = {
+        str(count): {
+            name: {
+                "median": round(1e3 * statistics.median(s[name] for s in taken), 2),
+                "min": round(1e3 * min(s[name] for s in taken), 2),
+            }
+            for name in taken[0]
+        }
+        for count, taken in samples.items()
+    }
+    for values in result.values():
+        medians = values["step"]["median"] / values["matrix"]["median"]
+        lowest = values["step"]["min"] / values["matrix"]["min"]
+        values["step_over_matrix"] = {"median": round(medians, 3), "min": round(lowest, 3)}
+    kernel = native.load()
+    weights = sum(linear_bytes(linear) for linear in linears_of(engine))
+    report = {
+        "command": " ".join(sys.argv),
+        "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "native": engine.is_native,
+        "kernel": kernel.name if kernel and engine.is_native else None,
+        "weight_bytes": weights,
+        "read_bytes_per_s": round(read),
+        "bound_ms": round(1e3 * weights / read, 2),
+        "ms": result,
+    }
+    json.dump(report, sys.stderr, indent=1)
+    print(file=sys.stderr)
+    print(json.dumps(report))
+    return 0
+
+
+class Steps:
+    """`count` sessions that take one step, again and again at the same position."""
+
+    def __init__(self, engine: BackEngine, split: int, count: int, history: int) -> None:
+        self._engine = engine
+        self._history = history
+        limit = count * engine.kv_shape.num_bytes(split=split, max_tokens=history + 1)
+        pool = KvPool(engine.kv_shape, limit_bytes=limit)
+        self._leases = [pool.lease(split=split, max_tokens=history + 1) for _ in range(count)]
+        for lease in self._leases:
+            rows = torch.randn(history, engine.hidden_size)
+            engine.forward([BatchEntry(lease=lease, rows=rows, num_logits=0)])
+        self._rows = torch.randn(count, engine.hidden_size)
+        self._inputs = {
+            linear: torch.randn(count, linear.in_features) for linear in linears_of(engine)
+        }
+
+    def measure(self) -> dict[str, float]:
+        """Seconds of one step and of its parts, then of the matrix work alone."""
+        batch = [
+            BatchEntry(lease=lease, rows=self._rows[i : i + 1], num_logits=1)
+            for i, lease in enumerate(self._leases)
+        ]
+        spent = {"layers": 0.0, "norm_and_head": 0.0}
+        engine: Any = self._engine
+        method = "_run_native" if engine.is_native else "_run_layers"
+        with (
+            timed(engine, method, spent, "layers"),
+            timed(engine, "_logits", spent, "norm_and_head"),
+        ):
+            begun_s = time.perf_counter()
+            self._engine.forward(batch)
+            step_s = time.perf_counter() - begun_s
+        for lease in self._leases:
+            lease.rollback(self._history)
+        with torch.inference_mode():
+            begun_s = time.perf_counter()
+            for linear, rows in self._inputs.items():
+                linear(rows)
+            matrix_s = time.perf_counter() - begun_s
+        return {
+            "step": step_s,
+            **spent,
+            "preparation": step_s - sum(spent.values()),
+            "matrix": matrix_s,
+        }
+
+
+class timed:  # noqa: N801 - reads as a statement
+    """Add the time spent in a method to `spent[name]`."""
+
+    def __init__(self, owner: Any, method: str, spent: dict[str, float], name: str) -> None:
+        self._owner, self._method, self._spent, self._name = owner, method, spent, name
+
+    def __enter__(self) -> None:
+        inner: Callable[..., Any] = getattr(self._owner, self._method)
+
+        def wrapper(*given: Any) -> Any:
+            begun_s = time.perf_counter()
+            try:
+                return inner(*given)
+            finally:
+                self._spent[self._name] += time.perf_counter() - begun_s
+
+        setattr(self._owner, self._method, wrapper)
+
+    def __exit__(self, *_: object) -> None:
+        delattr(self._owner, self._method)
+
+
+def linears_of(engine: BackEngine) -> list[Any]:
+    """The products of a step, joined as they run, and the head."""
+    layers: list[Any] = [layer for layer in engine._fused if layer is not None]
+    return [linear for layer in layers for linear in layer.linears] + [engine.model.head]
+
+
+def linear_bytes(linear: Any) -> int:
+    packed = getattr(linear, "packed", None)
+    if packed is not None:
+        return int(packed.num_bytes)
+    weight = linear.codes if hasattr(linear, "codes") else linear.weight
+    return int(weight.numel() * weight.element_size())
+
+
+def read_rate(num_bytes: int = 400 << 20) -> float:
+    """Bytes a second at which a large tensor is read, best of five."""
+    source = torch.ones(num_bytes // 4)
+    best = 0.0
+    for _ in range(5):
+        begun_s = time.perf_counter()
+        source.sum()
+        best = max(best, num_bytes / (time.perf_counter() - begun_s))
+    return best
+
+
+if __name__ == "__main__":
+    sys.exit(main())
