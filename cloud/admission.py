@@ -12,13 +12,15 @@ from typing import Final
 from cloud.admission_rule import AdmissionRule, ServerLoad
 from cloud.back_engine import BackEngine
 from cloud.errors import BadOpenError, CapacityError, DrainingError, MismatchError
-from cloud.kv_pool import KvPool, num_blocks
+from cloud.kv_pool import BLOCK_TOKENS, KvPool, num_blocks
+from cloud.prefix_cache import PrefixCache
 from cloud.sessions import Session
 from cloud.tenants import ANONYMOUS, Tenant
 from codec.ladder import Ladder
 from optimizer.bundle import Bundle
 from optimizer.plan import Plan
 from protos.messages import Description, Open
+from protos.prefix import begin_chain
 from protos.wire import MAX_FRAME_TOKENS, MAX_MESSAGE_BYTES
 
 # What a message holds beside the rows: ids of at most 5 bytes each, and headers.
@@ -75,6 +77,7 @@ class Admission:
         self._num_sessions = 0
         self._of_tenant: Counter[str] = Counter()
         self._line: deque[_Waiter] = deque()
+        self._prefixes = PrefixCache(pool)
         self.reclaim: Callable[[], bool] = lambda: False
         self.draining = False
 
@@ -163,17 +166,36 @@ class Admission:
             waiter.granted.set_result(session)
 
     def _grant(self, request: Open, tenant: Tenant) -> Session:
-        lease = self._pool.lease(split=request.split, max_tokens=request.max_tokens)
+        ladder = self._ladder(request)
+        with self._pool.lock:  # what is found stays until it is leased
+            beginning = self._prefixes.find(tenant.name, request.prefix_hashes)
+            lease = self._pool.lease(
+                split=request.split,
+                max_tokens=request.max_tokens,
+                shared=None if beginning is None else beginning.blocks,
+                shareable_tokens=min(request.shareable_tokens, request.max_tokens),
+            )
         self._num_sessions += 1
         self._of_tenant[tenant.name] += 1
-        return Session(
+
+        def keep(tokens: tuple[int, ...], num_frames: int, chain: bytes) -> None:
+            if len(tokens) <= request.shareable_tokens and len(tokens) % BLOCK_TOKENS == 0:
+                self._prefixes.keep(
+                    tenant.name, lease, tokens=tokens, num_frames=num_frames, chain=chain
+                )
+
+        session = Session(
             request.session_id,
             lease=lease,
-            ladder=self._ladder(request),
+            ladder=ladder,
             sampling=request.sampling,
             vocab_size=self._plan.model.geometry.vocab_size,
             max_frame_tokens=self.max_frame_tokens,
+            beginning=beginning,
+            keep=keep if request.shareable_tokens else None,
         )
+        session.begin_chain(begin_chain(request))
+        return session
 
     def _check(self, request: Open) -> None:
         if self.draining:

@@ -193,7 +193,7 @@ class KvPool:
         self.shape = shape
         self.limit_bytes = limit_bytes
         self.reclaim: Callable[[], bool] = lambda: False
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._blocks = BlockAllocator(limit_bytes // shape.block_bytes)
         self._num_cached_blocks = 0  # held by the prefix cache alone
         self._num_leases = 0
@@ -255,7 +255,7 @@ class KvPool:
                 f"this server has {self.limit_bytes} for all sessions together"
             )
         segments = list(shared.segments) if shared else []
-        with self._lock:
+        with self.lock:
             for segment in segments:  # first, so that `reclaim` cannot take them
                 self._count(segment.extent, leases=1)
             for begin, end in spans:
@@ -286,7 +286,7 @@ class KvPool:
             for extent, begin, end in lease.segments
             if begin < num_tokens
         )
-        with self._lock:
+        with self.lock:
             for segment in segments:
                 self._count(segment.extent, cached=1)
             lease.num_frozen = max(lease.num_frozen, num_tokens)
@@ -294,7 +294,7 @@ class KvPool:
 
     def forget(self, prefix: SharedPrefix) -> None:
         """The cache lets go of a prefix; its blocks are free once no session reads them."""
-        with self._lock:
+        with self.lock:
             for segment in prefix.segments:
                 self._count(segment.extent, cached=-1)
 
@@ -305,7 +305,7 @@ class KvPool:
         return runs
 
     def _release(self, extents: Sequence[Extent]) -> None:
-        with self._lock:
+        with self.lock:
             self._num_leases -= 1
             for extent in extents:
                 self._count(extent, leases=-1)

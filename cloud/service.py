@@ -142,7 +142,7 @@ class InferenceService:
         )
         request = await stream.read_open()
         client = self._take_over(tenant, request)
-        held_frames = 0 if client is None else client.session.num_frames
+        how = "opened" if client is None else "resumed"
         if client is None:
             asked_s = self._clock()
             session = await self._admission.admit(
@@ -152,11 +152,17 @@ class InferenceService:
             client = Client(session=session, deliver=stream.deliver())
         else:
             client.deliver = stream.deliver()
-        how = "resumed" if held_frames else "opened"
+        held_frames = client.session.num_frames
         self._metrics.sessions.labels(how=how).inc()
         running = _Running(stream, client, request, tenant, trace)
         self._running[running.key] = running
-        self._log(f"session_{how}", running, split=request.split, max_tokens=request.max_tokens)
+        self._log(
+            f"session_{how}",
+            running,
+            split=request.split,
+            max_tokens=request.max_tokens,
+            held_frames=held_frames or None,
+        )
         await self._converse(running, held_frames)
 
     async def _converse(self, running: _Running, held_frames: int) -> None:

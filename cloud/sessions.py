@@ -19,13 +19,17 @@ import numpy.typing as npt
 
 from cloud.errors import BadFrameError
 from cloud.kv_pool import KvLease
+from cloud.prefix_cache import Beginning
 from codec.errors import FrameError
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from decoding.sampler import verify
 from protos.messages import Frame, Result, Timings
+from protos.prefix import extend_chain
 
 Rows = npt.NDArray[np.float32]
+# Input tokens of a beginning, how many frames it took, and their chain hash.
+Keep = Callable[[tuple[int, ...], int, bytes], None]
 
 # Answers kept for frames that come again; a client has far fewer on the way.
 REMEMBERED_RESULTS: Final = 64
@@ -62,7 +66,11 @@ class Session:
         sampling: SamplingParams,
         vocab_size: int,
         max_frame_tokens: int,
+        beginning: Beginning | None = None,
+        keep: Keep | None = None,
     ) -> None:
+        """beginning: frames that were run already; `lease` must share its blocks. keep: told of
+        each further beginning that others may share."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
@@ -71,6 +79,12 @@ class Session:
         self._vocab_size = vocab_size
         self._max_frame_tokens = max_frame_tokens
         self._next_sequence = 0
+        self._keep = keep
+        self._chain: bytes | None = None  # of the frames so far, while they are a plain prompt
+        if beginning is not None:
+            self._next_sequence = beginning.num_frames
+            self._chain = beginning.chain
+            self.tokens.extend(beginning.tokens)
         self._answered: OrderedDict[int, _Answered] = OrderedDict()
         self._last_token: int | None = None  # what the last answer ended with
 
@@ -78,6 +92,11 @@ class Session:
     def num_frames(self) -> int:
         """Frames that were begun: the next one has this sequence number."""
         return self._next_sequence
+
+    def begin_chain(self, chain: bytes) -> None:
+        """Name the beginning of this session, for others to share it (`protos.prefix`)."""
+        if self._chain is None:
+            self._chain = chain
 
     def begin(self, frame: Frame) -> Work | Result:
         """Check the next frame, roll the cache back to where it starts, and decode its rows.
@@ -108,6 +127,9 @@ class Session:
         if not np.isfinite(rows).all():
             raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
         self._next_sequence += 1
+        if self._chain is not None:
+            goes_on = frame.first_position == len(self.tokens) and not frame.want_token
+            self._chain = extend_chain(self._chain, frame) if goes_on else None
         self.lease.rollback(frame.first_position)
         del self.tokens[frame.first_position :]
         self.tokens.extend(frame.token_ids)
@@ -162,6 +184,8 @@ class Session:
             timings=replace(timings, sample_s=elapsed_s()),
         )
         self._remember(frame, result)
+        if self._keep is not None and self._chain is not None:
+            self._keep(tuple(self.tokens), self._next_sequence, self._chain)
         return result
 
     def close(self) -> None:

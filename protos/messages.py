@@ -17,7 +17,9 @@ class Open:
     """Announces a session. The cloud reserves KV for `max_tokens` tokens, or refuses.
 
     resume_s: how long the cloud should keep the session when its stream breaks, for another
-    stream that opens the same `session_id`, which is the session's secret.
+    stream that opens the same `session_id`, which is the session's secret. prefix_hashes: the
+    chain (`protos.prefix`) after the first frame, the second, ... that the edge knows already.
+    shareable_tokens: how many prompt tokens later sessions may share.
     """
 
     session_id: str
@@ -28,6 +30,8 @@ class Open:
     max_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     resume_s: float = 0.0
+    prefix_hashes: tuple[bytes, ...] = ()
+    shareable_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,8 @@ class Close:
 class Opened:
     """The session is admitted; a frame may hold up to `max_frame_tokens` rows.
 
-    held_frames: how many frames it still has of an earlier stream of this session.
+    held_frames: how many of the first frames it has already, of an earlier stream of this session
+    or of one that began the same.
     """
 
     session_id: str

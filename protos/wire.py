@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -46,6 +46,7 @@ MAX_TOKENS: Final = 1 << 24
 MAX_DETAIL_CHARS: Final = 400
 MAX_PROBE_BYTES: Final = 1 << 20
 MAX_RESUME_S: Final = 3600.0
+MAX_PREFIX_HASHES: Final = 1024
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -77,6 +78,8 @@ def encode_edge(message: EdgeMessage) -> bytes:
                         logprobs=sampling.logprobs,
                     ),
                     resume_s=message.resume_s,
+                    prefix_hashes=message.prefix_hashes,
+                    shareable_tokens=message.shareable_tokens,
                 )
             )
         )
@@ -234,6 +237,8 @@ def _open_from_proto(message: pb.Open) -> Open:
         max_tokens=_in_range("max_tokens", message.max_tokens, 1, MAX_TOKENS),
         sampling=_sampling_from_proto(sampling),
         resume_s=_seconds("resume_s", message.resume_s),
+        prefix_hashes=_hashes(message.prefix_hashes),
+        shareable_tokens=_in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
     )
 
 
@@ -325,6 +330,13 @@ def _seconds(name: str, value: float) -> float:
     if not (math.isfinite(value) and 0 <= value <= MAX_RESUME_S):
         raise RemoteWireError(f"{name} is {value}, must lie between 0 and {MAX_RESUME_S:g}")
     return value
+
+
+def _hashes(values: Sequence[bytes]) -> tuple[bytes, ...]:
+    _in_range("prefix_hashes", len(values), 0, MAX_PREFIX_HASHES)
+    if any(len(value) != 32 for value in values):
+        raise RemoteWireError("prefix_hashes are SHA-256 digests of 32 bytes")
+    return tuple(values)
 
 
 def _sha256(name: str, value: str) -> str:
