@@ -30,6 +30,7 @@ from edge.local_generation import LocalGeneration
 from edge.memory_limit import fitting_chunk, runtime_bytes
 from edge.patience import Clock, Patience
 from edge.pilot import Pilot
+from edge.prefix_memory import PrefixMemory
 from edge.report import Completion
 from edge.stopping import StopRule
 from edge.tokenizer import ChatMessage, ChatTokenizer
@@ -103,6 +104,7 @@ class EdgeClient:
         self._patience = patience or Patience()
         self._clock = Clock()
         self._adaptive_chunks = prefill_chunk is None
+        self._prefixes = PrefixMemory()
         self._draft_choice = DraftChoice(opened.draft_dir, self._clock.now)
         self._trace = trace
 
@@ -247,6 +249,7 @@ class EdgeClient:
             patience=self._patience,
             clock=self._clock,
             drafting=self._draft_choice.drafting(request.draft),
+            prefixes=self._prefixes,
         )
 
     def _announcement(self, request: CompletionRequest, max_tokens: int) -> Open:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edge.errors import (
     BusyError,
@@ -17,6 +18,8 @@ from edge.patience import Clock, Patience
 from edge.session import Session
 from edge.transport import Stream, Transport
 from protos.messages import Open, Opened
+from protos.prefix import begin_chain, extend_chain
+from protos.wire import MAX_PREFIX_HASHES
 
 # What is left of a time limit is never less than this: opening needs some time at all.
 MIN_TIMEOUT_S = 0.05
@@ -94,6 +97,21 @@ class Connector:
             self._next += 1
             self._clock.sleep(wait_s)
 
+    def _naming(self, session: Session) -> Open:
+        """The request with the names of the prompt's frames that are encoded already."""
+        chain = begin_chain(self._request)
+        names: list[bytes] = []
+        for frame in session.journal[:MAX_PREFIX_HASHES]:
+            if frame.want_token or frame.ahead:
+                break
+            chain = extend_chain(chain, frame)
+            names.append(chain)
+        return replace(
+            self._request,
+            prefix_hashes=tuple(names),
+            shareable_tokens=session.num_prompt_tokens,
+        )
+
     def _backoff_s(self) -> float:
         """Twice as long after every failure, shortened by chance."""
         patience = self._patience
@@ -107,7 +125,7 @@ class Connector:
     def _open(self, session: Session, transport: Transport, timeout_s: float) -> Stream:
         session.open()
         share_s = timeout_s / len(self._transports)  # the other addresses get their turn too
-        stream = transport.open(self._request, share_s)
+        stream = transport.open(self._naming(session), share_s)
         try:
             received = stream.receive(share_s)
         except TransportError:

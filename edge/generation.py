@@ -36,6 +36,7 @@ from edge.patience import Clock, Patience
 from edge.pending import Answer, PendingStep, stage_times
 from edge.pilot import Pilot
 from edge.prefill_chunks import StageTimes, next_chunk
+from edge.prefix_memory import PrefixMemory
 from edge.report import StepTrace
 from edge.session import Phase, Rows, Session
 from edge.transport import Received, Stream
@@ -105,8 +106,10 @@ class RemoteGeneration:
         patience: Patience,
         clock: Clock,
         drafting: Drafting | None = None,
+        prefixes: PrefixMemory | None = None,
     ) -> None:
         self.reconnects = 0
+        self._prefixes = prefixes or PrefixMemory(max_bytes=0)
         self._front = front
         self._ladder = ladder
         self._pilot = pilot
@@ -135,9 +138,12 @@ class RemoteGeneration:
         TransportError when no server answered within the time that `Patience` grants, PeerError
         when one broke the protocol, and TooSlowError when the pilot gives up on the deadline.
         """
-        session = Session(prompt_ids, chunk_tokens=self._chunk_tokens)
+        level = self._pilot.level
+        known = self._prefixes.matching(level, prompt_ids)
+        session = Session(prompt_ids, chunk_tokens=self._chunk_tokens, known=known)
         try:
             self._stream = self._connector.connect(session, self._patience.connect_s)
+            self._catch_up(session)
             while not self._cancelled:
                 yield from self._round(session, self._stream, on_step)
                 if (reason := self._pilot.gave_up) is not None:
@@ -147,8 +153,18 @@ class RemoteGeneration:
                 raise
         finally:
             session.finish()
+            self._prefixes.remember(level, session.journal)
             if self._stream is not None:
                 self._stream.close()
+
+    def _catch_up(self, session: Session) -> None:
+        """Bring the front's cache to where the frames end that the cloud holds already."""
+        for frame in session.journal:
+            rows = Rows(frame.first_position, frame.token_ids, 0, False)
+            if self._drafted is not None:
+                self._drafted.prompt(rows)
+            else:
+                compute_rows(self._front, rows)
 
     def cancel(self) -> None:
         """See TokenSource."""

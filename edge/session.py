@@ -98,7 +98,11 @@ class Rows(NamedTuple):
 class Session:
     """See the module's docstring. `prompt_ids` must not be empty."""
 
-    def __init__(self, prompt_ids: Sequence[int], *, chunk_tokens: int) -> None:
+    def __init__(
+        self, prompt_ids: Sequence[int], *, chunk_tokens: int, known: Sequence[Frame] = ()
+    ) -> None:
+        """known: frames that the prompt begins with, as they were sent before; those that the
+        cloud does not hold are forgotten when the session opens."""
         if not prompt_ids:
             raise SessionError("the prompt has no tokens")
         self.phase = Phase.IDLE
@@ -106,7 +110,7 @@ class Session:
         self.num_prompt_tokens = len(prompt_ids)
         self.chunk_tokens = chunk_tokens
         self.max_frame_tokens = chunk_tokens  # the server's limit, once it has told
-        self.journal: list[Frame] = []
+        self.journal: list[Frame] = list(known)
         self._resume_phase = Phase.PREFILLING
         self._num_sent = 0  # tokens whose rows have been sent, drafts that were refused left out
         self._num_answered = 0  # journal entries that have been answered
@@ -140,10 +144,15 @@ class Session:
     def opened(self, held_frames: int = 0) -> None:
         """The cloud has admitted the session; after a loss, send `replay()` next.
 
-        held_frames: how many frames it still has from the stream that broke.
+        held_frames: how many of the first frames it has, from a stream that broke or from a
+        session that began the same.
         """
         self._step(Event.OPENED)
         self._held_frames = held_frames
+        if self._num_sent == 0 and self.journal:  # nothing but what was known before
+            del self.journal[held_frames:]
+            self._num_answered = len(self.journal)
+            self._num_sent = sum(len(frame.token_ids) for frame in self.journal)
         self.phase = self._resume_phase
 
     def lost(self) -> None:
@@ -251,12 +260,13 @@ class Session:
         A cloud that kept the session gets the outstanding frames alone, as they were: it answers
         those that it knows once more, and runs the others.
         """
-        if self._held_frames and self._held_frames >= self._num_answered:
+        held = self._held_frames
+        if held and held >= self._num_answered:
             return self.journal[self._num_answered :]
         frames = [self._again(index, frame) for index, frame in enumerate(self.journal)]
         if self.num_outstanding:  # from now on this is what was sent
             self.journal[self._num_answered] = frames[self._num_answered]
-        return frames
+        return frames[held:]
 
     def _again(self, index: int, frame: Frame) -> Frame:
         if index in self._void or index > self._num_answered:
