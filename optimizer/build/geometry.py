@@ -6,11 +6,14 @@ the names its grouped-query text config has.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from optimum.utils import NormalizedConfigManager
 from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 
+from optimizer.build.architectures import check_supported
+from optimizer.errors import ModelError
 from optimizer.geometry import ModelGeometry
 
 
@@ -42,6 +45,23 @@ def geometry_of(config: Any) -> ModelGeometry:
         sliding_window=int(window) if has_window and window is not None else None,
         sliding_layers=sliding if has_window else (),
     )
+
+
+def geometry_of_config(path: Path) -> ModelGeometry:
+    """The geometry of a `config.json`, or of a folder that has one: no weights are needed, so a
+    model far too large for this machine can be planned.
+
+    ModelError: not a readable config, or an architecture that is not supported.
+    """
+    from transformers import AutoConfig
+
+    folder = path if path.is_dir() else path.parent
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a readable model config ({error})") from error
+    check_supported(config)
+    return geometry_of(config)
 
 
 def _optional(config: Any, name: str, default: int) -> int:

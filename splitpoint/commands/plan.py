@@ -192,7 +192,8 @@ def plan(
 
 
 def model_ref(model: str) -> ModelRef:
-    """A model by its files, or by a shipped spec's name (no hash: any weights of this shape)."""
+    """A model by its files; or, with no hash because any weights of the shape will do, by a shipped
+    spec's name or a `config.json` without weights beside it."""
     from optimizer.plan import ModelRef
     from optimizer.specs import load_spec, shipped_specs
 
@@ -204,9 +205,14 @@ def model_ref(model: str) -> ModelRef:
         raise ModelError(
             f"no model {model!r}: neither a file or folder, nor one of {', '.join(shipped_specs())}"
         )
+    folder = path.parent if path.name == "config.json" else path
+    if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+        from optimizer.build.geometry import geometry_of_config
+
+        return ModelRef(id=folder.resolve().name, sha256="", geometry=geometry_of_config(folder))
     from optimizer.build.source import open_source
 
-    source = open_source(path)
+    source = open_source(folder)
     return ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry)
 
 
