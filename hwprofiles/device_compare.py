@@ -27,7 +27,8 @@ class Comparison(NamedTuple):
 
 
 def key_figures(profile: DeviceProfile) -> list[KeyFigure]:
-    """Memory, bandwidth, overheads, and each kernel's rates at its smallest and largest sizes."""
+    """Memory, bandwidth, overheads, each kernel's rates at its smallest and largest sizes, and
+    the codec's seconds."""
     memory, overheads = profile.memory, profile.overheads
     rows = [
         _figure("memory, total", memory.total_bytes, 1e-9, "GB"),
@@ -37,6 +38,13 @@ def key_figures(profile: DeviceProfile) -> list[KeyFigure]:
         _figure("overhead a step", overheads.step_s, 1e6, "us"),
         _figure("overhead a layer", overheads.layer_s, 1e6, "us"),
     ]
+    for label, figure, scale, unit in (
+        ("network stack, a message's half", overheads.message_s, 1e6, "us"),
+        ("sampling, each logit", overheads.sample_s_per_logit, 1e9, "ns"),
+        ("overhead a session and step", overheads.session_s, 1e6, "us"),
+    ):
+        if figure is not None:
+            rows.append(_figure(label, figure, scale, unit))
     if profile.storage_read_bytes_per_s is not None:
         rows.append(_figure("storage read", profile.storage_read_bytes_per_s, 1e-6, "MB/s"))
     for kernel in profile.kernels:
@@ -53,6 +61,15 @@ def key_figures(profile: DeviceProfile) -> list[KeyFigure]:
         flops = cache.points[0].flops_per_s * cache.efficiency * 1e-9
         name = f"attention, {cache.kv_bits}-bit cache, one row"
         rows.append(KeyFigure(name, flops, "GFLOP/s", cache.source))
+    for speed in profile.codec:
+        width = speed.hidden_size
+        for verb, fixed_s, each_s in (
+            ("encode", speed.encode_fixed_s, speed.encode_s_per_element),
+            ("decode", speed.decode_fixed_s, speed.decode_s_per_element),
+        ):
+            name = f"codec {speed.kind}, {verb} a row of {width}"
+            seconds = fixed_s + width * each_s
+            rows.append(KeyFigure(name, seconds * 1e6, "us", speed.source))
     return rows
 
 
