@@ -37,11 +37,15 @@ class Front:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftChoice:
-    """One way to draft: who, how many a round with what success, and bytes on the device."""
+    """One way to draft: who, how many a round with what success, and bytes on the device.
+
+    `split`: the only split it works at (a draft head is trained on one front); None: any.
+    """
 
     kind: str = "off"
     drafting: Drafting = NO_DRAFTS
     memory_bytes: float = 0.0
+    split: int | None = None
 
 
 NO_DRAFTING = DraftChoice()

@@ -72,6 +72,9 @@ class Tables:
         out[self.whole, :, :, :, 1:] = False
         out[self.whole, ..., 1:] = False
         out[[split == 0 for split in space.splits], :, :, 1:] = False
+        for index, draft in enumerate(space.drafts):
+            if draft.split is not None:
+                out[[split != draft.split for split in space.splits], ..., index] = False
         return out
 
     @cached_property

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimizer.plan import ModelRef
     from optimizer.quality import QualityModel
     from optimizer.search.planner import Found, Planner
-    from optimizer.search.problem import Objective
+    from optimizer.search.problem import DraftChoice, Objective
     from optimizer.sensitivity import Sensitivity
 
 
@@ -88,6 +88,13 @@ def plan(
             "precision are planned as well."
         ),
     ] = None,
+    draft: Annotated[
+        Path | None, typer.Option(help="Bundle with a draft head: plan with its figures as well.")
+    ] = None,
+    ngram_acceptance: Annotated[
+        float | None,
+        typer.Option(help="How often a guess of prompt look-up is right: plan with it as well."),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only these splits: 10, or 8-12.", metavar="N[-M]")
     ] = None,
@@ -152,6 +159,7 @@ def plan(
         answer_tokens=answer_tokens,
         splits=None if split is None else _splits(split),
         levels=level,
+        drafts=drafts_of(draft, ngram_acceptance),
         exact_front=exact_front,
         back_from=back_from,
         slack=slack / 100,
@@ -224,6 +232,16 @@ def sensitivity_of(reference: ModelRef, path: Path) -> Sensitivity:
     if reference.sha256 and found.model_sha256 != reference.sha256:
         raise PlanError(f"{path}: measured on another model ({found.model_sha256[:12]})")
     return found
+
+
+def drafts_of(bundle: Path | None, ngram_acceptance: float | None) -> list[DraftChoice]:
+    """The ways to draft that were asked for."""
+    from optimizer.search.drafts import DraftCost, draft_choices, head_of_bundle
+
+    costs = [] if bundle is None else [head_of_bundle(bundle)]
+    if ngram_acceptance is not None:
+        costs.append(DraftCost(kind="ngram", acceptance=ngram_acceptance))
+    return [choice for cost in costs for choice in draft_choices(cost)]
 
 
 def quality_of(

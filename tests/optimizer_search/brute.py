@@ -119,6 +119,8 @@ class BruteForce:
             return False
         if split == 0 and cell.kv:
             return False
+        if space.drafts[cell.draft].split not in (None, split):
+            return False
         return space.fronts[cell.front].bits_at(split) is not None
 
     def _outcome(self, cell: Cell) -> Outcome:

@@ -74,7 +74,8 @@ def problems(draw: Any) -> Problem:
             tokens_per_round=expected_tokens(acceptance, length),
             draft_s=draw(st.floats(0, 0.01)),
         )
-        drafts.append(DraftChoice(kind="head", drafting=drafting, memory_bytes=1e6))
+        only = draw(st.sampled_from([None, splits[0]]))
+        drafts.append(DraftChoice(kind="head", drafting=drafting, memory_bytes=1e6, split=only))
     certificates = {}
     if draw(st.booleans()):
         drop = draw(st.floats(0, 5))

@@ -163,6 +163,27 @@ def test_a_link_without_bandwidth_is_one_clear_line(
     assert "rate is 0" in line
 
 
+def test_drafting_is_planned_from_the_figures_of_the_bundles_head(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "draft").mkdir()
+    facts = {"split": 10, "top1": 0.6, "guess_s": 0.001, "num_bytes": 5_000_000}
+    (tmp_path / "draft" / "head.json").write_text(json.dumps(facts))
+    arguments = [*SMOL, "--link", "4g", "--edge-memory", "200MiB"]
+    plain = planned(capsys, *arguments)
+    drafted = planned(capsys, *arguments, "--draft", str(tmp_path))
+    assert plain["drafting"] == "off"
+    assert (drafted["drafting"], drafted["split"]) == ("head", 10)
+    assert drafted["predicted"]["tbt_s"] < 0.6 * plain["predicted"]["tbt_s"]
+    assert drafted["predicted"]["tokens_per_round"] > 1.5
+    assert drafted["predicted"]["edge_memory"]["draft_bytes"] == 5_000_000
+    looked_up = planned(capsys, *arguments, "--ngram-acceptance", "0.5")
+    assert looked_up["drafting"] == "ngram"
+    status, line = refused(capsys, *arguments, "--draft", str(tmp_path / "none"))
+    assert status == 1
+    assert "has no draft head" in line
+
+
 def test_build_follows_the_plan_to_the_letter(
     capsys: pytest.CaptureFixture[str], tiny: Any, tmp_path: Path
 ) -> None:
