@@ -120,12 +120,14 @@ class Bench:
             forward = front.forward
 
             class Recording:
-                num_tokens = property(lambda self: front.num_tokens)
-                rollback = front.rollback
+                """The front, with a copy of all that it computes."""
 
                 def forward(self, token_ids: np.ndarray) -> np.ndarray:
                     rows.append(forward(token_ids).copy())
                     return rows[-1]
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(front, name)
 
             client._fronts.put(Recording())  # type: ignore[arg-type]
             prompt = client.tokenizer.encode_chat([{"role": "user", "content": PROMPT}])
@@ -144,13 +146,20 @@ class Bench:
         seconds = self._arguments.calibration_seconds
         alone = self._steps(self._edges(self._address, 1, seconds, device=None, think_s=0.0))
         crowd: list[dict[str, Any]] = []
-        for clients in (2, 3, 4, 6, 8, 10, 12):
+        for clients in (2, 4, 8, 12):
             found = self._edges(self._address, clients, seconds / 2, device=None, think_s=0.0)
             crowd += self._steps(found)
         by_batch: dict[int, list[float]] = defaultdict(list)
         for step in [*alone, *crowd]:
             if step["phase"] == "decode" and step["num_rows"] == 1:
                 by_batch[step["batch_sessions"]].append(step["cloud_compute_s"])
+        # How single steps lie around their batch size's median, for the tails.
+        factors = [
+            seconds / statistics.median(many)
+            for many in by_batch.values()
+            if len(many) >= 20
+            for seconds in many
+        ]
         decode = {n: statistics.median(v) for n, v in sorted(by_batch.items()) if len(v) >= 20}
         chunks: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for step in alone:
@@ -180,6 +189,7 @@ class Bench:
             "decode_s": decode,
             "prefill_s": {n: median(many, "cloud_compute_s") for n, many in chunks.items()},
             "attention_s_per_token": slope,
+            "spread": [float(q) for q in np.quantile(factors, np.linspace(0, 0.995, 41))],
             "context_tokens": int(middle),
             "bits_per_element": 8 * (median(steps, "uplink_bytes") - 26 - 9) / hidden,
             "encode_fixed_s": encode[0],
@@ -230,6 +240,7 @@ class Bench:
                     points=tuple(points),
                     context_tokens=known["context_tokens"],
                     attention_s_per_token=known["attention_s_per_token"],
+                    spread=tuple(known["spread"]),
                 ),
             ),
             duration_s=arguments.seconds,
@@ -323,7 +334,7 @@ class Bench:
         if scenario is not None:
             specs = client_specs(scenario, longest=self._plan.max_tokens)
             thoughts = [[request.at_s for request in spec.requests] for spec in specs]
-        start_s = time.monotonic() + 3.0 + 1.5 * clients  # processes take a while to start
+        start_s = time.monotonic() + 2.0 + 0.9 * clients  # processes take a while to start
         processes = []
         for number, thought in enumerate(thoughts):
             job = self._folder / f"job-{number}.json"

@@ -14,18 +14,7 @@ from typing import NamedTuple, TypeAlias
 from optimizer.cost.codec import ANSWER_BYTES, TOKEN_BYTES
 from optimizer.simulate.connector import Connector
 from optimizer.simulate.ports import ChunkSeen, ControlState
-from optimizer.simulate.record import (
-    CLOUD,
-    DOWN,
-    EDGE,
-    ENCODE,
-    OPEN,
-    QUEUE,
-    RECOVER,
-    UP,
-    Outcome,
-    Span,
-)
+from optimizer.simulate.record import Outcome, RoundTimes
 from optimizer.simulate.server import Frame, ServerSession
 from optimizer.simulate.workload import Request
 from optimizer.simulate.world import Device, World
@@ -159,7 +148,7 @@ class Generation:
             session, world.env.now, position, rows, num_logits=int(is_last), wanted=is_last
         )
         prefill.position += rows
-        prefill.edge_s += self._own.front_s
+        prefill.front_s += self._own.front_s
         prefill.encode_s += self._own.encode_s
         if not is_last:
             world.at(sent_s, lambda _: self._prefill_on(session))
@@ -350,57 +339,29 @@ class Generation:
         if not whole:
             self._prefill_on(session)
 
-    # --- the record -------------------------------------------------------------------------
-
     def _count(self, frame: Frame, accepted: int, answered_s: float, now_s: float) -> None:
-        """Where the time of these tokens went. The parts add up to the wait."""
-        record = self._world.record
-        first = self.num_tokens == 0
-        if first:
-            parts, edge_s, encode_s = (
-                record.first_parts_s,
-                self._prefill.edge_s,
-                self._prefill.encode_s,
-            )
-            record.firsts += 1
-        else:
-            parts, edge_s, encode_s = record.step_parts_s, self._own.front_s, self._own.encode_s
-            record.steps += 1
-            record.gaps_s.append(now_s - self._last_s)
-            for _ in range(accepted):
-                record.gaps_s.append(0.0)
-        before_s = frame.sent_s - self._last_s
-        if self._lost_s >= 0:  # sent again: all until then is recovery
-            parts[RECOVER] += before_s
-            edge_s = encode_s = 0.0
-            self._lost_s = -1.0
-        elif first:
-            parts[OPEN] += before_s - edge_s - encode_s
-        parts[EDGE] += edge_s
-        parts[ENCODE] += encode_s
-        parts[UP] += frame.arrived_s - frame.sent_s
-        parts[QUEUE] += answered_s - frame.arrived_s - frame.cloud_s
-        parts[CLOUD] += frame.cloud_s
-        parts[DOWN] += now_s - answered_s
-        if now_s <= self._world.scenario.duration_s:
-            record.tokens_in_time += 1 + accepted
-        if self._recorded:
-            self._draw_spans(frame, answered_s, now_s, edge_s, encode_s)
-
-    def _draw_spans(
-        self, frame: Frame, answered_s: float, now_s: float, edge_s: float, encode_s: float
-    ) -> None:
-        """The same as stretches of time; the prompt's chunks overlap and are drawn as one."""
-        record, begun_s = self._world.record, answered_s - frame.cloud_s
-        record.timeline += (
-            Span("edge", frame.sent_s - edge_s - encode_s, frame.sent_s - encode_s),
-            Span("encode", frame.sent_s - encode_s, frame.sent_s),
-            Span("up", frame.sent_s, frame.arrived_s),
-            Span("queue", frame.arrived_s, begun_s),
-            Span("cloud", begun_s, answered_s),
-            Span("down", answered_s, now_s),
+        """Into the record."""
+        world, first = self._world, self.num_tokens == 0
+        own = self._prefill if first else self._own
+        world.record.add(
+            RoundTimes(
+                self._last_s,
+                own.front_s,
+                own.encode_s,
+                frame.sent_s,
+                frame.arrived_s,
+                answered_s,
+                frame.cloud_s,
+                now_s,
+            ),
+            is_first=first,
+            accepted=accepted,
+            is_recovered=self._lost_s >= 0,
+            drawn=self._recorded,
         )
-        record.timeline_tokens_s.append(now_s)
+        self._lost_s = -1.0
+        if now_s <= world.scenario.duration_s:
+            world.record.tokens_in_time += 1 + accepted
 
 
 class _OwnTime:
@@ -415,11 +376,11 @@ class _OwnTime:
 class _Prefill:
     """How far the prompt is, and what its chunks took."""
 
-    __slots__ = ("answered", "edge_s", "encode_s", "position")
+    __slots__ = ("answered", "encode_s", "front_s", "position")
 
     def __init__(self) -> None:
         self.position = 0
-        self.edge_s = self.encode_s = 0.0
+        self.front_s = self.encode_s = 0.0
         self.answered: list[ChunkSeen] = []
 
     def acknowledged(self, frame: Frame) -> None:

@@ -37,6 +37,22 @@ class Span(NamedTuple):
     end_s: float
 
 
+class RoundTimes(NamedTuple):
+    """One round trip: the moments of its frame's life, and the seconds that were computed.
+
+    `since_s`: when the token before came (for the first: when it was asked for).
+    """
+
+    since_s: float
+    edge_s: float
+    encode_s: float
+    sent_s: float
+    arrived_s: float
+    answered_s: float
+    cloud_s: float
+    received_s: float
+
+
 @dataclass(slots=True)
 class ServerSums:
     """One server over the scenario's duration."""
@@ -76,3 +92,47 @@ class Record:
     events: int = 0
     wall_s: float = 0.0
     peak_memory_bytes: int = 0
+
+    def add(
+        self, times: RoundTimes, *, is_first: bool, accepted: int, is_recovered: bool, drawn: bool
+    ) -> None:
+        """Tokens have come: one, and `accepted` drafts with it. The parts add up to the wait.
+
+        is_recovered: the frame was sent again after a loss; all until then is recovery.
+        """
+        edge_s, encode_s = (0.0, 0.0) if is_recovered else (times.edge_s, times.encode_s)
+        before_s = times.sent_s - times.since_s - edge_s - encode_s
+        if is_first:
+            parts = self.first_parts_s
+            self.firsts += 1
+        else:
+            parts = self.step_parts_s
+            self.steps += 1
+            self.gaps_s.append(times.received_s - times.since_s)
+            for _ in range(accepted):
+                self.gaps_s.append(0.0)
+        if is_recovered:
+            parts[RECOVER] += before_s
+        elif is_first:
+            parts[OPEN] += before_s
+        parts[EDGE] += edge_s
+        parts[ENCODE] += encode_s
+        parts[UP] += times.arrived_s - times.sent_s
+        parts[QUEUE] += times.answered_s - times.arrived_s - times.cloud_s
+        parts[CLOUD] += times.cloud_s
+        parts[DOWN] += times.received_s - times.answered_s
+        if drawn:
+            self._draw(times, edge_s, encode_s)
+
+    def _draw(self, times: RoundTimes, edge_s: float, encode_s: float) -> None:
+        """The same as stretches of time; the prompt's chunks overlap and are drawn as one."""
+        encoded_s, begun_s = times.sent_s - encode_s, times.answered_s - times.cloud_s
+        self.timeline += (
+            Span("edge", encoded_s - edge_s, encoded_s),
+            Span("encode", encoded_s, times.sent_s),
+            Span("up", times.sent_s, times.arrived_s),
+            Span("queue", times.arrived_s, begun_s),
+            Span("cloud", begun_s, times.answered_s),
+            Span("down", times.answered_s, times.received_s),
+        )
+        self.timeline_tokens_s.append(times.received_s)

@@ -142,13 +142,18 @@ class MeasuredSteps:
 
     `points`: prefill of one session (sessions 1) and decode steps (rows equal sessions), each with
     `context_tokens` cached; `attention_s_per_token`: what one more cached token adds for one row.
+    `spread`: how single batches lie around these, as factors at evenly spaced quantiles from the
+    smallest to the largest; empty: not at all.
     """
 
     points: tuple[StepPoint, ...]
     context_tokens: int
     attention_s_per_token: float
+    spread: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if list(self.spread) != sorted(self.spread) or any(factor <= 0 for factor in self.spread):
+            raise ScenarioError("measured steps: spread needs rising factors above zero")
         kinds = {(p.sessions == 1, p.rows == p.sessions) for p in self.points}
         if (True, True) not in kinds or (False, False) in kinds:
             raise ScenarioError(

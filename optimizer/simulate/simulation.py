@@ -179,7 +179,7 @@ def simulate(
 def _back_times(setup: Setup) -> BackTimes:
     servers = setup.scenario.servers
     if servers.measured is not None:
-        return MeasuredBack(servers.measured)
+        return MeasuredBack(servers.measured, seed=setup.scenario.seed)
     return ModelledBack(setup.devices[servers.device], setup.plan, kv_bits=_server_kv_bits(setup))
 
 

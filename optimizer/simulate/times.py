@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from hwprofiles.device import DeviceProfile
+from hwprofiles.link_shape import Curve, uniform
 from hwprofiles.rates import attention_s
 from optimizer.cost.cloud import SessionRows, back_compute_bits, back_step_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
@@ -193,11 +194,17 @@ class MeasuredBack:
     With p(rows) of one session and d(n) of n sessions with a row each, a batch of `rows` rows
     of `n` sessions takes p(rows) + d(n) - p(n): the rows' work, and what it costs that they
     belong to n. Attention adds `attention_s_per_token` for each row and token beyond
-    `context_tokens`.
+    `context_tokens`. Each batch draws its factor from `spread`.
     """
 
-    def __init__(self, measured: MeasuredSteps) -> None:
+    def __init__(self, measured: MeasuredSteps, *, seed: int = 0) -> None:
         self._measured = measured
+        self._seed = seed
+        self._num_batches = 0
+        self._spread: Curve | None = None
+        if count := len(measured.spread):
+            levels = tuple(i / max(count - 1, 1) for i in range(count))
+            self._spread = Curve(levels=levels, values=measured.spread)
         self._prefill = sorted((p.rows, p.seconds) for p in measured.points if p.sessions == 1)
         self._decode = sorted((p.rows, p.seconds) for p in measured.points if p.sessions == p.rows)
 
@@ -210,13 +217,17 @@ class MeasuredBack:
         context = self._measured.context_tokens
         # Row i of a session attends to position + i tokens: on average the middle of them.
         further = sum(rows * (position + rows / 2 - context) for rows, position in batch)
-        return max(
+        middle = max(
             _line(self._prefill, num_rows)
             + _line(self._decode, count)
             - _line(self._prefill, count)
             + further * self._measured.attention_s_per_token,
             0.0,
         )
+        if self._spread is None:
+            return middle
+        self._num_batches += 1
+        return middle * self._spread.at(uniform(self._seed, self._num_batches))
 
 
 def _line(points: list[tuple[int, float]], x: float) -> float:

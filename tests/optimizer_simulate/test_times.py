@@ -69,6 +69,18 @@ def test_measured_batches_are_met_and_joined_by_lines() -> None:
     assert further == pytest.approx(0.010 + 1e-6 * 999.5)
 
 
+def test_measured_batches_spread_as_they_were_seen_to() -> None:
+    point = (StepPoint(rows=1, sessions=1, seconds=0.010),)
+    measured = MeasuredSteps(
+        points=point, context_tokens=1, attention_s_per_token=0.0, spread=(0.9, 1.0, 1.4)
+    )
+    back, again = MeasuredBack(measured, seed=1), MeasuredBack(measured, seed=1)
+    drawn = sorted(back.seconds([SessionRows(1, 0)], 1) for _ in range(2001))
+    assert 0.009 <= drawn[0] < drawn[-1] <= 0.014
+    assert drawn[1000] == pytest.approx(0.010, rel=0.02)
+    assert again.seconds([SessionRows(1, 0)], 1) in drawn
+
+
 def test_measured_batches_need_a_first_point() -> None:
     with pytest.raises(ScenarioError, match="one row of one session"):
         MeasuredSteps(
