@@ -8,17 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from cloud.admission_rule import AdmissionRule
 from cloud.scheduler import Scheduler, Waiting
 from edge.controller import Controller, Rung
 from edge.draft.length import RoundTimes, best_length
 from edge.prefill_chunks import next_chunk
-from optimizer.simulate.ports import Parts, RoundParts, SimpleAdmission
-from optimizer.simulate.scenario import BatchLimits
+from optimizer.simulate.ports import Parts, RoundParts
+from optimizer.simulate.scenario import BatchLimits, Servers
 
 
 def scheduler_of(limits: BatchLimits) -> Scheduler:
     """The server's scheduler with a scenario's limits."""
     return Scheduler(**asdict(limits))
+
+
+def admission_of(servers: Servers) -> AdmissionRule:
+    """The server's admission rule with a scenario's limits."""
+    return AdmissionRule(max_sessions=servers.max_sessions, max_waiting=servers.waiting)
 
 
 def controller_of(
@@ -37,7 +43,7 @@ def draft_length(acceptance: Sequence[float], parts: RoundParts) -> int:
 REAL_PARTS = Parts(
     scheduler=scheduler_of,
     waiting=Waiting,
-    admission=SimpleAdmission,
+    admission=admission_of,
     controller=controller_of,
     draft_length=draft_length,
     next_chunk=next_chunk,

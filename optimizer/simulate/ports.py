@@ -1,8 +1,7 @@
 """What the simulator calls and does not own: the real scheduler, admission rule and controller.
 
 They live above (`cloud`, `edge`) and are passed in by the command, as the import directions
-ask. The shapes here are theirs; where a test needs none of them, `SimpleAdmission` grants by
-counting.
+ask. The shapes here are theirs.
 """
 
 from __future__ import annotations
@@ -75,25 +74,6 @@ class AdmissionRule(Protocol):
     """Whether a session of `num_blocks` KV blocks may start now."""
 
     def decide(self, load: ServerLoad, num_blocks: int) -> Answer: ...
-
-
-@dataclass(frozen=True, slots=True)
-class SimpleAdmission:
-    """Grants while there is room, lets `servers.waiting` wait, sends the others away."""
-
-    servers: Servers
-    retry_after_s: float = 1.0
-
-    def decide(self, load: ServerLoad, num_blocks: int) -> Answer:
-        """See AdmissionRule."""
-        if num_blocks > load.total_blocks:
-            return Reply("never")
-        room = load.sessions < self.servers.max_sessions and num_blocks <= load.free_blocks
-        if room and not load.waiting:
-            return Reply("admit")
-        if load.waiting < self.servers.waiting:
-            return Reply("wait")
-        return Reply("busy", self.retry_after_s)
 
 
 class ChunkSeen(NamedTuple):
