@@ -1,0 +1,131 @@
+"""What a device is told on the command line: limits, deadlines, CPUs, and where it may listen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitpoint.cli import main
+from tests.conftest import ModelBench
+from tests.end_to_end.servers import RunningServer, running_server
+from tests.splitpoint.test_cli import failing
+
+
+@pytest.fixture(scope="module")
+def bench(tiny: Any) -> ModelBench:
+    llama: ModelBench = tiny("llama")
+    return llama
+
+
+@pytest.fixture(scope="module")
+def server(bench: ModelBench) -> Iterator[RunningServer]:
+    with running_server(bench.cloud_bundle()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bundle(bench: ModelBench) -> Path:
+    return bench.edge_bundle(2)
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert main(["run", *map(str, arguments), "--json"]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def test_a_limit_that_is_too_small_is_one_line_with_every_part(
+    capsys: pytest.CaptureFixture[str], bundle: Path
+) -> None:
+    common = ("run", bundle, "--server", "127.0.0.1:1", "--prompt", "x")
+    status, line = failing(capsys, *common, "--memory-limit", "20MiB")
+    assert status == 1
+    for part in ("of the 20.0 MiB allowed", "runtime", "weights", "KV cache", "workspace"):
+        assert part in line
+
+
+def test_a_limit_and_a_fixed_chunk_change_no_token(
+    capsys: pytest.CaptureFixture[str], bundle: Path, server: RunningServer
+) -> None:
+    common = (bundle, "--server", server.address, "--prompt", "once upon a time " * 4)
+    free = run_json(capsys, *common, "--max-new-tokens", 12)
+    limited = run_json(capsys, *common, "--max-new-tokens", 12, "--memory-limit", "16GiB")
+    chunked = run_json(capsys, *common, "--max-new-tokens", 12, "--prefill-chunk", 5)
+    assert free["tokens"] == limited["tokens"] == chunked["tokens"]
+    assert free["peak_memory_bytes"] > 0
+
+
+def test_a_deadline_that_holds_changes_nothing(
+    capsys: pytest.CaptureFixture[str], bundle: Path, server: RunningServer
+) -> None:
+    common = (bundle, "--server", server.address, "--prompt", "abc", "--max-new-tokens", 8)
+    free = run_json(capsys, *common)
+    held = run_json(capsys, *common, "--deadline-tbt", 30)
+    assert held["tokens"] == free["tokens"]
+    assert held["finish_reason"] == free["finish_reason"]
+
+
+def test_a_deadline_that_nothing_holds_ends_the_answer_and_says_so(
+    capsys: pytest.CaptureFixture[str], bundle: Path, server: RunningServer
+) -> None:
+    """A step across two processes' threads takes more than ten microseconds on any machine."""
+    from edge.client import EdgeClient
+    from edge.completion import CompletionRequest
+
+    with EdgeClient(bundle, server.address) as client:
+        request = CompletionRequest(max_new_tokens=150, deadline_tbt_s=1e-5, draft="off")
+        completion = client.complete("abc", request)
+    assert completion.finish_reason == "deadline"
+    assert "of the last 24 steps took longer" in completion.finish_detail
+    assert 24 <= len(completion.token_ids) < 40
+
+
+def test_an_answer_beyond_the_plan_shifts_when_it_may(
+    capsys: pytest.CaptureFixture[str], bundle: Path, server: RunningServer
+) -> None:
+    common = (bundle, "--server", server.address, "--prompt", "abc", "--ignore-eos")
+    status, line = failing(capsys, "run", *common, "--max-new-tokens", 300)
+    assert status == 1
+    assert "ask for at most" in line
+    report = run_json(capsys, *common, "--max-new-tokens", 300, "--context", "shift")
+    assert len(report["tokens"]) == 300
+    assert report["context_shifts"] == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "status", "reason"),
+    [
+        ("--context", "slide", 2, "refuse, shift"),
+        ("--deadline-tbt", "0", 2, "deadline-tbt"),
+        ("--memory-limit", "much", 2, "not a size"),
+        ("--affinity", "x", 1, "not a list of CPUs"),
+        ("--threads", "0", 2, "threads"),
+    ],
+)
+def test_nonsense_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    option: str,
+    value: str,
+    status: int,
+    reason: str,
+) -> None:
+    got, line = failing(
+        capsys, "run", bundle, "--server", "127.0.0.1:1", "--prompt", "x", option, value
+    )
+    assert (got, reason in line) == (status, True), line
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:8000", "[::]:8000"])
+def test_the_api_is_not_open_to_the_network_by_accident(
+    capsys: pytest.CaptureFixture[str], bundle: Path, listen: str
+) -> None:
+    status, line = failing(capsys, "api", bundle, "--server", "h:1", "--listen", listen)
+    assert status == 1
+    assert "refusing to listen" in line
+    status, line = failing(capsys, "api", bundle, "--server", "h:1", "--listen", "nowhere")
+    assert (status, "HOST:PORT" in line) == (2, True)
