@@ -26,11 +26,13 @@ of offset + 7; the sparse part of those rows; the codes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from codec import trellis
+from codec.chunks import by_chunks
 from codec.errors import FrameError, TablesError
 from codec.frame import CodecKind
 from codec.integers import NUM_FAMILIES, PER_OCTAVE, family_of_scale
@@ -176,10 +178,11 @@ class CalibratedCodec:
 
     def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
         """See RowCodec."""
-        mask, targets, fineness, declined = self.targets(rows, token_ids)
-        offsets, strange = self.offsets(targets)
-        codes, which, escapes = trellis.quantize(self.models, targets, self.base, offsets)
-        declined |= strange | (escapes > _MOST_ESCAPES * rows.shape[1])
+        pieces = by_chunks(lambda part: self._quantize(rows[part], token_ids[part]), len(rows))
+        codes, which, mask, offsets, fineness, declined = (
+            parts[0] if len(parts) == 1 else np.concatenate(parts)
+            for parts in zip(*pieces, strict=True)
+        )
         if declined.any():
             taken = ~declined
             rows, codes, which, mask = rows[taken], codes[taken], which[taken], mask[taken]
@@ -191,6 +194,14 @@ class CalibratedCodec:
             payload += place[aside].tobytes() + encode_sparse(rows[aside], mask[aside])
         payload += trellis.encode(self.models, which, codes)
         return Encoded(payload=payload, declined=declined)
+
+    def _quantize(self, rows: Rows, token_ids: TokenIds) -> tuple[npt.NDArray[Any], ...]:
+        """Codes, models, values aside [T, D] each, offsets, fineness, rows declined [T] each."""
+        mask, targets, fineness, declined = self.targets(rows, token_ids)
+        offsets, strange = self.offsets(targets)
+        codes, which, escapes = trellis.quantize(self.models, targets, self.base, offsets)
+        declined |= strange | (escapes > _MOST_ESCAPES * rows.shape[1])
+        return codes, which, mask, offsets, fineness, declined
 
     def targets(
         self, rows: Rows, token_ids: TokenIds
@@ -232,11 +243,18 @@ class CalibratedCodec:
             sparse = decode_sparse(data[at:], len(aside), len(self.model.mean))
             at += sparse.num_bytes
         components = trellis.decode(self.models, self.centres, self.base, offsets, data[at:])
-        components *= self.steps(fineness)[:, None]
-        components += self.model.predicted(token_ids)
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows = self.model.rotate_back(components)
-            rows += self.model.mean
+        steps = self.steps(fineness)
+
+        def restore(part: slice) -> Rows:
+            scaled = components[part] * steps[part, None]
+            scaled += self.model.predicted(token_ids[part])
+            with np.errstate(over="ignore", invalid="ignore"):
+                back = self.model.rotate_back(scaled)
+                back += self.model.mean
+            return back
+
+        pieces = by_chunks(restore, num_rows)
+        rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if sparse is not None:
             rows[aside[sparse.rows], sparse.columns] = sparse.values
         return rows

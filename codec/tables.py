@@ -24,6 +24,7 @@ from codec.rows import RowCodec
 from codec.tabq import TabqCodec
 
 _MAGIC = b"SPCODEC2"
+_EARLIER = b"SPCODEC1"
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_FILE_BYTES = 4 << 30
 _DTYPES = {"<f4": np.float32, "<u2": np.uint16, "|u1": np.uint8, "|i1": np.int8, "<i4": np.int32}
@@ -71,6 +72,8 @@ def read_tables(path: Path) -> tuple[dict[str, Any], Arrays, str]:
     except ValueError as error:  # an empty file cannot be mapped
         raise TablesError(f"{path}: not a codec tables file") from error
     data = mapped.data
+    if bytes(data[:8]) == _EARLIER:
+        raise TablesError(f"{path}: tables of an earlier format; run 'splitpoint build' again")
     if len(data) < 12 or data[:8] != _MAGIC:
         raise TablesError(f"{path}: not a codec tables file")
     size = int.from_bytes(data[8:12], "little")

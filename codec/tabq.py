@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codec.bits import pack, packed_bytes, unpack
+from codec.chunks import by_chunks
 from codec.errors import FrameError
 from codec.frame import CodecKind
 from codec.integers import (
@@ -75,12 +76,19 @@ class TabqCodec:
     def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
         """See RowCodec. Declines rows whose scale does not fit the scale byte."""
         mask = mask_top_k(rows, self.top_k) if self.tau is None else mask_above(rows, self.tau)
-        dense = np.where(mask, np.float32(0), rows)
-        scales, declined = self.choose_scales(dense)
+
+        def quantize(part: slice) -> tuple[U8, RowMask, Codes]:
+            dense = np.where(mask[part], np.float32(0), rows[part])
+            scales, declined = self.choose_scales(dense)
+            dense[declined] = 0
+            return scales, declined, _round(dense, scales)
+
+        scales, declined, codes = (
+            np.concatenate(parts) for parts in zip(*by_chunks(quantize, len(rows)), strict=True)
+        )
         if declined.any():
             taken = ~declined
-            rows, mask, dense, scales = rows[taken], mask[taken], dense[taken], scales[taken]
-        codes = _round(dense, scales)
+            rows, mask, codes, scales = rows[taken], mask[taken], codes[taken], scales[taken]
         sparse = encode_sparse(rows, mask)
         if self.families is None:
             widths = _widths(codes)
@@ -175,9 +183,10 @@ class TabqCodec:
             trial = np.clip(np.clip(start + extra, floor, ceiling)[undecided], 1, 255)
             part = dense if len(undecided) == len(dense) else dense[undecided]
             step = STEPS[trial.astype(np.uint8)][:, None]
-            scaled = part / step
-            error = (scaled - np.rint(scaled)) * step
-            worst = np.sqrt(np.einsum("td,td->t", error, error, dtype=np.float64))
+            error = part / step
+            error -= np.rint(error)
+            error *= error
+            worst = np.sqrt(error.sum(axis=1)) * step[:, 0]
             good = worst <= self.delta * norm[undecided]
             scales[undecided] = trial.astype(np.uint8)
             undecided = undecided[~good]

@@ -1,61 +1,200 @@
-"""Bits against quality of every level and every baseline at one split, on real hidden states.
+"""Bits against quality of every level and every baseline, at several splits, on real hidden states.
 
-    python benchmarks/codec/rate_quality.py --model MODEL --tables T --split 10 --text F \\
-        [--tokens 16384] [--plot rate_quality.png]
+    python benchmarks/codec/rate_quality.py --model MODEL --text F \
+        --tables 10=split-10.tables --tables 20=split-20.tables \
+        [--tokens 16384] [--levels q3,q4] [--baselines] [--cache DIR] [--out F.json] [--plot F.png]
 
-Prints a table and, last, one JSON object. Metrics are those of `splitpoint certify`.
+One front pass serves all splits (kept in --cache); the back runs once per coder. Windows are taken
+in an order that spreads over the text and --out is rewritten after each, so a run that is cut short
+is a fair sample. A table on stderr, one JSON object last. Metrics: `splitpoint certify`'s; the
+standard error of KL is over windows, that of perplexity over tokens.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from baselines import ALL
+from hidden_states import Passed, front_pass
+from transformers import PreTrainedModel
 
 from codec.ladder import Ladder
-from optimizer.build.certify import Coder, LadderCoder, measure, text_windows
+from optimizer.build.calib_model import back_logits
+from optimizer.build.certify import Coder, LadderCoder, LevelQuality, text_windows
 from optimizer.build.certify_plot import plot_levels
 from optimizer.build.source import open_source
+
+EVERY = 8  # one row in so many is also sent as a frame of its own
+
+
+@dataclass(frozen=True, slots=True)
+class OfWindow:
+    """One coder on one window: log-probability lost per token, and the means of the rest."""
+
+    loss: npt.NDArray[np.float64]
+    kl: float
+    same: float
+    bits: float
+    bits_alone: float
+
+
+def untouched(model: PreTrainedModel, last: npt.NDArray[np.float32], tokens: torch.Tensor) -> Any:
+    """Logits [T, V] of the unsplit model, their log-sum-exp, log-probability of the text."""
+    with torch.no_grad():
+        logits = model.get_output_embeddings()(torch.from_numpy(last)).float()
+    total = logits.logsumexp(-1)
+    chosen = logits[:-1].gather(1, tokens[1:, None])[:, 0] - total[:-1]
+    return logits, total, chosen.double().numpy()
+
+
+def through(
+    model: PreTrainedModel,
+    coder: Coder,
+    split: int,
+    rows: npt.NDArray[np.float32],
+    ids: npt.NDArray[np.int64],
+    before: Any,
+) -> OfWindow:
+    """Send one window's rows by `coder` and let the back go on from what arrives."""
+    logits, total, chosen = before
+    arrived, num_bytes = coder.send(rows, ids)
+    alone = [coder.send(rows[i : i + 1], ids[i : i + 1])[1] for i in range(3, len(ids), EVERY)]
+    tokens = torch.from_numpy(ids)
+    after = back_logits(model, split, torch.from_numpy(arrived), tokens).float()
+    after_total = after.logsumexp(-1)
+    after_chosen = after[:-1].gather(1, tokens[1:, None])[:, 0] - after_total[:-1]
+    weight = (logits - total[:, None]).exp()
+    kl = (weight * (logits - after)).sum(-1) + after_total - total
+    return OfWindow(
+        loss=chosen - after_chosen.double().numpy(),
+        kl=float(kl.double().mean()),
+        same=float((after.argmax(-1) == logits.argmax(-1)).double().mean()),
+        bits=8 * num_bytes / rows.size,
+        bits_alone=8 * float(np.mean(alone)) / rows.shape[1],
+    )
+
+
+def summary(name: str, seen: Sequence[OfWindow], baseline: float) -> dict[str, Any]:
+    """One coder's figures over the windows so far."""
+    loss = np.concatenate([window.loss for window in seen])
+    kl = np.array([window.kl for window in seen])
+    quality = LevelQuality(
+        name=name,
+        bits_per_element=float(np.mean([window.bits_alone for window in seen])),
+        bits_per_element_prefill=float(np.mean([window.bits for window in seen])),
+        perplexity=baseline * float(np.exp(loss.mean())),
+        perplexity_rise_pct=100 * float(np.expm1(loss.mean())),
+        perplexity_rise_stderr_pct=100 * float(loss.std() / np.sqrt(len(loss))),
+        kl=float(kl.mean()),
+        top1_agreement=float(np.mean([window.same for window in seen])),
+    )
+    fields = {field: getattr(quality, field) for field in LevelQuality.__dataclass_fields__}
+    return fields | {"kl_stderr": float(kl.std() / np.sqrt(len(kl)))}
+
+
+def spread_out(count: int) -> list[int]:
+    """0 .. count - 1 by bit reversal: any beginning of it covers the whole evenly."""
+    width = max(1, (count - 1).bit_length())
+    order = (int(f"{i:0{width}b}"[::-1], 2) for i in range(1 << width))
+    return [i for i in order if i < count]
+
+
+def run(
+    model: PreTrainedModel, passed: Passed, coders: dict[int, list[Coder]], out: Path | None
+) -> dict[str, Any]:
+    """Results by split, after all windows; written to `out` after each."""
+    seen: dict[int, dict[str, list[OfWindow]]] = {split: {} for split in coders}
+    text: list[npt.NDArray[np.float64]] = []
+    results: dict[str, Any] = {}
+    for done, window in enumerate(spread_out(len(passed.windows))):
+        ids = passed.windows[window]
+        before = untouched(model, passed.last[window], torch.from_numpy(ids))
+        text.append(before[2])
+        baseline = float(np.exp(-np.concatenate(text).mean()))
+        for split, of_split in coders.items():
+            rows = passed.hidden[split][window]
+            for coder in of_split:
+                found = through(model, coder, split, rows, ids, before)
+                seen[split].setdefault(coder.name, []).append(found)
+        results = {
+            "tokens": (done + 1) * passed.windows.shape[1],
+            "baseline_perplexity": baseline,
+            "splits": {
+                str(split): [summary(name, found, baseline) for name, found in by_name.items()]
+                for split, by_name in seen.items()
+            },
+        }
+        if out is not None:
+            out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(f"window {done + 1} of {len(passed.windows)}", file=sys.stderr, flush=True)
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--tables", type=Path, required=True)
-    parser.add_argument("--split", type=int, required=True)
+    parser.add_argument("--tables", action="append", required=True, metavar="SPLIT=FILE")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--levels", default="")
+    parser.add_argument("--baselines", action="store_true")
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
 
     source = open_source(options.model)
-    ladder = Ladder.load(options.tables, hidden_size=source.geometry.hidden_size)
+    model = source.load_model()
     ids = source.load_tokenizer()(options.text.read_text(encoding="utf-8"))["input_ids"]
-    names = ladder.names + ladder.extra_names
-    coders: list[Coder] = [LadderCoder(ladder, name) for name in names]
-    baseline, found = measure(
-        source.load_model(),
-        [*coders, *ALL],
-        split=options.split,
-        windows=text_windows(ids, window=options.window, max_tokens=options.tokens),
-        progress=lambda done, total: print(f"window {done} of {total}", file=sys.stderr),
-    )
-    for level in found:
-        print(
-            f"{level.name:32} {level.bits_per_element:6.3f} {level.bits_per_element_prefill:6.3f} "
-            f"{level.perplexity_rise_pct:+8.2f} % {level.kl:9.5f} {level.top1_agreement:.4f}"
-        )
+    windows = text_windows(ids, window=options.window, max_tokens=options.tokens)
+    coders: dict[int, list[Coder]] = {}
+    ours: set[str] = set()
+    for entry in options.tables:
+        split, _, path = entry.partition("=")
+        ladder = Ladder.load(path, hidden_size=source.geometry.hidden_size)
+        names = options.levels.split(",") if options.levels else ladder.names + ladder.extra_names
+        coders[int(split)] = [LadderCoder(ladder, name) for name in names]
+        ours.update(names)
+        if options.baselines:
+            coders[int(split)] += ALL
+    passed = front_pass(model, windows, list(coders), options.cache)
+    results = run(model, passed, coders, options.out)
+    for split, levels in results["splits"].items():
+        for level in levels:
+            print(
+                f"{split:>3} {level['name']:32} {level['bits_per_element']:6.3f} "
+                f"{level['bits_per_element_prefill']:6.3f} {level['perplexity_rise_pct']:+8.2f} "
+                f"± {level['perplexity_rise_stderr_pct']:.2f} % {level['kl']:9.5f} "
+                f"± {level['kl_stderr']:.5f} {level['top1_agreement']:.4f}",
+                file=sys.stderr,
+            )
     if options.plot:
-        groups = {
-            "calibrated (ours)": tuple(q for q in found if q.name in ladder.names),
-            "TAB-Q with rANS": tuple(q for q in found if q.name in ladder.extra_names),
-            **{q.name: (q,) for q in found if q.name not in names},
-        }
-        plot_levels(groups, options.plot, title=f"split {options.split}")
-    print(json.dumps({"baseline_perplexity": baseline, "levels": [asdict(q) for q in found]}))
+        plot(results, ours, options.plot)
+    print(json.dumps(results))
+
+
+def plot(results: dict[str, Any], ours: set[str], path: Path) -> None:
+    """The first split's levels and baselines."""
+    split, levels = next(iter(results["splits"].items()))
+    fields = LevelQuality.__dataclass_fields__
+    found = [LevelQuality(**{key: level[key] for key in fields}) for level in levels]
+    groups = {
+        "calibrated (ours)": tuple(q for q in found if q.name in ours and q.name[0] == "q"),
+        "TAB-Q with rANS (ours)": tuple(q for q in found if q.name in ours and q.name[0] == "t"),
+        **{q.name: (q,) for q in found if q.name not in ours},
+    }
+    title = f"split {split}, {results['tokens']} tokens of held-out text"
+    plot_levels({name: group for name, group in groups.items() if group}, path, title=title)
 
 
 if __name__ == "__main__":

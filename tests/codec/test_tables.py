@@ -72,6 +72,9 @@ def test_missing_empty_cut_or_scrambled_files_are_tables_errors(
         path.write_bytes(whole[:cut])
         with pytest.raises(TablesError):
             Ladder.load(path, hidden_size=16)
+    path.write_bytes(b"SPCODEC1" + whole[8:])
+    with pytest.raises(TablesError, match="build' again"):
+        Ladder.load(path, hidden_size=16)
     rng = np.random.default_rng(0)
     for _ in range(300):
         bad = bytearray(whole)

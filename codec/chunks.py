@@ -1,0 +1,32 @@
+"""Work on many rows cut into pieces that stay in the cache, on a few threads.
+
+Rows do not see each other, so pieces change nothing but the time. numpy, BLAS and the kernel let
+go of the interpreter while they compute. A decoding step is one piece.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+CHUNK = 64  # more than codec.rows.ROWWISE_UP_TO, so that a piece is never coded row by row
+_MAX_THREADS = 4
+
+
+def by_chunks(work: Callable[[slice], Result], num_rows: int) -> list[Result]:
+    """Results of `work` over consecutive slices of the rows, in order; at least one slice."""
+    # A last piece of few rows joins the one before it.
+    starts = list(range(0, max(num_rows - CHUNK // 2, 1), CHUNK))
+    ends = [*starts[1:], num_rows]
+    slices = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+    if len(slices) == 1:
+        return [work(slices[0])]
+    return list(_pool().map(work, slices))
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), "codec")
