@@ -19,7 +19,7 @@ MIN_RUN: Final = 1
 
 # How often the token after a run's last occurrence came again, by the run's length (SmolLM2-135M on
 # Spec-Bench questions, docs/drafting.md): where an online estimate starts.
-PRIOR_OF_RUN: Final[tuple[float, ...]] = (0.0, 0.2, 0.4, 0.6, 0.75, 0.85)
+PRIOR_OF_RUN: Final[tuple[float, ...]] = (0.0, 0.22, 0.5, 0.65, 0.68, 0.88)
 
 
 class NgramDrafter:

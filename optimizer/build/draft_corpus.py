@@ -62,7 +62,7 @@ def make_corpus(
     sources: list[tuple[str, Callable[[], list[Passage]]]] = []
     for index, begin in enumerate(range(0, len(windows), WINDOWS_A_SHARD)):
         part = windows[begin : begin + WINDOWS_A_SHARD]
-        sources.append((f"text-{index:03d}", lambda part=part: _read(model, part)))  # type: ignore[misc]
+        sources.append((f"text-{len(windows)}-{index:03d}", lambda part=part: _read(model, part)))  # type: ignore[misc]
     # A chat is about half a window of answer; shards are counted by what they turn out to hold.
     left = num_tokens - windows.size
     for index in range(max(round(left / (CHATS_A_SHARD * options.window * 0.7)), 0)):
