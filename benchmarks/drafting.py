@@ -2,7 +2,7 @@
 
     python benchmarks/drafting.py BUNDLE --data spec_bench.jsonl [--drafts off ngram auto]
         [--rtt-ms 50 --mbps 20] [--prompts-per-task 8] [--tokens 128] [--parallel 1]
-        [--work DIR] [--temperature 0]
+        [--work DIR] [--most N] [--temperature 0]
 
 Serves the bundle in a process of its own behind an emulated link, asks every prompt with every
 drafter, and compares the tokens with those of `off`. With --parallel 1 the times are good for
@@ -84,12 +84,16 @@ def main() -> int:
                 if (prompt.id, draft) not in answers
             ]
 
-        for done, rows in enumerate(pool.map(ask, prompts), start=1):
+        todo = [
+            p for p in prompts if any((p.id, draft) not in answers for draft in arguments.drafts)
+        ]
+        todo = todo[: arguments.most]
+        for done, rows in enumerate(pool.map(ask, todo), start=1):
             for row in rows:
                 answers[row["id"], row["draft"]] = row
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-            print(f"\r{done}/{len(prompts)} prompts", end="", file=sys.stderr)
+            print(f"\r{done}/{len(todo)} prompts", end="", file=sys.stderr)
     print(file=sys.stderr)
     report = summarize(answers, prompts, arguments.drafts)
     _print_table(report)
@@ -266,6 +270,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--level", default="auto")
     parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--most", type=int, help="Ask so many prompts only, in this run.")
     parser.add_argument("--work", type=Path, default=Path("build/drafting"))
     return parser.parse_args()
 

@@ -47,7 +47,8 @@ class EdgeClient:
     with a KV cache of its own; a further one waits. threads, spinning: of the front's kernels, see
     FrontEngine. memory_limit_bytes: refuse to load a front with which this process would take
     more. prefill_chunk: prompt tokens a frame, always (None: at most the plan's, and as many as
-    suit what is measured, see `edge.prefill_chunks`). trace: a text stream that gets one JSON
+    suit what is measured, see `edge.prefill_chunks`). draft_model: a bundle of a small model that
+    lies wholly on the edge, for drafting by `model`. trace: a text stream that gets one JSON
     line a frame.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
@@ -63,6 +64,7 @@ class EdgeClient:
         spinning: bool = False,
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
+        draft_model: Path | str | None = None,
         patience: Patience | None = None,
         trace: TextIO | None = None,
     ) -> None:
@@ -105,7 +107,9 @@ class EdgeClient:
         self._clock = Clock()
         self._adaptive_chunks = prefill_chunk is None
         self._prefixes = PrefixMemory()
-        self._draft_choice = DraftChoice(opened.draft_dir, self._clock.now)
+        self._draft_choice = DraftChoice(
+            opened, self._clock.now, model=None if draft_model is None else Path(draft_model)
+        )
         self._trace = trace
 
     def __enter__(self) -> EdgeClient:

@@ -86,6 +86,10 @@ class FrontEngine:
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             raise FrontError(f"{edge_dir / FRONT_NAME}: cannot be loaded ({error})") from error
 
+    def sibling(self) -> FrontEngine:
+        """Another engine with the same weights and an empty cache of its own."""
+        return FrontEngine(self._session, self._plan, self._weights)
+
     @property
     def num_tokens(self) -> int:
         """Tokens in the cache."""

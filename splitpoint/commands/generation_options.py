@@ -58,6 +58,9 @@ class DeviceOptions:
     recover_within: Annotated[
         float, typer.Option(help="Seconds to look for a lost server before giving up.", min=0.0)
     ] = 60.0
+    draft_model: Annotated[
+        Path | None, typer.Option(help="Bundle of a small model for --draft model.")
+    ] = None
     tls_ca: CaOption = None
     tls_cert: CertOption = None
     tls_key: KeyOption = None
@@ -94,6 +97,7 @@ class DeviceOptions:
                     None if self.memory_limit is None else parse_size(self.memory_limit)
                 ),
                 prefill_chunk=self.prefill_chunk,
+                draft_model=self.draft_model,
                 patience=Patience(recover_s=self.recover_within),
                 trace=sink,
             )
@@ -116,7 +120,8 @@ class ControlOptions:
         ),
     ] = None
     draft: Annotated[
-        str, typer.Option(help="Guess ahead across the round trip: auto, off, ngram, or head.")
+        str,
+        typer.Option(help="Guess ahead across the round trip: auto, off, ngram, head, or model."),
     ] = "auto"
     context: Annotated[
         str,

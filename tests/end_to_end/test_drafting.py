@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from edge.errors import InputError
 from edge.report import Completion
 from hwprofiles.emulator import EmulatedLink
 from hwprofiles.link_shape import LinkShape
+from optimizer.bundle import write_manifest
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import running_server
 
@@ -111,3 +114,39 @@ def test_a_drafter_that_is_not_there_is_refused_before_anything_is_sent(client: 
         client.start("hello", CompletionRequest(draft="head"))
     with pytest.raises(InputError, match="no drafter 'magic'"):
         client.start("hello", CompletionRequest(draft="magic"))
+
+
+def test_a_small_model_drafts_and_the_whole_model_itself_drafts_perfectly(
+    bench: ModelBench,
+) -> None:
+    """The draft model here is the very model, whole on the edge: nearly every guess is right."""
+    with running_server(bench.cloud_bundle()) as server:
+        host, port = server.address.split(":")
+        with (
+            EmulatedLink(target=(host, int(port)), shape=SLOW_LINK) as link,
+            EdgeClient(
+                bench.edge_bundle(2),
+                f"{link.address[0]}:{link.address[1]}",
+                prefill_chunk=16,
+                draft_model=bench.edge_bundle(bench.num_layers),
+            ) as client,
+        ):
+            plain = ask(client, PROMPTS[0], "off", SamplingParams())
+            drafted = ask(client, PROMPTS[0], "model", SamplingParams())
+    assert drafted.token_ids == plain.token_ids
+    figures = drafted.to_json()["drafts"]
+    assert figures["accepted"] > 0.9 * figures["sent"] > 0
+
+
+def test_a_draft_model_must_lie_on_the_edge_and_know_the_same_tokens(
+    bench: ModelBench, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="wholly on the edge"):
+        EdgeClient(bench.edge_bundle(2), "127.0.0.1:1", draft_model=bench.edge_bundle(1))
+    other = tmp_path / "other"
+    shutil.copytree(bench.edge_bundle(bench.num_layers), other)
+    path = other / "edge" / "tokenizer.json"
+    path.write_text(path.read_text() + "\n")
+    write_manifest(other)
+    with pytest.raises(InputError, match="tokenizer is another one"):
+        EdgeClient(bench.edge_bundle(2), "127.0.0.1:1", draft_model=other)

@@ -1,0 +1,54 @@
+"""Any small model of the same tokenizer as a drafter, run wholly on the device.
+
+The classic draft model (Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023,
+arXiv:2302.01318), here with one-hot drafts: its likeliest token. It is a bundle whose plan puts
+every layer on the edge, so the front engine runs it, with a cache of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.draft.drafter import Guess, Rows
+from edge.front import FrontEngine
+
+
+class ModelDrafter:
+    """See the module's docstring. engine: of a whole-edge plan, with an empty cache."""
+
+    def __init__(self, engine: FrontEngine, *, max_tokens: int, chunk_tokens: int) -> None:
+        self._engine = engine
+        self._max_tokens = max_tokens
+        self._chunk_tokens = chunk_tokens
+        self._pending: list[int] = []  # tokens that the model has not seen yet
+        self._logits: npt.NDArray[np.float32] | None = None  # after the last token it saw
+
+    def extend(self, token_ids: Sequence[int], rows: Rows | None) -> None:
+        """See Drafter; the rows are another model's and not looked at."""
+        self._pending.extend(token_ids)
+
+    def rollback(self, num_tokens: int) -> None:
+        """See Drafter."""
+        num_seen = self._engine.num_tokens
+        if num_tokens < num_seen:
+            self._engine.rollback(num_tokens)
+            self._logits = None
+        del self._pending[max(num_tokens - num_seen, 0) :]
+
+    def guess(self) -> Guess | None:
+        """See Drafter. The kind is `model-N`, N the token's probability in tenths."""
+        if self._engine.num_tokens + len(self._pending) > self._max_tokens:
+            return None
+        while self._pending:
+            chunk = np.asarray(self._pending[: self._chunk_tokens], dtype=np.int64)
+            self._logits = self._engine.forward(chunk)[-1]  # [V]
+            del self._pending[: len(chunk)]
+        if self._logits is None:
+            return None
+        best = int(self._logits.argmax())
+        share = 1.0 / float(np.exp(self._logits - self._logits[best]).sum())
+        tenth = min(int(10 * share), 9)
+        return Guess(best, f"model-{tenth}", tenth / 10 + 0.05)
