@@ -98,10 +98,59 @@ static int32_t symbol_of(int32_t code, int32_t family) {
     return high < 0 || high > 2 * REACH ? ESCAPE : high;
 }
 
+static int32_t capped(int32_t cost) { return cost > MAX_COST ? MAX_COST : cost; }
+
 static int32_t cost_of(const uint16_t *costs, int32_t family, int32_t code, int32_t distance) {
-    int32_t sum = costs[symbol_of(code, family)] + distance * distance;
-    return sum > MAX_COST ? MAX_COST : sum;
+    return capped(costs[symbol_of(code, family)] + distance * distance);
 }
+
+/* Into each state lead two branches; on equal totals the first wins. Totals of the eight states
+ * are renewed; bit s of the result says whether state s took its second branch. cost: of an even and
+ * an odd code under quantizer 0, then under quantizer 1. */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define WITH_VECTORS
+#endif
+#endif
+#ifdef WITH_VECTORS
+typedef int32_t four __attribute__((vector_size(16)));
+#define PICK __builtin_shufflevector
+
+/* Totals here: states 0, 2, 4, 6 and then 1, 3, 5, 7. */
+static inline uint8_t add_compare_select(four total[2], const int32_t cost[4]) {
+    four low = PICK(total[0], total[0], 0, 1, 0, 1) + (four){cost[0], cost[0], cost[1], cost[1]};
+    four low2 = PICK(total[0], total[0], 2, 3, 2, 3) + (four){cost[1], cost[1], cost[0], cost[0]};
+    four high = PICK(total[1], total[1], 1, 0, 1, 0) + (four){cost[3], cost[2], cost[2], cost[3]};
+    four high2 = PICK(total[1], total[1], 2, 3, 2, 3) + (four){cost[2], cost[3], cost[3], cost[2]};
+    four second = low2 < low, second2 = high2 < high;
+    low = (low2 & second) | (low & ~second);
+    high = (high2 & second2) | (high & ~second2);
+    total[0] = PICK(low, high, 0, 2, 4, 6);
+    total[1] = PICK(low, high, 1, 3, 5, 7);
+    four bits = (second & (four){1, 2, 4, 8}) | (second2 & (four){16, 32, 64, 128});
+    return (uint8_t)(bits[0] | bits[1] | bits[2] | bits[3]);
+}
+#define TOTALS(name) four name[2] = {{0, FAR, FAR, FAR}, {FAR, FAR, FAR, FAR}}
+#define TOTAL_OF(name, s) name[(s) & 1][(s) >> 1]
+#else
+static uint8_t add_compare_select(int32_t total[8], const int32_t cost[4]) {
+    int32_t first[8] = {total[0] + cost[0], total[2] + cost[0], total[0] + cost[1],
+                        total[2] + cost[1], total[3] + cost[3], total[1] + cost[2],
+                        total[3] + cost[2], total[1] + cost[3]};
+    int32_t second[8] = {total[4] + cost[1], total[6] + cost[1], total[4] + cost[0],
+                         total[6] + cost[0], total[5] + cost[2], total[7] + cost[3],
+                         total[5] + cost[3], total[7] + cost[2]};
+    uint8_t bits = 0;
+    for (int s = 0; s < 8; s++) {
+        int later = second[s] < first[s];
+        total[s] = later ? second[s] : first[s];
+        bits |= (uint8_t)(later << s);
+    }
+    return bits;
+}
+#define TOTALS(name) int32_t name[8] = {0, FAR, FAR, FAR, FAR, FAR, FAR, FAR}
+#define TOTAL_OF(name, s) name[s]
+#endif
 
 /* How loud each row of targets is: sum of |target|, at most LOUDEST, times its weight. */
 API void row_loudness(const int32_t *targets, int64_t rows, int64_t width, const int32_t *weights,
@@ -127,7 +176,7 @@ API int32_t trellis_quantize(const int32_t *targets, int64_t rows, int64_t width
     for (int64_t t = 0; t < rows; t++) {
         const int32_t *target = targets + t * width;
         /* State 0 begins; the others are out of reach, without overflowing. */
-        int32_t total[8] = {0, FAR, FAR, FAR, FAR, FAR, FAR, FAR};
+        TOTALS(total);
         for (int64_t d = 0; d < width; d++) {
             int32_t v = target[d], a = v < 0 ? -v : v, family = family_at(base, offsets[t], d);
             const uint16_t *even_costs = costs + (int64_t)family * 2 * ALPHABET;
@@ -142,37 +191,34 @@ API int32_t trellis_quantize(const int32_t *targets, int64_t rows, int64_t width
             int32_t e2 = m ? a - 128 * m + 32 : a;
             m = (a + 32) >> 7, k[3] = 2 * m + 1; /* levels 1, 5, 9 .. */
             int32_t e3 = a - 128 * m - 32;
-            int32_t sign = v < 0 ? -1 : 1;
+            int32_t sign = v < 0 ? -1 : 1, shift = SHIFTS[family];
             for (int i = 0; i < 4; i++) k[i] *= sign;
-            cost[0] = cost_of(even_costs, family, k[0], e0);
-            cost[1] = cost_of(even_costs, family, k[1], e1);
-            cost[2] = cost_of(odd_costs, family, k[2], e2);
-            cost[3] = cost_of(odd_costs, family, k[3], e3);
+            if (a >> (6 + shift) < REACH - 2) { /* no candidate escapes */
+                const uint16_t *even = even_costs + REACH, *odd = odd_costs + REACH;
+                cost[0] = capped(even[k[0] >> shift] + e0 * e0);
+                cost[1] = capped(even[k[1] >> shift] + e1 * e1);
+                cost[2] = capped(odd[k[2] >> shift] + e2 * e2);
+                cost[3] = capped(odd[k[3] >> shift] + e3 * e3);
+            } else {
+                cost[0] = cost_of(even_costs, family, k[0], e0);
+                cost[1] = cost_of(even_costs, family, k[1], e1);
+                cost[2] = cost_of(odd_costs, family, k[2], e2);
+                cost[3] = cost_of(odd_costs, family, k[3], e3);
+            }
             if (a < 256) { /* zero may be worth its error */
-                int32_t zero = cost_of(even_costs, family, 0, a);
-                if (zero < cost[0]) cost[0] = zero, k[0] = 0;
-                zero = cost_of(odd_costs, family, 0, a);
-                if (zero < cost[2]) cost[2] = zero, k[2] = 0;
+                int32_t zero = capped(even_costs[REACH] + a * a);
+                k[0] = zero < cost[0] ? 0 : k[0];
+                cost[0] = zero < cost[0] ? zero : cost[0];
+                zero = capped(odd_costs[REACH] + a * a);
+                k[2] = zero < cost[2] ? 0 : k[2];
+                cost[2] = zero < cost[2] ? zero : cost[2];
             }
             for (int i = 0; i < 4; i++) found[i] = k[i];
-            /* Into each state lead two branches; on equal totals the first wins. */
-            int32_t first[8] = {total[0] + cost[0], total[2] + cost[0], total[0] + cost[1],
-                                total[2] + cost[1], total[3] + cost[3], total[1] + cost[2],
-                                total[3] + cost[2], total[1] + cost[3]};
-            int32_t second[8] = {total[4] + cost[1], total[6] + cost[1], total[4] + cost[0],
-                                 total[6] + cost[0], total[5] + cost[2], total[7] + cost[3],
-                                 total[5] + cost[3], total[7] + cost[2]};
-            uint8_t bits = 0;
-            for (int s = 0; s < 8; s++) {
-                int later = second[s] < first[s];
-                total[s] = later ? second[s] : first[s];
-                bits |= (uint8_t)(later << s);
-            }
-            taken[d] = bits;
+            taken[d] = add_compare_select(total, cost);
         }
         int32_t state = 0;
         for (int32_t s = 1; s < 8; s++)
-            if (total[s] < total[state]) state = s;
+            if (TOTAL_OF(total, s) < TOTAL_OF(total, state)) state = s;
         escapes[t] = 0;
         for (int64_t d = width - 1; d >= 0; d--) {
             /* from[state][later]: where the branch came from, and whether its code is odd */

@@ -43,9 +43,10 @@ def run(num_frames: int, hidden_size: int, seed: int) -> dict[str, object]:
     rng = np.random.default_rng(seed)
     seeds = check_seed(hidden_size, ladder.tables_sha256)
     valid = []
-    for num_rows in (1, 3):
+    for num_rows, loudest in ((1, 1.0), (3, 1.0), (3, 1000.0)):
         rows, ids = synthetic_rows(ladder, num_rows)
         rows[0, 3] = 1e6
+        rows[-1] *= loudest  # a row that falls back makes a mixed frame
         valid += [(ladder.encode(name, rows, ids), num_rows, ids) for name in ladder.names]
     refused, accepted, slowest = 0, 0, 0.0
     begin_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -67,6 +68,7 @@ def run(num_frames: int, hidden_size: int, seed: int) -> dict[str, object]:
         "refused": refused,
         "decoded": accepted,
         "slowest_s": slowest,
+        "kinds": sorted({unpack_frame(frame, seeds).kind.name.lower() for frame, _, _ in valid}),
         "memory_growth_kib": grown,
     }
 

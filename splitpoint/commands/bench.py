@@ -1,13 +1,18 @@
-"""`splitpoint bench`: how fast the parts are on this machine."""
+"""`splitpoint bench`: how fast the parts are on this machine, and what codec levels cost."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 bench_app = typer.Typer(help="How fast the parts are on this machine.", no_args_is_help=True)
+
+RATE_QUALITY = Path(__file__).parents[2] / "benchmarks" / "codec" / "rate_quality.py"
 
 
 @bench_app.callback()
@@ -20,10 +25,49 @@ def codec(
     hidden_size: Annotated[int, typer.Option(help="Width of a row.", min=32)] = 4096,
     prefill_rows: Annotated[int, typer.Option(help="Rows of the larger frame.", min=2)] = 512,
     repeats: Annotated[int, typer.Option(help="Runs to take the median of.", min=1)] = 30,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also measure bits against quality of this bundle's tables, beside "
+            "other methods; needs --model, --text and the repository."
+        ),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="The model of the bundle.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Held-out text (UTF-8).")] = None,
+    tokens: Annotated[int, typer.Option(help="Most tokens of the text to use.", min=512)] = 16_384,
+    plot: Annotated[Path | None, typer.Option(help="Write the rate-quality plot (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Encode and decode, one row and many, beside a plain copy of the same memory."""
     from codec.bench import run_codec_bench
 
+    quality = None
+    if bundle is not None:
+        if model is None or text is None:
+            raise typer.BadParameter("--bundle needs --model and --text")
+        quality = _rate_quality(bundle, model, text, tokens, plot)
     report = run_codec_bench(hidden_size=hidden_size, prefill_rows=prefill_rows, repeats=repeats)
+    if quality is not None:
+        report["rate_quality"] = quality
     typer.echo(json.dumps(report, indent=None if as_json else 1))
+
+
+def _rate_quality(bundle: Path, model: Path, text: Path, tokens: int, plot: Path | None) -> Any:
+    """What the repository's rate-quality benchmark prints for every split the bundle has."""
+    from optimizer.errors import BuildError
+
+    found = sorted((bundle / "codec").glob("split-*.tables"))
+    if not found:
+        raise BuildError(f"{bundle}: no codec tables; build it with calibration")
+    if not RATE_QUALITY.is_file():
+        raise BuildError("bits against quality needs the repository: benchmarks/ is not installed")
+    command = [sys.executable, str(RATE_QUALITY), "--model", str(model), "--text", str(text)]
+    command += ["--tokens", str(tokens), "--baselines"]
+    for tables in found:
+        command += ["--tables", f"{tables.stem.removeprefix('split-')}={tables}"]
+    if plot is not None:
+        command += ["--plot", str(plot)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise BuildError("the rate-quality benchmark failed; its own words are above")
+    return json.loads(done.stdout.splitlines()[-1])
