@@ -124,7 +124,8 @@ class Connector:
 
     def _open(self, session: Session, transport: Transport, timeout_s: float) -> Stream:
         session.open()
-        share_s = timeout_s / len(self._transports)  # the other addresses get their turn too
+        # A path that swallows everything must not use up the time of the other addresses.
+        share_s = min(timeout_s / len(self._transports), self._patience.attempt_s)
         stream = transport.open(self._naming(session), share_s)
         try:
             received = stream.receive(share_s)

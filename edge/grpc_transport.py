@@ -76,6 +76,10 @@ class GrpcTransport:
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.http2.max_pings_without_data", 0),  # no limit: a long wait sends no data
+            # Answers are small, so there is no window to size; and a probe of its that is on its
+            # way takes the keepalive ping's place without its timeout.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.ping_timeout_ms", 5_000),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.enable_http_proxy", 0),
