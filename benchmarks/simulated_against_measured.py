@@ -111,6 +111,7 @@ class Bench:
         self._folder = folder
         self._address = address
         self._prompt_tokens = 0
+        self._start_s = 0.0
 
     def record(self) -> None:
         """One real answer, and the front's rows for its tokens."""
@@ -279,10 +280,8 @@ class Bench:
     def compare(self, link: str, clients: int, known: dict[str, Any]) -> dict[str, Any]:
         """Simulated and measured latencies of one link and number of edges."""
         scenario = self.scenario(link, clients, known)
-        plan = replace(self._plan, drafting="ngram" if self._arguments.drafting else "off")
-        record = simulate(load_setup(scenario, plan, {}), REAL_PARTS)
-        simulated = {"ttft": ttft_s([record]), "tbt": tbt_s([record])}
         with emulated(self._link(link), self._arguments.seed, self._address) as address:
+            emulated_s = time.monotonic()  # the emulator prints its address when its link starts
             found = self._edges(
                 address,
                 clients,
@@ -292,9 +291,15 @@ class Bench:
                 scenario=scenario,
                 drafting=self._arguments.drafting,
             )
+        scenario = started_at(scenario, self._start_s - emulated_s)
+        plan = replace(self._plan, drafting="ngram" if self._arguments.drafting else "off")
+        record = simulate(load_setup(scenario, plan, {}), REAL_PARTS)
+        simulated = {"ttft": ttft_s([record]), "tbt": tbt_s([record])}
         asked = [request for edge in found for request in edge["asked"]]
         times = [request["token_s"] for request in asked if request["token_s"]]
         firsts = [r["token_s"][0] - r["asked_s"] for r in asked if r["token_s"]]
+        if not times:
+            raise RuntimeError(f"{link}, {clients} edges: no request got a token")
         gaps = np.concatenate([np.diff(t) for t in times])
         measured = {"ttft": np.array(firsts), "tbt": gaps}
         row: dict[str, Any] = {"link": link, "clients": clients, "requests": len(asked)}
@@ -334,7 +339,8 @@ class Bench:
         if scenario is not None:
             specs = client_specs(scenario, longest=self._plan.max_tokens)
             thoughts = [[request.at_s for request in spec.requests] for spec in specs]
-        start_s = time.monotonic() + 2.0 + 0.9 * clients  # processes take a while to start
+        # Processes take a while to start.
+        self._start_s = start_s = time.monotonic() + 2.0 + 0.9 * clients
         processes = []
         for number, thought in enumerate(thoughts):
             job = self._folder / f"job-{number}.json"
@@ -379,6 +385,14 @@ def emulated(profile: str, seed: int, target: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def started_at(scenario: Scenario, start_s: float) -> Scenario:
+    """The scenario with its link's schedule `start_s` under way."""
+    groups = tuple(
+        replace(group, link=replace(group.link, start_s=start_s)) for group in scenario.clients
+    )
+    return replace(scenario, clients=groups)
 
 
 @contextmanager

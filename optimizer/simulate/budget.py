@@ -13,10 +13,12 @@ from optimizer.simulate.measures import Measures, measure
 from optimizer.simulate.ports import Parts
 from optimizer.simulate.replicate import replicate
 from optimizer.simulate.scenario import Scenario
+from optimizer.simulate.simulation import BESIDE_THE_LADDER
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 SEARCH_S = 60.0  # longest simulated time of one try
 MAX_CLIENTS = 100_000
+MAX_EVENTS = 1_000_000  # of one try; a larger one is not doubled
 PRECISION = 0.03  # the number of clients is searched to within this share
 
 
@@ -130,11 +132,13 @@ def _search(
     """Double until the budget breaks, then halve the gap. Points, the most carried, and whether
     the search ended unbroken."""
     points: dict[int, CurvePoint] = {}
+    events: dict[int, int] = {}
 
     def keeps(num_clients: int) -> bool:
         if num_clients not in points:
             one = replace(inputs, scenario=with_clients(inputs.scenario, num_clients))
             [found] = tried([one])
+            events[num_clients] = found.events
             points[num_clients] = CurvePoint(
                 num_clients=num_clients,
                 within_budget=found.within_budget,
@@ -150,7 +154,8 @@ def _search(
     high = max(inputs.scenario.num_clients, 2 * least)
     while keeps(high):
         low = high
-        if high >= MAX_CLIENTS:
+        alone = inputs.plan.edge_is_whole  # nobody is in anybody's way
+        if alone or high >= MAX_CLIENTS or events[high] >= MAX_EVENTS:
             return _in_order(points), high, True
         high = min(2 * high, MAX_CLIENTS)
     while high - low > max(1, PRECISION * low):
@@ -187,10 +192,17 @@ def _changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
                     plan=replace(plan, partition=partition, back_start=other, front_layer_bits=()),
                 ),
             )
-    levels = sorted(inputs.setup().levels.values(), key=lambda level: -level.bits_per_element)
-    names = [level.name for level in levels]
-    for name in names[names.index(plan.level) + 1 :][:2]:
+    levels = inputs.setup().levels
+    now_bits = levels[plan.level].bits_per_element
+    coarser = [
+        (-level.bits_per_element, name)
+        for name, level in levels.items()
+        if level.bits_per_element < now_bits and name not in BESIDE_THE_LADDER
+    ]
+    for _, name in sorted(coarser)[:2]:
         yield f"level {name}", replace(inputs, plan=replace(plan, level=name))
+    if plan.edge_is_whole:
+        return
     if plan.drafting == "off":
         yield "drafting ngram", replace(inputs, plan=replace(plan, drafting="ngram"))
     yield "one more server", replace(inputs, scenario=_with_server(scenario))

@@ -6,6 +6,7 @@ import math
 
 from optimizer.simulate.connector import Connector
 from optimizer.simulate.generation import Generation
+from optimizer.simulate.local_answer import answer_locally
 from optimizer.simulate.record import Outcome, RequestRow
 from optimizer.simulate.workload import ClientSpec, Request
 from optimizer.simulate.world import Device, World
@@ -22,7 +23,7 @@ class Client:
         self._world = world
         self._spec = spec
         self._device = device
-        self._connector = Connector(world, device, spec.number % len(world.servers))
+        self._connector = Connector(world, device, spec.number % max(len(world.servers), 1))
         self._recorded = recorded  # whether its first answer becomes the timeline
         self._next = 0
         self._current: Generation | None = None
@@ -69,8 +70,12 @@ class Client:
         self._world.at(max(asked_s, free_s), lambda _: self._ask(request, asked_s))
 
     def _ask(self, request: Request, asked_s: float) -> None:
+        world = self._world
+        if world.plan.edge_is_whole:
+            self._answer_locally(request, asked_s)
+            return
         self._current = Generation(
-            self._world,
+            world,
             self._device,
             self._connector,
             request,
@@ -79,3 +84,34 @@ class Client:
             recorded=self._recorded,
         )
         self._current.start()
+
+    def _answer_locally(self, request: Request, asked_s: float) -> None:
+        """Without servers all is known at once."""
+        world, record = self._world, self._world.record
+        first_s, last_s = answer_locally(
+            record,
+            self._device.front,
+            request,
+            asked_s=asked_s,
+            begun_s=world.env.now,
+            chunk=world.plan.prefill_chunk,
+            sample_s=self._device.front.sample_s,
+            horizon_s=world.scenario.duration_s,
+            drawn=self._recorded,
+        )
+        record.requests.append(
+            RequestRow(
+                client=self._spec.number,
+                group=self._spec.group,
+                server=-1,
+                asked_s=asked_s,
+                ttft_s=first_s - asked_s,
+                e2e_s=last_s - asked_s,
+                prompt_tokens=request.prompt_tokens,
+                tokens=request.output_tokens,
+                round_trips=0,
+                outcome="done",
+            )
+        )
+        self._recorded = False
+        self._plan_next(last_s)

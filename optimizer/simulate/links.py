@@ -173,10 +173,16 @@ class SharedPipe:
     """A `Pipe` on the simulator's clock. Queues are endless: a sender's socket buffers the rest."""
 
     def __init__(
-        self, env: Environment, shape: PipeShape, outages: Sequence[tuple[float, float]] = ()
+        self,
+        env: Environment,
+        shape: PipeShape,
+        outages: Sequence[tuple[float, float]] = (),
+        *,
+        start_s: float = 0.0,
     ) -> None:
         self._env = env
-        self._pipe: Pipe[Arrived | None] = Pipe(shape)
+        # Its schedule began `start_s` before the simulation.
+        self._pipe: Pipe[Arrived | None] = Pipe(shape, now_s=-start_s)
         self._wake_s = math.inf
         for start_s, end_s in merged_outages(outages):
             self._at(start_s, lambda _: self._pipe.pause(self._env.now))
@@ -233,7 +239,11 @@ class LinkLanes:
 
 
 def own_lanes(
-    shape: LinkShape, *, start: float, outages: Sequence[tuple[float, float]]
+    shape: LinkShape,
+    *,
+    start: float,
+    outages: Sequence[tuple[float, float]],
+    start_s: float = 0.0,
 ) -> LinkLanes:
     """One client's link; its schedule starts `start` (0 to 1) of the way through its period."""
 
@@ -242,7 +252,7 @@ def own_lanes(
         if constant and pipe.jitter_s is None and not outages:
             return FixedLane(pipe.rate.values[0], pipe.delay_s.values[0])
         period_s = pipe.rate.period_s
-        origin_s = start * period_s if period_s < math.inf else 0.0
+        origin_s = start_s + (start * period_s if period_s < math.inf else 0.0)
         shifted = [(a + origin_s, b + origin_s) for a, b in outages]
         return OwnLane(pipe, Blocked(pipe.rate, shifted) if shifted else pipe.rate, origin_s)
 

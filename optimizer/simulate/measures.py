@@ -112,7 +112,7 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
     in_time += int(np.count_nonzero(gaps <= (budget.tbt_s or math.inf)))
     tokens = len(firsts) + len(gaps)
     duration_s, count = scenario.duration_s, len(records)
-    server_s = duration_s * len(sums)
+    server_s = duration_s * len(sums)  # 0: the whole model on the edge
     steps = sum(record.steps for record in records)
     batches = sum(server.batches for server in sums)
     total_blocks = sum(server.total_blocks for server in sums)
@@ -133,13 +133,15 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         tokens_per_round_trip=tokens / max(steps + len(firsts), 1),
         breakdown_first_s=_means([record.first_parts_s for record in records], len(firsts)),
         breakdown_step_s=_means([record.step_parts_s for record in records], steps),
-        server_utilisation=sum(server.busy_s for server in sums) / server_s,
+        server_utilisation=sum(server.busy_s for server in sums) / max(server_s, 1e-9),
         mean_batch_sessions=sum(server.batch_sessions for server in sums) / max(batches, 1),
         mean_batch_rows=sum(server.rows for server in sums) / max(batches, 1),
         kv_occupancy_mean=sum(server.kv_block_seconds for server in sums)
-        / (duration_s * total_blocks),
-        kv_occupancy_peak=max(server.kv_peak_blocks / server.total_blocks for server in sums),
-        peak_sessions=max(server.peak_sessions for server in sums),
+        / max(duration_s * total_blocks, 1e-9),
+        kv_occupancy_peak=max(
+            (server.kv_peak_blocks / server.total_blocks for server in sums), default=0.0
+        ),
+        peak_sessions=max((server.peak_sessions for server in sums), default=0),
         uplink_bytes=up_bytes,
         downlink_bytes=sum(record.down_bytes for record in records),
         uplink_bytes_per_token=up_bytes / max(tokens, 1),
@@ -149,7 +151,7 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         cost=cost,
         cost_per_million_tokens=1e6 * cost / max(tokens, 1),
         clients=scenario.num_clients,
-        servers=scenario.servers.count,
+        servers=len(sums) // count,
         duration_s=duration_s,
         replications=count,
         seed=scenario.seed,

@@ -15,7 +15,8 @@ OPEN, EDGE, ENCODE, UP, QUEUE, CLOUD, DOWN, RECOVER = range(len(PARTS))
 
 
 class RequestRow(NamedTuple):
-    """One request. `ttft_s` and `e2e_s` are NaN when no token, or no end, came."""
+    """One request. `ttft_s` and `e2e_s` are NaN when no token, or no end, came; `server` is -1
+    when none was asked."""
 
     client: int
     group: int

@@ -81,8 +81,9 @@ class Link:
     each client draws one. `shared`: the whole group sits behind one link. `quantile`: instead
     of acting the profile out, hold every number at its value this far from the good end (0.5:
     median; 0.95: rates at their 5 % quantile, round trip at its 95 %). `up_bytes_per_s` and
-    `rtt_s` stand in where a trace recorded none. `random_start`: traces and drawn hours start
-    at a random moment for each client.
+    `rtt_s` stand in where a trace recorded none. `start_s`: where traces and drawn hours stand
+    when the simulation starts; `random_start`: each client's at a further random moment (a
+    shared link has none).
     """
 
     mix: dict[str, float]
@@ -91,6 +92,7 @@ class Link:
     up_bytes_per_s: float | None = None
     rtt_s: float | None = None
     random_start: bool = True
+    start_s: float = 0.0
 
     def __post_init__(self) -> None:
         _check_mix("link.mix", self.mix)

@@ -63,10 +63,6 @@ def load_setup(
 
     Raises ScenarioError naming what is not there or does not fit together.
     """
-    if plan.edge_is_whole:
-        raise ScenarioError(
-            "this plan runs the whole model on the edge: there is no server to simulate"
-        )
     names = {name for group in scenario.clients for name in group.devices}
     names.add(scenario.servers.device)
     devices = {}
@@ -112,7 +108,8 @@ def simulate(
     seed = scenario.seed + 7919 * replication
     env = Environment()
     record = Record()
-    servers = [_server(env, setup, parts) for _ in range(scenario.servers.count)]
+    num_servers = 0 if plan.edge_is_whole else scenario.servers.count
+    servers = [_server(env, setup, parts) for _ in range(num_servers)]
     world = World(
         env=env,
         scenario=scenario,
@@ -130,7 +127,7 @@ def simulate(
         keep_journal=any(fault.kind == "server_loss" for fault in scenario.faults),
     )
     for fault in scenario.faults:
-        if fault.kind == "server_loss":
+        if fault.kind == "server_loss" and servers:
             server = servers[fault.server]
             _at(env, fault.at_s, server.lose)
             _at(env, fault.at_s + fault.duration_s, server.restore)
@@ -246,9 +243,10 @@ class _Ways:
         for index, group in enumerate(setup.scenario.clients):
             if group.link.shared:
                 shape = link_shape(setup.links[index, _only(group)], group.link, seed=seed)
+                outages, start_s = self._outages[index], group.link.start_s
                 self._shared[index] = (
-                    SharedPipe(env, shape.up, self._outages[index]),
-                    SharedPipe(env, shape.down, self._outages[index]),
+                    SharedPipe(env, shape.up, outages, start_s=start_s),
+                    SharedPipe(env, shape.down, outages, start_s=start_s),
                 )
 
     def lanes(self, spec: ClientSpec) -> LinkLanes:
@@ -259,7 +257,12 @@ class _Ways:
         link = self._setup.scenario.clients[spec.group].link
         profile = self._setup.links[spec.group, spec.link]
         shape = link_shape(profile, link, seed=self._seed + spec.number % DRAWN_HOURS)
-        return own_lanes(shape, start=spec.start_s, outages=self._outages[spec.group])
+        return own_lanes(
+            shape,
+            start=spec.start_s,
+            outages=self._outages[spec.group],
+            start_s=link.start_s,
+        )
 
 
 class _DraftLengths:
@@ -334,7 +337,7 @@ def _only(group: Clients) -> str:
 
 
 def _drafts(plan: Plan, scenario: Scenario) -> bool:
-    return plan.drafting != "off" and scenario.drafting.length > 0
+    return plan.drafting != "off" and not plan.edge_is_whole and scenario.drafting.length > 0
 
 
 def _reseeded(scenario: Scenario, seed: int) -> Scenario:

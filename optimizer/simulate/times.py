@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 from hwprofiles.device import DeviceProfile
 from hwprofiles.link_shape import Curve, uniform
 from hwprofiles.rates import attention_s
-from optimizer.cost.cloud import SessionRows, back_compute_bits, back_step_s
+from optimizer.cost.cloud import SessionRows, back_compute_bits, back_step_s, sample_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
 from optimizer.cost.edge import front_step
 from optimizer.cost.weights import Matrix, back_layer_matrices, back_matrix_bytes
@@ -63,13 +63,14 @@ class LevelTimes:
 
 class FrontTimes:
     """Seconds of the plan's front on one device. `message_s`: its network stack's share of a round
-    trip, as given or as the profile has it."""
+    trip, as given or as the profile has it; `sample_s`: drawing a token there."""
 
     def __init__(self, device: DeviceProfile, plan: Plan, message_s: float | None = None) -> None:
         self._device = device
         self._plan = plan
         self._known: dict[tuple[int, int], float] = {}
         figure = device.overheads.message_s
+        self.sample_s = sample_s(device, plan.model.geometry, num_logits=1)
         known_s = 0.0 if figure is None else figure.effective
         self.message_s = known_s if message_s is None else message_s
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from optimizer.errors import ScenarioError
+from optimizer.cost.request import predict_request, round_parts
 from optimizer.simulate.measures import measure
 from optimizer.simulate.record import RECOVER
 from optimizer.simulate.replicate import replicate
@@ -23,6 +23,7 @@ from optimizer.simulate.scenario import (
 from optimizer.simulate.workload import client_specs
 from splitpoint.simulation_parts import REAL_PARTS
 from tests.optimizer_simulate.scenes import GROUP, PLAN, run, same, scene, setup_of
+from tests.optimizer_simulate.test_analytic import deployment
 
 BUSY_GROUP = {
     "count": 8,
@@ -164,7 +165,15 @@ def test_two_equal_clients_share_a_batch() -> None:
     assert record.servers[0].batch_sessions == 2 * record.servers[0].batches
 
 
-def test_a_plan_without_a_server_is_refused() -> None:
+def test_with_the_whole_model_on_the_edge_nobody_waits_for_anybody() -> None:
     whole = replace(PLAN, partition=replace(PLAN.partition, split=30), back_start=30)
-    with pytest.raises(ScenarioError, match="no server"):
-        setup_of(scene(), whole)
+    record = run(scene(group={"count": 3}), whole)
+    assert (record.servers, record.up_bytes) == ([], 0)
+    local = replace(deployment(), partition=whole.partition)
+    expected = predict_request(local, prompt_tokens=150, new_tokens=20)
+    for row in record.requests:
+        assert row.ttft_s == pytest.approx(expected.ttft_s, abs=1e-9)
+        assert (row.server, row.outcome) == (-1, "done")
+    rounds = [round_parts(local, position=150 + step).total_s for step in range(19)]
+    assert list(record.gaps_s[:19]) == pytest.approx(rounds, abs=1e-9)
+    assert measure(scene(), [record]).server_utilisation == 0.0

@@ -111,7 +111,7 @@ def test_tables_for_people(capsys: pytest.CaptureFixture[str], scenario: Path) -
         (("l4-24gb", "l5"), "no device profile 'l5'"),
         (("model: smollm2-135m", "model: gpt-7"), "no model spec 'gpt-7'"),
         (("kind: poisson", "kind: posson"), "kind"),
-        (("split: 10", "split: 30"), "no server"),
+        (("split: 10", "split: 31"), "the model has 30 layers"),
     ],
 )
 def test_what_is_wrong_with_a_scenario_is_said(
