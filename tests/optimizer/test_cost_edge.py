@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,8 @@ from hwprofiles.device import (
     BatchPoint,
     DecodeCurve,
     DecodePoint,
+    Kernel,
+    LayerPoint,
 )
 from hwprofiles.device_catalog import load_device, shipped_devices
 from hwprofiles.rates import (
@@ -21,6 +24,8 @@ from hwprofiles.rates import (
     batch_s_per_flop,
     decode_s_per_byte,
     interpolate,
+    layer_rest_s,
+    matrix_s,
 )
 from optimizer.cost.edge import front_prefill, front_step
 from optimizer.specs import load_spec
@@ -57,6 +62,61 @@ def test_decode_slowness_is_read_between_working_sets_and_matrix_sizes() -> None
     for (working_set, matrix), expected in at.items():
         found = decode_s_per_byte(curve, working_set_bytes=working_set, matrix_bytes=matrix)
         assert found == pytest.approx(expected / 0.5)
+
+
+def test_few_rows_depend_on_the_working_set_and_many_do_not_walk_it() -> None:
+    points = (
+        BatchPoint(num_rows=2, flops_per_s=4.0, working_set_bytes=1e6),
+        BatchPoint(num_rows=64, flops_per_s=8.0, working_set_bytes=1e6),
+        BatchPoint(num_rows=2, flops_per_s=1.0, working_set_bytes=1e8),
+        BatchPoint(num_rows=64, flops_per_s=8.0, working_set_bytes=1e8),
+    )
+    curve = BatchCurve(source="x", points=points)
+
+    def slowness(rows: int, working_set: float) -> float:
+        return batch_s_per_flop(
+            curve, num_rows=rows, num_weights=1e6, working_set_bytes=working_set
+        )
+
+    assert slowness(2, 1e6) == pytest.approx(1 / 4)
+    assert slowness(2, 1e8) == pytest.approx(1.0)
+    assert slowness(2, 1e7) == pytest.approx((1 / 4 + 1) / 2)
+    assert slowness(64, 1e6) == slowness(64, 1e8) == pytest.approx(1 / 8)
+    decode = DecodeCurve(source="x", points=(DecodePoint(working_set_bytes=0, bytes_per_s=1e-9),))
+    kernel = Kernel(
+        weight_bits=32, compute="fp32", dispatch_s=0.5, source="x", decode=decode, batch=curve
+    )
+    found = matrix_s(kernel, num_weights=10, matrix_bytes=40, num_rows=64, working_set_bytes=1e8)
+    assert found == pytest.approx(0.5 + 2 * 64 * 10 / 8)  # the one-row rate is no floor here
+
+
+def test_the_rest_of_a_layer_is_read_by_width_rows_and_sessions() -> None:
+    def point(width: int, sessions: int, rows: int, seconds: float) -> LayerPoint:
+        return LayerPoint(width=width, num_sessions=sessions, num_rows=rows, seconds=seconds)
+
+    layers = (
+        point(100, 1, 1, 1.0), point(100, 1, 9, 5.0), point(100, 4, 4, 7.0),
+        point(200, 1, 1, 3.0), point(200, 1, 9, 7.0),
+    )  # fmt: skip
+    kernel = replace(load_device("local-epyc-2core").kernel(32), layers=layers)
+    overheads = load_device("local-epyc-2core").overheads
+
+    def rest(width: int, rows: int, sessions: int = 1) -> float:
+        return layer_rest_s(
+            kernel, overheads, width=width, inner=300, num_rows=rows, num_sessions=sessions
+        )
+
+    assert rest(100, 1) == 1.0
+    assert rest(100, 5) == pytest.approx(3.0)
+    assert rest(100, 17) == pytest.approx(9.0)  # the last piece goes on
+    assert rest(100, 4, 4) == pytest.approx(7.0)
+    assert rest(100, 9, 4) == pytest.approx(5.0 + 7.0 - 2.5)  # rows, and what company costs
+    assert rest(200, 1) == 3.0
+    assert rest(400, 1) == pytest.approx(6.0)  # in proportion beyond the widest
+    none = replace(kernel, layers=())
+    assert layer_rest_s(
+        none, overheads, width=100, inner=300, num_rows=1
+    ) == overheads.layer_s.effective  # fmt: skip
 
 
 def test_batch_and_attention_read_off_their_points() -> None:
