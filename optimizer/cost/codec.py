@@ -9,9 +9,9 @@ holds these constants to them). Formulas: ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hwprofiles.device import DeviceProfile
+from hwprofiles.device import CodecSpeed, DeviceProfile
 from hwprofiles.rates import interpolate
 
 # Around a codec frame in its message: sequence, position, flags and lengths in protobuf, and
@@ -38,39 +38,48 @@ class LevelCost:
     decode_s_per_element: float = 0.0
 
 
-def level_cost(
-    name: str,
-    *,
-    bits_per_element: float,
-    hidden_size: int,
-    edge: DeviceProfile,
-    cloud: DeviceProfile | None = None,
-    kind: str | None = None,
+def level_on(
+    level: LevelCost, *, edge: DeviceProfile, cloud: DeviceProfile, hidden_size: int
 ) -> LevelCost:
-    """The level as these machines run it: the edge encodes, the cloud (or the edge) decodes.
+    """The level as these machines run it: the edge encodes, the cloud decodes.
 
-    `kind`: which coder (`lossless`, `calibrated`, `tabq`); by default the level's name says. No
-    time where a profile has none. Between the widths measured, seconds are interpolated.
+    Seconds of the coder that the level's name says (`lossless`, `tabq...`, otherwise the calibrated
+    one) from profiles that have timed it, between their widths; the level's own elsewhere.
     """
-    coder = kind or ("lossless" if name == "lossless" else "calibrated")
-    coder = "tabq" if kind is None and name.startswith("tabq") else coder
-    decoder = cloud if cloud is not None and cloud.codec else edge
-    return LevelCost(
-        name=name,
-        bits_per_element=bits_per_element,
-        encode_fixed_s=_at_width(edge, coder, hidden_size, "encode_fixed_s"),
-        encode_s_per_element=_at_width(edge, coder, hidden_size, "encode_s_per_element"),
-        decode_fixed_s=_at_width(decoder, coder, hidden_size, "decode_fixed_s"),
-        decode_s_per_element=_at_width(decoder, coder, hidden_size, "decode_s_per_element"),
-    )
+    kind = next((k for k in ("lossless", "tabq") if level.name.startswith(k)), "calibrated")
+    encode, decode = _at_width(edge, kind, hidden_size), _at_width(cloud, kind, hidden_size)
+    if encode is not None:
+        level = replace(
+            level,
+            encode_fixed_s=encode.encode_fixed_s,
+            encode_s_per_element=encode.encode_s_per_element,
+        )
+    if decode is not None:
+        level = replace(
+            level,
+            decode_fixed_s=decode.decode_fixed_s,
+            decode_s_per_element=decode.decode_s_per_element,
+        )
+    return level
 
 
-def _at_width(device: DeviceProfile, kind: str, hidden_size: int, figure: str) -> float:
+def _at_width(device: DeviceProfile, kind: str, hidden_size: int) -> CodecSpeed | None:
     speeds = [speed for speed in device.codec if speed.kind == kind]
     if not speeds:
-        return 0.0
+        return None
     widths = [float(speed.hidden_size) for speed in speeds]
-    return interpolate(widths, [getattr(speed, figure) for speed in speeds], hidden_size)
+
+    def between(values: list[float]) -> float:
+        return interpolate(widths, values, hidden_size)
+
+    return replace(
+        speeds[0],
+        hidden_size=hidden_size,
+        encode_fixed_s=between([speed.encode_fixed_s for speed in speeds]),
+        encode_s_per_element=between([speed.encode_s_per_element for speed in speeds]),
+        decode_fixed_s=between([speed.decode_fixed_s for speed in speeds]),
+        decode_s_per_element=between([speed.decode_s_per_element for speed in speeds]),
+    )
 
 
 def frame_bytes(level: LevelCost, *, hidden_size: int, num_rows: int) -> int:

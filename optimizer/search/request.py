@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hwprofiles.device import DeviceProfile
 from optimizer.cost.cloud import back_compute_bits
+from optimizer.cost.codec import level_on
 from optimizer.errors import PlanError
 from optimizer.geometry import ModelGeometry
 from optimizer.levels import DEFAULT_LEVELS
@@ -76,7 +77,10 @@ def make_problem(
         fronts=(*fronts, *mixed_fronts),
         back_bits=tuple(b for b in back_bits if back_compute_bits(cloud, b) in cloud_bits),
         kv_bits=tuple(b for b in kv_bits if b in caches),
-        levels=tuple(named[name] for name in levels or named),
+        levels=tuple(
+            level_on(named[name], edge=edge, cloud=cloud, hidden_size=geometry.hidden_size)
+            for name in levels or named
+        ),
         chunks=tuple(chunks),
         drafts=(NO_DRAFTING, *drafts),
     )

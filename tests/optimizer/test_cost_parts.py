@@ -19,7 +19,7 @@ from optimizer.cost.codec import (
     decode_s,
     encode_s,
     frame_bytes,
-    level_cost,
+    level_on,
 )
 from optimizer.cost.link import exchange_s, link_at, outage_wait_s, pipeline_s
 from optimizer.cost.memory import edge_memory, workspace_bytes
@@ -191,13 +191,16 @@ def test_a_levels_seconds_come_from_the_profiles_of_both_machines() -> None:
                    speed("calibrated", 10_000, 3.0)),
     )  # fmt: skip
     cloud = dataclasses.replace(PI, codec=(speed("calibrated", 100, 0.5),))
-    level = level_cost("q3", bits_per_element=3.0, hidden_size=1000, edge=edge, cloud=cloud)
+    own = LevelCost(name="q3", bits_per_element=3.0, encode_fixed_s=7.0, decode_fixed_s=7.0)
+    level = level_on(own, edge=edge, cloud=cloud, hidden_size=1000)
+    assert level.bits_per_element == 3.0
     assert level.encode_fixed_s == pytest.approx(2.0)  # half-way in the logarithm
     assert level.decode_fixed_s == pytest.approx(1.0)
-    exact = level_cost("lossless", bits_per_element=26.0, hidden_size=100, edge=edge)
-    assert (exact.encode_fixed_s, exact.decode_fixed_s) == (9.0, 18.0)
-    unknown = level_cost("q3", bits_per_element=3.0, hidden_size=100, edge=PI)
-    assert encode_s(unknown, hidden_size=100, num_rows=1) == 0.0
+    exact = level_on(
+        dataclasses.replace(own, name="lossless"), edge=edge, cloud=cloud, hidden_size=100
+    )
+    assert (exact.encode_fixed_s, exact.decode_fixed_s) == (9.0, 7.0)
+    assert level_on(own, edge=PI, cloud=PI, hidden_size=100) == own
 
 
 def _names() -> tuple[str, ...]:
