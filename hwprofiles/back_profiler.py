@@ -47,8 +47,8 @@ from hwprofiles.profile_parts import (
     net_s,
     quality_warnings,
 )
-from hwprofiles.rates import matrix_s
-from hwprofiles.seams import BackKernels, BackStack, Call, CodecKernels, SessionLoad, StackShape
+from hwprofiles.rates import attention_s, matrix_s
+from hwprofiles.seams import BackKernels, Call, CodecKernels, SessionLoad, StackShape
 from hwprofiles.timing import Timing, measure
 
 SHAPES = ((512, 1536), (1024, 2816))
@@ -57,6 +57,7 @@ STACKS = (
     StackShape(width=512, inner=1536, num_heads=8, num_kv_heads=4, head_dim=64, vocab_size=512),
     StackShape(width=1024, inner=2816, num_heads=16, num_kv_heads=4, head_dim=64, vocab_size=512),
 )
+TINY = StackShape(width=64, inner=128, num_heads=1, num_kv_heads=1, head_dim=64, vocab_size=64)
 SAMPLED = 32_768
 PATIENCE_S = 0.12
 SHORT = 16  # tokens cached in the batches
@@ -176,28 +177,44 @@ def profile_server(
 def _one_pass(
     kernels: BackKernels, effort: BackEffort, spreads: list[float], progress: Progress
 ) -> BackRates:
-    found, steps, sessions = [], [], []
+    progress(0.0, "steps without work")
+    step_s, session_s = _bookkeeping(kernels, effort, spreads)
+    found = []
     attention: list[AttentionKernel] = []
     count = len(kernels.weight_bits)
     for index, bits in enumerate(kernels.weight_bits):
-        progress(index / count, f"{bits}-bit weights: matrices")
+        progress((index + 0.1) / count, f"{bits}-bit weights: matrices")
         kernel = _kernel(kernels, bits, effort, spreads)
         progress((index + 0.6) / count, f"{bits}-bit weights: whole layers")
-        points = []
-        for shape in STACKS:
+        points: list[LayerPoint] = []
+        for shape in reversed(STACKS):
             stack = _Stack(kernels, shape, bits, kernel, effort, spreads)
-            points += stack.layers()
-            steps.append(stack.step_s)
-            sessions.append(stack.session_s)
-            if not attention and shape is STACKS[-1]:
+            if not attention:
                 attention.append(stack.attention(kernels.kv_bits))
+            points = stack.layers(attention[0], step_s, session_s) + points
         found.append(replace(kernel, layers=tuple(points)))
     return BackRates(
-        kernels=tuple(found),
-        attention=tuple(attention),
-        step_s=statistics.median(steps),
-        session_s=statistics.median(sessions),
+        kernels=tuple(found), attention=tuple(attention), step_s=step_s, session_s=session_s
     )
+
+
+def _bookkeeping(
+    kernels: BackKernels, effort: BackEffort, spreads: list[float]
+) -> tuple[float, float]:
+    """Seconds of a step and of each session in it that are not the layers': two depths of an engine
+    too narrow for its matrices to matter, T(L) = base + L layer, with few sessions and many."""
+    bits = kernels.weight_bits[0]
+    shallow = kernels.stack(TINY, num_layers=1, weight_bits=bits)
+    deep = kernels.stack(TINY, num_layers=3, weight_bits=bits)
+    bases = []
+    counts = (effort.sessions[0], effort.sessions[-1])
+    for count in counts:
+        loads = [SessionLoad(1, SHORT)] * count
+        one = _timed(shallow.step(loads), effort, spreads).seconds
+        three = _timed(deep.step(loads), effort, spreads).seconds
+        bases.append(one - (three - one) / 2)
+    session_s = max((bases[1] - bases[0]) / (counts[1] - counts[0]), 1e-8)
+    return max(bases[0] - counts[0] * session_s, 1e-7), session_s
 
 
 def back_bytes(num_weights: float, num_outputs: float, bits: int) -> float:
@@ -268,10 +285,10 @@ def _compute(kernels: BackKernels, bits: int) -> Compute:
 
 
 class _Stack:
-    """An engine of a few layers and of one: what a layer takes, and what a step takes besides.
+    """An engine of a few layers: what a layer takes beyond its matrices and attention.
 
-    With m the matrices of a layer as predicted, T(L) = base + L (m_L + rest): two depths give
-    `rest` and `base` for each batch, base = step_s + sessions * session_s.
+    With m and a of a layer as predicted, T(L) = step_s + sessions * session_s + L (m + a + rest)
+    plus the head gives `rest` for each batch.
     """
 
     def __init__(
@@ -285,40 +302,44 @@ class _Stack:
     ) -> None:
         self._shape, self._bits, self._kernel = shape, bits, kernel
         self._effort, self._spreads = effort, spreads
-        self._deep = kernels.stack(shape, num_layers=effort.layers, weight_bits=bits)
-        shallow = kernels.stack(shape, num_layers=1, weight_bits=bits)
-        self._rests: dict[tuple[int, int], float] = {}
-        bases = {}
+        self._stack = kernels.stack(shape, num_layers=effort.layers, weight_bits=bits)
         self._seconds: dict[tuple[int, int], float] = {}
-        for count in effort.sessions:
-            loads = [SessionLoad(1, SHORT)] * count
-            deep, one = self._time(self._deep, loads), self._time(shallow, loads)
-            layers = effort.layers
-            known = (self._matrices_s(layers, count), self._matrices_s(1, count))
-            rest = ((deep - layers * known[0]) - (one - known[1])) / (layers - 1)
-            self._rests[count, count] = rest
-            self._seconds[count, count] = deep
-            bases[count] = max(one - known[1] - rest, 1e-6)
-        first, last = effort.sessions[0], effort.sessions[-1]
-        self.session_s = max((bases[last] - bases[first]) / (last - first), 1e-8)
-        self.step_s = max(bases[first] - first * self.session_s, 1e-7)
 
-    def layers(self) -> list[LayerPoint]:
-        """The rest of whole layers: prompts of one session, then batches of sessions."""
-        for num_rows in self._effort.prompts:
-            seconds = self._time(self._deep, [SessionLoad(num_rows, 0)])
-            known = self._effort.layers * self._matrices_s(self._effort.layers, num_rows)
-            rest = (seconds - self.step_s - self.session_s - known) / self._effort.layers
-            self._rests[1, num_rows] = rest
+    def layers(
+        self, attention: AttentionKernel, step_s: float, session_s: float
+    ) -> list[LayerPoint]:
+        """The rest of whole layers: prompts of one session, and batches of sessions."""
+        batches = [(count, count) for count in self._effort.sessions]
         return [
             LayerPoint(
                 width=self._shape.width,
                 num_sessions=sessions,
                 num_rows=rows,
-                seconds=digits(seconds),
+                seconds=digits(
+                    self._rest_s(sessions, rows, attention, step_s + sessions * session_s)
+                ),
             )
-            for (sessions, rows), seconds in sorted(self._rests.items())
+            for sessions, rows in sorted([*batches, *((1, n) for n in self._effort.prompts)])
         ]
+
+    def _rest_s(
+        self, sessions: int, rows: int, attention: AttentionKernel, besides_s: float
+    ) -> float:
+        shape, layers = self._shape, self._effort.layers
+        load = SessionLoad(1, SHORT) if sessions == rows else SessionLoad(rows, 0)
+        if (sessions, rows) not in self._seconds:
+            self._seconds[sessions, rows] = self._time([load] * sessions)
+        attended = attention_s(
+            attention,
+            num_rows=load.num_rows,
+            num_tokens=load.position + load.num_rows,
+            num_heads=shape.num_heads,
+            head_dim=shape.head_dim,
+            working_set_bytes=0.0,
+        )
+        head = self._matrix_s((shape.width * shape.vocab_size, shape.vocab_size), sessions)
+        in_layers = self._seconds[sessions, rows] - besides_s - head
+        return in_layers / layers - self._matrices_s(rows) - sessions * attended
 
     def attention(self, kv_bits: int) -> AttentionKernel:
         """The slope in cached tokens: of one row (mean of one and of eight sessions, whose caches
@@ -329,17 +350,16 @@ class _Stack:
         long, layers = self._effort.long, self._effort.layers
         slopes = []
         for sessions in (1, 8):
-            if (sessions, sessions) not in self._seconds:
-                loads = [SessionLoad(1, SHORT)] * sessions
-                self._seconds[sessions, sessions] = self._time(self._deep, loads)
+            near = self._time([SessionLoad(1, SHORT)] * sessions)
+            self._seconds[sessions, sessions] = near
             depth = long // 2 if sessions > 1 else long
-            far = self._time(self._deep, [SessionLoad(1, depth)] * sessions)
-            slope = (far - self._seconds[sessions, sessions]) / (depth - SHORT) / sessions
-            slopes.append(slope / layers)
+            far = self._time([SessionLoad(1, depth)] * sessions)
+            slopes.append((far - near) / (depth - SHORT) / sessions / layers)
         points = [self._point(1, statistics.mean(slopes))]
         for num_rows in self._effort.prompts:
-            near = self._time(self._deep, [SessionLoad(num_rows, 0)])
-            far = self._time(self._deep, [SessionLoad(num_rows, long // 2)])
+            near = self._time([SessionLoad(num_rows, 0)])
+            self._seconds[1, num_rows] = near
+            far = self._time([SessionLoad(num_rows, long // 2)])
             points.append(self._point(num_rows, (far - near) / (long // 2) / layers))
         width = self._shape.num_heads * self._shape.head_dim
         return AttentionKernel(kv_bits=kv_bits, source="bench", points=tuple(points), width=width)
@@ -352,8 +372,8 @@ class _Stack:
             flops_per_s=digits(4 * num_rows * width / max(slope_s, 1e-10)),
         )
 
-    def _time(self, stack: BackStack, loads: Sequence[SessionLoad]) -> float:
-        return _timed(stack.step(loads), self._effort, self._spreads).seconds
+    def _time(self, loads: Sequence[SessionLoad]) -> float:
+        return _timed(self._stack.step(loads), self._effort, self._spreads).seconds
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Weights and outputs of a layer's matrices: queries, keys and values in one, gate and up
@@ -372,17 +392,18 @@ class _Stack:
     def _layer_bytes(self) -> float:
         return sum(back_bytes(weights, outputs, self._bits) for weights, outputs in self._sizes())
 
-    def _matrices_s(self, num_layers: int, num_rows: int) -> float:
+    def _matrices_s(self, num_rows: int) -> float:
         """Of one layer, as predictions will have it."""
-        return sum(
-            matrix_s(
-                self._kernel,
-                num_weights=weights,
-                matrix_bytes=back_bytes(weights, outputs, self._bits),
-                num_rows=num_rows,
-                working_set_bytes=num_layers * self._layer_bytes(),
-            )
-            for weights, outputs in self._sizes()
+        return sum(self._matrix_s(size, num_rows) for size in self._sizes())
+
+    def _matrix_s(self, size: tuple[int, int], num_rows: int) -> float:
+        weights, outputs = size
+        return matrix_s(
+            self._kernel,
+            num_weights=weights,
+            matrix_bytes=back_bytes(weights, outputs, self._bits),
+            num_rows=num_rows,
+            working_set_bytes=self._effort.layers * self._layer_bytes(),
         )
 
 
