@@ -61,6 +61,7 @@ class Recorder:
         self._lossless = Ladder.lossless(opened.plan.model.geometry.hidden_size)
         self._tokenizer = source.load_tokenizer()
         self._model = source.load_model().eval()
+        self._made: dict[tuple[int, ...], Recording] = {}
 
     def sessions(
         self, count: int, *, split: int, num_tokens: int, prompt_tokens: int | None = None
@@ -68,19 +69,18 @@ class Recorder:
         """`count` sessions: prompts of different lengths, or cut or repeated to `prompt_tokens`."""
         ladder = self._ladders.get(split, self._lossless)
         level = "lossless"
-        made: dict[tuple[int, ...], Recording] = {}
         out = []
         for index in range(count):
             ids = list(self._tokenizer(TOPICS[index % len(TOPICS)])["input_ids"])
             if prompt_tokens is not None:
                 ids = (ids * (prompt_tokens // len(ids) + 1))[:prompt_tokens]
-            key = tuple(ids)
-            if key not in made:
-                made[key] = record(
+            key = (split, num_tokens, *ids)
+            if key not in self._made:
+                self._made[key] = record(
                     self._model, self._sha256, ladder, level, split=split, prompt=ids,
                     num_tokens=num_tokens,
                 )  # fmt: skip
-            out.append(made[key])
+            out.append(self._made[key])
         return out
 
 
