@@ -56,7 +56,7 @@ class Played:
 @torch.inference_mode()
 def record(
     model: Any, model_sha256: str, ladder: Ladder, level: str, *, split: int, prompt: list[int],
-    num_tokens: int,
+    num_tokens: int, logprobs: bool = False,
 ) -> Recording:  # fmt: skip
     """Greedy tokens of the whole model (transformers), and the frames of its layer `split`."""
     ids = torch.tensor([prompt])
@@ -87,7 +87,7 @@ def record(
         hidden_size=hidden.shape[1],
         codec_tables_sha256=ladder.tables_sha256,
         max_tokens=len(tokens),
-        sampling=SamplingParams(logprobs=True),
+        sampling=SamplingParams(logprobs=logprobs),
     )
     return Recording(request, tuple(frames), tuple(tokens[len(prompt) :]))
 

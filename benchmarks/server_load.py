@@ -64,7 +64,13 @@ class Recorder:
         self._made: dict[tuple[int, ...], Recording] = {}
 
     def sessions(
-        self, count: int, *, split: int, num_tokens: int, prompt_tokens: int | None = None
+        self,
+        count: int,
+        *,
+        split: int,
+        num_tokens: int,
+        prompt_tokens: int | None = None,
+        logprobs: bool = False,
     ) -> list[Recording]:
         """`count` sessions: prompts of different lengths, or cut or repeated to `prompt_tokens`."""
         ladder = self._ladders.get(split, self._lossless)
@@ -78,7 +84,7 @@ class Recorder:
             if key not in self._made:
                 self._made[key] = record(
                     self._model, self._sha256, ladder, level, split=split, prompt=ids,
-                    num_tokens=num_tokens,
+                    num_tokens=num_tokens, logprobs=logprobs,
                 )  # fmt: skip
             out.append(self._made[key])
         return out
@@ -90,6 +96,7 @@ def throughput(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, A
     rates: dict[int, list[float]] = {count: [] for count in counts}
     gaps: dict[int, list[float]] = {count: [] for count in counts}
     compute: dict[int, list[float]] = {count: [] for count in counts}
+    batches: dict[int, list[float]] = {count: [] for count in counts}
     with serving(arguments.bundle, ("--kv-memory", "1GiB")) as address:
         asyncio.run(play_together(address, recordings[:2]))
         for _ in range(arguments.repeats):
@@ -98,6 +105,7 @@ def throughput(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, A
                 rates[count].append(rate)
                 gaps[count] += gaps_s(played)
                 compute[count] += [s for p in played for s in p.compute_s[1:]]
+                batches[count] += [float(n) for p in played for n in p.batch_sessions[1:]]
     base = quantile(rates[counts[0]], 0.5)
     return {
         str(count): {
@@ -106,6 +114,7 @@ def throughput(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, A
             "times_one_session": round(quantile(rates[count], 0.5) / base, 2),
             "step_p50_ms": round(1e3 * quantile(gaps[count], 0.5), 2),
             "step_p95_ms": round(1e3 * quantile(gaps[count], 0.95), 2),
+            "batch_p50": quantile(batches[count], 0.5),
             "server_compute_p50_ms": round(1e3 * quantile(compute[count], 0.5), 2),
         }
         for count in counts
@@ -144,7 +153,7 @@ def against(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, Any]
 
 def mixed(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, Any]:
     recordings = [
-        recorder.sessions(4, split=split, num_tokens=arguments.tokens)[index]
+        recorder.sessions(4, split=split, num_tokens=arguments.tokens, logprobs=True)[index]
         for index in range(4)
         for split in (5, 10, 20)
     ]

@@ -94,7 +94,7 @@ class Steps:
             engine.forward([BatchEntry(lease=lease, rows=rows, num_logits=0)])
         self._rows = torch.randn(count, engine.hidden_size)
         self._inputs = {
-            linear: torch.randn(count, linear.in_features) for linear in linears_of(engine)
+            linear: torch.randn(count, num_inputs(linear)) for linear in linears_of(engine)
         }
 
     def measure(self) -> dict[str, float]:
@@ -154,6 +154,10 @@ def linears_of(engine: BackEngine) -> list[Any]:
     """The products of a step, joined as they run, and the head."""
     layers: list[Any] = [layer for layer in engine._fused if layer is not None]
     return [linear for layer in layers for linear in layer.linears] + [engine.model.head]
+
+
+def num_inputs(linear: Any) -> int:
+    return int(linear.weight.shape[1] if hasattr(linear, "weight") else linear.in_features)
 
 
 def linear_bytes(linear: Any) -> int:
