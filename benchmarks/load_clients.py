@@ -39,6 +39,11 @@ class Recording:
     def num_prefill(self) -> int:
         return len(self.frames) - len(self.tokens) + 1
 
+    def cut(self, num_tokens: int) -> Recording:
+        """The same session, ending after `num_tokens` tokens."""
+        frames = self.frames[: self.num_prefill + num_tokens - 1]
+        return Recording(self.request, frames, self.tokens[:num_tokens])
+
 
 @dataclass
 class Played:

@@ -38,6 +38,10 @@ from optimizer.build.source import open_source
 from optimizer.bundle import open_bundle
 from splitpoint.server_process import serving
 
+# What a request of a trace is cut to, after scaling.
+MOST_PROMPT = 256
+MOST_OUTPUT = 48
+
 TOPICS = (
     "The history of the lighthouse begins with a fire on a hill above the harbour, and",
     "To bake a loaf of bread you need flour, water, salt and some patience, because",
@@ -253,27 +257,23 @@ async def _replay_trace(address: str, arrivals: list[tuple[float, Recording]]) -
 
 
 def trace(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, Any]:
-    """Lengths over `--scale-tokens` (at least 4 and 2 tokens), times over `--scale-time`."""
+    """Token counts divided by `--scale-tokens` and capped, arrival times times `--scale-time`."""
     reports: dict[str, Any] = {}
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for path in arguments.traces:
         arrivals = []
-        lengths: dict[tuple[int, int], Recording] = {}
         with path.open() as file:
             for row in csv.DictReader(file):
                 at_s = float(row["t_s"]) * arguments.scale_time
                 if at_s > arguments.seconds:
                     break
-                prompt = min(max(4, int(row["prompt_tokens"]) // arguments.scale_tokens), 512)
-                # Rounded, so that few recordings have to be made.
-                prompt = -(-prompt // 32) * 32
-                output = max(2, int(row["output_tokens"]) // arguments.scale_tokens)
-                output = min(-(-output // 8) * 8, 64)
-                if (prompt, output) not in lengths:
-                    lengths[prompt, output] = recorder.sessions(
-                        1, split=10, num_tokens=output, prompt_tokens=prompt
-                    )[0]
-                arrivals.append((at_s, lengths[prompt, output]))
+                prompt = min(int(row["prompt_tokens"]) // arguments.scale_tokens, MOST_PROMPT)
+                prompt = max(-(-prompt // 32) * 32, 32)  # rounded up: few recordings
+                output = min(int(row["output_tokens"]) // arguments.scale_tokens, MOST_OUTPUT)
+                (whole,) = recorder.sessions(
+                    1, split=10, num_tokens=MOST_OUTPUT, prompt_tokens=prompt
+                )
+                arrivals.append((at_s, whole.cut(max(output, 2))))
         with serving(arguments.bundle, ("--kv-memory", "1GiB")) as address:
             asyncio.run(play_together(address, [arrivals[0][1]]))
             played = asyncio.run(_replay_trace(address, arrivals))

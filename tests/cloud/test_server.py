@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -433,7 +434,10 @@ def test_two_thousand_sessions_cut_at_random_moments_leave_nothing_behind(
     async def scenario() -> None:
         config = replace(served.config, max_sessions=64, kv_memory_bytes=64 << 20)
         async with connected(config) as (server, channel):
+            process, settled_bytes = psutil.Process(), 0
             for begin in range(0, 2000, 50):
+                if begin == 400:  # whatever is allocated once has been
+                    settled_bytes = process.memory_info().rss
                 cuts = generator.integers(0, 4, 50)
                 await asyncio.gather(
                     *(one(channel, begin + i, int(cut)) for i, cut in enumerate(cuts))
@@ -441,6 +445,7 @@ def test_two_thousand_sessions_cut_at_random_moments_leave_nothing_behind(
                 await until(lambda: server.admission.num_sessions == 0)
             await until(lambda: server.pool.used_bytes == 0)
             assert server.pool.num_leases == 0
+            assert process.memory_info().rss < 1.05 * settled_bytes
 
     run(scenario)
 
