@@ -29,7 +29,9 @@ class Authority(NamedTuple):
     key: Path
 
 
-def authority(folder: Path, name: str) -> Authority:
+def authority(folder: Path, name: str, *, days: int = 2) -> Authority:
+    """days: how long the certificate is good; below zero, it has expired."""
+
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
@@ -40,7 +42,7 @@ def authority(folder: Path, name: str) -> Authority:
         *new_key, *f"-x509 -days 2 -keyout {ca}.key -out {ca}.pem".split(), "-subj", f"/CN={ca}"
     )
     openssl(*new_key, *f"-keyout {key} -out {request} -subj /CN=localhost -addext {names}".split())
-    signing = f"x509 -req -in {request} -CA {ca}.pem -CAkey {ca}.key -CAcreateserial -days 2"
+    signing = f"x509 -req -in {request} -CA {ca}.pem -CAkey {ca}.key -CAcreateserial -days {days}"
     openssl(*signing.split(), "-copy_extensions", "copy", "-out", f"{name}.pem")
     return Authority(folder / f"{name}-ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
 
@@ -96,6 +98,22 @@ def test_only_the_right_certificates_and_token_get_in(tmp_path: Path) -> None:
             assert await describe(server.port, client(ours.ca, ours), "secret") == MODEL_SHA256
             assert await describe(server.port, client(ours.ca, theirs), "secret") == "UNAVAILABLE"
             assert await describe(server.port, client(ours.ca), "secret") == "UNAVAILABLE"
+
+    asyncio.run(asyncio.wait_for(scenario(), 280))
+
+
+def test_an_expired_certificate_is_refused_on_either_side(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    good, expired = authority(tmp_path, "good"), authority(tmp_path, "expired", days=-1)
+    config = ServerConfig(bundle=tmp_path / "bundle", port=0, kv_memory_bytes=1 << 20)
+
+    async def scenario() -> None:
+        stale = Access(tls_cert=expired.cert, tls_key=expired.key)
+        async with serving(replace(config, access=stale)) as server:
+            assert await describe(server.port, client(expired.ca)) == "UNAVAILABLE"
+        mutual = Access(tls_cert=good.cert, tls_key=good.key, client_ca=expired.ca)
+        async with serving(replace(config, access=mutual)) as server:
+            assert await describe(server.port, client(good.ca, expired)) == "UNAVAILABLE"
 
     asyncio.run(asyncio.wait_for(scenario(), 280))
 
