@@ -75,6 +75,7 @@ class Measures:
     seed: int
     events: int
     wall_s: float
+    cpu_s: float
     peak_memory_bytes: int
 
     def to_json(self) -> dict[str, Any]:
@@ -157,6 +158,7 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         seed=scenario.seed,
         events=sum(record.events for record in records),
         wall_s=sum(record.wall_s for record in records),
+        cpu_s=sum(record.cpu_s for record in records),
         peak_memory_bytes=max(record.peak_memory_bytes for record in records),
     )
 

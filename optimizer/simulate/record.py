@@ -92,6 +92,7 @@ class Record:
     timeline_tokens_s: list[float] = field(default_factory=list)
     events: int = 0
     wall_s: float = 0.0
+    cpu_s: float = 0.0
     peak_memory_bytes: int = 0
 
     def add(

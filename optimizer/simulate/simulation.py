@@ -103,7 +103,7 @@ def simulate(
     progress: Callable[[float], None] = lambda share: None,
 ) -> Record:
     """Run one replication; `progress` is told the share of simulated time that has passed."""
-    started_s = time.perf_counter()
+    started_s, computed_s = time.perf_counter(), time.process_time()
     scenario, plan = setup.scenario, setup.plan
     seed = scenario.seed + 7919 * replication
     env = Environment()
@@ -168,6 +168,7 @@ def simulate(
     record.requests.sort(key=lambda row: (row.asked_s, row.client))
     record.events = next(env._eid)
     record.wall_s = time.perf_counter() - started_s
+    record.cpu_s = time.process_time() - computed_s
     record.peak_memory_bytes = _peak_memory_bytes()
     progress(1.0)
     return record
