@@ -54,11 +54,18 @@ def row_of(found: dict[str, Any]) -> dict[str, float]:
 
 
 def line(row: dict[str, float]) -> str:
-    return (
-        f"| {row['clients']:,} | {row['servers']} | {row['tokens']:,} | {row['events']:,} | "
-        f"{row['cpu_s']:.1f} | {row['wall_s']:.1f} | {row['us_per_event']:.1f} | {row['us_per_event_log']:.2f} | "
-        f"{row['peak_memory_mib']:.0f} |"
+    cells = (
+        f"{row['clients']:,}",
+        f"{row['servers']}",
+        f"{row['tokens']:,}",
+        f"{row['events']:,}",
+        f"{row['cpu_s']:.1f}",
+        f"{row['wall_s']:.1f}",
+        f"{row['us_per_event']:.1f}",
+        f"{row['us_per_event_log']:.2f}",
+        f"{row['peak_memory_mib']:.0f}",
     )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
