@@ -43,8 +43,9 @@ class RunningAnswer:
             last = error
         except Exception as error:  # an answer of its own for a fault of ours; the server goes on
             last = error
-        self._tell(last)
+        # The end of the answer comes last: who has seen it may ask again at once.
         self._call(self._on_end)
+        self._tell(last)
 
     def _tell(self, item: Piece | Exception | None) -> None:
         self._call(lambda: self._queue.put_nowait(item))

@@ -120,6 +120,22 @@ def test_a_stream_brings_the_same_text_and_its_usage(client: openai.OpenAI, mode
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_who_has_an_answer_may_ask_again_at_once(bench: ModelBench, server: RunningServer) -> None:
+    """One request at a time is allowed, and a client that asks one after another never sees 429."""
+    with (
+        EdgeClient(bench.edge_bundle(SPLIT), server.address) as alone,
+        running_api(alone, ApiConfig(port=0, concurrency=1)) as base,
+        openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0) as client,
+    ):
+        for index in range(40):
+            stream = index % 2 == 0
+            answer: Any = client.completions.create(
+                model=alone.plan.model.id, prompt="again", max_tokens=2, stream=stream
+            )
+            if stream:
+                assert list(answer)[-1].choices[0].finish_reason
+
+
 def test_a_seed_makes_an_answer_repeatable(client: openai.OpenAI, model: str) -> None:
     def ask(seed: int) -> str | None:
         answer = client.chat.completions.create(
