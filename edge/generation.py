@@ -171,7 +171,7 @@ class RemoteGeneration:
         self._cancelled = True
         self._connector.cancel()
         if self._stream is not None:
-            self._stream.abort()
+            self._stream.hang_up()  # with a goodbye, so that the cloud keeps nothing for a return
 
     def _round(self, session: Session, stream: Stream, on_step: OnStep) -> list[NewToken]:
         """Send what can be sent and take one answer; a lost stream is replaced by a new one."""
@@ -179,9 +179,9 @@ class RemoteGeneration:
             self._send_all(session, stream, on_step)
             return self._take(session, self._receive(session, stream), on_step)
         except (LostError, DeadlineError, ConnectError, BusyError) as error:
-            stream.abort()
             if self._cancelled:
                 raise
+            stream.abort()
             self._stream = self._recover(session, error)
             return []
 

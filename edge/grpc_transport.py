@@ -185,10 +185,14 @@ class _GrpcStream:
             raise received
         return received
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
         if not self._finished:
             self._outbox.put(wire.encode_edge(Close()))
         self._finish()
+        self._inbox.put(LostError("hung up"))  # whoever waits for an answer need not any more
+
+    def close(self) -> None:
+        self.hang_up()
         # The cloud ends the stream once it has freed the cache: wait for that, but not long,
         # since breaking the stream frees it too.
         self._reader.join(timeout=CLOSE_TIMEOUT_S)

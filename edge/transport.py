@@ -37,6 +37,10 @@ class Stream(Protocol):
         """The next message if one has come already; None if not."""
         ...
 
+    def hang_up(self) -> None:
+        """Say goodbye without waiting, from any thread; `receive` then raises. Never raises."""
+        ...
+
     def close(self) -> None:
         """Say goodbye (the cloud frees its cache) and let the stream go. Never raises."""
         ...

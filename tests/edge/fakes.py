@@ -166,6 +166,9 @@ class FakeStream:
     def poll(self) -> Received | None:
         return self.receive(0.0) if self.inbox and not self.dead else None
 
+    def hang_up(self) -> None:
+        self.dead = True
+
     def close(self) -> None:
         self.transport.closed += 1
 
