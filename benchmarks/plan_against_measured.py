@@ -2,11 +2,12 @@
 
     python benchmarks/plan_against_measured.py [--memories 64,128,256] [--repeats 5]
 
-For two rates, two round trips and three memory limits (MiB above what a process without a model
-takes) SmolLM2-135M is planned for the least time between tokens. Each distinct configuration is
-built (edge bundles by split, one cloud bundle that serves all of them), served in a process of
-its own, and run by another through the link emulator: `--repeats` prompts of 128 tokens after
-one that is thrown away, then one sequence as long as the plan allows, for the peak of memory.
+For two rates, two round trips and three memory limits (MiB above what the edge's process takes
+before it loads the front) SmolLM2-135M is planned for the least time between tokens. Each
+distinct configuration is built (edge bundles by split, one cloud bundle that serves all of them),
+served in a process of its own, and run by another through the link emulator: `--repeats` prompts
+of 128 tokens after one that is thrown away, then one sequence as long as the plan allows, for the
+peak of memory.
 Neighbours (split, precisions and level one step away) that keep the limits run as well.
 
 Profile, bundles and results stay in `--folder`; a second call goes on where the first stopped, so
@@ -33,6 +34,7 @@ from hwprofiles.emulator import EmulatedLink
 from hwprofiles.link_shape import LinkShape
 from optimizer.bundle import PLAN_NAME, write_manifest
 from optimizer.cost.link import LinkPoint
+from optimizer.cost.memory import edge_runtime_bytes
 from optimizer.plan import ModelRef, Plan
 from optimizer.prediction import Limits, ProfilesUsed
 from optimizer.search.answer import plan_of
@@ -146,8 +148,9 @@ def in_order(studies: list[dict[str, Any]]) -> list[tuple[Case, Plan]]:
 def study(case: Case, profiles: dict[str, Path], model: Path) -> dict[str, Any]:
     """The plan of a case, and its neighbours that keep the limits, the plan first."""
     edge, cloud = load_device(profiles["edge"]), load_device(profiles["cloud"])
+    base = edge_runtime_bytes(edge, reference(model).geometry)
     limits = Limits(
-        edge_memory_bytes=edge.memory.runtime_base_bytes.value + case.memory_mib * MIB,
+        edge_memory_bytes=base + case.memory_mib * MIB,
         max_quality_drop_pct=MAX_QUALITY_DROP_PCT,
         prompt_tokens=PROMPT,
     )
@@ -190,8 +193,8 @@ def neighbours(cell: Cell, shape: tuple[int, ...]) -> list[Cell]:
         if other.split == whole:
             out[index] = other._replace(back=0, level=0, draft=0)
         elif cell.split == whole:  # leaving the whole edge: with a level that is worth sending
-            out[index] = other._replace(level=3)
-    return out
+            out[index] = other._replace(level=2)
+    return [other for other in dict.fromkeys(out) if other != cell]
 
 
 def reference(model: Path) -> ModelRef:
@@ -299,9 +302,16 @@ def measure(bundle: str, address: str, level: str, repeats: int, text: Path) -> 
     """In the edge's process: medians over `repeats` prompts, then one longest sequence."""
     from edge.client import EdgeClient
     from edge.completion import CompletionRequest
+    from edge.errors import MemoryLimitError
     from edge.report import breakdown, peak_memory_bytes
 
-    with EdgeClient(bundle, address) as client:
+    refused = ""
+    try:
+        client = EdgeClient(bundle, address)  # keeps the plan's limit, or refuses
+    except MemoryLimitError as error:
+        refused = str(error)
+        client = EdgeClient(bundle, address, memory_limit_bytes=sys.maxsize)
+    with client:
         ids = client.tokenizer.encode(text.read_text(encoding="utf-8")[:60_000])
         request = CompletionRequest(
             max_new_tokens=ANSWER, level=level, draft="off", ignore_eos=True
@@ -326,6 +336,7 @@ def measure(bundle: str, address: str, level: str, repeats: int, text: Path) -> 
         "ttft_range_s": [min(ttfts), max(ttfts)],
         "tbt_range_s": [min(tbts), max(tbts)],
         "peak_memory_bytes": peak_memory_bytes(),
+        "refused": refused,
         "parts_s": {name: statistics.median(part[name] for part in parts) for name in names},
     }
 
@@ -356,6 +367,7 @@ def report(studies: list[dict[str, Any]], results: dict[str, Any]) -> None:
                 "chunk": plan.prefill_chunk,
                 "peak_mib": mine["peak_memory_bytes"] / MIB,
                 "limit_mib": item["limit"] / MIB,
+                "refused": mine["refused"],
                 "predicted_mib": predicted.edge_memory_bytes / MIB,
                 "tbt_s": mine["tbt_s"],
                 "tbt_predicted_s": predicted.tbt_s,

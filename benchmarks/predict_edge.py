@@ -28,7 +28,7 @@ from hwprofiles.profiler import median_of, profile_device
 from hwprofiles.strict_yaml import parse_strict
 from hwprofiles.system_facts import process_base_bytes
 from optimizer.cost.edge import front_step
-from optimizer.cost.memory import edge_memory
+from optimizer.cost.memory import edge_memory_over
 from optimizer.plan import ModelRef, Partition, Plan, load_plan
 
 SPLITS, BITS, KV_BITS = (3, 10, 20, 30), (4, 8, 32), (32, 8)
@@ -209,7 +209,7 @@ def memory_rows(plans: dict[Path, Plan]) -> list[dict[str, object]]:
     for path, plan in plans.items():
         command = [sys.executable, __file__, "--one-memory-point", str(path)]
         measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        predicted = edge_memory(device, plan)
+        predicted = edge_memory_over(device.memory.runtime_base_bytes.value, plan)
         print(path.name, measured, round(predicted.total_bytes), file=sys.stderr, flush=True)
         out.append(
             {

@@ -35,6 +35,7 @@ from edge.report import Completion
 from edge.stopping import StopRule
 from edge.tokenizer import ChatMessage, ChatTokenizer
 from optimizer.bundle import EdgeSettings, open_bundle
+from optimizer.plan import Plan
 from protos.messages import Open
 from protos.wire import MAX_RESUME_S
 
@@ -46,10 +47,10 @@ class EdgeClient:
     plan puts the whole model on the edge. concurrency: generations that may run at once, each
     with a KV cache of its own; a further one waits. threads, spinning: of the front's kernels, see
     FrontEngine. memory_limit_bytes: refuse to load a front with which this process would take
-    more. prefill_chunk: prompt tokens a frame, always (None: at most the plan's, and as many as
-    suit what is measured, see `edge.prefill_chunks`). draft_model: a bundle of a small model that
-    lies wholly on the edge, for drafting by `model`. trace: a text stream that gets one JSON
-    line a frame.
+    more (None: what the plan was made for, if it was for some). prefill_chunk: prompt tokens a
+    frame, always (None: at most the plan's, and as many as suit what is measured, see
+    `edge.prefill_chunks`). draft_model: a bundle of a small model that lies wholly on the edge,
+    for drafting by `model`. trace: a text stream that gets one JSON line a frame.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -85,6 +86,8 @@ class EdgeClient:
             else Ladder.lossless(geometry.hidden_size)
         )
         self._most_chunk_tokens = prefill_chunk or self.plan.prefill_chunk
+        if memory_limit_bytes is None:
+            memory_limit_bytes = _planned_limit(self.plan)
         if memory_limit_bytes is not None:
             self._most_chunk_tokens = fitting_chunk(
                 replace(self.plan, prefill_chunk=self._most_chunk_tokens),
@@ -280,3 +283,9 @@ class EdgeClient:
         if wanted not in (*names, *self.ladder.extra_names):
             raise InputError(f"no level {wanted!r}: this bundle has {', '.join(names)}")
         return (wanted,)
+
+
+def _planned_limit(plan: Plan) -> int | None:
+    """The memory that the plan was made for, where it was made for some: no more is taken."""
+    limit = None if plan.limits is None else plan.limits.edge_memory_bytes
+    return None if limit is None else int(limit)

@@ -54,7 +54,8 @@ class EdgeMemoryParts:
     """Peak bytes of the edge process at the longest sequence, part by part.
 
     They add up to the total but for `load_peak_bytes`, which replaces the sum where loading
-    needs more than running.
+    needs more than running. The runtime counts tokenizer and codec tables; `codec_bytes` are the
+    pages of the codec's predictions that the tokens touch.
     """
 
     runtime_bytes: float
@@ -64,6 +65,7 @@ class EdgeMemoryParts:
     workspace_bytes: float
     load_peak_bytes: float
     draft_bytes: float = 0.0
+    codec_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

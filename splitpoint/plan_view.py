@@ -204,6 +204,7 @@ def _promise_table(plan: Plan, predicted: Predicted) -> Table:
         "runtime": memory.runtime_bytes,
         "weights": memory.weight_bytes,
         "embedding": memory.embedding_bytes,
+        "codec": memory.codec_bytes,
         "KV": memory.kv_bytes,
         "workspace": memory.workspace_bytes,
         "draft": memory.draft_bytes,

@@ -1,6 +1,6 @@
 """Peak bytes of the edge process, part by part.
 
-    peak = runtime + weights + embedding + KV + max(workspace, head leftover)
+    peak = runtime + weights + embedding + codec + KV + max(workspace, head leftover)
 
 Source: B_kv is arXiv:2511.04002's; the rest is ours, from how ONNX Runtime loads a front.
 Weights stay memory-mapped files, but kernels re-pack their matrices into memory of their own, so a
@@ -33,6 +33,13 @@ FAULT_BYTES = 64 << 10
 # Live activations a row, in floats: 3 I + 4 D + qkv; the arena keeps about twice that, because
 # chunks of several sizes leave gaps and it grows by powers of two.
 ARENA_FACTOR = 2.1
+# The tokenizer's tables, by entry of the vocabulary: measured with tokenizers 0.23 on SmolLM2's
+# 49,152 (byte-level BPE).
+TOKENIZER_BYTES_PER_TOKEN = 600.0
+# The codec's tables (`codec/tables.py`): a prediction of a byte a token and channel, mapped and
+# touched like the embedding, and two rotations in float32, dense up to a width.
+MOST_PREDICTION_BYTES = 32 << 20
+DENSE_ROTATION_WIDTH, ROTATION_BLOCK = 2048, 256
 # Packing a vocabulary-sized head: bytes a weight that are freed again only after loading, and
 # bytes that stay with the allocator, where later steps reuse them.
 HEAD_TRANSIENT_BYTES_PER_WEIGHT = {4: 0.2, 8: 0.72, 16: 4.0, 32: 4.0}
@@ -50,11 +57,13 @@ class EdgeMemory:
     workspace_bytes: float
     head_leftover_bytes: float
     load_peak_bytes: float
+    codec_bytes: float = 0.0
 
     @property
     def total_bytes(self) -> float:
         """The high-water mark: of running at the longest sequence, or of loading."""
         steady = self.runtime_bytes + self.weight_bytes + self.embedding_bytes + self.kv_bytes
+        steady += self.codec_bytes
         return max(
             steady + max(self.workspace_bytes, self.head_leftover_bytes), self.load_peak_bytes
         )
@@ -72,15 +81,42 @@ def workspace_bytes(geometry: ModelGeometry, num_rows: int) -> float:
     return ARENA_FACTOR * FP32_BYTES * floats * num_rows
 
 
-def touched_bytes(table_bytes: float, num_tokens: int) -> float:
+def touched_bytes(table_bytes: float, num_tokens: float) -> float:
     """Bytes of a mapped table after `num_tokens` evenly drawn look-ups, each of which maps the
     64 KiB around it: S (1 - exp(-n 64 KiB / S)), balls into boxes."""
     return table_bytes * -math.expm1(-num_tokens * FAULT_BYTES / table_bytes)
 
 
 def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
-    """Peak memory of the edge process of `plan`, at its longest sequence, on `device`."""
-    return edge_memory_over(device.memory.runtime_base_bytes.value, plan)
+    """Peak memory of the edge process of `plan`, at its longest sequence, on `device`: the device's
+    empty process, tokenizer and codec tables are its runtime."""
+    geometry = plan.model.geometry
+    runtime = edge_runtime_bytes(device, geometry, whole=plan.edge_is_whole)
+    return edge_memory_over(runtime, plan)
+
+
+def edge_runtime_bytes(
+    device: DeviceProfile, geometry: ModelGeometry, *, whole: bool = False
+) -> float:
+    """What the process takes before it loads the front; a `whole` edge needs no codec."""
+    runtime = device.memory.runtime_base_bytes.value
+    runtime += TOKENIZER_BYTES_PER_TOKEN * geometry.vocab_size
+    return runtime if whole else runtime + rotation_bytes(geometry.hidden_size)
+
+
+def rotation_bytes(hidden_size: int) -> float:
+    """The calibrated codec's rotation and its inverse."""
+    block = hidden_size if hidden_size <= DENSE_ROTATION_WIDTH else ROTATION_BLOCK
+    return 2.0 * FP32_BYTES * hidden_size * block
+
+
+def codec_bytes(geometry: ModelGeometry, level: str, num_tokens: float) -> float:
+    """Pages of the codec's predictions that `num_tokens` tokens touch; lossless and the paper's
+    method (`tabq`) have none."""
+    if not level.startswith("q"):
+        return 0.0
+    table = min(geometry.vocab_size * geometry.hidden_size, MOST_PREDICTION_BYTES)
+    return touched_bytes(table, num_tokens)
 
 
 def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:
@@ -110,4 +146,7 @@ def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:
         workspace_bytes=workspace_bytes(geometry, plan.prefill_chunk),
         head_leftover_bytes=leftover,
         load_peak_bytes=runtime_bytes + weights + leftover + transient,
+        codec_bytes=0.0
+        if plan.edge_is_whole
+        else codec_bytes(geometry, plan.level, plan.max_tokens),
     )

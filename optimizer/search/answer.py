@@ -147,9 +147,11 @@ def _memory_parts(grid: Grid, draft: DraftChoice, plan: Plan) -> EdgeMemoryParts
         workspace_bytes=max(memory.workspace_bytes, memory.head_leftover_bytes),
         load_peak_bytes=memory.load_peak_bytes + draft_bytes,
         draft_bytes=draft_bytes,
+        codec_bytes=memory.codec_bytes,
     )
 
 
 def _total(parts: EdgeMemoryParts) -> float:
     steady = parts.runtime_bytes + parts.weight_bytes + parts.embedding_bytes + parts.kv_bytes
-    return max(steady + parts.workspace_bytes + parts.draft_bytes, parts.load_peak_bytes)
+    running = steady + parts.workspace_bytes + parts.draft_bytes + parts.codec_bytes
+    return max(running, parts.load_peak_bytes)

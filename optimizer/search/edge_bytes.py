@@ -11,7 +11,13 @@ import math
 
 import numpy as np
 
-from optimizer.cost.memory import FAULT_BYTES, EdgeMemory, edge_memory, workspace_bytes
+from optimizer.cost.memory import (
+    FAULT_BYTES,
+    EdgeMemory,
+    codec_bytes,
+    edge_memory,
+    workspace_bytes,
+)
 from optimizer.cost.weights import embedding_bytes
 from optimizer.plan import ModelRef, Partition, Plan
 from optimizer.search.problem import Front, Problem
@@ -19,7 +25,7 @@ from optimizer.search.rates import Floats
 
 
 class EdgeBytes:
-    """The parts of `edge_memory`, [S, F, 1, K, 1, H, D] when added up."""
+    """The parts of `edge_memory`, [S, F, 1, K, C, H, D] when added up."""
 
     def __init__(self, problem: Problem) -> None:
         space, geometry = problem.space, problem.geometry
@@ -27,13 +33,13 @@ class EdgeBytes:
         parts = [
             [_parts_of(problem, split, front) for front in space.fronts] for split in space.splits
         ]
-        self.runtime = problem.edge.memory.runtime_base_bytes.value
 
         def over_fronts(name: str) -> Floats:  # [S, F, 1, 1, 1, 1, 1]
             values = [[getattr(part, name) for part in row] for row in parts]
             return np.array(values, dtype=np.float64)[:, :, None, None, None, None, None]
 
-        self.weights = over_fronts("weight_bytes")
+        self._runtime = over_fronts("runtime_bytes")
+        self._weights = over_fronts("weight_bytes")
         self._leftover = over_fronts("head_leftover_bytes")
         self._load_peak = over_fronts("load_peak_bytes")
         tables = [embedding_bytes(geometry, front.front_bits) for front in space.fronts]
@@ -50,19 +56,30 @@ class EdgeBytes:
         self._workspace = np.array(chunks)[:, None]  # [H, 1]
         drafts = np.array([draft.memory_bytes for draft in space.drafts])
         whole = np.array([split == geometry.num_layers for split in space.splits])
-        self._drafts = np.where(whole.reshape(-1, 1, 1, 1, 1, 1, 1), 0.0, drafts)
+        is_whole = whole.reshape(-1, 1, 1, 1, 1, 1, 1)
+        self._drafts = np.where(is_whole, 0.0, drafts)
+        # A level touches its table or has none: what it touches of a table of this size.
+        most = 1 << 40
+        predicts = [codec_bytes(geometry, level.name, most) for level in space.levels]
+        self._codec = np.where(is_whole, 0.0, np.array(predicts)[:, None, None])
+        self._longest: dict[float, Floats] = {}
 
     def total(self, num_tokens: int | Floats) -> Floats:
         """Peak bytes at a length (or one for each configuration)."""
-        touched = self._tables * -np.expm1(-num_tokens * FAULT_BYTES / self._tables)
-        steady = self.runtime + self.weights + touched + self._kv * num_tokens
+        steady = self._runtime + self._weights + self._kv * num_tokens
+        for table in (self._tables, self._codec):
+            size = np.maximum(table, 1.0)
+            steady = steady + table * -np.expm1(-num_tokens * FAULT_BYTES / size)
         running = steady + np.maximum(self._workspace, self._leftover)
         return np.asarray(np.maximum(running, self._load_peak) + self._drafts)
 
     def longest(self, limit_bytes: float) -> Floats:
         """The longest sequence within `limit_bytes`, up to the model's context; 0 where not even
         one token fits. `total` never falls as tokens are added (KV is linear, the touched part of
-        the embedding concave and rising), so bisection finds the last length that fits."""
+        tables concave and rising), so bisection finds the last length that fits. Kept by limit:
+        the link does not change it."""
+        if limit_bytes in self._longest:
+            return self._longest[limit_bytes]
         low = np.zeros(self.total(1).shape)
         high = np.full(low.shape, float(self._context))
         fits = self.total(high) <= limit_bytes
@@ -71,6 +88,7 @@ class EdgeBytes:
             middle = np.floor((low + high + 1) / 2)
             fits = self.total(middle) <= limit_bytes
             low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
+        self._longest[limit_bytes] = low
         return low
 
 

@@ -12,7 +12,9 @@ from edge.client import EdgeClient
 from edge.errors import MemoryLimitError
 from edge.front import FrontEngine
 from edge.memory_limit import changes, fitting_chunk, nearest_plan, needed_memory
+from optimizer.build.bundle_builder import build_bundle
 from optimizer.plan import ModelRef, Partition, Plan
+from optimizer.prediction import Limits
 from optimizer.specs import load_spec
 from tests.conftest import ModelBench
 
@@ -96,3 +98,14 @@ def test_the_client_refuses_before_it_loads_the_front(
     monkeypatch.setattr(FrontEngine, "load", load)
     with pytest.raises(MemoryLimitError, match="needs"):
         EdgeClient(bundle, "127.0.0.1:1", memory_limit_bytes=20 * MIB)
+
+
+def test_without_a_limit_the_one_of_the_plan_holds(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(FrontEngine, "load", lambda *args, **kwargs: pytest.fail("loaded"))
+    bench: ModelBench = tiny("llama")
+    plan = replace(bench.plan(2), limits=Limits(edge_memory_bytes=20.0 * MIB))
+    build_bundle(bench.source, plan, tmp_path / "b", progress=lambda stage: None, sides=("edge",))
+    with pytest.raises(MemoryLimitError, match=r"of the 20\.0 MiB allowed"):
+        EdgeClient(tmp_path / "b", "127.0.0.1:1")

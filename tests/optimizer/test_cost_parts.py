@@ -54,7 +54,14 @@ def test_edge_memory_adds_up_and_counts_the_papers_kv() -> None:
         + memory.kv_bytes
         + memory.workspace_bytes
     )
-    assert memory.above_base_bytes == memory.total_bytes - PI.memory.runtime_base_bytes.value
+    # The empty process, a tokenizer of 49,152 entries, two rotations of 576 x 576.
+    base = PI.memory.runtime_base_bytes.value
+    assert memory.runtime_bytes == base + 600 * 49152 + 2 * 4 * 576 * 576
+    assert memory.above_base_bytes == memory.total_bytes - memory.runtime_bytes
+    calibrated = edge_memory(PI, dataclasses.replace(plan_of(10, 4, 32), level="q2"))
+    assert memory.codec_bytes == 0
+    assert 0.98 * 49152 * 576 < calibrated.codec_bytes < 49152 * 576
+    assert calibrated.total_bytes == memory.total_bytes + calibrated.codec_bytes
 
 
 def test_more_layers_bits_tokens_or_cache_bits_never_need_less_memory() -> None:

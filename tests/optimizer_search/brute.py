@@ -105,7 +105,7 @@ class BruteForce:
             partition=Partition(split=split, front_bits=front.front_bits, back_bits=32),
             back_start=split,
             kv_bits=space.kv_bits[cell.kv],
-            level="lossless",
+            level=space.levels[cell.level].name,
             max_tokens=tokens,
             prefill_chunk=space.chunks[cell.chunk],
             front_layer_bits=bits if front.layer_bits else (),
