@@ -48,6 +48,7 @@ RATES_MBPS = ((4.0, 16.0), (20.0, 50.0))  # up, down
 RTTS_S = (0.010, 0.060)
 PROMPT, ANSWER, MAX_TOKENS = 128, 32, 768
 BACK_BITS = 8
+LEVELS: tuple[str, ...] | None = ("lossless",)  # None: all, and every split is calibrated
 MAX_QUALITY_DROP_PCT = 12.0
 CALIBRATION_TOKENS = 3072
 TEXT = Path("../shared/data/wikitext2/wiki.valid.raw")
@@ -162,6 +163,7 @@ def study(case: Case, profiles: dict[str, Path], model: Path) -> dict[str, Any]:
         max_tokens=MAX_TOKENS,
         answer_tokens=ANSWER,
         back_bits=(BACK_BITS,),
+        levels=LEVELS,
         back_from=0,
         slack=0.0,
     )
@@ -192,8 +194,6 @@ def neighbours(cell: Cell, shape: tuple[int, ...]) -> list[Cell]:
     for index, other in enumerate(out):
         if other.split == whole:
             out[index] = other._replace(back=0, level=0, draft=0)
-        elif cell.split == whole:  # leaving the whole edge: with a level that is worth sending
-            out[index] = other._replace(level=2)
     return [other for other in dict.fromkeys(out) if other != cell]
 
 
@@ -243,6 +243,8 @@ def build_bundles(plans: list[Plan], arguments: argparse.Namespace, folder: Path
             continue
         build_bundle(source, plan, path, progress=lambda stage: None, sides=("edge",))
         if plan.edge_is_whole:
+            continue
+        if LEVELS == ("lossless",):
             continue
         tables = cloud / "codec" / f"split-{plan.partition.split}.tables"
         if not tables.is_file():
