@@ -216,3 +216,31 @@ def test_the_pictures_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert main([*arguments, "--plot", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 30_000
+
+
+def test_measured_layers_lead_to_fronts_of_mixed_precision(
+    capsys: pytest.CaptureFixture[str], tiny: Any, tmp_path: Path
+) -> None:
+    bench: ModelBench = tiny("llama")
+    folder = str(bench.source.folder)  # type: ignore[attr-defined]
+    text, losses, plan_file = tmp_path / "text", tmp_path / "layers.json", tmp_path / "plan.yaml"
+    text.write_text("A few words to read, again and again. " * 8)
+    measure = ["sensitivity", "--model", folder, "--split", "3", "--text", str(text)]
+    assert main([*measure, "--out", str(losses), "--tokens", "64", "--window", "32"]) == 0
+    assert capsys.readouterr().out.strip() == str(losses)
+    # Losses as if the second layer alone minded 4 bits.
+    values = json.loads(losses.read_text())
+    values["losses"] = [{"4": 0.2 if layer == 1 else 1e-4, "8": 1e-5} for layer in range(3)]
+    losses.write_text(json.dumps(values))
+    arguments = ["plan", "--model", folder, *PI, "--link", "wifi", "--split", "3"]
+    arguments += ["--prompt-tokens", "16", "--answer-tokens", "8", "--max-tokens", "96"]
+    arguments += ["--sensitivity", str(losses), "--max-quality-drop", "3", "--level", "lossless"]
+    arguments += ["--slack", "0"]
+    found = planned(capsys, *arguments, "--out", str(plan_file))
+    assert found["front_layer_bits"] == [4, 8, 4]
+    assert found["front_bits"] == 4
+    status, line = refused(
+        capsys, *SMOL, "--link", "wifi", "--sensitivity", str(tmp_path / "nowhere")
+    )
+    assert status == 1
+    assert "nowhere" in line
