@@ -58,6 +58,7 @@ STACKS = (
     StackShape(width=1024, inner=2816, num_heads=16, num_kv_heads=4, head_dim=64, vocab_size=512),
 )
 TINY = StackShape(width=64, inner=128, num_heads=1, num_kv_heads=1, head_dim=64, vocab_size=64)
+FEW = 8  # sessions; with many, threads are woken once a step, which is no session's
 SAMPLED = 32_768
 PATIENCE_S = 0.12
 SHORT = 16  # tokens cached in the batches
@@ -191,7 +192,7 @@ def _one_pass(
             stack = _Stack(kernels, shape, bits, kernel, effort, spreads)
             if not attention:
                 attention.append(stack.attention(kernels.kv_bits))
-            points = stack.layers(attention[0], step_s, session_s) + points
+            points = stack.layers(attention[0]) + points
         found.append(replace(kernel, layers=tuple(points)))
     return BackRates(
         kernels=tuple(found), attention=tuple(attention), step_s=step_s, session_s=session_s
@@ -207,7 +208,7 @@ def _bookkeeping(
     shallow = kernels.stack(TINY, num_layers=1, weight_bits=bits)
     deep = kernels.stack(TINY, num_layers=3, weight_bits=bits)
     bases = []
-    counts = (effort.sessions[0], effort.sessions[-1])
+    counts = (1, FEW)
     for count in counts:
         loads = [SessionLoad(1, SHORT)] * count
         one = _timed(shallow.step(loads), effort, spreads).seconds
@@ -287,8 +288,8 @@ def _compute(kernels: BackKernels, bits: int) -> Compute:
 class _Stack:
     """An engine of a few layers: what a layer takes beyond its matrices and attention.
 
-    With m and a of a layer as predicted, T(L) = step_s + sessions * session_s + L (m + a + rest)
-    plus the head gives `rest` for each batch.
+    With m (by working set) and a of a layer as predicted, T(L) = base + L (m_L + a + rest): two
+    depths give `rest` for each batch, whatever a step takes besides.
     """
 
     def __init__(
@@ -303,11 +304,10 @@ class _Stack:
         self._shape, self._bits, self._kernel = shape, bits, kernel
         self._effort, self._spreads = effort, spreads
         self._stack = kernels.stack(shape, num_layers=effort.layers, weight_bits=bits)
+        self._one = kernels.stack(shape, num_layers=1, weight_bits=bits)
         self._seconds: dict[tuple[int, int], float] = {}
 
-    def layers(
-        self, attention: AttentionKernel, step_s: float, session_s: float
-    ) -> list[LayerPoint]:
+    def layers(self, attention: AttentionKernel) -> list[LayerPoint]:
         """The rest of whole layers: prompts of one session, and batches of sessions."""
         batches = [(count, count) for count in self._effort.sessions]
         return [
@@ -315,20 +315,19 @@ class _Stack:
                 width=self._shape.width,
                 num_sessions=sessions,
                 num_rows=rows,
-                seconds=digits(
-                    self._rest_s(sessions, rows, attention, step_s + sessions * session_s)
-                ),
+                seconds=digits(self._rest_s(sessions, rows, attention)),
             )
             for sessions, rows in sorted([*batches, *((1, n) for n in self._effort.prompts)])
         ]
 
-    def _rest_s(
-        self, sessions: int, rows: int, attention: AttentionKernel, besides_s: float
-    ) -> float:
+    def _rest_s(self, sessions: int, rows: int, attention: AttentionKernel) -> float:
         shape, layers = self._shape, self._effort.layers
         load = SessionLoad(1, SHORT) if sessions == rows else SessionLoad(rows, 0)
         if (sessions, rows) not in self._seconds:
             self._seconds[sessions, rows] = self._time([load] * sessions)
+        deep = self._seconds[sessions, rows] - layers * self._matrices_s(layers, rows)
+        one = _timed(self._one.step([load] * sessions), self._effort, self._spreads).seconds
+        one -= self._matrices_s(1, rows)
         attended = attention_s(
             attention,
             num_rows=load.num_rows,
@@ -337,9 +336,7 @@ class _Stack:
             head_dim=shape.head_dim,
             working_set_bytes=0.0,
         )
-        head = self._matrix_s((shape.width * shape.vocab_size, shape.vocab_size), sessions)
-        in_layers = self._seconds[sessions, rows] - besides_s - head
-        return in_layers / layers - self._matrices_s(rows) - sessions * attended
+        return (deep - one) / (layers - 1) - sessions * attended
 
     def attention(self, kv_bits: int) -> AttentionKernel:
         """The slope in cached tokens: of one row (mean of one and of eight sessions, whose caches
@@ -392,18 +389,17 @@ class _Stack:
     def _layer_bytes(self) -> float:
         return sum(back_bytes(weights, outputs, self._bits) for weights, outputs in self._sizes())
 
-    def _matrices_s(self, num_rows: int) -> float:
+    def _matrices_s(self, num_layers: int, num_rows: int) -> float:
         """Of one layer, as predictions will have it."""
-        return sum(self._matrix_s(size, num_rows) for size in self._sizes())
-
-    def _matrix_s(self, size: tuple[int, int], num_rows: int) -> float:
-        weights, outputs = size
-        return matrix_s(
-            self._kernel,
-            num_weights=weights,
-            matrix_bytes=back_bytes(weights, outputs, self._bits),
-            num_rows=num_rows,
-            working_set_bytes=self._effort.layers * self._layer_bytes(),
+        return sum(
+            matrix_s(
+                self._kernel,
+                num_weights=weights,
+                matrix_bytes=back_bytes(weights, outputs, self._bits),
+                num_rows=num_rows,
+                working_set_bytes=num_layers * self._layer_bytes(),
+            )
+            for weights, outputs in self._sizes()
         )
 
 
