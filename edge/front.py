@@ -20,7 +20,7 @@ from edge.power import usable_cpus
 from optimizer.plan import Plan
 
 FRONT_NAME: Final = "front.onnx"
-RELEASE_ROWS: Final = 32  # a frugal engine gives pages back after so many
+RELEASE_ROWS: Final = 8  # a frugal engine gives pages back after so many
 KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
 
 

@@ -24,7 +24,7 @@ from optimizer.plan import FRONT_BITS, KV_BITS, Plan
 
 # Pages of ONNX Runtime's and gRPC's code and their threads' stacks, first touched when a session
 # runs; measured with onnxruntime 1.32 and grpcio 1.85 on x86-64 Linux.
-FIRST_RUN_BYTES: Final = 8 << 20
+FIRST_RUN_BYTES: Final = 14 << 20
 MIN_TOKENS: Final = 128
 CHUNKS: Final = (128, 64, 32, 16)
 
