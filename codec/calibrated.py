@@ -178,11 +178,15 @@ class CalibratedCodec:
 
     def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
         """See RowCodec."""
-        pieces = by_chunks(lambda part: self._quantize(rows[part], token_ids[part]), len(rows))
-        codes, which, mask, offsets, fineness, declined = (
-            parts[0] if len(parts) == 1 else np.concatenate(parts)
-            for parts in zip(*pieces, strict=True)
+        mask, targets, fineness, declined = _joined(
+            by_chunks(
+                lambda part: self.targets(rows[part], token_ids[part]), len(rows), in_turn=True
+            )
         )
+        codes, which, offsets, strange = _joined(
+            by_chunks(lambda part: self._quantize(targets[part]), len(rows))
+        )
+        declined = declined | strange
         if declined.any():
             taken = ~declined
             rows, codes, which, mask = rows[taken], codes[taken], which[taken], mask[taken]
@@ -195,13 +199,11 @@ class CalibratedCodec:
         payload += trellis.encode(self.models, which, codes)
         return Encoded(payload=payload, declined=declined)
 
-    def _quantize(self, rows: Rows, token_ids: TokenIds) -> tuple[npt.NDArray[Any], ...]:
-        """Codes, models, values aside [T, D] each, offsets, fineness, rows declined [T] each."""
-        mask, targets, fineness, declined = self.targets(rows, token_ids)
+    def _quantize(self, targets: I32) -> tuple[npt.NDArray[Any], ...]:
+        """Codes and models [T, D] each, offsets and rows declined [T] each."""
         offsets, strange = self.offsets(targets)
         codes, which, escapes = trellis.quantize(self.models, targets, self.base, offsets)
-        declined |= strange | (escapes > _MOST_ESCAPES * rows.shape[1])
-        return codes, which, mask, offsets, fineness, declined
+        return codes, which, offsets, strange | (escapes > _MOST_ESCAPES * targets.shape[1])
 
     def targets(
         self, rows: Rows, token_ids: TokenIds
@@ -253,11 +255,18 @@ class CalibratedCodec:
                 back += self.model.mean
             return back
 
-        pieces = by_chunks(restore, num_rows)
+        pieces = by_chunks(restore, num_rows, in_turn=True)
         rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if sparse is not None:
             rows[aside[sparse.rows], sparse.columns] = sparse.values
         return rows
+
+
+def _joined(pieces: list[tuple[npt.NDArray[Any], ...]]) -> list[npt.NDArray[Any]]:
+    """The pieces' arrays, each put together along the rows."""
+    if len(pieces) == 1:
+        return list(pieces[0])
+    return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
 
 def _read_side(data: memoryview, num_rows: int) -> tuple[U8, I8, npt.NDArray[np.int64], int]:

@@ -16,14 +16,20 @@ CHUNK = 64  # more than codec.rows.ROWWISE_UP_TO, so that a piece is never coded
 _MAX_THREADS = 4
 
 
-def by_chunks(work: Callable[[slice], Result], num_rows: int) -> list[Result]:
-    """Results of `work` over consecutive slices of the rows, in order; at least one slice."""
+def by_chunks(
+    work: Callable[[slice], Result], num_rows: int, *, in_turn: bool = False
+) -> list[Result]:
+    """Results of `work` over consecutive slices of the rows, in order; at least one slice.
+
+    in_turn: one after the other, for work with matrix products: BLAS has threads of its own, and
+    several callers at once make them wait for each other (measured: ten times slower).
+    """
     # A last piece of few rows joins the one before it.
     starts = list(range(0, max(num_rows - CHUNK // 2, 1), CHUNK))
     ends = [*starts[1:], num_rows]
     slices = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
-    if len(slices) == 1:
-        return [work(slices[0])]
+    if in_turn or len(slices) == 1:
+        return [work(part) for part in slices]
     return list(_pool().map(work, slices))
 
 
