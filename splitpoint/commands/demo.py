@@ -142,6 +142,7 @@ def _planned(
     model's weights being on a 4-bit grid already."""
     from hwprofiles.link import load_link
     from optimizer.cost.link import link_at
+    from optimizer.cost.memory import edge_runtime_bytes
     from optimizer.errors import PlanError
     from optimizer.plan import ModelRef
     from optimizer.prediction import Limits, ProfilesUsed
@@ -150,7 +151,7 @@ def _planned(
     from optimizer.search.planner import Planner
     from optimizer.search.request import make_problem
 
-    base_bytes = edge.memory.runtime_base_bytes.value
+    base_bytes = edge_runtime_bytes(edge, source.geometry)
     problem = make_problem(
         source.geometry,
         edge,
