@@ -25,6 +25,7 @@ from optimizer.plan import FRONT_BITS, KV_BITS, Plan
 # Pages of ONNX Runtime's and gRPC's code and their threads' stacks, first touched when a session
 # runs; measured with onnxruntime 1.32 and grpcio 1.85 on x86-64 Linux.
 FIRST_RUN_BYTES: Final = 14 << 20
+STEP_BYTES: Final = 1200  # of one step's frame, trace and token, beside its payload
 MIN_TOKENS: Final = 128
 CHUNKS: Final = (128, 64, 32, 16)
 
@@ -66,8 +67,18 @@ def needed_memory(plan: Plan, runtime_bytes: float, sequences: int) -> EdgeMemor
         needed,
         embedding_bytes=touched_bytes(table, rows),
         kv_bytes=needed.kv_bytes * sequences,
-        workspace_bytes=needed.workspace_bytes * sequences,
+        workspace_bytes=(needed.workspace_bytes + session_bytes(plan)) * sequences,
     )
+
+
+def session_bytes(plan: Plan) -> float:
+    """The journal of sent frames and the trace of every step, at the longest sequence.
+
+    A lossless row takes 27 bits an element, one of a calibrated level at most 4.
+    """
+    bits = 27 if plan.level == "lossless" else 4
+    row_bytes = bits * plan.model.geometry.hidden_size / 8
+    return plan.max_tokens * (row_bytes + STEP_BYTES)
 
 
 def nearest_plan(
