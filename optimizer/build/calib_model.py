@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,12 @@ def embedding_shape(model: PreTrainedModel) -> tuple[int, int]:
     if not isinstance(weight, Tensor):
         raise BuildError(f"{type(model).__name__}: its input embedding has no weight")
     return int(weight.shape[0]), int(weight.shape[1])
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What the KV cache is called in the forward call of this version of transformers."""
+    parameters = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 def _entry(model: PreTrainedModel, split: int) -> nn.Module:

@@ -7,13 +7,11 @@ arXiv:2410.17170.
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from optimizer.build.calib_model import embedding_shape
+from optimizer.build.calib_model import cache_argument, embedding_shape
 from optimizer.build.certify import Windows
 
 _TEMPERATURE = 1.0
@@ -28,7 +26,7 @@ def sampled_windows(
     """
     generator = torch.Generator().manual_seed(seed)
     vocab_size, _ = embedding_shape(model)
-    cached = _cache_argument(model)
+    cached = cache_argument(model)
     rows: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = []
     with torch.no_grad():
         for begin in range(0, num_windows, batch):
@@ -43,9 +41,3 @@ def sampled_windows(
                 drawn.append(current)
             rows.append(torch.cat(drawn, dim=1).numpy())
     return np.concatenate(rows)
-
-
-def _cache_argument(model: PreTrainedModel) -> str:
-    """What this transformers calls the cache of keys and values."""
-    parameters = inspect.signature(model.forward).parameters
-    return "cache" if "cache" in parameters else "past_key_values"

@@ -9,7 +9,6 @@ section 2). And any text the user brings, read in windows, which costs one pass 
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+
+from optimizer.build.calib_model import cache_argument
 
 _MARK = "\u2400question\u2400"
 
@@ -74,7 +75,7 @@ def write_chats(
         for row in range(count)
     ]
     generator = torch.Generator().manual_seed(seed)
-    cache = {_cache_name(model): DynamicCache(config=model.config)}
+    cache = {cache_argument(model): DynamicCache(config=model.config)}
     with torch.inference_mode(), _final_states(model) as kept:
         current = torch.tensor([talk.start() for talk in talks])
         width = current.shape[1]
@@ -183,11 +184,6 @@ def _final_states(model: Any) -> Iterator[list[Tensor]]:
         yield kept
     finally:
         handle.remove()
-
-
-def _cache_name(model: Any) -> str:
-    """What this version of transformers calls a model's KV cache."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> set[int]:

@@ -44,6 +44,8 @@ def write_kv_scales(staged: Path, out: Path) -> None:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+    from optimizer.build.calib_model import cache_argument
+
     tokenizer = AutoTokenizer.from_pretrained(staged)
     model = AutoModelForCausalLM.from_pretrained(staged, dtype=torch.float32)
     ids = tokenizer(SAMPLE_TEXT, return_tensors="pt").input_ids
@@ -51,7 +53,7 @@ def write_kv_scales(staged: Path, out: Path) -> None:
     with torch.no_grad():
         # A cache of this kind keeps every token, in layers with a sliding window too.
         cache = DynamicCache()
-        model.model(input_ids=ids, use_cache=True, past_key_values=cache)
+        model.model(input_ids=ids, use_cache=True, **{cache_argument(model.model): cache})
     layers = range(model.config.num_hidden_layers)
     scales = {
         "k_scales": [_scale(_pair_length(_cached(cache, i, "keys"))) for i in layers],
