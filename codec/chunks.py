@@ -21,8 +21,8 @@ def by_chunks(
 ) -> list[Result]:
     """Results of `work` over consecutive slices of the rows, in order; at least one slice.
 
-    in_turn: one after the other, for work with matrix products: BLAS has threads of its own, and
-    several callers at once make them wait for each other (measured: ten times slower).
+    in_turn: one after the other, for work with matrix products: BLAS has threads of its own, which
+    several callers at once would share.
     """
     # A last piece of few rows joins the one before it.
     starts = list(range(0, max(num_rows - CHUNK // 2, 1), CHUNK))
