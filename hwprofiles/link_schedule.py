@@ -102,7 +102,9 @@ def read_trace(path: str | Path) -> LinkTrace:
             reader = csv.DictReader(file)
             rows = list(reader)
             columns = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ProfileError(f"{path}: cannot be read: {error}") from error
     missing = [name for name in ("t_s", "down_mbps") if name not in columns]
     if missing or not rows:

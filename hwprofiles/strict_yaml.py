@@ -39,7 +39,9 @@ def load_strict(path: str | Path, cls: type[T]) -> T:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ProfileError(f"{path}: cannot be read: {error}") from error
     return parse_strict(text, cls, source=str(path))
 

@@ -52,5 +52,7 @@ class Sensitivity:
                     for layer in values["losses"]
                 ),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise PlanError(f"{path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"{path}: no layer sensitivities ({error!r})") from error

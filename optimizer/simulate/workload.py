@@ -130,7 +130,9 @@ def read_workload(path: str) -> tuple[Request, ...]:
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ScenarioError(f"{path}: cannot be read: {error}") from error
     missing = [name for name in ("t_s", "prompt_tokens", "output_tokens") if name not in columns]
     if missing or not rows:

@@ -60,7 +60,7 @@ def plan(
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Prompt that TTFT is predicted for.")] = 128,
     answer_tokens: Annotated[
-        int | None, typer.Option(help="Usual answer; TBT is predicted in its middle (128).")
+        int | None, typer.Option(help="Usual answer; TBT is predicted in its middle (128).", min=1)
     ] = None,
     max_tokens: Annotated[
         int | None,
@@ -93,7 +93,11 @@ def plan(
     ] = None,
     ngram_acceptance: Annotated[
         float | None,
-        typer.Option(help="How often a guess of prompt look-up is right: plan with it as well."),
+        typer.Option(
+            help="How often a guess of prompt look-up is right: plan with it as well.",
+            min=0,
+            max=1,
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only these splits: 10, or 8-12.", metavar="N[-M]")
@@ -109,7 +113,7 @@ def plan(
     ] = False,
     slack: Annotated[
         float,
-        typer.Option(help="Percent of the objective that better quality may cost."),
+        typer.Option(help="Percent of the objective that better quality may cost.", min=0, max=99),
     ] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None,
     plot: Annotated[
@@ -132,18 +136,22 @@ def plan(
     from optimizer.search.request import make_problem
     from splitpoint import plan_view
 
+    wanted = _objective(objective)
     if not 0 < epsilon < 1:
-        raise PlanError(f"--epsilon {epsilon}: must lie between 0 and 1")
-    limits = Limits(
-        edge_memory_bytes=_size(edge_memory),
-        cloud_memory_bytes=_size(cloud_memory),
-        cloud_memory_per_session_bytes=_size(cloud_memory_per_session),
-        max_ttft_s=max_ttft,
-        max_tbt_s=max_tbt,
-        max_quality_drop_pct=max_quality_drop,
-        prompt_tokens=prompt_tokens,
-        num_sessions=sessions,
-    )
+        raise typer.BadParameter(f"--epsilon {epsilon}: must lie between 0 and 1")
+    try:
+        limits = Limits(
+            edge_memory_bytes=_size(edge_memory),
+            cloud_memory_bytes=_size(cloud_memory),
+            cloud_memory_per_session_bytes=_size(cloud_memory_per_session),
+            max_ttft_s=max_ttft,
+            max_tbt_s=max_tbt,
+            max_quality_drop_pct=max_quality_drop,
+            prompt_tokens=prompt_tokens,
+            num_sessions=sessions,
+        )
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from error
     machines = load_device(edge), load_device(cloud)
     profile = load_link(link)
     reference = model_ref(model)
@@ -154,7 +162,7 @@ def plan(
         limits=limits,
         quality=quality_of(reference, certificate or [], measured),
         mixed_fronts=[] if measured is None else mixed_fronts(reference.geometry, measured.losses),
-        objective=_objective(objective),
+        objective=wanted,
         max_tokens=max_tokens,
         answer_tokens=answer_tokens,
         splits=None if split is None else _splits(split),
@@ -274,7 +282,7 @@ def _objective(name: str) -> Objective:
     for known in OBJECTIVES:
         if name == known:
             return known
-    raise PlanError(f"--objective {name}: choose one of {', '.join(OBJECTIVES)}")
+    raise typer.BadParameter(f"--objective {name}: choose one of {', '.join(OBJECTIVES)}")
 
 
 def _size(text: str | None) -> int | None:

@@ -96,6 +96,12 @@ def simulate(
             progress=progress,
         )
     measures = [measure(one.scenario, found) for one, found in zip(many, records, strict=True)]
+    if any(found.tokens == 0 for found in measures):
+        typer.echo(
+            "splitpoint: no token came in the simulated time, so latencies of 0 mean nothing; "
+            "give a longer --duration",
+            err=True,
+        )
     view = None
     if advice and (budget_ttft is not None or budget_tbt is not None):
         from optimizer.simulate.budget import budget_view
