@@ -148,6 +148,11 @@ def load() -> Kernel | None:
     except OSError as error:
         logger.warning("the compiled kernel is not usable, 8-bit layers run in torch: %s", error)
         return None
+    if not all(hasattr(library, name) for name in ("sp_available", "sp_layers", "sp_linear")):
+        logger.warning(
+            "the compiled kernel is an older one, 8-bit layers run in torch: %s", spec.origin
+        )
+        return None
     kind = int(library.sp_available())
     if kind == 0:
         logger.info("this processor has no AVX2: 8-bit layers run in torch")

@@ -28,12 +28,17 @@ EXTRA_OF_PACKAGE: Final = {
     "safetensors": "cloud",
     "grpc_health": "cloud",
     "grpc_reflection": "cloud",
+    "prometheus_client": "cloud",
+    "accelerate": "build",
     "onnx": "build",
+    "onnx_ir": "build",
     "onnxruntime_genai": "build",
     "optimum": "build",
     "gguf": "build",
-    "matplotlib": "build",
+    "huggingface_hub": "build",  # comes with transformers
+    "matplotlib": "simulate",  # the smaller of the two that bring it
     "simpy": "simulate",
+    "grpc_tools": "dev",
 }
 
 

@@ -16,9 +16,19 @@ from rich.table import Table
 
 PACKAGES_OF_SIDE = {
     "edge": ("numpy", "onnxruntime", "grpcio", "protobuf", "tokenizers", "jinja2"),
-    "cloud": ("torch", "transformers", "safetensors", "grpcio-health-checking"),
-    "build": ("onnx", "onnxruntime-genai", "optimum", "gguf"),
+    "api": ("starlette", "uvicorn"),
+    "cloud": (
+        "torch",
+        "transformers",
+        "safetensors",
+        "grpcio-health-checking",
+        "grpcio-reflection",
+        "prometheus-client",
+    ),
+    "build": ("onnx", "onnx-ir", "onnxruntime-genai", "optimum", "gguf", "accelerate"),
+    "simulate": ("simpy", "matplotlib"),
 }
+BUILD_KERNEL = "slower without: install from source where there is a C compiler"
 
 
 class Check(NamedTuple):
@@ -35,8 +45,10 @@ def doctor() -> None:
         Check("python", platform.python_version(), _python_fix()),
         *(check for side in PACKAGES_OF_SIDE for check in _package_checks(side)),
         _check("front kernels", _try_front_kernels, "pip install 'splitpoint[edge]'"),
-        _check("loopback gRPC", _try_loopback, "a firewall or proxy blocks 127.0.0.1"),
+        _check("loopback", _try_loopback, "a firewall or proxy blocks 127.0.0.1"),
         _check("codec round trip", _try_codec, "pip install 'splitpoint[edge]'"),
+        _codec_kernel(),
+        _cloud_kernel(),
         Check("CUDA", _cuda()),
     ]
     table = Table(title="splitpoint doctor", title_justify="left")
@@ -45,7 +57,7 @@ def doctor() -> None:
     for check in checks:
         table.add_row(check.what, check.found, check.fix)
     Console().print(table)
-    required = ("python", "front kernels", "loopback gRPC", "codec round trip")
+    required = ("python", "front kernels", "loopback", "codec round trip")
     broken = [check for check in checks if check.fix and check.what in required]
     if broken:
         raise typer.Exit(1)
@@ -97,6 +109,30 @@ def _try_codec() -> str:
     if not np.array_equal(restored, rows):
         raise ValueError("lossless is not lossless here")
     return "exact"
+
+
+def _codec_kernel() -> Check:
+    from codec import rans_native
+
+    if rans_native.load():
+        return Check("codec kernel", "compiled")
+    return Check("codec kernel", "none, numpy does its work", BUILD_KERNEL)
+
+
+def _cloud_kernel() -> Check:
+    what = "8-bit server kernel"
+    if find_spec("torch") is None:
+        return Check(what, "torch is not installed")
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return Check(what, "none for this platform, torch does its work")
+    from cloud import native
+
+    kernel = native.load()
+    if kernel is not None:
+        return Check(what, f"compiled, {kernel.name}")
+    if find_spec("cloud._kernel") is None:
+        return Check(what, "none, torch does its work", BUILD_KERNEL)
+    return Check(what, "not usable on this processor, torch does its work")
 
 
 def _cuda() -> str:

@@ -1,0 +1,47 @@
+"""Every package that the code imports is installed by an extra, and the hints name that extra."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from splitpoint.commands.doctor import PACKAGES_OF_SIDE
+from splitpoint.errors import EXTRA_OF_PACKAGE
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("splitpoint", "hwprofiles", "codec", "protos", "decoding", "optimizer", "edge", "cloud")
+ALWAYS = {"numpy", "yaml", "psutil", "dacite", "typer", "rich"}  # [project] dependencies
+
+
+def imports() -> set[str]:
+    """Top-level names of what the packages import, at module level or inside functions."""
+    found = set()
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_every_import_has_an_extra_to_hint_at() -> None:
+    others = imports() - set(sys.stdlib_module_names) - set(ROOMS) - ALWAYS
+    assert others <= set(EXTRA_OF_PACKAGE)
+
+
+def test_the_doctor_looks_for_every_package_of_every_extra() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    looked_for = {name for names in PACKAGES_OF_SIDE.values() for name in names}
+    for extra in ("edge", "api", "cloud", "build", "simulate"):
+        names = {re.split(r"[<>=\[]", wanted)[0] for wanted in extras[extra]} - {"splitpoint"}
+        assert names <= looked_for, extra
+    assert extras["all"] == ["splitpoint[edge,api,cloud,build,simulate]"]
+    assert set(EXTRA_OF_PACKAGE.values()) <= set(extras)
