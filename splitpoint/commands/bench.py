@@ -52,6 +52,50 @@ def codec(
     typer.echo(json.dumps(report, indent=None if as_json else 1))
 
 
+@bench_app.command()
+def decode(
+    bundle: Annotated[Path, typer.Argument(help="Bundle with both sides.", show_default=False)],
+    tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=2)] = 64,
+    repeats: Annotated[int, typer.Option(help="Answers to take the median of.", min=1)] = 3,
+    draft: Annotated[str, typer.Option(help="Drafter, as for 'splitpoint run'.")] = "off",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Decode through a server on loopback: tokens a second, and where a step's time goes."""
+    from splitpoint.decode_bench import run_decode_bench
+
+    report = run_decode_bench(bundle, tokens=tokens, repeats=repeats, draft=draft)
+    typer.echo(json.dumps(report, indent=None if as_json else 1))
+
+
+@bench_app.command()
+def server(
+    bundle: Annotated[Path, typer.Argument(help="Bundle with cloud/.", show_default=False)],
+    sessions: Annotated[str, typer.Option(help="Sessions a step, one run each.")] = "1,8,32",
+    history: Annotated[int, typer.Option(help="Tokens in each cache.", min=1)] = 128,
+    repeats: Annotated[int, typer.Option(help="Steps to take the median of.", min=1)] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """The server's engine alone: one decode step of several sessions in a batch."""
+    try:
+        counts = [int(count) for count in sessions.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise typer.BadParameter(f"--sessions {sessions!r}: give numbers, such as 1,8,32")
+    from cloud.bench import run_server_bench
+    from optimizer.plan import load_plan
+
+    plan = load_plan(bundle / "plan.yaml")
+    report = run_server_bench(
+        bundle / "cloud",
+        first_layer=plan.partition.split,
+        sessions=counts,
+        history=history,
+        repeats=repeats,
+    )
+    typer.echo(json.dumps(report, indent=None if as_json else 1))
+
+
 def _rate_quality(bundle: Path, model: Path, text: Path, tokens: int, plot: Path | None) -> Any:
     """What the repository's rate-quality benchmark prints for every split the bundle has."""
     from optimizer.errors import BuildError

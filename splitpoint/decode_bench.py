@@ -1,0 +1,43 @@
+"""Decoding through a bundle on this machine alone: server in a process of its own, on loopback."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from edge.client import EdgeClient
+from edge.completion import CompletionRequest
+from edge.report import breakdown
+from splitpoint.server_process import serving
+
+PROMPT = "Explain in a few sentences how a heat pump warms a house in winter."
+
+
+def run_decode_bench(bundle: Path, *, tokens: int, repeats: int, draft: str) -> dict[str, Any]:
+    """Tokens a second, time to the first one, and where a step's time goes.
+
+    Both sides share this machine's processors, so each is slower than on a machine of its own.
+    Medians over `repeats` greedy answers after one to warm up; parts are means within an answer.
+    """
+    request = CompletionRequest(max_new_tokens=tokens, draft=draft, ignore_eos=True)
+    with serving(bundle) as address, EdgeClient(bundle, address) as client:
+        client.complete(PROMPT, request)
+        answers = [client.complete(PROMPT, request) for _ in range(repeats)]
+    parts = [breakdown(answer.steps, "decode") for answer in answers]
+    rates = [answer.tokens_per_s for answer in answers]
+    return {
+        "bundle": str(bundle),
+        "tokens": len(answers[0].token_ids),
+        "repeats": repeats,
+        "draft": draft,
+        "measured": True,
+        "tokens_per_s": statistics.median(rates),
+        "tokens_per_s_min": min(rates),
+        "tokens_per_s_max": max(rates),
+        "ttft_s": statistics.median(answer.ttft_s for answer in answers),
+        "step_s": {
+            name.replace(" ", "_"): statistics.median(part[name] for part in parts)
+            for name in parts[0]
+        },
+    }
