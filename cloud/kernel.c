@@ -136,6 +136,9 @@ static void run(Job job, void *argument) {
     job(argument, 0);
     int spins = 0;
     while (atomic_load_explicit(&pool.running, memory_order_acquire) > 0) relax(&spins);
+    pthread_mutex_lock(&pool.lock);
+    pool.job = NULL; /* a thread that is created later must not find work that is over */
+    pthread_mutex_unlock(&pool.lock);
 }
 
 /* Everybody waits for everybody; the last to come sets the counter of the next piece of work. */

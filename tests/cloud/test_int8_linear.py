@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,24 @@ def test_the_compiled_layers_know_shared_prefixes_and_trees(tmp_path: Path) -> N
     second.keep_rows(24, [1, 2])
     (logits,) = engine.forward([BatchEntry(lease=second, rows=rows[26:], num_logits=4)])
     assert torch.equal(logits, expected[26:])
+
+
+@needs_kernel
+def test_threads_that_are_added_between_steps_do_not_run_the_last_step_again() -> None:
+    """A thread that found the last step's work would read memory that is gone, or wait for ever."""
+    code = """
+import time
+import torch
+from cloud import native
+kernel = native.load()
+codes = torch.ones(256, 64, dtype=torch.int8)
+packed = native.PackedLinear(codes, torch.ones(256), None)
+rows = torch.ones(3, 64)
+for threads in (2, 4, 6, 8):
+    torch.set_num_threads(threads)
+    kernel.set_threads(threads)
+    time.sleep(0.05)  # they begin before there is work
+    for _ in range(3):
+        assert torch.allclose(kernel.linear(rows, packed), torch.full((3, 256), 64.0))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
