@@ -105,7 +105,7 @@ class Admission:
         Raises MismatchError, BadOpenError, CapacityError or DrainingError.
         """
         self._check(request)
-        if tenant.sessions is not None and self._of_tenant[tenant.name] >= tenant.sessions:
+        if tenant.sessions is not None and self._num_asked(tenant) >= tenant.sessions:
             raise CapacityError(f"{tenant.name} has all its {tenant.sessions} sessions open")
         blocks = num_blocks(request.max_tokens) * (self._engine.num_layers - request.split)
         verdict = self._rule.decide(self._load(), blocks)
@@ -141,6 +141,11 @@ class Admission:
         while self._line:
             self._line.popleft().granted.set_exception(DrainingError(_DRAINING))
 
+    def _num_asked(self, tenant: Tenant) -> int:
+        """Sessions that a tenant has, and those it has in line."""
+        in_line = sum(waiter.tenant.name == tenant.name for waiter in self._line)
+        return self._of_tenant[tenant.name] + in_line
+
     def _give_up(self, waiter: _Waiter) -> None:
         """Take a waiter out of the line, or back the place it got in this very moment."""
         granted = waiter.granted
@@ -155,9 +160,8 @@ class Admission:
         while self._line and not self.draining:
             waiter = self._line[0]
             if not self._rule.fits(self._load(), waiter.num_blocks):
-                if not self.reclaim():
-                    return
-                continue
+                self.reclaim()  # one only: once it is gone, `leave` comes here again
+                return
             try:
                 session = self._grant(waiter.request, waiter.tenant)
             except CapacityError:  # room, but in holes of the wrong shape

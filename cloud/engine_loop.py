@@ -142,6 +142,10 @@ class EngineLoop:
             except CloudError as error:
                 self._fail(client, error)
                 return
+            except Exception as error:  # one session's frame must not end the others'
+                logger.exception("taking in a frame failed")
+                self._fail(client, EngineError(f"taking in a frame failed ({error})"))
+                return
             if isinstance(work, Result):
                 client.deliver(work)
                 continue

@@ -42,7 +42,12 @@ class Parking:
         return len(self._parked)
 
     def park(self, key: Key, parked: Parked, ttl_s: float) -> None:
-        """Keep it for `ttl_s`, or until `claim` takes it or room is needed."""
+        """Keep it for `ttl_s`, or until `claim` takes it or room is needed.
+
+        Another one under this key is freed: it would be out of everybody's reach.
+        """
+        if key in self._parked:
+            self._drop(key)
         timer = asyncio.get_running_loop().call_later(ttl_s, self._drop, key)
         self._parked[key] = (parked, timer)
 

@@ -155,6 +155,7 @@ class InferenceService:
         held_frames = client.session.num_frames
         self._metrics.sessions.labels(how=how).inc()
         running = _Running(stream, client, request, tenant, trace)
+        self._replace(self._running.get(running.key))  # one that was in line at the same time
         self._running[running.key] = running
         self._log(
             f"session_{how}",
@@ -190,16 +191,25 @@ class InferenceService:
         if freed is None:
             return
         # Only a stream that ends in peace waits for its memory to be free and says so.
-        await asyncio.wrap_future(freed)
+        # Shielded: a client that goes away now must not call the freeing off, nor have the
+        # place given away before the memory is free.
+        await asyncio.shield(asyncio.wrap_future(freed))
         await stream.write(Closed())
 
     def _leave(self, running: _Running, failed: CloudError | None) -> Future[None] | None:
         """The stream is over. None when its session lives on."""
-        if self._running.get(running.key) is running:
+        is_latest = self._running.get(running.key) is running
+        if is_latest:
             del self._running[running.key]
         if running.moved:
             return None
-        broken = failed is None and not running.stream.said_close and not running.client.closed
+        # Only the latest of its name can be asked for again.
+        broken = (
+            is_latest
+            and failed is None
+            and not running.stream.said_close
+            and not running.client.closed
+        )
         resume_s = min(running.request.resume_s, self._max_resume_s)
         ended: object = type(failed).__name__ if failed else None
         if broken and resume_s > 0 and not self._admission.draining:
@@ -228,8 +238,8 @@ class InferenceService:
         know it yet; None: it begins anew, and that other stream ends."""
         key = Key(tenant.name, request.session_id)
         older = self._running.pop(key, None)
+        self._replace(older)
         if older is not None:
-            older.stream.end(ReplacedError("another stream opened this session again"))
             wanted = request.resume_s > 0 and older.request.resume_s > 0
             if wanted and same_terms(older.request, request) and not older.client.closed:
                 older.moved = True
@@ -237,6 +247,10 @@ class InferenceService:
             return None
         parked = self._parking.claim(key, request)
         return None if parked is None else parked.client
+
+    def _replace(self, older: _Running | None) -> None:
+        if older is not None:
+            older.stream.end(ReplacedError("another stream opened this session again"))
 
     def _pace(self, tenant: Tenant, num_rows: int) -> float:
         if tenant.tokens_per_s is None:

@@ -112,6 +112,7 @@ class Session:
             )
         if frame.ahead and not self._stands(frame):
             self._next_sequence += 1
+            self._chain = None  # it counts frames, and no chain names this one
             result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
             self._remember(frame, result)
             return result

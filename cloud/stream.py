@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from typing import Any, Protocol
 import grpc
 
 from cloud.engine_loop import Client, EngineLoop
-from cloud.errors import BadFrameError, CloudError, IdleError, MismatchError
+from cloud.errors import BadFrameError, CloudError, EngineError, IdleError, MismatchError
 from cloud.metrics import Metrics
 from protos import wire
 from protos.errors import RemoteWireError, VersionError
 from protos.messages import Close, CloudMessage, Frame, Open, Result
+
+logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -107,6 +110,9 @@ class Stream:
             self._outbox.put_nowait(_Closing())
         except CloudError as error:
             self._outbox.put_nowait(error)
+        except Exception as error:  # else the writer would wait for ever, and hold the session
+            logger.exception("reading a stream failed")
+            self._outbox.put_nowait(EngineError(f"reading the stream failed ({error})"))
 
     async def write_answers(self) -> None:
         """Answers to the client until it has closed and has every answer it waits for.

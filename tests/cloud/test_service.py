@@ -6,15 +6,20 @@ import asyncio
 import json
 import logging
 import urllib.request
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cloud.engine_loop import EngineLoop
 from cloud.logs import JsonFormatter, trace_id
+from cloud.service import InferenceService
+from cloud.sessions import Session, Work
 from protos.messages import Close, Closed, Frame, Opened, Result
 from tests.cloud.test_server import (
     PROMPT,
@@ -268,5 +273,139 @@ def test_a_tenants_rate_holds_its_frames_back_and_no_one_elses(
             assert asyncio.get_running_loop().time() - begun >= 1.9
             await slow_channel.close()
             await fast_channel.close()
+
+    run(scenario)
+
+
+def test_two_streams_of_one_name_leave_nothing_behind(served: Served) -> None:
+    """Both in line at once, so neither found the other; and both would be kept when they break."""
+    config = replace(served.config, max_sessions=2, max_wait_s=60.0)
+
+    async def scenario() -> None:
+        async with connected(config) as (server, channel):
+            first = await Stream(channel).open(session_id="a")
+            second = await Stream(channel).open(session_id="b")
+            twins = [Stream(channel), Stream(channel)]
+            for index, twin in enumerate(twins):
+                await twin.send(open_message(session_id="twin", resume_s=0.3))
+                await until(lambda count=index + 1: server.admission.num_waiting == count)
+            for stream in (first, second):
+                await stream.send(Close())
+                await stream.receive()
+            assert isinstance(await twins[1].receive(), Opened)
+            for twin in twins:
+                twin.call.cancel()
+            await until(lambda: server.admission.num_sessions == 0)
+            assert server.pool.used_bytes == 0
+
+    run(scenario)
+
+
+def test_room_for_one_takes_no_more_parked_sessions_than_it_needs(served: Served) -> None:
+    def of_tokens(count: int) -> int:
+        return 2 * 2 * 2 * 16 * 4 * count
+
+    config = replace(
+        served.config, kv_memory_bytes=of_tokens(4 * 32), max_sessions=8, max_wait_s=30.0
+    )
+
+    async def scenario() -> None:
+        async with connected(config) as (server, channel):
+            for name in "abcd":
+                stream = await Stream(channel).open(session_id=name, max_tokens=32, resume_s=60.0)
+                stream.call.cancel()
+            await asyncio.sleep(0.1)
+            await Stream(channel).open(session_id="e", max_tokens=64)
+            assert server.admission.num_sessions == 3  # "a" and "b" made room, "c" and "d" stay
+
+    run(scenario)
+
+
+def test_a_tenant_has_no_more_sessions_by_standing_in_line(served: Served, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("one name=one sessions=1\ntwo name=two\n")
+    access = replace(served.config.access, token_file=tokens)
+    config = replace(served.config, access=access, max_sessions=1, max_wait_s=60.0)
+    one, two = ((("authorization", f"Bearer {name}"),) for name in ("one", "two"))
+
+    async def scenario() -> None:
+        async with connected(config) as (server, channel):
+            await Stream(channel, two).open(session_id="x")
+            waiting = Stream(channel, one)
+            await waiting.send(open_message(session_id="y"))
+            await until(lambda: server.admission.num_waiting == 1)
+            more = Stream(channel, one)
+            await more.send(open_message(session_id="z"))
+            assert (await more.refused())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    run(scenario)
+
+
+def test_a_fault_in_taking_in_a_frame_ends_that_session_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Session.begin
+
+    def faulty(session: Session, frame: Frame) -> Work | Result:
+        if session.session_id == "bad":
+            raise MemoryError("no room")
+        return begin(session, frame)
+
+    monkeypatch.setattr(Session, "begin", faulty)
+
+    async def scenario() -> None:
+        async with connected(served.config) as (_, channel):
+            bad = await Stream(channel).open(session_id="bad")
+            await bad.send(frame_of(served, 0, PROMPT, 0))
+            assert (await bad.refused())[0] is grpc.StatusCode.INTERNAL
+            good = await Stream(channel).open(session_id="good")
+            assert await generate(served, good, PROMPT, 3) == served.front.greedy(PROMPT, 3)
+
+    run(scenario)
+
+
+def test_a_fault_in_reading_ends_the_stream_instead_of_holding_its_session(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*_: object) -> None:
+        raise ValueError("of no kind that was foreseen")
+
+    monkeypatch.setattr(EngineLoop, "submit", faulty)
+
+    async def scenario() -> None:
+        async with connected(served.config) as (server, channel):
+            stream = await Stream(channel).open()
+            await stream.send(frame_of(served, 0, PROMPT, 0))
+            assert (await stream.refused())[0] is grpc.StatusCode.INTERNAL
+            await until(lambda: server.pool.used_bytes == 0)
+
+    run(scenario)
+
+
+def test_a_client_that_goes_while_it_is_freed_does_not_give_its_place_away_early() -> None:
+    async def scenario() -> None:
+        freed: Future[None] = Future()
+        left: list[bool] = []
+        engine_loop, admission = Mock(), Mock()
+        engine_loop.close.return_value = freed
+        admission.leave.side_effect = lambda _: left.append(freed.done())
+        service = InferenceService(admission, engine_loop)
+        running = Mock(moved=False, request=open_message())
+        running.stream.write = AsyncMock()
+        running.stream.write_answers = AsyncMock()
+        running.stream.read_frames = AsyncMock()
+        running.stream.said_close = True
+        running.stream.opened_s = 0.0
+        task = asyncio.create_task(service._converse(running, 0))
+        while not engine_loop.close.called:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task})
+        await asyncio.sleep(0.01)
+        assert left == []
+        freed.set_result(None)
+        await asyncio.sleep(0.01)
+        assert left == [True]
 
     run(scenario)

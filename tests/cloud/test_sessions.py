@@ -200,3 +200,15 @@ def test_rows_that_overflow_the_model_end_the_session_not_the_sampler() -> None:
     assert isinstance(work, Work)
     with pytest.raises(BadFrameError, match="overflow"):
         it.finish(work, np.full((1, VOCAB), np.nan, dtype=np.float32), Timings())
+
+
+def test_a_frame_that_fell_ends_the_beginning_that_others_may_share() -> None:
+    """An entry says how many frames it stands for; no chain names a frame that was not applied."""
+    kept: list[int] = []
+    it = session()
+    it._keep = lambda tokens, num_frames, chain: kept.append(num_frames)
+    it.begin_chain(b"\0" * 32)
+    run(it, frame(0, 0, 1, 2, want=False))
+    assert isinstance(it.begin(replace(frame(1, 2, 9), ahead=True)), Result)
+    run(it, frame(2, 2, 3, 4, want=False))
+    assert kept == [1]
