@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,14 @@ import torch
 from optimizer.build.draft_corpus import FrontRows, Progress, Shard, make_corpus, split_shard
 from optimizer.build.draft_export import HEAD_BITS, export_head
 from optimizer.build.draft_head import DraftHead, HeadShape, frequent_tokens, output_embedding
-from optimizer.build.draft_train import HeldOut, Positions, TrainOptions, best_tokens, held_out_worth, train
+from optimizer.build.draft_train import (
+    HeldOut,
+    Positions,
+    TrainOptions,
+    best_tokens,
+    held_out_worth,
+    train,
+)
 from optimizer.build.source import ModelSource
 from optimizer.bundle import Bundle, write_manifest
 from optimizer.errors import BuildError
@@ -49,8 +57,8 @@ def build_draft(
     """Train a head for `bundle` and write `draft/` and a new manifest into it.
 
     front: the bundle's own front. work: keeps corpus and checkpoint, so that an interrupted run
-    goes on. Returns what `draft/head.json` says. Raises BuildError for another model, or where
-    the edge holds all of it.
+    goes on; what another front, text or other options made there is left alone. Returns what
+    `draft/head.json` says. Raises BuildError for another model, or where the edge holds all of it.
     """
     plan = bundle.plan
     if source.sha256 != plan.model.sha256:
@@ -62,7 +70,7 @@ def build_draft(
     embedding = output_embedding(model)
     text_ids = None if text is None else np.array(tokenizer.encode(text), dtype=np.int64)
     shards = make_corpus(
-        work / "corpus",
+        work / f"corpus-{_digest(_front_files(bundle))}",
         model=_quick(model, options.training.device),
         tokenizer=tokenizer,
         front=front,
@@ -88,11 +96,28 @@ def build_draft(
         train_on,
         held_out,
         options.training,
-        checkpoint=work / "checkpoint.pt",
+        checkpoint=work / f"checkpoint-{run_digest(bundle, text, options)}.pt",
         progress=progress,
     )
     progress("writing the head", 0, 1)
     return _write(head.cpu(), worth, bundle, held_out, num_trained=len(train_on))
+
+
+def _front_files(bundle: Bundle) -> list[str]:
+    """Hashes of the front's files: its rows are kept in the corpus."""
+    return sorted(file.sha256 for name, file in bundle.files.items() if name.startswith("edge/"))
+
+
+def run_digest(bundle: Bundle, text: str | None, options: DraftOptions) -> str:
+    """Of everything that a checkpoint depends on. More epochs go on from fewer, on any device."""
+    values = asdict(options)
+    for name in ("epochs", "device"):
+        del values["training"][name]
+    return _digest([_front_files(bundle), text, values])
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
 def _write(

@@ -6,6 +6,7 @@ device's own front makes of them: the head will see exactly such rows, quantizat
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,9 +61,10 @@ def make_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     windows = _windows(text_ids, num_tokens // 2)
     sources: list[tuple[str, Callable[[], list[Passage]]]] = []
-    for index, begin in enumerate(range(0, len(windows), WINDOWS_A_SHARD)):
+    for begin in range(0, len(windows), WINDOWS_A_SHARD):
         part = windows[begin : begin + WINDOWS_A_SHARD]
-        sources.append((f"text-{len(windows)}-{index:03d}", lambda part=part: _read(model, part)))  # type: ignore[misc]
+        name = f"text-{hashlib.sha256(part.tobytes()).hexdigest()[:12]}"
+        sources.append((name, lambda part=part: _read(model, part)))  # type: ignore[misc]
     # A chat is about half a window of answer; shards are counted by what they turn out to hold.
     left = num_tokens - windows.size
     for index in range(max(round(left / (CHATS_A_SHARD * options.window * 0.7)), 0)):
@@ -131,6 +133,4 @@ def _save(path: Path, passages: list[Passage], front: FrontRows) -> None:
 
 def _load(path: Path) -> Shard:
     with np.load(path) as arrays:
-        return Shard(
-            token_ids=arrays["token_ids"], rows=arrays["rows"], states=arrays["states"]
-        )
+        return Shard(token_ids=arrays["token_ids"], rows=arrays["rows"], states=arrays["states"])

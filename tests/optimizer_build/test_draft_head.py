@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 import torch
 
 from edge.draft.head import FACTS_NAME, HEAD_NAME, HeadDrafter, HeadModel
+from optimizer.build.draft_build import DraftOptions, run_digest
+from optimizer.build.draft_corpus import make_corpus
 from optimizer.build.draft_export import export_head
 from optimizer.build.draft_head import DraftHead, HeadShape, frequent_tokens
 from optimizer.build.draft_text import ChatOptions, read_windows, template_parts, write_chats
 from optimizer.build.draft_train import Positions, TrainOptions, best_tokens, evaluate, train
 from optimizer.build.source import open_source
+from optimizer.bundle import Bundle, FileRecord
 from tests.tiny_models import make_tiny_model
 
 WIDTH, VOCAB, KNOWN = 64, 200, 96
@@ -169,3 +174,39 @@ def test_states_over_given_text_are_the_models(tmp_path: Path) -> None:
     for passage, expected in zip(passages, logits, strict=True):
         got = torch.from_numpy(passage.states).float() @ embedding.T
         torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)
+
+
+def test_a_second_run_takes_nothing_over_from_another_front_or_text(tmp_path: Path) -> None:
+    plan, other = TrainOptions(), DraftOptions(num_tokens=9999)
+    front = FileRecord(num_bytes=1, sha256="a" * 64)
+
+    def bundle(record: FileRecord) -> Bundle:
+        files = {"edge/front.onnx": record, "codec/split-1.tables": record}
+        return Bundle(root=tmp_path, plan=None, files=files)  # type: ignore[arg-type]
+
+    same = run_digest(bundle(front), "text", DraftOptions())
+    assert run_digest(bundle(front), "text", DraftOptions(training=replace(plan, epochs=9))) == same
+    assert run_digest(bundle(front), "text", other) != same
+    assert run_digest(bundle(front), "words", DraftOptions()) != same
+    assert run_digest(bundle(replace(front, sha256="b" * 64)), "text", DraftOptions()) != same
+
+
+def test_text_shards_are_found_again_by_their_words(tmp_path: Path) -> None:
+    model = make_tiny_model("llama", tmp_path / "model")
+    asked: list[int] = []
+
+    def rows(token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        asked.append(len(token_ids))
+        return np.zeros((len(token_ids), model.config.hidden_size), dtype=np.float32)
+
+    def corpus(first: int) -> npt.NDArray[np.int64]:
+        shards = make_corpus(
+            tmp_path / "corpus", model=model, tokenizer=None, front=rows, num_tokens=512,
+            text_ids=np.arange(first, first + 257, dtype=np.int64) % 250,
+            progress=lambda stage, done, total: None,
+        )  # fmt: skip
+        return shards[0].token_ids
+
+    assert corpus(3)[0] == 3
+    assert (corpus(3)[0], len(asked)) == (3, 1)  # read, not made again
+    assert (corpus(4)[0], len(asked)) == (4, 2)
