@@ -189,9 +189,7 @@ def calibrated_level(name: str, fit: Fit, target_kl: float) -> tuple[dict[str, A
 
 
 def _with(model: SplitModel, step: float, models: Models, centres: F32) -> CalibratedCodec:
-    return CalibratedCodec.build(
-        model, step, trellis_models(models.cdf, slope=_SLOPE), centres
-    )
+    return CalibratedCodec.build(model, step, trellis_models(models.cdf, slope=_SLOPE), centres)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
 from torch import Tensor
 
 from optimizer.build.draft_head import EPSILON, DraftHead

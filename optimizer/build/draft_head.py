@@ -7,8 +7,8 @@
 An early exit with an adapter, as in Kangaroo (Liu et al. 2024, arXiv:2404.18911, section 3): the
 layers that run on the device anyway are the drafter's body, so a guess costs the adapter and the
 head. Unlike EAGLE (Li et al. 2024, arXiv:2401.15077), which has to feed its own predicted states
-back, every guess is made from a true hidden state: the device computes the front's row of each draft
-in any case, because that row is what it sends. The adapter works position by position; what
+back, every guess is made from a true hidden state: the device computes the front's row of each
+draft in any case, because that row is what it sends. The adapter works position by position; what
 came before is in h already, through the front's attention. The head keeps the V' tokens that the
 model says most (Zhao et al. 2025, FR-Spec, arXiv:2502.14856): most of its cost, little of its use.
 """

@@ -76,7 +76,7 @@ def train(
     checkpoint: Path,
     progress: Progress,
 ) -> HeldOut:
-    """Train `head` in place, going on from `checkpoint` where one is; returns its held-out worth."""
+    """Train `head` in place, going on from `checkpoint` if it is there; returns held-out worth."""
     device = torch.device(options.device)
     done = 0
     if not checkpoint.is_file():
@@ -117,7 +117,9 @@ def evaluate(head: DraftHead, positions: Positions, batch: int = 1024) -> HeldOu
 
     def guesses(rows: npt.NDArray[np.float32]) -> tuple[Tokens, Shares]:
         with torch.no_grad():
-            share, index = head(torch.from_numpy(rows).to(head.embedding.device)).softmax(-1).max(-1)
+            share, index = (
+                head(torch.from_numpy(rows).to(head.embedding.device)).softmax(-1).max(-1)
+            )
         return head.tokens[index].cpu().numpy(), share.float().cpu().numpy()
 
     return held_out_worth(guesses, positions, batch)

@@ -72,7 +72,7 @@ def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
 
 
 def front_graph(source: ModelSource, plan: Plan) -> onnx.ModelProto:
-    """The front of at least one layer as a graph with its weights; the embedding still has 32 bits."""
+    """The front of at least one layer as a graph with weights; the embedding still has 32 bits."""
     with tempfile.TemporaryDirectory(prefix="splitpoint-front-") as temporary:
         staged = Path(temporary) / "model"
         _stage(source, plan, staged)

@@ -21,9 +21,7 @@ NODE_BITS: Final = re.compile(r"_Q\d+$")
 TAKEN_SUFFIX: Final = ".taken"
 
 
-def take_layers(
-    model: onnx.ModelProto, other: onnx.ModelProto, layers: Collection[int]
-) -> None:
+def take_layers(model: onnx.ModelProto, other: onnx.ModelProto, layers: Collection[int]) -> None:
     """Replace in `model` the matrices of `layers` by those of `other`, another export of it.
 
     Raises BuildError when the graphs do not have the same matrices.

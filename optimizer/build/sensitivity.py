@@ -60,7 +60,9 @@ class FrontLab:
         narrow = [layer for layer, bits in enumerate(layer_bits) if bits == 4]
         if narrow:
             take_layers(graph, self._graphs[4], narrow)
-        session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            graph.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
         return np.stack([self._run(session, ids) for ids in windows])
 
     def _run(self, session: Any, ids: npt.NDArray[np.int64]) -> Rows:
