@@ -7,6 +7,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from edge.api.errors import ApiError
 from edge.errors import InputError
@@ -60,6 +61,26 @@ def check_key(authorization: str | None, keys: tuple[bytes, ...]) -> None:
             status=401,
             kind="authentication_error",
             code="invalid_api_key",
+        )
+
+
+def check_host(host: str | None) -> None:
+    """ApiError 403 unless a Host header names this machine by a loopback name or address.
+
+    A web page can have its own name resolve to 127.0.0.1 (DNS rebinding); to the browser this API
+    is then the page's own server. The header still carries the page's name.
+    """
+    try:
+        name = urlsplit(f"//{host or ''}").hostname
+    except ValueError:
+        name = None
+    if name is None or not is_loopback(name):
+        raise ApiError(
+            "without an API key this server answers to localhost and loopback addresses only "
+            "(--api-key-file lifts that)",
+            status=403,
+            kind="authentication_error",
+            code="unknown_host",
         )
 
 

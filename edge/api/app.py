@@ -5,7 +5,8 @@
 As many generations run at once as the client has fronts; a request beyond that is answered with
 429 and Retry-After at once, instead of waiting in a line nobody sees. A client that goes away ends
 its generation, and with it the cloud's cache. Bodies have to be JSON by name: a page in a browser
-cannot send that to a loopback address without asking first.
+cannot send that to a loopback address without asking first. Nor may it come by another name than
+a loopback one where there is no key.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from edge.api.access import check_key
+from edge.api.access import check_host, check_key
 from edge.api.answers import Answer
 from edge.api.errors import ApiError, api_error
 from edge.api.requests import ApiRequest, chat_request, completions_request
@@ -43,11 +44,13 @@ def make_app(
     *,
     concurrency: int,
     keys: tuple[bytes, ...] = (),
+    loopback_only: bool = False,
     default: CompletionRequest | None = None,
 ) -> Starlette:
-    """An ASGI application. concurrency: at most the client's own. default: level, deadline and
-    context of requests that name none."""
-    api = _Api(client, concurrency, keys, default or CompletionRequest())
+    """An ASGI application. concurrency: at most the client's own. loopback_only: without keys,
+    answer only requests to a loopback host. default: level, deadline and context of requests that
+    name none."""
+    api = _Api(client, concurrency, keys, loopback_only, default or CompletionRequest())
     return Starlette(
         routes=[
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -67,11 +70,13 @@ class _Api:
         client: EdgeClient,
         concurrency: int,
         keys: tuple[bytes, ...],
+        loopback_only: bool,
         default: CompletionRequest,
     ) -> None:
         self._client = client
         self._concurrency = concurrency
         self._keys = keys
+        self._loopback_only = loopback_only and not keys
         self._default = default
         self._running: set[RunningAnswer] = set()
         self._typical_s = 1.0  # how long an answer takes, for Retry-After
@@ -89,11 +94,11 @@ class _Api:
         return JSONResponse({"status": "ok", "running": len(self._running)})
 
     async def models(self, request: Request) -> Response:
-        self._check_key(request)
+        self._check_caller(request)
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
-        self._check_key(request)
+        self._check_caller(request)
         self._check_model(request.path_params["name"])
         return JSONResponse(self._model())
 
@@ -104,7 +109,7 @@ class _Api:
         return await self._answer(request, completions_request)
 
     async def _answer(self, request: Request, parse: Parse) -> Response:
-        self._check_key(request)
+        self._check_caller(request)
         body = await _json_body(request)
         self._check_model(body.get("model"))
         asked = parse(body, default=self._default)
@@ -149,7 +154,9 @@ class _Api:
         self._running.add(running)
         return running
 
-    def _check_key(self, request: Request) -> None:
+    def _check_caller(self, request: Request) -> None:
+        if self._loopback_only:
+            check_host(request.headers.get("host"))
         check_key(request.headers.get("authorization"), self._keys)
 
     def _check_model(self, name: Any) -> None:

@@ -20,6 +20,7 @@ from edge.tokenizer import ChatMessage
 
 COMPLETIONS_MAX_TOKENS: Final = 16  # what OpenAI's completions give when nothing is asked for
 MAX_STOPS: Final = 16
+MAX_NUMBER: Final = 1e12
 ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 _SAMPLING: Final = frozenset(
@@ -181,11 +182,15 @@ def _messages(value: Any) -> list[ChatMessage]:
     messages: list[ChatMessage] = []
     for index, message in enumerate(value):
         where = f"messages[{index}]"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        if not isinstance(message, dict) or not _is_role(message.get("role")):
             raise ApiError(f"{where}: role must be one of {', '.join(ROLES)}", param=where)
         content = _content(message.get("content"), where)
         messages.append({"role": ROLES[message["role"]], "content": content})
     return messages
+
+
+def _is_role(value: Any) -> bool:
+    return isinstance(value, str) and value in ROLES
 
 
 def _content(value: Any, where: str) -> str:
@@ -253,6 +258,8 @@ def _number(body: Mapping[str, Any], name: str, default: float | None) -> float 
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ApiError(f"{name} must be a number", param=name)
+    if not -MAX_NUMBER <= value <= MAX_NUMBER:  # NaN too, which Python's JSON knows
+        raise ApiError(f"{name} is out of range", param=name)
     return value
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import uvicorn
 
-from edge.api.access import ApiAccess
+from edge.api.access import ApiAccess, is_loopback
 from edge.api.app import make_app
 from edge.client import EdgeClient
 from edge.completion import CompletionRequest
@@ -41,6 +41,7 @@ class ApiServer:
             client,
             concurrency=config.concurrency,
             keys=config.access.keys(),
+            loopback_only=is_loopback(config.host),
             default=config.default,
         )
         access = config.access

@@ -220,6 +220,18 @@ def curl(url: str, body: str, kind: str = "application/json") -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.parametrize("host", ["evil.example:8000", "127.0.0.1.evil.example", "[", ""])
+def test_a_page_whose_name_resolves_to_this_machine_is_refused(url: str, host: str) -> None:
+    answer = httpx.get(f"{url}/v1/models", headers={"host": host})
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "unknown_host"
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "LOCALHOST", "[::1]:8000", "127.0.0.2"])
+def test_every_loopback_name_is_answered(url: str, host: str) -> None:
+    assert httpx.get(f"{url}/v1/models", headers={"host": host}).status_code == 200
+
+
 def test_a_body_without_end_is_cut_off(url: str) -> None:
     answer = httpx.post(
         f"{url}/v1/completions",

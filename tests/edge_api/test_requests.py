@@ -87,6 +87,9 @@ def test_the_four_ways_to_write_one_prompt(prompt: Any) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"seed": 1.5}, "seed"),
         ({"level": 3}, "level"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0]"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"deadline_tbt_s": float("nan")}, "deadline_tbt_s"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], param: str) -> None:
