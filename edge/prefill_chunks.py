@@ -14,6 +14,10 @@ answered so far; before two sizes were seen the plan's chunk stands, after a fir
 quarter, which fills the pipeline four times sooner.
 
 The plan's chunk is also the upper limit: the edge's working memory was planned with it.
+
+Times differ from run to run, and so do the cuts. A row computed alone may come out other than
+among others (16-bit KV: 0.9 %), while any two larger sizes gave the same bits (docs/edge.md); so no
+chunk leaves a single token behind it.
 """
 
 from __future__ import annotations
@@ -49,11 +53,19 @@ def next_chunk(num_left: int, planned: int, answered: Sequence[StageTimes]) -> i
     """Tokens of the next chunk, at most `planned` and `num_left`, both at least 1."""
     if not answered:
         first = max(_rounded_up(math.ceil(planned / FIRST_SHARE)), GRAIN)
-        return min(first if first < planned else planned, num_left)
+        return _leaving_no_single(min(first if first < planned else planned, num_left), num_left)
     chunk = min(_best(num_left, answered) or planned, planned)
     # Chunks of equal size: a short one at the end would cost a whole pass for a few tokens.
     num_chunks = math.ceil(num_left / chunk)
-    return min(_rounded_up(math.ceil(num_left / num_chunks)), planned, num_left)
+    size = min(_rounded_up(math.ceil(num_left / num_chunks)), planned, num_left)
+    return _leaving_no_single(size, num_left)
+
+
+def _leaving_no_single(size: int, num_left: int) -> int:
+    """A smaller chunk where one token would be left; none is smaller than two."""
+    if num_left - size != 1 or size <= 2:
+        return size
+    return size - GRAIN if size > GRAIN else size - 1
 
 
 def _best(num_left: int, answered: Sequence[StageTimes]) -> int | None:

@@ -16,6 +16,7 @@ from typing import Final
 from protos.messages import Frame
 
 MAX_BYTES: Final = 16 << 20
+MIN_LEFT: Final = 2
 
 
 class PrefixMemory:
@@ -27,7 +28,8 @@ class PrefixMemory:
         self._prompts: OrderedDict[tuple[str, tuple[Frame, ...]], int] = OrderedDict()
 
     def matching(self, level: str, prompt_ids: Sequence[int]) -> tuple[Frame, ...]:
-        """The most frames that such a prompt would begin with; at least its last token is left."""
+        """The most frames that such a prompt would begin with; at least two tokens are left, since
+        a single row may come out other than among others (`edge.prefill_chunks`)."""
         with self._lock:
             kept = [frames for known, frames in self._prompts if known == level]
         return max((_common(frames, prompt_ids) for frames in kept), key=len, default=())
@@ -53,7 +55,7 @@ def _common(frames: Sequence[Frame], prompt_ids: Sequence[int]) -> tuple[Frame, 
     count = 0
     for frame in frames:
         end = frame.first_position + len(frame.token_ids)
-        if end >= len(prompt_ids):
+        if end > len(prompt_ids) - MIN_LEFT:
             break
         if tuple(prompt_ids[frame.first_position : end]) != frame.token_ids:
             break

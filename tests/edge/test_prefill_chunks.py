@@ -35,6 +35,16 @@ def test_the_first_chunk_is_small_and_the_next_is_the_plans() -> None:
     assert next_chunk(10, 128, []) == 10
 
 
+@pytest.mark.parametrize("planned", [3, 16, 24, 32, 128])
+@pytest.mark.parametrize("seen", [[], [32], [32, 128], [16, 32]])
+def test_no_chunk_leaves_a_single_token_behind(planned: int, seen: list[int]) -> None:
+    answered = [times(size) for size in seen]
+    for num_left in range(2, 300):
+        size = next_chunk(num_left, planned, answered)
+        assert 1 < size <= min(planned, num_left)
+        assert num_left - size != 1
+
+
 def test_two_sizes_are_enough_to_find_the_best_one() -> None:
     """Against a simulation of the pipeline with every chunk size there is."""
     for num_tokens in (256, 512, 2048):

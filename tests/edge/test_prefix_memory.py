@@ -28,7 +28,8 @@ def test_the_longest_common_beginning_is_found_at_its_level() -> None:
     memory.remember("q2", frames((*PROMPT[:16], 1, *PROMPT[17:])))
     assert len(memory.matching("q2", PROMPT)) == 2
     assert len(memory.matching("q2", (*PROMPT[:20], 9, 9, 9))) == 1
-    assert memory.matching("q2", PROMPT[:16]) == ()  # a token has to be left to ask with
+    assert memory.matching("q2", PROMPT[:17]) == ()  # two tokens have to be left to ask with
+    assert len(memory.matching("q2", PROMPT[:18])) == 1
     assert memory.matching("lossless", PROMPT) == ()
     assert memory.matching("q2", PROMPT[1:]) == ()
 
