@@ -170,7 +170,8 @@ class Servers:
 
     `kv_memory_bytes` and `max_sessions` bound what admission grants; `block_tokens` is the KV
     block; `kv_bits` None: what the device keeps. `measured`, when given, replaces the cost
-    model. `waiting`: how many may wait in line for admission.
+    model. `waiting`: how many may wait in line for admission, each for `max_wait_s`; both, like
+    the sessions, are what `splitpoint serve` has unless told otherwise.
     """
 
     device: str
@@ -179,7 +180,8 @@ class Servers:
     kv_memory_bytes: float = 1 << 30
     kv_bits: int | None = None
     block_tokens: int = 16
-    waiting: int = 0
+    waiting: int = 16
+    max_wait_s: float = 2.0
     batch: BatchLimits = field(default_factory=BatchLimits)
     measured: MeasuredSteps | None = None
     cost_per_hour: float = 0.0
@@ -187,6 +189,8 @@ class Servers:
     def __post_init__(self) -> None:
         if min(self.count, self.max_sessions, self.block_tokens) < 1 or self.kv_memory_bytes <= 0:
             raise ScenarioError("servers need a count, sessions, blocks and KV memory above zero")
+        if self.waiting < 0 or not self.max_wait_s > 0:
+            raise ScenarioError("servers need waiting >= 0 and max_wait_s > 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +262,6 @@ class Patience:
     recover_s: float = 60.0
     first_backoff_s: float = 0.1
     max_backoff_s: float = 5.0
-    retry_after_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,8 +322,8 @@ class Scenario:
     def __post_init__(self) -> None:
         if not self.clients or len({group.name for group in self.clients}) < len(self.clients):
             raise ScenarioError("a scenario needs groups of clients, each with its own name")
-        if self.duration_s <= 0 or self.drain_s < 0:
-            raise ScenarioError("a scenario needs duration_s > 0 and drain_s >= 0")
+        if not 0 < self.duration_s < math.inf or not 0 <= self.drain_s < math.inf:
+            raise ScenarioError("a scenario needs duration_s > 0 and drain_s >= 0, both finite")
         names = {group.name for group in self.clients}
         for fault in self.faults:
             if fault.target and fault.target not in names:

@@ -8,6 +8,7 @@ waits.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -96,10 +97,13 @@ class ServerSession:
 
 
 Opened = Callable[[Answer, ServerSession | None], None]
+_Waiter = tuple[Owner, int, Opened]
+RETRY_AFTER_S = 1.0  # what the first one sent away from an empty line is told, as by the server
 
 
 class Server:
-    """See the module's docstring. `horizon_s`: sums count up to here."""
+    """See the module's docstring. `horizon_s`: sums count up to here. `max_wait_s`: so long an
+    Open stands in line."""
 
     def __init__(
         self,
@@ -112,6 +116,7 @@ class Server:
         total_blocks: int,
         sample_s: float,
         horizon_s: float,
+        max_wait_s: float = math.inf,
     ) -> None:
         self._env = env
         self._scheduler = scheduler
@@ -120,10 +125,11 @@ class Server:
         self._back = back
         self._sample_s = sample_s
         self._horizon_s = horizon_s
+        self._max_wait_s = max_wait_s
         self._inbox: deque[Frame] = deque()
         self._line: dict[Frame, object] = {}  # frames at the head of their sessions, by arrival
         self._sessions: dict[ServerSession, None] = {}
-        self._pending: deque[tuple[Owner, int, Opened]] = deque()
+        self._pending: deque[_Waiter] = deque()
         self._free_blocks = total_blocks
         self._since_s = 0.0  # when the number of blocks in use last changed
         self._running = False
@@ -140,10 +146,24 @@ class Server:
         if answer.kind == "admit":
             opened(answer, self._admit(owner, blocks))
         elif answer.kind == "wait":
-            self._pending.append((owner, blocks, opened))
+            self._stand_in_line((owner, blocks, opened))
         else:
             self.sums.refused += 1
             opened(answer, None)
+
+    def _stand_in_line(self, waiter: _Waiter) -> None:
+        self._pending.append(waiter)
+        if self._max_wait_s == math.inf:
+            return
+
+        def send_away(_: object) -> None:
+            if any(other is waiter for other in self._pending):
+                self._pending.remove(waiter)
+                self.sums.refused += 1
+                waiter[2](Reply("busy", RETRY_AFTER_S * (1 + len(self._pending))), None)
+
+        timeout = Timeout(self._env, self._max_wait_s)
+        timeout.callbacks.append(send_away)
 
     def leave(self, session: ServerSession) -> None:
         """The session is over; what waits for a place gets it."""

@@ -223,6 +223,7 @@ def _server(env: Environment, setup: Setup, parts: Parts) -> Server:
         total_blocks=total_blocks,
         sample_s=_sample_s(setup),
         horizon_s=setup.scenario.duration_s,
+        max_wait_s=servers.max_wait_s,
     )
 
 

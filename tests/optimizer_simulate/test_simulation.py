@@ -71,7 +71,7 @@ def test_sessions_beyond_the_limit_are_sent_away_and_come_again() -> None:
     group = {**BUSY_GROUP, "count": 2, "arrivals": Arrivals(kind="closed", think_s=0.0)}
     full = scene(
         group=group,
-        servers=Servers(device="local-epyc-2core", max_sessions=1),
+        servers=Servers(device="local-epyc-2core", max_sessions=1, waiting=0),
         patience=Patience(connect_s=2.0),
     )
     record = run(full)
@@ -79,8 +79,13 @@ def test_sessions_beyond_the_limit_are_sent_away_and_come_again() -> None:
     assert outcomes["busy"] > 0
     assert outcomes["done"] > 0
     assert record.servers[0].peak_sessions == 1
-    patient = run(replace(full, servers=replace(full.servers, waiting=4)))
+    patient = run(replace(full, servers=replace(full.servers, waiting=4, max_wait_s=60.0)))
     assert Counter(row.outcome for row in patient.requests)["busy"] == 0
+    # Nobody stands in line for longer than the server lets them: one of two is sent away.
+    brief = run(replace(full, servers=replace(full.servers, waiting=4, max_wait_s=0.5)))
+    assert brief.servers[0].refused > 0
+    waited = [row.ttft_s for row in brief.requests if row.outcome == "done"]
+    assert max(waited) < max(row.ttft_s for row in patient.requests)
 
 
 def test_kv_memory_bounds_what_is_admitted() -> None:
