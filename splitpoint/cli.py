@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return app(args=arguments, prog_name="splitpoint", standalone_mode=False) or 0
     except TyperException as error:
-        if not arguments:
-            return EXIT_USAGE  # the help is on the screen already
+        if not arguments or not error.format_message():
+            return EXIT_USAGE  # nothing was asked, and the help is on the screen already
         print(f"splitpoint: {error.format_message()} (see --help)", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):

@@ -48,6 +48,8 @@ def one_line(error: Exception) -> str:
         package = error.name.partition(".")[0]
         if extra := EXTRA_OF_PACKAGE.get(package):
             return f"this command needs the package '{package}': pip install 'splitpoint[{extra}]'"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a text file is not UTF-8: {error}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if is_expected(error):

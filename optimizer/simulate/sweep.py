@@ -34,6 +34,12 @@ SHORT = {
     "duration": "duration_s",
     "seed": "seed",
 }
+SHORT_TYPES: dict[str, type | tuple[type, ...]] = {
+    "clients": int,
+    "servers": int,
+    "seed": int,
+    "duration": (int, float),
+}
 IN_PARTITION = ("split", "front_bits", "back_bits")
 
 
@@ -74,6 +80,9 @@ def sweep_points(inputs: Inputs, sweeps: Sequence[str]) -> list[tuple[dict[str, 
 def with_value(inputs: Inputs, key: str, value: Any) -> Inputs:
     """The inputs with one key changed. Raises ScenarioError."""
     if key in SHORT:
+        fits: bool = isinstance(value, SHORT_TYPES.get(key, str)) and type(value) is not bool
+        if not fits:
+            raise ScenarioError(f"sweep {key}={value}: not a value for {key}")
         change = Overrides(**{SHORT[key]: value})
         return replace(inputs, scenario=overridden(inputs.scenario, change))
     head, _, rest = key.partition(".")

@@ -153,6 +153,13 @@ def plan(
     except PlanError as error:
         raise typer.BadParameter(str(error)) from error
     machines = load_device(edge), load_device(cloud)
+    for found_device, role in zip(machines, ("edge", "cloud"), strict=True):
+        if role not in found_device.roles:
+            typer.echo(
+                f"splitpoint: {found_device.name} is a profile of {', '.join(found_device.roles)}, "
+                f"with other kernels than the {role} runs: what is predicted for it means little",
+                err=True,
+            )
     profile = load_link(link)
     reference = model_ref(model)
     measured = None if sensitivity is None else sensitivity_of(reference, sensitivity)

@@ -245,3 +245,12 @@ def test_measured_layers_lead_to_fronts_of_mixed_precision(
     )
     assert status == 1
     assert "nowhere" in line
+
+
+def test_a_profile_of_the_other_role_is_pointed_out(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--model", "smollm2-135m", "--link", "wifi", "--json"]
+    machines = ["--edge", "local-epyc-2core-cloud", "--cloud", "local-epyc-2core-cloud"]
+    assert main([*arguments, *machines]) == 0
+    captured = capsys.readouterr()
+    json.loads(captured.out)
+    assert "profile of cloud" in captured.err

@@ -129,3 +129,31 @@ def test_what_is_wrong_with_a_scenario_is_said(
 def test_without_plan_and_scenario_it_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate"]) == 2
     assert "plan.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--sweep", "clients=x"), "clients=x: not a value for clients"),
+        (("--sweep", "clients=true"), "not a value for clients"),
+        (("--duration", "inf"), "finite"),
+    ],
+)
+def test_values_that_make_no_sense_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str], scenario: Path, options: tuple[str, str], reason: str
+) -> None:
+    assert main(["simulate", "--scenario", str(scenario), *options]) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert "internal error" not in error
+
+
+def test_a_run_without_a_token_says_that_its_latencies_mean_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    scenario = tmp_path / "scenario.yaml"
+    scenario.write_text(SCENARIO.replace("think_s: 1", "think_s: 9e9").replace("0.2", "1e-9"))
+    assert main(["simulate", "--scenario", str(scenario), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["tokens"] == 0
+    assert "mean nothing" in captured.err
