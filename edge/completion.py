@@ -117,8 +117,12 @@ class CompletionRun:
         """Pieces as they come. A TransportError leaves here only if no token had come yet."""
         started_s = self._clock.now()
         front = self._fronts.get()
-        front.reset()
-        generation = self._generation = self._generation_of(front)
+        try:
+            front.reset()
+            generation = self._generation = self._generation_of(front)
+        except BaseException:  # a front that is not put back is missing for good
+            self._fronts.put(front)
+            raise
         if self._cancelled:
             generation.cancel()
         reason: FinishReason = "cancelled"

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from edge.api.access import check_host, check_key
 from edge.api.answers import Answer
@@ -125,7 +126,7 @@ class _Api:
             with_logprobs=asked.completion.sampling.logprobs,
         )
         if asked.stream:
-            return await _streamed(running, answer, include_usage=asked.include_usage)
+            return await _streamed(request, running, answer, include_usage=asked.include_usage)
         return await _whole(request, running, answer)
 
     def _start(self, asked: ApiRequest) -> RunningAnswer:
@@ -213,30 +214,54 @@ async def _whole(request: Request, running: RunningAnswer, answer: Answer) -> Re
     return JSONResponse(answer.whole(completion))
 
 
-async def _streamed(running: RunningAnswer, answer: Answer, *, include_usage: bool) -> Response:
+async def _streamed(
+    request: Request, running: RunningAnswer, answer: Answer, *, include_usage: bool
+) -> Response:
     """Server-sent events. What fails before the first token is still an HTTP error."""
     pieces = running.pieces()
+
+    async def begin() -> Piece | None:
+        return await anext(pieces, None)
+
+    beginning = asyncio.ensure_future(begin())
+    gone = asyncio.ensure_future(_disconnected(request))
     try:
-        first = await anext(pieces, None)
-    except asyncio.CancelledError:
-        running.cancel()
-        raise
+        await asyncio.wait({beginning, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not beginning.done():
+            return Response(status_code=499)  # nobody reads it
+        first = beginning.result()
     except Exception as error:
         raise api_error(error) from error
+    finally:
+        gone.cancel()
+        if not beginning.done():
+            beginning.cancel()
+            running.cancel()
 
     async def events() -> AsyncIterator[str]:
-        try:
-            async for event in _events(running, answer, first, pieces):
-                yield _sse(event)
-            if include_usage:
-                yield _sse(answer.usage_chunk(running.run.completion))
-            yield "data: [DONE]\n\n"
-        finally:
-            running.cancel()  # a client that went away; nothing to do after the end
+        async for event in _events(running, answer, first, pieces):
+            yield _sse(event)
+        if include_usage:
+            yield _sse(answer.usage_chunk(running.run.completion))
+        yield "data: [DONE]\n\n"
 
-    return StreamingResponse(
-        events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-    )
+    return _Events(events(), running)
+
+
+class _Events(StreamingResponse):
+    """The events of one answer. However they end, even before the first: so does the answer."""
+
+    def __init__(self, events: AsyncIterator[str], running: RunningAnswer) -> None:
+        super().__init__(
+            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+        self._running = running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._running.cancel()  # a client that went away; nothing to do after the end
 
 
 async def _events(

@@ -19,7 +19,7 @@ import pytest
 from edge.api.access import ApiAccess
 from edge.api.server import ApiConfig
 from edge.client import EdgeClient
-from edge.completion import CompletionRequest
+from edge.completion import CompletionRequest, CompletionRun
 from edge.errors import InputError
 from tests.conftest import ModelBench
 from tests.edge_api.running import running_api
@@ -283,13 +283,50 @@ def test_hanging_up_frees_the_clouds_cache(
     host, port = url.removeprefix("http://").split(":")
     pool = server.server.pool
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-        )
+        connection.sendall(raw_post(host, body))
         assert_comes_true(lambda: pool.used_bytes > 0)
     assert_comes_true(lambda: pool.used_bytes == 0)
     assert_comes_true(lambda: running(url) == 0)
+
+
+def raw_post(host: str, body: str) -> bytes:
+    """A request for a connection that can be closed at any moment."""
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return (head + body).encode()
+
+
+def test_hanging_up_before_the_first_token_of_a_stream_ends_the_generation(
+    url: str, edge: EdgeClient, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled = threading.Event()
+    monkeypatch.setattr(CompletionRun, "cancel", lambda _: cancelled.set())
+    body = json.dumps({"model": model, "messages": MESSAGES, "max_tokens": 2, "stream": True})
+    host, port = url.removeprefix("http://").split(":")
+    fronts = [edge._fronts.get() for _ in range(CONCURRENCY)]  # the answer cannot begin yet
+    try:
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(raw_post(host, body))
+            assert_comes_true(lambda: running(url) == 1)
+        assert cancelled.wait(5)
+    finally:
+        for front in fronts:
+            edge._fronts.put(front)
+    assert_comes_true(lambda: running(url) == 0)
+
+
+def test_a_generation_that_cannot_be_set_up_gives_its_front_back(
+    edge: EdgeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise InputError("no such thing")
+
+    monkeypatch.setattr(edge, "_part", broken)
+    with pytest.raises(InputError, match="no such thing"):
+        edge.complete("x", CompletionRequest(max_new_tokens=1))
+    assert edge._fronts.qsize() == CONCURRENCY
 
 
 def test_requests_at_once_do_not_mix(client: openai.OpenAI, model: str) -> None:
