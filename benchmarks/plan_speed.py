@@ -43,7 +43,7 @@ def problem(objective: Objective, prompt_tokens: int) -> Problem:
         edge=load_device("jetson-agx-orin-64gb"),
         cloud=cloud,
         space=Space(
-            splits=tuple(range(geometry.num_layers + 1)), levels=(*DEFAULT_LEVELS, *TABQ_LEVELS)
+            splits=tuple(range(geometry.num_layers + 1)), levels=(*DEFAULT_LEVELS, *TABQ_LEVELS[:2])
         ),
         quality=QualityModel(num_layers=geometry.num_layers),
         limits=Limits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,6 +138,8 @@ def plan(
     from splitpoint import plan_view
 
     wanted = _objective(objective)
+    if math.inf in (max_ttft, max_tbt, max_quality_drop):
+        raise typer.BadParameter("an infinite limit: leave the option out instead")
     if not 0 < epsilon < 1:
         raise typer.BadParameter(f"--epsilon {epsilon}: must lie between 0 and 1")
     try:

@@ -130,6 +130,7 @@ def test_what_nothing_fits_says_how_far_each_limit_must_give_way(
         (("--objective", "fame"), 2, "choose one of tbt"),
         (("--max-tbt", "-1"), 2, "must be positive"),
         (("--max-ttft", "nan"), 2, "must be positive"),
+        (("--max-tbt", "inf"), 2, "leave the option out"),
         (("--prompt-tokens", "0"), 2, "must be positive"),
         (("--answer-tokens", "0"), 2, "equal to 1"),
         (("--prompt-tokens", "9000"), 1, "exceed"),
