@@ -96,6 +96,10 @@ class Admission:
         fitting = (MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD_BYTES) // row_bytes
         return max(1, min(MAX_FRAME_TOKENS, fitting))
 
+    def max_hidden_bytes(self, num_rows: int) -> int:
+        """Most bytes that a frame of so many rows may take: twice what they are uncompressed."""
+        return 2 * 4 * self._engine.hidden_size * num_rows + _MESSAGE_OVERHEAD_BYTES
+
     async def admit(
         self, request: Open, tenant: Tenant = ANONYMOUS, *, timeout_s: float | None = None
     ) -> Session:

@@ -136,6 +136,7 @@ class InferenceService:
             context,
             metrics=self._metrics,
             pace=partial(self._pace, tenant),
+            max_hidden_bytes=self._admission.max_hidden_bytes,
             idle_ttl_s=self._idle_ttl_s,
             max_frames_in_flight=self._max_frames_in_flight,
             clock=self._clock,

@@ -49,6 +49,7 @@ class Stream:
         *,
         metrics: Metrics,
         pace: Pace,
+        max_hidden_bytes: Callable[[int], int],
         idle_ttl_s: float,
         max_frames_in_flight: int,
         clock: Callable[[], float] = time.perf_counter,
@@ -60,6 +61,7 @@ class Stream:
         self._context = context
         self._metrics = metrics
         self._pace = pace
+        self._max_hidden_bytes = max_hidden_bytes  # of a frame with so many rows
         self._idle_ttl_s = idle_ttl_s
         self._clock = clock
         self._outbox: asyncio.Queue[Result | CloudError | _Closing] = asyncio.Queue()
@@ -100,6 +102,11 @@ class Stream:
                     break
                 if not isinstance(message, Frame):
                     raise BadFrameError("a second Open in one stream")
+                most = self._max_hidden_bytes(len(message.token_ids))
+                if len(message.hidden) > most:  # before it waits with others for the model
+                    raise BadFrameError(
+                        f"a frame of {len(message.hidden)} bytes, its rows need {most} at most"
+                    )
                 await self._room.acquire()
                 self._metrics.rows.inc(len(message.token_ids))
                 if (wait_s := self._pace(len(message.token_ids))) > 0:

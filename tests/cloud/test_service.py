@@ -382,6 +382,19 @@ def test_a_fault_in_reading_ends_the_stream_instead_of_holding_its_session(
     run(scenario)
 
 
+def test_a_frame_far_larger_than_its_rows_is_refused_before_it_is_queued(served: Served) -> None:
+    async def scenario() -> None:
+        async with connected(served.config) as (server, channel):
+            stream = await Stream(channel).open()
+            await stream.send(frame_of(served, 0, PROMPT, 0, hidden=bytes(100_000)))
+            code, reason = await stream.refused()
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            assert "rows need" in reason
+            await until(lambda: server.pool.used_bytes == 0)
+
+    run(scenario)
+
+
 def test_a_client_that_goes_while_it_is_freed_does_not_give_its_place_away_early() -> None:
     async def scenario() -> None:
         freed: Future[None] = Future()
