@@ -36,6 +36,7 @@ import numpy as np
 from edge.client import EdgeClient
 from edge.completion import CompletionRequest
 from optimizer.bundle import open_bundle
+from optimizer.cost.codec import LevelCost
 from optimizer.plan import Plan
 from optimizer.simulate.measures import tbt_s, ttft_s
 from optimizer.simulate.scenario import (
@@ -43,7 +44,6 @@ from optimizer.simulate.scenario import (
     Clients,
     Drafting,
     Lengths,
-    Level,
     Link,
     MeasuredSteps,
     Scenario,
@@ -252,7 +252,7 @@ class Bench:
                 sample_s=known["sample_s"],
             ),
             levels=(
-                Level(
+                LevelCost(
                     name=self._plan.level,
                     **{
                         key: known[key]

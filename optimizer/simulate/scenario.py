@@ -14,6 +14,7 @@ from typing import Literal
 
 from hwprofiles.errors import ProfileError
 from hwprofiles.strict_yaml import load_strict
+from optimizer.cost.codec import LevelCost
 from optimizer.errors import ScenarioError
 
 # The standard normal's 95 % point: what ties a lognormal's median and p95 to its sigma.
@@ -209,18 +210,6 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """What one codec level costs: bits an element, seconds a frame and an element."""
-
-    name: str
-    bits_per_element: float
-    encode_fixed_s: float = 0.0
-    encode_s_per_element: float = 0.0
-    decode_fixed_s: float = 0.0
-    decode_s_per_element: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Drafting:
     """How well drafts fare: each drafted token is accepted with probability `acceptance`, until the
     first refusal; a draft is found at all in `proposal_share` of the steps. `length`: most drafted
@@ -310,7 +299,7 @@ class Scenario:
     drain_s: float = 60.0
     seed: int = 0
     deployment: Deployment | None = None
-    levels: tuple[Level, ...] = ()
+    levels: tuple[LevelCost, ...] = ()
     drafting: Drafting = field(default_factory=Drafting)
     deadline_tbt_s: float | None = None
     adaptive_chunks: bool = True

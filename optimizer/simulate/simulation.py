@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def load_setup(
         for index, group in enumerate(scenario.clients)
         for name in group.link.mix
     }
-    own = {level.name: LevelCost(**asdict(level)) for level in scenario.levels}
+    own = {level.name: level for level in scenario.levels}
     setup = Setup(
         scenario=scenario, plan=plan, devices=devices, links=links, levels={**levels, **own}
     )
@@ -109,7 +109,7 @@ def simulate(
     env = Environment()
     record = Record()
     num_servers = 0 if plan.edge_is_whole else scenario.servers.count
-    servers = [_server(env, setup, parts) for _ in range(num_servers)]
+    servers = [_server(env, setup, parts, seed, number) for number in range(num_servers)]
     world = World(
         env=env,
         scenario=scenario,
@@ -174,10 +174,13 @@ def simulate(
     return record
 
 
-def _back_times(setup: Setup) -> BackTimes:
+def _back_times(setup: Setup, seed: int | None = None) -> BackTimes:
+    """Batches of one server; without a seed, measured ones at their middle."""
     servers = setup.scenario.servers
     if servers.measured is not None:
-        return MeasuredBack(servers.measured, seed=setup.scenario.seed)
+        if seed is None:
+            return MeasuredBack(replace(servers.measured, spread=()))
+        return MeasuredBack(servers.measured, seed=seed)
     return ModelledBack(setup.devices[servers.device], setup.plan, kv_bits=_server_kv_bits(setup))
 
 
@@ -202,9 +205,9 @@ def _sample_s(setup: Setup) -> float:
     return sample_s(device, setup.plan.model.geometry, num_logits=1)
 
 
-def _server(env: Environment, setup: Setup, parts: Parts) -> Server:
+def _server(env: Environment, setup: Setup, parts: Parts, seed: int, number: int) -> Server:
     servers, plan = setup.scenario.servers, setup.plan
-    back = _back_times(setup)
+    back = _back_times(setup, seed + 104_729 * number)  # no two servers draw the same batches
     geometry = plan.model.geometry
     block_bytes = geometry.kv_bytes(
         num_layers=geometry.num_layers - plan.partition.split,

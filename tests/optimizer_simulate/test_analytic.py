@@ -23,7 +23,6 @@ from optimizer.simulate.scenario import (
     BatchLimits,
     Drafting,
     Lengths,
-    Level,
     Link,
     Servers,
     Software,
@@ -131,7 +130,7 @@ def test_a_server_that_takes_one_at_a_time_is_the_m_d_1_queue() -> None:
                 batch=BatchLimits(max_rows=1, max_sessions=1, min_prefill_rows=1),
             ),
             software=NO_BYTES,
-            levels=(Level(name="q3", bits_per_element=2.68),),
+            levels=(LevelCost(name="q3", bits_per_element=2.68),),
             duration_s=duration_s,
         )
     )

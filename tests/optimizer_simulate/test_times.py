@@ -12,10 +12,11 @@ from hwprofiles.device_catalog import load_device
 from optimizer.cost.cloud import SessionRows, back_step_s
 from optimizer.errors import ScenarioError
 from optimizer.plan import ModelRef
-from optimizer.simulate.scenario import MeasuredSteps, StepPoint
+from optimizer.simulate.scenario import MeasuredSteps, Servers, StepPoint
+from optimizer.simulate.simulation import _back_times
 from optimizer.simulate.times import MeasuredBack, ModelledBack
 from optimizer.specs import load_spec
-from tests.optimizer_simulate.scenes import PLAN
+from tests.optimizer_simulate.scenes import PLAN, scene, setup_of
 
 SESSION = st.builds(SessionRows, st.integers(1, 200), st.integers(0, 3000))
 SLIDING = replace(
@@ -88,3 +89,20 @@ def test_measured_batches_need_a_first_point() -> None:
             context_tokens=1,
             attention_s_per_token=0.0,
         )
+
+
+def test_no_two_servers_and_no_two_seeds_draw_the_same_batches_and_decisions_draw_none() -> None:
+    measured = MeasuredSteps(
+        points=(StepPoint(rows=1, sessions=1, seconds=0.010),),
+        context_tokens=256,
+        attention_s_per_token=0.0,
+        spread=(0.5, 1.0, 1.5),
+    )
+    setup = setup_of(scene(servers=Servers(device="local-epyc-2core", measured=measured)))
+
+    def some(seed: int | None) -> list[float]:
+        back = _back_times(setup, seed)
+        return [back.seconds([SessionRows(1, 0)], 1) for _ in range(5)]
+
+    assert some(1) == some(1) != some(2)
+    assert some(None) == [0.010] * 5
