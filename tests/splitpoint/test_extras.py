@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from cloud import native
+from splitpoint.cli import main
 from splitpoint.commands.doctor import PACKAGES_OF_SIDE
 from splitpoint.errors import EXTRA_OF_PACKAGE
 
@@ -45,3 +48,18 @@ def test_the_doctor_looks_for_every_package_of_every_extra() -> None:
         assert names <= looked_for, extra
     assert extras["all"] == ["splitpoint[edge,api,cloud,build,simulate]"]
     assert set(EXTRA_OF_PACKAGE.values()) <= set(extras)
+
+
+def test_the_doctor_says_which_kernels_are_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "codec kernel" in said
+    assert "8-bit server kernel" in said
+
+
+def test_a_compiled_kernel_of_another_time_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.find_spec("codec._kernel")
+    if spec is None:
+        pytest.skip("no compiled kernel to stand in for an older one")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert native.load.__wrapped__() is None
