@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _BLOCK_OUTPUTS = 64
 _QUAD = 4
+_FUNCTIONS = ("sp_available", "sp_set_threads", "sp_layers", "sp_linear")
 
 
 class CLinear(ctypes.Structure):
@@ -152,6 +153,9 @@ def load() -> Kernel | None:
         logger.warning(
             "the compiled kernel is an older one, 8-bit layers run in torch: %s", spec.origin
         )
+        return None
+    if not all(hasattr(library, name) for name in _FUNCTIONS):
+        logger.warning("the compiled kernel is another version's: 8-bit layers run in torch")
         return None
     kind = int(library.sp_available())
     if kind == 0:

@@ -31,6 +31,8 @@ DEFAULT_RETRY_AFTER_S: Final = 1.0
 # A gRPC message is preceded by one flag byte and four length bytes (gRPC over HTTP/2).
 MESSAGE_PREFIX_BYTES: Final = 5
 CLOSE_TIMEOUT_S: Final = 2.0
+# Answers that nobody has taken yet. A session has far fewer frames on their way.
+MAX_UNREAD: Final = 4096
 
 # A status that ends a stream, as our own error. Every code is here; a test holds that.
 ERROR_OF_STATUS: Final[dict[grpc.StatusCode, type[TransportError]]] = {
@@ -71,7 +73,7 @@ class GrpcTransport:
         self._address = address
         credentials = credentials or Credentials()
         options = [
-            ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", wire.MAX_ANSWER_BYTES),
             ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
@@ -217,6 +219,8 @@ class _GrpcStream:
                 at_s = time.monotonic()
                 message = wire.decode_cloud(data)
                 self._is_answered = True
+                if self._inbox.qsize() >= MAX_UNREAD:
+                    raise RemoteWireError("more answers than there were questions")
                 self._inbox.put(Received(message, len(data) + MESSAGE_PREFIX_BYTES, at_s))
             self._inbox.put(LostError("the server ended the stream"))
         except RemoteWireError as error:

@@ -45,6 +45,8 @@ MAX_DRAFTS: Final = 64
 MAX_TOKENS: Final = 1 << 24
 MAX_DETAIL_CHARS: Final = 400
 MAX_PROBE_BYTES: Final = 1 << 20
+# What a server sends is small: a result of few tokens, or the answer to a probe.
+MAX_ANSWER_BYTES: Final = MAX_PROBE_BYTES + (64 << 10)
 MAX_RESUME_S: Final = 3600.0
 MAX_PREFIX_HASHES: Final = 1024
 

@@ -210,3 +210,14 @@ for threads in (2, 4, 6, 8):
         assert torch.allclose(kernel.linear(rows, packed), torch.full((3, 256), 64.0))
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+
+
+def test_a_library_of_another_version_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        """As if built from sources of another day."""
+
+        def sp_available(self) -> int:
+            return 2
+
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda _: Old())
+    assert native.load.__wrapped__() is None

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
-from edge.errors import BusyError, ConnectError, RefusedError, TransportError
-from edge.grpc_transport import ERROR_OF_STATUS, GrpcTransport, transport_error
+from edge.errors import BusyError, ConnectError, LostError, RefusedError, TransportError
+from edge.grpc_transport import (
+    ERROR_OF_STATUS,
+    MAX_UNREAD,
+    GrpcTransport,
+    _GrpcStream,
+    transport_error,
+)
+from protos import wire
+from protos.messages import Open, Result
 
 
 class FakeRpcError(grpc.RpcError):
@@ -56,3 +66,43 @@ def test_an_address_where_nobody_answers_is_named() -> None:
     with pytest.raises(ConnectError, match=r"127\.0\.0\.1:1 .*waited 0\.2 s"):
         transport.describe(timeout_s=0.2)
     transport.close()
+
+
+def test_a_server_that_answers_without_end_fills_no_memory() -> None:
+    answer = wire.encode_cloud(Result(sequence=0, token_ids=(), num_tokens=1))
+
+    class Flood:
+        def __init__(self) -> None:
+            self.left = 3 * MAX_UNREAD
+            self.cancelled = False
+
+        def __iter__(self) -> Flood:
+            return self
+
+        def __next__(self) -> bytes:
+            if not self.left:
+                raise StopIteration
+            self.left -= 1
+            return answer
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    flood = Flood()
+    request = Open(
+        session_id="s",
+        model_sha256="0" * 64,
+        split=1,
+        hidden_size=4,
+        codec_tables_sha256="0" * 64,
+        max_tokens=8,
+    )
+    generate: Any = lambda _, metadata: flood
+    stream = _GrpcStream(generate, (), request, "somewhere")
+    stream._reader.join(10)
+    assert flood.cancelled
+    assert flood.left > MAX_UNREAD
+    for _ in range(MAX_UNREAD):
+        stream.receive(1.0)
+    with pytest.raises(LostError, match="more answers"):
+        stream.receive(1.0)
