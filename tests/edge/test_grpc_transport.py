@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -97,7 +98,7 @@ def test_a_server_that_answers_without_end_fills_no_memory() -> None:
         codec_tables_sha256="0" * 64,
         max_tokens=8,
     )
-    generate: Any = lambda _, metadata: flood
+    generate: Any = Mock(return_value=flood)
     stream = _GrpcStream(generate, (), request, "somewhere")
     stream._reader.join(10)
     assert flood.cancelled
