@@ -149,11 +149,6 @@ def load() -> Kernel | None:
     except OSError as error:
         logger.warning("the compiled kernel is not usable, 8-bit layers run in torch: %s", error)
         return None
-    if not all(hasattr(library, name) for name in ("sp_available", "sp_layers", "sp_linear")):
-        logger.warning(
-            "the compiled kernel is an older one, 8-bit layers run in torch: %s", spec.origin
-        )
-        return None
     if not all(hasattr(library, name) for name in _FUNCTIONS):
         logger.warning("the compiled kernel is another version's: 8-bit layers run in torch")
         return None
