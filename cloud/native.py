@@ -19,6 +19,9 @@ from torch.nn import functional as F
 
 logger = logging.getLogger(__name__)
 
+# Of kernel.c. Each may run any step, so each has its scratch: another engine of this process may
+# add threads between the moment a step is laid out and the moment it runs.
+MAX_THREADS = 64
 _BLOCK_OUTPUTS = 64
 _QUAD = 4
 _FUNCTIONS = ("sp_available", "sp_set_threads", "sp_layers", "sp_linear")

@@ -221,3 +221,15 @@ def test_a_library_of_another_version_is_left_alone(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(native.ctypes, "CDLL", lambda _: Old())
     assert native.load.__wrapped__() is None
+
+
+@needs_kernel
+def test_every_thread_that_may_join_a_step_has_scratch_of_its_own(tmp_path: Path) -> None:
+    """Another engine of the process may add threads after a step was laid out."""
+    save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
+    quantized_back(tmp_path / "cloud")
+    engine = BackEngine.load(tmp_path / "cloud", first_layer=0)
+    run_sessions(engine, [torch.randn(12, engine.hidden_size) for _ in range(5)], together=True)
+    assert engine._native is not None
+    longest = 12
+    assert engine._native._buffers["scores"].numel() >= native.MAX_THREADS * longest
