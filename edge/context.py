@@ -70,6 +70,12 @@ class ShiftingGeneration:
         if self._current is not None:
             self._current.cancel()
 
+    def _begin(self, index: int, max_tokens: int) -> TokenSource:
+        part = self._current = self._generation_of(index, max_tokens)
+        if self._cancelled:  # meanwhile, when it was not there yet to be told
+            part.cancel()
+        return part
+
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens; see RemoteGeneration for what it raises."""
         tokens = list(prompt_ids)
@@ -80,9 +86,9 @@ class ShiftingGeneration:
             self.shifts += len(prompt) < len(tokens)
             count = min(self._capacity - len(prompt), left)
             self._past_reconnects = self.reconnects
-            self._current = self._generation_of(index, len(prompt) + count)
+            part = self._begin(index, len(prompt) + count)
             self._front.rollback(0)
-            with closing(self._current.tokens(prompt, on_step)) as source:
+            with closing(part.tokens(prompt, on_step)) as source:
                 for token in islice(source, count):
                     tokens.append(token.token_id)
                     left -= 1

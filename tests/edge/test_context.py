@@ -63,3 +63,14 @@ def test_nothing_shifts_while_the_answer_fits() -> None:
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(InputError, match="refuse, shift"):
         CompletionRequest(context="slide")  # type: ignore[arg-type]
+
+
+def test_cancelling_while_a_part_is_being_made_ends_it_before_its_first_token() -> None:
+    def part(index: int, max_tokens: int) -> TokenSource:
+        source.cancel()
+        return generation([FakeTransport()], ManualTime())
+
+    source = ShiftingGeneration(
+        generation_of=part, front=FakeFront(), capacity=100, max_new_tokens=20
+    )
+    assert list(source.tokens(PROMPT, lambda step: None)) == []
