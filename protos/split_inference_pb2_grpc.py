@@ -55,7 +55,8 @@ class SplitInferenceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request_iterator, context):
-        """One generation. Ending or breaking the stream frees the cloud's KV cache.
+        """One generation. Ending the stream frees the cloud's KV cache; so does breaking it, unless
+        Open.resume_s asked to keep it for a while.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class SplitInferenceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SplitInferenceAsyncStub: ...
     Generate: _grpc.StreamStreamMultiCallable[_split_inference_pb2.EdgeMessage, _split_inference_pb2.CloudMessage]
-    """One generation. Ending or breaking the stream frees the cloud's KV cache."""
+    """One generation. Ending the stream frees the cloud's KV cache; so does breaking it, unless
+    Open.resume_s asked to keep it for a while.
+    """
     Describe: _grpc.UnaryUnaryMultiCallable[_split_inference_pb2.DescribeRequest, _split_inference_pb2.Description]
     """What this server serves."""
     Probe: _grpc.StreamStreamMultiCallable[_split_inference_pb2.ProbeChunk, _split_inference_pb2.ProbeChunk]
@@ -48,7 +50,9 @@ class SplitInferenceStub:
 class SplitInferenceAsyncStub(SplitInferenceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.StreamStreamMultiCallable[_split_inference_pb2.EdgeMessage, _split_inference_pb2.CloudMessage]  # type: ignore[assignment]
-    """One generation. Ending or breaking the stream frees the cloud's KV cache."""
+    """One generation. Ending the stream frees the cloud's KV cache; so does breaking it, unless
+    Open.resume_s asked to keep it for a while.
+    """
     Describe: _aio.UnaryUnaryMultiCallable[_split_inference_pb2.DescribeRequest, _split_inference_pb2.Description]  # type: ignore[assignment]
     """What this server serves."""
     Probe: _aio.StreamStreamMultiCallable[_split_inference_pb2.ProbeChunk, _split_inference_pb2.ProbeChunk]  # type: ignore[assignment]
@@ -61,7 +65,9 @@ class SplitInferenceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_split_inference_pb2.EdgeMessage],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_split_inference_pb2.CloudMessage], _abc.AsyncIterator[_split_inference_pb2.CloudMessage]]:
-        """One generation. Ending or breaking the stream frees the cloud's KV cache."""
+        """One generation. Ending the stream frees the cloud's KV cache; so does breaking it, unless
+        Open.resume_s asked to keep it for a while.
+        """
 
     @_abc_1.abstractmethod
     def Describe(
