@@ -305,7 +305,8 @@ def measure(bundle: str, address: str, level: str, repeats: int, text: Path) -> 
     from edge.client import EdgeClient
     from edge.completion import CompletionRequest
     from edge.errors import MemoryLimitError
-    from edge.report import breakdown, peak_memory_bytes
+    from edge.report import breakdown
+    from hwprofiles.peak_memory import peak_memory_bytes
 
     refused = ""
     try:

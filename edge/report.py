@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge.stopping import FinishReason
+from hwprofiles.peak_memory import peak_memory_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,9 +178,3 @@ def breakdown(steps: Sequence[StepTrace], phase: str) -> dict[str, float]:
         "cloud sample": [step.cloud_sample_s for step in chosen],
     }
     return {name: float(np.mean(values)) for name, values in parts.items()}
-
-
-def peak_memory_bytes() -> int:
-    """High-water mark of this process's resident memory, from the kernel."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hwprofiles.peak_memory import peak_memory_bytes
 from optimizer.build.back import write_back
 from optimizer.build.front import export_front
 from optimizer.build.source import ModelSource
@@ -81,7 +80,7 @@ def build_bundle(
         bundle=out,
         edge_bytes=_folder_bytes(out / "edge"),
         cloud_bytes=_folder_bytes(out / "cloud"),
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
     )
 
 
@@ -149,8 +148,3 @@ def _calibrate(
 
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from hwprofiles.device import DeviceProfile
 from hwprofiles.device_catalog import load_device
 from hwprofiles.errors import ProfileError
 from hwprofiles.link import LinkProfile
+from hwprofiles.peak_memory import peak_memory_bytes
 from optimizer.cost.cloud import SessionRows, back_kv_bits, sample_s
 from optimizer.cost.codec import LevelCost
 from optimizer.errors import ScenarioError
@@ -169,7 +168,7 @@ def simulate(
     record.events = next(env._eid)
     record.wall_s = time.perf_counter() - started_s
     record.cpu_s = time.process_time() - computed_s
-    record.peak_memory_bytes = _peak_memory_bytes()
+    record.peak_memory_bytes = peak_memory_bytes()
     progress(1.0)
     return record
 
@@ -351,9 +350,3 @@ def _reseeded(scenario: Scenario, seed: int) -> Scenario:
 
 def _at(env: Environment, at_s: float, call: Callable[[], None]) -> None:
     Timeout(env, at_s).callbacks.append(lambda _: call())
-
-
-def _peak_memory_bytes() -> int:
-    """High-water mark of this process's resident memory, from the kernel."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux
