@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from optimizer.build.calib_model import cache_argument, embedding_shape
 from optimizer.build.certify import Windows
@@ -26,16 +26,15 @@ def sampled_windows(
     """
     generator = torch.Generator().manual_seed(seed)
     vocab_size, _ = embedding_shape(model)
-    cached = cache_argument(model)
+    name = cache_argument(model)
     rows: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = []
     with torch.no_grad():
         for begin in range(0, num_windows, batch):
             count = min(batch, num_windows - begin)
             current = torch.randint(0, vocab_size, (count, 1), generator=generator)
-            drawn, past = [current], None
+            drawn, cache = [current], DynamicCache(config=model.config)
             for _ in range(window - 1):
-                out = model(current, use_cache=True, **{cached: past})
-                past = out.past_key_values
+                out = model(current, use_cache=True, **{name: cache})
                 share = (out.logits[:, -1].float() / _TEMPERATURE).softmax(-1)
                 current = torch.multinomial(share, 1, generator=generator)
                 drawn.append(current)
