@@ -97,7 +97,8 @@ def demo(
     if plan.predicted is not None:
         measured = run.completion.tbt_quantile_s(0.5)
         screen.print(
-            f"planned  TBT {time_text(plan.predicted.tbt_s)}, measured {time_text(measured)}"
+            f"planned  TBT {time_text(plan.predicted.tbt_s)} with each side on a machine of its "
+            f"own; {time_text(measured)} here, where both share these cores"
         )
 
 
