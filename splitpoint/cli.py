@@ -17,26 +17,36 @@ from typer.exceptions import TyperException
 
 from splitpoint.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, one_line
 
-# Where each subcommand is, in the order of the help. Only the one that runs is imported: on a small
-# device the others' imports are memory and a second of start-up.
-COMMANDS: Final = {
-    "model": "splitpoint.commands.model:model_app",
-    "profile": "splitpoint.commands.profile:profile_app",
-    "plan": "splitpoint.commands.plan:plan",
-    "build": "splitpoint.commands.build:build",
-    "certify": "splitpoint.commands.certify:certify",
-    "sensitivity": "splitpoint.commands.sensitivity:sensitivity",
-    "train-draft": "splitpoint.commands.train_draft:train_draft",
-    "serve": "splitpoint.commands.serve:serve",
-    "run": "splitpoint.commands.run:run",
-    "chat": "splitpoint.commands.chat:chat",
-    "api": "splitpoint.commands.api:api",
-    "emulate-link": "splitpoint.commands.emulate_link:emulate_link",
-    "simulate": "splitpoint.commands.simulate:simulate",
-    "bench": "splitpoint.commands.bench:bench_app",
-    "demo": "splitpoint.commands.demo:demo",
-    "doctor": "splitpoint.commands.doctor:doctor",
+# Where each subcommand is, by what people come for and in the order of the help. Only the one that
+# runs is imported: on a small device the others' imports are memory and a second of start-up.
+PANELS: Final = {
+    "First": {
+        "demo": "splitpoint.commands.demo:demo",
+        "doctor": "splitpoint.commands.doctor:doctor",
+    },
+    "Prepare": {
+        "model": "splitpoint.commands.model:model_app",
+        "profile": "splitpoint.commands.profile:profile_app",
+        "plan": "splitpoint.commands.plan:plan",
+        "build": "splitpoint.commands.build:build",
+        "certify": "splitpoint.commands.certify:certify",
+        "sensitivity": "splitpoint.commands.sensitivity:sensitivity",
+        "train-draft": "splitpoint.commands.train_draft:train_draft",
+    },
+    "Run": {
+        "serve": "splitpoint.commands.serve:serve",
+        "run": "splitpoint.commands.run:run",
+        "chat": "splitpoint.commands.chat:chat",
+        "api": "splitpoint.commands.api:api",
+    },
+    "Try before shipping": {
+        "emulate-link": "splitpoint.commands.emulate_link:emulate_link",
+        "simulate": "splitpoint.commands.simulate:simulate",
+        "bench": "splitpoint.commands.bench:bench_app",
+    },
 }
+COMMANDS: Final = {name: where for panel in PANELS.values() for name, where in panel.items()}
+_PANEL_OF: Final = {name: panel for panel, commands in PANELS.items() for name in commands}
 
 
 def make_app(names: Iterable[str]) -> typer.Typer:
@@ -53,9 +63,9 @@ def make_app(names: Iterable[str]) -> typer.Typer:
         module, _, attribute = COMMANDS[name].partition(":")
         command = getattr(import_module(module), attribute)
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            app.add_typer(command, name=name, rich_help_panel=_PANEL_OF[name])
         else:
-            app.command(name)(command)
+            app.command(name, rich_help_panel=_PANEL_OF[name])(command)
     return app
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -33,6 +33,8 @@ TokenFileOption = Annotated[
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
     """Where the server is, and what the device may spend."""
+
+    PANEL: ClassVar = "Server and device"
 
     server: Annotated[
         list[str] | None,
@@ -108,6 +110,8 @@ class DeviceOptions:
 class ControlOptions:
     """How an answer is carried: compression, deadline, what to do when it grows too long."""
 
+    PANEL: ClassVar = "How it crosses the link"
+
     level: Annotated[
         str, typer.Option(help="Compression level: auto (the plan's), a name, or a number.")
     ] = "auto"
@@ -133,6 +137,7 @@ class ControlOptions:
 class SamplingOptions:
     """What to generate."""
 
+    PANEL: ClassVar = "What to generate"
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", min=1)] = 128
     temperature: Annotated[float, typer.Option(help="0: greedy.", min=0.0)] = 0.0
     top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1: off.")] = 1.0

@@ -2,21 +2,26 @@
 
     @dataclass(frozen=True, kw_only=True)
     class Sampling:
+        PANEL: ClassVar = "What to generate"
         temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0
 
     @with_options(temperature=0.2)
     def chat(bundle: Path, sampling: Sampling) -> None: ...
 
 typer sees `chat` with an option `--temperature` (default 0.2); the function gets one `Sampling`.
+`PANEL`, which may be left out, is the heading under which the help shows the options.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from typer.models import OptionInfo
 
 ResultT = TypeVar("ResultT")
 
@@ -66,10 +71,22 @@ def _parameters_of(group: Any, defaults: dict[str, Any]) -> list[inspect.Paramet
             field.name,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
             default=defaults.get(field.name, _default(field)),
-            annotation=hints[field.name],
+            annotation=_in_panel(hints[field.name], getattr(group, "PANEL", None)),
         )
         for field in fields(group)
     ]
+
+
+def _in_panel(annotation: Any, panel: str | None) -> Any:
+    """The option under that heading. A copy: groups share options with commands that have none."""
+    if panel is None or get_origin(annotation) is not Annotated:
+        return annotation
+    kind, *notes = get_args(annotation)
+    for index, note in enumerate(notes):
+        if isinstance(note, OptionInfo):
+            notes[index] = copy.copy(note)
+            notes[index].rich_help_panel = panel
+    return Annotated[(kind, *notes)]
 
 
 def _default(field: Field[Any]) -> Any:

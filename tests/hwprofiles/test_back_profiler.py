@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from hwprofiles import back_profiler, system_facts
-from hwprofiles.back_profiler import QUICK, back_bytes, profile_server
+from hwprofiles import back_profiler, back_stack, system_facts
+from hwprofiles.back_profiler import QUICK, profile_server
+from hwprofiles.back_stack import BackEffort, back_bytes
 from hwprofiles.device import CodecSpeed, Engine
 from hwprofiles.profile_parts import codec_speeds
 from hwprofiles.seams import BackStack, Call, SessionLoad, StackShape
@@ -96,6 +97,7 @@ def formula_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return Timing(seconds=call(), spread=0.0, num_repeats=5)
 
     monkeypatch.setattr(back_profiler, "measure", measure)
+    monkeypatch.setattr(back_stack, "measure", measure)
     monkeypatch.setattr(back_profiler, "message_s", lambda **_given: None)
 
 
@@ -154,7 +156,7 @@ def test_the_servers_real_engine_gives_a_whole_valid_profile(
     from cloud.profiled_kernels import TorchKernels
 
     shape = StackShape(width=64, inner=96, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=32)
-    tiny = back_profiler.BackEffort(
+    tiny = BackEffort(
         num_passes=2, budget_s=0.0, working_sets=(1e5, 4e5), rows=(1, 2, 8), large_rows=(1, 2),
         sessions=(1, 3), prompts=(8,), layers=2, long=64,
     )  # fmt: skip

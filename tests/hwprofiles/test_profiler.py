@@ -8,9 +8,10 @@ import pytest
 
 from hwprofiles import system_facts
 from hwprofiles.device import BatchCurve, BatchPoint
+from hwprofiles.front_pass import Effort
 from hwprofiles.profile_parts import median_of
 from hwprofiles.profile_parts import quality_warnings as _warnings
-from hwprofiles.profiler import Effort, _thread_warnings, profile_device
+from hwprofiles.profiler import _thread_warnings, profile_device
 from hwprofiles.timing import Timing, measure
 
 
@@ -119,10 +120,10 @@ def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch)
         attention=((1, (16, 64)), (8, (8, 32))),
     )
     monkeypatch.setattr("hwprofiles.profiler.QUICK", tiny)
-    monkeypatch.setattr("hwprofiles.profiler.SHAPES", ((64, 128), (128, 384)))
-    monkeypatch.setattr("hwprofiles.profiler.BATCH_SHAPES", ((64, 128),))
-    monkeypatch.setattr("hwprofiles.profiler.BATCH_SETS", (1e5, 4e5))
-    monkeypatch.setattr("hwprofiles.profiler.STACKS", ((64, 128, 2, 1, 2),))
+    monkeypatch.setattr("hwprofiles.front_pass.SHAPES", ((64, 128), (128, 384)))
+    monkeypatch.setattr("hwprofiles.front_pass.BATCH_SHAPES", ((64, 128),))
+    monkeypatch.setattr("hwprofiles.front_pass.BATCH_SETS", (1e5, 4e5))
+    monkeypatch.setattr("hwprofiles.front_pass.STACKS", ((64, 128, 2, 1, 2),))
     monkeypatch.setattr(system_facts, "storage_read_rate", lambda *_: 1e8)
     monkeypatch.setattr(system_facts, "memory_bandwidth", lambda *_: (1e9, STEADY))
     shares = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pytest
 import typer
@@ -14,6 +14,7 @@ from splitpoint.commands.option_groups import with_options
 
 @dataclass(frozen=True, kw_only=True)
 class Colours:
+    PANEL: ClassVar = "What it looks like"
     red: Annotated[int, typer.Option(help="How red.", min=0)] = 1
     names: Annotated[list[str] | None, typer.Option("--name")] = None
 
@@ -45,3 +46,9 @@ def test_bounds_hold() -> None:
 def test_a_default_for_nothing_is_a_mistake() -> None:
     with pytest.raises(TypeError, match="green"):
         app(green=1)
+
+
+def test_the_help_shows_the_options_under_their_heading() -> None:
+    text = CliRunner().invoke(app(), ["--help"]).output
+    assert text.index("What it looks like") < text.index("--red")
+    assert text.index("--twice") < text.index("What it looks like")
