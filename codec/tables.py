@@ -118,7 +118,7 @@ def load_ladder(path: Path, *, hidden_size: int) -> Ladder:
             model.check(hidden_size)
         levels = [Level(name="lossless", codec=LosslessCodec(hidden_size=hidden_size))]
         for entry in header["levels"]:
-            codec = _codec(entry, arrays, model, hidden_size)
+            codec = codec_of(entry, arrays, model, hidden_size)
             levels.append(Level(name=str(entry["name"]), codec=codec, extra=bool(entry["extra"])))
         safe_level = str(header["safe_level"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -140,9 +140,10 @@ def _of_width(array: npt.NDArray[Any], hidden_size: int) -> npt.NDArray[Any]:
     return array
 
 
-def _codec(
+def codec_of(
     entry: dict[str, Any], arrays: Arrays, model: SplitModel | None, hidden_size: int
 ) -> RowCodec:
+    """The coder of one level's header entry. Raises TablesError, KeyError or ValueError."""
     name = entry["name"]
     if entry["kind"] == "tabq":
         return TabqCodec(

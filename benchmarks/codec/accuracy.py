@@ -5,9 +5,11 @@
 
 Scoring as in the data's README: multiple choice by the sum of log-probabilities of the choice's
 tokens (acc) and that sum over its bytes (acc_norm); LAMBADA by greedy match of every token of the
-target. A context is coded once as a prompt, one frame a sequence; all choices of a row share a
-batch and every level starts from the same front pass. Standard errors are binomial; `flips` counts
-the rows whose answer differs from the unsplit model's, the steadier figure. JSON last.
+target. The endings of a question share its context: all are one sequence, whose mask lets an ending
+see the context and itself. Every level starts from the same front pass and codes all rows of a
+question as one frame (rows do not see each other). The head is computed where an ending is
+scored. Standard errors are binomial; `flips` counts the rows whose answer differs from the unsplit
+model's, the steadier figure. JSON last.
 """
 
 from __future__ import annotations
@@ -32,40 +34,81 @@ from optimizer.build.source import open_source
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Sequences of one question: token ids, where the scored part begins, its bytes; the answer."""
+    """One question as one sequence: context, then every ending's part after it.
 
-    sequences: tuple[tuple[int, ...], ...]
-    begins: tuple[int, ...]
+    token_ids, positions: [T]; sees: [T, T], which tokens a token attends to. scored: for each
+    ending, where its tokens are predicted; wanted: those tokens; num_bytes: of the ending; gold:
+    the answer.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    sees: Tensor
+    scored: tuple[tuple[int, ...], ...]
+    wanted: tuple[tuple[int, ...], ...]
     num_bytes: tuple[int, ...]
     gold: int
 
 
 def read_rows(path: Path, tokenizer: Any, count: int) -> list[Row]:
-    """Evenly spaced rows of a set; LAMBADA rows have one sequence."""
+    """Evenly spaced rows of a set; LAMBADA rows have one ending."""
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = []
     for index in np.linspace(0, len(lines) - 1, min(count, len(lines))).astype(int):
         entry = json.loads(lines[index])
         endings = entry.get("choices") or [entry["target"]]
-        context = tokenizer(entry["context"])["input_ids"]
+        context = len(tokenizer(entry["context"])["input_ids"])
         whole = [tokenizer(f"{entry['context']} {ending}")["input_ids"] for ending in endings]
-        rows.append(
-            Row(
-                sequences=tuple(tuple(ids) for ids in whole),
-                begins=tuple(min(len(context), len(ids) - 1) for ids in whole),
-                num_bytes=tuple(len(ending.encode()) for ending in endings),
-                gold=int(entry.get("gold", 0)),
-            )
-        )
+        begins = [max(1, min(context, len(ids) - 1)) for ids in whole]
+        sizes = tuple(len(ending.encode()) for ending in endings)
+        rows.append(packed(whole, begins, sizes, int(entry.get("gold", 0))))
     return rows
 
 
-def scores(row: Row, logits: Tensor) -> list[tuple[float, bool]]:
-    """For each sequence: log-probability of the scored tokens; whether each is the likeliest."""
-    found = []
-    for index, (ids, begin) in enumerate(zip(row.sequences, row.begins, strict=True)):
-        part = logits[index, begin - 1 : len(ids) - 1].float().log_softmax(-1)
-        wanted = torch.tensor(ids[begin:])
+def packed(whole: list[list[int]], begins: list[int], num_bytes: tuple[int, ...], gold: int) -> Row:
+    """Sequences that begin alike as one; sequence i is scored from token begins[i] >= 1 on."""
+    # What predicts the first scored token of an ending belongs to that ending's own part.
+    alike = [len(set(tokens)) == 1 for tokens in zip(*whole, strict=False)]
+    shared = min([*alike, False].index(False), min(begins) - 1)
+    ids, positions, part = [*whole[0][:shared]], [*range(shared)], [-1] * shared
+    scored = []
+    for index, (sequence, begin) in enumerate(zip(whole, begins, strict=True)):
+        at = len(ids) - shared  # where token t of this sequence lies, less t
+        ids += sequence[shared:]
+        positions += range(shared, len(sequence))
+        part += [index] * (len(sequence) - shared)
+        scored.append(tuple(range(at + begin - 1, at + len(sequence) - 1)))
+    of = torch.tensor(part)
+    sees = (of[:, None] == of) | (of == -1)
+    return Row(
+        token_ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
+        sees=sees & torch.ones_like(sees).tril(),
+        scored=tuple(scored),
+        wanted=tuple(
+            tuple(sequence[begin:]) for sequence, begin in zip(whole, begins, strict=True)
+        ),
+        num_bytes=num_bytes,
+        gold=gold,
+    )
+
+
+def scores(model: PreTrainedModel, row: Row) -> list[tuple[float, bool]]:
+    """For each ending: log-probability of the scored tokens; whether each is the likeliest."""
+    with torch.no_grad():
+        last = model.get_decoder()(
+            input_ids=row.token_ids[None],
+            position_ids=row.positions[None],
+            attention_mask=row.sees[None, None],
+            use_cache=False,
+        ).last_hidden_state[0]
+        at = torch.tensor([place for ending in row.scored for place in ending])
+        every = model.get_output_embeddings()(last[at]).float().log_softmax(-1)
+    found, begin = [], 0
+    for ending in row.wanted:
+        part = every[begin : begin + len(ending)]
+        begin += len(ending)
+        wanted = torch.tensor(ending)
         chosen = part.gather(1, wanted[:, None])
         found.append((float(chosen.sum()), bool((part.argmax(-1) == wanted).all())))
     return found
@@ -88,29 +131,24 @@ def judge(
     """Accuracy and flips of the unsplit model and of every coder."""
     answers: dict[str, list[tuple[int, int]]] = {}
     for done, row in enumerate(rows):
-        longest = max(len(ids) for ids in row.sequences)
-        padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in row.sequences])
         kept: list[Tensor] = []
 
         def keep(state: Tensor) -> Tensor:
             kept.append(state.clone())  # noqa: B023
             return state
 
-        with torch.no_grad(), hidden_passed_through(model, split, keep):
-            found = scores(row, model(padded, use_cache=False).logits)
+        with hidden_passed_through(model, split, keep):
+            found = scores(model, row)
         both = [answer(row, found, by_bytes=by_bytes) for by_bytes in (False, True)]
         answers.setdefault("unsplit", []).append((both[0], both[1]))
+        sent = kept[0][0].float().numpy()
         for coder in coders:
-            state = kept[0].clone()
-            for index, ids in enumerate(row.sequences):
-                sent = state[index, : len(ids)].float().numpy()
-                state[index, : len(ids)] = torch.from_numpy(coder.send(sent, np.array(ids))[0])
+            arrived = torch.from_numpy(coder.send(sent, row.token_ids.numpy())[0])[None]
             with (
-                torch.no_grad(),
                 front_skipped(model, split),
-                hidden_passed_through(model, split, lambda _: state),  # noqa: B023
+                hidden_passed_through(model, split, lambda _: arrived),  # noqa: B023
             ):
-                found = scores(row, model(padded, use_cache=False).logits)
+                found = scores(model, row)
             both = [answer(row, found, by_bytes=by_bytes) for by_bytes in (False, True)]
             answers.setdefault(coder.name, []).append((both[0], both[1]))
         if (done + 1) % 20 == 0:

@@ -6,6 +6,7 @@ header, as our frames have, is added to each so that no method wins by having no
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -20,23 +21,43 @@ Method = Literal[
     "int8 row (Mesh-LLM)",
     "int8 blockwise (Petals)",
     "q8_0 (distributed-llama)",
-    "int4 row (Atom-like)",
-    "int4 rotated (QuaRot-like)",
-    "top-k + int4 (SLICER-like)",
+    "integers row (Atom-like)",
+    "integers rotated (QuaRot-like)",
+    "top-k + integers (SLICER-like)",
     "Fourier (FourierCompress-like)",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """One method by name."""
+    """One method at one setting.
 
-    name: Method
+    bits: of an integer, where the method leaves them open. share: of a row's values sent aside
+    (top-k), or of its spectrum kept (Fourier).
+    """
+
+    method: Method
+    bits: int = 8
+    share: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The method and what is set."""
+        match self.method:
+            case "integers row (Atom-like)" | "integers rotated (QuaRot-like)":
+                return self.method.replace("integers", f"int{self.bits}")
+            case "top-k + integers (SLICER-like)":
+                kept = f"top {100 * self.share:g} % + int{self.bits}"
+                return self.method.replace("top-k + integers", kept)
+            case "Fourier (FourierCompress-like)":
+                return self.method.replace("Fourier", f"Fourier {100 * self.share:g} %")
+            case _:
+                return self.method
 
     def send(self, rows: F32, token_ids: Ids) -> tuple[F32, int]:
         """rows [T, D]: what arrives, and the bytes of one message."""
         size = rows.shape[1]
-        match self.name:
+        match self.method:
             case "fp16":
                 back, bits = rows.clip(-65504, 65504).astype(np.float16), 16.0 * size
             case "int8 row (Mesh-LLM)":
@@ -47,30 +68,42 @@ class Baseline:
                 back, bits = _grouped(rows, 8, block), 8.0 * size + 32 * -(-size // block)
             case "q8_0 (distributed-llama)":
                 back, bits = _grouped(rows, 8, 32), 8.0 * size + 16 * -(-size // 32)
-            case "int4 row (Atom-like)":
-                back, bits = _scaled(rows, 4), 4.0 * size + 16
-            case "int4 rotated (QuaRot-like)":
+            case "integers row (Atom-like)":
+                back, bits = _scaled(rows, self.bits), self.bits * size + 16.0
+            case "integers rotated (QuaRot-like)":
                 turn = _random_rotation(size)
-                back, bits = _scaled(rows @ turn, 4) @ turn.T, 4.0 * size + 16
-            case "top-k + int4 (SLICER-like)":
-                kept = max(1, size // 50)
+                back, bits = _scaled(rows @ turn, self.bits) @ turn.T, self.bits * size + 16.0
+            case "top-k + integers (SLICER-like)":
+                kept = max(1, round(self.share * size))
                 place = np.argpartition(np.abs(rows), size - kept, axis=1)[:, -kept:]
                 rest = rows.copy()
                 np.put_along_axis(rest, place, 0, axis=1)
-                back = _scaled(rest, 4)
+                back = _scaled(rest, self.bits)
                 exact = np.take_along_axis(rows, place, axis=1)
                 np.put_along_axis(back, place, exact, axis=1)
-                bits = 4.0 * size + 16 + kept * (32 + np.ceil(np.log2(size)))
+                bits = self.bits * size + 16 + kept * (32 + np.ceil(np.log2(size)))
             case "Fourier (FourierCompress-like)":
-                # Half of the row's spectrum, each kept coefficient two fp16 numbers.
+                # The low end of the row's spectrum, each kept coefficient two fp16 numbers.
                 spectrum = np.fft.rfft(rows, axis=1)
-                keep = size // 4
+                keep = round(self.share * size / 2)
                 spectrum[:, keep:] = 0
                 back, bits = np.fft.irfft(spectrum, size, axis=1), 32.0 * keep
         return back.astype(np.float32), HEADER_BYTES + int(np.ceil(bits / 8)) * len(rows)
 
 
-ALL: tuple[Baseline, ...] = tuple(Baseline(name) for name in Method.__args__)
+ALL: tuple[Baseline, ...] = (
+    Baseline("fp16"),
+    Baseline("int8 row (Mesh-LLM)"),
+    Baseline("int8 blockwise (Petals)"),
+    Baseline("q8_0 (distributed-llama)"),
+    Baseline("integers row (Atom-like)", bits=4),
+    *(Baseline("integers rotated (QuaRot-like)", bits=bits) for bits in (3, 4, 5)),
+    *(
+        Baseline("top-k + integers (SLICER-like)", bits=bits, share=share)
+        for bits, share in ((4, 0.02), (4, 0.05), (5, 0.02))
+    ),
+    *(Baseline("Fourier (FourierCompress-like)", share=share) for share in (0.25, 0.5, 0.9)),
+)
 
 
 def _scaled(rows: F32, bits: int) -> F32:
@@ -86,6 +119,7 @@ def _grouped(rows: F32, bits: int, group: int) -> F32:
     return back[:, : rows.shape[1]]
 
 
+@cache
 def _random_rotation(size: int) -> F32:
     rng = np.random.default_rng(0)
     return np.linalg.qr(rng.standard_normal((size, size)))[0].astype(np.float32)

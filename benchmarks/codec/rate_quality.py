@@ -4,6 +4,8 @@
         --tables 10=split-10.tables --tables 20=split-20.tables \
         [--tokens 16384] [--levels q3,q4] [--baselines] [--cache DIR] [--out F.json] [--plot F.png]
 
+`--tables 10=` names a split without tables: the baselines alone. `--windows 16` stops after 16.
+
 One front pass serves all splits (kept in --cache); the back runs once per coder. Windows are taken
 in an order that spreads over the text and --out is rewritten after each, so a run that is cut short
 is a fair sample. A table on stderr, one JSON object last. Metrics: `splitpoint certify`'s; the
@@ -109,13 +111,17 @@ def spread_out(count: int) -> list[int]:
 
 
 def run(
-    model: PreTrainedModel, passed: Passed, coders: dict[int, list[Coder]], out: Path | None
+    model: PreTrainedModel,
+    passed: Passed,
+    coders: dict[int, list[Coder]],
+    out: Path | None,
+    most: int | None = None,
 ) -> dict[str, Any]:
-    """Results by split, after all windows; written to `out` after each."""
+    """Results by split, after all windows or `most` of them; written to `out` after each."""
     seen: dict[int, dict[str, list[OfWindow]]] = {split: {} for split in coders}
     text: list[npt.NDArray[np.float64]] = []
     results: dict[str, Any] = {}
-    for done, window in enumerate(spread_out(len(passed.windows))):
+    for done, window in enumerate(spread_out(len(passed.windows))[:most]):
         ids = passed.windows[window]
         before = untouched(model, passed.last[window], torch.from_numpy(ids))
         text.append(before[2])
@@ -146,6 +152,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--windows", type=int)
     parser.add_argument("--levels", default="")
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--cache", type=Path)
@@ -161,14 +168,17 @@ def main() -> None:
     ours: set[str] = set()
     for entry in options.tables:
         split, _, path = entry.partition("=")
-        ladder = Ladder.load(path, hidden_size=source.geometry.hidden_size)
-        names = options.levels.split(",") if options.levels else ladder.names + ladder.extra_names
-        coders[int(split)] = [LadderCoder(ladder, name) for name in names]
-        ours.update(names)
+        coders[int(split)] = []
+        if path:
+            ladder = Ladder.load(path, hidden_size=source.geometry.hidden_size)
+            every = ladder.names + ladder.extra_names
+            names = options.levels.split(",") if options.levels else every
+            coders[int(split)] += [LadderCoder(ladder, name) for name in names]
+            ours.update(names)
         if options.baselines:
             coders[int(split)] += ALL
     passed = front_pass(model, windows, list(coders), options.cache)
-    results = run(model, passed, coders, options.out)
+    results = run(model, passed, coders, options.out, options.windows)
     for split, levels in results["splits"].items():
         for level in levels:
             print(

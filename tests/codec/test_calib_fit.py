@@ -1,5 +1,6 @@
 """Fitting on rows made by rule: sensitivity is found where it is, targets are met, contexts pay."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,18 @@ import pytest
 
 from codec.calibrated import USUAL
 from codec.ladder import Ladder
+from codec.rows import RowCodec
 from codec.tables import write_tables
-from optimizer.build.calib_fit import States, calibrated_level, fit_ladder, fit_split
+from optimizer.build.calib_fit import (
+    CALIBRATED_TARGETS,
+    CALIBRATED_TRIALS,
+    TABQ_TRIALS,
+    corrected,
+    fit_ladder,
+)
+from optimizer.build.calib_levels import calibrated_level
 from optimizer.build.calib_sensitivity import fit_sensitivity
+from optimizer.build.calib_split import States, fit_split
 
 D, N, VOCAB = 24, 4096, 50
 
@@ -85,6 +95,33 @@ def test_steps_by_sensitivity_save_bits_at_equal_cost() -> None:
         bits_of(ladder_of(of, *calibrated_level("q", of, 0.003)), states) for of in (fit, blind)
     ]
     assert bits[0] < bits[1] - 0.1
+
+
+def test_the_estimate_is_asked_for_what_comes_out_as_wanted() -> None:
+    tried, measured = (0.001, 0.01, 0.1), (0.001, 0.02, 0.4)  # ratios 1, 2, 4
+    assert corrected(0.02, tried, measured) == pytest.approx(0.01)
+    assert corrected(0.4, tried, measured) == pytest.approx(0.1)
+    assert 0.001 < corrected(0.004, tried, measured) < 0.004
+    # Beyond the ends the ratio stays; what came out in the wrong order does not turn it round.
+    assert corrected(0.0001, tried, measured) == pytest.approx(0.0001)
+    assert corrected(4.0, tried, measured) == pytest.approx(1.0)
+    assert corrected(0.003, tried, (0.002, 0.001, 0.1)) > 0
+
+
+def test_levels_are_aimed_by_what_was_measured() -> None:
+    """A model that loses four times the estimate gets the steps of a quarter of the aim."""
+    states = made_up(0, swing=0.3)
+    tried: list[int] = []
+
+    def four_times(codecs: Sequence[RowCodec]) -> list[float]:
+        tried.append(len(codecs))
+        return [4 * loss for losses in (CALIBRATED_TRIALS, TABQ_TRIALS) for loss in losses]
+
+    header, _ = fit_ladder(states, measure=four_times)
+    entries = {entry["name"]: entry for entry in header["levels"]}
+    assert tried == [len(CALIBRATED_TRIALS) + len(TABQ_TRIALS)]
+    entry, _ = calibrated_level("q3", fit_split(states), CALIBRATED_TARGETS["q3"] / 4)
+    assert entries["q3"]["step"] == pytest.approx(entry["step"])
 
 
 def test_tabq_gains_from_knowing_the_channels() -> None:

@@ -1,0 +1,58 @@
+"""Tables of several splits from one calibration, as `splitpoint build` makes them for its one.
+
+    python benchmarks/codec/make_tables.py --model MODEL --splits 5,10,15,20 --out DIR \
+        [--text F] [--tokens 8192]
+
+Writes DIR/split-N.tables. Without --text the model writes its own. JSON last: seconds by stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from optimizer.build.calibrate import calibrate_splits
+from optimizer.build.source import open_source
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--splits", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--tokens", type=int, default=8192)
+    options = parser.parse_args()
+    source = open_source(options.model)
+    model = source.load_model()
+    ids = None
+    if options.text is not None:
+        # No tokenizer makes less than a token of 16 bytes of usual text; the rest is not needed.
+        text = options.text.read_text(encoding="utf-8")[: 16 * options.tokens]
+        ids = list(source.load_tokenizer()(text)["input_ids"])
+    seconds: dict[str, float] = {}
+    last = [time.perf_counter(), "start"]
+
+    def note(stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        seconds[str(last[1])] = seconds.get(str(last[1]), 0.0) + now - float(last[0])
+        if stage != last[1]:
+            print(stage, file=sys.stderr, flush=True)
+        last[:] = [now, stage]
+
+    digests = calibrate_splits(
+        model,
+        {int(split): options.out / f"split-{split}.tables" for split in options.splits.split(",")},
+        token_ids=ids,
+        num_tokens=options.tokens,
+        progress=note,
+    )
+    note("end", 1, 1)
+    print(json.dumps({"sha256": digests, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()
