@@ -1,6 +1,6 @@
 """The edge process's high-water mark under a memory limit, over a long generation.
 
-    python benchmarks/edge_memory.py --bundle BUNDLE [--limit 160MiB] [--tokens 2000]
+    python benchmarks/edge_memory.py --bundle BUNDLE [--limit 160MiB] [--tokens 2000] [--level auto]
 
 `splitpoint serve` and `splitpoint run` in processes of their own. `run` reports its own high-water
 mark as the kernel counts it (getrusage); with the refused limit it must exit 1 before loading, and
@@ -27,11 +27,13 @@ def main() -> int:
     parser.add_argument("--limit", default="160MiB")
     parser.add_argument("--refused", default="60MiB")
     parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--level", default="auto")
     arguments = parser.parse_args()
     with serving(arguments.bundle, ["--kv-memory", "256MiB"]) as address:
         command = [sys.executable, "-m", "splitpoint", "run", str(arguments.bundle)]
         command += ["--server", address, "--chat", "Tell me a very long story about boats."]
         command += ["--max-new-tokens", str(arguments.tokens), "--ignore-eos", "--json"]
+        command += ["--level", arguments.level]
         held = subprocess.run(
             [*command, "--memory-limit", arguments.limit],
             capture_output=True,
@@ -54,6 +56,7 @@ def main() -> int:
         "peak_bytes": limited["peak_memory_bytes"],
         "peak_bytes_without_limit": unlimited["peak_memory_bytes"],
         "tokens": len(limited["tokens"]),
+        "level_counts": limited["level_counts"],
         "same_tokens_as_without_limit": limited["tokens"] == unlimited["tokens"],
         "tbt_p50_s": limited["tbt_p50_s"],
         "tbt_p50_s_without_limit": unlimited["tbt_p50_s"],

@@ -85,7 +85,16 @@ def read_tables(path: Path) -> tuple[dict[str, Any], Arrays, str]:
         arrays = {str(name): _array(body, entry) for name, entry in header["arrays"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TablesError(f"{path}: damaged header: {error}") from error
-    return header, arrays, hashlib.sha256(data).hexdigest()
+    return header, arrays, _sha256_of(path)
+
+
+def _sha256_of(path: Path) -> str:
+    """Read in blocks, not through the mapping, whose pages would all become resident."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _array(body: memoryview, entry: dict[str, Any]) -> npt.NDArray[Any]:

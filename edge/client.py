@@ -27,6 +27,7 @@ from edge.front import FrontEngine
 from edge.generation import RemoteGeneration, TokenSource
 from edge.grpc_transport import Credentials, GrpcTransport
 from edge.local_generation import LocalGeneration
+from edge.mapped_pages import return_freed_blocks
 from edge.memory_limit import fitting_chunk, runtime_bytes
 from edge.patience import Clock, Patience
 from edge.pilot import Pilot
@@ -75,6 +76,10 @@ class EdgeClient:
         addresses = [server] if isinstance(server, str) else list(server or ())
         if not addresses and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
+        if memory_limit_bytes is None:
+            memory_limit_bytes = _planned_limit(self.plan)
+        if memory_limit_bytes is not None:
+            return_freed_blocks()  # before the first large ones come and go
         self._settings = EdgeSettings.load(opened.edge_dir)
         template_path = opened.edge_dir / "chat_template.jinja"
         template = template_path.read_text() if template_path.is_file() else None
@@ -86,8 +91,6 @@ class EdgeClient:
             else Ladder.lossless(geometry.hidden_size)
         )
         self._most_chunk_tokens = prefill_chunk or self.plan.prefill_chunk
-        if memory_limit_bytes is None:
-            memory_limit_bytes = _planned_limit(self.plan)
         if memory_limit_bytes is not None:
             self._most_chunk_tokens = fitting_chunk(
                 replace(self.plan, prefill_chunk=self._most_chunk_tokens),
@@ -103,6 +106,7 @@ class EdgeClient:
             threads=threads,
             spinning=spinning,
             frugal=memory_limit_bytes is not None,
+            mapped=(tables,),
         ):
             self._fronts.put(front)
         self._transports = [GrpcTransport(address, credentials) for address in addresses]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.errors import FrontError, InputError
-from edge.mapped_pages import MappedFile, trim_heap
+from edge.mapped_pages import MappedFiles, release_read_only_pages, trim_heap
 from edge.power import usable_cpus
 from optimizer.plan import Plan
 
@@ -31,10 +31,10 @@ class FrontEngine:
     """
 
     def __init__(
-        self, session: ort.InferenceSession, plan: Plan, weights: MappedFile | None = None
+        self, session: ort.InferenceSession, plan: Plan, mapped: MappedFiles | None = None
     ) -> None:
         self._session = session
-        self._weights = weights
+        self._mapped = mapped
         self._rows_mapped = 0  # since their pages were last given back
         self._plan = plan
         self._num_tokens = 0
@@ -59,36 +59,40 @@ class FrontEngine:
         threads: int | None = None,
         spinning: bool = False,
         frugal: bool = False,
+        mapped: tuple[Path, ...] = (),
     ) -> list[FrontEngine]:
         """Load `front.onnx` once, for `count` engines that share weights and have own caches.
 
         threads: of the kernels (None: one for each CPU that may be used). spinning: threads
         that wait for work within a step spin instead of sleeping, which is faster; between
-        steps they sleep all the same. frugal: give the weights' file pages back as one goes, see
-        `edge.mapped_pages`. FrontError when the file is not a front.
+        steps they sleep all the same. frugal: no memory is kept for later that a step can get
+        again, and file pages go back as one goes (`edge.mapped_pages`), those of the weights and of
+        the other files that are `mapped`. FrontError when the file is not a front.
         """
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = not frugal
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = ort.InferenceSession(
                 str(edge_dir / FRONT_NAME), options, providers=["CPUExecutionProvider"]
             )
-            weights = None
+            pages = None
             if frugal:  # the kernels have packed what they need of the file; loading leaves holes
-                weights = MappedFile(edge_dir / f"{FRONT_NAME}.data")
-                weights.release()
+                pages = MappedFiles(edge_dir / f"{FRONT_NAME}.data", *mapped)
+                pages.release()
                 trim_heap()
-            return [cls(session, plan, weights) for _ in range(count)]
+                release_read_only_pages()
+            return [cls(session, plan, pages) for _ in range(count)]
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             raise FrontError(f"{edge_dir / FRONT_NAME}: cannot be loaded ({error})") from error
 
     def sibling(self) -> FrontEngine:
         """Another engine with the same weights and an empty cache of its own."""
-        return FrontEngine(self._session, self._plan, self._weights)
+        return FrontEngine(self._session, self._plan, self._mapped)
 
     @property
     def num_tokens(self) -> int:
@@ -145,8 +149,8 @@ class FrontEngine:
 
     def _release_pages(self, num_rows: int) -> None:
         self._rows_mapped += num_rows
-        if self._weights is not None and self._rows_mapped >= RELEASE_ROWS:
-            self._weights.release()
+        if self._mapped is not None and self._rows_mapped >= RELEASE_ROWS:
+            self._mapped.release()
             self._rows_mapped = 0
 
     def _bind_cache(self) -> None:

@@ -16,14 +16,15 @@ import psutil
 
 from edge.errors import MemoryLimitError
 from edge.front import RELEASE_ROWS
-from edge.mapped_pages import trim_heap
-from optimizer.cost.memory import EdgeMemory, edge_memory_over, touched_bytes
+from edge.mapped_pages import release_read_only_pages, trim_heap
+from optimizer.cost.memory import EdgeMemory, codec_bytes, edge_memory_over, touched_bytes
 from optimizer.cost.weights import embedding_bytes
 from optimizer.errors import PlanError
 from optimizer.plan import FRONT_BITS, KV_BITS, Plan
 
-# Pages of ONNX Runtime's and gRPC's code and their threads' stacks, first touched when a session
-# runs; measured with onnxruntime 1.32 and grpcio 1.85 on x86-64 Linux.
+# Pages of the libraries' code and their threads' stacks that a session touches: all of them, and
+# those that starting had not touched. Measured, onnxruntime 1.32 and grpcio 1.85 on x86-64 Linux.
+RUNNING_CODE_BYTES: Final = 30 << 20
 FIRST_RUN_BYTES: Final = 14 << 20
 STEP_BYTES: Final = 1200  # of one step's frame, trace and token, beside its payload
 MIN_TOKENS: Final = 128
@@ -31,9 +32,10 @@ CHUNKS: Final = (128, 64, 32, 16)
 
 
 def runtime_bytes() -> float:
-    """What this process will take without a front: resident now, and what a first run adds."""
+    """What this process will take without a front: resident now, and what a run adds."""
     trim_heap()
-    return float(psutil.Process().memory_info().rss + FIRST_RUN_BYTES)
+    added = RUNNING_CODE_BYTES if release_read_only_pages() else FIRST_RUN_BYTES
+    return float(psutil.Process().memory_info().rss + added)
 
 
 def fitting_chunk(plan: Plan, *, limit_bytes: int, runtime_bytes: float, sequences: int = 1) -> int:
@@ -60,12 +62,14 @@ def _chunks(plan: Plan) -> tuple[int, ...]:
 def needed_memory(plan: Plan, runtime_bytes: float, sequences: int) -> EdgeMemory:
     """The formula for a frugal front, with as many caches and working sets as `sequences`."""
     needed = edge_memory_over(runtime_bytes, plan)
-    # A front under a limit gives the embedding's pages back every so many rows.
-    table = embedding_bytes(plan.model.geometry, plan.partition.front_bits)
+    # A front under a limit gives the embedding's and the codec's pages back every so many rows.
+    geometry = plan.model.geometry
+    table = embedding_bytes(geometry, plan.partition.front_bits)
     rows = min(RELEASE_ROWS + plan.prefill_chunk, plan.max_tokens)
     return replace(
         needed,
         embedding_bytes=touched_bytes(table, rows),
+        codec_bytes=0.0 if plan.edge_is_whole else codec_bytes(geometry, plan.level, rows),
         kv_bytes=needed.kv_bytes * sequences,
         workspace_bytes=(needed.workspace_bytes + session_bytes(plan)) * sequences,
     )
@@ -172,6 +176,7 @@ def _parts(needed: EdgeMemory) -> str:
         "runtime": needed.runtime_bytes,
         "weights": needed.weight_bytes,
         "embedding": needed.embedding_bytes,
+        "codec": needed.codec_bytes,
         "KV cache": needed.kv_bytes,
         "workspace": max(needed.workspace_bytes, needed.head_leftover_bytes),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.mapped_pages import MappedFile, clean_regions
+from edge.mapped_pages import MappedFiles, release_read_only_pages
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's /proc")
 SIZE = 4 << 20
@@ -36,7 +36,7 @@ def test_pages_go_back_and_the_bytes_stay(file: Path) -> None:
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
         before = bytes(view)
         assert resident_bytes(file) >= SIZE // 2
-        mapped = MappedFile(file)
+        mapped = MappedFiles(file)
         assert mapped.num_bytes == SIZE
         mapped.release()
         assert resident_bytes(file) < SIZE // 8
@@ -46,6 +46,22 @@ def test_pages_go_back_and_the_bytes_stay(file: Path) -> None:
 def test_a_mapping_that_was_written_to_is_left_alone(file: Path) -> None:
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as view:
         view[0] = 7
-        assert clean_regions(file) == ()
-        MappedFile(file).release()
+        mapped = MappedFiles(file)
+        assert mapped.num_bytes == 0
+        mapped.release()
         assert view[0] == 7
+
+
+def test_only_what_nobody_may_write_goes_with_the_libraries_pages(file: Path) -> None:
+    with (
+        file.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as writable,
+    ):
+        sum(writable[::4096])
+        assert release_read_only_pages() > 0
+        assert resident_bytes(file) >= SIZE // 2
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        before = bytes(view)
+        assert release_read_only_pages() > SIZE
+        assert resident_bytes(file) < SIZE // 8
+        assert bytes(view) == before
