@@ -163,7 +163,6 @@ class Relay:
         self._sides.add(side)
         await self._loop.create_connection(lambda: side, sock=sock)
         self._down.offer(side, Signal.ACCEPTED)
-        side.allow_reading()
 
     async def _connect(self, target: Address) -> socket.socket:
         family, where = await self._resolve(target)

@@ -5,8 +5,10 @@
 
 Back-pressure: a side whose flow has no room in its lane stops reading its socket, so the sender's
 own TCP slows down; so does a side whose peer does not take what was delivered. A connection is
-set up like a real one: the target is dialled when the client's SYN has crossed the up lane, and the
-client's bytes are read when the answer has crossed the down lane.
+set up like a real one, by three segments that cross the lanes: the target is dialled when the
+client's SYN is through, the client's bytes are read when the answer is, and the target's when the
+client's acknowledgement is (a server does not accept before, so one that speaks first, as HTTP/2
+servers do, is heard after two round trips).
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Signal(Enum):
 
     SYN = "syn"
     ACCEPTED = "accepted"
+    ACKNOWLEDGED = "acknowledged"
     END = "end"
     RESET = "reset"
 
@@ -229,6 +232,9 @@ class Side(asyncio.BufferedProtocol):
         elif isinstance(item, bytes):
             self.transport.write(item)
         elif item is Signal.ACCEPTED:
+            self.lane.offer(self, Signal.ACKNOWLEDGED)
+            self.allow_reading()
+        elif item is Signal.ACKNOWLEDGED:
             self.allow_reading()
         elif item is Signal.END:
             self._ended_out = True

@@ -85,7 +85,9 @@ class StepParts:
 class Predicted:
     """What the plan promises.
 
-    `ttft_s`: of a prompt of `Limits.prompt_tokens`. `tbt_s`: half way through the answer.
+    `ttft_s`: of a prompt of `Limits.prompt_tokens`, over a connection that stands; `first_ttft_s`:
+    of a client's first request, which makes the connection (TCP, TLS, HTTP/2; None in plans that
+    were made before this was predicted). `tbt_s`: half way through the answer.
     `longest_tbt_s`: the slowest step up to `max_tokens`; the limit on TBT is on this one.
     `longest_tokens`: the longest sequence this configuration could have within the limits.
     `uplink_bytes_per_token` counts the wire's own bytes. `cloud_s_per_token`: seconds of the
@@ -108,3 +110,4 @@ class Predicted:
     tokens_per_round: float
     edge_memory: EdgeMemoryParts
     step: StepParts
+    first_ttft_s: float | None = None

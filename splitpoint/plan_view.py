@@ -227,7 +227,10 @@ def _promise_table(plan: Plan, predicted: Predicted) -> Table:
         "slowest TBT", time_text(predicted.longest_tbt_s), f"up to {plan.max_tokens:,} tokens"
     )
     prompt = plan.limits.prompt_tokens if plan.limits is not None else 0
-    table.add_row("TTFT", time_text(predicted.ttft_s), f"prompt of {prompt:,} tokens")
+    said = f"prompt of {prompt:,} tokens"
+    if predicted.first_ttft_s is not None and predicted.first_ttft_s > predicted.ttft_s:
+        said += f"; {time_text(predicted.first_ttft_s)} where the connection has to be made"
+    table.add_row("TTFT", time_text(predicted.ttft_s), said)
     table.add_row("uplink a token", f"{predicted.uplink_bytes_per_token:.0f} B", "")
     ratio = predicted.cloud_cost_ratio
     said = "" if ratio is None else f"the whole model there would take {ratio:.2f} times as much"

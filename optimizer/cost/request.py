@@ -24,6 +24,13 @@ from optimizer.cost.link import LinkPoint, pipeline_s
 from optimizer.geometry import ModelGeometry
 from optimizer.plan import Partition
 
+# Round trips before a request's first chunk leaves: Open and Opened on a connection that stands;
+# on a new one TCP's, TLS 1.3's and that of HTTP/2's settings (RFC 9113, section 3.4: the server's
+# follow its accepting, and gRPC sends nothing before they are there) come first. Counted on the
+# real edge over the link emulator, docs/simulating.md.
+OPEN_ROUND_TRIPS = 1.0
+NEW_CONNECTION_ROUND_TRIPS = 4.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
@@ -215,13 +222,14 @@ def predict_request(
     batch: int = 1,
     queue_s: float | None = None,
     drafting: Drafting = NO_DRAFTS,
-    open_round_trips: float = 1.0,
+    open_round_trips: float = OPEN_ROUND_TRIPS,
 ) -> RequestTime:
     """TTFT, TBT and what they are made of, for one request of `prompt_tokens` and `new_tokens`.
 
-    `open_round_trips` are spent before the first chunk leaves: 1 for Open and Opened on a channel
-    that stands, 2 on a new one (TCP), 3 with TLS; none when the edge holds the whole model. The
-    round in the middle of the answer stands for all: step time is linear in the position.
+    `open_round_trips` are spent before the first chunk leaves: OPEN_ROUND_TRIPS in a client's later
+    requests, NEW_CONNECTION_ROUND_TRIPS in its first (one fewer without TLS); none when the edge
+    holds the whole model. The round in the middle of the answer stands for all: step time is
+    linear in the position.
     """
     whole = deployment.is_whole
     opened = 0.0 if whole else open_round_trips * (deployment.link.rtt_s + message_s(deployment))

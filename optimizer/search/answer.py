@@ -8,11 +8,18 @@ import numpy as np
 
 from optimizer.cost.cloud import back_kv_bits
 from optimizer.cost.memory import edge_memory
-from optimizer.cost.request import NO_DRAFTS, Deployment, RequestTime, predict_request
+from optimizer.cost.request import (
+    NEW_CONNECTION_ROUND_TRIPS,
+    NO_DRAFTS,
+    OPEN_ROUND_TRIPS,
+    Deployment,
+    RequestTime,
+    predict_request,
+)
 from optimizer.levels import level_at
 from optimizer.plan import ModelRef, Partition, Plan
 from optimizer.prediction import EdgeMemoryParts, Predicted, ProfilesUsed, StepParts
-from optimizer.search.grid import OPEN_ROUND_TRIPS, Grid
+from optimizer.search.grid import Grid
 from optimizer.search.problem import Cell, DraftChoice, Front
 
 
@@ -89,6 +96,9 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
     return Predicted(
         edge_memory_bytes=_total(memory),
         ttft_s=time.ttft_s,
+        first_ttft_s=_request(
+            grid, deployment, draft, open_round_trips=NEW_CONNECTION_ROUND_TRIPS
+        ).ttft_s,
         tbt_s=time.tbt_s,
         longest_tbt_s=float(np.broadcast_to(grid.longest_tbt_s(index), shape)[cell]),
         uplink_bytes_per_token=time.uplink_bytes_per_token,
@@ -114,14 +124,20 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
     )
 
 
-def _request(grid: Grid, deployment: Deployment, draft: DraftChoice) -> RequestTime:
+def _request(
+    grid: Grid,
+    deployment: Deployment,
+    draft: DraftChoice,
+    *,
+    open_round_trips: float = OPEN_ROUND_TRIPS,
+) -> RequestTime:
     return predict_request(
         deployment,
         prompt_tokens=grid.limits.prompt_tokens,
         new_tokens=grid.problem.answer_tokens,
         batch=grid.limits.num_sessions,
         drafting=draft.drafting,
-        open_round_trips=OPEN_ROUND_TRIPS,
+        open_round_trips=open_round_trips,
     )
 
 

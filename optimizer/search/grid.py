@@ -13,12 +13,11 @@ import numpy as np
 
 from optimizer.cost.codec import answer_bytes
 from optimizer.cost.link import LinkPoint
+from optimizer.cost.request import OPEN_ROUND_TRIPS
 from optimizer.errors import PlanError
 from optimizer.prediction import Limits
 from optimizer.search.rates import Floats
 from optimizer.search.tables import Chunks, Mask, Tables
-
-OPEN_ROUND_TRIPS = 1.0  # Open and Opened, on a channel that stands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

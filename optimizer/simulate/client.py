@@ -55,7 +55,6 @@ class Client:
         if generation.num_tokens:
             self._recorded = False
         self._current = None
-        self._plan_next(at_s)
 
     def _plan_next(self, free_s: float) -> None:
         """The next question, when it is asked and the device is free."""
@@ -81,6 +80,7 @@ class Client:
             request,
             asked_s=asked_s,
             ended=self.ended,
+            freed=self._plan_next,
             recorded=self._recorded,
         )
         self._current.start()

@@ -1,10 +1,14 @@
-"""Getting a session: servers in turn, backoff, a time limit; `edge.connector` simulated."""
+"""Getting a session: servers in turn, backoff, a time limit; `edge.connector` simulated.
+
+A connection stands from a client's first knock at a server until that server is lost, as gRPC's
+channel does; only making it costs the round trips of TCP, TLS and HTTP/2's settings.
+"""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from optimizer.simulate.ports import Answer
+from optimizer.simulate.ports import Answer, Reply
 from optimizer.simulate.record import Outcome
 from optimizer.simulate.server import Owner, ServerSession
 from optimizer.simulate.world import Device, World
@@ -25,7 +29,15 @@ class Opener(Owner, Protocol):
 class Connector:
     """One client's way of knocking. It remembers which server it used last."""
 
-    __slots__ = ("_attempt", "_deadline_s", "_device", "_next", "_num_failures", "_world")
+    __slots__ = (
+        "_attempt",
+        "_connections",
+        "_deadline_s",
+        "_device",
+        "_next",
+        "_num_failures",
+        "_world",
+    )
 
     def __init__(self, world: World, device: Device, first: int) -> None:
         self._world = world
@@ -34,6 +46,7 @@ class Connector:
         self._num_failures = 0  # in a row
         self._attempt = 0  # answers to earlier ones come too late
         self._deadline_s = 0.0
+        self._connections: dict[int, int] = {}  # by server: the life it was made in
 
     @property
     def server_number(self) -> int:
@@ -51,8 +64,54 @@ class Connector:
         self._attempt += 1
 
     def _knock(self, opener: Opener, blocks: int) -> None:
-        world, device = self._world, self._device
+        world = self._world
         self._attempt += 1
+        server = world.servers[self.server_number]
+        if self._connections.get(self.server_number) == server.life:
+            self._open(opener, blocks, world.env.now)
+        else:
+            trips = world.scenario.software.connect_round_trips
+            self._shake_hands(opener, blocks, world.env.now, trips)
+
+    def _shake_hands(self, opener: Opener, blocks: int, at_s: float, left: int) -> None:
+        """Make a connection, from `at_s` on: `left` round trips, then the Open.
+
+        Nothing else of this client's is on its way meanwhile, so the trips are computed in one
+        go. A server that does not listen says so in the first one.
+        """
+        world, device, software = self._world, self._device, self._world.scenario.software
+        number, attempt = self.server_number, self._attempt
+        server = world.servers[number]
+        if not left:
+            self._connections[number] = server.life
+            self._open(opener, blocks, at_s)
+            return
+        up_bytes = -(-software.connect_up_bytes // software.connect_round_trips)
+        down_bytes = -(-software.connect_down_bytes // software.connect_round_trips)
+        world.record.up_bytes += up_bytes
+        world.record.down_bytes += down_bytes
+
+        def refused(_: object) -> None:
+            if attempt == self._attempt:
+                self._refused(opener, blocks, Reply("busy"), was_alive=False)
+
+        def answered(t: float) -> None:
+            if attempt != self._attempt:
+                return
+            if server.alive:
+                self._shake_hands(opener, blocks, t, left - 1)
+            else:
+                world.at(t, refused)
+
+        device.lanes.up.send(
+            at_s + device.front.message_s,
+            up_bytes,
+            lambda t: device.lanes.down.send(t + world.cloud_message_s, down_bytes, answered),
+        )
+
+    def _open(self, opener: Opener, blocks: int, at_s: float) -> None:
+        """Announce the session, at `at_s`, over a connection that stands."""
+        world, device = self._world, self._device
         attempt, software = self._attempt, world.scenario.software
         server = world.servers[self.server_number]
         world.record.up_bytes += software.open_bytes
@@ -71,7 +130,7 @@ class Connector:
                 if session is not None:
                     opener.opened(session)
                 else:
-                    self._refused(opener, blocks, answer, was_alive)
+                    self._refused(opener, blocks, answer, was_alive=was_alive)
 
             device.lanes.down.send(
                 world.env.now + world.cloud_message_s,
@@ -80,12 +139,12 @@ class Connector:
             )
 
         device.lanes.up.send(
-            world.env.now + device.front.message_s,
+            at_s + device.front.message_s,
             software.open_bytes,
             lambda t: world.at(t, lambda _: server.open(opener, blocks, answered)),
         )
 
-    def _refused(self, opener: Opener, blocks: int, answer: Answer, was_alive: bool) -> None:
+    def _refused(self, opener: Opener, blocks: int, answer: Answer, *, was_alive: bool) -> None:
         world, patience = self._world, self._world.scenario.patience
         if answer.kind == "never":  # all servers are equal, so all would say so
             opener.shut_out("refused")

@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from optimizer.cost.codec import ANSWER_BYTES, TOKEN_BYTES
 from optimizer.simulate.connector import Connector
-from optimizer.simulate.ports import ChunkSeen, ControlState
+from optimizer.simulate.ports import ControlState
+from optimizer.simulate.progress import OwnTime, Prefill, Sent
 from optimizer.simulate.record import Outcome, RoundTimes
 from optimizer.simulate.server import Frame, ServerSession
 from optimizer.simulate.workload import Request
 from optimizer.simulate.world import Device, World
 
 
-class _Sent(NamedTuple):
-    """A frame in the journal."""
-
-    position: int
-    num_rows: int
-    num_bytes: int
-    decode_s: float
-
-
 class Generation:
-    """See the module's docstring. `ended` is told once, with the time and the outcome."""
+    """See the module's docstring. `ended` is told once, with the time and the outcome; then
+    `freed`, when the device can take the next question."""
 
     __slots__ = (
         "_blocks",
@@ -38,6 +31,7 @@ class Generation:
         "_control",
         "_device",
         "_ended",
+        "_freed",
         "_journal",
         "_last_s",
         "_level",
@@ -65,6 +59,7 @@ class Generation:
         *,
         asked_s: float,
         ended: Ended,
+        freed: Callable[[float], None],
         recorded: bool,
     ) -> None:
         self.request = request
@@ -77,6 +72,7 @@ class Generation:
         self._device = device
         self._connector = connector
         self._ended = ended
+        self._freed = freed
         self._recorded = recorded
         total = request.prompt_tokens + request.output_tokens
         self._blocks = -(-total // world.scenario.servers.block_tokens)
@@ -85,11 +81,11 @@ class Generation:
         if world.controller is not None:
             self._control = world.controller.begin()
         self._session: ServerSession | None = None
-        self._journal: list[_Sent] = []
+        self._journal: list[Sent] = []
         self._lost_s = -1.0  # when the session was lost, until the first answer after it
         self._last_s = asked_s  # when the last token came
-        self._own = _OwnTime()
-        self._prefill = _Prefill()
+        self._own = OwnTime()
+        self._prefill = Prefill()
         self._sent_bytes = 0
 
     def start(self) -> None:
@@ -122,15 +118,31 @@ class Generation:
         self.over = True
         self._connector.give_up()
         session, self._session = self._session, None
-        if session is not None and closing:
-            world, num_bytes = self._world, self._world.scenario.software.close_bytes
-            world.record.up_bytes += num_bytes
-            self._device.lanes.up.send(
-                at_s,
-                num_bytes,
-                lambda t: world.at(t, lambda _: session.server.leave(session)),
-            )
         self._ended(self, at_s, outcome)
+        if session is not None and closing:
+            self._close(session, at_s)
+        else:
+            self._freed(at_s)
+
+    def _close(self, session: ServerSession, at_s: float) -> None:
+        """Say goodbye; the device is free when the server has ended the stream, or soon anyway."""
+        world, lanes, software = self._world, self._device.lanes, self._world.scenario.software
+        latest_s = at_s + world.scenario.patience.close_s
+        world.record.up_bytes += software.close_bytes
+        world.record.down_bytes += software.closed_bytes
+
+        def arrived(t: float) -> None:
+            world.at(t, lambda _: session.server.leave(session))
+            if t >= latest_s:
+                self._freed(latest_s)
+                return
+            lanes.down.send(
+                t + world.cloud_message_s,
+                software.closed_bytes,
+                lambda t: self._freed(min(t, latest_s)),
+            )
+
+        lanes.up.send(at_s + self._device.front.message_s, software.close_bytes, arrived)
 
     # --- prefill and decode -----------------------------------------------------------------
 
@@ -200,7 +212,7 @@ class Generation:
         record.level_counts[level.name] = record.level_counts.get(level.name, 0) + 1
         self._sent_bytes = num_bytes
         if world.keep_journal:
-            self._journal.append(_Sent(position, rows, num_bytes, decode_s))
+            self._journal.append(Sent(position, rows, num_bytes, decode_s))
         frame = Frame(
             session,
             num_rows=rows,
@@ -362,30 +374,6 @@ class Generation:
         self._lost_s = -1.0
         if now_s <= world.scenario.duration_s:
             world.record.tokens_in_time += 1 + accepted
-
-
-class _OwnTime:
-    """Seconds of the device for the frame that it sent last."""
-
-    __slots__ = ("encode_s", "front_s")
-
-    def __init__(self) -> None:
-        self.front_s = self.encode_s = 0.0
-
-
-class _Prefill:
-    """How far the prompt is, and what its chunks took."""
-
-    __slots__ = ("answered", "encode_s", "front_s", "position")
-
-    def __init__(self) -> None:
-        self.position = 0
-        self.front_s = self.encode_s = 0.0
-        self.answered: list[ChunkSeen] = []
-
-    def acknowledged(self, frame: Frame) -> None:
-        """A chunk's answer has come. The link's share is not known while chunks queue on it."""
-        self.answered.append(ChunkSeen(frame.num_rows, frame.edge_s, 0.0, frame.cloud_s))
 
 
 Ended: TypeAlias = Callable[[Generation, float, Outcome], None]

@@ -251,6 +251,7 @@ class Patience:
     recover_s: float = 60.0
     first_backoff_s: float = 0.1
     max_backoff_s: float = 5.0
+    close_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +260,9 @@ class Software:
 
     `edge_message_s`, `cloud_message_s`: each side's network stack, for a round trip; `sample_s`:
     drawing one token. Bytes of an Open and of its answer are those of real messages.
+    `connect_round_trips`: what a client spends before its first Open to a server, with the bytes
+    of all of them: TCP, TLS 1.3, and HTTP/2's settings, for which gRPC waits (2 without TLS).
+    `closed_bytes`: what ends a stream after the edge's close; the device waits for it.
     """
 
     edge_message_s: float | None = None
@@ -267,6 +271,14 @@ class Software:
     open_bytes: int = 320
     opened_bytes: int = 96
     close_bytes: int = 64
+    closed_bytes: int = 64
+    connect_round_trips: int = 3
+    connect_up_bytes: int = 1_900
+    connect_down_bytes: int = 3_000
+
+    def __post_init__(self) -> None:
+        if self.connect_round_trips < 0:
+            raise ScenarioError("software: connect_round_trips must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,6 +137,11 @@ class Server:
         self.alive = True
         self.sums = ServerSums(total_blocks=total_blocks)
 
+    @property
+    def life(self) -> int:
+        """Goes up with every loss: connections of an earlier life are gone."""
+        return self._life
+
     def open(self, owner: Owner, blocks: int, opened: Opened) -> None:
         """An Open came in; `opened` is called with the answer, now or when a place is free."""
         if not self.alive:

@@ -52,7 +52,10 @@ def plan(
     cloud_memory_per_session: Annotated[
         str | None, typer.Option(help="KV cache of one session there.", metavar="SIZE")
     ] = None,
-    max_ttft: Annotated[float | None, typer.Option(help="Most seconds to the first token.")] = None,
+    max_ttft: Annotated[
+        float | None,
+        typer.Option(help="Most seconds to the first token, over a connection that stands."),
+    ] = None,
     max_tbt: Annotated[
         float | None, typer.Option(help="Most seconds between tokens, up to the longest sequence.")
     ] = None,

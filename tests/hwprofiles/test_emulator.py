@@ -131,6 +131,16 @@ def test_bytes_arrive_intact_in_both_directions_on_many_connections() -> None:
     assert counters.up.queued_bytes == counters.down.queued_bytes == 0
 
 
+def test_a_server_that_speaks_first_is_heard_after_two_round_trips() -> None:
+    """It accepts when the client's acknowledgement is there, one and a half round trips in."""
+    shape = LinkShape.fixed(rtt_s=0.1, up_bytes_per_s=2e7, down_bytes_per_s=2e7)
+    with serving(name_of(b"hello")) as target, EmulatedLink(target=target, shape=shape) as link:
+        begun_s = time.monotonic()
+        with connect(link.address) as client:
+            assert exactly(client, 5) == b"hello"
+        assert time.monotonic() - begun_s > 0.199  # later, on a busy machine; never sooner
+
+
 def test_a_half_closed_connection_still_carries_the_answer() -> None:
     def count(connection: socket.socket) -> None:
         connection.sendall(str(len(read_all(connection))).encode())
