@@ -1,11 +1,13 @@
 """One decode step of the server's engine, part by part, beside the matrix work alone.
 
     python benchmarks/server_step.py BUNDLE [--split 10] [--sessions 1,8,32] [--history 100]
+                                     [--beside N]
 
 Sessions of random rows with `--history` tokens in their caches. `matrix` runs the same linear
 layers on as many rows, one after the other, with nothing in between; `bound_ms` is the bytes of
-their weights over the rate of reading a large tensor in the same run. Prints a table on stderr
-and one JSON object last.
+their weights over the rate of reading a large tensor in the same run. With `--beside N` the same
+is measured again beside N processes that do nothing but count, in turn with N of them asleep.
+Prints a table on stderr and one JSON object last.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -36,31 +40,22 @@ def main() -> int:
     parser.add_argument("--sessions", default="1,8,32")
     parser.add_argument("--history", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--beside", type=int, default=0, help="competing processes")
     arguments = parser.parse_args()
     engine = BackEngine.load(arguments.bundle / "cloud", first_layer=arguments.split)
     counts = [int(text) for text in arguments.sessions.split(",")]
     parts = {count: Steps(engine, arguments.split, count, arguments.history) for count in counts}
     read = read_rate()
-    samples: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
-    for repeat in range(arguments.repeats + 5):
-        for count, steps in parts.items():  # in turn: a noisy moment hits them all
-            sample = steps.measure()
-            if repeat >= 5:
-                samples[count].append(sample)
-    result = {
-        str(count): {
-            name: {
-                "median": round(1e3 * statistics.median(s[name] for s in taken), 2),
-                "min": round(1e3 * min(s[name] for s in taken), 2),
-            }
-            for name in taken[0]
-        }
-        for count, taken in samples.items()
-    }
-    for values in result.values():
-        medians = values["step"]["median"] / values["matrix"]["median"]
-        lowest = values["step"]["min"] / values["matrix"]["min"]
-        values["step_over_matrix"] = {"median": round(medians, 3), "min": round(lowest, 3)}
+    samples = run(parts, arguments.repeats)
+    result = summary(samples)
+    beside: dict[str, Any] = {}
+    if arguments.beside:
+        with Competitors(arguments.beside) as competitors:
+            alone, contended = run_beside(parts, arguments.repeats, competitors)
+        beside = {"processes": arguments.beside, "nice": 0, "ms": summary(contended)}
+        for count in counts:
+            ratio = median_step(contended[count]) / median_step(alone[count])
+            beside["ms"][str(count)]["step_over_alone"] = round(ratio, 2)
     kernel = native.load()
     weights = sum(linear_bytes(linear) for linear in linears_of(engine))
     report = {
@@ -73,11 +68,86 @@ def main() -> int:
         "read_bytes_per_s": round(read),
         "bound_ms": round(1e3 * weights / read, 2),
         "ms": result,
+        "beside": beside or None,
     }
     json.dump(report, sys.stderr, indent=1)
     print(file=sys.stderr)
     print(json.dumps(report))
     return 0
+
+
+Samples: TypeAlias = dict[int, list[dict[str, float]]]
+
+
+def run(parts: dict[int, Steps], repeats: int, warm_up: int = 5) -> Samples:
+    """`repeats` measurements of each, in turn: a noisy moment hits them all."""
+    samples: Samples = {count: [] for count in parts}
+    for repeat in range(repeats + warm_up):
+        for count, steps in parts.items():
+            sample = steps.measure()
+            if repeat >= warm_up:
+                samples[count].append(sample)
+    return samples
+
+
+def run_beside(
+    parts: dict[int, Steps], repeats: int, competitors: Competitors
+) -> tuple[Samples, Samples]:
+    """Alone and beside the competitors, in turns of a second or so each."""
+    alone: Samples = {count: [] for count in parts}
+    beside: Samples = {count: [] for count in parts}
+    for _ in range(4):
+        for kept, others in ((alone, False), (beside, True)):
+            competitors.run(others)
+            for count, taken in run(parts, max(1, repeats // 4)).items():
+                kept[count] += taken
+    return alone, beside
+
+
+def summary(samples: Samples) -> dict[str, dict[str, Any]]:
+    """Median and minimum in ms of each part, and the step over the matrix work."""
+    result: dict[str, dict[str, Any]] = {}
+    for count, taken in samples.items():
+        values: dict[str, Any] = {
+            name: {
+                "median": round(1e3 * statistics.median(s[name] for s in taken), 2),
+                "p95": round(1e3 * sorted(s[name] for s in taken)[int(0.95 * len(taken))], 2),
+                "min": round(1e3 * min(s[name] for s in taken), 2),
+            }
+            for name in taken[0]
+        }
+        values["step_over_matrix"] = {
+            kind: round(values["step"][kind] / values["matrix"][kind], 3)
+            for kind in ("median", "min")
+        }
+        result[str(count)] = values
+    return result
+
+
+def median_step(taken: list[dict[str, float]]) -> float:
+    return statistics.median(sample["step"] for sample in taken)
+
+
+class Competitors:
+    """Processes that count, at the same priority; stopped but for where they are asked to run."""
+
+    def __init__(self, count: int) -> None:
+        code = "while True: sum(range(10000))"
+        self._processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+        self.run(False)
+
+    def run(self, running: bool) -> None:
+        for process in self._processes:
+            process.send_signal(signal.SIGCONT if running else signal.SIGSTOP)
+        time.sleep(0.2)
+
+    def __enter__(self) -> Competitors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
 
 
 class Steps:

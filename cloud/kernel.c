@@ -25,13 +25,15 @@
 #include <immintrin.h>
 #include <math.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #else
 #define BUILT 0
 #endif
+
+/* Counted up whenever a structure below or what a function does with it changes (cloud/native.py). */
+#define LAYOUT_VERSION 1
 
 typedef struct {
     const uint8_t *packed; /* [N/64][K/4][64][4], code + 128; N and K rounded up */
@@ -70,117 +72,104 @@ typedef struct {
 
 #if BUILT
 
-/* A pool of threads that wait asleep between steps and spin within one. */
-#define MAX_THREADS 64
-typedef void (*Job)(void *, int);
-static struct {
-    pthread_mutex_t lock, call;
-    pthread_cond_t wake;
-    int size;              /* threads, the caller included */
-    unsigned generation;
-    Job job;
-    void *argument;
-    atomic_int running;
-} pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 1, 0,
-          NULL, NULL, 0};
-static atomic_uint generation_seen;
+#include "kernel_pool.h"
 
-static void relax(int *spins) {
-    if (++*spins < 4096) _mm_pause();
-    else sched_yield();
-}
+API int32_t sp_set_threads(int32_t count) { return use_threads(count); }
 
-static void *work(void *number) {
-    int index = (int)(intptr_t)number;
-    unsigned seen = 0;
-    for (;;) {
-        for (int i = 0; i < 2000 && atomic_load_explicit(&generation_seen, memory_order_acquire) == seen; i++)
-            _mm_pause();
-        pthread_mutex_lock(&pool.lock);
-        while (pool.generation == seen) pthread_cond_wait(&pool.wake, &pool.lock);
-        seen = pool.generation;
-        Job job = pool.job;
-        void *argument = pool.argument;
-        pthread_mutex_unlock(&pool.lock);
-        if (job) {
-            job(argument, index);
-            atomic_fetch_sub_explicit(&pool.running, 1, memory_order_acq_rel);
-        }
-    }
-    return NULL;
-}
-
-API int32_t sp_set_threads(int32_t count) {
-    if (count < 1) count = 1;
-    if (count > MAX_THREADS) count = MAX_THREADS;
-    pthread_mutex_lock(&pool.call);
-    while (pool.size < count) { /* threads beyond `count` of an earlier call stay and help */
-        pthread_t thread;
-        if (pthread_create(&thread, NULL, work, (void *)(intptr_t)pool.size)) break;
-        pthread_detach(thread);
-        pool.size++;
-    }
-    pthread_mutex_unlock(&pool.call);
-    return pool.size;
-}
-
-static void run(Job job, void *argument) {
-    pthread_mutex_lock(&pool.lock);
-    pool.job = job;
-    pool.argument = argument;
-    atomic_store(&pool.running, pool.size - 1);
-    pool.generation++;
-    atomic_store_explicit(&generation_seen, pool.generation, memory_order_release);
-    pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.lock);
-    job(argument, 0);
-    int spins = 0;
-    while (atomic_load_explicit(&pool.running, memory_order_acquire) > 0) relax(&spins);
-    pthread_mutex_lock(&pool.lock);
-    pool.job = NULL; /* a thread that is created later must not find work that is over */
-    pthread_mutex_unlock(&pool.lock);
-}
-
-/* Everybody waits for everybody; the last to come sets the counter of the next piece of work. */
+/* How a product is cut: 64 outputs of a panel of rows a chunk. Where there is one panel, blocks
+ * that would leave threads without a share are halved. */
+#define PANEL_ROWS 96
 typedef struct {
-    atomic_int arrived;
-    atomic_uint phase;
-    atomic_llong next;
-    int size;
-} Barrier;
-
-static void meet(Barrier *barrier) {
-    unsigned phase = atomic_load_explicit(&barrier->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == barrier->size - 1) {
-        atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&barrier->next, 0, memory_order_relaxed);
-        atomic_fetch_add_explicit(&barrier->phase, 1, memory_order_release);
-        return;
-    }
-    int spins = 0;
-    while (atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase) relax(&spins);
-}
-
-static int64_t grab(Barrier *barrier) {
-    return atomic_fetch_add_explicit(&barrier->next, 1, memory_order_relaxed);
-}
+    int64_t panels, blocks, whole; /* the first `whole` blocks are not halved */
+} Tiles;
 
 typedef struct {
-    const Layer *layers;
-    int64_t first_layer, num_layers;
+    int64_t panel, block;
+    int first, vectors; /* of the block's four vectors of 16 outputs */
+} Tile;
+
+static Tiles tiles_of(const Linear *linear, int64_t num_rows, int64_t threads) {
+    Tiles tiles = {(num_rows + PANEL_ROWS - 1) / PANEL_ROWS, (linear->n + 63) / 64, 0};
+    tiles.whole = tiles.panels == 1 ? tiles.blocks - tiles.blocks % threads : tiles.blocks;
+    return tiles;
+}
+
+static int64_t count_tiles(const Tiles *tiles) {
+    return tiles->panels * (2 * tiles->blocks - tiles->whole);
+}
+
+static Tile tile_of(const Tiles *tiles, int64_t chunk) {
+    int64_t in_panel = 2 * tiles->blocks - tiles->whole, i = chunk % in_panel;
+    if (i < tiles->whole) return (Tile){chunk / in_panel, i, 0, 4};
+    int64_t half = i - tiles->whole;
+    return (Tile){chunk / in_panel, tiles->whole + half / 2, (int)(half % 2) * 2, 2};
+}
+
+/* Items a chunk where one takes `floats` numbers: a chunk is worth a microsecond or more. */
+static int64_t items_a_chunk(int64_t floats, int64_t num_items) {
+    int64_t size = 8192 / (floats > 0 ? floats : 1), least = num_items >> (COUNT_BITS - 1);
+    if (size < 1) size = 1;
+    return size > least ? size : least + 1;
+}
+
+static int64_t chunks(int64_t num_items, int64_t size) { return (num_items + size - 1) / size; }
+
+typedef enum {
+    NORM_IN, QKV, PLACE, ATTEND, MIXED, OUT, NORM_POST, GATE_UP, GATE, DOWN, NUM_LAYER_PHASES
+} LayerPhase;
+
+typedef struct {
+    Job base;
+    const Layer *layers; /* all of one shape */
+    int64_t first_layer;
     const Step *step;
-    Barrier barrier;
+    Tiles tiles[NUM_LAYER_PHASES];  /* of the products */
+    int64_t size[NUM_LAYER_PHASES]; /* items a chunk of the others: rows, heads of rows for ATTEND */
+    int64_t count[NUM_LAYER_PHASES];
 } LayersJob;
 
 typedef struct {
+    Job base;
     const Linear *linear;
     const float *norm; /* NULL: none */
     float eps;
     const float *x; /* [T][K] */
     float *out;     /* [T][N] */
     const Step *step;
-    Barrier barrier;
+    Tiles tiles;
+    int64_t size; /* rows a chunk of the first phase */
 } LinearJob;
+
+static int64_t count_layer_chunks(const Job *base, int64_t phase) {
+    return ((const LayersJob *)base)->count[phase % NUM_LAYER_PHASES];
+}
+
+static int64_t count_linear_chunks(const Job *base, int64_t phase) {
+    const LinearJob *job = (const LinearJob *)base;
+    return phase ? count_tiles(&job->tiles) : chunks(job->step->num_rows, job->size);
+}
+
+static void plan_layers(LayersJob *job) {
+    const Step *step = job->step;
+    const Layer *layer = job->layers;
+    int64_t threads = atomic_load(&pool.limit), rows = step->num_rows, d = step->head_dim;
+    const Linear *linears[NUM_LAYER_PHASES] = {
+        [QKV] = &layer->qkv, [OUT] = &layer->out, [GATE_UP] = &layer->gate_up, [DOWN] = &layer->down};
+    /* About what an item costs, in floats of a norm. */
+    int64_t cost[NUM_LAYER_PHASES] = {
+        [NORM_IN] = step->width, [NORM_POST] = step->width, [MIXED] = step->heads * d,
+        [PLACE] = (step->heads + 2 * step->kv_heads) * d, [GATE] = 3 * step->inner, [ATTEND] = 8192};
+    for (int what = 0; what < NUM_LAYER_PHASES; what++) {
+        int64_t items = what == ATTEND ? rows * step->kv_heads : rows;
+        if (linears[what]) {
+            job->tiles[what] = tiles_of(linears[what], rows, threads);
+            job->count[what] = count_tiles(&job->tiles[what]);
+        } else {
+            job->size[what] = items_a_chunk(cost[what], items);
+            job->count[what] = chunks(items, job->size[what]);
+        }
+    }
+}
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
@@ -212,21 +201,23 @@ API int32_t sp_available(void) {
 /* Layers [first_layer, first_layer + num_layers) over all rows of `step`. */
 API void sp_layers(const Layer *layers, int64_t first_layer, int64_t num_layers, const Step *step,
                    int32_t kind) {
-    LayersJob job = {layers, first_layer, num_layers, step, {0}};
-    pthread_mutex_lock(&pool.call);
-    job.barrier.size = pool.size;
-    run(kind == 2 ? layers_avx512 : layers_avx2, &job);
-    pthread_mutex_unlock(&pool.call);
+    if (num_layers < 1 || step->num_rows < 1) return;
+    LayersJob job = {.layers = layers, .first_layer = first_layer, .step = step};
+    job.base = (Job){num_layers * NUM_LAYER_PHASES, count_layer_chunks,
+                     kind == 2 ? run_layers_avx512 : run_layers_avx2};
+    plan_layers(&job);
+    execute(&job.base);
 }
 
 /* out = x W^T + b, of RMS-normed rows when `norm` is given. Uses the step's digits and scales. */
 API void sp_linear(const Linear *linear, const float *norm, float eps, const float *x, float *out,
                    const Step *step, int32_t kind) {
-    LinearJob job = {linear, norm, eps, x, out, step, {0}};
-    pthread_mutex_lock(&pool.call);
-    job.barrier.size = pool.size;
-    run(kind == 2 ? linear_avx512 : linear_avx2, &job);
-    pthread_mutex_unlock(&pool.call);
+    if (step->num_rows < 1) return;
+    LinearJob job = {.linear = linear, .norm = norm, .eps = eps, .x = x, .out = out, .step = step,
+                     .tiles = tiles_of(linear, step->num_rows, atomic_load(&pool.limit)),
+                     .size = items_a_chunk(linear->k, step->num_rows)};
+    job.base = (Job){2, count_linear_chunks, kind == 2 ? run_linear_avx512 : run_linear_avx2};
+    execute(&job.base);
 }
 
 #else
@@ -238,6 +229,12 @@ API void sp_linear(const Linear *linear, const float *norm, float eps, const flo
                    const Step *step, int32_t kind) {}
 
 #endif
+
+/* What the caller's structures must be like: a library of other sources would read them wrongly. */
+API int64_t sp_layout(int32_t what) {
+    const int64_t layout[] = {LAYOUT_VERSION, sizeof(Linear), sizeof(Layer), sizeof(Piece), sizeof(Step)};
+    return what >= 0 && what < (int32_t)(sizeof(layout) / sizeof(*layout)) ? layout[what] : -1;
+}
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, -1, NULL,
                                     NULL, NULL, NULL, NULL};

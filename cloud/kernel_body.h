@@ -97,30 +97,27 @@ static void NAME(norm_row)(const float *x, const float *weight, float eps, int64
     for (; i < width; i++) out[i] = x[i] * inverse * weight[i];
 }
 
-/* 64 (AVX2: 16 of 64) outputs of R digit rows. sums: [R][64]. */
+/* 16 V of a block's 64 outputs, of R digit rows. packed: at the first of them. sums: [R][64]. */
 static inline __attribute__((always_inline)) void NAME(dot)(
-    const uint8_t *packed, const int8_t *digits, int64_t pitch, int64_t quads, int R, int32_t *sums) {
+    const uint8_t *packed, const int8_t *digits, int64_t pitch, int64_t quads, int R, int V,
+    int32_t *sums) {
 #if VNNI
     __m512i acc[6][4];
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < 4; v++) acc[r][v] = _mm512_setzero_si512();
+        for (int v = 0; v < V; v++) acc[r][v] = _mm512_setzero_si512();
     for (int64_t q = 0; q < quads; q++) {
-        const uint8_t *w = packed + 256 * q;
-        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64);
-        __m512i w2 = _mm512_loadu_si512(w + 128), w3 = _mm512_loadu_si512(w + 192);
+        __m512i w[4];
+        for (int v = 0; v < V; v++) w[v] = _mm512_loadu_si512(packed + 256 * q + 64 * v);
         for (int r = 0; r < R; r++) {
             __m512i x = _mm512_set1_epi32(*(const int32_t *)(digits + r * pitch + 4 * q));
-            acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], w0, x);
-            acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], w1, x);
-            acc[r][2] = _mm512_dpbusd_epi32(acc[r][2], w2, x);
-            acc[r][3] = _mm512_dpbusd_epi32(acc[r][3], w3, x);
+            for (int v = 0; v < V; v++) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], w[v], x);
         }
     }
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + 64 * r + 16 * v, acc[r][v]);
+        for (int v = 0; v < V; v++) _mm512_storeu_si512(sums + 64 * r + 16 * v, acc[r][v]);
 #else
     const __m256i flip = _mm256_set1_epi8((char)0x80), ones = _mm256_set1_epi16(1);
-    for (int part = 0; part < 4; part++) {
+    for (int part = 0; part < V; part++) {
         __m256i acc[6][2];
         for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
         for (int64_t q = 0; q < quads; q++) {
@@ -144,52 +141,57 @@ static inline __attribute__((always_inline)) void NAME(dot)(
 #endif
 }
 
-/* Output block `block` (64 wide) of all rows: out = digits x weights, + bias, + what is there. */
-static void NAME(product_block)(const Linear *linear, const Step *step, float *out, int64_t pitch_out,
-                                int64_t block, int add) {
-    int64_t quads = (linear->k + 3) / 4, pitch = 4 * quads, num_rows = step->num_rows;
-    const uint8_t *packed = linear->packed + block * quads * 256;
-    const float *scale = linear->scale + 64 * block;
-    const float *bias = linear->bias ? linear->bias + 64 * block : NULL;
-    int64_t width = linear->n - 64 * block;
-    if (width > 64) width = 64;
-    int32_t sums[6 * 64];
-    for (int64_t row = 0; row < num_rows; row += 3) {
-        int count = num_rows - row < 3 ? (int)(num_rows - row) : 3;
-        const int8_t *digits = step->digits + 2 * row * pitch;
-        if (count == 3) NAME(dot)(packed, digits, pitch, quads, 6, sums);
-        else if (count == 2) NAME(dot)(packed, digits, pitch, quads, 4, sums);
-        else NAME(dot)(packed, digits, pitch, quads, 2, sums);
-        for (int r = 0; r < count; r++) {
-            float *to = out + (row + r) * pitch_out + 64 * block;
-            const int32_t *high = sums + 128 * r, *low = high + 64;
+/* Sums of one row's two digits as numbers: outputs [at, at + width) of out. One copy of this code,
+ * whatever the batch: a compiler may round two copies differently. */
+static __attribute__((noinline)) void NAME(scale_sums)(
+    const Linear *linear, const Step *step, int64_t row, int64_t at, int64_t width,
+    const int32_t *sums, float *out, int add) {
+    const int32_t *high = sums, *low = sums + 64;
+    const float *scale = linear->scale + at, *bias = linear->bias ? linear->bias + at : NULL;
+    float row_scale = step->row_scale[row];
 #if VNNI
-            int32_t high_shift = 128 * step->row_sum[2 * (row + r)];
-            int32_t low_shift = 128 * step->row_sum[2 * (row + r) + 1];
+    int32_t high_shift = 128 * step->row_sum[2 * row], low_shift = 128 * step->row_sum[2 * row + 1];
 #else
-            int32_t high_shift = 0, low_shift = 0;
+    int32_t high_shift = 0, low_shift = 0;
 #endif
-            float row_scale = step->row_scale[row + r];
-            float values[64];
-            for (int i = 0; i < 64; i++)
-                values[i] = ((float)(high[i] - high_shift) + (float)(low[i] - low_shift) * (1.0f / 254.0f)) *
-                            row_scale * scale[i];
-            if (bias)
-                for (int i = 0; i < 64; i++) values[i] += bias[i];
-            if (add)
-                for (int64_t i = 0; i < width; i++) to[i] += values[i];
-            else
-                for (int64_t i = 0; i < width; i++) to[i] = values[i];
-        }
+    for (int64_t i = 0; i < width; i += 16) {
+        VF first = __builtin_convertvector(*(const VI *)(high + i) - high_shift, VF);
+        VF second = __builtin_convertvector(*(const VI *)(low + i) - low_shift, VF);
+        VF value = (first + second * (1.0f / 254.0f)) * row_scale * LOAD(scale + i);
+        if (bias) value += LOAD(bias + i);
+        if (width - i >= 16) {
+            if (add) value += LOAD(out + i);
+            *(VF *)(out + i) = value;
+        } else
+            for (int64_t j = i; j < width; j++) out[j] = add ? out[j] + value[j - i] : value[j - i];
     }
 }
 
-static void NAME(product)(const Linear *linear, const Step *step, float *out, int64_t pitch_out, int add,
-                          Barrier *barrier) {
-    int64_t blocks = (linear->n + 63) / 64, block;
-    while ((block = grab(barrier)) < blocks)
-        NAME(product_block)(linear, step, out, pitch_out, block, add);
-    meet(barrier);
+/* One chunk of a product: out = digits x weights, + bias, + what is there. */
+static void NAME(product)(const Linear *linear, const Step *step, float *out, int add,
+                          const Tiles *tiles, int64_t chunk) {
+    Tile tile = tile_of(tiles, chunk);
+    int64_t quads = (linear->k + 3) / 4, pitch = 4 * quads, at = 64 * tile.block + 16 * tile.first;
+    const uint8_t *packed = linear->packed + tile.block * quads * 256 + 64 * tile.first;
+    int64_t begin = tile.panel * PANEL_ROWS, end = begin + PANEL_ROWS;
+    if (end > step->num_rows) end = step->num_rows;
+    int64_t width = linear->n - at;
+    if (width > 16 * tile.vectors) width = 16 * tile.vectors;
+    int32_t sums[6 * 64];
+    for (int64_t row = begin; row < end; row += 3) {
+        int count = end - row < 3 ? (int)(end - row) : 3;
+        const int8_t *digits = step->digits + 2 * row * pitch;
+#define DOT(R)                                                               \
+    if (tile.vectors == 4) NAME(dot)(packed, digits, pitch, quads, R, 4, sums); \
+    else NAME(dot)(packed, digits, pitch, quads, R, 2, sums)
+        if (count == 3) DOT(6);
+        else if (count == 2) DOT(4);
+        else DOT(2);
+#undef DOT
+        for (int r = 0; r < count; r++)
+            NAME(scale_sums)(linear, step, row + r, at, width, sums + 128 * r,
+                             out + (row + r) * linear->n + at, add);
+    }
 }
 
 /* Rotary embedding in half layout (arXiv:2104.09864, eq. 34), in place. */
@@ -283,61 +285,71 @@ static void NAME(gate)(float *wide, int64_t inner, float *out) {
     NAME(quantize)(x, k, step->digits + 2 * (row) * (((k) + 3) / 4 * 4), ((k) + 3) / 4 * 4,          \
                    step->row_scale + (row), step->row_sum + 2 * (row))
 
-static void NAME(layers)(void *argument, int index) {
-    LayersJob *job = argument;
-    const Step *step = job->step;
-    Barrier *barrier = &job->barrier;
-    int64_t T = step->num_rows, D = step->width, d = step->head_dim, H = step->heads;
-    int64_t KV = step->kv_heads, qkv_width = (H + 2 * KV) * d, row;
-    float *scores = step->scores + index * step->scores_size;
-    for (int64_t l = 0; l < job->num_layers; l++) {
-        const Layer *layer = job->layers + l;
-        int64_t number = job->first_layer + l;
-        while ((row = grab(barrier)) < T) {
-            float *normed = step->mixed + row * D;
-            NAME(norm_row)(step->hidden + row * D, layer->input_norm, layer->eps, D, normed);
-            QUANTIZE(normed, D, row);
-        }
-        meet(barrier);
-        NAME(product)(&layer->qkv, step, step->wide, qkv_width, 0, barrier);
-        while ((row = grab(barrier)) < T) {
-            float *heads = step->wide + row * qkv_width;
-            for (int64_t h = 0; h < H + KV; h++)
-                NAME(rotate)(heads + h * d, step->cos + row * step->rotary_dim,
-                             step->sin + row * step->rotary_dim, step->rotary_dim);
-            memcpy(step->arena + (step->place[row] + number * step->step[row]) * 2 * KV * d,
-                   heads + H * d, (size_t)(2 * KV * d) * sizeof(float));
-        }
-        meet(barrier);
-        for (int64_t task; (task = grab(barrier)) < T * KV;)
-            NAME(attend)(step, number, layer->scale, task / KV, task % KV, scores);
-        meet(barrier);
-        while ((row = grab(barrier)) < T) QUANTIZE(step->mixed + row * H * d, H * d, row);
-        meet(barrier);
-        NAME(product)(&layer->out, step, step->hidden, D, 1, barrier);
-        while ((row = grab(barrier)) < T) {
-            float *normed = step->mixed + row * D;
-            NAME(norm_row)(step->hidden + row * D, layer->post_norm, layer->eps, D, normed);
-            QUANTIZE(normed, D, row);
-        }
-        meet(barrier);
-        NAME(product)(&layer->gate_up, step, step->wide, 2 * step->inner, 0, barrier);
-        while ((row = grab(barrier)) < T) {
-            float *inner = step->mixed + row * step->inner;
-            NAME(gate)(step->wide + row * 2 * step->inner, step->inner, inner);
-            QUANTIZE(inner, step->inner, row);
-        }
-        meet(barrier);
-        NAME(product)(&layer->down, step, step->hidden, D, 1, barrier);
-    }
+static void NAME(norm_and_quantize)(const Step *step, const float *weight, float eps, int64_t row) {
+    float *normed = step->mixed + row * step->width;
+    NAME(norm_row)(step->hidden + row * step->width, weight, eps, step->width, normed);
+    QUANTIZE(normed, step->width, row);
 }
 
-static void NAME(linear)(void *argument, int index) {
-    LinearJob *job = argument;
+/* Positions into queries and keys, keys and values into the arena. */
+static void NAME(place_row)(const Step *step, int64_t number, int64_t row) {
+    int64_t d = step->head_dim, H = step->heads, KV = step->kv_heads;
+    float *heads = step->wide + row * (H + 2 * KV) * d;
+    for (int64_t h = 0; h < H + KV; h++)
+        NAME(rotate)(heads + h * d, step->cos + row * step->rotary_dim,
+                     step->sin + row * step->rotary_dim, step->rotary_dim);
+    memcpy(step->arena + (step->place[row] + number * step->step[row]) * 2 * KV * d, heads + H * d,
+           (size_t)(2 * KV * d) * sizeof(float));
+}
+
+static void NAME(run_layers)(const Job *base, int64_t phase, int64_t chunk, int thread) {
+    const LayersJob *job = (const LayersJob *)base;
     const Step *step = job->step;
-    int64_t K = job->linear->k, row;
-    (void)index;
-    while ((row = grab(&job->barrier)) < step->num_rows) {
+    const Layer *layer = job->layers + phase / NUM_LAYER_PHASES;
+    int64_t number = job->first_layer + phase / NUM_LAYER_PHASES;
+    LayerPhase what = phase % NUM_LAYER_PHASES;
+    switch (what) {
+    case QKV: NAME(product)(&layer->qkv, step, step->wide, 0, &job->tiles[what], chunk); return;
+    case OUT: NAME(product)(&layer->out, step, step->hidden, 1, &job->tiles[what], chunk); return;
+    case GATE_UP: NAME(product)(&layer->gate_up, step, step->wide, 0, &job->tiles[what], chunk); return;
+    case DOWN: NAME(product)(&layer->down, step, step->hidden, 1, &job->tiles[what], chunk); return;
+    default: break;
+    }
+    int64_t begin = chunk * job->size[what], end = begin + job->size[what];
+    int64_t all = what == ATTEND ? step->num_rows * step->kv_heads : step->num_rows;
+    if (end > all) end = all;
+    for (int64_t i = begin; i < end; i++) switch (what) {
+        case NORM_IN: NAME(norm_and_quantize)(step, layer->input_norm, layer->eps, i); break;
+        case PLACE: NAME(place_row)(step, number, i); break;
+        case ATTEND:
+            NAME(attend)(step, number, layer->scale, i / step->kv_heads, i % step->kv_heads,
+                         step->scores + thread * step->scores_size);
+            break;
+        case MIXED: {
+            int64_t width = step->heads * step->head_dim;
+            QUANTIZE(step->mixed + i * width, width, i);
+            break;
+        }
+        case NORM_POST: NAME(norm_and_quantize)(step, layer->post_norm, layer->eps, i); break;
+        default: { /* GATE */
+            float *inner = step->mixed + i * step->inner;
+            NAME(gate)(step->wide + i * 2 * step->inner, step->inner, inner);
+            QUANTIZE(inner, step->inner, i);
+        }
+        }
+}
+
+static void NAME(run_linear)(const Job *base, int64_t phase, int64_t chunk, int thread) {
+    const LinearJob *job = (const LinearJob *)base;
+    const Step *step = job->step;
+    (void)thread;
+    if (phase == 1) {
+        NAME(product)(job->linear, step, job->out, 0, &job->tiles, chunk);
+        return;
+    }
+    int64_t K = job->linear->k, end = (chunk + 1) * job->size;
+    if (end > step->num_rows) end = step->num_rows;
+    for (int64_t row = chunk * job->size; row < end; row++) {
         const float *x = job->x + row * K;
         if (job->norm) {
             NAME(norm_row)(x, job->norm, job->eps, K, step->mixed + row * K);
@@ -345,8 +357,6 @@ static void NAME(linear)(void *argument, int index) {
         }
         QUANTIZE(x, K, row);
     }
-    meet(&job->barrier);
-    NAME(product)(job->linear, step, job->out, job->linear->n, 0, &job->barrier);
 }
 
 #undef QUANTIZE

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 MAX_THREADS = 64
 _BLOCK_OUTPUTS = 64
 _QUAD = 4
-_FUNCTIONS = ("sp_available", "sp_set_threads", "sp_layers", "sp_linear")
+_LAYOUT_VERSION = 1  # of kernel.c
+_FUNCTIONS = ("sp_layout", "sp_available", "sp_set_threads", "sp_layers", "sp_linear")
 
 
 class CLinear(ctypes.Structure):
@@ -67,6 +68,12 @@ class CStep(ctypes.Structure):
     ]
 
 
+class CPiece(ctypes.Structure):
+    """`Piece` of kernel.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("row", "stride", "count")]
+
+
 class PackedLinear:
     """int8 weights in the kernel's order. codes: int8 [N, K]; scale, bias: float32 [N]."""
 
@@ -101,7 +108,7 @@ class Kernel:
         self.num_threads = 1
 
     def set_threads(self, count: int) -> None:
-        """At least `count` threads from now on; they are never fewer than before."""
+        """Steps run on `count` threads from now on (fewer where the system gives no more)."""
         self.num_threads = int(self._library.sp_set_threads(ctypes.c_int32(count)))
 
     def linear(self, x: Tensor, weights: PackedLinear) -> Tensor:
@@ -152,8 +159,11 @@ def load() -> Kernel | None:
     except OSError as error:
         logger.warning("the compiled kernel is not usable, 8-bit layers run in torch: %s", error)
         return None
-    if not all(hasattr(library, name) for name in _FUNCTIONS):
-        logger.warning("the compiled kernel is another version's: 8-bit layers run in torch")
+    if not _same_layout(library):
+        logger.warning(
+            "the compiled kernel is of other sources, 8-bit layers run in torch: "
+            "rebuild it with `pip install -e .`"
+        )
         return None
     kind = int(library.sp_available())
     if kind == 0:
@@ -162,3 +172,13 @@ def load() -> Kernel | None:
     for function in (library.sp_layers, library.sp_linear):
         function.restype = None
     return Kernel(library, kind)
+
+
+def _same_layout(library: ctypes.CDLL) -> bool:
+    """Whether the library reads the structures of this module as they are written here."""
+    if not all(hasattr(library, name) for name in _FUNCTIONS):
+        return False
+    library.sp_layout.restype = ctypes.c_int64
+    structures = (CLinear, CLayer, CPiece, CStep)
+    expected = (_LAYOUT_VERSION, *(ctypes.sizeof(structure) for structure in structures))
+    return all(library.sp_layout(what) == size for what, size in enumerate(expected))

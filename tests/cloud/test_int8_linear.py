@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from cloud import native
 from cloud.attention import TreeRows
@@ -20,7 +17,7 @@ from cloud.int8_linear import (
     quantize_rows,
 )
 from cloud.kv_pool import KvPool
-from tests.cloud.tiny_bundle import save_back
+from tests.cloud.tiny_bundle import quantized_back, save_back
 from tests.tiny_models import make_tiny_model
 
 needs_kernel = pytest.mark.skipif(
@@ -81,19 +78,6 @@ def test_digits_are_int8_and_rebuild_the_row() -> None:
 def test_a_row_of_zeros_gives_zeros() -> None:
     codes, scale = random_codes(6, 32, 64)
     assert torch.equal(Int8Linear(codes, scale)(torch.zeros(2, 64)), torch.zeros(2, 32))
-
-
-def quantized_back(folder: Path) -> None:
-    path = folder / "back-00001.safetensors"
-    stored = {}
-    for name, tensor in load_file(path).items():
-        if tensor.ndim == 2:
-            scale = tensor.abs().amax(dim=1) / 127
-            stored[f"{name}.int8"] = torch.round(tensor / scale[:, None]).to(torch.int8)
-            stored[f"{name}.scale"] = scale
-        else:
-            stored[name] = tensor
-    save_file(stored, path)
 
 
 @needs_kernel
@@ -189,38 +173,6 @@ def test_the_compiled_layers_know_shared_prefixes_and_trees(tmp_path: Path) -> N
     second.keep_rows(24, [1, 2])
     (logits,) = engine.forward([BatchEntry(lease=second, rows=rows[26:], num_logits=4)])
     assert torch.equal(logits, expected[26:])
-
-
-@needs_kernel
-def test_threads_that_are_added_between_steps_do_not_run_the_last_step_again() -> None:
-    """A thread that found the last step's work would read memory that is gone, or wait for ever."""
-    code = """
-import time
-import torch
-from cloud import native
-kernel = native.load()
-codes = torch.ones(256, 64, dtype=torch.int8)
-packed = native.PackedLinear(codes, torch.ones(256), None)
-rows = torch.ones(3, 64)
-for threads in (2, 4, 6, 8):
-    torch.set_num_threads(threads)
-    kernel.set_threads(threads)
-    time.sleep(0.05)  # they begin before there is work
-    for _ in range(3):
-        assert torch.allclose(kernel.linear(rows, packed), torch.full((3, 256), 64.0))
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
-
-
-def test_a_library_of_another_version_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Old:
-        """As if built from sources of another day."""
-
-        def sp_available(self) -> int:
-            return 2
-
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda _: Old())
-    assert native.load.__wrapped__() is None
 
 
 @needs_kernel

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from optimizer.bundle import write_manifest
 from optimizer.geometry import ModelGeometry
@@ -30,6 +30,20 @@ def save_back(model: torch.nn.Module, folder: Path, first_layer: int = 0) -> Non
             continue
         kept[name] = tensor.detach().clone().contiguous()
     save_file(kept, folder / "back-00001.safetensors")
+
+
+def quantized_back(folder: Path) -> None:
+    """Give the weights that `save_back` wrote 8 bits, each output its scale."""
+    path = folder / "back-00001.safetensors"
+    stored = {}
+    for name, tensor in load_file(path).items():
+        if tensor.ndim == 2:
+            scale = tensor.abs().amax(dim=1) / 127
+            stored[f"{name}.int8"] = torch.round(tensor / scale[:, None]).to(torch.int8)
+            stored[f"{name}.scale"] = scale
+        else:
+            stored[name] = tensor
+    save_file(stored, path)
 
 
 def geometry_of(config: Any) -> ModelGeometry:

@@ -1,0 +1,184 @@
+/* The threads of kernel.c. A job is a row of phases, a phase a number of chunks, and whoever has
+ * time claims the next chunk. A phase is over when its chunks are done, not when threads have
+ * arrived: on a machine that others use too, a thread that the scheduler took away holds up one
+ * chunk at most, and while it holds none the others go on as if it were not there.
+ *
+ * Who has nothing to claim spins for some tens of microseconds, then sleeps on a futex, so idle
+ * threads leave the processor to others (and to the thread that everybody waits for). When a
+ * chunk is held up all the same, the caller works alone for a while, a longer one each time it
+ * happens again soon. Ours; the ticket of a phase with its chunks left in one word is what makes
+ * a late claim harmless.
+ */
+#include <limits.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define MAX_THREADS 64
+#define COUNT_BITS 20 /* of the ticket; the bits above count phases */
+#define COUNT_MASK ((1ull << COUNT_BITS) - 1)
+/* In ticks of the time-stamp counter, 2 to 4 to the nanosecond. */
+#define SPIN_TICKS 100000       /* 25 to 50 us */
+#define STALL_TICKS 1000000     /* no chunk takes so long: its thread is not running */
+#define ALONE_TICKS 50000000    /* at first, doubled up to .. */
+#define ALONE_TICKS_MOST (1ull << 31)
+
+typedef struct Job Job;
+struct Job {
+    int64_t num_phases;
+    int64_t (*count)(const Job *, int64_t phase); /* chunks: from 1 to COUNT_MASK */
+    void (*run)(const Job *, int64_t phase, int64_t chunk, int thread);
+};
+
+#define LINE __attribute__((aligned(128))) /* nothing else on what everybody writes */
+static struct {
+    pthread_mutex_t call; /* one job at a time */
+    int size;             /* threads there are, the caller included */
+    /* Of the running phase. Who holds a chunk of it may read these, nobody else: they change only
+     * once all chunks are done. */
+    const Job *job;
+    int64_t phase, count;
+    LINE atomic_ullong ticket;  /* phases so far << COUNT_BITS | chunks that nobody has claimed */
+    LINE atomic_llong left;     /* chunks that are not done */
+    LINE atomic_uint published; /* futex: changes with every phase and at a job's end */
+    atomic_uint sleepers, caller_sleeps, finished;
+    LINE atomic_uint alone; /* helpers claim nothing */
+    uint64_t alone_until, alone_ticks; /* the caller's own */
+    LINE atomic_uint limit; /* futex: how many threads may take part */
+} pool = {.call = PTHREAD_MUTEX_INITIALIZER, .size = 1, .limit = 1};
+
+static void futex(atomic_uint *word, int operation, unsigned value) {
+    syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+}
+
+/* Something new to look at. A sleeper counts itself before the kernel compares the word, so one
+ * of the two sees the other. */
+static void publish(void) {
+    atomic_fetch_add(&pool.published, 1);
+    if (atomic_load(&pool.caller_sleeps) || (atomic_load(&pool.sleepers) && !atomic_load(&pool.alone)))
+        futex(&pool.published, FUTEX_WAKE, INT_MAX);
+}
+
+static void wait_for_more(unsigned seen, atomic_uint *sleepers) {
+    uint64_t until = __rdtsc() + SPIN_TICKS;
+    do {
+        _mm_pause();
+        if (atomic_load_explicit(&pool.published, memory_order_acquire) != seen) return;
+    } while (__rdtsc() < until);
+    atomic_fetch_add(sleepers, 1);
+    futex(&pool.published, FUTEX_WAIT, seen);
+    atomic_fetch_sub(sleepers, 1);
+}
+
+/* The caller's wait for chunks that others hold. */
+static void wait_for_helpers(unsigned seen) {
+    uint64_t begun = __rdtsc();
+    wait_for_more(seen, &pool.caller_sleeps);
+    uint64_t now = __rdtsc();
+    if (now - begun < STALL_TICKS) return;
+    int soon = now - pool.alone_until < 4 * pool.alone_ticks;
+    pool.alone_ticks = soon ? 2 * pool.alone_ticks : ALONE_TICKS;
+    if (pool.alone_ticks > ALONE_TICKS_MOST) pool.alone_ticks = ALONE_TICKS_MOST;
+    pool.alone_until = now + pool.alone_ticks;
+    atomic_store(&pool.alone, 1);
+}
+
+/* The phase is done: on to the next. One with a single chunk is not worth calling others. */
+static void advance(int thread) {
+    const Job *job = pool.job;
+    for (int64_t phase = pool.phase + 1; phase < job->num_phases; phase++) {
+        int64_t count = job->count(job, phase);
+        if (count <= 1) {
+            job->run(job, phase, 0, thread);
+            continue;
+        }
+        uint64_t phases = (atomic_load_explicit(&pool.ticket, memory_order_relaxed) >> COUNT_BITS) + 1;
+        pool.phase = phase;
+        pool.count = count;
+        atomic_store_explicit(&pool.left, count, memory_order_relaxed);
+        atomic_store_explicit(&pool.ticket, phases << COUNT_BITS | (uint64_t)count, memory_order_release);
+        publish();
+        return;
+    }
+    atomic_store_explicit(&pool.finished, 1, memory_order_release);
+    publish();
+}
+
+/* Run one chunk, if there is one. Only a claim makes the job's memory safe to touch. */
+static int help(int thread) {
+    unsigned long long ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+    do {
+        if (!(ticket & COUNT_MASK)) return 0;
+    } while (!atomic_compare_exchange_weak_explicit(&pool.ticket, &ticket, ticket - 1,
+                                                    memory_order_acq_rel, memory_order_acquire));
+    const Job *job = pool.job;
+    job->run(job, pool.phase, pool.count - (int64_t)(ticket & COUNT_MASK), thread);
+    if (atomic_fetch_sub_explicit(&pool.left, 1, memory_order_acq_rel) == 1) advance(thread);
+    return 1;
+}
+
+static void *work(void *number) {
+    unsigned thread = (unsigned)(uintptr_t)number;
+    for (;;) {
+        unsigned limit = atomic_load(&pool.limit);
+        unsigned seen = atomic_load_explicit(&pool.published, memory_order_acquire);
+        if (thread >= limit) futex(&pool.limit, FUTEX_WAIT, limit);
+        else if (atomic_load(&pool.alone) || !help((int)thread)) wait_for_more(seen, &pool.sleepers);
+    }
+    return NULL;
+}
+
+/* Run the job to its end on the calling thread and whoever helps. */
+static void execute(const Job *job) {
+    pthread_mutex_lock(&pool.call);
+    pool.job = job;
+    pool.phase = -1;
+    atomic_store_explicit(&pool.finished, 0, memory_order_relaxed);
+    if (atomic_load(&pool.alone) && __rdtsc() > pool.alone_until) atomic_store(&pool.alone, 0);
+    advance(0);
+    for (;;) {
+        unsigned seen = atomic_load_explicit(&pool.published, memory_order_acquire);
+        if (atomic_load_explicit(&pool.finished, memory_order_acquire)) break;
+        if (!help(0)) wait_for_helpers(seen);
+    }
+    pthread_mutex_unlock(&pool.call);
+}
+
+/* `count` threads take part from now on; the others sleep. */
+static int use_threads(int count) {
+    if (count < 1) count = 1;
+    if (count > MAX_THREADS) count = MAX_THREADS;
+    if (atomic_load(&pool.limit) == (unsigned)count) return count;
+    pthread_mutex_lock(&pool.call);
+    sigset_t all, before; /* a process's signals are for its own threads */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (pool.size < count) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, work, (void *)(uintptr_t)pool.size)) break;
+        pthread_detach(thread);
+        pool.size++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (count > pool.size) count = pool.size;
+    atomic_store(&pool.limit, (unsigned)count);
+    futex(&pool.limit, FUTEX_WAKE, INT_MAX);
+    pthread_mutex_unlock(&pool.call);
+    return count;
+}
+
+/* A forked child has the caller's thread alone, and perhaps the pool in the middle of a job. */
+static void begin_anew(void) {
+    pthread_mutex_init(&pool.call, NULL);
+    pool.size = 1;
+    pool.job = NULL;
+    atomic_store(&pool.ticket, 0);
+    atomic_store(&pool.left, 0);
+    atomic_store(&pool.sleepers, 0);
+    atomic_store(&pool.caller_sleeps, 0);
+    atomic_store(&pool.alone, 0);
+    atomic_store(&pool.limit, 1);
+}
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, begin_anew); }
