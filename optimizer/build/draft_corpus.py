@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from optimizer.build.draft_text import ChatOptions, Passage, read_windows, write_chats
+from optimizer.build.draft_text import ChatOptions, Passage, write_chats
 from optimizer.errors import BuildError
 
 # One passage's rows from an empty cache: token ids [T] -> float32 [T, D].
@@ -24,9 +24,15 @@ FrontRows = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 Progress = Callable[[str, int, int], None]
 
 CHATS_A_SHARD: Final = 64
-WINDOWS_A_SHARD: Final = 64
 WINDOW: Final = 256
-_WINDOWS_A_PASS: Final = 8
+QUESTION: Final = 128  # tokens of a question with a piece of the user's text in it
+# What is asked about the user's text, in turn.
+ASKS: Final = (
+    "Summarize this text:\n",
+    "What is this text about?\n",
+    "List the main points of this text:\n",
+    "Rewrite this text in simpler words:\n",
+)
 # Of the fp16 range; residual streams with larger values are clipped, which no head would notice.
 _LARGEST: Final = 6.0e4
 
@@ -54,19 +60,27 @@ def make_corpus(
 ) -> list[Shard]:
     """Make what is missing of a corpus of about `num_tokens` in `folder`, and read it all.
 
-    text_ids: the user's text, of which half of the corpus is taken; the rest, or without a text all
-    of it, the model writes itself. Raises BuildError when nothing comes of it.
+    text_ids: the user's text; half of the corpus are answers about pieces of it. To the rest, or
+    without a text to all, the model writes the questions too. Raises BuildError when nothing comes
+    of it.
     """
     options = options or ChatOptions(window=WINDOW)
     folder.mkdir(parents=True, exist_ok=True)
-    windows = _windows(text_ids, num_tokens // 2)
     sources: list[tuple[str, Callable[[], list[Passage]]]] = []
-    for begin in range(0, len(windows), WINDOWS_A_SHARD):
-        part = windows[begin : begin + WINDOWS_A_SHARD]
+    questions = _questions(text_ids, tokenizer, num_tokens // 2 // options.window)
+    for begin in range(0, len(questions), CHATS_A_SHARD):
+        part = questions[begin : begin + CHATS_A_SHARD]
         name = f"text-{hashlib.sha256(part.tobytes()).hexdigest()[:12]}"
-        sources.append((name, lambda part=part: _read(model, part)))  # type: ignore[misc]
+        sources.append(
+            (
+                name,
+                lambda part=part: write_chats(  # type: ignore[misc]
+                    model, tokenizer, options, count=len(part), seed=0, questions=part
+                ),
+            )
+        )
     # A chat is about half a window of answer; shards are counted by what they turn out to hold.
-    left = num_tokens - windows.size
+    left = num_tokens - len(questions) * options.window
     for index in range(max(round(left / (CHATS_A_SHARD * options.window * 0.7)), 0)):
         sources.append(
             (
@@ -99,22 +113,19 @@ def split_shard(shard: Shard, every: int) -> Iterator[tuple[Shard, bool]]:
         yield piece, index % every == every - 1
 
 
-def _windows(text_ids: npt.NDArray[np.int64] | None, num_tokens: int) -> npt.NDArray[np.int64]:
-    """[N, WINDOW + 1] evenly spread over the text, at most `num_tokens` in all."""
-    width = WINDOW + 1
-    if text_ids is None or len(text_ids) < width:
-        return np.zeros((0, width), dtype=np.int64)
-    whole = text_ids[: len(text_ids) // width * width].reshape(-1, width)
-    count = min(len(whole), max(num_tokens // WINDOW, 1))
-    chosen: npt.NDArray[np.int64] = whole[np.linspace(0, len(whole) - 1, count).astype(int)]
-    return chosen
-
-
-def _read(model: Any, windows: npt.NDArray[np.int64]) -> list[Passage]:
-    passages: list[Passage] = []
-    for begin in range(0, len(windows), _WINDOWS_A_PASS):
-        passages += read_windows(model, windows[begin : begin + _WINDOWS_A_PASS])
-    return passages
+def _questions(
+    text_ids: npt.NDArray[np.int64] | None, tokenizer: Any, most: int
+) -> npt.NDArray[np.int64]:
+    """[N, QUESTION] a request and a piece of the text after it, evenly spread, at most `most`."""
+    if text_ids is None or len(text_ids) < QUESTION:
+        return np.zeros((0, QUESTION), dtype=np.int64)
+    pieces = text_ids[: len(text_ids) // QUESTION * QUESTION].reshape(-1, QUESTION)
+    chosen = pieces[np.linspace(0, len(pieces) - 1, min(len(pieces), max(most, 1))).astype(int)]
+    asks = [tokenizer.encode(ask, add_special_tokens=False) for ask in ASKS]
+    return np.array(
+        [[*asks[row % len(asks)], *piece][:QUESTION] for row, piece in enumerate(chosen.tolist())],
+        dtype=np.int64,
+    )
 
 
 def _save(path: Path, passages: list[Passage], front: FrontRows) -> None:

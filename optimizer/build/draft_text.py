@@ -4,7 +4,7 @@ Two sources. Conversations that the model itself writes: a drafter has to guess 
 says, so its own answers are the best text to learn from (Zhou et al. 2023, DistillSpec,
 arXiv:2310.08461, section 4), and given the chat template up to where the user speaks, an
 instruction-tuned model also writes the question (Xu et al. 2024, Magpie, arXiv:2406.08464,
-section 2). And any text the user brings, read in windows, which costs one pass and no decoding.
+section 2). And answers about any text the user brings, which stands in the question then.
 """
 
 from __future__ import annotations
@@ -51,29 +51,27 @@ class Passage:
     states: npt.NDArray[np.float16]
 
 
-def read_windows(model: Any, windows: npt.NDArray[np.int64]) -> list[Passage]:
-    """The model's states over given text [B, T + 1], one pass."""
-    ids = torch.from_numpy(windows).to(model.device)
-    with torch.inference_mode(), _final_states(model) as kept:
-        model(ids[:, :-1], use_cache=False, logits_to_keep=1)
-    states = kept[0].to(torch.float16).cpu().numpy()
-    return [
-        Passage(token_ids=row, states=state) for row, state in zip(windows, states, strict=True)
-    ]
-
-
 def write_chats(
-    model: Any, tokenizer: Any, options: ChatOptions, *, count: int, seed: int
+    model: Any,
+    tokenizer: Any,
+    options: ChatOptions,
+    *,
+    count: int,
+    seed: int,
+    questions: npt.NDArray[np.int64] | None = None,
 ) -> list[Passage]:
     """`count` conversations of at most `options.window` tokens, question and answer.
 
-    All rows are written in step, so that no padding is needed; what a row would say after the
-    answer's end is dropped.
+    questions: [count, Q] what the user says, instead of what the model makes up. All rows are
+    written in step, so that no padding is needed; what a row would say after the answer's end is
+    dropped.
     """
     talks = [
         _Talk(template_parts(tokenizer), _stop_ids(model, tokenizer), options, greedy=not row % 2)
         for row in range(count)
     ]
+    for talk, question in zip(talks, [] if questions is None else questions.tolist(), strict=False):
+        talk.ask(question)
     generator = torch.Generator().manual_seed(seed)
     cache = {cache_argument(model): DynamicCache(config=model.config)}
     with torch.inference_mode(), _final_states(model) as kept:
@@ -138,6 +136,11 @@ class _Talk:
     @property
     def is_greedy(self) -> bool:
         return self.answering and self._greedy
+
+    def ask(self, question: list[int]) -> None:
+        """The user's words are these; the model has only to answer."""
+        self._head = [*self._head, *question, *self._tail]
+        self.answering = True
 
     def start(self) -> list[int]:
         self.tokens = list(self._head) or [0]

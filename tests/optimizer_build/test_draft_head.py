@@ -13,10 +13,10 @@ import torch
 
 from edge.draft.head import FACTS_NAME, HEAD_NAME, HeadDrafter, HeadModel
 from optimizer.build.draft_build import DraftOptions, run_digest
-from optimizer.build.draft_corpus import make_corpus
+from optimizer.build.draft_corpus import QUESTION, make_corpus
 from optimizer.build.draft_export import export_head
 from optimizer.build.draft_head import DraftHead, HeadShape, frequent_tokens
-from optimizer.build.draft_text import ChatOptions, read_windows, template_parts, write_chats
+from optimizer.build.draft_text import ChatOptions, template_parts, write_chats
 from optimizer.build.draft_train import Positions, TrainOptions, best_tokens, evaluate, train
 from optimizer.build.source import open_source
 from optimizer.bundle import Bundle, FileRecord
@@ -164,16 +164,23 @@ def test_chats_follow_the_template_and_states_predict_greedy_answers(tmp_path: P
     assert (predicted[answer] == greedy.token_ids[1:][answer]).all()
 
 
-def test_states_over_given_text_are_the_models(tmp_path: Path) -> None:
+def test_given_questions_are_what_the_user_says(tmp_path: Path) -> None:
     model = make_tiny_model("llama", tmp_path)
-    windows = np.random.default_rng(0).integers(0, 300, (3, 17))
-    passages = read_windows(model, windows)
+    tokenizer = open_source(tmp_path).load_tokenizer()
+    head, tail = template_parts(tokenizer)
+    questions = np.random.default_rng(0).integers(0, 300, (3, 17))
+    chats = write_chats(
+        model, tokenizer, ChatOptions(window=60), count=3, seed=0, questions=questions
+    )
+    for chat, question in zip(chats, questions.tolist(), strict=True):
+        begin = [*head, *question, *tail]
+        assert chat.token_ids[: len(begin)].tolist() == begin
+        assert len(chat.token_ids) > len(begin)
     with torch.inference_mode():
-        logits = model(torch.from_numpy(windows[:, :-1])).logits
+        logits = model(torch.from_numpy(chats[0].token_ids[None, :-1])).logits[0]
     embedding = model.get_output_embeddings().weight.detach()
-    for passage, expected in zip(passages, logits, strict=True):
-        got = torch.from_numpy(passage.states).float() @ embedding.T
-        torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)
+    got = torch.from_numpy(chats[0].states).float() @ embedding.T
+    torch.testing.assert_close(got, logits, atol=2e-2, rtol=2e-2)
 
 
 def test_a_second_run_takes_nothing_over_from_another_front_or_text(tmp_path: Path) -> None:
@@ -193,20 +200,24 @@ def test_a_second_run_takes_nothing_over_from_another_front_or_text(tmp_path: Pa
 
 def test_text_shards_are_found_again_by_their_words(tmp_path: Path) -> None:
     model = make_tiny_model("llama", tmp_path / "model")
+    tokenizer = open_source(tmp_path / "model").load_tokenizer()
     asked: list[int] = []
 
     def rows(token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         asked.append(len(token_ids))
         return np.zeros((len(token_ids), model.config.hidden_size), dtype=np.float32)
 
-    def corpus(first: int) -> npt.NDArray[np.int64]:
+    def corpus(first: int) -> list[int]:
         shards = make_corpus(
-            tmp_path / "corpus", model=model, tokenizer=None, front=rows, num_tokens=512,
-            text_ids=np.arange(first, first + 257, dtype=np.int64) % 250,
+            tmp_path / "corpus", model=model, tokenizer=tokenizer, front=rows, num_tokens=512,
+            text_ids=np.arange(first, first + QUESTION, dtype=np.int64) % 250,
             progress=lambda stage, done, total: None,
         )  # fmt: skip
-        return shards[0].token_ids
+        tokens: list[int] = shards[0].token_ids.tolist()
+        return tokens
 
-    assert corpus(3)[0] == 3
-    assert (corpus(3)[0], len(asked)) == (3, 1)  # read, not made again
-    assert (corpus(4)[0], len(asked)) == (4, 2)
+    text = corpus(3)
+    assert 3 in text
+    assert (corpus(3), len(asked)) == (text, 1)  # read, not made again
+    assert corpus(4) != text
+    assert len(asked) == 2
