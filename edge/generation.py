@@ -40,7 +40,7 @@ from edge.prefix_memory import PrefixMemory
 from edge.report import StepTrace
 from edge.session import Phase, Rows, Session
 from edge.transport import Received, Stream
-from protos.messages import Closed, Opened
+from protos.messages import Closed, Opened, Result
 
 
 class Front(Protocol):
@@ -200,7 +200,7 @@ class RemoteGeneration:
                         session.num_prompt_left, self._chunk_tokens, self._chunks
                     )
             if session.phase is Phase.READY and self._drafted is not None:
-                self._send_drafted(session, stream, self._drafted)
+                self._send_drafted(session, stream, self._drafted, on_step)
                 return
             if (rows := session.next_rows()) is None:
                 return
@@ -215,7 +215,9 @@ class RemoteGeneration:
             hidden = compute_rows(self._front, rows)
         self._dispatch(session, stream, rows, hidden, started_s)
 
-    def _send_drafted(self, session: Session, stream: Stream, drafted: DraftedFrames) -> None:
+    def _send_drafted(
+        self, session: Session, stream: Stream, drafted: DraftedFrames, on_step: OnStep
+    ) -> None:
         """One step with drafts, and the frames ahead of its answer that are worth it."""
         started_s = self._clock.now()
         frame = drafted.step(session, self._pilot.max_drafts)
@@ -226,12 +228,17 @@ class RemoteGeneration:
             if not drafted.drafting.flies():
                 return
             started_s = self._clock.now()
-            frame = drafted.ahead(session, chain, partial(self._has_answer, stream))
+            frame = drafted.ahead(session, partial(self._has_answer, session, stream, on_step))
 
-    def _has_answer(self, stream: Stream) -> bool:
-        """Whether an answer is there; it is kept for `_receive`."""
-        if self._early is None:
-            self._early = stream.poll()
+    def _has_answer(self, session: Session, stream: Stream, on_step: OnStep) -> bool:
+        """Whether an answer is there; it is kept for `_receive`. That void frames fell is no news,
+        and taken on the way."""
+        while self._early is None and (received := stream.poll()) is not None:
+            message = received.message
+            if isinstance(message, Result) and session.is_void(message.sequence):
+                self._take(session, received, on_step)
+            else:
+                self._early = received
         return self._early is not None
 
     def _dispatch(
@@ -247,7 +254,7 @@ class RemoteGeneration:
         computed_s = self._clock.now()
         token_ids = np.asarray(rows.token_ids, dtype=np.int64)
         payload = self._ladder.encode(self._pilot.level, hidden, token_ids)
-        is_alone = session.num_outstanding == 0
+        is_alone = session.num_undecided == 0
         frame = session.sent(rows, payload)
         sent_s = self._clock.now()
         uplink_bytes = stream.send(frame)

@@ -15,6 +15,14 @@ flight. Each such frame begins with a guess of the token that the answer before 
 an answer says otherwise, all frames behind it are void: the cloud answers them without tokens, and
 the session is READY at once to send the token that it was told.
 
+Behind the last guess may follow second choices for places on the way (branches): frames that
+begin with another token for a place than the guess there. The cloud runs whichever frame begins
+where an answer ended, with the token that it ended with, and the session tells the same from the
+same rule (`_settle`). The rule looks at one token; what makes it safe is the order. Branches come
+last, none begins later than the one before it, and nothing continues the guesses until every
+branch is settled. So when a branch could run, no other branch ran (the cache would reach beyond
+where this one begins), and what is in the cache is the way that it was computed for.
+
 The journal keeps the frames as they were encoded. When the stream or the server is gone,
 `open` again and send `replay()`: the cloud rebuilds its cache from the very same bytes, and
 since every position draws its token from its own random number (decoding.sampler), the
@@ -116,6 +124,7 @@ class Session:
         self._num_answered = 0  # journal entries that have been answered
         self._held_frames = 0  # what the cloud kept when it was last opened
         self._void: set[int] = set()  # frames that were sent ahead on a wrong guess
+        self._branches: set[int] = set()  # frames that begin with a second choice
 
     @property
     def num_new_tokens(self) -> int:
@@ -131,6 +140,15 @@ class Session:
     def num_outstanding(self) -> int:
         """Frames sent and not answered yet."""
         return len(self.journal) - self._num_answered
+
+    @property
+    def num_undecided(self) -> int:
+        """Of them, those that may bring tokens."""
+        return len(self._undecided())
+
+    def is_void(self, sequence: int) -> bool:
+        """Whether frame `sequence` was sent ahead on a guess that turned out wrong."""
+        return sequence in self._void
 
     @property
     def num_journal_bytes(self) -> int:
@@ -178,15 +196,32 @@ class Session:
             return Rows(self._num_sent, (self.tokens[-1], *drafts), len(drafts), True)
         return None
 
-    def rows_ahead(self, guesses: Sequence[int]) -> Rows | None:
-        """Rows to compute and send while an answer is outstanding; None when there is none.
+    def guesses(self) -> tuple[int, ...]:
+        """What is assumed to follow `tokens`: the guesses sent, second choices left out."""
+        known = len(self.tokens)
+        return tuple(
+            token_id
+            for index, frame in self._undecided()
+            if index not in self._branches
+            for place, token_id in enumerate(frame.token_ids, start=frame.first_position)
+            if place >= known
+        )
+
+    def rows_ahead(self, guesses: Sequence[int], *, at: int | None = None) -> Rows | None:
+        """Rows to compute and send while an answer is outstanding; None when that is not possible.
 
         guesses: what follows the last row sent: the token that the outstanding answer will end
-        with when all drafts are right, and drafts that continue it.
+        with when all drafts are right, and drafts that continue it. at: they begin at this earlier
+        position instead, as a second choice for what was guessed there.
         """
         if self.phase is not Phase.WAITING or not guesses:
             return None
-        return Rows(self._num_sent, tuple(guesses), len(guesses) - 1, True, ahead=True)
+        branches = [frame.first_position for i, frame in self._undecided() if i in self._branches]
+        if at is None:
+            possible, at = not branches, self._num_sent
+        else:
+            possible = len(self.tokens) <= at < min([self._num_sent, *(p + 1 for p in branches)])
+        return Rows(at, tuple(guesses), len(guesses) - 1, True, ahead=True) if possible else None
 
     def sent(self, rows: Rows, hidden: bytes) -> Frame:
         """Record the encoded rows in the journal; returns the frame to put on the wire."""
@@ -203,8 +238,11 @@ class Session:
             self._step(Event.SENT_AHEAD)
         else:
             self._step(Event.SENT_LAST if rows.want_token else Event.SENT_CHUNK)
+        if rows.ahead and rows.first_position < self._num_sent:
+            self._branches.add(frame.sequence)
+        else:
+            self._num_sent = rows.first_position + len(rows.token_ids)
         self.journal.append(frame)
-        self._num_sent = rows.first_position + len(rows.token_ids)
         return frame
 
     def received(self, result: Result) -> tuple[int, ...]:
@@ -235,7 +273,7 @@ class Session:
             raise SessionError(f"answer {result.sequence} accepts drafts that were not sent")
         self._num_answered += 1
         self.tokens.extend(result.token_ids)
-        if num_accepted == frame.num_drafts and self._guessed(result.token_ids[-1]):
+        if self._settle():
             self._step(Event.TOKENS_AS_GUESSED)
             return result.token_ids
         self._step(Event.TOKENS)
@@ -243,11 +281,38 @@ class Session:
         self._num_sent = len(self.tokens) - 1
         return result.token_ids
 
-    def _guessed(self, token_id: int) -> bool:
-        """Whether the oldest outstanding frame begins with this token."""
-        return bool(self.num_outstanding) and (
-            self.journal[self._num_answered].token_ids[0] == token_id
+    def _undecided(self) -> list[tuple[int, Frame]]:
+        """Outstanding frames that the cloud may run; the first of them it will."""
+        return [
+            (index, self.journal[index])
+            for index in range(self._num_answered, len(self.journal))
+            if index not in self._void
+        ]
+
+    def _settle(self) -> bool:
+        """Find the frame that the cloud runs next, and void what it will not; False: there is none.
+
+        The rule is the cloud's: a frame runs when it begins at the last token told.
+        """
+        at, token_id = len(self.tokens) - 1, self.tokens[-1]
+        undecided = self._undecided()
+        standing = [
+            index
+            for index, frame in undecided
+            if frame.first_position == at and frame.token_ids[0] == token_id
+        ]
+        if not standing:
+            return False
+        chosen = standing[0]
+        self._void.update(
+            index
+            for index, frame in undecided
+            if index < chosen or (index > chosen and frame.first_position <= at)
         )
+        if chosen in self._branches:
+            self._branches.remove(chosen)
+            self._num_sent = at + len(self.journal[chosen].token_ids)
+        return True
 
     def replay(self) -> list[Frame]:
         """The frames that rebuild the cloud's cache, in order; after `opened`.
@@ -263,17 +328,17 @@ class Session:
         held = self._held_frames
         if held and held >= self._num_answered:
             return self.journal[self._num_answered :]
-        frames = [self._again(index, frame) for index, frame in enumerate(self.journal)]
-        if self.num_outstanding:  # from now on this is what was sent
-            self.journal[self._num_answered] = frames[self._num_answered]
+        frames = [
+            frame
+            if index in self._void or index >= self._num_answered
+            else replace(frame, num_drafts=0, want_token=False, ahead=False)
+            for index, frame in enumerate(self.journal)
+        ]
+        if undecided := self._undecided():
+            settled, frame = undecided[0]
+            # From now on this is what was sent.
+            self.journal[settled] = frames[settled] = replace(frame, ahead=False)
         return frames[held:]
-
-    def _again(self, index: int, frame: Frame) -> Frame:
-        if index in self._void or index > self._num_answered:
-            return frame
-        if index == self._num_answered:
-            return replace(frame, ahead=False)
-        return replace(frame, num_drafts=0, want_token=False, ahead=False)
 
     def _step(self, event: Event) -> None:
         following = TRANSITIONS.get((self.phase, event))

@@ -55,6 +55,10 @@ class Acceptance:
         rest = known[-1] if known else prior
         return (*known, *(rest,) * (count - len(known)))
 
+    def observe_second(self, guess: Guess, hit: bool) -> None:
+        """Whether a second choice was right, where the first was wrong."""
+        self._kinds.setdefault(guess.kind, Share(guess.prior)).add(hit)
+
     def observe(self, guesses: Sequence[Guess], num_accepted: int) -> None:
         """One answered round. Guesses after the first wrong one were not put to the test."""
         for place, guess in enumerate(guesses[: num_accepted + 1]):

@@ -1,4 +1,4 @@
-"""Several drafters at once: of their guesses the one most likely to be right.
+"""Several drafters at once: of their guesses the ones most likely to be right.
 
 When two name the same token, that is a kind of its own: agreement of a look-up and a head says
 more than either. Before it was measured, the two count as independent witnesses.
@@ -29,16 +29,25 @@ class BestOf:
         for drafter in self._drafters:
             drafter.rollback(num_tokens)
 
-    def guess(self) -> Guess | None:
-        """See Drafter."""
-        guesses = [guess for drafter in self._drafters if (guess := drafter.guess()) is not None]
-        if not guesses:
-            return None
-        best = max(guesses, key=self._acceptance.probability)
-        return next(
-            (_agreed(best, other) for other in guesses if other is not best and _same(best, other)),
+    def guesses(self) -> tuple[Guess, ...]:
+        """See Drafter. First choices compete for the first place; what is left follows in order
+        of its chance."""
+        lists = [guesses for drafter in self._drafters if (guesses := drafter.guesses())]
+        if not lists:
+            return ()
+        firsts = [guesses[0] for guesses in lists]
+        best = max(firsts, key=self._acceptance.probability)
+        others = sorted(
+            (guess for guesses in lists for guess in guesses if not _same(guess, best)),
+            key=self._acceptance.probability,
+            reverse=True,
+        )
+        agreed = next(
+            (_agreed(best, other) for other in firsts if other is not best and _same(best, other)),
             best,
         )
+        seconds = {guess.token_id: guess for guess in reversed(others)}
+        return agreed, *(guess for guess in others if seconds[guess.token_id] is guess)
 
 
 def _same(one: Guess, other: Guess) -> bool:

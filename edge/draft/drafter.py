@@ -40,6 +40,9 @@ class Drafter(Protocol):
         """Forget every token from position `num_tokens` on."""
         ...
 
-    def guess(self) -> Guess | None:
-        """The likely next token of the sequence as it stands, or None for no idea."""
+    def guesses(self) -> tuple[Guess, ...]:
+        """Likely next tokens of the sequence as it stands, all different, the likeliest first.
+
+        Empty for no idea. Priors of second choices hold when those before them are wrong.
+        """
         ...

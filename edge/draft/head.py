@@ -61,12 +61,19 @@ class HeadModel:
         facts = HeadFacts.load(draft_dir)
         self._top1 = {round(10 * low): top1 for low, _, top1 in facts.sure}
 
-    def guess(self, row: npt.NDArray[np.float32]) -> Guess:
-        """The likeliest token after `row` [D]. Its kind: `head-N`, N the probability in tenths."""
+    def guesses(self, row: npt.NDArray[np.float32]) -> tuple[Guess, ...]:
+        """The two likeliest tokens after `row` [D], the likelier first.
+
+        Kinds: `head-N`, N the probability in tenths; `head-Nb`, N being its share of what the
+        first one leaves, in tenths.
+        """
         token_ids, shares = self._session.run(None, {"hidden": row[None]})
-        tenth = min(int(10 * float(shares[0, 0])), 9)
-        return Guess(
-            int(token_ids[0, 0]), f"head-{tenth}", self._top1.get(tenth, tenth / 10 + 0.05)
+        first, second = float(shares[0, 0]), float(shares[0, 1])
+        tenth = _tenth(first)
+        rest = _tenth(second / max(1.0 - first, second))
+        return (
+            Guess(int(token_ids[0, 0]), f"head-{tenth}", self._top1.get(tenth, tenth / 10 + 0.05)),
+            Guess(int(token_ids[0, 1]), f"head-{rest}b", rest / 10 + 0.05),
         )
 
 
@@ -86,6 +93,10 @@ class HeadDrafter:
         """See Drafter: the row of the token that is last now is not known any more."""
         self._row = None
 
-    def guess(self) -> Guess | None:
+    def guesses(self) -> tuple[Guess, ...]:
         """See Drafter."""
-        return None if self._row is None else self._model.guess(self._row)
+        return () if self._row is None else self._model.guesses(self._row)
+
+
+def _tenth(share: float) -> int:
+    return min(int(10 * share), 9)

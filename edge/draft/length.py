@@ -109,3 +109,12 @@ def pays(reach: float, times: RoundTimes, tokens_per_s: float) -> bool:
     time could bring otherwise, `best_length(...).tokens_per_s`.
     """
     return reach > tokens_per_s * times.draft_s
+
+
+def rides_along(reach: float, times: RoundTimes) -> bool:
+    """Whether a guess should go in the frame before it, where it could follow in one of its own.
+
+    A frame of its own that stands costs the cloud a step instead of a further row; riding
+    along, right or wrong, the guess keeps the rows before it waiting for the edge. Ours.
+    """
+    return reach * (times.cloud_step_s - times.cloud_row_s) > times.edge_row_s + times.guess_s

@@ -38,17 +38,17 @@ class ModelDrafter:
             self._logits = None
         del self._pending[max(num_tokens - num_seen, 0) :]
 
-    def guess(self) -> Guess | None:
-        """See Drafter. The kind is `model-N`, N the token's probability in tenths."""
+    def guesses(self) -> tuple[Guess, ...]:
+        """See Drafter: one. The kind is `model-N`, N the token's probability in tenths."""
         if self._engine.num_tokens + len(self._pending) > self._max_tokens:
-            return None
+            return ()
         while self._pending:
             chunk = np.asarray(self._pending[: self._chunk_tokens], dtype=np.int64)
             self._logits = self._engine.forward(chunk)[-1]  # [V]
             del self._pending[: len(chunk)]
         if self._logits is None:
-            return None
+            return ()
         best = int(self._logits.argmax())
         share = 1.0 / float(np.exp(self._logits - self._logits[best]).sum())
         tenth = min(int(10 * share), 9)
-        return Guess(best, f"model-{tenth}", tenth / 10 + 0.05)
+        return (Guess(best, f"model-{tenth}", tenth / 10 + 0.05),)

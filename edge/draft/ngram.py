@@ -20,6 +20,8 @@ MIN_RUN: Final = 1
 # How often the token after a run's last occurrence came again, by the run's length (SmolLM2-135M on
 # Spec-Bench questions, docs/drafting.md): where an online estimate starts.
 PRIOR_OF_RUN: Final[tuple[float, ...]] = (0.0, 0.22, 0.5, 0.65, 0.68, 0.88)
+PRIOR_OF_SECOND: Final = 0.1
+LATEST: Final = 8  # occurrences of a run that are looked at for a second choice
 
 
 class NgramDrafter:
@@ -61,13 +63,17 @@ class NgramDrafter:
                     if not places:
                         del self._after[run]
 
-    def guess(self) -> Guess | None:
-        """See Drafter. The kind is `ngram-LENGTH` of the matching run."""
+    def guesses(self) -> tuple[Guess, ...]:
+        """See Drafter: two. The kind is `ngram-LENGTH` of the matching run; `b` for the second."""
         tokens = self._tokens
+        first: Guess | None = None
         for length in self._lengths:
             if length > len(tokens):
                 continue
-            places = self._after.get(tuple(tokens[len(tokens) - length :]))
-            if places:
-                return Guess(tokens[places[-1]], f"ngram-{length}", PRIOR_OF_RUN[length])
-        return None
+            places = self._after.get(tuple(tokens[len(tokens) - length :]), ())
+            for place in places[-1 : -1 - LATEST : -1]:
+                if first is None:
+                    first = Guess(tokens[place], f"ngram-{length}", PRIOR_OF_RUN[length])
+                elif tokens[place] != first.token_id:
+                    return first, Guess(tokens[place], f"ngram-{length}b", PRIOR_OF_SECOND)
+        return () if first is None else (first,)

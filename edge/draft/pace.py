@@ -131,7 +131,9 @@ class Pace:
         """
         self._edge_row.add(max(step.edge_s - guess_s, 0.0) / step.num_rows)
         self._row_bytes.add(step.hidden_bytes / step.num_rows)
-        self._cloud.add(step.num_rows, step.cloud_s)
+        # A frame ahead waits for its own session's frame before it, which is no queue.
+        queue_s = step.cloud_queue_s if step.ahead else 0.0
+        self._cloud.add(step.num_rows, step.cloud_s - queue_s)
         if alone:
             self._link = observe(self._link, step.uplink_bytes, step.wire_s)
         if self._answered_at_s is not None:

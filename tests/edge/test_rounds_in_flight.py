@@ -15,6 +15,7 @@ from tests.edge.fakes import VOCAB, WIDTH, FakeCloud, FakeFront, expected_tokens
 PROMPT = [3, 1, 4, 1, 5, 9, 2]
 TRUTH = expected_tokens(PROMPT, 400)
 drafts = st.lists(st.booleans(), max_size=4)  # whether each guess is right
+branch = st.lists(st.booleans(), min_size=1, max_size=2)
 
 
 class InFlight(RuleBasedStateMachine):
@@ -25,7 +26,6 @@ class InFlight(RuleBasedStateMachine):
         self.front = FakeFront()
         self.ladder = Ladder.lossless(WIDTH)
         self.session = Session(PROMPT, chunk_tokens=3)
-        self.assumed = 0  # new tokens that the cloud will have told if all guesses are right
         self.cloud = FakeCloud()
         self.answers: list[Result] = []
         self.connect()
@@ -35,19 +35,27 @@ class InFlight(RuleBasedStateMachine):
         self.session.open()
         self.session.opened()
 
-    def guesses(self, first: int, right: list[bool]) -> list[int]:
+    def guesses(self, first_position: int, right: list[bool]) -> list[int]:
+        """The answer's tokens from a position on, or others. A right one behind a wrong one is the
+        dangerous kind: it must not pass for what it would have been behind the right one."""
+        first = first_position - len(PROMPT)
         return [
             (TRUTH[first + index] + (0 if is_right else 1)) % VOCAB
             for index, is_right in enumerate(right)
         ]
 
+    @property
+    def way(self) -> list[int]:
+        """All tokens up to the last guess."""
+        return [*self.session.tokens, *self.session.guesses()]
+
     def send(self, rows: Rows) -> None:
-        if self.front.num_tokens > rows.first_position:
-            self.front.rollback(rows.first_position)
+        """Compute the rows behind what they stand on, whatever the front has in its cache."""
+        self.front.rollback(0)
+        before = [*self.way[: rows.first_position], *rows.token_ids]
+        hidden = self.front.forward(np.asarray(before, dtype=np.int64))[rows.first_position :]
         ids = np.asarray(rows.token_ids, dtype=np.int64)
-        frame = self.session.sent(
-            rows, self.ladder.encode("lossless", self.front.forward(ids), ids)
-        )
+        frame = self.session.sent(rows, self.ladder.encode("lossless", hidden, ids))
         self.answers.append(self.cloud.answer(frame))
 
     @property
@@ -57,18 +65,31 @@ class InFlight(RuleBasedStateMachine):
     @rule(right=drafts)
     @precondition(lambda self: self.session.phase in (Phase.PREFILLING, Phase.READY))
     def send_next(self, right: list[bool]) -> None:
-        rows = self.session.next_rows(self.guesses(self.num_new, right))
+        rows = self.session.next_rows(self.guesses(len(self.session.tokens), right))
         assert rows is not None
         self.send(rows)
-        self.assumed = self.num_new + rows.num_drafts + rows.want_token
 
     @rule(right=st.lists(st.booleans(), min_size=1, max_size=4))
     @precondition(lambda self: self.session.phase is Phase.WAITING)
     def send_ahead(self, right: list[bool]) -> None:
-        rows = self.session.rows_ahead(self.guesses(self.assumed - 1, right))
-        assert rows is not None
-        self.send(rows)
-        self.assumed += len(right)
+        rows = self.session.rows_ahead(self.guesses(len(self.way), right))
+        if rows is not None:
+            self.send(rows)
+
+    @rule(choices=st.lists(st.tuples(st.integers(1, 4), branch), min_size=1, max_size=4))
+    @precondition(lambda self: self.session.phase is Phase.WAITING)
+    def send_second_choices(self, choices: list[tuple[int, list[bool]]]) -> None:
+        for back, right in choices:
+            at = max(len(self.way) - back, len(PROMPT))
+            rows = self.session.rows_ahead(self.guesses(at, right), at=at)
+            if rows is not None:
+                self.send(rows)
+
+    @rule(at=st.integers(0, 400))
+    @precondition(lambda self: self.session.phase is Phase.WAITING)
+    def no_second_choice_for_what_is_known(self, at: int) -> None:
+        if at < len(self.session.tokens) or at > len(self.way):
+            assert self.session.rows_ahead((1,), at=at) is None
 
     @rule()
     @precondition(lambda self: self.answers)
@@ -106,3 +127,48 @@ class InFlight(RuleBasedStateMachine):
 
 InFlight.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestInFlight = InFlight.TestCase
+
+
+def waiting_session() -> Session:
+    """The prompt is answered, the first token is on its way, and two guesses went ahead."""
+    session = Session(PROMPT, chunk_tokens=9)
+    session.open()
+    session.opened()
+    cloud = FakeCloud()
+    front, ladder = FakeFront(), Ladder.lossless(WIDTH)
+
+    def send(rows: Rows | None) -> Result:
+        assert rows is not None
+        front.rollback(rows.first_position)
+        ids = np.asarray(rows.token_ids, dtype=np.int64)
+        return cloud.answer(session.sent(rows, ladder.encode("lossless", front.forward(ids), ids)))
+
+    session.received(send(session.next_rows()))
+    send(session.next_rows())
+    send(session.rows_ahead(((TRUTH[1] + 1) % VOCAB, 7)))
+    return session
+
+
+def test_second_choices_go_from_the_last_place_to_the_first() -> None:
+    session = waiting_session()
+    at = len(PROMPT) + 1
+    early = session.rows_ahead((TRUTH[1],), at=at)
+    assert early is not None
+    session.sent(early, b"")
+    # With the first choice gone, its answer could name just this token, for another way.
+    assert session.rows_ahead((TRUTH[2],), at=at + 1) is None
+    assert session.rows_ahead((9,), at=at) is not None
+
+
+def test_no_guess_goes_on_while_a_second_choice_is_open() -> None:
+    session = waiting_session()
+    at = len(PROMPT) + 1
+    assert session.rows_ahead((5,)) is not None
+    branch_rows = session.rows_ahead((TRUTH[1],), at=at)
+    assert branch_rows is not None
+    session.sent(branch_rows, b"")
+    assert session.rows_ahead((5,)) is None
+    session.received(Result(sequence=1, token_ids=(TRUTH[1],), num_tokens=at))
+    assert session.phase is Phase.WAITING  # the second choice is under way already
+    assert session.received(Result(sequence=2, token_ids=(), num_tokens=at)) == ()
+    assert session.rows_ahead((TRUTH[2],)) == Rows(at + 1, (TRUTH[2],), 0, True, ahead=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
 from edge.completion import CompletionRequest
 from edge.draft.drafter import Guess
 from edge.draft.drafting import Chain, Drafting
+from edge.draft.head import FACTS_NAME, HEAD_NAME
 from edge.draft.ngram import NgramDrafter
 from edge.errors import InputError
 from edge.report import Completion
 from hwprofiles.emulator import EmulatedLink
 from hwprofiles.link_shape import LinkShape
+from optimizer.build.calibrate import calibrate
+from optimizer.build.draft_export import export_head
+from optimizer.build.draft_head import DraftHead, HeadShape, output_embedding
 from optimizer.bundle import write_manifest
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import running_server
@@ -78,19 +84,20 @@ def test_drafting_changes_nothing_but_the_number_of_round_trips(
 
 
 class Reckless(Drafting):
-    """Sends three guesses a frame, and frames ahead whenever there is one to begin with."""
+    """Sends two guesses a frame, frames ahead whenever there is one to begin with, and every second
+    choice there is."""
 
     def extend(self, chain: Chain) -> Guess | None:
-        guess, reach = self._next(chain)
-        return None if guess is None or len(chain.guesses) >= 3 else self._add(chain, guess, reach)
+        place, reach = self._next(chain)
+        return None if place is None or len(chain.places) >= 2 else self._add(chain, place, reach)
 
     def flies(self) -> bool:
         return True
 
-    def begin_ahead(self, before: Chain) -> Chain | None:
-        return None if before.next_guess is None else Chain()
-
     extend_ahead = extend
+
+    def _is_worth_a_frame(self, chance: float) -> bool:
+        return True
 
 
 def test_frames_sent_ahead_stand_or_fall_and_change_no_token(
@@ -107,6 +114,56 @@ def test_frames_sent_ahead_stand_or_fall_and_change_no_token(
     figures = [run.to_json()["drafts"] for run in drafted]
     assert sum(figure["frames_ahead"] for figure in figures) > 0
     assert sum(figure["frames_void"] for figure in figures) > 0
+
+
+@pytest.fixture(scope="module")
+def calibrated(bench: ModelBench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Edge and cloud bundles with the levels of split 2, the edge's with an untrained head."""
+    root = tmp_path_factory.mktemp("calibrated")
+    model = bench.source.load_model().eval()
+    tables = root / "split-2.tables"
+    calibrate(model, split=2, out=tables, num_tokens=1024)
+    copies = root / "edge", root / "cloud"
+    for copy, built in zip(copies, (bench.edge_bundle(2), bench.cloud_bundle()), strict=True):
+        shutil.copytree(built, copy)
+        (copy / "codec").mkdir()
+        shutil.copy(tables, copy / "codec")
+    embedding = output_embedding(model)
+    torch.manual_seed(0)
+    shape = HeadShape(hidden_size=embedding.shape[1], vocab_size=len(embedding), inner=32)
+    head = DraftHead(shape, tokens=torch.arange(len(embedding)), embedding=embedding)
+    torch.nn.init.eye_(head.linear.weight)
+    draft_dir = copies[0] / "draft"
+    draft_dir.mkdir()
+    export_head(head, draft_dir / HEAD_NAME)
+    (draft_dir / FACTS_NAME).write_text(json.dumps({"split": 2, "sure": [[0.0, 1.0, 0.5]]}))
+    for copy in copies:
+        write_manifest(copy)
+    return copies
+
+
+@pytest.mark.parametrize("draft", ["ngram", "head", "auto"])
+@pytest.mark.parametrize("level", ["lossless", "q2"])
+def test_at_any_level_every_drafter_gives_the_tokens_of_that_level(
+    calibrated: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, level: str, draft: str
+) -> None:
+    """Through a server: with frames ahead and second choices, whether they pay or not."""
+    monkeypatch.setattr("edge.draft.choice.Drafting", Reckless)
+    edge, cloud = calibrated
+    with (
+        running_server(cloud) as server,
+        EdgeClient(edge, server.address, prefill_chunk=16) as client,
+    ):
+        sent = 0
+        for prompt in PROMPTS:
+            off, drafted = (
+                client.complete(prompt, CompletionRequest(max_new_tokens=40, level=level, draft=d))
+                for d in ("off", draft)
+            )
+            assert drafted.token_ids == off.token_ids
+            assert drafted.to_json()["level_counts"].keys() == {level}
+            sent += sum(step.num_drafts + step.ahead for step in drafted.steps)
+    assert sent > 0
 
 
 def test_a_drafter_that_is_not_there_is_refused_before_anything_is_sent(client: EdgeClient) -> None:

@@ -52,11 +52,14 @@ class KnowingDrafter:
         assert num_tokens < len(self.tokens)
         del self.tokens[num_tokens:]
 
-    def guess(self) -> Guess | None:
+    def guesses(self) -> tuple[Guess, ...]:
         if self._rng.random() < 0.1:
-            return None
+            return ()
         right = expected_tokens(self.tokens, 1)[0]
-        return Guess(right if self._rng.random() < self._chance else (right + 1) % 50, "k", 0.6)
+        first = right if self._rng.random() < self._chance else (right + 1) % 50
+        second = right if self._rng.random() < self._chance else (right + 2) % 50
+        others = () if second == first else (Guess(second, "second", 0.5),)
+        return Guess(first, "k", 0.6), *others
 
 
 class Tick:

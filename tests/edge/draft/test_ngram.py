@@ -20,8 +20,11 @@ def scan(tokens: list[int], max_run: int) -> tuple[int, int] | None:
 
 
 def guessed(drafter: NgramDrafter) -> tuple[int, int] | None:
-    guess = drafter.guess()
-    return None if guess is None else (guess.token_id, int(guess.kind.removeprefix("ngram-")))
+    guesses = drafter.guesses()
+    if not guesses:
+        return None
+    assert len({guess.token_id for guess in guesses}) == len(guesses)
+    return guesses[0].token_id, int(guesses[0].kind.removeprefix("ngram-"))
 
 
 def test_the_longest_match_wins_over_a_later_shorter_one() -> None:
@@ -38,21 +41,27 @@ def test_of_equal_matches_the_latest_counts() -> None:
 
 def test_nothing_is_guessed_after_a_token_that_is_new() -> None:
     drafter = NgramDrafter()
-    assert drafter.guess() is None
+    assert drafter.guesses() == ()
     drafter.extend([1, 2, 3])
-    assert drafter.guess() is None
+    assert drafter.guesses() == ()
 
 
 def test_a_longer_match_is_believed_more() -> None:
     drafter = NgramDrafter()
     drafter.extend([1, 2, 3, 9, 4, 3])
-    short = drafter.guess()
+    (short,) = drafter.guesses()
     drafter.rollback(4)
     drafter.extend([1, 2, 3])
-    long = drafter.guess()
-    assert short is not None
-    assert long is not None
+    (long,) = drafter.guesses()
     assert long.prior > short.prior
+
+
+def test_the_second_choice_is_another_token_after_an_earlier_or_shorter_match() -> None:
+    drafter = NgramDrafter()
+    drafter.extend([3, 4, 1, 2, 3, 9, 1, 2, 3])
+    first, second = drafter.guesses()
+    assert (first.token_id, second.token_id) == (9, 4)
+    assert (first.kind, second.kind) == ("ngram-3", "ngram-1b")
 
 
 def test_impossible_run_lengths_are_refused() -> None:
