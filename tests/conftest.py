@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,17 @@ import pytest
 from optimizer.build.bundle_builder import build_bundle
 from optimizer.build.fetch import PACKAGED
 from optimizer.build.source import ModelSource, open_source
+from optimizer.bundle import write_manifest
 from optimizer.plan import ModelRef, Partition, Plan
+from tests.end_to_end.servers import RunningServer, running_server
 from tests.tiny_models import make_tiny_model
 
 REAL_MODEL = "smollm2-135m-instruct"
 REAL_MODEL_FOLDER = Path(__file__).parent.parent / "models" / REAL_MODEL
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 
 
 class ModelBench:
@@ -66,6 +74,16 @@ class ModelBench:
         """A bundle whose cloud holds every layer, so that it serves every split."""
         return self._built(self.plan(0, **changes), "cloud")
 
+    def chat_bundle(self, split: int) -> Path:
+        """The edge bundle of `split` for a model with a chat template."""
+        plain = self.edge_bundle(split)
+        copy = plain.with_name(f"{plain.name}-chat")
+        if not copy.exists():
+            shutil.copytree(plain, copy)
+            (copy / "edge" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+            write_manifest(copy)
+        return copy
+
     def _built(self, plan: Plan, side: Any) -> Path:
         key = (plan, side)
         if key not in self._bundles:
@@ -88,6 +106,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return benches[name]
 
     return bench
+
+
+@pytest.fixture(scope="session")
+def bench(tiny: Any) -> ModelBench:
+    """The tiny model that most tests of a whole client take."""
+    llama: ModelBench = tiny("llama")
+    return llama
+
+
+@pytest.fixture(scope="module")
+def server(bench: ModelBench) -> Iterator[RunningServer]:
+    """A server of it, which serves every split."""
+    with running_server(bench.cloud_bundle()) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import threading
@@ -23,35 +22,17 @@ from edge.completion import CompletionRequest, CompletionRun
 from edge.errors import InputError
 from tests.conftest import ModelBench
 from tests.edge_api.running import running_api
-from tests.end_to_end.servers import RunningServer, running_server
+from tests.end_to_end.servers import RunningServer
 
 SPLIT = 2
 CONCURRENCY = 2
 MESSAGES: Any = [{"role": "user", "content": "tell me"}]
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
-def bench(tiny: Any) -> ModelBench:
-    llama: ModelBench = tiny("llama")
-    return llama
-
-
-@pytest.fixture(scope="module")
-def server(bench: ModelBench) -> Iterator[RunningServer]:
-    with running_server(bench.cloud_bundle()) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def edge(
-    bench: ModelBench, server: RunningServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[EdgeClient]:
+def edge(bench: ModelBench, server: RunningServer) -> Iterator[EdgeClient]:
     """A client whose model has a chat template."""
-    bundle = with_template(bench.edge_bundle(SPLIT), tmp_path_factory.mktemp("chat") / "b")
+    bundle = bench.chat_bundle(SPLIT)
     with EdgeClient(bundle, server.address, concurrency=CONCURRENCY) as client:
         yield client
 
@@ -71,15 +52,6 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="module")
 def model(edge: EdgeClient) -> str:
     return edge.plan.model.id
-
-
-def with_template(bundle: Path, copy: Path) -> Path:
-    from optimizer.bundle import write_manifest
-
-    shutil.copytree(bundle, copy)
-    (copy / "edge" / "chat_template.jinja").write_text(TEMPLATE)
-    write_manifest(copy)
-    return copy
 
 
 def test_the_models_are_listed(client: openai.OpenAI, model: str) -> None:

@@ -30,12 +30,6 @@ FAST_LINK = LinkShape.fixed(rtt_s=0.004, up_bytes_per_s=2.5e6, down_bytes_per_s=
 
 
 @pytest.fixture(scope="module")
-def bench(tiny: Any) -> ModelBench:
-    llama: ModelBench = tiny("llama")
-    return llama
-
-
-@pytest.fixture(scope="module")
 def undisturbed(bench: ModelBench) -> tuple[int, ...]:
     with (
         running_server(bench.cloud_bundle()) as server,

@@ -6,35 +6,20 @@ import importlib.util
 import io
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 from tests.conftest import ModelBench
-from tests.edge_api.test_api import with_template
-from tests.end_to_end.servers import RunningServer, running_server
+from tests.end_to_end.servers import RunningServer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
-def bench(tiny: Any) -> ModelBench:
-    llama: ModelBench = tiny("llama")
-    return llama
-
-
-@pytest.fixture(scope="module")
-def server(bench: ModelBench) -> Iterator[RunningServer]:
-    with running_server(bench.cloud_bundle()) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def bundle(bench: ModelBench, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(with_template(bench.edge_bundle(2), tmp_path_factory.mktemp("examples") / "b"))
+def bundle(bench: ModelBench) -> str:
+    return str(bench.chat_bundle(2))
 
 
 def example(name: str) -> ModuleType:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,14 @@ import pytest
 
 from splitpoint.cli import main
 from tests.conftest import ModelBench
-from tests.end_to_end.servers import RunningServer, running_server
+from tests.end_to_end.servers import RunningServer
 
 SPLIT = 2
 
 
 @pytest.fixture(scope="module")
-def bench(tiny: Any) -> ModelBench:
-    llama: ModelBench = tiny("llama")
-    return llama
-
-
-@pytest.fixture(scope="module")
 def bundle(bench: ModelBench) -> Path:
     return bench.edge_bundle(SPLIT)
-
-
-@pytest.fixture(scope="module")
-def server(bench: ModelBench) -> Iterator[RunningServer]:
-    with running_server(bench.cloud_bundle()) as running:
-        yield running
 
 
 def failing(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

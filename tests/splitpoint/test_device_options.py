@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,8 @@ import pytest
 
 from splitpoint.cli import main
 from tests.conftest import ModelBench
-from tests.end_to_end.servers import RunningServer, running_server
+from tests.end_to_end.servers import RunningServer
 from tests.splitpoint.test_cli import failing
-
-
-@pytest.fixture(scope="module")
-def bench(tiny: Any) -> ModelBench:
-    llama: ModelBench = tiny("llama")
-    return llama
-
-
-@pytest.fixture(scope="module")
-def server(bench: ModelBench) -> Iterator[RunningServer]:
-    with running_server(bench.cloud_bundle()) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
