@@ -5,8 +5,10 @@ real front made for the same tokens. So many devices fit on one machine without 
 from the server; everything else (encoding, journal, gRPC, drafting, controller) is the real
 edge, in a process of its own.
 
-    python benchmarks/replayed_edge.py JOB.json     # written by the other script; prints one
-    JSON line
+    python benchmarks/replayed_edge.py JOB.json     # written by replayed_fleet.py
+
+It answers one question over a connection of its own, prints `ready`, waits for the moment to start
+(a line on stdin), and prints one JSON line at the end.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import random
 import secrets
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from decoding.params import SamplingParams
 from edge.connector import Connector
 from edge.draft.drafting import Drafting
 from edge.draft.ngram import NgramDrafter
-from edge.errors import TransportError
+from edge.errors import TooSlowError, TransportError
 from edge.generation import RemoteGeneration
 from edge.grpc_transport import GrpcTransport
 from edge.patience import Clock, Patience
@@ -34,6 +37,7 @@ from edge.pilot import Pilot
 from edge.report import StepTrace
 from hwprofiles.device_catalog import load_device
 from optimizer.bundle import open_bundle
+from optimizer.plan import Plan
 from optimizer.simulate.times import FrontTimes
 from protos.messages import Open
 
@@ -78,30 +82,62 @@ def main() -> int:
     times = None if device is None else FrontTimes(load_device(device), plan)
     if times is not None:
         warm(times, plan.prefill_chunk, len(recording["rows"]))
-    transport, clock, patience = GrpcTransport(job["address"]), Clock(), Patience()
     names = ladder.names
-    levels = names[names.index(plan.level) :]
+    edge = Edge(
+        job=job,
+        plan=plan,
+        ladder=ladder,
+        recording=recording["rows"],
+        prompt=prompt,
+        times=times,
+        levels=names[names.index(plan.level) :],
+    )
+    edge.ask(GrpcTransport(job["warm_address"]))
+    edge.steps.clear()
+    transport = GrpcTransport(job["address"])  # connects with the first question
+    print("ready", flush=True)
+    start_s = float(sys.stdin.readline())
     asked: list[dict[str, Any]] = []
-    steps: list[dict[str, Any]] = []
-    while time.monotonic() < job["start_s"]:
-        time.sleep(max(job["start_s"] - time.monotonic(), 0) / 2 + 1e-4)
+    while time.monotonic() < start_s:
+        time.sleep(max(start_s - time.monotonic(), 0) / 2 + 1e-4)
     for think_s in job["think_s"]:
         time.sleep(think_s)
-        begun_s = time.monotonic()
-        if begun_s >= job["stop_s"]:
+        if time.monotonic() >= start_s + job["seconds"]:
             break
+        asked.append(edge.ask(transport))
+    print(json.dumps({"asked": asked, "steps": edge.steps}))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """The device: what it asks, with what. `steps`: the trace of every answered frame."""
+
+    job: dict[str, Any]
+    plan: Plan
+    ladder: Ladder
+    recording: np.ndarray
+    prompt: list[int]
+    times: FrontTimes | None
+    levels: tuple[str, ...]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def ask(self, transport: GrpcTransport) -> dict[str, Any]:
+        """One question to the end; when it was asked, when each token came, how it ended."""
+        job, clock, patience = self.job, Clock(), Patience()
+        begun_s = time.monotonic()
         generation = RemoteGeneration(
-            front=RecordedFront(recording["rows"], times),
-            ladder=ladder,
-            pilot=Pilot(ladder=ladder, levels=levels, deadline_s=job["deadline_s"]),
+            front=RecordedFront(self.recording, self.times),
+            ladder=self.ladder,
+            pilot=Pilot(ladder=self.ladder, levels=self.levels, deadline_s=job["deadline_s"]),
             connector=Connector(
                 request=Open(
                     session_id=secrets.token_hex(16),
-                    model_sha256=plan.model.sha256,
-                    split=plan.partition.split,
-                    hidden_size=hidden_size,
-                    codec_tables_sha256=ladder.tables_sha256,
-                    max_tokens=len(prompt) + job["output_tokens"],
+                    model_sha256=self.plan.model.sha256,
+                    split=self.plan.partition.split,
+                    hidden_size=self.plan.model.geometry.hidden_size,
+                    codec_tables_sha256=self.ladder.tables_sha256,
+                    max_tokens=len(self.prompt) + job["output_tokens"],
                     sampling=SamplingParams(),
                 ),
                 transports=[transport],
@@ -109,7 +145,7 @@ def main() -> int:
                 clock=clock,
                 rng=random.Random(0),
             ),
-            chunk_tokens=plan.prefill_chunk,
+            chunk_tokens=self.plan.prefill_chunk,
             patience=patience,
             clock=clock,
             drafting=Drafting(NgramDrafter(), clock=clock.now, in_flight=False)
@@ -119,21 +155,19 @@ def main() -> int:
         token_s: list[float] = []
 
         def keep(step: StepTrace) -> None:
-            steps.append({name: getattr(step, name) for name in KEPT})
+            self.steps.append({name: getattr(step, name) for name in KEPT})
 
         ended = "done"
         try:
-            tokens = generation.tokens(prompt, keep)
+            tokens = generation.tokens(self.prompt, keep)
             for token in tokens:
                 token_s.append(token.at_s)
                 if len(token_s) >= job["output_tokens"]:
                     break
             tokens.close()
-        except TransportError as error:
+        except (TransportError, TooSlowError) as error:
             ended = type(error).__name__
-        asked.append({"asked_s": begun_s, "token_s": token_s, "ended": ended})
-    print(json.dumps({"asked": asked, "steps": steps}))
-    return 0
+        return {"asked_s": begun_s, "token_s": token_s, "ended": ended}
 
 
 KEPT = (

@@ -28,7 +28,11 @@ ANSWER_BYTES = 54
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelCost:
-    """What one codec level costs. Seconds are per frame (fixed) and per element (D a row)."""
+    """What one codec level costs. Seconds are per frame (fixed) and per element (D a row).
+
+    `prompt_bits_per_element`: of a prompt's rows, where they were measured apart: text that the
+    model wrote itself is easier to predict than a prompt (None: the same).
+    """
 
     name: str
     bits_per_element: float
@@ -36,6 +40,14 @@ class LevelCost:
     encode_s_per_element: float = 0.0
     decode_fixed_s: float = 0.0
     decode_s_per_element: float = 0.0
+    prompt_bits_per_element: float | None = None
+
+    @property
+    def of_prompt(self) -> LevelCost:
+        """The level as it does on a prompt's rows."""
+        if self.prompt_bits_per_element is None:
+            return self
+        return replace(self, bits_per_element=self.prompt_bits_per_element)
 
 
 def level_on(

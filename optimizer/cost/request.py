@@ -197,7 +197,7 @@ def prefill_s(
     if deployment.is_whole:
         return sum(front) + sample_s(deployment.edge, deployment.geometry, num_logits=1)
     edge, wire, cloud = [], [], []
-    level, hidden = deployment.level, deployment.geometry.hidden_size
+    level, hidden = deployment.level.of_prompt, deployment.geometry.hidden_size
     for index, seconds in enumerate(front):
         start = index * chunk
         rows = min(chunk, num_tokens - start)
@@ -249,7 +249,7 @@ def predict_request(
     hidden, level = deployment.geometry.hidden_size, deployment.level
     sizes = _chunk_rows(prompt_tokens, deployment.chunk)
     rounds = max(new_tokens - 1, 0) / tokens_per_round
-    prompt_bytes = sum(frame_bytes(level, hidden_size=hidden, num_rows=n) for n in sizes)
+    prompt_bytes = sum(frame_bytes(level.of_prompt, hidden_size=hidden, num_rows=n) for n in sizes)
     round_bytes = frame_bytes(level, hidden_size=hidden, num_rows=rows)
     cloud = 0.0 if whole else cloud_prefill_s(deployment, num_tokens=prompt_tokens)
     cloud += 0.0 if whole else rounds * parts.cloud_s / batch

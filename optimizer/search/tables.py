@@ -348,7 +348,7 @@ class Tables:
                     asked = {"hidden_size": self._D, "num_rows": count}
                     encode[s, c, span] = encode_s(level, **asked)
                     decode[s, c, span] = decode_s(level, **asked)
-                    sizes[s, c, span] = frame_bytes(level, **asked)
+                    sizes[s, c, span] = frame_bytes(level.of_prompt, **asked)
         for part in (encode, decode, sizes, back):
             part[self.whole] = 0.0  # nothing leaves a whole edge
         over_levels = (slice(None), None, None, None)

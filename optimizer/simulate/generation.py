@@ -199,7 +199,7 @@ class Generation:
     ) -> float:
         """Front, codec, wire; returns when the device is free again."""
         world, level, own, device = self._world, self._level, self._own, self._device
-        num_bytes, own.encode_s, decode_s = level.frame(rows)
+        num_bytes, own.encode_s, decode_s = level.frame(rows, of_prompt=not self.num_tokens)
         own.front_s = draft_s
         if wanted and self.num_tokens:  # drafts go through the front one by one (edge.draft.frames)
             for at in range(position, position + rows):

@@ -46,14 +46,16 @@ class LevelTimes:
         self.name = level.name
         self._level = level
         self._hidden_size = hidden_size
-        self._known: dict[int, FrameCost] = {}
+        self._known: dict[tuple[int, bool], FrameCost] = {}
 
-    def frame(self, num_rows: int) -> FrameCost:
+    def frame(self, num_rows: int, *, of_prompt: bool = False) -> FrameCost:
         """A message of `num_rows` rows."""
-        found = self._known.get(num_rows)
+        key = (num_rows, of_prompt)
+        found = self._known.get(key)
         if found is None:
             level, hidden_size = self._level, self._hidden_size
-            found = self._known[num_rows] = FrameCost(
+            level = level.of_prompt if of_prompt else level
+            found = self._known[key] = FrameCost(
                 frame_bytes(level, hidden_size=hidden_size, num_rows=num_rows),
                 encode_s(level, hidden_size=hidden_size, num_rows=num_rows),
                 decode_s(level, hidden_size=hidden_size, num_rows=num_rows),

@@ -86,6 +86,18 @@ def test_one_client_on_a_fixed_link_is_the_request_model(link: str) -> None:
     assert first.e2e_s == pytest.approx(first.ttft_s + math.fsum(gaps_s), abs=1e-9)
 
 
+def test_a_prompt_has_its_own_bits_where_they_are_known() -> None:
+    dear = replace(LEVEL, prompt_bits_per_element=4.0)
+    record = run(scene(software=NO_BYTES, levels=(dear,)))
+    place = replace(deployment(), level=dear)
+    expected = predict_request(place, prompt_tokens=150, new_tokens=20)
+    second = record.requests[1]
+    assert second.ttft_s == pytest.approx(expected.ttft_s, abs=1e-9)
+    plain = predict_request(deployment(), prompt_tokens=150, new_tokens=20)
+    assert expected.ttft_s > plain.ttft_s + 1e-3
+    assert expected.tbt_s == plain.tbt_s
+
+
 def test_one_short_request_is_its_parts_written_out_by_hand() -> None:
     """Independent of the request model: one chunk up, one token down, one step."""
     record = run(
