@@ -79,10 +79,11 @@ class Session:
         self._vocab_size = vocab_size
         self._max_frame_tokens = max_frame_tokens
         self._next_sequence = 0
+        self._num_begun = 0  # first frames that ran in other sessions: there is no answer to them
         self._keep = keep
         self._chain: bytes | None = None  # of the frames so far, while they are a plain prompt
         if beginning is not None:
-            self._next_sequence = beginning.num_frames
+            self._next_sequence = self._num_begun = beginning.num_frames
             self._chain = beginning.chain
             self.tokens.extend(beginning.tokens)
         self._answered: OrderedDict[int, _Answered] = OrderedDict()
@@ -206,6 +207,10 @@ class Session:
             self._answered.popitem(last=False)
 
     def _again(self, frame: Frame) -> Result:
+        if frame.sequence < self._num_begun and not frame.want_token:
+            # Its edge lost a stream before this part of the prompt was answered, and asks again.
+            num_tokens = frame.first_position + len(frame.token_ids)
+            return Result(sequence=frame.sequence, token_ids=(), num_tokens=num_tokens)
         answered = self._answered.get(frame.sequence)
         if answered is None:
             raise BadFrameError(f"frame {frame.sequence} was answered too long ago to repeat it")

@@ -10,6 +10,7 @@ import pytest
 
 from cloud.errors import BadFrameError
 from cloud.kv_pool import KvPool, KvShape
+from cloud.prefix_cache import Beginning
 from cloud.sessions import REMEMBERED_RESULTS, Session, Work
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
@@ -66,6 +67,28 @@ def test_a_chunk_is_acknowledged_and_the_last_one_brings_a_token() -> None:
     assert run(it, frame(0, 0, 1, 2, 3, want=False)).token_ids == ()
     result = run(it, frame(1, 3, 4, 5), 9)
     assert (result.token_ids, result.num_tokens) == ((9,), 5)
+
+
+def test_a_frame_of_a_shared_beginning_is_acknowledged_when_it_comes_again() -> None:
+    """An edge whose stream broke in the prompt asks for every outstanding frame again, and finds
+    the first ones here from another session with the same prompt."""
+    first = POOL.lease(split=0, max_tokens=40, shareable_tokens=16)
+    first.length = 16
+    tokens = tuple(range(16))
+    blocks = POOL.share(first, 16)
+    it = Session(
+        "s",
+        lease=POOL.lease(split=0, max_tokens=40, shared=blocks),
+        ladder=LADDER,
+        sampling=SamplingParams(),
+        vocab_size=VOCAB,
+        max_frame_tokens=16,
+        beginning=Beginning(blocks=blocks, tokens=tokens, num_frames=1, chain=b"c"),
+    )
+    again = it.begin(frame(0, 0, *tokens, want=False))
+    assert isinstance(again, Result)
+    assert (again.sequence, again.token_ids, again.num_tokens) == (0, (), 16)
+    assert run(it, frame(1, 16, 4, 5), 9).token_ids == (9,)
 
 
 def test_accepted_drafts_stay_in_the_cache_and_refused_ones_leave() -> None:
