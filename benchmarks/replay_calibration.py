@@ -1,10 +1,10 @@
 """What `simulated_against_measured.py` tells the simulator of this machine: seconds of the server's
 batches, of the codec and of everything between, measured in runs of their own.
 
-The edges ask over the emulator with a link that adds nothing: what the emulator itself, the
-network stacks and both sides' threads take is then part of a message's seconds, as measured. They
-wait for their front like a real device, because code that runs once in 20 ms finds colder caches
-than code that runs all the time.
+The edges ask over the emulator with a link of 20 ms and no want of rate: what its round trip takes
+beyond that (the emulator's own wakings, the network stacks, both sides' threads) is a message's
+seconds. They wait for their front like a real device, too, because code that runs once in 20 ms
+finds colder caches than code that runs all the time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import numpy as np
 from replayed_fleet import Fleet, Run, emulated
 
 from hwprofiles.link_shape import LinkShape
-from optimizer.cost.codec import FRAME_HEADER_BYTES, TOKEN_BYTES, LevelCost
+from optimizer.cost.codec import LevelCost
 from optimizer.plan import Plan
-from optimizer.simulate.scenario import Drafting, MeasuredSteps, Software, StepPoint
+from optimizer.simulate.scenario import DraftOutcome, MeasuredSteps, Software, StepPoint
 
-NO_LINK = LinkShape.fixed(rtt_s=1e-6, up_bytes_per_s=1e9, down_bytes_per_s=1e9)
+RTT_S = 0.02  # none of those that are compared
+LINK = LinkShape.fixed(rtt_s=RTT_S, up_bytes_per_s=1e9, down_bytes_per_s=1e9)
 CROWDS = (4, 12)
 FEWEST_STEPS = 15  # a batch size with fewer says nothing
 AT_ONCE = [0.0] * 10_000  # no thinking
@@ -35,8 +36,7 @@ class Calibration:
 
     measured: MeasuredSteps
     software: Software
-    level: LevelCost
-    drafting: Drafting
+    levels: tuple[LevelCost, ...]
     stages_s: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -44,15 +44,13 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(
-    fleet: Fleet, plan: Plan, *, seconds: float, drafting: bool, seed: int
-) -> Calibration:
+def calibrate(fleet: Fleet, plan: Plan, *, seconds: float) -> Calibration:
     """One edge, then several together, each for `seconds` (a crowd for half of that)."""
-    with emulated(NO_LINK, fleet.address) as way:
+    with emulated(LINK, fleet.address) as way:
         alone = fleet.run([AT_ONCE], seconds, way=way)
         crowds = [fleet.run([AT_ONCE] * n, seconds / 2, way=way) for n in CROWDS]
-        guessing = fleet.run([AT_ONCE], seconds, way=way, drafting=True) if drafting else None
-    steps, chunks = decode_steps(alone.steps), prefill_chunks(alone.steps)
+    steps = decode_steps(alone.steps)
+    chunks = prefill_chunks(step for run in (alone, *crowds) for step in run.steps)
     stages_s = {key: median(steps, key) for key in STAGES}
     stages_s["between_s"] = statistics.median(between(alone, steps))
     hidden = plan.model.geometry.hidden_size
@@ -60,30 +58,30 @@ def calibrate(
         fixed_and_slope(steps, chunks, "encode_s"),
         fixed_and_slope(steps, chunks, "cloud_codec_s"),
     )
-    wire_s = stages_s["wire_s"]
+    message_s = max(stages_s["wire_s"] - RTT_S, 0.0)
     return Calibration(
         measured=measured_steps(steps, chunks, [alone, *crowds]),
         software=Software(
-            edge_message_s=wire_s / 2 + stages_s["between_s"],
-            cloud_message_s=wire_s / 2 + stages_s["cloud_queue_s"],
+            edge_message_s=message_s / 2 + stages_s["between_s"],
+            cloud_message_s=message_s / 2 + stages_s["cloud_queue_s"],
             sample_s=stages_s["cloud_sample_s"],
             # Over loopback there is no TLS.
             connect_round_trips=2,
             connect_up_bytes=420,
             connect_down_bytes=190,
         ),
-        level=LevelCost(
-            name=plan.level,
-            bits_per_element=bits(steps, hidden),
-            prompt_bits_per_element=bits(
-                [chunk for many in chunks.values() for chunk in many], hidden
-            ),
-            encode_fixed_s=encode[0],
-            encode_s_per_element=encode[1] / hidden,
-            decode_fixed_s=decode[0],
-            decode_s_per_element=decode[1] / hidden,
+        levels=tuple(
+            LevelCost(
+                name=name,
+                bits_per_element=answer,
+                prompt_bits_per_element=prompt,
+                encode_fixed_s=encode[0],
+                encode_s_per_element=encode[1] / hidden,
+                decode_fixed_s=decode[0],
+                decode_s_per_element=decode[1] / hidden,
+            )
+            for name, (prompt, answer) in fleet.bits_per_element.items()
         ),
-        drafting=Drafting(length=0) if guessing is None else drafted(guessing),
         stages_s=stages_s,
     )
 
@@ -105,10 +103,10 @@ def decode_steps(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def prefill_chunks(steps: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    """The prompt's frames, by rows."""
+    """The prompt's frames that shared their batch with nobody, by rows."""
     found: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for step in steps:
-        if step["phase"] == "prefill":
+        if step["phase"] == "prefill" and step["batch_sessions"] == 1:
             found[step["num_rows"]].append(step)
     return dict(found)
 
@@ -123,14 +121,6 @@ def between(run: Run, steps: Sequence[dict[str, Any]]) -> list[float]:
     return [
         float(gap) - sum(step[key] for key in STAGES) for gap, step in zip(gaps, steps, strict=True)
     ]
-
-
-def bits(steps: Sequence[dict[str, Any]], hidden_size: int) -> float:
-    """Bits an element that make the messages as long as they were, all together."""
-    rows = sum(step["num_rows"] for step in steps)
-    num_bytes = sum(step["uplink_bytes"] for step in steps)
-    payload = num_bytes - FRAME_HEADER_BYTES * len(steps) - TOKEN_BYTES * rows
-    return 8 * payload / (rows * hidden_size)
 
 
 def fixed_and_slope(
@@ -175,16 +165,10 @@ def measured_steps(
     )
 
 
-def drafted(run: Run) -> Drafting:
-    """How often a step had guesses, how many, and how each fared until the first wrong one."""
-    steps = [step for step in run.steps if step["phase"] == "decode"]
-    guessed = [step for step in steps if step["num_drafts"]]
-    accepted = sum(step["num_new_tokens"] - 1 for step in guessed)
-    failed = sum(step["num_new_tokens"] <= step["num_drafts"] for step in guessed)
-    length = statistics.fmean(step["num_drafts"] for step in guessed) if guessed else 0.0
-    return Drafting(
-        acceptance=accepted / max(accepted + failed, 1),
-        proposal_share=len(guessed) / len(steps),
-        length=max(1, round(length)),
-        best_length=False,
+def drafted(run: Run) -> tuple[DraftOutcome, ...]:
+    """Every step's guesses, and how many of them were right."""
+    return tuple(
+        DraftOutcome(drafts=step["num_drafts"], accepted=step["num_new_tokens"] - 1)
+        for step in run.steps
+        if step["phase"] == "decode"
     )

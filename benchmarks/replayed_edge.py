@@ -166,7 +166,7 @@ class Edge:
                     break
             tokens.close()
         except (TransportError, TooSlowError) as error:
-            ended = type(error).__name__
+            ended = f"{type(error).__name__}: {error}"
         return {"asked_s": begun_s, "token_s": token_s, "ended": ended}
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from codec.ladder import Ladder
 from edge.client import EdgeClient
 from edge.completion import CompletionRequest
 from hwprofiles.emulator import EmulatedLink
@@ -75,6 +76,9 @@ class Fleet:
         self._output_tokens = output_tokens
         self._recording = folder / "recording.npz"
         self.prompt_tokens = 0
+        # Of the plan's level and the coarser ones, on the recorded rows: the prompt's, and the
+        # answer's one by one.
+        self.bits_per_element: dict[str, tuple[float, float]] = {}
 
     def record(self, question: str) -> None:
         """One real answer to `question`, and the front's rows for its tokens."""
@@ -101,12 +105,28 @@ class Fleet:
             )
             for _ in run:
                 pass
+            ids = np.array([*prompt, *run.completion.token_ids], dtype=np.int64)
+            self._weigh(client.ladder, client.plan.level, ids, np.concatenate(rows), len(prompt))
         found = np.concatenate(rows)
         # The last token's rows are never computed; whoever drafts beyond it gets its neighbour's.
         missing = max(len(prompt) + wanted - len(found), 0)
         found = np.concatenate([found, np.repeat(found[-1:], missing, axis=0)])
         self.prompt_tokens = len(prompt)
         np.savez(self._recording, prompt=np.array(prompt), rows=found)
+
+    def _weigh(
+        self, ladder: Ladder, level: str, ids: np.ndarray, rows: np.ndarray, num_prompt: int
+    ) -> None:
+        last = min(len(rows), num_prompt + self._output_tokens)
+        for name in ladder.names[ladder.names.index(level) :]:
+            prompt = len(ladder.encode(name, rows[:num_prompt], ids[:num_prompt]))
+            answer = [
+                len(ladder.encode(name, rows[i : i + 1], ids[i : i + 1]))
+                for i in range(num_prompt, last)
+            ]
+            width = rows.shape[1]
+            mean = float(np.mean(answer))
+            self.bits_per_element[name] = (8 * prompt / num_prompt / width, 8 * mean / width)
 
     def run(
         self,

@@ -16,6 +16,7 @@ from optimizer.simulate.connector import Connector
 from optimizer.simulate.ports import ControlState
 from optimizer.simulate.progress import OwnTime, Prefill, Sent
 from optimizer.simulate.record import Outcome, RoundTimes
+from optimizer.simulate.scenario import Drafting
 from optimizer.simulate.server import Frame, ServerSession
 from optimizer.simulate.workload import Request
 from optimizer.simulate.world import Device, World
@@ -167,11 +168,12 @@ class Generation:
 
     def _step(self, session: ServerSession, now_s: float) -> None:
         """The next decode step, with drafts if there are any."""
-        drafting, device = self._world.drafting, self._device
+        drafting = self._world.drafting
         drafts, draft_s = 0, 0.0
-        if drafting is not None and device.draw() < drafting.proposal_share:
+        if drafting is not None:
+            drafts = self._proposed(drafting)
             left = self.request.output_tokens - self.num_tokens - 1
-            drafts = max(0, min(device.draft_length, left))
+            drafts = max(0, min(drafts, left))
             if self._control is not None and self._control.max_drafts is not None:
                 drafts = min(drafts, self._control.max_drafts)
             draft_s = drafts * drafting.draft_s
@@ -185,6 +187,15 @@ class Generation:
             wanted=True,
             draft_s=draft_s,
         )
+
+    def _proposed(self, drafting: Drafting) -> int:
+        """How many tokens the drafter has for the next step."""
+        device = self._device
+        if drafting.outcomes:
+            drawn = drafting.outcomes[int(device.draw() * len(drafting.outcomes))]
+            self._own.right = drawn.accepted
+            return drawn.drafts
+        return device.draft_length if device.draw() < drafting.proposal_share else 0
 
     def _compute_and_send(
         self,
@@ -254,7 +265,9 @@ class Generation:
         """How many of the drafts the model agrees with, until the first that it does not."""
         drafting = self._world.drafting
         accepted = 0
-        if drafting is not None:
+        if drafting is not None and drafting.outcomes:
+            accepted = min(drafts, self._own.right)
+        elif drafting is not None:
             while accepted < drafts and self._device.draw() < drafting.acceptance:
                 accepted += 1
         self._world.record.accepted += accepted

@@ -18,12 +18,14 @@ class Sent(NamedTuple):
 
 
 class OwnTime:
-    """Seconds of the device for the frame that it sent last."""
+    """Seconds of the device for the frame that it sent last. `right`: how many of its drafts will
+    be, where that was drawn with them."""
 
-    __slots__ = ("encode_s", "front_s")
+    __slots__ = ("encode_s", "front_s", "right")
 
     def __init__(self) -> None:
         self.front_s = self.encode_s = 0.0
+        self.right = 0
 
 
 class Prefill:

@@ -210,17 +210,32 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOutcome:
+    """One measured round: so many drafted tokens, and how many of them were right."""
+
+    drafts: int
+    accepted: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.accepted <= self.drafts:
+            raise ScenarioError("a draft's outcome needs 0 <= accepted <= drafts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drafting:
     """How well drafts fare: each drafted token is accepted with probability `acceptance`, until the
     first refusal; a draft is found at all in `proposal_share` of the steps. `length`: most drafted
     tokens a step; with `best_length` the edge's own rule picks fewer where they pay better.
-    `draft_s`: seconds of the device for each drafted token."""
+    `draft_s`: seconds of the device for each drafted token. `outcomes`: measured rounds, one of
+    which is drawn for every step in place of all that: real drafts are longer where they fare
+    better, which one chance and one length do not tell."""
 
     acceptance: float = 0.6
     proposal_share: float = 1.0
     length: int = 4
     best_length: bool = True
     draft_s: float = 0.0
+    outcomes: tuple[DraftOutcome, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.acceptance <= 1 or not 0 <= self.proposal_share <= 1 or self.length < 0:

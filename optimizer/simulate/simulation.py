@@ -341,7 +341,9 @@ def _only(group: Clients) -> str:
 
 
 def _drafts(plan: Plan, scenario: Scenario) -> bool:
-    return plan.drafting != "off" and not plan.edge_is_whole and scenario.drafting.length > 0
+    drafting = scenario.drafting
+    some = drafting.length > 0 or bool(drafting.outcomes)
+    return plan.drafting != "off" and not plan.edge_is_whole and some
 
 
 def _reseeded(scenario: Scenario, seed: int) -> Scenario:

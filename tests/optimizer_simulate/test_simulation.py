@@ -14,6 +14,7 @@ from optimizer.simulate.replicate import replicate
 from optimizer.simulate.scenario import (
     Arrivals,
     Drafting,
+    DraftOutcome,
     Fault,
     Lengths,
     Link,
@@ -162,6 +163,15 @@ def test_drafting_can_only_be_as_long_as_it_pays() -> None:
     record = run(hopeful, plan)
     assert record.drafted > 0
     assert measure(hopeful, [record]).tokens_per_round_trip > 2
+
+
+def test_measured_draft_rounds_are_drawn_as_they_are() -> None:
+    plan = replace(PLAN, drafting="ngram")
+    rounds = (DraftOutcome(drafts=5, accepted=3), DraftOutcome(drafts=0, accepted=0))
+    record = run(scene(drafting=Drafting(outcomes=rounds), duration_s=60.0), plan)
+    steps = record.steps
+    assert 0.4 * steps < record.accepted / 3 < 0.6 * steps
+    assert record.drafted == pytest.approx(record.accepted * 5 / 3, rel=0.1)  # answers end within
 
 
 def test_two_equal_clients_share_a_batch() -> None:
