@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from edge.errors import (
@@ -60,12 +60,20 @@ class Connector:
         """What the session may grow to, prompt and output together."""
         return self._request.max_tokens
 
-    def connect(self, session: Session, timeout_s: float, *, wait_first: bool = False) -> Stream:
+    def connect(
+        self,
+        session: Session,
+        timeout_s: float,
+        *,
+        wait_first: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Stream:
         """A stream whose session is open, within `timeout_s`; knocks again while servers are busy.
 
         wait_first: back off before the first try too, and try the next address: the last stream
-        was lost before it had brought anything. Raises the last TransportError when none could
-        be had in time, or when every address refuses.
+        was lost before it had brought anything. meanwhile: work to do while the server's answer
+        to an opening is on its way. Raises the last TransportError when none could be had in
+        time, or when every address refuses.
         """
         deadline_s = self._clock.now() + timeout_s
         num_refused = 0
@@ -79,7 +87,7 @@ class Connector:
             transport = self._transports[self._next % len(self._transports)]
             left_s = max(deadline_s - self._clock.now(), MIN_TIMEOUT_S)
             try:
-                return self._open(session, transport, left_s)
+                return self._open(session, transport, left_s, meanwhile)
             except RefusedError:
                 # Another server may be the right one; when all of them have refused, so it is.
                 num_refused += 1
@@ -122,14 +130,22 @@ class Connector:
         if self._cancelled or self._clock.now() + wait_s >= deadline_s:
             raise error
 
-    def _open(self, session: Session, transport: Transport, timeout_s: float) -> Stream:
+    def _open(
+        self,
+        session: Session,
+        transport: Transport,
+        timeout_s: float,
+        meanwhile: Callable[[], None] | None,
+    ) -> Stream:
         session.open()
         # A path that swallows everything must not use up the time of the other addresses.
         share_s = min(timeout_s / len(self._transports), self._patience.attempt_s)
         stream = transport.open(self._naming(session), share_s)
         try:
+            if meanwhile is not None:
+                meanwhile()
             received = stream.receive(share_s)
-        except TransportError:
+        except BaseException:
             stream.abort()
             raise
         if not isinstance(received.message, Opened):

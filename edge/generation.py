@@ -68,6 +68,14 @@ class NewToken(NamedTuple):
     at_s: float
 
 
+class ComputedRows(NamedTuple):
+    """Rows that wait to be sent, their hidden states [T, D], and what computing them took."""
+
+    rows: Rows
+    hidden: npt.NDArray[np.float32]
+    front_s: float
+
+
 OnStep = Callable[[StepTrace], None]
 
 
@@ -129,6 +137,7 @@ class RemoteGeneration:
         if drafting is not None:
             compute = partial(compute_rows, front)
             self._drafted = DraftedFrames(drafting, compute, max_tokens=connector.max_tokens)
+        self._computed: ComputedRows | None = None  # the first chunk, until it is sent
         self._early: Received | None = None  # an answer that came while guesses were made
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
@@ -142,7 +151,11 @@ class RemoteGeneration:
         known = self._prefixes.matching(level, prompt_ids)
         session = Session(prompt_ids, chunk_tokens=self._chunk_tokens, known=known)
         try:
-            self._stream = self._connector.connect(session, self._patience.connect_s)
+            # A prompt that the cloud may know the beginning of has no first chunk to compute yet.
+            meanwhile = None if known else partial(self._compute_first, session)
+            self._stream = self._connector.connect(
+                session, self._patience.connect_s, meanwhile=meanwhile
+            )
             self._catch_up(session)
             while not self._cancelled:
                 yield from self._round(session, self._stream, on_step)
@@ -157,14 +170,30 @@ class RemoteGeneration:
             if self._stream is not None:
                 self._stream.close()
 
+    def _compute_first(self, session: Session) -> None:
+        """Compute the first chunk while the session opens; does its work once."""
+        if self._computed is None:
+            self._size_chunk(session)
+            rows = session.next_chunk()
+            started_s = self._clock.now()
+            hidden = self._prompt_rows(rows)
+            self._computed = ComputedRows(rows, hidden, self._clock.now() - started_s)
+
     def _catch_up(self, session: Session) -> None:
         """Bring the front's cache to where the frames end that the cloud holds already."""
         for frame in session.journal:
-            rows = Rows(frame.first_position, frame.token_ids, 0, False)
-            if self._drafted is not None:
-                self._drafted.prompt(rows)
-            else:
-                compute_rows(self._front, rows)
+            self._prompt_rows(Rows(frame.first_position, frame.token_ids, 0, False))
+
+    def _prompt_rows(self, rows: Rows) -> npt.NDArray[np.float32]:
+        if self._drafted is not None:
+            return self._drafted.prompt(rows)
+        return compute_rows(self._front, rows)
+
+    def _size_chunk(self, session: Session) -> None:
+        if self._adaptive_chunks:
+            session.chunk_tokens = next_chunk(
+                session.num_prompt_left, self._chunk_tokens, self._chunks
+            )
 
     def cancel(self) -> None:
         """See TokenSource."""
@@ -195,10 +224,7 @@ class RemoteGeneration:
             if session.phase is Phase.PREFILLING:
                 while (received := stream.poll()) is not None:
                     self._take(session, received, on_step)
-                if self._adaptive_chunks:
-                    session.chunk_tokens = next_chunk(
-                        session.num_prompt_left, self._chunk_tokens, self._chunks
-                    )
+                self._size_chunk(session)
             if session.phase is Phase.READY and self._drafted is not None:
                 self._send_drafted(session, stream, self._drafted, on_step)
                 return
@@ -209,11 +235,12 @@ class RemoteGeneration:
     def _send(self, session: Session, stream: Stream, rows: Rows) -> None:
         """One frame of known tokens."""
         started_s = self._clock.now()
-        if self._drafted is not None:
-            hidden = self._drafted.prompt(rows)
+        computed, self._computed = self._computed, None
+        if computed is not None and computed.rows == rows:
+            front_s = computed.front_s
+            self._dispatch(session, stream, rows, computed.hidden, started_s, front_s=front_s)
         else:
-            hidden = compute_rows(self._front, rows)
-        self._dispatch(session, stream, rows, hidden, started_s)
+            self._dispatch(session, stream, rows, self._prompt_rows(rows), started_s)
 
     def _send_drafted(
         self, session: Session, stream: Stream, drafted: DraftedFrames, on_step: OnStep
@@ -249,8 +276,11 @@ class RemoteGeneration:
         hidden: npt.NDArray[np.float32],
         started_s: float,
         expected_tokens: float = 1.0,
+        *,
+        front_s: float | None = None,
     ) -> None:
-        """Encode, journal, wire. hidden: [T, D], computed since `started_s`."""
+        """Encode, journal, wire. hidden: [T, D], computed since `started_s`, or before, in
+        `front_s`."""
         computed_s = self._clock.now()
         token_ids = np.asarray(rows.token_ids, dtype=np.int64)
         payload = self._ladder.encode(self._pilot.level, hidden, token_ids)
@@ -262,7 +292,7 @@ class RemoteGeneration:
             rows=rows,
             is_prefill=rows.first_position < session.num_prompt_tokens,
             started_s=started_s,
-            front_s=computed_s - started_s,
+            front_s=computed_s - started_s if front_s is None else front_s,
             encode_s=sent_s - computed_s,
             sent_s=sent_s,
             level=self._ladder.level_of(payload),

@@ -188,10 +188,7 @@ class Session:
         `drafts` continue the sequence as guesses; they go with a decode step only.
         """
         if self.phase is Phase.PREFILLING:
-            chunk_tokens = min(self.chunk_tokens, self.max_frame_tokens)
-            stop = min(self._num_sent + chunk_tokens, self.num_prompt_tokens)
-            chunk = tuple(self.tokens[self._num_sent : stop])
-            return Rows(self._num_sent, chunk, 0, stop == self.num_prompt_tokens)
+            return self.next_chunk()
         if self.phase is Phase.READY:
             return Rows(self._num_sent, (self.tokens[-1], *drafts), len(drafts), True)
         return None
@@ -206,6 +203,13 @@ class Session:
             for place, token_id in enumerate(frame.token_ids, start=frame.first_position)
             if place >= known
         )
+
+    def next_chunk(self) -> Rows:
+        """The prompt's next rows, whether or not they may be sent yet."""
+        chunk_tokens = min(self.chunk_tokens, self.max_frame_tokens)
+        stop = min(self._num_sent + chunk_tokens, self.num_prompt_tokens)
+        chunk = tuple(self.tokens[self._num_sent : stop])
+        return Rows(self._num_sent, chunk, 0, stop == self.num_prompt_tokens)
 
     def rows_ahead(self, guesses: Sequence[int], *, at: int | None = None) -> Rows | None:
         """Rows to compute and send while an answer is outstanding; None when that is not possible.

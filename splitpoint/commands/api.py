@@ -39,6 +39,7 @@ def api(
     """Serve /v1/chat/completions and /v1/completions. Prints 'listening on HOST:PORT'."""
     from edge.api.access import ApiAccess
     from edge.api.server import ApiConfig, ApiServer
+    from edge.mapped_pages import share_heaps
 
     host, port = parse_address(listen)
     config = ApiConfig(
@@ -58,6 +59,7 @@ def api(
     def ready(bound_port: int) -> None:
         print(f"listening on {host}:{bound_port}", flush=True)  # noqa: T201
 
+    share_heaps()
     with ExitStack() as stack:
         client = device.open_client(stack, bundle, concurrency=max_requests)
         ApiServer(client, config).run(ready)

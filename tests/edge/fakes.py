@@ -132,6 +132,7 @@ class FakeTransport:
     opens: int = 0
     closed: int = 0
     clock: Callable[[], float] = lambda: 0.0
+    max_frame_tokens: int = 512
 
     def open(self, request: Open, timeout_s: float) -> FakeStream:
         self.opens += 1
@@ -146,7 +147,7 @@ class FakeStream:
         self.transport = transport
         self.cloud = cloud
         self.inbox: list[CloudMessage] = [
-            Opened(session_id=request.session_id, max_frame_tokens=512)
+            Opened(session_id=request.session_id, max_frame_tokens=transport.max_frame_tokens)
         ]
         self.dead = False
 
