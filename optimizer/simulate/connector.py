@@ -1,13 +1,14 @@
 """Getting a session: servers in turn, backoff, a time limit; `edge.connector` simulated.
 
-A connection stands from a client's first knock at a server until that server is lost, as gRPC's
-channel does; only making it costs the round trips of TCP, TLS and HTTP/2's settings.
+A connection stands from a client's first knock at a server until that server is lost (`channel`);
+making it costs the round trips of TCP, TLS and HTTP/2's settings.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from optimizer.simulate.channel import Channel
 from optimizer.simulate.ports import Answer, Reply
 from optimizer.simulate.record import Outcome
 from optimizer.simulate.server import Owner, ServerSession
@@ -31,7 +32,7 @@ class Connector:
 
     __slots__ = (
         "_attempt",
-        "_connections",
+        "_channels",
         "_deadline_s",
         "_device",
         "_next",
@@ -46,7 +47,7 @@ class Connector:
         self._num_failures = 0  # in a row
         self._attempt = 0  # answers to earlier ones come too late
         self._deadline_s = 0.0
-        self._connections: dict[int, int] = {}  # by server: the life it was made in
+        self._channels: dict[int, Channel] = {}  # by server
 
     @property
     def server_number(self) -> int:
@@ -66,24 +67,39 @@ class Connector:
     def _knock(self, opener: Opener, blocks: int) -> None:
         world = self._world
         self._attempt += 1
-        server = world.servers[self.server_number]
-        if self._connections.get(self.server_number) == server.life:
-            self._open(opener, blocks, world.env.now)
-        else:
+        number, now_s = self.server_number, world.env.now
+        channel = self._channels.get(number)
+        if channel is None:
+            channel = self._channels[number] = Channel()
+        state = channel.state(world.servers[number], now_s)
+        if state == "stands":
+            self._open(opener, blocks, now_s)
+        elif state == "new":
             trips = world.scenario.software.connect_round_trips
-            self._shake_hands(opener, blocks, world.env.now, trips)
+            self._shake_hands(opener, blocks, channel, now_s, now_s, trips)
+        else:
+            self._refused(opener, blocks, Reply("busy"), was_alive=False)
 
-    def _shake_hands(self, opener: Opener, blocks: int, at_s: float, left: int) -> None:
-        """Make a connection, from `at_s` on: `left` round trips, then the Open.
+    def _shake_hands(
+        self,
+        opener: Opener,
+        blocks: int,
+        channel: Channel,
+        begun_s: float,
+        at_s: float,
+        left: int,
+    ) -> None:
+        """Make a connection, begun at `begun_s` and so far at `at_s`: `left` round trips, then the
+        Open.
 
         Nothing else of this client's is on its way meanwhile, so the trips are computed in one
         go. A server that does not listen says so in the first one.
         """
         world, device, software = self._world, self._device, self._world.scenario.software
-        number, attempt = self.server_number, self._attempt
-        server = world.servers[number]
+        attempt = self._attempt
+        server = world.servers[self.server_number]
         if not left:
-            self._connections[number] = server.life
+            channel.connected(server, at_s - begun_s)
             self._open(opener, blocks, at_s)
             return
         up_bytes = -(-software.connect_up_bytes // software.connect_round_trips)
@@ -99,8 +115,9 @@ class Connector:
             if attempt != self._attempt:
                 return
             if server.alive:
-                self._shake_hands(opener, blocks, t, left - 1)
+                self._shake_hands(opener, blocks, channel, begun_s, t, left - 1)
             else:
+                channel.failed(begun_s)
                 world.at(t, refused)
 
         device.lanes.up.send(

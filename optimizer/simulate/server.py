@@ -135,6 +135,7 @@ class Server:
         self._running = False
         self._life = 0  # goes up with every loss, so that events of an earlier life are known
         self.alive = True
+        self.since_s = 0.0  # when this life began
         self.sums = ServerSums(total_blocks=total_blocks)
 
     @property
@@ -216,6 +217,7 @@ class Server:
     def restore(self) -> None:
         """A new process listens."""
         self.alive = True
+        self.since_s = self._env.now
 
     def finish(self) -> None:
         """Close the sums at the end of the simulation."""

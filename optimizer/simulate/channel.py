@@ -1,0 +1,52 @@
+"""One client's gRPC channel to one server, as far as it decides whether a knock is heard.
+
+Once an attempt to connect has failed, gRPC repeats it by itself, less and less often, and until one
+has succeeded every call fails at once, whatever the server does meanwhile (gRPC's connection
+backoff, with the intervals that `edge.grpc_transport` sets; seen so on the real edge).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal
+
+from optimizer.simulate.server import Server
+
+FIRST_RETRY_S: Final = 0.1
+RETRY_GROWTH: Final = 1.6
+MOST_RETRY_S: Final = 2.0
+
+State = Literal["new", "stands", "failing"]
+
+
+class Channel:
+    """See the module's docstring. It stands until the server is lost."""
+
+    __slots__ = ("_hello_s", "_life", "_retry_s", "_wait_s")
+
+    def __init__(self) -> None:
+        self._life = -1  # the server's, in which the connection was made
+        self._hello_s = 0.0  # what making it took
+        self._retry_s = math.inf  # gRPC's next attempt, after a failed one
+        self._wait_s = FIRST_RETRY_S  # from that to the one after
+
+    def connected(self, server: Server, hello_s: float) -> None:
+        """The connection was made, in `hello_s`."""
+        self._life, self._hello_s = server.life, hello_s
+        self._retry_s, self._wait_s = math.inf, FIRST_RETRY_S
+
+    def failed(self, begun_s: float) -> None:
+        """Nobody listened to an attempt that began at `begun_s`."""
+        self._retry_s = begun_s + self._wait_s
+        self._wait_s = min(RETRY_GROWTH * self._wait_s, MOST_RETRY_S)
+
+    def state(self, server: Server, now_s: float) -> State:
+        """What a call finds at `now_s`, with all of gRPC's own attempts until then."""
+        while self._life != server.life and self._retry_s + self._hello_s <= now_s:
+            if server.alive and self._retry_s >= server.since_s:
+                self.connected(server, self._hello_s)
+            else:
+                self.failed(self._retry_s)
+        if self._life == server.life:
+            return "stands"
+        return "new" if self._retry_s == math.inf else "failing"
