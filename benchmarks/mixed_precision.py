@@ -12,11 +12,13 @@ the same sensitivities. Uniform one-point precision has only the two ends: all 4
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import math
 import random
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 from optimizer.build.calib_text import sampled_windows
@@ -54,7 +56,9 @@ def main() -> None:
     held_out = text_windows(ids[fit.size :], window=arguments.window, max_tokens=arguments.tokens)
     split: int = arguments.split
     found = measure_sensitivity(source, model, split=split, windows=fit, progress=tell)
-    lab = FrontLab(source, split)
+    folder = tempfile.TemporaryDirectory(prefix="splitpoint-lab-")
+    atexit.register(folder.cleanup)
+    lab = FrontLab(source, split, Path(folder.name))
     base = negative_log_likelihood(model, split, None, held_out)
     sizes = {bits: front_layer_bytes(source.geometry, bits) for bits in (4, 8)}
 

@@ -151,9 +151,10 @@ class Plan:
         """Whether the edge holds the whole model, head and all, and needs no server."""
         return self.partition.split == self.model.geometry.num_layers
 
-    def bits_of_layer(self, layer: int) -> int:
-        """Weight bits of one front layer."""
-        return self.front_layer_bits[layer] if self.front_layer_bits else self.partition.front_bits
+    @property
+    def layer_bits(self) -> tuple[int, ...]:
+        """Weight bits of each front layer."""
+        return self.front_layer_bits or (self.partition.front_bits,) * self.partition.split
 
     def front_kv_bytes(self) -> int:
         """Bytes of the edge's KV cache at the longest sequence."""

@@ -1,10 +1,10 @@
 """Export the front: the embedding and the first layers as one ONNX graph for the device.
 
-onnxruntime-genai's model builder makes the graph and quantizes its weights; it gets a small
-staged checkpoint with only the tensors of the front, so it never sees the whole model. The
-graph is then changed in two places: the last normalization becomes the plain sum that it
-normalizes (the residual stream is what the back continues), and the attention mask becomes the
-two numbers that the attention kernel makes of it (one subgraph less in every step).
+onnxruntime-genai's model builder makes the graph in float32; it gets a small staged checkpoint
+with only the tensors of the front, so it never sees the whole model. The graph is then changed in
+three places: the last normalization becomes the plain sum that it normalizes (the residual stream
+is what the back continues), the attention mask becomes the two numbers that the attention kernel
+makes of it (one subgraph less in every step), and the matrices get the plan's bits (`float_front`).
 
 Interface of `front.onnx`, L layers, G KV heads, N the cache's length:
 
@@ -24,18 +24,19 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
 from optimizer.build.embedding import embedding_graph, shrink_weights
-from optimizer.build.kv_scales import write_kv_scales
-from optimizer.build.mixed_front import take_layers
+from optimizer.build.float_front import FloatFront, input_importance
+from optimizer.build.kv_scales import SAMPLE_TEXT, write_kv_scales
 from optimizer.build.source import ModelSource
 from optimizer.errors import BuildError
 from optimizer.geometry import ModelGeometry
@@ -44,59 +45,56 @@ from optimizer.plan import Plan
 logger = logging.getLogger(__name__)
 
 FRONT_NAME: Final = "front.onnx"
-# 16 bits: exported in float32, stored in float16 afterwards. The exporter's own fp16 graph has
-# no fused attention for CPUs.
-PRECISION_OF_BITS: Final = {4: "int4", 8: "int8", 16: "fp32", 32: "fp32"}
+# At 16 bits the matrices are stored in float16 afterwards: the exporter's own fp16 graph has no
+# fused attention for CPUs.
+PRECISION: Final = "fp32"
 INT8_COMPUTE: Final = 4  # MatMulNBits accuracy levels: activations as int8 ...
 FP32_COMPUTE: Final = 1  # ... or in float32, one row or many rows alike
-BLOCK_SIZE: Final = 32
 LAYER_INDEX: Final = re.compile(r"\blayers\.(\d+)\.")  # in tensor names
 
 
 def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
     """Write `front.onnx` and its weights for `plan` into `edge_dir`, which must exist.
 
-    Raises BuildError when the exporter fails. Weights below 16 bits are quantized in blocks of
-    32 with one scale each (round to nearest), the embedding too. Layers whose bits differ
-    (`plan.front_layer_bits`) come from a second export.
+    Raises BuildError when the exporter fails. Weights below 16 bits are rounded in blocks of 32,
+    each layer's to its own bits (`plan.front_layer_bits`); the embedding gets 8.
     """
     with tempfile.TemporaryDirectory(prefix="splitpoint-front-") as temporary:
-        staged = Path(temporary) / "model"
-        _stage(source, plan, staged)
         if plan.partition.split == 0:
-            model = _embedding_front(staged)
+            model = _embedding_front(_staged(source, plan, Path(temporary)))
         else:
-            model = _layers_front(source, plan, staged)
+            model = front_at(float_front(source, plan, Path(temporary)), plan)
         shrink_weights(model, plan.partition.front_bits)
         _save(model, edge_dir)
 
 
-def front_graph(source: ModelSource, plan: Plan) -> onnx.ModelProto:
-    """The front of at least one layer as a graph with weights; the embedding still has 32 bits."""
-    with tempfile.TemporaryDirectory(prefix="splitpoint-front-") as temporary:
-        staged = Path(temporary) / "model"
-        _stage(source, plan, staged)
-        return _layers_front(source, plan, staged)
-
-
-def _layers_front(source: ModelSource, plan: Plan, staged: Path) -> onnx.ModelProto:
-    front_bits = plan.partition.front_bits
-    temporary = staged.parent
-    options = _builder_options(plan, source, staged, temporary)
-    model = _exported(plan, options, temporary)
+def float_front(source: ModelSource, plan: Plan, folder: Path) -> FloatFront:
+    """The front of at least one layer in float32; its weights stay in `folder`."""
+    staged = _staged(source, plan, folder)
+    exported = folder / "onnx"
+    _run_builder(staged, exported, _builder_options(plan, staged), folder / "cache")
+    model = onnx.load(exported / FRONT_NAME, load_external_data=False)
     replace_attention_mask(model)
     set_attention_windows(model, source.geometry)
     if not plan.edge_is_whole:
         expose_residual_stream(model)
-    wider = [i for i, bits in enumerate(plan.front_layer_bits) if bits != front_bits]
-    if wider:
-        uniform = replace(
-            plan,
-            front_layer_bits=(),
-            partition=replace(plan.partition, front_bits=plan.front_layer_bits[wider[0]]),
+    importance: dict[str, npt.NDArray[np.float32]] = {}
+    if min(plan.layer_bits) <= 8:
+        longest = source.config.max_position_embeddings
+        ids = source.load_tokenizer()(SAMPLE_TEXT)["input_ids"][:longest]
+        importance = input_importance(
+            model, exported, source.geometry, np.array(ids, dtype=np.int64)
         )
-        options = _builder_options(uniform, source, staged, temporary)
-        take_layers(model, _exported(uniform, options, temporary), wider)
+    return FloatFront(model, exported, importance)
+
+
+def front_at(front: FloatFront, plan: Plan) -> onnx.ModelProto:
+    """The front with the plan's bits and weights; the embedding still has 32 bits."""
+    model = front.at(
+        plan.layer_bits,
+        head_bits=plan.partition.front_bits,
+        accuracy_level=FP32_COMPUTE if plan.exact_front else INT8_COMPUTE,
+    )
     if plan.kv_bits == 16:
         halve_cache(model)
     return model
@@ -187,9 +185,10 @@ def halve_cache(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
 
 
-def _stage(source: ModelSource, plan: Plan, folder: Path) -> None:
+def _staged(source: ModelSource, plan: Plan, folder: Path) -> Path:
     """A checkpoint with the front's tensors and a config that claims no more layers."""
-    folder.mkdir(parents=True)
+    folder = folder / "model"
+    folder.mkdir()
     split = plan.partition.split
     config = copy.deepcopy(source.config)
     if not plan.edge_is_whole:
@@ -205,6 +204,7 @@ def _stage(source: ModelSource, plan: Plan, folder: Path) -> None:
         if _belongs_to_front(name, split, plan.edge_is_whole)
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def _belongs_to_front(name: str, split: int, whole: bool) -> bool:
@@ -214,36 +214,20 @@ def _belongs_to_front(name: str, split: int, whole: bool) -> bool:
     return whole or not name.startswith("lm_head")
 
 
-def _builder_options(plan: Plan, source: ModelSource, staged: Path, temporary: Path) -> list[str]:
-    bits = plan.partition.front_bits
+def _builder_options(plan: Plan, staged: Path) -> list[str]:
     options = [f"filename={FRONT_NAME}", "hf_token=false", "shared_embeddings=false"]
     options.append("prune_lm_head=true" if plan.edge_is_whole else "exclude_lm_head=true")
-    if bits in (4, 8):
-        options += [
-            f"accuracy_level={FP32_COMPUTE if plan.exact_front else INT8_COMPUTE}",
-            f"block_size={BLOCK_SIZE}",
-            "is_symmetric=false" if bits == 4 else "is_symmetric=true",
-            "op_types_to_quantize=MatMul",
-        ]
     if plan.kv_bits == 8:
-        scales = temporary / "kv_scales.json"
+        scales = staged.parent / "kv_scales.json"
         write_kv_scales(staged, scales)
         options += ["kv_cache_quant_scheme=int8_per_channel", f"kv_cache_scale_file={scales}"]
     return options
 
 
-def _exported(plan: Plan, options: list[str], temporary: Path) -> onnx.ModelProto:
-    """The graph as the exporter makes it, weights and all."""
-    exported = temporary / f"onnx-{plan.partition.front_bits}"
-    _run_builder(temporary / "model", exported, plan, options, temporary / "cache")
-    return onnx.load(exported / FRONT_NAME)
-
-
-def _run_builder(staged: Path, exported: Path, plan: Plan, options: list[str], cache: Path) -> None:
+def _run_builder(staged: Path, exported: Path, options: list[str], cache: Path) -> None:
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
-    precision = PRECISION_OF_BITS[plan.partition.front_bits]
-    arguments = ("", str(staged), str(exported), precision, "cpu", str(cache))
+    arguments = ("", str(staged), str(exported), PRECISION, "cpu", str(cache))
     with _quietly() as said:
         try:
             create_model(*arguments, **parse_extra_options(*arguments, options))

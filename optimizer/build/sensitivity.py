@@ -9,12 +9,14 @@ perplexity, so they add up; noise below zero stays as it is, and `QualityModel` 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 import torch
 from transformers import PreTrainedModel
@@ -22,8 +24,8 @@ from transformers import PreTrainedModel
 from optimizer.build.calib_model import back_logits, hidden_and_logits
 from optimizer.build.certify import Windows
 from optimizer.build.embedding import shrink_weights
-from optimizer.build.front import front_graph
-from optimizer.build.mixed_front import take_layers
+from optimizer.build.float_front import empty_cache_inputs
+from optimizer.build.front import float_front, front_at
 from optimizer.build.source import ModelSource
 from optimizer.errors import BuildError
 from optimizer.plan import LAYER_BITS, ModelRef, Partition, Plan
@@ -36,46 +38,33 @@ Progress = Callable[[int, int], None]
 class FrontLab:
     """Fronts of one model at one split with any bits of each layer, without a bundle.
 
-    Two exports are kept, and layers move between them. Raises BuildError where the split has no
-    layers, or all of them (the head would need bits of its own).
+    One float front is exported into `folder`, which has to stay; its matrices are rounded once for
+    each number of bits. Raises BuildError where the split has no layers, or all of them (the head
+    would need bits of its own).
     """
 
-    def __init__(self, source: ModelSource, split: int) -> None:
+    def __init__(self, source: ModelSource, split: int, folder: Path) -> None:
         if not 0 < split < source.geometry.num_layers:
             raise BuildError(
                 f"split {split}: layer bits are chosen for 1 to {source.geometry.num_layers - 1}"
             )
         self.split = split
-        self._geometry = source.geometry
-        self._graphs = {}
-        for bits in LAYER_BITS:
-            graph = front_graph(source, _plan(source, split, bits))
-            shrink_weights(graph, bits)
-            self._graphs[bits] = graph
+        self._plan = _plan(source, split)
+        self._front = float_front(source, self._plan, folder)
 
     def rows(self, layer_bits: tuple[int, ...], windows: Windows) -> Rows:
         """Hidden states float32 [N, W, D] of windows [N, W] through a front with these bits."""
-        graph = onnx.ModelProto()
-        graph.CopyFrom(self._graphs[8])
-        narrow = [layer for layer, bits in enumerate(layer_bits) if bits == 4]
-        if narrow:
-            take_layers(graph, self._graphs[4], narrow)
+        partition = replace(self._plan.partition, front_bits=min(layer_bits))
+        plan = replace(self._plan, front_layer_bits=layer_bits, partition=partition)
+        graph = front_at(self._front, plan)
+        shrink_weights(graph, min(layer_bits))
         session = ort.InferenceSession(
             graph.SerializeToString(), providers=["CPUExecutionProvider"]
         )
         return np.stack([self._run(session, ids) for ids in windows])
 
     def _run(self, session: Any, ids: npt.NDArray[np.int64]) -> Rows:
-        geometry = self._geometry
-        empty = np.zeros((1, geometry.num_kv_heads, 0, geometry.head_dim), dtype=np.float32)
-        inputs: dict[str, Any] = {
-            "input_ids": ids[None],
-            "seqlens_k": np.array([len(ids) - 1], dtype=np.int32),
-            "total_sequence_length": np.array(len(ids), dtype=np.int32),
-        }
-        for value in session.get_inputs():
-            if value.name.startswith("past_key_values."):
-                inputs[value.name] = empty
+        inputs = empty_cache_inputs(session, self._plan.model.geometry, ids)
         rows: Rows = session.run(["hidden_states"], inputs)[0][0]
         return rows
 
@@ -92,17 +81,18 @@ def measure_sensitivity(
 
     Costs split + 1 passes of front and back over the text.
     """
-    lab = FrontLab(source, split)
-    untouched = negative_log_likelihood(model, split, None, windows)
-    wide = negative_log_likelihood(model, split, lab.rows((8,) * split, windows), windows)
-    losses = []
-    for layer in range(split):
-        bits = tuple(4 if other == layer else 8 for other in range(split))
-        narrow = negative_log_likelihood(model, split, lab.rows(bits, windows), windows)
-        share = (wide - untouched) / split
-        losses.append({4: narrow - wide + share, 8: share})
-        if progress is not None:
-            progress(layer + 1, split)
+    with tempfile.TemporaryDirectory(prefix="splitpoint-lab-") as temporary:
+        lab = FrontLab(source, split, Path(temporary))
+        untouched = negative_log_likelihood(model, split, None, windows)
+        wide = negative_log_likelihood(model, split, lab.rows((8,) * split, windows), windows)
+        losses = []
+        for layer in range(split):
+            bits = tuple(4 if other == layer else 8 for other in range(split))
+            narrow = negative_log_likelihood(model, split, lab.rows(bits, windows), windows)
+            share = (wide - untouched) / split
+            losses.append({4: narrow - wide + share, 8: share})
+            if progress is not None:
+                progress(layer + 1, split)
     return Sensitivity(
         model_sha256=source.sha256,
         split=split,
@@ -128,10 +118,10 @@ def negative_log_likelihood(
     return float(np.mean(found))
 
 
-def _plan(source: ModelSource, split: int, bits: int) -> Plan:
+def _plan(source: ModelSource, split: int) -> Plan:
     return Plan(
         model=ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry),
-        partition=Partition(split=split, front_bits=bits, back_bits=32),
+        partition=Partition(split=split, front_bits=min(LAYER_BITS), back_bits=32),
         back_start=split,
         kv_bits=32,
         level="lossless",

@@ -129,7 +129,7 @@ def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:
     bits = plan.partition.front_bits
     resident = RESIDENT_BYTES_PER_WEIGHT[bits]
     per_layer = sum(matrix.num_weights for matrix in layer_matrices(geometry))
-    layers = Counter(plan.bits_of_layer(layer) for layer in range(split))
+    layers = Counter(plan.layer_bits)
     weights: float = split * layer_vector_bytes(geometry) + sum(
         count * per_layer * RESIDENT_BYTES_PER_WEIGHT[layer_bits]
         for layer_bits, count in layers.items()

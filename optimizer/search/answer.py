@@ -80,7 +80,7 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
     memory = _memory_parts(grid, draft, plan)
     quality = {
         "split": plan.partition.split,
-        "layer_bits": tuple(plan.bits_of_layer(i) for i in range(plan.partition.split)),
+        "layer_bits": plan.layer_bits,
         "back_bits": plan.partition.back_bits,
         "kv_bits": plan.kv_bits,
         "level": plan.level,

@@ -102,8 +102,8 @@ def test_a_plan_of_the_first_format_still_reads_and_has_none_of_the_newer_fields
 
 
 def test_layer_bits_are_one_of_each_layer_and_a_limit_is_positive() -> None:
-    assert [DECIDED.bits_of_layer(i) for i in range(3)] == [8, 4, 4]
-    assert [PLAN.bits_of_layer(i) for i in range(3)] == [4, 4, 4]
+    assert DECIDED.layer_bits[:3] == (8, 4, 4)
+    assert PLAN.layer_bits[:3] == (4, 4, 4)
     with pytest.raises(PlanError, match="2 values for a front of 3 layers"):
         replace(PLAN, front_layer_bits=(4, 8))
     with pytest.raises(PlanError, match="choose among"):

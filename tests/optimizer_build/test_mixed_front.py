@@ -12,9 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from optimizer.build.front import export_front
-from optimizer.build.mixed_front import take_layers
 from optimizer.build.source import ModelSource
-from optimizer.errors import BuildError
 from optimizer.plan import Plan
 from tests.conftest import ModelBench
 from tests.optimizer_build.plans import make_front, make_plan, worst_row_error
@@ -79,14 +77,3 @@ def test_a_mixed_front_lies_between_the_uniform_ones(tiny: Any, tmp_path: Path) 
         rows = make_front(bench.source, plan, tmp_path / label).forward(IDS)
         errors[label] = worst_row_error(rows, reference)
     assert errors["8"] < errors["mixed"] < errors["4"]
-
-
-def test_two_different_graphs_are_refused(tiny: Any, tmp_path: Path) -> None:
-    source = tiny("llama").source
-    for split in (2, 3):
-        folder = tmp_path / str(split)
-        folder.mkdir()
-        export_front(source, make_plan(source, split, front_bits=4), folder)
-    first, second = (onnx.load(tmp_path / str(split) / "front.onnx") for split in (3, 2))
-    with pytest.raises(BuildError, match="do not have the same matrices"):
-        take_layers(first, second, [2])

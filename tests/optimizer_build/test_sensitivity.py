@@ -24,8 +24,8 @@ WINDOWS = np.random.default_rng(5).integers(4, 300, (3, 24))
 
 
 @pytest.fixture(scope="module")
-def lab(tiny: Any) -> FrontLab:
-    return FrontLab(tiny("llama").source, SPLIT)
+def lab(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> FrontLab:
+    return FrontLab(tiny("llama").source, SPLIT, tmp_path_factory.mktemp("lab"))
 
 
 def test_a_lab_front_is_the_built_front(tiny: Any, lab: FrontLab, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_untouched_rows_change_nothing(tiny: Any) -> None:
 def test_nonsense_is_refused(tiny: Any, tmp_path: Path) -> None:
     for split in (0, 4):
         with pytest.raises(BuildError, match="1 to 3"):
-            FrontLab(tiny("llama").source, split)
+            FrontLab(tiny("llama").source, split, tmp_path)
     path = tmp_path / "x.json"
     path.write_text("{}")
     with pytest.raises(PlanError, match="no layer sensitivities"):
