@@ -21,6 +21,7 @@ from edge.errors import FrontError
 
 HEAD_NAME: Final = "head.onnx"
 FACTS_NAME: Final = "head.json"
+LETTERS: Final = ("", "b", "c", "d", "e", "f", "g", "h")  # of first, second, ... choices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +63,22 @@ class HeadModel:
         self._top1 = {round(10 * low): top1 for low, _, top1 in facts.sure}
 
     def guesses(self, row: npt.NDArray[np.float32]) -> tuple[Guess, ...]:
-        """The two likeliest tokens after `row` [D], the likelier first.
+        """The likeliest tokens after `row` [D], in order.
 
-        Kinds: `head-N`, N the probability in tenths; `head-Nb`, N being its share of what the
-        first one leaves, in tenths.
+        Kinds: `head-N`, N the probability in tenths; then `head-Nb`, `head-Nc`, ..., N being
+        the share of what the ones before leave, in tenths.
         """
         token_ids, shares = self._session.run(None, {"hidden": row[None]})
-        first, second = float(shares[0, 0]), float(shares[0, 1])
-        tenth = _tenth(first)
-        rest = _tenth(second / max(1.0 - first, second))
-        return (
-            Guess(int(token_ids[0, 0]), f"head-{tenth}", self._top1.get(tenth, tenth / 10 + 0.05)),
-            Guess(int(token_ids[0, 1]), f"head-{rest}b", rest / 10 + 0.05),
-        )
+        found: list[Guess] = []
+        left = 1.0
+        for place, (token_id, share) in enumerate(zip(token_ids[0], shares[0], strict=True)):
+            tenth = min(int(10 * float(share) / max(left, float(share))), 9)
+            prior = tenth / 10 + 0.05
+            if place == 0:
+                prior = self._top1.get(tenth, prior)
+            found.append(Guess(int(token_id), f"head-{tenth}{LETTERS[place]}", prior))
+            left -= float(share)
+        return tuple(found)
 
 
 class HeadDrafter:
@@ -96,7 +100,3 @@ class HeadDrafter:
     def guesses(self) -> tuple[Guess, ...]:
         """See Drafter."""
         return () if self._row is None else self._model.guesses(self._row)
-
-
-def _tenth(share: float) -> int:
-    return min(int(10 * share), 9)

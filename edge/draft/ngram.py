@@ -1,39 +1,42 @@
 """Prompt lookup: what followed the last few tokens when they stood here before.
 
 Saxena 2023, "Prompt Lookup Decoding", and Yang et al. 2023 (LLMA, arXiv:2304.04487): answers
-copy from their prompts and from themselves. The longest run of last tokens that occurred before is
-taken, its latest occurrence first. An index from runs to positions makes a look-up a few
-dictionary reads, whatever the length of the sequence; it grows with each token and shrinks
-again when tokens are taken back.
+copy from their prompts and from themselves. The place where the longest run of last tokens stood
+before comes first, the latest of equals. An index from short runs to positions leads there without
+a look at the rest of the sequence; longer matches are told apart by comparing backwards. It grows
+with each token and shrinks again when tokens are taken back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from edge.draft.drafter import Guess, Rows
 
-MAX_RUN: Final = 5
-MIN_RUN: Final = 1
+MAX_RUN: Final = 10
+MAX_KEY: Final = 3  # longest run in the index
 
-# How often the token after a run's last occurrence came again, by the run's length (SmolLM2-135M on
-# Spec-Bench questions, docs/drafting.md): where an online estimate starts.
-PRIOR_OF_RUN: Final[tuple[float, ...]] = (0.0, 0.22, 0.5, 0.65, 0.68, 0.88)
-PRIOR_OF_SECOND: Final = 0.1
-LATEST: Final = 8  # occurrences of a run that are looked at for a second choice
+# How often the token after the best match came again, by the length of its run, and how often a
+# further choice was right where the ones before were wrong: where online estimates start. From
+# 223 answers that SmolLM2-135M wrote to itself (docs/drafting.md), none to a question evaluated.
+PRIOR_OF_RUN: Final = (0.0, 0.2, 0.52, 0.61, 0.72, 0.73, 0.81, 0.87, 0.86, 0.88, 0.95)
+PRIOR_OF_FURTHER: Final = (0.0, 0.15, 0.25, 0.35)  # by run, the last one for all longer
+NUM_CHOICES: Final = 4
+LATEST: Final = 32  # occurrences of a run in the index that are looked at
 
 
 class NgramDrafter:
     """See the module's docstring. min_run, max_run: how many last tokens have to match.
 
-    Memory: one small list entry for each position and run length.
+    Memory: one small list entry for each position and length of run in the index.
     """
 
-    def __init__(self, *, min_run: int = MIN_RUN, max_run: int = MAX_RUN) -> None:
+    def __init__(self, *, min_run: int = 1, max_run: int = MAX_RUN) -> None:
         if not 1 <= min_run <= max_run < len(PRIOR_OF_RUN):
             raise ValueError(f"runs of {min_run} to {max_run} tokens are not possible")
-        self._lengths = range(max_run, min_run - 1, -1)
+        self._keys = range(max(min(max_run, MAX_KEY), min_run), min_run - 1, -1)
+        self._max_run = max_run
         self._tokens: list[int] = []
         # Where the token after each occurrence of a run stands, in rising order.
         self._after: dict[tuple[int, ...], list[int]] = {}
@@ -44,7 +47,7 @@ class NgramDrafter:
         for token_id in token_ids:
             # The new token is what follows the runs that ended before it.
             at = len(tokens)
-            for length in self._lengths:
+            for length in self._keys:
                 if length <= at:
                     self._after.setdefault(tuple(tokens[at - length :]), []).append(at)
             tokens.append(token_id)
@@ -55,7 +58,7 @@ class NgramDrafter:
         while len(tokens) > num_tokens:
             tokens.pop()
             at = len(tokens)
-            for length in self._lengths:
+            for length in self._keys:
                 if length <= at:
                     run = tuple(tokens[at - length :])
                     places = self._after[run]
@@ -64,16 +67,40 @@ class NgramDrafter:
                         del self._after[run]
 
     def guesses(self) -> tuple[Guess, ...]:
-        """See Drafter: two. The kind is `ngram-LENGTH` of the matching run; `b` for the second."""
-        tokens = self._tokens
-        first: Guess | None = None
-        for length in self._lengths:
-            if length > len(tokens):
+        """See Drafter. The kind is `ngram-RUN`; `b`, `c`, ... after it for further choices."""
+        found: dict[int, Guess] = {}
+        for run, place in self._matches():
+            token_id = self._tokens[place]
+            if token_id in found:
                 continue
-            places = self._after.get(tuple(tokens[len(tokens) - length :]), ())
-            for place in places[-1 : -1 - LATEST : -1]:
-                if first is None:
-                    first = Guess(tokens[place], f"ngram-{length}", PRIOR_OF_RUN[length])
-                elif tokens[place] != first.token_id:
-                    return first, Guess(tokens[place], f"ngram-{length}b", PRIOR_OF_SECOND)
-        return () if first is None else (first,)
+            if found:
+                prior = PRIOR_OF_FURTHER[min(run, len(PRIOR_OF_FURTHER) - 1)]
+                kind = f"ngram-{run}{'abcdefgh'[len(found)]}"
+            else:
+                prior, kind = PRIOR_OF_RUN[run], f"ngram-{run}"
+            found[token_id] = Guess(token_id, kind, prior)
+            if len(found) == NUM_CHOICES:
+                break
+        return tuple(found.values())
+
+    def _matches(self) -> Iterator[tuple[int, int]]:
+        """(run, place after it) of earlier occurrences, longest run first, latest of equals."""
+        size = len(self._tokens)
+        for length in self._keys:
+            if length > size:
+                continue
+            places = self._after.get(tuple(self._tokens[size - length :]), ())
+            runs = [(self._run(place, length), place) for place in places[-1 : -1 - LATEST : -1]]
+            yield from sorted(runs, key=lambda run: -run[0])
+
+    def _run(self, place: int, known: int) -> int:
+        """How many tokens before `place` equal the last ones; `known` of them do."""
+        tokens, size = self._tokens, len(self._tokens)
+        run = known
+        while (
+            run < self._max_run
+            and run < place
+            and tokens[place - 1 - run] == tokens[size - 1 - run]
+        ):
+            run += 1
+        return run

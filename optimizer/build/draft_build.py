@@ -144,6 +144,7 @@ def _write(
         "held_out_positions": exported.num_positions,
         "top1": exported.top1,
         "top1_before_quantization": worth.top1,
+        "top1_by_epoch": worth.by_epoch,
         "sure": exported.sure,
         "shape": asdict(head.shape),
     }

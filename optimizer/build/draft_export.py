@@ -1,4 +1,4 @@
-"""The trained draft head as ONNX: 4-bit matrices, and the two likeliest tokens as its output."""
+"""The trained draft head as ONNX: 4-bit matrices, and the likeliest tokens as its output."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from optimizer.build.embedding import OPSET
 
 HEAD_BITS: Final = 4
 BLOCK: Final = 32
-NUM_GUESSES: Final = 2
+NUM_GUESSES: Final = 4
 INT8_COMPUTE: Final = 4  # MatMulNBits' accuracy level
 
 
 def export_head(head: DraftHead, path: Path) -> None:
-    """hidden float32 [T, D] -> token_ids int64 [T, 2] and probabilities float32 [T, 2].
+    """hidden float32 [T, D] -> token_ids int64 [T, 4] and probabilities float32 [T, 4].
 
     Probabilities are among the head's tokens, the likeliest first.
     """

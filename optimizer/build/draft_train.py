@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,12 +59,14 @@ class HeldOut:
     """What the head is worth on text it was not trained on.
 
     top1: share of positions where its guess is the model's likeliest token. sure: (p, share of
-    positions, top1 there) for guesses whose probability is in tenths from p on.
+    positions, top1 there) for guesses whose probability is in tenths from p on. by_epoch: top1
+    after each epoch of training.
     """
 
     num_positions: int
     top1: float
     sure: tuple[tuple[float, float, float], ...]
+    by_epoch: tuple[float, ...] = ()
 
 
 def train(
@@ -79,6 +81,7 @@ def train(
     """Train `head` in place, going on from `checkpoint` if it is there; returns held-out worth."""
     device = torch.device(options.device)
     done = 0
+    by_epoch: list[float] = []
     if not checkpoint.is_file():
         fit_linear(head, train_on.rows, train_on.states)
     head.to(device)
@@ -92,6 +95,7 @@ def train(
         head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
         done = int(saved["epochs"])
+        by_epoch = list(saved["by_epoch"])
     batches = math.ceil(len(train_on) / options.batch)
     total = options.epochs * batches
     for epoch in range(done, options.epochs):
@@ -103,13 +107,15 @@ def train(
             chosen = np.sort(order[index * options.batch : (index + 1) * options.batch])
             _step(head, optimizer, train_on, chosen, device)
             progress("training", step + 1, total)
+        by_epoch.append(evaluate(head, held_out).top1)
         state = {
             "head": head.state_dict(),
             "optimizer": optimizer.state_dict(),
             "epochs": epoch + 1,
+            "by_epoch": by_epoch,
         }
         torch.save(state, checkpoint)
-    return evaluate(head, held_out)
+    return replace(evaluate(head, held_out), by_epoch=tuple(by_epoch))
 
 
 def evaluate(head: DraftHead, positions: Positions, batch: int = 1024) -> HeldOut:

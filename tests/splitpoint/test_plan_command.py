@@ -186,6 +186,24 @@ def test_drafting_is_planned_from_the_figures_of_the_bundles_head(
     assert "has no draft head" in line
 
 
+@pytest.mark.parametrize(
+    ("link", "num_bytes", "chosen"),
+    [
+        ("4g", 5_000_000, "head"),
+        ("lan", 5_000_000, "off"),  # a round trip that is shorter than the rows of the guesses
+        ("4g", 300_000_000, "off"),  # more than the device has
+    ],
+)
+def test_a_head_is_planned_only_where_it_pays_and_fits(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, link: str, num_bytes: int, chosen: str
+) -> None:
+    (tmp_path / "draft").mkdir()
+    facts = {"split": 10, "top1": 0.2, "guess_s": 0.001, "num_bytes": num_bytes}
+    (tmp_path / "draft" / "head.json").write_text(json.dumps(facts))
+    arguments = [*SMOL, "--link", link, "--edge-memory", "200MiB", "--split", "10"]
+    assert planned(capsys, *arguments, "--draft", str(tmp_path))["drafting"] == chosen
+
+
 def test_build_follows_the_plan_to_the_letter(
     capsys: pytest.CaptureFixture[str], tiny: Any, tmp_path: Path
 ) -> None:
