@@ -6,9 +6,10 @@
 
 Serves the bundle in a process of its own behind an emulated link, asks every prompt with every
 drafter, and compares the tokens with those of `off`. With --parallel 1 the times are good for
-ratios: each prompt runs with all drafters in turn, so that the machine's mood is the same. With
-more, many prompts run at once and only tokens and counts are. Finished answers are kept in
---work, one JSON line each, and not asked again. Prints a table on stderr, one JSON object last.
+ratios: each prompt runs with all drafters in turn, another one first each time, so that the
+machine's mood is the same. With more, many prompts run at once and only tokens and counts are.
+Finished answers are kept in --work, one JSON line each, and not asked again: with --most N, call it
+again for the next N prompts. Prints a table on stderr, one JSON object last.
 """
 
 from __future__ import annotations
@@ -77,10 +78,13 @@ def main() -> int:
         prompts = choose(arguments.data, client, arguments.prompts_per_task, room)
         client.start_ids(prompts[0].ids[:64], CompletionRequest(max_new_tokens=4, draft="off"))
 
+        order = {prompt.id: index % len(arguments.drafts) for index, prompt in enumerate(prompts)}
+
         def ask(prompt: Prompt) -> list[dict[str, Any]]:
+            first = order[prompt.id]
             return [
                 run_one(client, prompt, draft, arguments)
-                for draft in arguments.drafts
+                for draft in (*arguments.drafts[first:], *arguments.drafts[:first])
                 if (prompt.id, draft) not in answers
             ]
 
@@ -174,7 +178,8 @@ def summarize(
     answers: dict[tuple[str, str], dict[str, Any]], prompts: Sequence[Prompt], drafts: Sequence[str]
 ) -> dict[str, Any]:
     """Figures by drafter and category. tokens_per_round_trip = all tokens / all round trips, the
-    prefill's included; speedup: median over prompts of tokens/s by tokens/s of `off`."""
+    prefill's included; speedup: median over prompts of tokens/s by tokens/s of `off`;
+    speedup_total: the time of all answers by `off`, by the time of all."""
     categories = {prompt.category: 0 for prompt in prompts}
     groups = {"all": tuple(categories), "copying": COPYING, "mt-bench": MT_BENCH}
     groups.update({category: (category,) for category in categories})
@@ -195,11 +200,14 @@ def _figures(
     plain = [answers.get((row["id"], "off")) for row in rows]
     num_tokens = sum(len(row["tokens"]) for row in rows)
     frames = [frame for row in rows for frame in row["frames"] if frame[1]]
-    ratios = [
-        row["tokens_per_s"] / off["tokens_per_s"]
+    pairs = [
+        (row["tokens_per_s"], off["tokens_per_s"], len(row["tokens"]) - 1)
         for row, off in zip(rows, plain, strict=True)
         if off is not None and len(row["tokens"]) >= MIN_SPAN_TOKENS
     ]
+    ratios = [rate / plain_rate for rate, plain_rate, _ in pairs]
+    span_s = sum(count / rate for rate, _, count in pairs)
+    plain_s = sum(count / plain_rate for _, plain_rate, count in pairs)
     measured = sum(frame[1] for frame in frames)
     return {
         "prompts": len(rows),
@@ -210,6 +218,9 @@ def _figures(
         "accepted_share": _share(rows),
         "tokens_per_s": statistics.median(row["tokens_per_s"] for row in rows),
         "speedup": statistics.median(ratios) if ratios else None,
+        "speedup_total": plain_s / span_s if ratios else None,
+        "void_frames_a_token": sum(row["drafts"]["frames_void"] for row in rows) / num_tokens,
+        "uplink_bytes_a_token": sum(row["uplink_bytes"] for row in rows) / num_tokens,
         "identical": sum(
             off is not None and row["tokens"] == off["tokens"]
             for row, off in zip(rows, plain, strict=True)
@@ -228,14 +239,17 @@ def _share(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def _print_table(report: dict[str, Any]) -> None:
-    print(f"{'':30} tokens/trip  tokens/s  speedup  expected  identical", file=sys.stderr)
+    print(f"{'':30} tokens/trip  tokens/s  speedup (total)  expected  identical", file=sys.stderr)
     for draft, groups in report["drafters"].items():
         for name, row in groups.items():
-            speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}"
+            speedup, total = (
+                "" if row[key] is None else f"{row[key]:.2f}"
+                for key in ("speedup", "speedup_total")
+            )
             print(
                 f"{draft:>8} {name:<20} {row['tokens_per_round_trip']:12.2f} "
-                f"{row['tokens_per_s']:9.1f} {speedup:>8} {row['expected_over_measured']:9.2f} "
-                f"{row['identical']:6d}/{row['prompts']}",
+                f"{row['tokens_per_s']:9.1f} {speedup:>8} {total:>7} "
+                f"{row['expected_over_measured']:9.2f} {row['identical']:6d}/{row['prompts']}",
                 file=sys.stderr,
             )
 
