@@ -28,8 +28,12 @@ MIN_CHANCE_AHEAD: Final = 0.03
 MAX_AHEAD_ROWS: Final = 8
 MIN_ROW_S: Final = 1e-6
 MAX_IN_FLIGHT: Final = 12  # frames; a server takes 16
-MAX_SECOND_CHOICES: Final = 6
-SECONDS_A_PLACE: Final = 3
+MAX_SECOND_CHOICES: Final = 8
+SECONDS_A_PLACE: Final = 4
+# Where frames do not fly, a guess is asked for while the device could go on: after so many rounds
+# in a row without one that paid, it is asked for only now and then.
+PATIENT_ROUNDS: Final = 8
+ASK_EVERY: Final = 4
 
 
 class Place(NamedTuple):
@@ -97,6 +101,7 @@ class Drafting:
         self._clock = clock
         self._in_flight = in_flight
         self._num_tokens = 0
+        self._rounds_without = 0  # since a guess was worth its time
         self._sent: dict[int, Chain] = {}
 
     def follow(self, first_position: int, token_ids: Sequence[int], rows: Rows | None) -> None:
@@ -108,6 +113,8 @@ class Drafting:
 
     def extend(self, chain: Chain) -> Guess | None:
         """One more guess for a frame that waits to be sent, if it pays; it joins the chain."""
+        if not chain.places and self._rests():
+            return None
         place, reach = self._next(chain)
         if place is None or len(chain.places) >= self.limit or not self.pace.is_known:
             return None
@@ -115,7 +122,10 @@ class Drafting:
             is_worth_it = rides_along(reach, self.pace.times)
         else:
             is_worth_it = pays(reach, self.pace.times, self.pace.tokens_per_s)
-        return self._add(chain, place, reach) if is_worth_it else None
+        if not is_worth_it:
+            return None
+        self._rounds_without = 0
+        return self._add(chain, place, reach)
 
     def flies(self) -> bool:
         """Whether frames are sent ahead here: when the link takes longer than the edge."""
@@ -204,6 +214,12 @@ class Drafting:
             num_right += 1
         guesses = [place.guess for place in places]
         self.acceptance.observe(guesses[: len(token_ids)], num_right)
+
+    def _rests(self) -> bool:
+        """Whether this round does without a guess, because none has paid for long."""
+        self._rounds_without += 1
+        late = self._rounds_without - PATIENT_ROUNDS
+        return late > 0 and late % ASK_EVERY != 0 and not self.flies()
 
     def _is_worth_a_frame(self, chance: float) -> bool:
         """If it is right it saves a round trip; if not, the answer may wait for a row."""

@@ -123,3 +123,22 @@ def test_two_that_agree_are_surer_than_either() -> None:
     (first, second) = BestOf([look_up, Saying(Guess(7, "h", 0.5))], Acceptance()).guesses()
     assert (first.token_id, first.kind, second.token_id) == (7, "h+n", 8)
     assert first.prior == pytest.approx(1 - 0.6 * 0.5)
+
+
+@pytest.mark.parametrize(("rtt_s", "asked"), [(0.0002, 8 + 40 // 4), (0.05, 48)])
+def test_on_a_short_link_guesses_that_never_pay_are_asked_for_now_and_then(
+    rtt_s: float, asked: int
+) -> None:
+    class Counting(Saying):
+        count = 0
+
+        def guesses(self) -> tuple[Guess, ...]:
+            self.count += 1
+            return (Guess(1, "bad", 0.05),)
+
+    drafter = Counting()
+    drafting = Drafting(drafter, clock=lambda: 0.0)
+    drafting.answered(answered_step(0, rtt_s=rtt_s), (1,), 0.0, alone=True)
+    for _ in range(48):
+        assert drafting.extend(Chain(first_position=20)) is None
+    assert drafter.count == asked
