@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_facts import machine
+from server_to_kill import ServerToKill
 
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
@@ -38,36 +37,13 @@ SHAPE = LinkShape.fixed(rtt_s=0.01, up_bytes_per_s=2.5e6, down_bytes_per_s=2.5e6
 PATIENCE = Patience(connect_s=60, step_s=30, recover_s=120)
 
 
-class ServerProcess:
-    """`splitpoint serve` that can be killed for good and started again on the same port."""
-
-    def __init__(self, bundle: Path, port: int = 0) -> None:
-        self._bundle = bundle
-        command = [sys.executable, "-m", "splitpoint", "serve", str(bundle)]
-        self._process = subprocess.Popen(
-            [*command, "--listen", f"127.0.0.1:{port}", "--kv-memory", "256MiB"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        self.port = int(line.rpartition(":")[2])
-
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-    def again(self) -> ServerProcess:
-        self.kill()
-        return ServerProcess(self._bundle, self.port)
-
-
 class Bench:
     """Two servers at most, one link, and what happens at which token."""
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle
-        self.server = ServerProcess(bundle)
-        self.second: ServerProcess | None = None
+        self.server = ServerToKill(bundle)
+        self.second: ServerToKill | None = None
 
     def restart(self) -> None:
         self.server = self.server.again()
@@ -118,8 +94,8 @@ def killed(bench: Bench, request: CompletionRequest) -> Completion:
 
 
 def moved(bench: Bench, request: CompletionRequest) -> Completion:
-    bench.second = ServerProcess(bench.bundle)
-    with linked(bench, f"127.0.0.1:{bench.second.port}") as (link, client):
+    bench.second = ServerToKill(bench.bundle)
+    with linked(bench, bench.second.address) as (link, client):
 
         def at_token(index: int) -> None:
             if index == 20:

@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--level", default="auto")
     parser.add_argument("--edge-cpus", help="pin this process, such as 0")
+    parser.add_argument("--edge-threads", type=int)
     parser.add_argument("--cloud-threads", type=int)
     arguments = parser.parse_args()
     if arguments.edge_cpus:
@@ -78,6 +79,7 @@ def main() -> int:
                     level=level,
                     chunk=chunk,
                     num_tokens=arguments.prompt_tokens,
+                    threads=arguments.edge_threads,
                 )
                 if chunk:  # what the lossless frame is larger than fp16 by
                     sent = sum(step.uplink_bytes for step in completion.steps)
@@ -112,12 +114,21 @@ def main() -> int:
 
 
 def first_token(
-    bundle: Path, address: str, *, shape: LinkShape, level: str, chunk: int | None, num_tokens: int
+    bundle: Path,
+    address: str,
+    *,
+    shape: LinkShape,
+    level: str,
+    chunk: int | None,
+    num_tokens: int,
+    threads: int | None,
 ) -> Completion:
     host, _, port = address.rpartition(":")
     with (
         EmulatedLink(target=(host, int(port)), shape=shape) as link,
-        EdgeClient(bundle, f"127.0.0.1:{link.address[1]}", prefill_chunk=chunk) as client,
+        EdgeClient(
+            bundle, f"127.0.0.1:{link.address[1]}", prefill_chunk=chunk, threads=threads
+        ) as client,
     ):
         ids = (client.tokenizer.encode(TEXT) * 40)[:num_tokens]
         # The channel is up before the clock runs: a device keeps its connection.

@@ -13,13 +13,13 @@ import argparse
 import json
 import os
 import random
-import signal
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from server_to_kill import ServerToKill
 
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
@@ -29,24 +29,6 @@ from edge.report import Completion
 
 PATIENCE = Patience(connect_s=120, step_s=120, recover_s=240)
 TOPICS = ("a fox", "the sea", "a lighthouse", "bread", "winter", "a train", "music", "the moon")
-
-
-class ServerProcess:
-    """`splitpoint serve`, to be killed for good."""
-
-    def __init__(self, bundle: Path, port: int = 0) -> None:
-        command = [sys.executable, "-m", "splitpoint", "serve", str(bundle)]
-        self._process = subprocess.Popen(
-            [*command, "--listen", f"127.0.0.1:{port}", "--kv-memory", "512MiB"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        self.port = int(line.rpartition(":")[2])
-
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
 
 
 def generate_all(clients: list[EdgeClient], tokens: int, progress: list[int]) -> list[Completion]:
@@ -73,10 +55,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=2)
     arguments = parser.parse_args()
     rng = random.Random(7)
-    server = ServerProcess(arguments.bundle)
-    address = f"127.0.0.1:{server.port}"
+    server = ServerToKill(arguments.bundle, kv_memory="512MiB")
     clients = [
-        EdgeClient(arguments.bundle, address, patience=PATIENCE) for _ in range(arguments.clients)
+        EdgeClient(arguments.bundle, server.address, patience=PATIENCE)
+        for _ in range(arguments.clients)
     ]
     undisturbed = generate_all(clients, arguments.tokens, [0] * len(clients))
     progress = [0] * len(clients)
@@ -89,8 +71,7 @@ def main() -> int:
             while min(progress) < share * arguments.tokens:
                 time.sleep(0.01)
             killed_at.append(list(progress))
-            server.kill()
-            server = ServerProcess(arguments.bundle, server.port)
+            server = server.again()
 
     thread = threading.Thread(target=killer)
     thread.start()
