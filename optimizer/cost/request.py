@@ -173,9 +173,15 @@ def round_parts(
 
 
 def prefill_s(
-    deployment: Deployment, *, num_tokens: int, batch: int = 1, queue_s: float | None = None
+    deployment: Deployment,
+    *,
+    num_tokens: int,
+    batch: int = 1,
+    queue_s: float | None = None,
+    ahead_s: float = 0.0,
 ) -> float:
-    """Seconds from the first chunk's start to the first token at the edge.
+    """Seconds from the first chunk's start to the first token at the edge; `ahead_s`: the front
+    began its first chunk so long before (while the session opened), and then waited.
 
     Chunks go through front and encoder, the uplink, and decoder and back, each stage one chunk at
     a time; the last chunk's logits then make the token. With others on the server (`batch`), every
@@ -203,7 +209,8 @@ def prefill_s(
         rows = min(chunk, num_tokens - start)
         is_last = start + rows == num_tokens
         num_bytes = frame_bytes(level, hidden_size=hidden, num_rows=rows)
-        edge.append(seconds + encode_s(level, hidden_size=hidden, num_rows=rows))
+        front_s = max(seconds - ahead_s, 0.0) if index == 0 else seconds
+        edge.append(front_s + encode_s(level, hidden_size=hidden, num_rows=rows))
         wire.append(_seconds(num_bytes, deployment.link.up_bytes_per_s))
         back = _back_s(deployment, rows, start, int(is_last), batch)
         wait = (back / 2 if batch > 1 else 0.0) if queue_s is None else queue_s
@@ -228,12 +235,14 @@ def predict_request(
 
     `open_round_trips` are spent before the first chunk leaves: OPEN_ROUND_TRIPS in a client's later
     requests, NEW_CONNECTION_ROUND_TRIPS in its first (one fewer without TLS); none when the edge
-    holds the whole model. The round in the middle of the answer stands for all: step time is
-    linear in the position.
+    holds the whole model. Meanwhile the front computes the first chunk. The round in the middle of
+    the answer stands for all: step time is linear in the position.
     """
     whole = deployment.is_whole
     opened = 0.0 if whole else open_round_trips * (deployment.link.rtt_s + message_s(deployment))
-    prefill = prefill_s(deployment, num_tokens=prompt_tokens, batch=batch, queue_s=queue_s)
+    prefill = prefill_s(
+        deployment, num_tokens=prompt_tokens, batch=batch, queue_s=queue_s, ahead_s=opened
+    )
     rows = 1 + (0 if whole else drafting.num_drafts)
     tokens_per_round = 1.0 if whole else drafting.tokens_per_round
     parts = round_parts(

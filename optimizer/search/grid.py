@@ -19,6 +19,8 @@ from optimizer.prediction import Limits
 from optimizer.search.rates import Floats
 from optimizer.search.tables import Chunks, Mask, Tables
 
+_OF_SPLITS = (slice(None), None, None, None, None)  # [S] to [S, 1, 1, 1, 1]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
@@ -83,15 +85,18 @@ class Grid:
         beside = (1 + OPEN_ROUND_TRIPS) * round_trip + answer_bytes(1) / link.down_bytes_per_s
         beside += tables.cloud_sample_s
         beside_whole = tables.edge_sample_s
-        stages = np.stack([self._pipeline(chunks) for chunks in tables.prompts], axis=-1)
+        opened_s = np.where(tables.whole, 0.0, OPEN_ROUND_TRIPS * round_trip)[_OF_SPLITS]
+        stages = np.stack([self._pipeline(chunks, opened_s) for chunks in tables.prompts], axis=-1)
         out = stages[..., None]
         return np.asarray(out + np.where(tables.is_whole, beside_whole, beside))
 
-    def _pipeline(self, chunks: Chunks) -> Floats:
+    def _pipeline(self, chunks: Chunks, opened_s: Floats) -> Floats:
         """`pipeline_s` for every configuration: a chunk enters a stage when it has left the one
-        before and the chunk before has left this one. [S, F, B, K, C]."""
+        before and the chunk before has left this one. The front's first chunk has had `opened_s`
+        [S, 1, 1, 1, 1] before. [S, F, B, K, C]."""
         shape = np.broadcast_shapes(chunks.edge_s.shape[:-1], chunks.cloud_s.shape[:-1])
-        done_front = np.zeros(chunks.edge_s.shape[:-1])
+        ahead_s = np.minimum(chunks.first_front_s, opened_s)
+        done_front = np.zeros(chunks.edge_s.shape[:-1]) - ahead_s
         done_wire = np.zeros(chunks.edge_s.shape[:-1])
         done_back = np.zeros(shape)
         wire_s = chunks.frame_bytes / self.link.up_bytes_per_s

@@ -39,6 +39,7 @@ class Chunks:
     """A prompt cut by one chunk size, chunk by chunk (last axis N)."""
 
     edge_s: Floats  # [S, F, 1, K, C, N]: front and encoder
+    first_front_s: Floats  # [S, F, 1, K, 1]: the first chunk's front alone
     cloud_s: Floats  # [S, 1, B, 1, C, N]: waiting, decoder and back
     frame_bytes: Floats  # [S, 1, 1, 1, C, N]
 
@@ -354,6 +355,7 @@ class Tables:
         over_levels = (slice(None), None, None, None)
         return Chunks(
             edge_s=front[:, :, None, :, None] + encode[over_levels],
+            first_front_s=front[:, :, None, :, None, 0],
             cloud_s=(1 + self.queue_share) * back[:, None, :, None, None] + decode[over_levels],
             frame_bytes=sizes[over_levels],
         )

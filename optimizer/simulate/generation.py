@@ -27,6 +27,7 @@ class Generation:
     `freed`, when the device can take the next question."""
 
     __slots__ = (
+        "_begun_s",
         "_blocks",
         "_connector",
         "_control",
@@ -84,6 +85,7 @@ class Generation:
         self._session: ServerSession | None = None
         self._journal: list[Sent] = []
         self._lost_s = -1.0  # when the session was lost, until the first answer after it
+        self._begun_s = asked_s  # when the device took the question up
         self._last_s = asked_s  # when the last token came
         self._own = OwnTime()
         self._prefill = Prefill()
@@ -91,6 +93,7 @@ class Generation:
 
     def start(self) -> None:
         """Knock at a server."""
+        self._begun_s = self._world.env.now
         self._connector.connect(self, self._blocks, self._world.scenario.patience.connect_s)
 
     def abandon(self) -> None:
@@ -157,8 +160,11 @@ class Generation:
         if world.next_chunk is not None:
             rows = world.next_chunk(prompt - position, world.plan.prefill_chunk, prefill.answered)
         is_last = position + rows == prompt
+        at_s = world.env.now
+        if not position:  # its rows were computed while the session opened
+            at_s = max(at_s - self._device.front.seconds(rows, 0), self._begun_s)
         sent_s = self._compute_and_send(
-            session, world.env.now, position, rows, num_logits=int(is_last), wanted=is_last
+            session, at_s, position, rows, num_logits=int(is_last), wanted=is_last
         )
         prefill.position += rows
         prefill.front_s += self._own.front_s
