@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -240,11 +241,11 @@ def _right_after(
     """
     found: dict[int, list[F32]] = {split: [] for split in splits}
     name = cache_argument(model)
+    begun = DynamicCache(config=model.config)
+    _states_of(model, splits, torch.tensor([[first]]), **{name: begun})
     for begin in range(0, len(listed), batch):
         second = torch.from_numpy(listed[begin : begin + batch])[:, None]
-        cache = DynamicCache(config=model.config)
-        with torch.no_grad():
-            model.get_decoder()(torch.tensor([[first]]), use_cache=True, **{name: cache})
+        cache = deepcopy(begun)
         cache.batch_repeat_interleave(len(second))
         for split, state in _states_of(model, splits, second, **{name: cache}).items():
             found[split].append(state[:, 0].float().numpy())
