@@ -30,12 +30,13 @@ from hidden_states import Passed, front_pass
 from transformers import PreTrainedModel
 
 from codec.ladder import Ladder
-from optimizer.build.calib_model import back_logits
+from optimizer.build.calib_model import front_skipped, hidden_passed_through
 from optimizer.build.certify import Coder, LadderCoder, LevelQuality, text_windows
 from optimizer.build.certify_plot import plot_levels
 from optimizer.build.source import open_source
 
 EVERY = 8  # one row in so many is also sent as a frame of its own
+PIECE = 64  # rows whose logits are computed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,29 @@ class OfWindow:
     bits_alone: float
 
 
-def untouched(model: PreTrainedModel, last: npt.NDArray[np.float32], tokens: torch.Tensor) -> Any:
-    """Logits [T, V] of the unsplit model, their log-sum-exp, log-probability of the text."""
-    with torch.no_grad():
-        logits = model.get_output_embeddings()(torch.from_numpy(last)).float()
-    total = logits.logsumexp(-1)
-    chosen = logits[:-1].gather(1, tokens[1:, None])[:, 0] - total[:-1]
-    return logits, total, chosen.double().numpy()
+@dataclass(frozen=True, slots=True)
+class Untouched:
+    """Predictions of the unsplit model on one window.
+
+    log_probs, probs: [T, V]; likeliest: [T]; chosen: [T - 1], log-probability of the text's own
+    tokens.
+    """
+
+    log_probs: torch.Tensor
+    probs: torch.Tensor
+    likeliest: torch.Tensor
+    chosen: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, last: npt.NDArray[np.float32], tokens: torch.Tensor
+    ) -> Untouched:
+        """From what the head reads, [T, D]."""
+        with torch.no_grad():
+            log_probs = model.get_output_embeddings()(torch.from_numpy(last)).float()
+            log_probs -= log_probs.logsumexp(-1, keepdim=True)
+        chosen = log_probs[:-1].gather(1, tokens[1:, None])[:, 0]
+        return cls(log_probs, log_probs.exp(), log_probs.argmax(-1), chosen)
 
 
 def through(
@@ -64,22 +81,32 @@ def through(
     split: int,
     rows: npt.NDArray[np.float32],
     ids: npt.NDArray[np.int64],
-    before: Any,
+    before: Untouched,
 ) -> OfWindow:
     """Send one window's rows by `coder` and let the back go on from what arrives."""
-    logits, total, chosen = before
     arrived, num_bytes = coder.send(rows, ids)
     alone = [coder.send(rows[i : i + 1], ids[i : i + 1])[1] for i in range(3, len(ids), EVERY)]
     tokens = torch.from_numpy(ids)
-    after = back_logits(model, split, torch.from_numpy(arrived), tokens).float()
-    after_total = after.logsumexp(-1)
-    after_chosen = after[:-1].gather(1, tokens[1:, None])[:, 0] - after_total[:-1]
-    weight = (logits - total[:, None]).exp()
-    kl = (weight * (logits - after)).sum(-1) + after_total - total
+    state = torch.from_numpy(arrived)[None]
+    loss, kl, same = [], 0.0, 0
+    with torch.no_grad():
+        with front_skipped(model, split), hidden_passed_through(model, split, lambda _: state):
+            last = model.get_decoder()(tokens[None], use_cache=False).last_hidden_state[0]
+        # A piece's logits stay small enough for memory to be used again, not mapped anew.
+        for begin in range(0, len(ids), PIECE):
+            part = slice(begin, begin + PIECE)
+            after = model.get_output_embeddings()(last[part]).float()
+            after -= after.logsumexp(-1, keepdim=True)
+            following = tokens[begin + 1 : begin + 1 + len(after)]
+            chosen = after[: len(following)].gather(1, following[:, None])[:, 0]
+            loss.append((before.chosen[part] - chosen).double().numpy())
+            same += int((after.argmax(-1) == before.likeliest[part]).sum())
+            torch.sub(before.log_probs[part], after, out=after)
+            kl += float((before.probs[part] * after).sum(-1).double().sum())
     return OfWindow(
-        loss=chosen - after_chosen.double().numpy(),
-        kl=float(kl.double().mean()),
-        same=float((after.argmax(-1) == logits.argmax(-1)).double().mean()),
+        loss=np.concatenate(loss),
+        kl=kl / len(ids),
+        same=same / len(ids),
         bits=8 * num_bytes / rows.size,
         bits_alone=8 * float(np.mean(alone)) / rows.shape[1],
     )
@@ -123,8 +150,8 @@ def run(
     results: dict[str, Any] = {}
     for done, window in enumerate(spread_out(len(passed.windows))[:most]):
         ids = passed.windows[window]
-        before = untouched(model, passed.last[window], torch.from_numpy(ids))
-        text.append(before[2])
+        before = Untouched.of(model, passed.last[window], torch.from_numpy(ids))
+        text.append(before.chosen.double().numpy())
         baseline = float(np.exp(-np.concatenate(text).mean()))
         for split, of_split in coders.items():
             rows = passed.hidden[split][window]
