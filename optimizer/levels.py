@@ -1,9 +1,9 @@
 """Codec levels as the planner knows them: bits an element, and seconds of encoding and decoding.
 
 Bits come from certificates where there are some, seconds from device profiles that timed the codec.
-The defaults: bits that SmolLM2-135M needed at its dearest split in the codec's first format
-(one-row frames, rounded up; the present one needs fewer at the one split measured so far, see
-docs/codec.md), seconds of one core of this project's machine with the compiled kernel, rounded up.
+The defaults: bits that SmolLM2-135M needed at the dearest of splits 5, 10, 15 and 20 (20, but for
+lossless; one-row frames, rounded up; docs/codec.md), seconds of one core of this project's machine
+with the compiled kernel at widths of 576 and 4,096, rounded up.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ def _level(
 
 # The ladder that `splitpoint build` calibrates, from fine to coarse.
 DEFAULT_LEVELS = (
-    _level("lossless", 27.2, (40e-6, 37e-9), (30e-6, 48e-9)),
+    _level("lossless", 27.1, (30e-6, 20e-9), (30e-6, 28e-9)),
     *(
-        _level(name, bits, (60e-6, 60e-9), (60e-6, 65e-9))
-        for name, bits in (("q1", 4.6), ("q2", 3.9), ("q3", 3.2), ("q4", 2.45), ("q5", 2.0))
+        _level(name, bits, (130e-6, 50e-9), (70e-6, 35e-9))
+        for name, bits in (("q1", 4.3), ("q2", 3.5), ("q3", 3.0), ("q4", 2.3), ("q5", 1.6))
     ),
 )
-# The paper's method: built as well, for comparison. `tabq3` was not measured: it aims at three
-# times the loss of `tabq2`, and half a bit less is a guess from that.
+# The paper's method: built as well, for comparison.
 TABQ_LEVELS = tuple(
-    _level(name, bits, (120e-6, 110e-9), (50e-6, 22e-9))
-    for name, bits in (("tabq1", 5.0), ("tabq2", 4.0), ("tabq3", 3.5))
+    _level(name, bits, (100e-6, 35e-9), (50e-6, 15e-9))
+    for name, bits in (("tabq1", 5.0), ("tabq2", 3.5), ("tabq3", 2.7))
 )
 
 
