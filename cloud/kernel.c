@@ -33,7 +33,7 @@
 #endif
 
 /* Counted up whenever a structure below or what a function does with it changes (cloud/native.py). */
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 typedef struct {
     const uint8_t *packed; /* [N/64][K/4][64][4], code + 128; N and K rounded up */
@@ -66,8 +66,8 @@ typedef struct {
     int8_t *digits;              /* scratch [2 T][K rounded up to 4, largest] */
     float *row_scale;            /* scratch [T] */
     int32_t *row_sum;            /* scratch [2 T] */
-    float *scores;               /* scratch [threads][group * longest history] */
-    int64_t scores_size;         /* of one thread */
+    float *scores;               /* scratch [threads][MAX_GROUP][history] */
+    int64_t history;             /* the longest, rounded up to 16 */
 } Step;
 
 #if BUILT
@@ -75,6 +75,10 @@ typedef struct {
 #include "kernel_pool.h"
 
 API int32_t sp_set_threads(int32_t count) { return use_threads(count); }
+
+#define MAX_GROUP 4 /* query heads that attend together (cloud/native_stack.py) */
+/* Where the i-th of 16 vectors that are summed together comes out: bits 0 and 1, 2 and 3 swapped. */
+#define SLOT(i) (((i) & 1) << 1 | ((i) & 2) >> 1 | ((i) & 4) << 1 | ((i) & 8) >> 1)
 
 /* How a product is cut: 64 outputs of a panel of rows a chunk. Where there is one panel, blocks
  * that would leave threads without a share are halved. */

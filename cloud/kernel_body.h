@@ -23,6 +23,18 @@ static inline VF NAME(fill)(float value) {
     return zero + value;
 }
 
+/* The larger of each lane; b where a is NaN. */
+static inline VF NAME(vmax)(VF a, VF b) {
+    VI larger = a > b;
+    return (VF)((larger & (VI)a) | (~larger & (VI)b));
+}
+
+static inline float NAME(hmax)(VF v) {
+    float most = v[0];
+    for (int i = 1; i < 16; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
 /* exp(x) by x = n ln 2 + r, a polynomial of degree 6 in r, |error| < 2 ulp in [-87, 88]. */
 static inline VF NAME(vexp)(VF x) {
     VI low = x < -87.0f, high = x > 88.0f;
@@ -46,8 +58,11 @@ static inline VF NAME(vexp)(VF x) {
 /* One row as two int8 digits with a scale of its own: int8_linear.quantize_rows. */
 static void NAME(quantize)(const float *x, int64_t k, int8_t *digits, int64_t pitch, float *scale,
                            int32_t *sums) {
-    float largest = 0;
-    for (int64_t i = 0; i < k; i++) {
+    int64_t i = 0;
+    VF lanes = {0};
+    for (; i + 16 <= k; i += 16) lanes = NAME(vmax)((VF)((VI)LOAD(x + i) & INT32_MAX), lanes);
+    float largest = NAME(hmax)(lanes);
+    for (; i < k; i++) {
         float magnitude = fabsf(x[i]);
         largest = magnitude > largest ? magnitude : largest;
     }
@@ -55,7 +70,7 @@ static void NAME(quantize)(const float *x, int64_t k, int8_t *digits, int64_t pi
     if (!(s >= FLT_MIN)) s = FLT_MIN;
     int32_t high_sum = 0, low_sum = 0;
     int8_t *high = digits, *low = digits + pitch;
-    int64_t i = 0;
+    i = 0;
 #if VNNI
     __m512i high_sums = _mm512_setzero_si512(), low_sums = high_sums;
     __m512 divisor = _mm512_set1_ps(s), second = _mm512_set1_ps(254.0f);
@@ -204,69 +219,141 @@ static void NAME(rotate)(float *head, const float *cosine, const float *sine, in
     }
 }
 
-/* NV vectors of 16 a head: constant, so that they stay in registers. */
-static inline __attribute__((always_inline)) void NAME(attend_head)(
+/* The sums of 16 vectors' lanes, each by the tree i + (i + 8), .. + 4, + 2, + 1, so that a score is
+ * the same wherever in its block a key stands. */
+static inline __attribute__((always_inline)) VF NAME(hsum16)(const VF *v) {
+#if VNNI
+    /* Sixteen vectors become eight, four, two, one; a vector's halves, quarters .. belong to
+     * different keys. Lane SLOT(i) of the result is of vector i. */
+    __m512 a[8], b[4], c[2];
+    for (int i = 0; i < 8; i++) {
+        __m512 x = (__m512)v[i], y = (__m512)v[i + 8];
+        a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xEE));
+    } /* x y: in 128-bit parts x0+x2 x1+x3 y0+y2 y1+y3 */
+    for (int i = 0; i < 4; i++) {
+        __m512 x = a[i], y = a[i + 4];
+        b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xDD));
+    } /* parts of vectors i, i + 8, i + 4, i + 12 */
+    for (int i = 0; i < 2; i++) {
+        __m512 x = b[i], y = b[i + 2];
+        c[i] = _mm512_add_ps(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xEE));
+    } /* each part: two of i, two of i + 2 */
+    return (VF)_mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xDD));
+#else
+    VF sums;
+    for (int i = 0; i < 16; i++) sums[SLOT(i)] = NAME(hsum)(v[i]);
+    return sums;
+#endif
+}
+
+/* G query heads of one row over one key-value head; NV vectors of 16 a head. Both are constant, so
+ * that a key is read once and all stays in registers. scores: [G][step->history]. */
+static inline __attribute__((always_inline)) void NAME(attend_heads)(
     const Step *step, const Piece *pieces, int64_t num_pieces, int64_t layer, const float *query,
-    int64_t key_offset, float scale, float *scores, float *out, int NV) {
-    int64_t pitch = 2 * step->kv_heads * step->head_dim;
-    int64_t value_offset = key_offset + step->kv_heads * step->head_dim;
-    VF q[8];
-    for (int v = 0; v < NV; v++) q[v] = LOAD(query + 16 * v) * scale;
-    int64_t count = 0;
-    float largest = -INFINITY;
-    for (int64_t p = 0; p < num_pieces; p++) {
-        const float *keys = step->arena + (pieces[p].row + layer * pieces[p].stride) * pitch + key_offset;
-        for (int64_t s = 0; s < pieces[p].count; s++, keys += pitch) {
-            VF sum = q[0] * LOAD(keys);
-            for (int v = 1; v < NV; v++) sum += q[v] * LOAD(keys + 16 * v);
-            float score = NAME(hsum)(sum);
-            scores[count++] = score;
-            largest = score > largest ? score : largest;
+    int64_t key_offset, float scale, float *scores, float *out, int G, int NV) {
+    int64_t pitch = 2 * step->kv_heads * step->head_dim, d = step->head_dim;
+    int64_t value_offset = key_offset + step->kv_heads * d, count = 0, history = step->history;
+    VF q[MAX_GROUP][8];
+    for (int g = 0; g < G; g++)
+        for (int v = 0; v < NV; v++) q[g][v] = LOAD(query + g * d + 16 * v) * scale;
+    const float *block[16]; /* the keys of 16 scores, of one piece or several */
+    int64_t held = 0;
+    for (int64_t p = 0; p <= num_pieces; p++) {
+        const float *keys = NULL;
+        int64_t left = 0;
+        if (p < num_pieces) {
+            keys = step->arena + (pieces[p].row + layer * pieces[p].stride) * pitch + key_offset;
+            left = pieces[p].count;
+        }
+        while (left > 0 || (p == num_pieces && held > 0)) {
+            while (held < 16 && left > 0) {
+                /* Rows of other heads lie between, which is more than the processor looks ahead. */
+                for (int v = 0; v < NV; v++) {
+                    _mm_prefetch((const char *)(keys + 16 * pitch + 16 * v), _MM_HINT_T0);
+                    _mm_prefetch((const char *)(keys + value_offset - key_offset + 16 * v), _MM_HINT_T0);
+                }
+                block[held++] = keys;
+                keys += pitch;
+                left--;
+            }
+            if (held < 16 && p < num_pieces) break;
+            for (int64_t i = held; i < 16; i++) block[i] = block[0]; /* the last block's rest */
+            for (int g = 0; g < G; g++) {
+                VF products[16];
+                for (int i = 0; i < 16; i++) {
+                    VF sum = q[g][0] * LOAD(block[SLOT(i)]);
+                    for (int v = 1; v < NV; v++) sum += q[g][v] * LOAD(block[SLOT(i)] + 16 * v);
+                    products[i] = sum;
+                }
+                *(VF *)(scores + g * history + count) = NAME(hsum16)(products);
+            }
+            count += held;
+            held = 0;
         }
     }
-    for (int64_t s = count; s & 15; s++) scores[s] = -INFINITY;
-    VF sums = {0};
-    for (int64_t s = 0; s < count; s += 16) {
-        VF weight = NAME(vexp)(LOAD(scores + s) - largest);
-        *(VF *)(scores + s) = weight;
+    float inverse[MAX_GROUP];
+    for (int g = 0; g < G; g++) {
+        float *of = scores + g * history;
+        for (int64_t i = count; i & 15; i++) of[i] = -INFINITY;
+        VF largest = LOAD(of), sums = {0};
+        for (int64_t i = 16; i < count; i += 16) largest = NAME(vmax)(LOAD(of + i), largest);
+        float most = NAME(hmax)(largest);
+        for (int64_t i = 0; i < count; i += 16) *(VF *)(of + i) = NAME(vexp)(LOAD(of + i) - most);
+        for (int64_t i = count; i & 15; i++) of[i] = 0;
+        for (int64_t i = 0; i < count; i += 16) sums += LOAD(of + i);
+        inverse[g] = 1.0f / NAME(hsum)(sums);
     }
-    for (int64_t s = count; s & 15; s++) scores[s] = 0;
-    for (int64_t s = 0; s < count; s += 16) sums += LOAD(scores + s);
-    float inverse = 1.0f / NAME(hsum)(sums);
-    VF total[8];
-    for (int v = 0; v < NV; v++) total[v] = NAME(fill)(0);
-    count = 0;
+    VF total[MAX_GROUP][8];
+    for (int g = 0; g < G; g++)
+        for (int v = 0; v < NV; v++) total[g][v] = NAME(fill)(0);
+    int64_t at = 0;
     for (int64_t p = 0; p < num_pieces; p++) {
         const float *values = step->arena + (pieces[p].row + layer * pieces[p].stride) * pitch + value_offset;
-        for (int64_t s = 0; s < pieces[p].count; s++, values += pitch) {
-            float weight = scores[count++];
-            for (int v = 0; v < NV; v++) total[v] += weight * LOAD(values + 16 * v);
+        for (int64_t s = 0; s < pieces[p].count; s++, at++, values += pitch) {
+            VF value[8];
+            for (int v = 0; v < NV; v++) value[v] = LOAD(values + 16 * v);
+            for (int g = 0; g < G; g++)
+                for (int v = 0; v < NV; v++) total[g][v] += scores[g * history + at] * value[v];
         }
     }
-    for (int v = 0; v < NV; v++) *(VF *)(out + 16 * v) = total[v] * inverse;
+    for (int g = 0; g < G; g++)
+        for (int v = 0; v < NV; v++) *(VF *)(out + g * d + 16 * v) = total[g][v] * inverse[g];
 }
+
+/* One copy for each width of a head and number of heads together; a model uses one of each. */
+#define ATTEND_HEADS(G, NV)                                                                         \
+    static __attribute__((noinline)) void NAME(attend_##G##_##NV)(                                  \
+        const Step *step, const Piece *pieces, int64_t num_pieces, int64_t layer,                   \
+        const float *query, int64_t key_offset, float scale, float *scores, float *out) {           \
+        NAME(attend_heads)(step, pieces, num_pieces, layer, query, key_offset, scale, scores, out,  \
+                           G, NV);                                                                  \
+    }
+ATTEND_HEADS(1, 1) ATTEND_HEADS(1, 2) ATTEND_HEADS(1, 3) ATTEND_HEADS(1, 4)
+ATTEND_HEADS(1, 5) ATTEND_HEADS(1, 6) ATTEND_HEADS(1, 7) ATTEND_HEADS(1, 8)
+ATTEND_HEADS(2, 4) ATTEND_HEADS(3, 4) ATTEND_HEADS(4, 4) ATTEND_HEADS(2, 8)
+#undef ATTEND_HEADS
 
 static void NAME(attend)(const Step *step, int64_t layer, float scale, int64_t row, int64_t kv_head,
                          float *scores) {
-    int64_t group = step->heads / step->kv_heads, d = step->head_dim;
+    int64_t group = step->heads / step->kv_heads, d = step->head_dim, together = 1;
     int64_t qkv_width = (step->heads + 2 * step->kv_heads) * d;
     const Piece *pieces = step->pieces + step->first_piece[row];
     int64_t num_pieces = step->first_piece[row + 1] - step->first_piece[row];
-    for (int64_t g = 0; g < group; g++) {
+    if (d == 64) together = group % 4 == 0 ? 4 : group % 3 == 0 ? 3 : group % 2 == 0 ? 2 : 1;
+    else if (d == 128 && group % 2 == 0) together = 2;
+    for (int64_t g = 0; g < group; g += together) {
         int64_t head = kv_head * group + g;
         const float *query = step->wide + row * qkv_width + head * d;
         float *out = step->mixed + row * step->heads * d + head * d;
-#define ATTEND(NV) \
-    NAME(attend_head)(step, pieces, num_pieces, layer, query, kv_head *d, scale, scores, out, NV)
-        switch (d / 16) {
-        case 1: ATTEND(1); break;
-        case 2: ATTEND(2); break;
-        case 3: ATTEND(3); break;
-        case 4: ATTEND(4); break;
-        case 5: ATTEND(5); break;
-        case 6: ATTEND(6); break;
-        case 7: ATTEND(7); break;
-        default: ATTEND(8); break;
+#define ATTEND(G, NV)                                                                              \
+    case 16 * (G) + (NV):                                                                          \
+        NAME(attend_##G##_##NV)(step, pieces, num_pieces, layer, query, kv_head *d, scale, scores, \
+                                out);                                                              \
+        break
+        switch (16 * together + d / 16) {
+            ATTEND(1, 1); ATTEND(1, 2); ATTEND(1, 3); ATTEND(1, 4);
+            ATTEND(1, 5); ATTEND(1, 6); ATTEND(1, 7); ATTEND(1, 8);
+            ATTEND(2, 4); ATTEND(3, 4); ATTEND(4, 4); ATTEND(2, 8);
         }
 #undef ATTEND
     }
@@ -323,7 +410,7 @@ static void NAME(run_layers)(const Job *base, int64_t phase, int64_t chunk, int 
         case PLACE: NAME(place_row)(step, number, i); break;
         case ATTEND:
             NAME(attend)(step, number, layer->scale, i / step->kv_heads, i % step->kv_heads,
-                         step->scores + thread * step->scores_size);
+                         step->scores + thread * MAX_GROUP * step->history);
             break;
         case MIXED: {
             int64_t width = step->heads * step->head_dim;

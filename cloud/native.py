@@ -22,9 +22,10 @@ logger = logging.getLogger(__name__)
 # Of kernel.c. Each may run any step, so each has its scratch: another engine of this process may
 # add threads between the moment a step is laid out and the moment it runs.
 MAX_THREADS = 64
+MAX_GROUP = 4  # query heads that attend together, each with scores of its own
 _BLOCK_OUTPUTS = 64
 _QUAD = 4
-_LAYOUT_VERSION = 1  # of kernel.c
+_LAYOUT_VERSION = 2  # of kernel.c
 _FUNCTIONS = ("sp_layout", "sp_available", "sp_set_threads", "sp_layers", "sp_linear")
 
 
@@ -64,7 +65,7 @@ class CStep(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("arena", "place", "step", "first_piece", "pieces")),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "hidden", "wide", "mixed", "digits")),
         *((name, ctypes.c_void_p) for name in ("row_scale", "row_sum", "scores")),
-        ("scores_size", ctypes.c_int64),
+        ("history", ctypes.c_int64),
     ]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from cloud.attention import PackedStep, StepEntry
 from cloud.fused_layer import FusedLayer
 from cloud.int8_linear import Int8Linear
-from cloud.native import MAX_THREADS, CLayer, CLinear, CStep, Kernel
+from cloud.native import MAX_GROUP, MAX_THREADS, CLayer, CLinear, CStep, Kernel
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class NativeStack:
         qkv_width = (self._heads + 2 * self._kv_heads) * self._head_dim
         mixed_width = max(self._width, self._heads * self._head_dim, self._inner)
         pieces, first_piece, longest = _pieces(step.entries)
-        scores_size = -(-longest // _LANES) * _LANES
+        history = -(-longest // _LANES) * _LANES
         buffers = {
             "cos": cos.contiguous(),
             "sin": sin.contiguous(),
@@ -60,7 +60,7 @@ class NativeStack:
             "digits": self._scratch("digits", 2 * num_rows * (mixed_width + 3), torch.int8),
             "row_scale": self._scratch("row_scale", num_rows),
             "row_sum": self._scratch("row_sum", 2 * num_rows, torch.int32),
-            "scores": self._scratch("scores", MAX_THREADS * scores_size),
+            "scores": self._scratch("scores", MAX_THREADS * MAX_GROUP * history),
         }
         self._buffers |= buffers  # alive until the next step
         return CStep(
@@ -75,7 +75,7 @@ class NativeStack:
             place=step.places.data_ptr(),
             step=step.strides.data_ptr(),
             hidden=hidden.data_ptr(),
-            scores_size=scores_size,
+            history=history,
             **{name: buffer.data_ptr() for name, buffer in buffers.items()},
         )
 
