@@ -55,7 +55,8 @@ class _Waiter:
 class Admission:
     """Grants sessions while there is room, in the order they came. Lives on the event loop.
 
-    `reclaim` is asked to free one parked session when there is no room; False: there is none.
+    `reclaim` is asked to free one parked session when there is no room, `reclaim_of` one of a
+    tenant's own when it has all it may have; False: there is none.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Admission:
         self._line: deque[_Waiter] = deque()
         self._prefixes = PrefixCache(pool)
         self.reclaim: Callable[[], bool] = lambda: False
+        self.reclaim_of: Callable[[Tenant], bool] = lambda _: False
         self.draining = False
 
     @property
@@ -104,13 +106,15 @@ class Admission:
         self, request: Open, tenant: Tenant = ANONYMOUS, *, timeout_s: float | None = None
     ) -> Session:
         """A session with its KV reserved, perhaps after a wait in line (at most `timeout_s` and
-        `Limits.max_wait_s`); call `leave` once when it is over and its blocks are free.
+        `Limits.max_wait_s`). Call `dismiss` once it is to end, and then `leave` when its blocks
+        are free.
 
         Raises MismatchError, BadOpenError, CapacityError or DrainingError.
         """
         self._check(request)
-        if tenant.sessions is not None and self._num_asked(tenant) >= tenant.sessions:
-            raise CapacityError(f"{tenant.name} has all its {tenant.sessions} sessions open")
+        while tenant.sessions is not None and self._num_asked(tenant) >= tenant.sessions:
+            if not self.reclaim_of(tenant):
+                raise CapacityError(f"{tenant.name} has all its {tenant.sessions} sessions open")
         blocks = num_blocks(request.max_tokens) * (self._engine.num_layers - request.split)
         verdict = self._rule.decide(self._load(), blocks)
         if verdict.kind == "admit":
@@ -134,10 +138,13 @@ class Admission:
             self._give_up(waiter)
             raise
 
-    def leave(self, tenant: Tenant = ANONYMOUS) -> None:
-        """One admitted session is over and its blocks are free: the next in line may have them."""
-        self._num_sessions -= 1
+    def dismiss(self, tenant: Tenant = ANONYMOUS) -> None:
+        """A session is about to end: its tenant may have another, once there is room."""
         self._of_tenant[tenant.name] -= 1
+
+    def leave(self) -> None:
+        """A dismissed session's blocks are free: the next in line may have them."""
+        self._num_sessions -= 1
         self._serve_line()
 
     def close_line(self) -> None:
@@ -158,7 +165,8 @@ class Admission:
             granted.cancel()
         elif granted.done() and not granted.cancelled() and granted.exception() is None:
             granted.result().close()
-            self.leave(waiter.tenant)
+            self.dismiss(waiter.tenant)
+            self.leave()
 
     def _serve_line(self) -> None:
         while self._line and not self.draining:

@@ -83,6 +83,7 @@ class EngineLoop:
         self._clock = clock
         self._inbox: queue.SimpleQueue[_Submit | _Close | _Stop] = queue.SimpleQueue()
         self._line: dict[Client, None] = {}  # clients with work, in the order they got it
+        self._answers: list[tuple[Client, Result | CloudError]] = []  # not yet delivered
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -116,7 +117,11 @@ class EngineLoop:
                 self._run_batch(shares)
 
     def _take_commands(self) -> bool:
-        """Apply what came in; waits when there is nothing to run. False: stop."""
+        """Deliver what is done, apply what came in; waits when there is nothing to run.
+
+        False: stop.
+        """
+        self._deliver()
         while not self._line or not self._inbox.empty():
             command = self._inbox.get()
             if isinstance(command, _Stop):
@@ -130,7 +135,14 @@ class EngineLoop:
             elif not client.closed:
                 client.frames.append((command.frame, command.received_s))
                 self._next_work(client)
+                self._deliver()
         return True
+
+    def _deliver(self) -> None:
+        """All answers of a batch together: the event loop is woken once, and runs beside us."""
+        for client, answer in self._answers:
+            client.deliver(answer)
+        self._answers.clear()
 
     def _next_work(self, client: Client) -> None:
         """Start the client's next frame if it has none running; answers repeats at once."""
@@ -147,7 +159,7 @@ class EngineLoop:
                 self._fail(client, EngineError(f"taking in a frame failed ({error})"))
                 return
             if isinstance(work, Result):
-                client.deliver(work)
+                self._answers.append((client, work))
                 continue
             client.work = work
             client.codec_s = self._clock() - begun_s
@@ -205,9 +217,7 @@ class EngineLoop:
             batch_rows=batch_size[1],
         )
         try:
-            client.deliver(
-                client.session.finish(work, logits, timings, lambda: self._clock() - begun_s)
-            )
+            result = client.session.finish(work, logits, timings, lambda: self._clock() - begun_s)
         except CloudError as error:
             self._fail(client, error)
             return
@@ -215,11 +225,12 @@ class EngineLoop:
             logger.exception("drawing a token failed")
             self._fail(client, EngineError(f"drawing a token failed ({error})"))
             return
+        self._answers.append((client, result))
         self._next_work(client)
 
     def _fail(self, client: Client, error: CloudError) -> None:
         self._drop(client)
-        client.deliver(error)
+        self._answers.append((client, error))
 
     def _drop(self, client: Client) -> None:
         client.closed = True

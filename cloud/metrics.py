@@ -46,6 +46,8 @@ class Metrics:
         self.bytes = Counter(
             _PREFIX + "message_bytes", "Bytes of messages", ["direction"], registry=registry
         )
+        self.bytes_up = self.bytes.labels(direction="up")
+        self.bytes_down = self.bytes.labels(direction="down")
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Register a gauge that is read when somebody looks."""

@@ -66,12 +66,13 @@ class Parking:
             return None
         return parked
 
-    def drop_oldest(self) -> bool:
-        """Free the session parked longest; False: there is none."""
-        if not self._parked:
-            return False
-        self._drop(next(iter(self._parked)))
-        return True
+    def drop_oldest(self, tenant: str | None = None) -> bool:
+        """Free the session parked longest, of this tenant if one is named; False: there is none."""
+        for key in self._parked:
+            if tenant is None or key.tenant == tenant:
+                self._drop(key)
+                return True
+        return False
 
     def drop_all(self) -> None:
         while self.drop_oldest():

@@ -33,10 +33,11 @@ from cloud.errors import (
     status_of,
 )
 from cloud.logs import event, trace_id
+from cloud.mailbox import Mailbox
 from cloud.metrics import Metrics
 from cloud.parking import Key, Parked, Parking, same_terms
 from cloud.probe import answer_probe
-from cloud.stream import Context, Stream
+from cloud.stream import Answer, Context, Stream
 from cloud.tenants import Bucket, Tenant, Tenants
 from protos import wire
 from protos.errors import RemoteWireError
@@ -89,8 +90,11 @@ class InferenceService:
         self._clock = clock
         self._running: dict[Key, _Running] = {}
         self._buckets: dict[str, Bucket] = {}
+        self._mail: Mailbox[Answer] | None = None  # made by the first stream: it needs the loop
         self._parking = Parking(lambda parked: void(self._free(parked.client, parked.tenant)))
         admission.reclaim = self._parking.drop_oldest
+        admission.reclaim_of = lambda tenant: self._parking.drop_oldest(tenant.name)
+        self._dismissed: set[Client] = set()  # no longer their tenant's, not yet freed
         self._metrics.gauge("sessions_parked", "Sessions without a stream", self._num_parked)
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
@@ -137,6 +141,7 @@ class InferenceService:
             metrics=self._metrics,
             pace=partial(self._pace, tenant),
             max_hidden_bytes=self._admission.max_hidden_bytes,
+            mailbox=self._mailbox(),
             idle_ttl_s=self._idle_ttl_s,
             max_frames_in_flight=self._max_frames_in_flight,
             clock=self._clock,
@@ -225,14 +230,25 @@ class InferenceService:
     def _free(self, client: Client, tenant: Tenant) -> Future[None]:
         """Free the session's KV, and give its place to the next in line once that is done."""
         event_loop = asyncio.get_running_loop()
+        self._dismiss(client, tenant)
+
+        def left() -> None:
+            self._dismissed.discard(client)
+            self._admission.leave()
 
         def settle(_: Future[None]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop of a server that has stopped
-                event_loop.call_soon_threadsafe(self._admission.leave, tenant)
+                event_loop.call_soon_threadsafe(left)
 
         freed = self._engine_loop.close(client)
         freed.add_done_callback(settle)
         return freed
+
+    def _dismiss(self, client: Client, tenant: Tenant) -> None:
+        """From here on the session does not count for its tenant's limit."""
+        if client not in self._dismissed:
+            self._dismissed.add(client)
+            self._admission.dismiss(tenant)
 
     def _take_over(self, tenant: Tenant, request: Open) -> Client | None:
         """The session that `request` continues, parked or on a stream that is dead but does not
@@ -245,6 +261,7 @@ class InferenceService:
             if wanted and same_terms(older.request, request) and not older.client.closed:
                 older.moved = True
                 return older.client
+            self._dismiss(older.client, older.tenant)
             return None
         parked = self._parking.claim(key, request)
         return None if parked is None else parked.client
@@ -260,6 +277,11 @@ class InferenceService:
         bucket = self._buckets.get(tenant.name) or Bucket.full(tenant.tokens_per_s, at_s=now_s)
         self._buckets[tenant.name], wait_s = bucket.take(num_rows, at_s=now_s)
         return wait_s
+
+    def _mailbox(self) -> Mailbox[Answer]:
+        if self._mail is None:
+            self._mail = Mailbox()
+        return self._mail
 
     def _num_parked(self) -> float:
         return len(self._parking)

@@ -9,17 +9,16 @@ the end arrive in order.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 
 from cloud.engine_loop import Client, EngineLoop
 from cloud.errors import BadFrameError, CloudError, EngineError, IdleError, MismatchError
+from cloud.mailbox import Mailbox
 from cloud.metrics import Metrics
 from protos import wire
 from protos.errors import RemoteWireError, VersionError
@@ -40,6 +39,12 @@ class _Closing:
     """What the reader says when the client asked to close, or sends no more."""
 
 
+Answer: TypeAlias = Result | CloudError | _Closing
+
+# For a stream that never says what it wants, however many of them there are.
+OPEN_TIMEOUT_S: Final = 10.0
+
+
 class Stream:
     """See the module's docstring. Lives on the event loop's thread."""
 
@@ -50,6 +55,7 @@ class Stream:
         metrics: Metrics,
         pace: Pace,
         max_hidden_bytes: Callable[[int], int],
+        mailbox: Mailbox[Answer],
         idle_ttl_s: float,
         max_frames_in_flight: int,
         clock: Callable[[], float] = time.perf_counter,
@@ -64,19 +70,20 @@ class Stream:
         self._max_hidden_bytes = max_hidden_bytes  # of a frame with so many rows
         self._idle_ttl_s = idle_ttl_s
         self._clock = clock
-        self._outbox: asyncio.Queue[Result | CloudError | _Closing] = asyncio.Queue()
+        self._mailbox = mailbox
+        self._outbox: asyncio.Queue[Answer] = asyncio.Queue()
         self._room = asyncio.Semaphore(max_frames_in_flight)
-        self._outstanding: Counter[int] = Counter()  # answers owed, by sequence number
+        self._outstanding: dict[int, int] = {}  # answers owed, by sequence number
+        self._silent_since_s: float | None = None  # on the event loop's clock
+        self._watch: asyncio.TimerHandle | None = None
         self._last_token_s: float | None = None
 
     def deliver(self) -> Callable[[Result | CloudError], None]:
         """For the model thread: put an answer into the outbox. Never blocks."""
-        event_loop = asyncio.get_running_loop()
+        mailbox, outbox = self._mailbox, self._outbox
 
         def put(answer: Result | CloudError) -> None:
-            # The event loop may be gone when the server is stopping.
-            with contextlib.suppress(RuntimeError):
-                event_loop.call_soon_threadsafe(self._outbox.put_nowait, answer)
+            mailbox.post(outbox, answer)
 
         return put
 
@@ -85,14 +92,19 @@ class Stream:
         self._outbox.put_nowait(error)
 
     async def read_open(self) -> Open:
-        """The first message. Raises BadFrameError when it is another."""
-        message = _decode(await self._read())
+        """The first message. Raises BadFrameError when it is another, IdleError when none comes."""
+        limit_s = min(OPEN_TIMEOUT_S, self._idle_ttl_s)
+        try:
+            message = _decode(await asyncio.wait_for(self._read(), limit_s))
+        except asyncio.TimeoutError:
+            raise IdleError(f"no Open for {limit_s:g} s") from None
         if not isinstance(message, Open):
             raise BadFrameError("a stream begins with Open")
         return message
 
     async def read_frames(self, client: Client, engine_loop: EngineLoop) -> None:
         """Frames into the model thread, until the client's last word."""
+        self._watch_silence()
         try:
             while (data := await self._read()) is not None:
                 message = _decode(data)
@@ -111,7 +123,8 @@ class Stream:
                 self._metrics.rows.inc(len(message.token_ids))
                 if (wait_s := self._pace(len(message.token_ids))) > 0:
                     await asyncio.sleep(wait_s)
-                self._outstanding[message.sequence] += 1
+                owed = self._outstanding.get(message.sequence, 0)
+                self._outstanding[message.sequence] = owed + 1
                 self.num_frames += 1
                 engine_loop.submit(client, message)
             self._outbox.put_nowait(_Closing())
@@ -120,6 +133,9 @@ class Stream:
         except Exception as error:  # else the writer would wait for ever, and hold the session
             logger.exception("reading a stream failed")
             self._outbox.put_nowait(EngineError(f"reading the stream failed ({error})"))
+        finally:
+            if self._watch is not None:
+                self._watch.cancel()
 
     async def write_answers(self) -> None:
         """Answers to the client until it has closed and has every answer it waits for.
@@ -134,18 +150,31 @@ class Stream:
             if isinstance(answer, _Closing):
                 closing = True
                 continue
-            if not self._outstanding[answer.sequence]:
+            owed = self._outstanding.pop(answer.sequence, 0)
+            if not owed:
                 # Of a stream that broke: this client asks for it again, and gets that answer.
                 continue
-            self._outstanding -= Counter([answer.sequence])
+            if owed > 1:
+                self._outstanding[answer.sequence] = owed - 1
             self._room.release()
             await self.write(answer)
             self._count(answer)
 
     async def write(self, message: CloudMessage) -> None:
         data = wire.encode_cloud(message)
-        self._metrics.bytes.labels(direction="down").inc(len(data))
+        self._metrics.bytes_down.inc(len(data))
         await self._context.write(data)
+
+    def _watch_silence(self) -> None:
+        """End the stream once its client was silent for the idle TTL. One timer a stream that
+        looks now and then: a time limit on every read would cost more than the read."""
+        event_loop = asyncio.get_running_loop()
+        now_s = event_loop.time()
+        silent_s = 0.0 if self._silent_since_s is None else now_s - self._silent_since_s
+        if silent_s >= self._idle_ttl_s:
+            self.end(IdleError(f"silent for {self._idle_ttl_s:g} s"))
+            return
+        self._watch = event_loop.call_later(self._idle_ttl_s - silent_s, self._watch_silence)
 
     def _count(self, answer: Result) -> None:
         if not answer.token_ids:
@@ -160,14 +189,13 @@ class Stream:
         self._metrics.tokens.inc(len(answer.token_ids))
 
     async def _read(self) -> bytes | None:
-        """The next message, None at the end. A silent client is evicted after the idle TTL."""
-        try:
-            data: Any = await asyncio.wait_for(self._context.read(), self._idle_ttl_s)
-        except asyncio.TimeoutError:
-            raise IdleError(f"silent for {self._idle_ttl_s:g} s") from None
+        """The next message, None at the end."""
+        self._silent_since_s = asyncio.get_running_loop().time()
+        data: Any = await self._context.read()
+        self._silent_since_s = None
         if not isinstance(data, bytes):
             return None
-        self._metrics.bytes.labels(direction="up").inc(len(data))
+        self._metrics.bytes_up.inc(len(data))
         return data
 
 

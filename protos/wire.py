@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from decoding.params import SamplingParams
 from protos import split_inference_pb2 as pb
+from protos.bulk import check_rest
 from protos.errors import LocalWireError, RemoteWireError, VersionError
 from protos.messages import (
     Close,
@@ -40,6 +41,9 @@ PROBE_PATH: Final = f"/{SERVICE_NAME}/Probe"
 
 # 1,024 rows of 8,192 float32 are 32 MiB: no honest message of ours is larger.
 MAX_MESSAGE_BYTES: Final = 33 << 20
+# Messages up to here are parsed at once; of larger ones all but so much must be hidden states
+# (1,024 token ids of 5 bytes are a tenth of it).
+SMALL_MESSAGE_BYTES: Final = 64 << 10
 MAX_FRAME_TOKENS: Final = 1024
 MAX_DRAFTS: Final = 64
 MAX_TOKENS: Final = 1 << 24
@@ -104,6 +108,8 @@ def encode_edge(message: EdgeMessage) -> bytes:
 
 def decode_edge(data: bytes) -> EdgeMessage:
     """Parse and range-check one message of an edge. RemoteWireError says what is wrong."""
+    if SMALL_MESSAGE_BYTES < len(data) <= MAX_MESSAGE_BYTES:
+        check_rest(data, SMALL_MESSAGE_BYTES)
     message = _parse(pb.EdgeMessage, data)
     kind = message.WhichOneof("kind")
     if kind == "open":

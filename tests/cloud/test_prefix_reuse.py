@@ -10,7 +10,7 @@ import pytest
 
 from protos.messages import Close, Closed, Open, Opened
 from protos.prefix import begin_chain, extend_chain
-from tests.cloud.test_server import (
+from tests.cloud.serving import (
     Served,
     Stream,
     connected,

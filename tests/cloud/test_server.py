@@ -1,162 +1,48 @@
-"""A server on port 0 and a raw gRPC client: whole sessions, and everything that goes wrong."""
+"""Whole sessions against a server on port 0, and what a client may say wrongly."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cloud.errors import StartError
-from cloud.server import Server, ServerConfig, serving
+from cloud.engine_loop import EngineLoop
+from cloud.sessions import Session, Work
 from codec.frame import CodecKind, check_seed, pack_frame
-from codec.ladder import Ladder
 from codec.lossless import encode_lossless
-from decoding.params import SamplingParams
-from optimizer.errors import BundleError
 from protos import wire
 from protos.messages import (
     Close,
     Closed,
-    CloudMessage,
-    EdgeMessage,
     Frame,
-    Open,
-    Opened,
     ProbeChunk,
     Result,
 )
-from tests.cloud.tiny_bundle import MODEL_SHA256, WholeModelFront, make_bundle
-
-SPLIT = 2
-WIDTH = 64
-LADDER = Ladder.lossless(WIDTH)
-# 2 layers, K and V of 2 heads x 16 float32, 64 tokens.
-SESSION_KV_BYTES = 2 * 2 * 2 * 16 * 4 * 64
-
-
-class Served:
-    """The bundle on disk and the whole model it was made of."""
-
-    def __init__(self, root: Path) -> None:
-        self.model = make_bundle(root)
-        self.config = ServerConfig(
-            bundle=root / "bundle", port=0, kv_memory_bytes=4 << 20, max_sessions=8, max_wait_s=0.5
-        )
-        self.front = WholeModelFront(self.model, SPLIT)
+from tests.cloud.serving import (
+    LADDER,
+    PROMPT,
+    WIDTH,
+    Served,
+    Stream,
+    connected,
+    frame_of,
+    generate,
+    open_message,
+    run,
+    until,
+)
+from tests.cloud.tiny_bundle import MODEL_SHA256, WholeModelFront
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(tmp_path_factory.mktemp("served"))
-
-
-def open_message(**changes: Any) -> Open:
-    message = Open(
-        session_id="s1",
-        model_sha256=MODEL_SHA256,
-        split=SPLIT,
-        hidden_size=WIDTH,
-        codec_tables_sha256=LADDER.tables_sha256,
-        max_tokens=64,
-        sampling=SamplingParams(),
-    )
-    return replace(message, **changes)
-
-
-class Stream:
-    """One Generate call, message by message."""
-
-    def __init__(self, channel: grpc.aio.Channel, metadata: Any = None) -> None:
-        call = channel.stream_stream(wire.GENERATE_PATH)
-        self.call = call(metadata=metadata)
-
-    async def send(self, message: EdgeMessage) -> None:
-        await self.call.write(wire.encode_edge(message))
-
-    async def receive(self) -> CloudMessage:
-        data = await asyncio.wait_for(self.call.read(), 60)
-        if data is grpc.aio.EOF:
-            await self.call.wait_for_connection()  # raises the status the stream ended with
-            raise AssertionError(f"the stream ended: {await self.call.code()}")
-        return wire.decode_cloud(data)
-
-    async def open(self, **changes: Any) -> Stream:
-        await self.send(open_message(**changes))
-        assert isinstance(await self.receive(), Opened)
-        return self
-
-    async def ask(self, frame: Frame) -> Result:
-        await self.send(frame)
-        result = await self.receive()
-        assert isinstance(result, Result)
-        return result
-
-    async def refused(self) -> tuple[grpc.StatusCode, str]:
-        """The status and the reason that the stream ends with."""
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await self.receive()
-        return caught.value.code(), caught.value.details() or ""
-
-
-@asynccontextmanager
-async def connected(config: ServerConfig) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
-    async with serving(config) as server, _channel(server.port) as channel:
-        yield server, channel
-
-
-def _channel(port: int) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-
-
-def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 280))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(4000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("did not come true within 40 s")
-
-
-def frame_of(served: Served, sequence: int, tokens: list[int], first: int, **changes: Any) -> Frame:
-    rows = served.front.rows(tokens, first)
-    ids = tokens[first:]
-    frame = Frame(
-        sequence=sequence,
-        first_position=first,
-        token_ids=tuple(ids),
-        hidden=LADDER.encode("lossless", rows, np.asarray(ids, dtype=np.int64)),
-    )
-    return replace(frame, **changes)
-
-
-async def generate(served: Served, stream: Stream, prompt: list[int], count: int) -> list[int]:
-    """Prefill in two chunks, then plain decode steps; returns the new tokens."""
-    half = len(prompt) // 2
-    chunk = frame_of(served, 0, prompt[:half], 0, want_token=False)
-    assert (await stream.ask(chunk)).token_ids == ()
-    tokens = list(prompt)
-    first, sequence = half, 1
-    while len(tokens) < len(prompt) + count:
-        result = await stream.ask(frame_of(served, sequence, tokens, first))
-        assert result.num_tokens == len(tokens)
-        first, sequence = len(tokens), sequence + 1
-        tokens += result.token_ids
-    return tokens[len(prompt) :]
-
-
-PROMPT = [5, 99, 17, 200, 31, 7, 180, 44]
+    return Served(tmp_path_factory.mktemp("service"))
 
 
 def test_a_session_gives_the_whole_models_greedy_tokens_and_frees_its_cache(
@@ -337,115 +223,56 @@ def test_another_protocol_version_is_a_failed_precondition(served: Served) -> No
     run(scenario)
 
 
-@pytest.mark.parametrize(
-    "limit", [{"max_sessions": 2}, {"kv_memory_bytes": 2 * SESSION_KV_BYTES + 1}]
-)
-def test_a_full_server_says_when_to_come_back_and_then_has_room(
-    served: Served, limit: dict[str, int]
-) -> None:
-    async def scenario() -> None:
-        async with connected(replace(served.config, **limit)) as (server, channel):
-            first = await Stream(channel).open(session_id="a")
-            await Stream(channel).open(session_id="b")
-            third = Stream(channel)
-            await third.send(open_message(session_id="c"))
-            await until(lambda: server.admission.num_waiting == 1)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await third.receive()
-            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            trailers = dict(caught.value.trailing_metadata())
-            assert float(trailers["retry-after-s"]) > 0
-            await first.send(Close())
-            assert isinstance(await first.receive(), Closed)
-            await until(lambda: server.admission.num_sessions == 1)
-            await Stream(channel).open(session_id="c")
-
-    run(scenario)
-
-
-def test_cancelling_and_disconnecting_free_the_cache(served: Served) -> None:
+def test_a_frame_far_larger_than_its_rows_is_refused_before_it_is_queued(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
             stream = await Stream(channel).open()
-            await stream.ask(frame_of(served, 0, PROMPT, 0))
-            stream.call.cancel()
-            await until(lambda: server.pool.used_bytes == 0)
-            other = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
-            await Stream(other).open()
-            assert server.pool.used_bytes > 0
-            await other.close()
-            await until(lambda: server.pool.used_bytes == 0)
-            assert server.admission.num_sessions == 0
-
-    run(scenario)
-
-
-def test_a_silent_session_is_evicted(served: Served) -> None:
-    async def scenario() -> None:
-        async with connected(replace(served.config, idle_ttl_s=1.0)) as (server, channel):
-            stream = await Stream(channel).open()
+            await stream.send(frame_of(served, 0, PROMPT, 0, hidden=bytes(100_000)))
             code, reason = await stream.refused()
-            assert code is grpc.StatusCode.ABORTED
-            assert "silent" in reason
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            assert "rows need" in reason
             await until(lambda: server.pool.used_bytes == 0)
 
     run(scenario)
 
 
-def test_a_session_opened_again_replaces_its_dead_stream(served: Served) -> None:
+def test_a_fault_in_taking_in_a_frame_ends_that_session_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Session.begin
+
+    def faulty(session: Session, frame: Frame) -> Work | Result:
+        if session.session_id == "bad":
+            raise MemoryError("no room")
+        return begin(session, frame)
+
+    monkeypatch.setattr(Session, "begin", faulty)
+
+    async def scenario() -> None:
+        async with connected(served.config) as (_, channel):
+            bad = await Stream(channel).open(session_id="bad")
+            await bad.send(frame_of(served, 0, PROMPT, 0))
+            assert (await bad.refused())[0] is grpc.StatusCode.INTERNAL
+            good = await Stream(channel).open(session_id="good")
+            assert await generate(served, good, PROMPT, 3) == served.front.greedy(PROMPT, 3)
+
+    run(scenario)
+
+
+def test_a_fault_in_reading_ends_the_stream_instead_of_holding_its_session(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*_: object) -> None:
+        raise ValueError("of no kind that was foreseen")
+
+    monkeypatch.setattr(EngineLoop, "submit", faulty)
+
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            old = await Stream(channel).open(session_id="same")
-            held = server.pool.used_bytes
-            new = await Stream(channel).open(session_id="same")
-            assert (await old.refused())[0] is grpc.StatusCode.ABORTED
-            await until(lambda: server.pool.used_bytes == held)
-            assert await generate(served, new, PROMPT, 3) == served.front.greedy(PROMPT, 3)
-
-    run(scenario)
-
-
-def test_two_thousand_sessions_cut_at_random_moments_leave_nothing_behind(
-    served: Served,
-) -> None:
-    generator = np.random.default_rng(1)
-    prefill = frame_of(served, 0, PROMPT, 0)
-    expected = served.front.greedy(PROMPT, 1)
-
-    async def one(channel: grpc.aio.Channel, index: int, cut: int) -> None:
-        stream = Stream(channel)
-        try:
-            await stream.send(open_message(session_id=f"s{index}"))
-            if cut == 0:
-                return
-            await stream.receive()
-            await stream.send(prefill)
-            if cut == 1:
-                return
-            result = await stream.receive()
-            assert isinstance(result, Result)
-            assert list(result.token_ids) == expected
-            if cut == 2:
-                await stream.send(Close())
-                await stream.receive()
-        finally:
-            stream.call.cancel()
-
-    async def scenario() -> None:
-        config = replace(served.config, max_sessions=64, kv_memory_bytes=64 << 20)
-        async with connected(config) as (server, channel):
-            process, settled_bytes = psutil.Process(), 0
-            for begin in range(0, 2000, 50):
-                if begin == 400:  # whatever is allocated once has been
-                    settled_bytes = process.memory_info().rss
-                cuts = generator.integers(0, 4, 50)
-                await asyncio.gather(
-                    *(one(channel, begin + i, int(cut)) for i, cut in enumerate(cuts))
-                )
-                await until(lambda: server.admission.num_sessions == 0)
+            stream = await Stream(channel).open()
+            await stream.send(frame_of(served, 0, PROMPT, 0))
+            assert (await stream.refused())[0] is grpc.StatusCode.INTERNAL
             await until(lambda: server.pool.used_bytes == 0)
-            assert server.pool.num_leases == 0
-            assert process.memory_info().rss < 1.05 * settled_bytes
 
     run(scenario)
 
@@ -483,88 +310,5 @@ def test_describe_health_reflection_and_probe_answer(served: Served) -> None:
             assert wire.SERVICE_NAME in database.get_services()
             service = DescriptorPool(database).FindServiceByName(wire.SERVICE_NAME)
             assert {method.name for method in service.methods} == {"Generate", "Describe", "Probe"}
-
-    run(scenario)
-
-
-def test_draining_finishes_what_runs_and_takes_nothing_new(served: Served) -> None:
-    async def scenario() -> None:
-        async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open()
-            first = await stream.ask(frame_of(served, 0, PROMPT, 0))
-            draining = asyncio.create_task(server.drain(20))
-            await until(lambda: server.admission.draining)
-            late = Stream(channel)
-            await late.send(open_message(session_id="late"))
-            assert (await late.refused())[0] is grpc.StatusCode.UNAVAILABLE
-            health = health_pb2_grpc.HealthStub(channel)
-            answer = await health.Check(health_pb2.HealthCheckRequest(service=wire.SERVICE_NAME))
-            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
-            tokens = [*PROMPT, *first.token_ids]
-            second = await stream.ask(frame_of(served, 1, tokens, len(PROMPT)))
-            assert [*first.token_ids, *second.token_ids] == served.front.greedy(PROMPT, 2)
-            assert not draining.done()
-            await stream.send(Close())
-            await draining
-
-    run(scenario)
-
-
-def test_a_token_is_needed_where_one_is_configured(served: Served, tmp_path: Path) -> None:
-    tokens = tmp_path / "tokens"
-    tokens.write_text("# ours\nopen-sesame\n")
-
-    good = (("authorization", "Bearer open-sesame"),)
-
-    async def attempt(channel: grpc.aio.Channel, metadata: Any) -> grpc.StatusCode:
-        stream = Stream(channel, metadata)
-        try:
-            # Refused before a word is said: the server does not wait for the first message.
-            if metadata == good:
-                await stream.send(open_message())
-            await stream.receive()
-        except grpc.aio.AioRpcError as error:
-            return error.code()
-        return grpc.StatusCode.OK
-
-    async def scenario() -> None:
-        access = replace(served.config.access, token_file=tokens)
-        async with connected(replace(served.config, access=access)) as (_, channel):
-            assert await attempt(channel, None) is grpc.StatusCode.UNAUTHENTICATED
-            for wrong in ("Bearer open-sesamE", "Bearer ", "open-sesame", "Bearer # ours"):
-                metadata = (("authorization", wrong),)
-                assert await attempt(channel, metadata) is grpc.StatusCode.UNAUTHENTICATED
-            assert await attempt(channel, good) is grpc.StatusCode.OK
-            describe = channel.unary_unary(wire.DESCRIBE_PATH)
-            with pytest.raises(grpc.aio.AioRpcError):
-                await describe(wire.encode_describe_request())
-            health = health_pb2_grpc.HealthStub(channel)
-            answer = await health.Check(health_pb2.HealthCheckRequest(service=""))
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-    run(scenario)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::", "example.org"])
-def test_listening_beyond_loopback_needs_tls_and_a_token(served: Served, host: str) -> None:
-    async def scenario() -> None:
-        with pytest.raises(StartError, match="refusing to listen"):
-            async with serving(replace(served.config, host=host)):
-                pass
-
-    run(scenario)
-
-
-def test_a_changed_weight_file_is_noticed_before_listening(tmp_path: Path) -> None:
-    make_bundle(tmp_path)
-    weights = tmp_path / "bundle" / "cloud" / "back-00001.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(bytes(data))
-
-    async def scenario() -> None:
-        with pytest.raises(BundleError, match=r"back-00001\.safetensors was changed"):
-            async with serving(ServerConfig(bundle=tmp_path / "bundle", port=0)):
-                pass
 
     run(scenario)
