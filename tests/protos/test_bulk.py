@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos import split_inference_pb2 as pb
@@ -45,6 +45,7 @@ def test_a_large_message_of_anything_else_is_refused_unparsed(
         wire.decode_edge(data)
 
 
+@settings(deadline=None)  # beside other work
 @given(st.binary(max_size=300))
 def test_rubbish_is_measured_without_any_other_error(data: bytes) -> None:
     try:
@@ -53,6 +54,7 @@ def test_rubbish_is_measured_without_any_other_error(data: bytes) -> None:
         return
 
 
+@settings(deadline=None)  # beside other work
 @given(st.integers(0, 50), st.integers(0, 500), st.integers(0, 300))
 def test_the_rest_is_all_but_the_rows(num_ids: int, num_bytes: int, most: int) -> None:
     data = frame(num_ids, num_bytes)
