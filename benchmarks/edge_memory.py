@@ -1,9 +1,10 @@
 """The edge process's high-water mark under a memory limit, over a long generation.
 
-    python benchmarks/edge_memory.py --bundle BUNDLE [--limit 160MiB] [--tokens 2000] [--level auto]
+    python benchmarks/edge_memory.py --bundle BUNDLE [--limit 160MiB] [--tokens 2000] [--level L]
+        [--draft off]
 
 `splitpoint serve` and `splitpoint run` in processes of their own. `run` reports its own high-water
-mark as the kernel counts it (getrusage); with the refused limit it must exit 1 before loading, and
+mark as the kernel counts it (VmHWM); with the refused limit it must exit 1 before loading, and
 say what would fit. Prints JSON last; exit 1 when the limit did not hold.
 """
 
@@ -28,12 +29,13 @@ def main() -> int:
     parser.add_argument("--refused", default="60MiB")
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--level", default="auto")
+    parser.add_argument("--draft", default="auto", help="off: times between tokens that compare")
     arguments = parser.parse_args()
     with serving(arguments.bundle, ["--kv-memory", "256MiB"]) as address:
         command = [sys.executable, "-m", "splitpoint", "run", str(arguments.bundle)]
         command += ["--server", address, "--chat", "Tell me a very long story about boats."]
         command += ["--max-new-tokens", str(arguments.tokens), "--ignore-eos", "--json"]
-        command += ["--level", arguments.level]
+        command += ["--level", arguments.level, "--draft", arguments.draft]
         held = subprocess.run(
             [*command, "--memory-limit", arguments.limit],
             capture_output=True,
