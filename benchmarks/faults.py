@@ -103,6 +103,8 @@ def moved(bench: Bench, request: CompletionRequest) -> Completion:
                 link.drop_connections()
 
         completion = generate(client, request, at_token)
+    bench.second.kill()
+    bench.second = None
     bench.restart()
     return completion
 
