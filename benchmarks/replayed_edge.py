@@ -143,7 +143,7 @@ class Edge:
                 transports=[transport],
                 patience=patience,
                 clock=clock,
-                rng=random.Random(0),
+                rng=random.Random(),
             ),
             chunk_tokens=self.plan.prefill_chunk,
             patience=patience,

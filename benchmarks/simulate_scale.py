@@ -16,15 +16,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edge_facts import machine
+
 SCENARIO = Path(__file__).resolve().parents[1] / "examples" / "scenarios" / "meters-lte-m.yaml"
 CLIENTS_PER_SERVER = 2_500
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, nargs="+", default=[1_000, 3_000, 10_000, 30_000])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     arguments = parser.parse_args()
-    rows = []
+    facts, rows = machine(), []
     for clients in arguments.clients:
         servers = -(-clients // CLIENTS_PER_SERVER)
         command = [sys.executable, "-m", "splitpoint", "simulate", "--scenario", str(SCENARIO)]
@@ -32,7 +34,7 @@ def main() -> int:
         found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         rows.append(row_of(found))
         print(line(rows[-1]), file=sys.stderr, flush=True)
-    print(json.dumps({"command": " ".join(sys.argv), "rows": rows}))
+    print(json.dumps({"command": " ".join(sys.argv), "machine": facts, "rows": rows}))
     return 0
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edge_facts import machine
 from replay_calibration import AT_ONCE, STAGES, Calibration, calibrate, drafted
 from replayed_fleet import DEVICE, Fleet, Run, emulated, pinned
 
@@ -80,6 +81,7 @@ def main() -> int:
     plan = open_bundle(arguments.bundle, role="edge").plan
     # A server that is lost is dialled in vain; that is the fault, not an error to tell.
     logging.getLogger("hwprofiles.emulator_relay").setLevel(logging.ERROR)
+    facts = machine()  # with the load before we make our own
     with tempfile.TemporaryDirectory() as folder_name, pinned({0}):
         folder = Path(folder_name)
         (folder / "fixed.yaml").write_text(FIXED)
@@ -101,8 +103,8 @@ def main() -> int:
             ]
     for row in rows:
         print(line(row), file=sys.stderr)
-    found = {"command": " ".join(sys.argv), "calibration": known.to_json(), "rows": rows}
-    print(json.dumps(found))
+    found = {"command": " ".join(sys.argv), "machine": facts, "calibration": known.to_json()}
+    print(json.dumps({**found, "rows": rows}))
     return 0
 
 

@@ -48,6 +48,9 @@ def test_the_json_has_what_is_promised_and_the_plan_reads_back(
         "edge_memory_bytes ttft_s tbt_s uplink_bytes_per_token quality_drop_pct cloud_s_per_token"
     )
     assert set(predicted.split()) <= set(found["predicted"])
+    # A client's first request makes the connection: three round trips of the median link more.
+    first_s, later_s = found["predicted"]["first_ttft_s"], found["predicted"]["ttft_s"]
+    assert first_s - later_s > 2.9 * load_link("4g").rtt_s.p50
     assert found["binding"] == ["edge memory"]
     assert found["predicted"]["edge_memory_bytes"] <= 270 * 2**20
     plan = load_plan(out)
