@@ -54,8 +54,8 @@ from splitpoint.simulation_parts import REAL_PARTS
 PROMPT = "List the names of the planets, then list the names of the planets again, one a line."
 THINK_S = 0.3
 DEADLINE_S = 0.2
-# Shares of the run, so that a short one has them too.
-OUTAGE, LOSS = (0.3, 0.05), (0.6, 0.1)
+# When, as shares of the run, and how many seconds long.
+OUTAGE, LOSS = (0.3, 1.0), (0.6, 2.0)
 FIXED = """
 name: fixed
 description: 40 ms, 10 Mbit/s down, 2 Mbit/s up, constant
@@ -70,14 +70,14 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 12])
     parser.add_argument("--links", nargs="+", default=["wifi", "4g", "fixed"])
-    parser.add_argument("--seconds", type=float, help="of each cell (10; 20 with drafting)")
+    parser.add_argument("--seconds", type=float, help="of each cell (16; 45 with drafting)")
     parser.add_argument("--calibration-seconds", type=float, default=8.0)
     parser.add_argument("--output-tokens", type=int, default=40)
     parser.add_argument("--drafting", action="store_true", help="drafting, controller, faults")
     parser.add_argument("--seed", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.seconds is None:
-        arguments.seconds = 20.0 if arguments.drafting else 10.0
+        arguments.seconds = 45.0 if arguments.drafting else 16.0
     plan = open_bundle(arguments.bundle, role="edge").plan
     # A server that is lost is dialled in vain; that is the fault, not an error to tell.
     logging.getLogger("hwprofiles.emulator_relay").setLevel(logging.ERROR)
@@ -186,7 +186,7 @@ class Bench:
 def faults(seconds: float) -> tuple[Fault, ...]:
     """An outage of the link, and a server that is gone for a while."""
     return tuple(
-        Fault(kind=kind, at_s=at * seconds, duration_s=lasts * seconds)  # type: ignore[arg-type]
+        Fault(kind=kind, at_s=at * seconds, duration_s=lasts)  # type: ignore[arg-type]
         for kind, (at, lasts) in (("link_outage", OUTAGE), ("server_loss", LOSS))
     )
 
