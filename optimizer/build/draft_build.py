@@ -15,7 +15,7 @@ import onnxruntime as ort
 import torch
 
 from optimizer.build.draft_corpus import FrontRows, Progress, Shard, make_corpus, split_shard
-from optimizer.build.draft_export import HEAD_BITS, export_head
+from optimizer.build.draft_export import ADAPTER_BITS, export_head
 from optimizer.build.draft_head import DraftHead, HeadShape, frequent_tokens, output_embedding
 from optimizer.build.draft_train import (
     HeldOut,
@@ -35,12 +35,13 @@ _TIMED_GUESSES: Final = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOptions:
-    """What to train. Sizes in tokens and channels."""
+    """What to train. Sizes in tokens and channels. head_bits: 4 or 8, of the exported head."""
 
     num_tokens: int = 65536
     vocabulary: int = 8192
     num_blocks: int = 2
     inner: int = 1024
+    head_bits: int = 8
     training: TrainOptions = field(default_factory=TrainOptions)
 
 
@@ -100,7 +101,7 @@ def build_draft(
         progress=progress,
     )
     progress("writing the head", 0, 1)
-    return _write(head.cpu(), worth, bundle, held_out, num_trained=len(train_on))
+    return _write(head.cpu(), worth, bundle, held_out, options, num_trained=len(train_on))
 
 
 def _front_files(bundle: Bundle) -> list[str]:
@@ -111,6 +112,7 @@ def _front_files(bundle: Bundle) -> list[str]:
 def run_digest(bundle: Bundle, text: str | None, options: DraftOptions) -> str:
     """Of everything that a checkpoint depends on. More epochs go on from fewer, on any device."""
     values = asdict(options)
+    del values["head_bits"]  # of the export alone
     for name in ("epochs", "device"):
         del values["training"][name]
     return _digest([_front_files(bundle), text, values])
@@ -121,13 +123,19 @@ def _digest(values: object) -> str:
 
 
 def _write(
-    head: DraftHead, worth: HeldOut, bundle: Bundle, held_out: Positions, *, num_trained: int
+    head: DraftHead,
+    worth: HeldOut,
+    bundle: Bundle,
+    held_out: Positions,
+    options: DraftOptions,
+    *,
+    num_trained: int,
 ) -> dict[str, Any]:
     """The files of `draft/`. What they say of the head is measured on the exported one."""
     folder = bundle.root / "draft"
     folder.mkdir(exist_ok=True)
     path = folder / "head.onnx"
-    export_head(head, path)
+    export_head(head, path, head_bits=options.head_bits)
     session = _session(path)
     exported = held_out_worth(
         lambda rows: tuple(out[:, 0] for out in session.run(None, {"hidden": rows})),
@@ -136,7 +144,8 @@ def _write(
     facts = {
         "split": bundle.plan.partition.split,
         "vocabulary": head.shape.vocab_size,
-        "bits": HEAD_BITS,
+        "bits": options.head_bits,
+        "adapter_bits": ADAPTER_BITS,
         "num_parameters": head.shape.num_parameters,
         "num_bytes": path.stat().st_size,
         "guess_s": guess_s(session, head.shape.hidden_size),

@@ -1,4 +1,4 @@
-"""The trained draft head as ONNX: 4-bit matrices, and the likeliest tokens as its output."""
+"""The trained draft head as ONNX: quantized matrices in, the likeliest tokens out."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from torch import Tensor
 from optimizer.build.draft_head import EPSILON, DraftHead
 from optimizer.build.embedding import OPSET
 
-HEAD_BITS: Final = 4
+ADAPTER_BITS: Final = 8
 BLOCK: Final = 32
 NUM_GUESSES: Final = 4
 INT8_COMPUTE: Final = 4  # MatMulNBits' accuracy level
 
 
-def export_head(head: DraftHead, path: Path) -> None:
+def export_head(head: DraftHead, path: Path, *, head_bits: int = 8) -> None:
     """hidden float32 [T, D] -> token_ids int64 [T, 4] and probabilities float32 [T, 4].
 
-    Probabilities are among the head's tokens, the likeliest first.
+    Probabilities are among the head's tokens, the likeliest first. head_bits: 4 or 8, of the matrix
+    that gives the logits.
     """
     graph = _Graph()
     x = graph.rms_norm("hidden")
@@ -45,15 +46,27 @@ def export_head(head: DraftHead, path: Path) -> None:
     )
     tokens = graph.constant(head.tokens.cpu().numpy().astype(np.int64))
     graph.nodes.append(helper.make_node("Gather", [tokens, "places"], ["token_ids"]))
+    model = graph.model(head.shape.hidden_size)
+    adapter = [
+        node.name for node in model.graph.node if node.op_type == "MatMul" and node.name != logits
+    ]
+    model = _quantized(model, head_bits, spared=adapter)
+    onnx.save(_quantized(model, ADAPTER_BITS, spared=[]), str(path))
+
+
+def _quantized(model: onnx.ModelProto, bits: int, *, spared: list[str]) -> onnx.ModelProto:
+    """Every matrix but those of the nodes `spared`, and those that are quantized already."""
     quantizer = MatMulNBitsQuantizer(
-        graph.model(head.shape.hidden_size),
-        bits=HEAD_BITS,
+        model,
+        bits=bits,
         block_size=BLOCK,
         is_symmetric=False,
         accuracy_level=INT8_COMPUTE,
+        nodes_to_exclude=spared,
     )
     quantizer.process()
-    onnx.save(quantizer.model.model, str(path))
+    quantized: onnx.ModelProto = quantizer.model.model
+    return quantized
 
 
 class _Graph:

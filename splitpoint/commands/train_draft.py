@@ -28,6 +28,9 @@ def train_draft(
     vocabulary: Annotated[int, typer.Option(help="Tokens that the head knows.", min=64)] = 8192,
     blocks: Annotated[int, typer.Option(help="MLP blocks of the adapter.", min=0, max=8)] = 2,
     inner: Annotated[int, typer.Option(help="Channels inside a block.", min=32)] = 1024,
+    head_bits: Annotated[
+        int, typer.Option(help="4 or 8: of the exported head; 4 is half the size.")
+    ] = 8,
     epochs: Annotated[int, typer.Option(min=1)] = 6,
     learning_rate: Annotated[float, typer.Option(min=1e-6)] = 1e-3,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -41,6 +44,8 @@ def train_draft(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train a draft head by distillation and store it in the bundle."""
+    if head_bits not in (4, 8):
+        raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
     from edge.front import FrontEngine
     from optimizer.build.draft_build import DraftOptions, build_draft
     from optimizer.build.draft_train import TrainOptions
@@ -63,6 +68,7 @@ def train_draft(
                 vocabulary=vocabulary,
                 num_blocks=blocks,
                 inner=inner,
+                head_bits=head_bits,
                 training=TrainOptions(epochs=epochs, lr=learning_rate, device=_device(device)),
             ),
             progress=progress,

@@ -115,14 +115,16 @@ def test_the_exported_head_guesses_what_the_trained_one_does(tmp_path: Path) -> 
         checkpoint=tmp_path / "c.pt",
         progress=lambda stage, done, total: None,
     )
+    export_head(head, tmp_path / "small.onnx", head_bits=4)
     export_head(head, tmp_path / HEAD_NAME)
+    assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / HEAD_NAME).stat().st_size
     session = ort.InferenceSession(str(tmp_path / HEAD_NAME), providers=["CPUExecutionProvider"])
     rows = positions.rows[:256].astype(np.float32)
     token_ids, shares = session.run(None, {"hidden": rows})
     with torch.no_grad():
         logits = head(torch.from_numpy(rows))
     best = head.tokens[logits.argmax(-1)].numpy()
-    assert (token_ids[:, 0] == best).mean() > 0.6  # 4-bit weights move close calls
+    assert (token_ids[:, 0] == best).mean() > 0.9  # 8-bit weights move few close calls
     assert (shares[:, 0] >= shares[:, 1]).all()
     top1 = (token_ids[:, 0] == positions.best[:256]).mean()
     assert top1 > 0.7 * evaluate(head, positions).top1
