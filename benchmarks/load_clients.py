@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import gc
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -34,6 +36,11 @@ class Recording:
     request: Open
     frames: tuple[Frame, ...]
     tokens: tuple[int, ...]
+
+    @functools.cached_property
+    def messages(self) -> tuple[bytes, ...]:
+        """The frames as they go on the wire: what they say does not depend on any answer."""
+        return tuple(wire.encode_edge(frame) for frame in self.frames)
 
     @property
     def num_prefill(self) -> int:
@@ -116,20 +123,20 @@ class Player:
 
     async def prefill(self) -> None:
         """All chunks at once, as an edge pipelines them; returns with the first token."""
-        frames = self._recording.frames[: self._recording.num_prefill]
-        for frame in frames:
-            await self._call.write(wire.encode_edge(frame))
-        for _ in frames:
+        messages = self._recording.messages[: self._recording.num_prefill]
+        for message in messages:
+            await self._call.write(message)
+        for _ in messages:
             self._take(await self._read())
 
     async def decode(self, *, pause_s: float = 0.0, stop: asyncio.Event | None = None) -> None:
         """Step after step, each as soon as the one before it is answered (plus `pause_s`)."""
-        for frame in self._recording.frames[self._recording.num_prefill :]:
+        for message in self._recording.messages[self._recording.num_prefill :]:
             if stop is not None and stop.is_set():
                 return
             if pause_s:
                 await asyncio.sleep(pause_s)
-            await self._call.write(wire.encode_edge(frame))
+            await self._call.write(message)
             self._take(await self._read())
 
     async def send_unread(self, frame: Frame) -> None:
@@ -168,6 +175,8 @@ async def play_together(address: str, recordings: list[Recording]) -> tuple[list
     that every step in it had all of them in it.
     """
     options = [("grpc.use_local_subchannel_pool", 1)]
+    gc.collect()
+    gc.freeze()  # the recorder's model is garbage collection's business no more
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         players = [Player(channel, recording) for recording in recordings]
         for player in players:

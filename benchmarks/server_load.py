@@ -8,7 +8,8 @@ BUNDLE must hold all layers in its cloud part (`splitpoint build --back-from 0`)
     against      split 10 against a server that runs all layers (split 0), the two in turn
     mixed        sessions of splits 5, 10 and 20 in one batch: tokens and logprobs as alone
     idle         8 active sessions beside 500 idle streams and a slow reader
-    trace        arrivals of a trace CSV, scaled to what the machine carries; plots the latencies
+    trace        arrivals of trace CSVs for `--seconds` each, scaled to `--rate` requests a second
+                 and to lengths over `--scale-tokens`; `--plot F.png` draws the latencies
 
 Prints a table on stderr and one JSON object last.
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
 import os
 import platform
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import server_trace
 import torch
 from load_clients import Played, Player, Recording, gaps_s, play_together, quantile, record
 
@@ -37,10 +38,6 @@ from codec.ladder import Ladder
 from optimizer.build.source import open_source
 from optimizer.bundle import open_bundle
 from splitpoint.server_process import serving
-
-# What a request of a trace is cut to, after scaling.
-MOST_PROMPT = 256
-MOST_OUTPUT = 48
 
 TOPICS = (
     "The history of the lighthouse begins with a fire on a hill above the harbour, and",
@@ -230,86 +227,33 @@ def idle(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, Any]:
     }
 
 
-async def _replay_trace(address: str, arrivals: list[tuple[float, Recording]]) -> list[Played]:
-    async with grpc.aio.insecure_channel(address) as channel:
-        begun_s = time.perf_counter()
-
-        async def one(at_s: float, recording: Recording) -> Played:
-            await asyncio.sleep(max(0.0, at_s - (time.perf_counter() - begun_s)))
-            arrived_s = time.perf_counter()
-            while True:  # as an edge does: come back when the server says so
-                player = Player(channel, recording)
-                try:
-                    await player.open()
-                    break
-                except grpc.aio.AioRpcError as error:
-                    trailers = dict(error.trailing_metadata() or ())
-                    if "retry-after-s" not in trailers:
-                        raise
-                    await asyncio.sleep(float(trailers["retry-after-s"]))
-            player.played.begun_s = arrived_s
-            await player.prefill()
-            await player.decode()
-            await player.close()
-            return player.played
-
-        return list(await asyncio.gather(*(one(at, recording) for at, recording in arrivals)))
-
-
 def trace(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, Any]:
-    """Token counts divided by `--scale-tokens` and capped, arrival times times `--scale-time`."""
+    """Each trace in turn, on a server of its own: see `server_trace`."""
     reports: dict[str, Any] = {}
-    curves: dict[str, tuple[list[float], list[float]]] = {}
+    curves: dict[str, list[server_trace.Request]] = {}
     for path in arguments.traces:
-        arrivals = []
-        with path.open() as file:
-            for row in csv.DictReader(file):
-                at_s = float(row["t_s"]) * arguments.scale_time
-                if at_s > arguments.seconds:
-                    break
-                prompt = min(int(row["prompt_tokens"]) // arguments.scale_tokens, MOST_PROMPT)
-                prompt = max(-(-prompt // 32) * 32, 32)  # rounded up: few recordings
-                output = min(int(row["output_tokens"]) // arguments.scale_tokens, MOST_OUTPUT)
-                (whole,) = recorder.sessions(
-                    1, split=10, num_tokens=MOST_OUTPUT, prompt_tokens=prompt
-                )
-                arrivals.append((at_s, whole.cut(max(output, 2))))
-        with serving(arguments.bundle, ("--kv-memory", "1GiB")) as address:
-            asyncio.run(play_together(address, [arrivals[0][1]]))
-            played = asyncio.run(_replay_trace(address, arrivals))
-        ttft = [p.token_at_s[0] - p.begun_s for p in played]
-        between = gaps_s(played)
-        curves[path.stem] = (sorted(ttft), sorted(between))
-        reports[path.stem] = {
-            "requests": len(played),
-            "tokens": sum(len(p.tokens) for p in played),
-            "ttft_s": {f"p{q}": round(quantile(ttft, q / 100), 3) for q in (50, 95, 99)},
-            "tbt_s": {f"p{q}": round(quantile(between, q / 100), 4) for q in (50, 95, 99)},
-            "largest_batch": max(n for p in played for n in p.batch_sessions),
+        window = server_trace.read_window(
+            path,
+            seconds=arguments.seconds,
+            rate=arguments.rate,
+            scale_tokens=arguments.scale_tokens,
+        )
+        lengths = sorted({arrival.prompt_tokens for arrival in window.arrivals})
+        recordings = {
+            length: recorder.sessions(
+                1, split=10, num_tokens=server_trace.MOST_OUTPUT, prompt_tokens=length
+            )[0]
+            for length in lengths
         }
+        with serving(arguments.bundle, ("--kv-memory", "1GiB")) as address:
+            asyncio.run(play_together(address, [recordings[lengths[0]]]))
+            requests = asyncio.run(server_trace.play(address, window, recordings))
+        curves[path.stem] = requests
+        reports[path.stem] = server_trace.summary(window, requests)
+        print(path.stem, json.dumps(reports[path.stem]), file=sys.stderr, flush=True)
     if arguments.plot:
-        _plot(curves, arguments.plot)
+        server_trace.plot(curves, arguments.plot)
     return reports
-
-
-def _plot(curves: dict[str, tuple[list[float], list[float]]], path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
-    for name, both in curves.items():
-        for axis, values in zip(axes, both, strict=True):
-            share = [(i + 1) / len(values) for i in range(len(values))]
-            axis.plot([1e3 * v for v in values], share, label=f"{name} ({len(both[0])} requests)")
-    for axis, title in zip(axes, ("time to first token", "time between tokens"), strict=True):
-        axis.set(xscale="log", xlabel="ms", title=title)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("share of requests / steps")
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
 
 
 def main() -> int:
@@ -324,7 +268,7 @@ def main() -> int:
     parser.add_argument("--idle", type=int, default=500)
     parser.add_argument("--traces", type=Path, nargs="*", default=[])
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--scale-time", type=float, default=1.0)
+    parser.add_argument("--rate", type=float, default=4.0, help="requests a second of a trace")
     parser.add_argument("--scale-tokens", type=int, default=8)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()

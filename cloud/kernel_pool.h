@@ -21,7 +21,7 @@
 /* In ticks of the time-stamp counter, 2 to 4 to the nanosecond. */
 #define SPIN_TICKS 100000       /* 25 to 50 us */
 #define STALL_TICKS 1000000     /* no chunk takes so long: its thread is not running */
-#define ALONE_TICKS 50000000    /* at first, doubled up to .. */
+#define ALONE_TICKS 10000000    /* a step or so at first, doubled up to .. */
 #define ALONE_TICKS_MOST (1ull << 31)
 
 typedef struct Job Job;
@@ -77,7 +77,8 @@ static void wait_for_helpers(unsigned seen) {
     wait_for_more(seen, &pool.caller_sleeps);
     uint64_t now = __rdtsc();
     if (now - begun < STALL_TICKS) return;
-    int soon = now - pool.alone_until < 4 * pool.alone_ticks;
+    /* Sooner than it lasted: others keep the processors. Later: that may have been a moment's work. */
+    int soon = now - pool.alone_until < pool.alone_ticks;
     pool.alone_ticks = soon ? 2 * pool.alone_ticks : ALONE_TICKS;
     if (pool.alone_ticks > ALONE_TICKS_MOST) pool.alone_ticks = ALONE_TICKS_MOST;
     pool.alone_until = now + pool.alone_ticks;
