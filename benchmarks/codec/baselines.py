@@ -50,7 +50,7 @@ class Baseline:
                 kept = f"top {100 * self.share:g} % + int{self.bits}"
                 return self.method.replace("top-k + integers", kept)
             case "Fourier (FourierCompress-like)":
-                return self.method.replace("Fourier", f"Fourier {100 * self.share:g} %")
+                return self.method.replace("Fourier", f"Fourier {100 * self.share:g} %", 1)
             case _:
                 return self.method
 

@@ -2,8 +2,8 @@
 
     python benchmarks/codec/plot_methods.py --out docs/codec.png RESULTS.json [RESULTS.json ...]
 
-Files are merged by split and name; of two results the later file's counts. KL over bits an element
-in one-row frames.
+Certificates of `splitpoint certify --json` are taken as well. Files are merged by split and name;
+of two results the later file's counts. KL over bits an element in one-row frames.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def draw(axes: Axes, results: dict[str, dict[str, Any]], title: str) -> None:
             marker=mark,
             ms=6 if ours else 5,
             lw=1.8 if ours else 0.9,
-            ls="-" if ours else ":",
+            ls="-" if ours else "" if key == "top" else ":",
             label=label,
         )
     axes.set_xscale("log", base=2)
@@ -77,7 +77,10 @@ def main() -> None:
     options = parser.parse_args()
     splits: dict[int, dict[str, dict[str, Any]]] = {}
     for path in options.results:
-        for split, levels in json.loads(path.read_text(encoding="utf-8"))["splits"].items():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "levels" in found:  # a certificate
+            found = {"splits": {found["split"]: found["levels"]}}
+        for split, levels in found["splits"].items():
             splits.setdefault(int(split), {}).update({level["name"]: level for level in levels})
     columns = min(2, len(splits))
     rows = -(-len(splits) // columns)
