@@ -13,7 +13,7 @@ and caches, the numbers below are *assumed*, and plans say so. They mean to err 
   3.2 % and 0.06 % (docs/planning.md); larger models lose less.
 - weights of the back: 8 bits, a scale a row, 0.5 %; 16 bits 0.05 %, in proportion likewise.
 - KV cache: 8 bits 1 %, 16 bits 0.05 %, in proportion to the layers on the edge.
-- levels: about twice what SmolLM2-135M lost at the worst of splits 5, 10 and 20 (docs/codec.md),
+- levels: about twice what SmolLM2-135M lost at the worst of splits 5 to 20 (docs/codec.md),
   where it was measured: `q2`, `q3`, `q4` and `tabq2`. The others by the KL that they aim at,
   likewise doubled.
 """
@@ -35,13 +35,13 @@ ASSUMED_BACK_PCT: Mapping[int, float] = {8: 0.5, 16: 0.05, 32: 0.0}
 ASSUMED_KV_PCT: Mapping[int, float] = {8: 1.0, 16: 0.05, 32: 0.0}
 ASSUMED_LEVEL_PCT: Mapping[str, float] = {
     "lossless": 0.0,
-    "q1": 0.3,
+    "q1": 0.4,
     "q2": 0.7,
     "q3": 2.0,
-    "q4": 7.0,
-    "q5": 18.0,
+    "q4": 7.3,
+    "q5": 18.5,
     "tabq1": 0.3,
-    "tabq2": 1.7,
+    "tabq2": 2.5,
     "tabq3": 6.0,
 }
 LOSSLESS = "lossless"
