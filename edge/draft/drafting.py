@@ -103,6 +103,7 @@ class Drafting:
         self._num_tokens = 0
         self._rounds_without = 0  # since a guess was worth its time
         self._sent: dict[int, Chain] = {}
+        self._flight_from = 0  # where the frame begins that nothing assumed went before
 
     def follow(self, first_position: int, token_ids: Sequence[int], rows: Rows | None) -> None:
         """The front computed `rows` for `token_ids` from `first_position` on."""
@@ -128,18 +129,20 @@ class Drafting:
         return self._add(chain, place, reach)
 
     def flies(self) -> bool:
-        """Whether frames are sent ahead here: when the link takes longer than the edge."""
+        """Whether frames are sent ahead here: when an answer takes longer than a row does."""
         times = self.pace.times
-        return self._in_flight and self.pace.is_known and times.rtt_s > times.edge_row_s
+        return self._in_flight and self.pace.is_known and times.rtt_s > times.ahead_row_s
 
     def begin_ahead(self, before: Chain) -> Chain | None:
         """A frame to follow `before`, whose answer is outstanding; None when it is a bad bet."""
         if before.next_guess is None or len(self._sent) >= MAX_IN_FLIGHT:
             return None
         base = before.base * before.reach * self.acceptance.probability(before.next_guess)
-        if not self._is_worth_a_frame(base):
+        first_position = before.first_position + len(before.places) + 1
+        is_in_time = first_position - self._flight_from <= self._rows_in_time()
+        if not is_in_time or not self._is_worth_a_frame(base):
             return None
-        return Chain(first_position=before.first_position + len(before.places) + 1, base=base)
+        return Chain(first_position=first_position, base=base)
 
     def extend_ahead(self, chain: Chain) -> Guess | None:
         """One more guess for a frame ahead, if it should not rather go in a frame of its own."""
@@ -172,10 +175,9 @@ class Drafting:
                         found.append(SecondChoice(position, other, wrong * chance))
                     wrong *= 1.0 - chance
                 way *= right
-        times = self.pace.times
         rows_sent = sum(len(chain.places) + 1 for chain in flight) - 1
         room = min(
-            int(times.rtt_s / max(times.edge_row_s, MIN_ROW_S)) - rows_sent,
+            self._rows_in_time() - rows_sent,
             MAX_SECOND_CHOICES,
             MAX_IN_FLIGHT - len(self._sent),
         )
@@ -185,6 +187,8 @@ class Drafting:
     def sent(self, sequence: int, chain: Chain) -> None:
         """The chain went out with frame `sequence`."""
         self._sent[sequence] = chain
+        if chain.base == 1.0:
+            self._flight_from = chain.first_position
 
     def expected_tokens(self, sequence: int) -> float:
         """What frame `sequence` was expected to bring; 0 for one without a chain."""
@@ -225,7 +229,12 @@ class Drafting:
         """If it is right it saves a round trip; if not, the answer may wait for a row."""
         times = self.pace.times
         is_likely = chance >= MIN_CHANCE_AHEAD
-        return is_likely and chance * times.rtt_s > (1.0 - chance) * times.edge_row_s
+        return is_likely and chance * times.rtt_s > (1.0 - chance) * times.ahead_row_s
+
+    def _rows_in_time(self) -> int:
+        """How many rows can be sent ahead until the first answer is expected."""
+        times = self.pace.times
+        return int(times.rtt_s / max(times.ahead_row_s, MIN_ROW_S))
 
     def _next(self, chain: Chain) -> tuple[Place | None, float]:
         """The drafter's next guess, and the chance that the chain is right up to it."""

@@ -65,6 +65,12 @@ class RoundTimes:
         up_s = self.row_bytes / self.up_bytes_per_s
         return self.edge_row_s + self.guess_s + up_s + self.cloud_row_s
 
+    @property
+    def ahead_row_s(self) -> float:
+        """What a row sent ahead takes of the time until an answer comes: the edge's work or its
+        way up the link, whichever is slower, since one goes on beside the other."""
+        return max(self.edge_row_s, (self.frame_bytes + self.row_bytes) / self.up_bytes_per_s)
+
 
 class LengthChoice(NamedTuple):
     """The best number of drafts, the tokens it is expected to bring a round, and their rate."""

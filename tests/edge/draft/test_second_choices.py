@@ -93,6 +93,17 @@ def test_only_as_many_as_the_edge_can_compute_in_time_are_sent_and_the_likeliest
     assert knowing_pace(rtt_s=0.04).second_choices([chain]) == []
 
 
+def test_nothing_is_sent_ahead_that_would_still_be_on_its_way_up_when_the_answer_comes() -> None:
+    drafting = knowing_pace(rtt_s=0.01)  # five rows of the edge
+    drafting.sent(1, Chain(first_position=20))
+
+    def goes_on_from(position: int) -> bool:
+        sure = place(0.99)
+        return drafting.begin_ahead(Chain(first_position=position, following=sure)) is not None
+
+    assert [goes_on_from(position) for position in (20, 23, 24, 25)] == [True, True, True, False]
+
+
 def test_there_are_never_more_than_the_most() -> None:
     many = Chain(first_position=20, following=place(0.1, *[0.2] * 20))
     last = Chain(first_position=21)
