@@ -4,10 +4,11 @@
  * chunk at most, and while it holds none the others go on as if it were not there.
  *
  * Who has nothing to claim spins for some tens of microseconds, then sleeps on a futex, so idle
- * threads leave the processor to others (and to the thread that everybody waits for). When a
- * chunk is held up all the same, the caller works alone for a while, a longer one each time it
- * happens again soon. Ours; the ticket of a phase with its chunks left in one word is what makes
- * a late claim harmless.
+ * threads leave the processor to others (and to the thread that everybody waits for). Ours; the
+ * ticket of a phase with its chunks left in one word is what makes a late claim harmless.
+ *
+ * A caller that works alone for a while after a chunk was held up was tried: no faster beside two
+ * busy processes, and half as fast in a server, whose own other threads hold chunks up now and then.
  */
 #include <limits.h>
 #include <linux/futex.h>
@@ -18,11 +19,7 @@
 #define MAX_THREADS 64
 #define COUNT_BITS 20 /* of the ticket; the bits above count phases */
 #define COUNT_MASK ((1ull << COUNT_BITS) - 1)
-/* In ticks of the time-stamp counter, 2 to 4 to the nanosecond. */
-#define SPIN_TICKS 100000       /* 25 to 50 us */
-#define STALL_TICKS 1000000     /* no chunk takes so long: its thread is not running */
-#define ALONE_TICKS 10000000    /* a step or so at first, doubled up to .. */
-#define ALONE_TICKS_MOST (1ull << 31)
+#define SPIN_TICKS 100000 /* of the time-stamp counter, 2 to 4 to the nanosecond: 25 to 50 us */
 
 typedef struct Job Job;
 struct Job {
@@ -43,8 +40,6 @@ static struct {
     LINE atomic_llong left;     /* chunks that are not done */
     LINE atomic_uint published; /* futex: changes with every phase and at a job's end */
     atomic_uint sleepers, caller_sleeps, finished;
-    LINE atomic_uint alone; /* helpers claim nothing */
-    uint64_t alone_until, alone_ticks; /* the caller's own */
     LINE atomic_uint limit; /* futex: how many threads may take part */
 } pool = {.call = PTHREAD_MUTEX_INITIALIZER, .size = 1, .limit = 1};
 
@@ -56,7 +51,7 @@ static void futex(atomic_uint *word, int operation, unsigned value) {
  * of the two sees the other. */
 static void publish(void) {
     atomic_fetch_add(&pool.published, 1);
-    if (atomic_load(&pool.caller_sleeps) || (atomic_load(&pool.sleepers) && !atomic_load(&pool.alone)))
+    if (atomic_load(&pool.caller_sleeps) || atomic_load(&pool.sleepers))
         futex(&pool.published, FUTEX_WAKE, INT_MAX);
 }
 
@@ -69,20 +64,6 @@ static void wait_for_more(unsigned seen, atomic_uint *sleepers) {
     atomic_fetch_add(sleepers, 1);
     futex(&pool.published, FUTEX_WAIT, seen);
     atomic_fetch_sub(sleepers, 1);
-}
-
-/* The caller's wait for chunks that others hold. */
-static void wait_for_helpers(unsigned seen) {
-    uint64_t begun = __rdtsc();
-    wait_for_more(seen, &pool.caller_sleeps);
-    uint64_t now = __rdtsc();
-    if (now - begun < STALL_TICKS) return;
-    /* Sooner than it lasted: others keep the processors. Later: that may have been a moment's work. */
-    int soon = now - pool.alone_until < pool.alone_ticks;
-    pool.alone_ticks = soon ? 2 * pool.alone_ticks : ALONE_TICKS;
-    if (pool.alone_ticks > ALONE_TICKS_MOST) pool.alone_ticks = ALONE_TICKS_MOST;
-    pool.alone_until = now + pool.alone_ticks;
-    atomic_store(&pool.alone, 1);
 }
 
 /* The phase is done: on to the next. One with a single chunk is not worth calling others. */
@@ -125,7 +106,7 @@ static void *work(void *number) {
         unsigned limit = atomic_load(&pool.limit);
         unsigned seen = atomic_load_explicit(&pool.published, memory_order_acquire);
         if (thread >= limit) futex(&pool.limit, FUTEX_WAIT, limit);
-        else if (atomic_load(&pool.alone) || !help((int)thread)) wait_for_more(seen, &pool.sleepers);
+        else if (!help((int)thread)) wait_for_more(seen, &pool.sleepers);
     }
     return NULL;
 }
@@ -136,12 +117,11 @@ static void execute(const Job *job) {
     pool.job = job;
     pool.phase = -1;
     atomic_store_explicit(&pool.finished, 0, memory_order_relaxed);
-    if (atomic_load(&pool.alone) && __rdtsc() > pool.alone_until) atomic_store(&pool.alone, 0);
     advance(0);
     for (;;) {
         unsigned seen = atomic_load_explicit(&pool.published, memory_order_acquire);
         if (atomic_load_explicit(&pool.finished, memory_order_acquire)) break;
-        if (!help(0)) wait_for_helpers(seen);
+        if (!help(0)) wait_for_more(seen, &pool.caller_sleeps);
     }
     pthread_mutex_unlock(&pool.call);
 }
@@ -178,7 +158,6 @@ static void begin_anew(void) {
     atomic_store(&pool.left, 0);
     atomic_store(&pool.sleepers, 0);
     atomic_store(&pool.caller_sleeps, 0);
-    atomic_store(&pool.alone, 0);
     atomic_store(&pool.limit, 1);
 }
 
