@@ -60,7 +60,7 @@ def device(
     name: NameOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine with the kernels that will run on it: about a minute.
+    """Measure this machine with the kernels that will run on it: about 90 seconds.
 
     An edge runs ONNX Runtime, a cloud server torch: two profiles, each with its own rates.
     """

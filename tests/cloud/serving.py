@@ -28,14 +28,9 @@ from protos.messages import (
 from tests.cloud.tiny_bundle import MODEL_SHA256, WholeModelFront, make_bundle
 
 SPLIT = 2
-
-
 WIDTH = 64
-
-
 LADDER = Ladder.lossless(WIDTH)
-
-
+PROMPT = [5, 99, 17, 200, 31, 7, 180, 44]
 # 2 layers, K and V of 2 heads x 16 float32, 64 tokens.
 SESSION_KV_BYTES = 2 * 2 * 2 * 16 * 4 * 64
 
@@ -146,6 +141,3 @@ async def generate(served: Served, stream: Stream, prompt: list[int], count: int
         first, sequence = len(tokens), sequence + 1
         tokens += result.token_ids
     return tokens[len(prompt) :]
-
-
-PROMPT = [5, 99, 17, 200, 31, 7, 180, 44]

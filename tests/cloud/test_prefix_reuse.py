@@ -6,8 +6,6 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from protos.messages import Close, Closed, Open, Opened
 from protos.prefix import begin_chain, extend_chain
 from tests.cloud.serving import (
@@ -21,11 +19,6 @@ from tests.cloud.serving import (
 )
 
 PROMPT = [(7 * i * i + 3 * i) % 300 for i in range(50)]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(tmp_path_factory.mktemp("prefix"))
 
 
 def chunks_of(served: Served, prompt: list[int]) -> list[object]:

@@ -28,11 +28,6 @@ from tests.cloud.serving import (
 )
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(tmp_path_factory.mktemp("service"))
-
-
 def test_a_broken_stream_is_resumed_without_replay_and_with_the_same_tokens(
     served: Served,
 ) -> None:

@@ -40,11 +40,6 @@ from tests.cloud.serving import (
 from tests.cloud.tiny_bundle import MODEL_SHA256, WholeModelFront
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(tmp_path_factory.mktemp("service"))
-
-
 def test_a_session_gives_the_whole_models_greedy_tokens_and_frees_its_cache(
     served: Served,
 ) -> None:

@@ -41,11 +41,6 @@ from tests.cloud.serving import (
 from tests.cloud.tiny_bundle import make_bundle
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(tmp_path_factory.mktemp("service"))
-
-
 @pytest.mark.parametrize(
     "limit", [{"max_sessions": 2}, {"kv_memory_bytes": 2 * SESSION_KV_BYTES + 1}]
 )
