@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from optimizer.build.bundle_builder import build_bundle
 from optimizer.build.fetch import PACKAGED
@@ -16,6 +17,11 @@ from optimizer.bundle import write_manifest
 from optimizer.plan import ModelRef, Partition, Plan
 from tests.end_to_end.servers import RunningServer, running_server
 from tests.tiny_models import make_tiny_model
+
+# The same examples every time, however long one takes: a test that fails fails for everybody.
+# `--hypothesis-profile=default` searches anew.
+settings.register_profile("splitpoint", derandomize=True, deadline=None)
+settings.load_profile("splitpoint")
 
 REAL_MODEL = "smollm2-135m-instruct"
 REAL_MODEL_FOLDER = Path(__file__).parent.parent / "models" / REAL_MODEL
