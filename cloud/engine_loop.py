@@ -108,7 +108,12 @@ class EngineLoop:
         while self._take_commands():
             shares = self._scheduler.next_batch(
                 [
-                    Waiting(key=client, num_rows=work.left, num_logits=work.num_logits)
+                    Waiting(
+                        key=client,
+                        num_rows=work.left,
+                        num_logits=work.num_logits,
+                        begun=work.done > 0,
+                    )
                     for client in self._line
                     if (work := client.work) is not None
                 ]

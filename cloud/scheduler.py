@@ -18,16 +18,21 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting(Generic[KeyT]):
-    """One frame in line. `num_rows` are left to run; the last `num_logits` must run together."""
+    """One frame in line. `num_rows` are left to run; the last `num_logits` must run together.
+
+    `begun`: some of its rows have run. It stays a prefill to its end: among the steps its last
+    rows would wait a round of theirs, while the prefills behind it go on.
+    """
 
     key: KeyT
     num_rows: int
     num_logits: int
+    begun: bool = False
 
     @property
     def is_step(self) -> bool:
         """Whether every row brings logits: a decode step, or a draft to verify."""
-        return self.num_rows == self.num_logits
+        return not self.begun and self.num_rows == self.num_logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +64,8 @@ class Scheduler:
         """The next batch from the waiting line, first come first. Empty only for an empty line.
 
         A step runs whole. At most `max_rows` rows, but the frame at the very front of its kind
-        always runs, so that one draft longer than the budget cannot wait for ever.
+        always runs, so that one draft longer than the budget cannot wait for ever. Behind a prefill
+        that does not end in this batch nobody begins: those rows would be a turn out of turn.
         """
         steps = [frame for frame in line if frame.is_step]
         prefills = [frame for frame in line if not frame.is_step]
@@ -74,11 +80,13 @@ class Scheduler:
             left -= frame.num_rows
         left = max(left, 0) + reserved
         for frame in prefills:
-            take = _divisible(frame, left)
+            take = _divisible(frame, left) or (frame.num_rows if frame is prefills[0] else 0)
             if take == 0 or (shares and len(shares) >= self.max_sessions):
                 break
             shares.append(Share(key=frame.key, num_rows=take))
             left -= take
+            if take < frame.num_rows:
+                break
         return tuple(shares)
 
 

@@ -40,7 +40,7 @@ class BatchScheduler(Protocol):
 class MakeWaiting(Protocol):
     """How a frame is put in line (the constructor of `cloud.scheduler.Waiting`)."""
 
-    def __call__(self, *, key: Any, num_rows: int, num_logits: int) -> Any: ...
+    def __call__(self, *, key: Any, num_rows: int, num_logits: int, begun: bool = False) -> Any: ...
 
 
 class Answer(Protocol):

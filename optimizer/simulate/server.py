@@ -279,7 +279,7 @@ class Server:
             frame.cloud_s += seconds
             if frame.left:
                 self._line[frame] = self._waiting(
-                    key=frame, num_rows=frame.left, num_logits=frame.num_logits
+                    key=frame, num_rows=frame.left, num_logits=frame.num_logits, begun=True
                 )
                 continue
             del self._line[frame]
