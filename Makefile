@@ -48,7 +48,7 @@ protos: $(STAMP)  ## Regenerate the gRPC stubs
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/regenerate.py
 
 bench: setup  ## Run the benchmarks; see benchmarks/METHODOLOGY.md
-	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/edge/decode.py
 
 clean:  ## Remove what was built (the virtual environment and models stay)
 	rm -rf work out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from codec import rans_native
-from codec.calibrated import CalibratedCodec, SplitModel, trellis_models
-from codec.entropy import Models
-from codec.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, Families
+from codec.entropy import rans_native
+from codec.entropy.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, Families
+from codec.entropy.rans import Models
 from codec.ladder import Ladder, Level, LosslessCodec
-from codec.tabq import TabqCodec
+from codec.levels.calibrated import CalibratedCodec, SplitModel, trellis_models
+from codec.levels.tabq import TabqCodec
 
 
 def synthetic_ladder(hidden_size: int, *, block: int = 256, seed: int = 0) -> Ladder:

@@ -34,7 +34,7 @@ from codec.frame import (
     read_varint,
     unpack_frame,
 )
-from codec.lossless import decode_lossless, encode_lossless
+from codec.levels.lossless import decode_lossless, encode_lossless
 from codec.rows import Encoded, RowCodec, RowMask, Rows, TokenIds, check_rows, check_token_ids
 
 _MAX_FALLBACKS = 2  # to the safe level, and from there to lossless
@@ -42,7 +42,7 @@ _MAX_FALLBACKS = 2  # to the safe level, and from there to lossless
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LosslessCodec:
-    """`codec.lossless` as a level."""
+    """`codec.levels.lossless` as a level."""
 
     hidden_size: int
     kind: CodecKind = CodecKind.LOSSLESS

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codec.calibrated import CalibratedCodec, SplitModel, trellis_models
+from codec.entropy.integers import Families
 from codec.errors import TablesError
 from codec.frame import MAX_LEVELS
-from codec.integers import Families
 from codec.ladder import Ladder, Level, LosslessCodec
+from codec.levels.calibrated import CalibratedCodec, SplitModel, trellis_models
+from codec.levels.tabq import TabqCodec
 from codec.rows import RowCodec
-from codec.tabq import TabqCodec
 
 _MAGIC = b"SPCODEC2"
 _EARLIER = b"SPCODEC1"

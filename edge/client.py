@@ -18,25 +18,25 @@ from types import TracebackType
 from typing import TextIO
 
 from codec.ladder import Ladder
-from edge.completion import AUTO_LEVEL, CompletionRequest, CompletionRun
-from edge.connector import Connector
-from edge.context import ShiftingGeneration
-from edge.draft.choice import DraftChoice
+from edge.device.front import FrontEngine
+from edge.device.mapped_pages import return_freed_blocks
+from edge.device.memory_limit import fitting_chunk, runtime_bytes
+from edge.device.tokenizer import ChatMessage, ChatTokenizer
+from edge.draft.factory import DraftChoice
 from edge.errors import InputError
-from edge.front import FrontEngine
-from edge.generation import RemoteGeneration, TokenSource
-from edge.grpc_transport import Credentials, GrpcTransport
-from edge.local_generation import LocalGeneration
-from edge.mapped_pages import return_freed_blocks
-from edge.memory_limit import fitting_chunk, runtime_bytes
-from edge.patience import Clock, Patience
-from edge.pilot import Pilot
-from edge.prefix_memory import PrefixMemory
-from edge.report import Completion
-from edge.stopping import StopRule
-from edge.tokenizer import ChatMessage, ChatTokenizer
-from optimizer.bundle import EdgeSettings, open_bundle
-from optimizer.plan import Plan
+from edge.generation.completion import AUTO_LEVEL, CompletionRequest, CompletionRun
+from edge.generation.connector import Connector
+from edge.generation.context import ShiftingGeneration
+from edge.generation.level_selector import LevelSelector
+from edge.generation.local import LocalGeneration
+from edge.generation.loop import RemoteGeneration, TokenSource
+from edge.generation.prefix_memory import PrefixMemory
+from edge.generation.report import Completion
+from edge.generation.stopping import StopRule
+from edge.net.grpc_transport import Credentials, GrpcTransport
+from optimizer.artifacts.bundle import EdgeSettings, open_bundle
+from optimizer.artifacts.plan import Plan
+from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
 from protos.wire import MAX_RESUME_S
 
@@ -50,8 +50,8 @@ class EdgeClient:
     FrontEngine. memory_limit_bytes: refuse to load a front with which this process would take
     more (None: what the plan was made for, if it was for some). prefill_chunk: prompt tokens a
     frame, always (None: at most the plan's, and as many as suit what is measured, see
-    `edge.prefill_chunks`). draft_model: a bundle of a small model that lies wholly on the edge,
-    for drafting by `model`. trace: a text stream that gets one JSON line a frame.
+    `optimizer.policy.prefill_chunks`). draft_model: a bundle of a small model that lies wholly on
+    the edge, for drafting by `model`. trace: a text stream that gets one JSON line a frame.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -67,7 +67,7 @@ class EdgeClient:
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
         draft_model: Path | str | None = None,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         trace: TextIO | None = None,
     ) -> None:
         opened = open_bundle(Path(bundle), role="edge")
@@ -110,7 +110,7 @@ class EdgeClient:
         ):
             self._fronts.put(front)
         self._transports = [GrpcTransport(address, credentials) for address in addresses]
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
         self._clock = Clock()
         self._adaptive_chunks = prefill_chunk is None
         self._prefixes = PrefixMemory()
@@ -247,7 +247,9 @@ class EdgeClient:
         return RemoteGeneration(
             front=front,
             ladder=self.ladder,
-            pilot=Pilot(ladder=self.ladder, levels=levels, deadline_s=request.deadline_tbt_s),
+            selector=LevelSelector(
+                ladder=self.ladder, levels=levels, deadline_s=request.deadline_tbt_s
+            ),
             connector=Connector(
                 request=self._announcement(request, max_tokens),
                 transports=self._transports,

@@ -5,7 +5,8 @@ OptimizerError
 ├── ModelError           a model source that cannot be read, or is not supported
 ├── BuildError           the exporter or the calibration failed
 ├── BundleError          a bundle that is incomplete, changed, or of another format
-└── ScenarioError        a scenario that contradicts itself, or names what is not there
+├── ScenarioError        a scenario that contradicts itself, or names what is not there
+└── PolicyError          settings that a run-time decision cannot work with
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class BundleError(OptimizerError):
 
 class ScenarioError(OptimizerError):
     """A scenario to simulate contradicts itself, or names what is not there."""
+
+
+class PolicyError(OptimizerError):
+    """A run-time policy was given settings that it cannot decide by."""

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from decoding.params import SamplingParams as SamplingParams
     from edge.client import EdgeClient as EdgeClient
-    from edge.completion import CompletionRequest as CompletionRequest
-    from edge.grpc_transport import Credentials as Credentials
-    from edge.patience import Patience as Patience
-    from edge.report import Completion as Completion
-    from optimizer.plan import Partition as Partition
-    from optimizer.plan import Plan as Plan
+    from edge.generation.completion import CompletionRequest as CompletionRequest
+    from edge.generation.report import Completion as Completion
+    from edge.net.grpc_transport import Credentials as Credentials
+    from optimizer.artifacts.plan import Partition as Partition
+    from optimizer.artifacts.plan import Plan as Plan
+    from optimizer.policy.retry import RetryPolicy as RetryPolicy
 
 _HOMES: Final = {
     "SamplingParams": "decoding.params",
     "EdgeClient": "edge.client",
-    "CompletionRequest": "edge.completion",
-    "Patience": "edge.patience",
-    "Credentials": "edge.grpc_transport",
-    "Completion": "edge.report",
-    "Partition": "optimizer.plan",
-    "Plan": "optimizer.plan",
+    "CompletionRequest": "edge.generation.completion",
+    "RetryPolicy": "optimizer.policy.retry",
+    "Credentials": "edge.net.grpc_transport",
+    "Completion": "edge.generation.report",
+    "Partition": "optimizer.artifacts.plan",
+    "Plan": "optimizer.artifacts.plan",
 }
 
 __all__ = [
@@ -37,8 +37,8 @@ __all__ = [
     "Credentials",
     "EdgeClient",
     "Partition",
-    "Patience",
     "Plan",
+    "RetryPolicy",
     "SamplingParams",
 ]
 

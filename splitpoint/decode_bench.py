@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.client import EdgeClient
-from edge.completion import CompletionRequest
-from edge.report import breakdown
+from edge.generation.completion import CompletionRequest
+from edge.generation.report import breakdown
 from splitpoint.server_process import serving
 
 PROMPT = "Explain in a few sentences how a heat pump warms a house in winter."

@@ -1,5 +1,5 @@
-"""The codec as the profiler measures it (`hwprofiles.seams.CodecKernels`): its real coders over
-made-up rows of any width, and what a level then costs."""
+"""The codec as the profiler measures it (`hwprofiles.profiler.measured_backends.CodecKernels`): its
+real coders over made-up rows of any width, and what a level then costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 
 from codec.bench import synthetic_ladder, synthetic_rows
 from codec.ladder import Ladder
-from hwprofiles.seams import Call
+from hwprofiles.profiler.measured_backends import Call
 
 
 class ProfiledCodec:

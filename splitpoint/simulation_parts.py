@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from cloud.admission_rule import AdmissionRule
-from cloud.scheduler import Scheduler, Waiting
-from edge.controller import Controller, Rung
-from edge.draft.length import RoundTimes, best_length
-from edge.prefill_chunks import next_chunk
+from optimizer.policy.admission import AdmissionRule
+from optimizer.policy.batching import Scheduler, Waiting
+from optimizer.policy.draft_length import RoundTimes, best_length
+from optimizer.policy.level_control import Controller, Rung
+from optimizer.policy.prefill_chunks import next_chunk
 from optimizer.simulate.ports import Parts, RoundParts
 from optimizer.simulate.scenario import BatchLimits, Servers
 

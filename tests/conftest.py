@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from optimizer.build.bundle_builder import build_bundle
-from optimizer.build.fetch import PACKAGED
-from optimizer.build.source import ModelSource, open_source
-from optimizer.bundle import write_manifest
-from optimizer.plan import ModelRef, Partition, Plan
+from optimizer.artifacts.bundle import write_manifest
+from optimizer.artifacts.plan import ModelRef, Partition, Plan
+from optimizer.export.bundle_builder import build_bundle
+from optimizer.export.sources.fetch import PACKAGED
+from optimizer.export.sources.model_source import ModelSource, open_source
 from tests.end_to_end.servers import RunningServer, running_server
 from tests.tiny_models import make_tiny_model
 

@@ -45,4 +45,4 @@ def test_the_whole_command_line_imports_where_importing_torch_fails() -> None:
 
 
 def test_the_check_itself_can_fail() -> None:
-    assert in_a_process_without_torch(["cloud.back_engine"]).returncode != 0
+    assert in_a_process_without_torch(["cloud.engine.back_engine"]).returncode != 0

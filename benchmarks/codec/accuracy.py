@@ -27,9 +27,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from codec.ladder import Ladder
-from optimizer.build.calib_model import front_skipped, hidden_passed_through
-from optimizer.build.certify import LadderCoder
-from optimizer.build.source import open_source
+from optimizer.export.calibration.hidden_states import front_skipped, hidden_passed_through
+from optimizer.export.certify.certificate import LadderCoder
+from optimizer.export.sources.model_source import open_source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The fields' own ways to send a hidden state, as small coders beside ours.
 
 Each has a `name` and `send(rows, token_ids) -> (rows as they arrive, bytes)`, what
-`optimizer.build.certify.measure` wants. Bytes count everything the method must send; a 5-byte
-header, as our frames have, is added to each so that no method wins by having none.
+`optimizer.export.certify.certificate.measure` wants. Bytes count everything the method must send; a
+5-byte header, as our frames have, is added to each so that no method wins by having none.
 """
 
 from dataclasses import dataclass

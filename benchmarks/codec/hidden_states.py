@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from optimizer.build.calib_model import decoder_layers
-from optimizer.build.certify import Windows
+from optimizer.export.calibration.hidden_states import decoder_layers
+from optimizer.export.certify.certificate import Windows
 
 F32 = npt.NDArray[np.float32]
 

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from optimizer.build.calibrate import calibrate_splits
-from optimizer.build.source import open_source
+from optimizer.export.calibration.calibrate import calibrate_splits
+from optimizer.export.sources.model_source import open_source
 
 
 def main() -> None:

@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from baselines import ALL
-from hidden_states import Passed, front_pass
 from transformers import PreTrainedModel
 
+from benchmarks.codec.baselines import ALL
+from benchmarks.codec.hidden_states import Passed, front_pass
 from codec.ladder import Ladder
-from optimizer.build.calib_model import front_skipped, hidden_passed_through
-from optimizer.build.certify import Coder, LadderCoder, LevelQuality, text_windows
-from optimizer.build.certify_plot import plot_levels
-from optimizer.build.source import open_source
+from optimizer.export.calibration.hidden_states import front_skipped, hidden_passed_through
+from optimizer.export.certify.certificate import Coder, LadderCoder, LevelQuality, text_windows
+from optimizer.export.certify.plot import plot_levels
+from optimizer.export.sources.model_source import open_source
 
 EVERY = 8  # one row in so many is also sent as a frame of its own
 PIECE = 64  # rows whose logits are computed at a time

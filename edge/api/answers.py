@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from edge.completion import Piece
-from edge.report import Completion
-from edge.stopping import FinishReason
-from edge.tokenizer import ChatTokenizer
+from edge.device.tokenizer import ChatTokenizer
+from edge.generation.completion import Piece
+from edge.generation.report import Completion
+from edge.generation.stopping import FinishReason
 
 # What OpenAI's clients know. A missed deadline cuts the answer short, which is what "length" says;
 # the `splitpoint` object beside it names the reason.

@@ -32,7 +32,7 @@ from edge.api.errors import ApiError, api_error
 from edge.api.requests import ApiRequest, chat_request, completions_request
 from edge.api.stream import RunningAnswer
 from edge.client import EdgeClient
-from edge.completion import CompletionRequest, CompletionRun, Piece
+from edge.generation.completion import CompletionRequest, CompletionRun, Piece
 
 logger = logging.getLogger(__name__)
 

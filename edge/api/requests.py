@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from decoding.params import SamplingParams
 from edge.api.errors import ApiError
-from edge.completion import AUTO_LEVEL, CompletionRequest
-from edge.tokenizer import ChatMessage
+from edge.device.tokenizer import ChatMessage
+from edge.generation.completion import AUTO_LEVEL, CompletionRequest
 
 COMPLETIONS_MAX_TOKENS: Final = 16  # what OpenAI's completions give when nothing is asked for
 MAX_STOPS: Final = 16

@@ -12,8 +12,8 @@ import uvicorn
 from edge.api.access import ApiAccess, is_loopback
 from edge.api.app import make_app
 from edge.client import EdgeClient
-from edge.completion import CompletionRequest
 from edge.errors import InputError
+from edge.generation.completion import CompletionRequest
 
 BACKLOG: Final = 128
 # Open answers get this long when the server is told to stop.

@@ -6,8 +6,8 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 
-from edge.completion import CompletionRun, Piece
 from edge.errors import EdgeError
+from edge.generation.completion import CompletionRun, Piece
 
 
 class RunningAnswer:

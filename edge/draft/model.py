@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edge.device.front import FrontEngine
 from edge.draft.drafter import Guess, Rows
-from edge.front import FrontEngine
 
 
 class ModelDrafter:

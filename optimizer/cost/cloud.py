@@ -17,14 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hwprofiles.device import DeviceProfile
-from hwprofiles.rates import attention_s, layer_rest_s, matrix_s
+from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.profiles.rates import attention_s, layer_rest_s, matrix_s
+from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.cost.weights import (
     Matrix,
     back_layer_matrices,
     back_matrix_bytes,
 )
-from optimizer.geometry import ModelGeometry
 
 
 class SessionRows(NamedTuple):

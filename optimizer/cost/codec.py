@@ -2,8 +2,8 @@
 
 Bits an element come from the bundle's certificate (`splitpoint certify`) and hold the codec's own
 frame header; seconds come from the two machines' profiles, which timed the real coders on rows of
-several widths. What the wire adds was counted in real messages (`tests/optimizer/test_cost_wire.py`
-holds these constants to them). Formulas: ours.
+several widths. What the wire adds was counted in real messages
+(`tests/optimizer/cost/test_wire_bytes.py` holds these constants to them). Formulas: ours.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from hwprofiles.device import CodecSpeed, DeviceProfile
-from hwprofiles.rates import interpolate
+from hwprofiles.profiles.device import CodecSpeed, DeviceProfile
+from hwprofiles.profiles.rates import interpolate
 
 # Around a codec frame in its message: sequence, position, flags and lengths in protobuf, and
 # gRPC's prefix of 5 bytes (gRPC over HTTP/2, "Length-Prefixed-Message").

@@ -16,15 +16,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from hwprofiles.device import DeviceProfile, Kernel
-from hwprofiles.rates import attention_s, layer_rest_s, matrix_s
+from hwprofiles.profiles.device import DeviceProfile, Kernel
+from hwprofiles.profiles.rates import attention_s, layer_rest_s, matrix_s
+from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.cost.weights import (
     Matrix,
     front_layer_bytes,
     front_matrix_bytes,
     layer_matrices,
 )
-from optimizer.geometry import ModelGeometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwprofiles.link import LinkProfile
+from hwprofiles.links.profile import LinkProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

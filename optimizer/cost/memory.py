@@ -6,8 +6,8 @@ Source: B_kv is arXiv:2511.04002's; the rest is ours, from how ONNX Runtime load
 Weights stay memory-mapped files, but kernels re-pack their matrices into memory of their own, so a
 weight costs more than its bits: at 4 bits (codes 1/2 + scales, block sums and the file's scales of
 4/32 each) times the allocator's rounding. The factors were measured with onnxruntime 1.32 on
-x86-64 (difference between fronts of 3, 10 and 20 layers; `benchmarks/predict_edge.py` checks them
-anew). The embedding is read in place, a page at a time.
+x86-64 (difference between fronts of 3, 10 and 20 layers; `benchmarks/planning/predict_edge.py`
+checks them anew). The embedding is read in place, a page at a time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from hwprofiles.device import DeviceProfile
+from hwprofiles.profiles.device import DeviceProfile
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.artifacts.plan import Plan
 from optimizer.cost.weights import (
     FP32_BYTES,
     embedding_bytes,
     layer_matrices,
     layer_vector_bytes,
 )
-from optimizer.geometry import ModelGeometry
-from optimizer.plan import Plan
 
 # Resident bytes a weight, measured. 16 bits are widened to 32 at load.
 RESIDENT_BYTES_PER_WEIGHT = {4: 0.951, 8: 1.43, 16: 4.041, 32: 4.041}

@@ -16,13 +16,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from hwprofiles.device import DeviceProfile
+from hwprofiles.profiles.device import DeviceProfile
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.artifacts.plan import Partition
 from optimizer.cost.cloud import SessionRows, back_kv_bits, back_step_s, sample_s
 from optimizer.cost.codec import LevelCost, answer_bytes, decode_s, encode_s, frame_bytes
 from optimizer.cost.edge import front_prefill, front_step
 from optimizer.cost.link import LinkPoint, pipeline_s
-from optimizer.geometry import ModelGeometry
-from optimizer.plan import Partition
 
 # Round trips before a request's first chunk leaves: Open and Opened on a connection that stands;
 # on a new one TCP's, TLS 1.3's and that of HTTP/2's settings (RFC 9113, section 3.4: the server's

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from optimizer.geometry import ModelGeometry
+from optimizer.artifacts.geometry import ModelGeometry
 
 BLOCK_SIZE = 32
 SCALE_BYTES = 4

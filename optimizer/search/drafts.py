@@ -1,7 +1,8 @@
 """Ways to draft that a plan may choose among: a bundle's trained head, and prompt look-up.
 
 Every number of guesses up to eight is a choice of its own; the device settles the number at run
-time (`edge/draft/length.py`), the plan decides who drafts and counts on the best number.
+time (`optimizer/policy/draft_length.py`), the plan decides who drafts and counts on the best
+number.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.cost.memory import (
     FAULT_BYTES,
     EdgeMemory,
@@ -19,7 +20,6 @@ from optimizer.cost.memory import (
     workspace_bytes,
 )
 from optimizer.cost.weights import embedding_bytes
-from optimizer.plan import ModelRef, Partition, Plan
 from optimizer.search.problem import Front, Problem
 from optimizer.search.rates import Floats
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from optimizer.artifacts.prediction import Limits
 from optimizer.cost.link import LinkPoint
-from optimizer.prediction import Limits
 from optimizer.search.grid import Grid
 from optimizer.search.planner import Found, Planner
 

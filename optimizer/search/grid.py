@@ -11,13 +11,13 @@ from functools import cached_property
 
 import numpy as np
 
+from optimizer.artifacts.prediction import Limits
 from optimizer.cost.codec import answer_bytes
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.request import OPEN_ROUND_TRIPS
 from optimizer.errors import PlanError
-from optimizer.prediction import Limits
+from optimizer.search.link_independent import Chunks, Mask, Tables
 from optimizer.search.rates import Floats
-from optimizer.search.tables import Chunks, Mask, Tables
 
 _OF_SPLITS = (slice(None), None, None, None, None)  # [S] to [S, 1, 1, 1, 1]
 

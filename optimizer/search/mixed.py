@@ -1,18 +1,18 @@
 """Fronts of mixed precision to choose among: for several numbers of wide layers, the best such.
 
-At every split the front with k layers at 8 bits that loses least (`optimizer.layer_bits`), for k
-in eighths of the split. Between two of these the memory differs by an eighth of what all layers
-at 8 bits would cost more, so a plan is at most that far from the best use of its memory.
+At every split the front with k layers at 8 bits that loses least (`optimizer.search.layer_bits`),
+for k in eighths of the split. Between two of these the memory differs by an eighth of what all
+layers at 8 bits would cost more, so a plan is at most that far from the best use of its memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.artifacts.plan import LAYER_BITS
 from optimizer.cost.weights import front_layer_bytes
-from optimizer.geometry import ModelGeometry
-from optimizer.layer_bits import choose_layer_bits
-from optimizer.plan import LAYER_BITS
+from optimizer.search.layer_bits import choose_layer_bits
 from optimizer.search.problem import Front
 
 EIGHTHS = range(1, 8)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from optimizer.artifacts.prediction import Limits
 from optimizer.cost.link import LinkPoint
-from optimizer.prediction import Limits
 from optimizer.search.grid import Grid
+from optimizer.search.link_independent import Tables
 from optimizer.search.problem import Cell, Problem
 from optimizer.search.solve import best, least
-from optimizer.search.tables import Tables
 
 
 class Found(NamedTuple):

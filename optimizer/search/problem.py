@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
-from hwprofiles.device import DeviceProfile
+from hwprofiles.profiles.device import DeviceProfile
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
+from optimizer.artifacts.prediction import Limits
 from optimizer.cost.codec import LevelCost
+from optimizer.cost.quality import QualityModel
 from optimizer.cost.request import NO_DRAFTS, Drafting
 from optimizer.errors import PlanError
-from optimizer.geometry import ModelGeometry
-from optimizer.plan import BACK_BITS, FRONT_BITS, KV_BITS
-from optimizer.prediction import Limits
-from optimizer.quality import QualityModel
 
 Objective = Literal["tbt", "ttft", "cloud-cost", "context", "quality"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)

@@ -1,4 +1,5 @@
-"""`hwprofiles.rates` over arrays of working sets: the same interpolation, many points at once.
+"""`hwprofiles.profiles.rates` over arrays of working sets: the same interpolation, many points at
+once.
 
 The scalar functions are the definition; a test holds these to them. Only what varies over a
 search is an array here: the working set, and the tokens that attention walks.
@@ -12,8 +13,8 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from hwprofiles.device import AttentionKernel, BatchCurve, DecodeCurve, Kernel
-from hwprofiles.rates import interpolate, rows_line
+from hwprofiles.profiles.device import AttentionKernel, BatchCurve, DecodeCurve, Kernel
+from hwprofiles.profiles.rates import interpolate, rows_line
 
 Floats = npt.NDArray[np.float64]
 

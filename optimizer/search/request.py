@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hwprofiles.device import DeviceProfile
+from hwprofiles.profiles.device import DeviceProfile
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
+from optimizer.artifacts.prediction import Limits
 from optimizer.cost.cloud import back_compute_bits
 from optimizer.cost.codec import level_on
+from optimizer.cost.levels import DEFAULT_LEVELS
+from optimizer.cost.quality import QualityModel
 from optimizer.errors import PlanError
-from optimizer.geometry import ModelGeometry
-from optimizer.levels import DEFAULT_LEVELS
-from optimizer.plan import BACK_BITS, FRONT_BITS, KV_BITS
-from optimizer.prediction import Limits
-from optimizer.quality import QualityModel
 from optimizer.search.problem import (
     CHUNKS,
     NO_DRAFTING,

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from optimizer.search.grid import Grid
+from optimizer.search.link_independent import Mask
 from optimizer.search.problem import Cell, Objective
 from optimizer.search.rates import Floats
-from optimizer.search.tables import Mask
 
 TIE = 1e-9
 PARETO_AXES = ("tbt", "cloud-cost", "edge-memory", "quality")

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwprofiles.device import DeviceProfile
-from hwprofiles.rates import layer_rest_s
+from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.profiles.rates import layer_rest_s
+from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.cost.cloud import back_compute_bits, back_kv_bits
 from optimizer.cost.edge import front_kernel
 from optimizer.cost.weights import (
@@ -24,7 +25,6 @@ from optimizer.cost.weights import (
     front_matrix_bytes,
     layer_matrices,
 )
-from optimizer.geometry import ModelGeometry
 from optimizer.search.rates import Floats, attention_s_at, matrix_s_at
 
 LayerBits = tuple[int, ...]

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from optimizer.artifacts.plan import ModelRef, Partition, Plan, load_plan
+from optimizer.artifacts.specs import load_spec
+from optimizer.cost.levels import DEFAULT_LEVELS, TABQ_LEVELS
 from optimizer.errors import ModelError, ScenarioError
-from optimizer.levels import DEFAULT_LEVELS, TABQ_LEVELS
-from optimizer.plan import ModelRef, Partition, Plan, load_plan
 from optimizer.simulate.scenario import (
     Arrivals,
     Budget,
@@ -21,7 +22,6 @@ from optimizer.simulate.scenario import (
     load_scenario,
 )
 from optimizer.simulate.simulation import Setup, load_setup
-from optimizer.specs import load_spec
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 Once an attempt to connect has failed, gRPC repeats it by itself, less and less often, and until one
 has succeeded every call fails at once, whatever the server does meanwhile (gRPC's connection
-backoff, with the intervals that `edge.grpc_transport` sets; seen so on the real edge).
+backoff, with the intervals that `edge.net.grpc_transport` sets; seen so on the real edge).
 """
 
 from __future__ import annotations

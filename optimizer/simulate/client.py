@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from optimizer.simulate.connector import Connector
+from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.generation import Generation
 from optimizer.simulate.local_answer import answer_locally
 from optimizer.simulate.record import Outcome, RequestRow
 from optimizer.simulate.workload import ClientSpec, Request
-from optimizer.simulate.world import Device, World
 
 
 class Client:
@@ -18,7 +18,7 @@ class Client:
     __slots__ = ("_connector", "_current", "_device", "_next", "_recorded", "_spec", "_world")
 
     def __init__(
-        self, world: World, spec: ClientSpec, device: Device, *, recorded: bool = False
+        self, world: SimulationContext, spec: ClientSpec, device: Device, *, recorded: bool = False
     ) -> None:
         self._world = world
         self._spec = spec

@@ -1,4 +1,4 @@
-"""Getting a session: servers in turn, backoff, a time limit; `edge.connector` simulated.
+"""Getting a session: servers in turn, backoff, a time limit; `edge.generation.connector` simulated.
 
 A connection stands from a client's first knock at a server until that server is lost (`channel`);
 making it costs the round trips of TCP, TLS and HTTP/2's settings.
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from optimizer.simulate.channel import Channel
+from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.ports import Answer, Reply
 from optimizer.simulate.record import Outcome
 from optimizer.simulate.server import Owner, ServerSession
-from optimizer.simulate.world import Device, World
 
 
 class Opener(Owner, Protocol):
@@ -40,7 +40,7 @@ class Connector:
         "_world",
     )
 
-    def __init__(self, world: World, device: Device, first: int) -> None:
+    def __init__(self, world: SimulationContext, device: Device, first: int) -> None:
         self._world = world
         self._device = device
         self._next = first

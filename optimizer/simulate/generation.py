@@ -1,4 +1,5 @@
-"""One answer from question to last token: prefill, decode, recover; `edge.generation` simulated.
+"""One answer from question to last token: prefill, decode, recover; `edge.generation.loop`
+simulated.
 
 Between an answer's arrival and the next frame's nothing can interfere with a client whose link is
 its own, so that stretch is computed at once: a token costs one event (its frame's arrival at the
@@ -13,13 +14,13 @@ from typing import TypeAlias
 
 from optimizer.cost.codec import ANSWER_BYTES, TOKEN_BYTES
 from optimizer.simulate.connector import Connector
+from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.ports import ControlState
 from optimizer.simulate.progress import OwnTime, Prefill, Sent
 from optimizer.simulate.record import Outcome, RoundTimes
 from optimizer.simulate.scenario import Drafting
 from optimizer.simulate.server import Frame, ServerSession
 from optimizer.simulate.workload import Request
-from optimizer.simulate.world import Device, World
 
 
 class Generation:
@@ -54,7 +55,7 @@ class Generation:
 
     def __init__(
         self,
-        world: World,
+        world: SimulationContext,
         device: Device,
         connector: Connector,
         request: Request,
@@ -218,7 +219,9 @@ class Generation:
         world, level, own, device = self._world, self._level, self._own, self._device
         num_bytes, own.encode_s, decode_s = level.frame(rows, of_prompt=not self.num_tokens)
         own.front_s = draft_s
-        if wanted and self.num_tokens:  # drafts go through the front one by one (edge.draft.frames)
+        if (
+            wanted and self.num_tokens
+        ):  # drafts go through the front one by one (edge.generation.draft_frames)
             for at in range(position, position + rows):
                 own.front_s += device.front.seconds(1, at)
         else:

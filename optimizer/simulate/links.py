@@ -1,6 +1,6 @@
 """Links in the simulator: a client's own in closed form, a shared one as the emulator's queues.
 
-Both follow `hwprofiles.link_pipe.Pipe`: a message waits its turn, is sent at rate(t), then
+Both follow `hwprofiles.links.pipe.Pipe`: a message waits its turn, is sent at rate(t), then
 travels for delay(t) + jitter(t), and never overtakes the one before. On a link of its own a
 client's messages are first in, first out, so each arrival follows from the one before by two
 look-ups on the rate's integral, without an event. A link that several clients share is a `Pipe`
@@ -20,10 +20,10 @@ from simpy import Environment
 from simpy.events import Timeout
 
 from hwprofiles.errors import ProfileError
-from hwprofiles.link import LinkProfile, load_link, profile_of_trace
-from hwprofiles.link_pipe import ROUNDING_BYTES, Pipe
-from hwprofiles.link_schedule import Steps
-from hwprofiles.link_shape import MIN_PACKET_BYTES, LinkShape, PipeShape
+from hwprofiles.links.pipe import ROUNDING_BYTES, Pipe
+from hwprofiles.links.profile import LinkProfile, load_link, profile_of_trace
+from hwprofiles.links.schedule import Steps
+from hwprofiles.links.shape import MIN_PACKET_BYTES, LinkShape, PipeShape
 from optimizer.cost.link import link_at
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import Link

@@ -14,14 +14,14 @@ from optimizer.simulate.scenario import BatchLimits, Servers
 
 
 class WaitingFrame(Protocol):
-    """A frame in line, as the scheduler sees it (`cloud.scheduler.Waiting`)."""
+    """A frame in line, as the scheduler sees it (`optimizer.policy.batching.Waiting`)."""
 
     @property
     def num_rows(self) -> int: ...
 
 
 class BatchShare(Protocol):
-    """Rows of a frame that run in a batch (`cloud.scheduler.Share`)."""
+    """Rows of a frame that run in a batch (`optimizer.policy.batching.Share`)."""
 
     @property
     def key(self) -> Any: ...
@@ -30,7 +30,7 @@ class BatchShare(Protocol):
 
 
 class BatchScheduler(Protocol):
-    """Which rows run next (`cloud.scheduler.Scheduler`)."""
+    """Which rows run next (`optimizer.policy.batching.Scheduler`)."""
 
     def next_batch(self, line: Sequence[Any]) -> Sequence[BatchShare]:
         """The next batch from the line, in the order in which its frames came to its head."""
@@ -38,13 +38,13 @@ class BatchScheduler(Protocol):
 
 
 class MakeWaiting(Protocol):
-    """How a frame is put in line (the constructor of `cloud.scheduler.Waiting`)."""
+    """How a frame is put in line (the constructor of `optimizer.policy.batching.Waiting`)."""
 
     def __call__(self, *, key: Any, num_rows: int, num_logits: int, begun: bool = False) -> Any: ...
 
 
 class Answer(Protocol):
-    """What admission says to an Open (`cloud.admission_rule.Verdict`): `admit` it now, let it
+    """What admission says to an Open (`optimizer.policy.admission.Verdict`): `admit` it now, let it
     `wait` in line, `busy` (come back after `retry_after_s`), or `never`."""
 
     @property
@@ -77,7 +77,8 @@ class AdmissionRule(Protocol):
 
 
 class ChunkSeen(NamedTuple):
-    """Seconds that an answered chunk kept each stage busy (`edge.prefill_chunks.StageTimes`)."""
+    """Seconds that an answered chunk kept each stage busy
+    (`optimizer.policy.prefill_chunks.StageTimes`)."""
 
     num_tokens: int
     edge_s: float
@@ -86,12 +87,12 @@ class ChunkSeen(NamedTuple):
 
 
 # Tokens of the prompt's next chunk: (left, the plan's chunk, those answered so far).
-# `edge.prefill_chunks.next_chunk` is it.
+# `optimizer.policy.prefill_chunks.next_chunk` is it.
 NextChunk = Callable[[int, int, Sequence[Any]], int]
 
 
 class ControlState(Protocol):
-    """What a controller has decided (`edge.controller.ControlState`)."""
+    """What a controller has decided (`optimizer.policy.level_control.ControlState`)."""
 
     @property
     def level(self) -> str: ...
@@ -102,7 +103,8 @@ class ControlState(Protocol):
 
 
 class Controller(Protocol):
-    """Decisions from measured steps (`edge.controller.Controller`); holds no state of its own."""
+    """Decisions from measured steps (`optimizer.policy.level_control.Controller`); holds no
+    state of its own."""
 
     @property
     def stall_s(self) -> float:
@@ -130,7 +132,8 @@ class MakeController(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundParts:
-    """What the parts of a drafting round cost: the fields of `edge.draft.length.RoundTimes`."""
+    """What the parts of a drafting round cost: the fields of
+    `optimizer.policy.draft_length.RoundTimes`."""
 
     edge_row_s: float
     guess_s: float
@@ -143,7 +146,7 @@ class RoundParts:
 
 
 # The best number of drafts from the chance of each to be accepted
-# (`edge.draft.length.best_length`).
+# (`optimizer.policy.draft_length.best_length`).
 DraftLength = Callable[[Sequence[float], RoundParts], int]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from hwprofiles.errors import ProfileError
-from hwprofiles.strict_yaml import load_strict
+from hwprofiles.schema.strict_yaml import load_strict
 from optimizer.cost.codec import LevelCost
 from optimizer.errors import ScenarioError
 

@@ -1,4 +1,4 @@
-"""One server: admission, line, batches, answers; `cloud.engine_loop` in simulated time.
+"""One server: admission, line, batches, answers; `cloud.engine.loop` in simulated time.
 
 One model thread does everything that costs time, in this order: take what came in (decode each
 frame that becomes the head of its session), let the scheduler pick, run the batch, then for

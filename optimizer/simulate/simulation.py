@@ -11,17 +11,18 @@ from pathlib import Path
 from simpy import Environment
 from simpy.events import Timeout
 
-from hwprofiles.device import DeviceProfile
-from hwprofiles.device_catalog import load_device
 from hwprofiles.errors import ProfileError
-from hwprofiles.link import LinkProfile
+from hwprofiles.links.profile import LinkProfile
 from hwprofiles.peak_memory import peak_memory_bytes
+from hwprofiles.profiles.catalog import load_device
+from hwprofiles.profiles.device import DeviceProfile
+from optimizer.artifacts.plan import Plan
 from optimizer.cost.cloud import SessionRows, back_kv_bits, sample_s
 from optimizer.cost.codec import LevelCost
+from optimizer.cost.levels import TABQ_LEVELS
 from optimizer.errors import ScenarioError
-from optimizer.levels import TABQ_LEVELS
-from optimizer.plan import Plan
 from optimizer.simulate.client import Client
+from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.links import (
     DRAWN_HOURS,
     LinkLanes,
@@ -37,7 +38,6 @@ from optimizer.simulate.scenario import Clients, Scenario
 from optimizer.simulate.server import Server
 from optimizer.simulate.times import BackTimes, FrontTimes, LevelTimes, MeasuredBack, ModelledBack
 from optimizer.simulate.workload import ClientSpec, client_specs
-from optimizer.simulate.world import Device, World
 
 BESIDE_THE_LADDER = frozenset(level.name for level in TABQ_LEVELS)  # never chosen at run time
 TYPICAL_POSITION = 256  # where the length of drafts is decided
@@ -109,7 +109,7 @@ def simulate(
     record = Record()
     num_servers = 0 if plan.edge_is_whole else scenario.servers.count
     servers = [_server(env, setup, parts, seed, number) for number in range(num_servers)]
-    world = World(
+    world = SimulationContext(
         env=env,
         scenario=scenario,
         plan=plan,
@@ -135,7 +135,7 @@ def simulate(
         for group in scenario.clients
         for name in group.devices
     }
-    ways = _Ways(env, setup, seed)
+    ways = ClientLinks(env, setup, seed)
     seeded = scenario if replication == 0 else _reseeded(scenario, seed)
     lengths = _DraftLengths(setup, parts, fronts)
     clients = [
@@ -229,7 +229,7 @@ def _server(env: Environment, setup: Setup, parts: Parts, seed: int, number: int
     )
 
 
-class _Ways:
+class ClientLinks:
     """Every client's way to the servers: a link of its own, or a lane of its group's shared one."""
 
     def __init__(self, env: Environment, setup: Setup, seed: int) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from hwprofiles.errors import ProfileError
-from hwprofiles.strict_yaml import build_strict
+from hwprofiles.schema.strict_yaml import build_strict
+from optimizer.artifacts.plan import Plan
 from optimizer.errors import ScenarioError
-from optimizer.plan import Plan
 from optimizer.simulate.assemble import Inputs, Overrides, overridden
 from optimizer.simulate.measures import Measures
 from optimizer.simulate.scenario import Scenario

@@ -18,14 +18,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
-from hwprofiles.device import DeviceProfile
-from hwprofiles.link_shape import Curve, uniform
-from hwprofiles.rates import attention_s
+from hwprofiles.links.shape import Curve, uniform
+from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.profiles.rates import attention_s
+from optimizer.artifacts.plan import Plan
 from optimizer.cost.cloud import SessionRows, back_compute_bits, back_step_s, sample_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
 from optimizer.cost.edge import front_step
 from optimizer.cost.weights import Matrix, back_layer_matrices, back_matrix_bytes
-from optimizer.plan import Plan
 from optimizer.simulate.scenario import MeasuredSteps
 
 FAR_TOKENS = 4096  # where attention's slope is read off; it is linear, so anywhere would do

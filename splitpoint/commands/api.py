@@ -39,7 +39,7 @@ def api(
     """Serve /v1/chat/completions and /v1/completions. Prints 'listening on HOST:PORT'."""
     from edge.api.access import ApiAccess
     from edge.api.server import ApiConfig, ApiServer
-    from edge.mapped_pages import share_heaps
+    from edge.device.mapped_pages import share_heaps
 
     host, port = parse_address(listen)
     config = ApiConfig(

@@ -82,8 +82,8 @@ def server(
         counts = []
     if not counts or min(counts) < 1:
         raise typer.BadParameter(f"--sessions {sessions!r}: give numbers, such as 1,8,32")
-    from cloud.bench import run_server_bench
-    from optimizer.plan import load_plan
+    from cloud.engine.bench import run_server_bench
+    from optimizer.artifacts.plan import load_plan
 
     plan = load_plan(bundle / "plan.yaml")
     report = run_server_bench(

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from optimizer.bundle import Role
-from splitpoint.progress import stage_progress
+from optimizer.artifacts.bundle import Role
+from splitpoint.views.progress import stage_progress
 
 if TYPE_CHECKING:
-    from optimizer.build.source import ModelSource
-    from optimizer.plan import Plan
+    from optimizer.artifacts.plan import Plan
+    from optimizer.export.sources.model_source import ModelSource
 
 DEFAULT_MAX_TOKENS = 2048
 CALIBRATED_LEVEL = "q2"
@@ -81,9 +81,9 @@ def build(
         raise typer.BadParameter("give a plan.yaml or --split, one of them")
     if side not in SIDES:
         raise typer.BadParameter(f"--side {side}: choose one of {', '.join(SIDES)}")
-    from optimizer.build.bundle_builder import Calibration, build_bundle
-    from optimizer.build.source import open_source
-    from optimizer.plan import load_plan
+    from optimizer.artifacts.plan import load_plan
+    from optimizer.export.bundle_builder import Calibration, build_bundle
+    from optimizer.export.sources.model_source import open_source
 
     with stage_progress(f"building {out}") as progress:
         progress("reading the model")
@@ -138,7 +138,7 @@ def plan_from_flags(
     exact_front: bool,
 ) -> Plan:
     """A plan that says what the flags say, for the model at hand."""
-    from optimizer.plan import ModelRef, Partition, Plan
+    from optimizer.artifacts.plan import ModelRef, Partition, Plan
 
     geometry = source.geometry
     return Plan(

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from splitpoint.progress import stage_progress
+from splitpoint.views.progress import stage_progress
 
 if TYPE_CHECKING:
-    from optimizer.build.certify import Certificate
+    from optimizer.export.certify.certificate import Certificate
 
 
 def certify(
@@ -34,11 +34,11 @@ def certify(
 ) -> None:
     """Measure bits, perplexity, KL and top-1 agreement of every level; store them in the bundle."""
     from codec.ladder import Ladder
-    from optimizer.build.certify import certify as certify_ladder
-    from optimizer.build.certify import store_certificate, text_windows
-    from optimizer.build.source import open_source
-    from optimizer.bundle import open_bundle
+    from optimizer.artifacts.bundle import open_bundle
     from optimizer.errors import BuildError
+    from optimizer.export.certify.certificate import certify as certify_ladder
+    from optimizer.export.certify.certificate import store_certificate, text_windows
+    from optimizer.export.sources.model_source import open_source
 
     plan = open_bundle(bundle, role="edge").plan
     split = plan.partition.split
@@ -65,7 +65,7 @@ def certify(
         )
         store_certificate(bundle, result)
     if plot is not None:
-        from optimizer.build.certify_plot import plot_certificate
+        from optimizer.export.certify.plot import plot_certificate
 
         plot_certificate(result, plot)
     if json_output:

@@ -12,7 +12,7 @@ from splitpoint.commands.option_groups import with_options
 from splitpoint.commands.run import summary
 
 if TYPE_CHECKING:
-    from edge.tokenizer import ChatMessage
+    from edge.device.tokenizer import ChatMessage
 
 
 @with_options(max_new_tokens=512, temperature=0.2, top_p=0.9)

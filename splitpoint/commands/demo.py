@@ -12,15 +12,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from splitpoint.progress import byte_progress, stage_progress
 from splitpoint.server_process import serving
-from splitpoint.sizes import parse_size, size_text, time_text
+from splitpoint.views.progress import byte_progress, stage_progress
+from splitpoint.views.sizes import parse_size, size_text, time_text
 
 if TYPE_CHECKING:
-    from edge.report import Completion
-    from hwprofiles.device import DeviceProfile
-    from optimizer.build.source import ModelSource
-    from optimizer.plan import Plan
+    from edge.generation.report import Completion
+    from hwprofiles.profiles.device import DeviceProfile
+    from optimizer.artifacts.plan import Plan
+    from optimizer.export.sources.model_source import ModelSource
 
 MODEL = "smollm2-135m-instruct"
 DEMO_CALIBRATION_TOKENS = 4096  # few, so that the demo is quick; build takes twice as many
@@ -43,10 +43,10 @@ def demo(
 ) -> None:
     """Set everything up on this machine, ask one question, show where the time went."""
     from edge.client import EdgeClient
-    from edge.completion import CompletionRequest
-    from optimizer.build.bundle_builder import Calibration, build_bundle
-    from optimizer.build.fetch import fetch_model
-    from optimizer.build.source import open_source
+    from edge.generation.completion import CompletionRequest
+    from optimizer.export.bundle_builder import Calibration, build_bundle
+    from optimizer.export.sources.fetch import fetch_model
+    from optimizer.export.sources.model_source import open_source
 
     room_bytes = parse_size(edge_memory)
     screen = Console(stderr=True)
@@ -104,10 +104,10 @@ def demo(
 
 def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
     """This machine as an edge and as a server, measured quickly and kept in `folder`."""
-    from cloud.profiled_kernels import TorchKernels
-    from hwprofiles.back_profiler import profile_server
-    from hwprofiles.device_catalog import device_to_yaml
-    from hwprofiles.profiler import profile_device
+    from cloud.engine.profiled_kernels import TorchKernels
+    from hwprofiles.profiler.back_profiler import profile_server
+    from hwprofiles.profiler.front_profiler import profile_device
+    from hwprofiles.profiles.catalog import device_to_yaml
     from splitpoint.profiled_codec import ProfiledCodec
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,16 +141,16 @@ def _planned(
 ) -> Plan:
     """The plan with the least time between tokens over loopback within the edge's memory, the
     model's weights being on a 4-bit grid already."""
-    from hwprofiles.link import load_link
+    from hwprofiles.links.profile import load_link
+    from optimizer.artifacts.plan import ModelRef
+    from optimizer.artifacts.prediction import Limits, ProfilesUsed
     from optimizer.cost.link import link_at
     from optimizer.cost.memory import edge_runtime_bytes
     from optimizer.errors import PlanError
-    from optimizer.plan import ModelRef
-    from optimizer.prediction import Limits, ProfilesUsed
-    from optimizer.search.answer import plan_of
     from optimizer.search.explain import binding_limits
     from optimizer.search.planner import Planner
     from optimizer.search.request import make_problem
+    from optimizer.search.to_plan import plan_of
 
     base_bytes = edge_runtime_bytes(edge, source.geometry)
     problem = make_problem(
@@ -190,7 +190,7 @@ def _say_plan(screen: Console, plan: Plan, room_bytes: int) -> None:
 
 def time_table(completion: Completion) -> Table:
     """Where each millisecond went: one column for the prompt, one for a decoded token."""
-    from edge.report import breakdown
+    from edge.generation.report import breakdown
 
     prefill = breakdown(completion.steps, "prefill")
     decode = breakdown(completion.steps, "decode")

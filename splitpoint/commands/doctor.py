@@ -112,7 +112,7 @@ def _try_codec() -> str:
 
 
 def _codec_kernel() -> Check:
-    from codec import rans_native
+    from codec.entropy import rans_native
 
     if rans_native.load():
         return Check("codec kernel", "compiled")
@@ -125,12 +125,12 @@ def _cloud_kernel() -> Check:
         return Check(what, "torch is not installed")
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return Check(what, "none for this platform, torch does its work")
-    from cloud import native
+    from cloud.kernel import library as native
 
     kernel = native.load()
     if kernel is not None:
         return Check(what, f"compiled, {kernel.name}")
-    if find_spec("cloud._kernel") is None:
+    if find_spec("cloud.kernel._kernel") is None:
         return Check(what, "none, torch does its work", BUILD_KERNEL)
     return Check(what, "not usable on this processor, torch does its work")
 

@@ -16,13 +16,13 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from hwprofiles.emulator_loop import precise_event_loop
-from hwprofiles.emulator_relay import Counters, Relay
-from hwprofiles.emulator_sockets import Address, LaneCounters
+from hwprofiles.emulator.event_loop import precise_event_loop
+from hwprofiles.emulator.relay import Counters, Relay
+from hwprofiles.emulator.sockets import Address, LaneCounters
 from hwprofiles.errors import EmulatorError
-from hwprofiles.link import load_link
-from hwprofiles.link_schedule import BYTES_PER_S_PER_MBPS, read_trace
-from hwprofiles.link_shape import LinkShape
+from hwprofiles.links.profile import load_link
+from hwprofiles.links.schedule import BYTES_PER_S_PER_MBPS, read_trace
+from hwprofiles.links.shape import LinkShape
 
 STATUS_EVERY_S = 0.5
 

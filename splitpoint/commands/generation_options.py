@@ -11,11 +11,11 @@ import typer
 
 from decoding.params import SamplingParams
 from edge.errors import InputError
-from splitpoint.sizes import parse_size
+from splitpoint.views.sizes import parse_size
 
 if TYPE_CHECKING:
     from edge.client import EdgeClient
-    from edge.completion import CompletionRequest
+    from edge.generation.completion import CompletionRequest
 
 BundleArgument = Annotated[
     Path, typer.Argument(help="Bundle folder made by 'splitpoint build'.", show_default=False)
@@ -74,9 +74,9 @@ class DeviceOptions:
     def open_client(self, stack: ExitStack, bundle: Path, *, concurrency: int = 1) -> EdgeClient:
         """An EdgeClient that lives as long as `stack`."""
         from edge.client import EdgeClient
-        from edge.grpc_transport import Credentials
-        from edge.patience import Patience
-        from edge.power import pin_to
+        from edge.device.power import pin_to
+        from edge.net.grpc_transport import Credentials
+        from optimizer.policy.retry import RetryPolicy
 
         if self.affinity is not None:
             pin_to(self.affinity)
@@ -100,7 +100,7 @@ class DeviceOptions:
                 ),
                 prefill_chunk=self.prefill_chunk,
                 draft_model=self.draft_model,
-                patience=Patience(recover_s=self.recover_within),
+                patience=RetryPolicy(recover_s=self.recover_within),
                 trace=sink,
             )
         )
@@ -155,7 +155,7 @@ def completion_request(
     sampling: SamplingOptions, control: ControlOptions, *, logprobs: bool = False
 ) -> CompletionRequest:
     """The options as a checked request; a bad one is bad usage."""
-    from edge.completion import CompletionRequest
+    from edge.generation.completion import CompletionRequest
 
     try:
         return CompletionRequest(

@@ -28,8 +28,8 @@ def fetch(
     ] = None,
 ) -> None:
     """Fetch a model; prints the path to give as --model."""
-    from optimizer.build.fetch import fetch_model
-    from splitpoint.progress import byte_progress
+    from optimizer.export.sources.fetch import fetch_model
+    from splitpoint.views.progress import byte_progress
 
     target = out or Path("models") / name.rsplit("/", maxsplit=1)[-1]
     with byte_progress(name) as progress:

@@ -11,15 +11,15 @@ import typer
 
 from optimizer.errors import ModelError, PlanError
 from optimizer.search.problem import OBJECTIVES
-from splitpoint.sizes import parse_size
+from splitpoint.views.sizes import parse_size
 
 if TYPE_CHECKING:
+    from optimizer.artifacts.plan import ModelRef
+    from optimizer.artifacts.sensitivity import Sensitivity
     from optimizer.cost.link import LinkPoint
-    from optimizer.plan import ModelRef
-    from optimizer.quality import QualityModel
+    from optimizer.cost.quality import QualityModel
     from optimizer.search.planner import Found, Planner
     from optimizer.search.problem import DraftChoice, Objective
-    from optimizer.sensitivity import Sensitivity
 
 
 def plan(
@@ -129,16 +129,16 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Plan a deployment: the best configuration within the limits, and why."""
-    from hwprofiles.device_catalog import load_device
-    from hwprofiles.link import load_link
+    from hwprofiles.links.profile import load_link
+    from hwprofiles.profiles.catalog import load_device
+    from optimizer.artifacts.prediction import Limits, ProfilesUsed
     from optimizer.cost.link import link_at
-    from optimizer.prediction import Limits, ProfilesUsed
-    from optimizer.search.answer import plan_of
     from optimizer.search.explain import binding_limits, explain, relaxations
     from optimizer.search.mixed import mixed_fronts
     from optimizer.search.planner import Planner
     from optimizer.search.request import make_problem
-    from splitpoint import plan_view
+    from optimizer.search.to_plan import plan_of
+    from splitpoint.views import plan_view
 
     wanted = _objective(objective)
     if math.inf in (max_ttft, max_tbt, max_quality_drop):
@@ -223,8 +223,8 @@ def plan(
 def model_ref(model: str) -> ModelRef:
     """A model by its files; or, with no hash because any weights of the shape will do, by a shipped
     spec's name or a `config.json` without weights beside it."""
-    from optimizer.plan import ModelRef
-    from optimizer.specs import load_spec, shipped_specs
+    from optimizer.artifacts.plan import ModelRef
+    from optimizer.artifacts.specs import load_spec, shipped_specs
 
     path = Path(model)
     if model in shipped_specs() or path.suffix in (".yaml", ".yml"):
@@ -236,10 +236,10 @@ def model_ref(model: str) -> ModelRef:
         )
     folder = path.parent if path.name == "config.json" else path
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
-        from optimizer.build.geometry import geometry_of_config
+        from optimizer.export.sources.config_geometry import geometry_of_config
 
         return ModelRef(id=folder.resolve().name, sha256="", geometry=geometry_of_config(folder))
-    from optimizer.build.source import open_source
+    from optimizer.export.sources.model_source import open_source
 
     source = open_source(folder)
     return ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry)
@@ -247,7 +247,7 @@ def model_ref(model: str) -> ModelRef:
 
 def sensitivity_of(reference: ModelRef, path: Path) -> Sensitivity:
     """Losses of single layers, of this very model."""
-    from optimizer.sensitivity import Sensitivity
+    from optimizer.artifacts.sensitivity import Sensitivity
 
     found = Sensitivity.load(path)
     if reference.sha256 and found.model_sha256 != reference.sha256:
@@ -270,7 +270,7 @@ def quality_of(
 ) -> QualityModel:
     """The quality model: certificates from files and bundles, measured losses of front layers,
     the rest assumed."""
-    from optimizer.quality import QualityModel, read_certificates
+    from optimizer.cost.quality import QualityModel, read_certificates
 
     files = []
     for path in certificates:
@@ -285,7 +285,7 @@ def quality_of(
 
 
 def _plot(planner: Planner, point: LinkPoint, found: Found, path: Path) -> None:
-    from splitpoint.plan_plot import draw_plan
+    from splitpoint.views.plan_plot import draw_plan
 
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_plan(planner, point, found, path)

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hwprofiles.device import DeviceProfile
-from hwprofiles.device_catalog import device_to_yaml, load_device, shipped_devices, to_plain
-from hwprofiles.device_compare import compare_devices, key_figures
 from hwprofiles.errors import ProfileError
-from hwprofiles.link import LinkProfile, link_names, load_link
+from hwprofiles.links.profile import LinkProfile, link_names, load_link
+from hwprofiles.profiles.catalog import device_to_yaml, load_device, shipped_devices, to_plain
+from hwprofiles.profiles.compare import compare_devices, key_figures
+from hwprofiles.profiles.device import DeviceProfile
 from splitpoint.commands.generation_options import (
     CaOption,
     CertOption,
@@ -76,12 +76,12 @@ def device(
             "codec": ProfiledCodec(),
         }
         if chosen == "edge":
-            from hwprofiles.profiler import profile_device
+            from hwprofiles.profiler.front_profiler import profile_device
 
             found = profile_device(**common)
         else:
-            from cloud.profiled_kernels import TorchKernels
-            from hwprofiles.back_profiler import profile_server
+            from cloud.engine.profiled_kernels import TorchKernels
+            from hwprofiles.profiler.back_profiler import profile_server
 
             found = profile_server(TorchKernels(device_type), **common)
     for warning in found.warnings:
@@ -126,10 +126,10 @@ def link(
     as_json: JsonOption = False,
 ) -> None:
     """Measure round trips and rates to a running server; says and keeps its byte cap."""
-    from edge.grpc_probe import GrpcProbeStream
-    from edge.grpc_transport import Credentials, GrpcTransport
-    from edge.link_probe import probe_link
-    from edge.loopback_probe import loopback_stack_s
+    from edge.net.grpc_probe import GrpcProbeStream
+    from edge.net.grpc_transport import Credentials, GrpcTransport
+    from edge.net.link_probe import probe_link
+    from edge.net.loopback_probe import loopback_stack_s
 
     typer.echo(f"link probe: at most {max_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
     token = None if token_file is None else read_token(token_file)
@@ -232,7 +232,7 @@ def compare(
 @profile_app.command()
 def schema(kind: Annotated[Literal["device", "link"], typer.Argument(help="Which.")]) -> None:
     """Print the JSON Schema of a profile, for editors."""
-    from hwprofiles.json_schema import json_schema
+    from hwprofiles.schema.json_schema import json_schema
 
     typer.echo(json.dumps(json_schema(DeviceProfile if kind == "device" else LinkProfile)))
 

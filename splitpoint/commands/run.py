@@ -13,8 +13,8 @@ from splitpoint.commands import generation_options as options
 from splitpoint.commands.option_groups import with_options
 
 if TYPE_CHECKING:
-    from edge.report import Completion
-    from edge.tokenizer import ChatMessage
+    from edge.device.tokenizer import ChatMessage
+    from edge.generation.report import Completion
 
 
 @with_options()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from splitpoint.progress import stage_progress
+from splitpoint.views.progress import stage_progress
 
 
 def sensitivity(
@@ -20,9 +20,9 @@ def sensitivity(
     window: Annotated[int, typer.Option(help="Tokens of context.", min=2)] = 256,
 ) -> None:
     """Measure what each front layer loses at 4 and at 8 bits ('plan --sensitivity' takes it)."""
-    from optimizer.build.certify import text_windows
-    from optimizer.build.sensitivity import measure_sensitivity
-    from optimizer.build.source import open_source
+    from optimizer.export.certify.certificate import text_windows
+    from optimizer.export.certify.layer_sensitivity import measure_sensitivity
+    from optimizer.export.sources.model_source import open_source
 
     with stage_progress("measuring layers") as progress:
         progress("reading the model")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from splitpoint.sizes import parse_size
+from splitpoint.views.sizes import parse_size
 
 
 class LogFormat(str, Enum):
@@ -75,9 +75,9 @@ def serve(
 
     import asyncio
 
-    from cloud.access import Access, is_loopback
-    from cloud.logs import log_to_stderr
-    from cloud.server import ServerConfig, parse_listen, serve_until_stopped
+    from cloud.server.access import Access, is_loopback
+    from cloud.server.logs import log_to_stderr
+    from cloud.server.process import ServerConfig, parse_listen, serve_until_stopped
 
     if log is not LogFormat.OFF:
         log_to_stderr(as_json=log is LogFormat.JSON)

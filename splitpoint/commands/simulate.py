@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from splitpoint.progress import share_progress, stage_progress
+from splitpoint.views.progress import share_progress, stage_progress
 
 
 def simulate(
@@ -125,7 +125,7 @@ def simulate(
     if json_output:
         typer.echo(json.dumps(findings.to_json()))
         return
-    from splitpoint.simulation_tables import print_findings
+    from splitpoint.views.simulation_tables import print_findings
 
     print_findings(findings)
     if out is not None:

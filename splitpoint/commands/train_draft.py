@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitpoint.progress import step_progress
+from splitpoint.views.progress import step_progress
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from optimizer.build.draft_corpus import FrontRows
+    from optimizer.export.draft_head.corpus import FrontRows
 
 
 def train_draft(
@@ -46,11 +46,11 @@ def train_draft(
     """Train a draft head by distillation and store it in the bundle."""
     if head_bits not in (4, 8):
         raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
-    from edge.front import FrontEngine
-    from optimizer.build.draft_build import DraftOptions, build_draft
-    from optimizer.build.draft_train import TrainOptions
-    from optimizer.build.source import open_source
-    from optimizer.bundle import open_bundle
+    from edge.device.front import FrontEngine
+    from optimizer.artifacts.bundle import open_bundle
+    from optimizer.export.draft_head.head_builder import DraftOptions, build_draft
+    from optimizer.export.draft_head.training import TrainOptions
+    from optimizer.export.sources.model_source import open_source
 
     opened = open_bundle(bundle, role="edge")
     with step_progress("train-draft") as progress:
@@ -84,7 +84,7 @@ def train_draft(
 
 def _rows_of(front: object) -> FrontRows:
     """The engine as a function of one passage, from an empty cache."""
-    from edge.front import FrontEngine
+    from edge.device.front import FrontEngine
 
     if not isinstance(front, FrontEngine):
         raise TypeError("not a front engine")

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cloud.server import Server, ServerConfig, serving
+from cloud.server.process import Server, ServerConfig, serving
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from protos import wire

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
-from optimizer.bundle import write_manifest
-from optimizer.geometry import ModelGeometry
-from optimizer.plan import ModelRef, Partition, Plan
+from optimizer.artifacts.bundle import write_manifest
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from tests.tiny_models import make_tiny_model
 
 MODEL_SHA256 = "ab" * 32

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codec.calibrated import CalibratedCodec, SplitModel, trellis_models
-from codec.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, Families
+from codec.entropy.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, Families
 from codec.ladder import Ladder, Level, LosslessCodec
-from codec.tabq import TabqCodec
+from codec.levels.calibrated import CalibratedCodec, SplitModel, trellis_models
+from codec.levels.tabq import TabqCodec
 
 D = 16
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codec.calibrated import SplitModel
+from codec.entropy.integers import NUM_FAMILIES, Families
 from codec.errors import FrameError, TablesError
-from codec.integers import NUM_FAMILIES, Families
 from codec.ladder import Ladder
+from codec.levels.calibrated import SplitModel
 from codec.tables import write_tables
 
 IDS = np.array([5, 9, 7], dtype=np.int64)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from codec.ladder import Ladder
 from edge.errors import ConnectError, LostError, TransportError
-from edge.transport import Received
+from edge.net.transport import Received
 from protos.messages import CloudMessage, Frame, Open, Opened, Result, Timings
 
 WIDTH = 4

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cloud.server import Server, ServerConfig, serving
+from cloud.server.process import Server, ServerConfig, serving
 
 
 class RunningServer:

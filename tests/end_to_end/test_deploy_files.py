@@ -11,7 +11,7 @@ import pytest
 import typer
 import yaml
 
-from cloud.metrics import Metrics
+from cloud.server.metrics import Metrics
 from splitpoint.cli import make_app
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

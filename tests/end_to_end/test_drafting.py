@@ -14,19 +14,19 @@ import torch
 
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
-from edge.completion import CompletionRequest
 from edge.draft.drafter import Guess
-from edge.draft.drafting import Chain, Drafting
 from edge.draft.head import FACTS_NAME, HEAD_NAME
 from edge.draft.ngram import NgramDrafter
 from edge.errors import InputError
-from edge.report import Completion
-from hwprofiles.emulator import EmulatedLink
-from hwprofiles.link_shape import LinkShape
-from optimizer.build.calibrate import calibrate
-from optimizer.build.draft_export import export_head
-from optimizer.build.draft_head import DraftHead, HeadShape, output_embedding
-from optimizer.bundle import write_manifest
+from edge.generation.completion import CompletionRequest
+from edge.generation.drafting import Chain, Drafting
+from edge.generation.report import Completion
+from hwprofiles.emulator.in_process import EmulatedLink
+from hwprofiles.links.shape import LinkShape
+from optimizer.artifacts.bundle import write_manifest
+from optimizer.export.calibration.calibrate import calibrate
+from optimizer.export.draft_head.head import DraftHead, HeadShape, output_embedding
+from optimizer.export.draft_head.onnx_export import export_head
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import running_server
 
@@ -148,7 +148,7 @@ def test_at_any_level_every_drafter_gives_the_tokens_of_that_level(
     calibrated: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, level: str, draft: str
 ) -> None:
     """Through a server: with frames ahead and second choices, whether they pay or not."""
-    monkeypatch.setattr("edge.draft.choice.Drafting", Reckless)
+    monkeypatch.setattr("edge.draft.factory.Drafting", Reckless)
     edge, cloud = calibrated
     with (
         running_server(cloud) as server,

@@ -14,10 +14,10 @@ import pytest
 
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
-from edge.completion import CompletionRequest, CompletionRun
-from edge.patience import Patience
-from hwprofiles.emulator import EmulatedLink
-from hwprofiles.link_shape import LinkShape
+from edge.generation.completion import CompletionRequest, CompletionRun
+from hwprofiles.emulator.in_process import EmulatedLink
+from hwprofiles.links.shape import LinkShape
+from optimizer.policy.retry import RetryPolicy
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import running_server
 
@@ -25,7 +25,7 @@ PROMPT = "a story about a link that breaks"
 REQUEST = CompletionRequest(
     max_new_tokens=60, sampling=SamplingParams(temperature=0.9, seed=5, repetition_penalty=1.1)
 )
-PATIENT = Patience(connect_s=30, step_s=5, recover_s=60)
+PATIENT = RetryPolicy(connect_s=30, step_s=5, recover_s=60)
 FAST_LINK = LinkShape.fixed(rtt_s=0.004, up_bytes_per_s=2.5e6, down_bytes_per_s=2.5e6)
 
 
@@ -99,7 +99,7 @@ def test_a_silent_link_is_noticed_and_the_next_address_takes_over(
     bench: ModelBench, undisturbed: tuple[int, ...]
 ) -> None:
     """The first path stops carrying bytes without closing anything: a half-open connection."""
-    impatient = Patience(connect_s=10, step_s=0.5, recover_s=30)
+    impatient = RetryPolicy(connect_s=10, step_s=0.5, recover_s=30)
     with (
         running_server(bench.cloud_bundle()) as first,
         running_server(bench.cloud_bundle()) as second,
@@ -122,7 +122,7 @@ def test_a_server_that_never_comes_back_leaves_the_text_so_far(
     bench: ModelBench, undisturbed: tuple[int, ...]
 ) -> None:
     server = ServerProcess(bench.cloud_bundle())
-    short = Patience(connect_s=5, step_s=5, recover_s=0.5)
+    short = RetryPolicy(connect_s=5, step_s=5, recover_s=0.5)
     with EdgeClient(bench.edge_bundle(2), f"127.0.0.1:{server.port}", patience=short) as client:
         run = client.start(PROMPT, REQUEST)
         for index, _ in enumerate(run):

@@ -12,7 +12,7 @@ import torch
 
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
-from edge.completion import CompletionRequest
+from edge.generation.completion import CompletionRequest
 from tests.conftest import ModelBench
 from tests.end_to_end.greedy import first_difference, generate
 from tests.end_to_end.prompts import PROMPTS

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge.client import EdgeClient
-from optimizer.build.source import open_source
+from optimizer.export.sources.model_source import open_source
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import running_server
 from tests.end_to_end.test_split_equals_whole import answer

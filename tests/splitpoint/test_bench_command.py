@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import typer
 
-from optimizer.build.bundle_builder import build_bundle
 from optimizer.errors import BuildError
+from optimizer.export.bundle_builder import build_bundle
 from splitpoint.cli import main
 from splitpoint.commands.bench import RATE_QUALITY, _rate_quality, codec
 

@@ -118,9 +118,9 @@ def test_a_prompt_beyond_the_plan_is_refused_before_anything_is_sent(
 def test_an_unreachable_server_is_named(
     capsys: pytest.CaptureFixture[str], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge.patience import Patience
+    from optimizer.policy.retry import RetryPolicy
 
-    monkeypatch.setattr("edge.client.Patience", lambda: Patience(connect_s=0.5))
+    monkeypatch.setattr("edge.client.RetryPolicy", lambda: RetryPolicy(connect_s=0.5))
     status, line = failing(
         capsys, "run", bundle, "--server", "127.0.0.1:1", "--prompt", "x", "--max-new-tokens", "4"
     )

@@ -61,7 +61,7 @@ def test_a_deadline_that_nothing_holds_ends_the_answer_and_says_so(
 ) -> None:
     """A step across two processes' threads takes more than ten microseconds on any machine."""
     from edge.client import EdgeClient
-    from edge.completion import CompletionRequest
+    from edge.generation.completion import CompletionRequest
 
     with EdgeClient(bundle, server.address) as client:
         request = CompletionRequest(max_new_tokens=150, deadline_tbt_s=1e-5, draft="off")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cloud import native
+from cloud.kernel import library as native
 from splitpoint.cli import main
 from splitpoint.commands.doctor import PACKAGES_OF_SIDE
 from splitpoint.errors import EXTRA_OF_PACKAGE
@@ -58,7 +58,7 @@ def test_the_doctor_says_which_kernels_are_compiled(capsys: pytest.CaptureFixtur
 
 
 def test_a_compiled_kernel_of_another_time_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.find_spec("codec._kernel")
+    spec = importlib.util.find_spec("codec.kernel._kernel")
     if spec is None:
         pytest.skip("no compiled kernel to stand in for an older one")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from hwprofiles.link import load_link
-from optimizer.build.bundle_builder import for_model
-from optimizer.bundle import open_bundle
+from hwprofiles.links.profile import load_link
+from optimizer.artifacts.bundle import open_bundle
+from optimizer.artifacts.plan import load_plan
 from optimizer.errors import BuildError
-from optimizer.plan import load_plan
+from optimizer.export.bundle_builder import for_model
 from splitpoint.cli import main
 from tests.conftest import ModelBench
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from splitpoint.cli import main
-from tests.optimizer_simulate.scenes import PLAN
+from tests.optimizer.simulate.scenes import PLAN
 
 SCENARIO = """
 name: two groups

@@ -9,15 +9,15 @@ from itertools import islice
 import pytest
 
 from codec.ladder import Ladder
-from edge.connector import Connector
 from edge.draft.drafter import Guess, Rows
-from edge.draft.drafting import Drafting
 from edge.draft.ngram import NgramDrafter
-from edge.generation import RemoteGeneration
-from edge.patience import Clock, Patience
-from edge.pilot import Pilot
-from edge.report import StepTrace, draft_figures
-from edge.transport import Received
+from edge.generation.connector import Connector
+from edge.generation.drafting import Drafting
+from edge.generation.level_selector import LevelSelector
+from edge.generation.loop import RemoteGeneration
+from edge.generation.report import StepTrace, draft_figures
+from edge.net.transport import Received
+from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
 from tests.edge.fakes import (
     WIDTH,
@@ -108,11 +108,11 @@ def run_drafted(
         transport.tick = transport.clock = tick
         transport.rng = random.Random(0)
     ladder = Ladder.lossless(WIDTH)
-    patience = Patience(recover_s=1e6)
+    patience = RetryPolicy(recover_s=1e6)
     run = RemoteGeneration(
         front=FakeFront(),
         ladder=ladder,
-        pilot=Pilot(ladder=ladder, levels=("lossless",)),
+        selector=LevelSelector(ladder=ladder, levels=("lossless",)),
         connector=Connector(
             request=Open(
                 session_id="s",

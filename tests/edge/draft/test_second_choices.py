@@ -9,8 +9,8 @@ import pytest
 from edge.draft.acceptance import Acceptance
 from edge.draft.best_of import BestOf
 from edge.draft.drafter import Guess, Rows
-from edge.draft.drafting import MAX_SECOND_CHOICES, Chain, Drafting, Place
-from edge.report import StepTrace
+from edge.generation.drafting import MAX_SECOND_CHOICES, Chain, Drafting, Place
+from edge.generation.report import StepTrace
 
 
 class Saying:

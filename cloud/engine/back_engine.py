@@ -1,0 +1,259 @@
+"""The back of the model over a packed batch with ragged entry.
+
+Sessions enter at their own layer. A batch's rows are ordered by split, so the rows that are
+active at a layer are a prefix of the packed matrix, and those that join are appended to it:
+every layer runs once, on all rows that have reached it, whoever they belong to.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cloud.attention.packed import PackedStep, StepEntry, TreeRows
+from cloud.engine.back_weights import BackModel, load_back
+from cloud.engine.fused_layer import PROBE_ROWS, FusedLayer, fuse, probe_step, sign_sine
+from cloud.engine.int8_linear import Int8Linear
+from cloud.engine.native_stack import NativeStack, suits
+from cloud.engine.rotary import RotaryTables, max_positions
+from cloud.kernel import library as native
+from cloud.kv.pool import KvLease, KvShape
+
+logger = logging.getLogger(__name__)
+
+# By layer type: cosine, sine and signed sine of the rows' positions, [T, r] each.
+_Rotary: TypeAlias = dict[str, tuple[Tensor, Tensor, Tensor]]
+
+# Both ways multiply the same integers; a digit may round otherwise where float32 noise decides.
+_SAME_STACK: Final = 2e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchEntry:
+    """One session's rows: hidden states float32 [T, D] that enter layer `lease.split`.
+
+    They take cache places `lease.length` on, which are their positions too, unless `tree` says
+    that they are a tree of guesses. The last `num_logits` of them need logits.
+    """
+
+    lease: KvLease
+    rows: Tensor
+    num_logits: int
+    tree: TreeRows | None = None
+
+
+class BackEngine:
+    """Runs packed batches. Not thread-safe: one thread owns it."""
+
+    def __init__(self, model: BackModel, *, fused: bool = True, gather: bool | None = None) -> None:
+        """gather: attend through gathered histories (None: where calls are dear, on CUDA)."""
+        self.model = model
+        self._gather = model.device.type == "cuda" if gather is None else gather
+        self._rotary = RotaryTables(model.rotary, model.config, model.dtype)
+        self._fused = self._fuse_layers() if fused else [None] * len(model.layers)
+        self._native = self._pack() if fused else None
+
+    @property
+    def num_fused_layers(self) -> int:
+        """How many layers take the short way; the others run transformers' code as it is."""
+        return sum(layer is not None for layer in self._fused)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether whole steps run in the compiled kernel."""
+        return self._native is not None
+
+    @classmethod
+    def load(
+        cls, folder: Path, *, first_layer: int, device: torch.device | str = "cpu"
+    ) -> BackEngine:
+        """Load the back from a bundle's `cloud/` folder. Raises WeightsError."""
+        return cls(load_back(folder, first_layer=first_layer, device=device))
+
+    @property
+    def first_layer(self) -> int:
+        return self.model.first_layer
+
+    @property
+    def num_layers(self) -> int:
+        return self.model.num_layers
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence that a session may have."""
+        return max_positions(self.model.config)
+
+    @property
+    def kv_shape(self) -> KvShape:
+        config = self.model.config
+        head_dim = getattr(config, "head_dim", None)
+        return KvShape(
+            num_layers=self.num_layers,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=head_dim or config.hidden_size // config.num_attention_heads,
+            dtype=self.model.dtype,
+        )
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[BatchEntry]) -> list[Tensor]:
+        """Run one batch; every lease grows by its entry's rows.
+
+        Returns float32 logits [num_logits, V] of each entry, in the order of `batch`. A session
+        may appear once. Rows before the last `num_logits` only fill the KV cache.
+        """
+        order = sorted(range(len(batch)), key=lambda index: batch[index].lease.split)
+        entries: list[StepEntry] = []
+        positions: list[int] = []
+        end = 0
+        for index in order:
+            lease, num_rows = batch[index].lease, batch[index].rows.shape[0]
+            entry = StepEntry(
+                lease, start=lease.length, begin=end, num_rows=num_rows, tree=batch[index].tree
+            )
+            entries.append(entry)
+            positions.extend(entry.positions)
+            end = entry.end
+        step = PackedStep(entries, gather=self._gather)
+        rows = [batch[index].rows.to(self.model.device, self.model.dtype) for index in order]
+        rotary = self._turns(positions)
+        if self._native is None:
+            hidden = self._run_layers(step, rows, rotary)
+        else:
+            hidden = self._run_native(self._native, step, rows, rotary)
+        for entry in entries:
+            entry.lease.length = entry.start + entry.num_rows
+        return self._logits(hidden, batch, order, entries)
+
+    def _turns(self, positions: Sequence[int]) -> _Rotary:
+        turns = self._rotary.rows(
+            torch.tensor(positions, device=self.model.device), max(positions, default=0) + 1
+        )
+        return {kind: (cos, sin, sign_sine(sin)) for kind, (cos, sin) in turns.items()}
+
+    def _run_layers(self, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary) -> Tensor:
+        """All layers, in torch. rows: each entry's, [T, D]; returns all of them, [sum T, D]."""
+        entries = step.entries
+        hidden = rows[0][:0]
+        joined = 0
+        for layer in range(entries[0].lease.split, self.num_layers + 1):
+            first = joined
+            while joined < len(entries) and entries[joined].lease.split == layer:
+                joined += 1
+            if joined > first:
+                hidden = torch.cat([hidden, *rows[first:joined]])
+            if layer < self.num_layers:
+                step.active = entries[:joined]
+                cos, sin, signed = rotary[self._rotary.type_of_layer[layer]]
+                num_rows = hidden.shape[0]
+                fused = self._fused[layer - self.first_layer]
+                if fused is not None:
+                    hidden = fused(hidden, cos[:num_rows, None], signed[:num_rows, None], step)
+                else:
+                    hidden = self._run_plain(layer, hidden, cos[:num_rows], sin[:num_rows], step)
+        return hidden
+
+    def _run_native(
+        self, stack: NativeStack, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary
+    ) -> Tensor:
+        """The same through the compiled kernel, which works on all rows in place."""
+        hidden = torch.cat(list(rows))
+        cos, _, signed = rotary[self._rotary.type_of_layer[0]]
+        told = stack.begin(step, hidden, cos, signed)
+        # How many rows are active when a layer begins; it changes where sessions join.
+        joins = {entry.lease.split: entry.end for entry in step.entries}
+        starts = sorted(layer for layer in joins if layer < self.num_layers)
+        for begin, end in zip(starts, [*starts[1:], self.num_layers], strict=True):
+            stack.run(told, range(begin, end), joins[begin])
+        return hidden
+
+    def _pack(self) -> NativeStack | None:
+        """8-bit weights into the compiled kernel; whole layers too where it knows their shape."""
+        kernel = native.load() if self.model.device.type == "cpu" else None
+        if kernel is None:
+            return None
+        layers = [layer for layer in self._fused if layer is not None and suits(layer)]
+        whole = len(layers) == len(self._fused) > 0
+        rows = [torch.randn(PROBE_ROWS, self.hidden_size)]
+        rotary = self._turns(range(PROBE_ROWS))
+        with torch.inference_mode():
+            expected = self._run_layers(self._probe_step(), rows, rotary) if whole else rows[0]
+            for layer in self._fused:
+                if layer is not None:
+                    layer.pack()
+            for module in (
+                m for part in (*self.model.layers, self.model.head) for m in part.modules()
+            ):
+                if isinstance(module, Int8Linear):
+                    module.pack()
+            if not whole:
+                return None
+            stack = NativeStack(kernel, layers, self.first_layer)
+            got = self._run_native(stack, self._probe_step(), rows, rotary)
+        error = float((got - expected).norm() / expected.norm())
+        if not error < _SAME_STACK:
+            logger.warning("the compiled layers differ by %.1e, so torch runs them", error)
+            return None
+        logger.info("%d layers run in the compiled kernel (%s)", len(layers), kernel.name)
+        return stack
+
+    def _probe_step(self) -> PackedStep:
+        return probe_step(self.kv_shape, self.first_layer, self.model.device)
+
+    def _fuse_layers(self) -> list[FusedLayer | None]:
+        first_rows = self._rotary.rows(torch.arange(8, device=self.model.device), 8)
+        fused = []
+        for offset, layer in enumerate(self.model.layers):
+            index = self.first_layer + offset
+            cos, sin = first_rows[self._rotary.type_of_layer[index]]
+            run = functools.partial(self._run_plain, index)
+            fused.append(fuse(layer, run, self.kv_shape, cos, sin))
+        return fused
+
+    def _run_plain(
+        self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, step: PackedStep
+    ) -> Tensor:
+        """transformers' own layer. hidden: [T, D]; cos, sin: [T, r]."""
+        out = self.model.layers[layer - self.first_layer](
+            hidden[None],
+            attention_mask=None,
+            position_embeddings=(cos[None], sin[None]),
+            step=step,
+        )
+        # Layers return the tensor, or in older versions a tuple that begins with it.
+        rows: Tensor = (out[0] if isinstance(out, tuple) else out)[0]
+        return rows
+
+    def _logits(
+        self,
+        hidden: Tensor,
+        batch: Sequence[BatchEntry],
+        order: Sequence[int],
+        entries: Sequence[StepEntry],
+    ) -> list[Tensor]:
+        """Norm and head on the rows that need them, given back in the batch's order."""
+        wanted: list[int] = []
+        spans: list[tuple[int, int]] = [(0, 0)] * len(batch)
+        for index, entry in zip(order, entries, strict=True):
+            count = batch[index].num_logits
+            spans[index] = (len(wanted), len(wanted) + count)
+            wanted.extend(range(entry.end - count, entry.end))
+        if wanted:
+            if len(wanted) < hidden.shape[0]:
+                hidden = hidden[torch.tensor(wanted, device=hidden.device)]
+            logits = self.model.head(self.model.norm(hidden)).float()
+            if cap := self.model.final_softcap:
+                logits = logits.div_(cap).tanh_().mul_(cap)
+        else:
+            logits = torch.empty((0, self.model.config.vocab_size), device=hidden.device)
+        return [logits[begin:end] for begin, end in spans]

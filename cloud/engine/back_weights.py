@@ -1,0 +1,187 @@
+"""Load the back of a model: the layers from `first_layer` on, the final norm and the head.
+
+The architecture is transformers' own code, built on the meta device, so nothing is allocated
+but the tensors that are read; every other layer stays without memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cloud.attention.packed import ATTENTION_NAME
+from cloud.engine.int8_linear import int8_linear
+from cloud.errors import WeightsError
+
+SUPPORTED_TYPES: Final = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+)
+CODES_SUFFIX: Final = ".int8"
+SCALE_SUFFIX: Final = ".scale"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackModel:
+    """The loaded modules. `layers[i]` is layer `first_layer + i` of the model.
+
+    `final_softcap`: logits become cap * tanh(logits / cap) (Gemma 2).
+    """
+
+    config: Any
+    first_layer: int
+    layers: tuple[nn.Module, ...]
+    norm: nn.Module
+    head: nn.Module
+    rotary: nn.Module
+    final_softcap: float | None
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def num_layers(self) -> int:
+        """L, counting the layers that are not here."""
+        return self.first_layer + len(self.layers)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights held."""
+        modules = (*self.layers, self.norm, self.head)
+        tensors = (t for m in modules for t in (*m.parameters(), *m.buffers()))
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def load_back(folder: Path, *, first_layer: int, device: torch.device | str = "cpu") -> BackModel:
+    """Read `config.json` and the `*.safetensors` of `folder` (names as transformers has them).
+
+    A linear layer's weight is NAME, or NAME.int8 [out, in] with NAME.scale [out]. On a CPU 16-bit
+    weights become float32 (exactly; halves are slow there), on CUDA they stay. Raises
+    WeightsError naming the tensor that is missing or of the wrong shape.
+    """
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder}: config.json is missing")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type not in SUPPORTED_TYPES:
+        raise WeightsError(
+            f"{folder}: models of type {config.model_type!r} are not supported; "
+            f"these are: {', '.join(SUPPORTED_TYPES)}"
+        )
+    if not 0 <= first_layer <= config.num_hidden_layers:
+        raise WeightsError(f"first layer {first_layer}: the model has {config.num_hidden_layers}")
+    tensors = _TensorFiles(folder, torch.device(device))
+    dtype = tensors.compute_dtype()
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            config, attn_implementation=ATTENTION_NAME, dtype=dtype
+        )
+    model.eval()
+    decoder: Any = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    layers = []
+    for index in range(first_layer, config.num_hidden_layers):
+        layers.append(_fill(decoder.layers[index], f"{prefix}.layers.{index}", tensors, dtype))
+    norm = _fill(decoder.norm, f"{prefix}.norm", tensors, dtype)
+    head = nn.ModuleDict({"lm_head": model.get_output_embeddings()})
+    _fill(head, "", tensors, dtype)
+    return BackModel(
+        config=model.config,
+        first_layer=first_layer,
+        layers=tuple(layers),
+        norm=norm,
+        head=head["lm_head"],
+        rotary=type(decoder.rotary_emb)(model.config).to(device),
+        final_softcap=getattr(config, "final_logit_softcapping", None),
+        dtype=dtype,
+        device=torch.device(device),
+    )
+
+
+class _TensorFiles(Mapping[str, Tensor]):
+    """All tensors of a folder's safetensors files by name, read when asked for."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder = folder
+        self._device = device
+        self._file_of: dict[str, Any] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                file = safe_open(path, framework="pt", device=str(device))
+            except Exception as error:
+                raise WeightsError(f"{path}: not readable as safetensors ({error})") from error
+            self._file_of |= dict.fromkeys(file.keys(), file)
+        if not self._file_of:
+            raise WeightsError(f"{folder}: no safetensors file")
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Any:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
+
+    def need(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in self:
+            raise WeightsError(f"{self._folder}: the tensor {name} is missing")
+        tensor = self[name]
+        if tuple(tensor.shape) != shape:
+            raise WeightsError(
+                f"{self._folder}: {name} has shape {tuple(tensor.shape)}, expected {shape}"
+            )
+        return tensor
+
+    def compute_dtype(self) -> torch.dtype:
+        if self._device.type == "cpu":
+            return torch.float32
+        stored = {self[name].dtype for name in self if name.endswith("norm.weight")}
+        return stored.pop() if len(stored) == 1 else torch.float32
+
+
+def _fill(module: nn.Module, prefix: str, tensors: _TensorFiles, dtype: torch.dtype) -> nn.Module:
+    """Give a meta module its weights, int8 linears in place of those stored so."""
+    for name, child in list(module.named_modules()):
+        if not isinstance(child, nn.Linear):
+            continue
+        full = _join(prefix, name, "weight")
+        if full + CODES_SUFFIX not in tensors:
+            continue
+        shape = tuple(child.weight.shape)
+        codes = tensors.need(full + CODES_SUFFIX, shape)
+        scale = tensors.need(full + SCALE_SUFFIX, shape[:1]).float()
+        if codes.dtype != torch.int8:
+            raise WeightsError(f"{full}{CODES_SUFFIX} has dtype {codes.dtype}, expected int8")
+        bias = None
+        if child.bias is not None:
+            bias = tensors.need(_join(prefix, name, "bias"), shape[:1]).float()
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, int8_linear(codes, scale, bias))
+    for name, parameter in list(module.named_parameters()):
+        tensor = tensors.need(_join(prefix, name), tuple(parameter.shape)).to(dtype)
+        parent, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(parent)
+        setattr(owner, attribute, nn.Parameter(tensor, requires_grad=False))
+    leftover = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    if leftover:
+        raise WeightsError(f"{prefix}: buffers without a value: {', '.join(leftover)}")
+    return module
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)

@@ -1,0 +1,234 @@
+"""The server's kernels as the profiler measures them
+(`hwprofiles.profiler.measured_backends.BackKernels`).
+
+Nothing here computes by itself: matrices are the layers that `load_back` puts in place, stacks are
+`BackEngine`s loaded from a folder like a bundle's, with random weights. So a profile follows
+whatever the engine does. The CUDA side is the same code with a synchronization behind every
+call; it was written without a CUDA device at hand.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import safetensors
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.int8_linear import Int8Linear, int8_linear
+from cloud.kv.pool import KvLease, KvPool
+from decoding.params import SamplingParams
+from decoding.sampler import verify
+from hwprofiles.profiler.measured_backends import Call, SessionLoad, StackShape
+from hwprofiles.profiles.device import Engine
+
+FILL_ROWS: Final = 256  # rows of a chunk when a cache is filled
+PAGE_SLACK: Final = 64  # tokens more than a session needs: pools may round up
+
+
+class TorchKernels:
+    """See `hwprofiles.profiler.measured_backends.BackKernels`. device: "cpu", "cuda", or "auto"
+    for CUDA if there."""
+
+    def __init__(self, device: str = "auto") -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
+        on_cpu = self._device.type == "cpu"
+        self.engine: Engine = "torch-cpu" if on_cpu else "torch-cuda"
+        self.accelerator = None if on_cpu else torch.cuda.get_device_name(self._device)
+        self.num_threads = torch.get_num_threads()
+        # A CPU widens 16 bits to 32 at load.
+        self.weight_bits: tuple[int, ...] = (8, 32) if on_cpu else (8, 16, 32)
+        self.kv_bits = 32 if on_cpu else 16
+
+    def versions(self) -> dict[str, str]:
+        """See BackKernels."""
+        found = {"torch": str(torch.__version__), "transformers": transformers.__version__}
+        return {**found, "safetensors": safetensors.__version__}
+
+    def memory_bytes(self) -> tuple[int, int] | None:
+        """See BackKernels."""
+        if self._device.type == "cpu":
+            return None
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total, free
+
+    def base_code(self) -> str:
+        """See BackKernels."""
+        touch = "" if self._device.type == "cpu" else "torch.zeros(1, device='cuda')"
+        return f"import torch, cloud.server.process\n{touch}\n"
+
+    def copy(self, num_bytes: int) -> Call:
+        """See BackKernels."""
+        source = torch.ones(num_bytes // 4, device=self._device)
+        target = torch.empty_like(source)
+        return self._finished(lambda: target.copy_(source))
+
+    def matrices(
+        self, *, width: int, inner: int, num_pairs: int, weight_bits: int
+    ) -> Callable[[int], Call]:
+        """See BackKernels."""
+        linears = [
+            self._linear(inputs, outputs, weight_bits)
+            for _ in range(num_pairs)
+            for inputs, outputs in ((width, inner), (inner, width))
+        ]
+        dtype = self._dtype(weight_bits)
+
+        def with_rows(num_rows: int) -> Call:
+            rows = torch.randn(num_rows, width, dtype=dtype, device=self._device)
+
+            @torch.inference_mode()
+            def run() -> object:
+                hidden = rows
+                for linear in linears:
+                    hidden = linear(hidden)
+                return hidden
+
+            return self._finished(run)
+
+        return with_rows
+
+    def stack(self, shape: StackShape, *, num_layers: int, weight_bits: int) -> TorchStack:
+        """See BackKernels."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_random_back(
+                Path(folder), shape, num_layers=num_layers, weight_bits=weight_bits,
+                dtype=self._dtype(weight_bits),
+            )  # fmt: skip
+            engine = BackEngine.load(Path(folder), first_layer=0, device=self._device)
+        return TorchStack(engine, self._finished)
+
+    def sample(self, vocab_size: int) -> Call:
+        """See BackKernels. Greedy, as `Session.finish` does."""
+        logits = np.random.default_rng(0).standard_normal((1, vocab_size)).astype(np.float32)
+        greedy = SamplingParams(temperature=0.0)
+        return lambda: (
+            np.isfinite(logits).all(),
+            verify(logits, (), greedy, position=1, seen=(1,)),
+        )
+
+    def _dtype(self, weight_bits: int) -> torch.dtype:
+        return torch.bfloat16 if weight_bits == 16 else torch.float32
+
+    def _linear(self, inputs: int, outputs: int, weight_bits: int) -> nn.Module:
+        if weight_bits == 8:
+            codes, scale = _int8_codes(inputs, outputs)
+            layer = int8_linear(codes.to(self._device), scale.to(self._device))
+            if isinstance(layer, Int8Linear):
+                layer.pack()
+            return layer
+        linear = nn.Linear(inputs, outputs, bias=False, device=self._device)
+        nn.init.normal_(linear.weight, std=1 / math.sqrt(inputs))
+        return linear.to(self._dtype(weight_bits)).requires_grad_(False)
+
+    def _finished(self, call: Call) -> Call:
+        """`call`, and then waiting for the device."""
+        if self._device.type == "cpu":
+            return call
+
+        @functools.wraps(call)
+        def run() -> object:
+            result = call()
+            torch.cuda.synchronize(self._device)
+            return result
+
+        return run
+
+
+class TorchStack:
+    """See `hwprofiles.profiler.measured_backends.BackStack`."""
+
+    def __init__(self, engine: BackEngine, finished: Callable[[Call], Call]) -> None:
+        self._engine = engine
+        self._finished = finished
+
+    def step(self, sessions: Sequence[SessionLoad]) -> Call:
+        """See BackStack."""
+        engine, shape = self._engine, self._engine.kv_shape
+        sizes = [position + rows + PAGE_SLACK for rows, position in sessions]
+        limit = sum(shape.num_bytes(split=0, max_tokens=size) for size in sizes)
+        pool = KvPool(shape, limit_bytes=limit, device=engine.model.device)
+        batch = []
+        for (num_rows, position), size in zip(sessions, sizes, strict=True):
+            lease = pool.lease(split=0, max_tokens=size - PAGE_SLACK)
+            self._fill(lease, position)
+            rows = torch.randn(num_rows, engine.hidden_size)
+            batch.append(BatchEntry(lease=lease, rows=rows, num_logits=1))
+
+        def run() -> object:
+            logits = [part.cpu().numpy() for part in engine.forward(batch)]
+            for entry, load in zip(batch, sessions, strict=True):
+                entry.lease.rollback(load.position)
+            return logits
+
+        return self._finished(run)
+
+    def _fill(self, lease: KvLease, num_tokens: int) -> None:
+        """Real keys and values: memory that nobody has written costs nothing to read."""
+        while lease.length < num_tokens:
+            count = min(FILL_ROWS, num_tokens - lease.length)
+            rows = torch.randn(count, self._engine.hidden_size)
+            self._engine.forward([BatchEntry(lease=lease, rows=rows, num_logits=0)])
+
+
+def write_random_back(
+    folder: Path, shape: StackShape, *, num_layers: int, weight_bits: int, dtype: torch.dtype
+) -> None:
+    """A bundle's `cloud/` folder of a Llama of this shape: every matrix of random weights."""
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=1 << 14,
+        tie_word_embeddings=False,
+    )
+    config.save_pretrained(folder)
+    width, inner = shape.width, shape.inner
+    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    of_layer = {
+        "self_attn.q_proj": (width, queries),
+        "self_attn.k_proj": (width, keys),
+        "self_attn.v_proj": (width, keys),
+        "self_attn.o_proj": (queries, width),
+        "mlp.gate_proj": (width, inner),
+        "mlp.up_proj": (width, inner),
+        "mlp.down_proj": (inner, width),
+    }
+    tensors = {"model.norm.weight": torch.ones(width, dtype=dtype)}
+    matrices = {"lm_head": (width, shape.vocab_size)}
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}"
+        matrices |= {f"{prefix}.{name}": size for name, size in of_layer.items()}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{norm}.weight"] = torch.ones(width, dtype=dtype)
+    for name, (inputs, outputs) in matrices.items():
+        if weight_bits == 8:
+            codes, scale = _int8_codes(inputs, outputs)
+            tensors[f"{name}.weight.int8"] = codes
+            tensors[f"{name}.weight.scale"] = scale
+        else:
+            weight = torch.randn(outputs, inputs) / math.sqrt(inputs)
+            tensors[f"{name}.weight"] = weight.to(dtype)
+    save_file(tensors, folder / "back-00001.safetensors")
+
+
+def _int8_codes(inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+    """Zero-mean codes [out, in], and scales [out] that keep activations near 1 along a chain."""
+    codes = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    return codes, torch.full((outputs,), math.sqrt(3 / inputs) / 127)

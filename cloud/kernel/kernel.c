@@ -1,0 +1,246 @@
+/* Decoder layers with 8-bit weights on a CPU: whole layers in one call, no Python in between.
+ *
+ * The compiled twin of cloud/engine/int8_linear.py and cloud/engine/fused_layer.py for layers of the Llama shape:
+ * the same two int8 digits a row, multiplied exactly in integers, so that a row's numbers depend
+ * on nothing but the row and its own session, bit for bit, in any batch and on any number of
+ * threads. Keys and values live in the arena of cloud/kv/pool.py and are read where they lie.
+ *
+ * Weights are packed [N/64][K/4][64][4] as code + 128: a step reads them once, front to back.
+ * Built for AVX2 and for AVX-512 VNNI, chosen at run time; on other machines `sp_available` says 0
+ * and the torch code runs. Called through ctypes. The arithmetic is ours.
+ */
+#define Py_LIMITED_API 0x030A0000
+#include <Python.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+#define API __declspec(dllexport)
+#else
+#define API __attribute__((visibility("default")))
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#define BUILT 1
+#include <float.h>
+#include <immintrin.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#else
+#define BUILT 0
+#endif
+
+/* Counted up whenever a structure below or what a function does with it changes (cloud/kernel/library.py). */
+#define LAYOUT_VERSION 2
+
+typedef struct {
+    const uint8_t *packed; /* [N/64][K/4][64][4], code + 128; N and K rounded up */
+    const float *scale;    /* [N rounded up to 64] */
+    const float *bias;     /* [N rounded up to 64] or NULL */
+    int64_t n, k;          /* real sizes */
+} Linear;
+
+typedef struct {
+    Linear qkv, out, gate_up, down;
+    const float *input_norm, *post_norm; /* [D] */
+    float eps, scale;                    /* of the norms; of the scores */
+} Layer;
+
+typedef struct {
+    int64_t row, stride, count; /* arena rows of layer l: row + l * stride and the next ones */
+} Piece;
+
+typedef struct {
+    int64_t num_rows, width, inner; /* T, D, inner width of the MLP */
+    int64_t heads, kv_heads, head_dim, rotary_dim;
+    float *arena;                /* [rows][2 KV][d], keys before values */
+    const int64_t *place, *step; /* [T] arena row of layer l: place + l * step */
+    const int64_t *first_piece;  /* [T + 1] each row's pieces */
+    const Piece *pieces;         /* what each row sees, itself included, in order */
+    const float *cos, *sin;      /* [T][rotary_dim], the sine's first half negated */
+    float *hidden;               /* [T][D], in and out */
+    float *wide;                 /* scratch [T][max(qkv, gate and up)] */
+    float *mixed;                /* scratch [T][max(H d, inner)] */
+    int8_t *digits;              /* scratch [2 T][K rounded up to 4, largest] */
+    float *row_scale;            /* scratch [T] */
+    int32_t *row_sum;            /* scratch [2 T] */
+    float *scores;               /* scratch [threads][MAX_GROUP][history] */
+    int64_t history;             /* the longest, rounded up to 16 */
+} Step;
+
+#if BUILT
+
+#include "thread_pool.h"
+
+API int32_t sp_set_threads(int32_t count) { return use_threads(count); }
+
+#define MAX_GROUP 4 /* query heads that attend together (cloud/engine/native_stack.py) */
+/* Where the i-th of 16 vectors that are summed together comes out: bits 0 and 1, 2 and 3 swapped. */
+#define SLOT(i) (((i) & 1) << 1 | ((i) & 2) >> 1 | ((i) & 4) << 1 | ((i) & 8) >> 1)
+
+/* How a product is cut: 64 outputs of a panel of rows a chunk. Where there is one panel, blocks
+ * that would leave threads without a share are halved. */
+#define PANEL_ROWS 96
+typedef struct {
+    int64_t panels, blocks, whole; /* the first `whole` blocks are not halved */
+} Tiles;
+
+typedef struct {
+    int64_t panel, block;
+    int first, vectors; /* of the block's four vectors of 16 outputs */
+} Tile;
+
+static Tiles tiles_of(const Linear *linear, int64_t num_rows, int64_t threads) {
+    Tiles tiles = {(num_rows + PANEL_ROWS - 1) / PANEL_ROWS, (linear->n + 63) / 64, 0};
+    tiles.whole = tiles.panels == 1 ? tiles.blocks - tiles.blocks % threads : tiles.blocks;
+    return tiles;
+}
+
+static int64_t count_tiles(const Tiles *tiles) {
+    return tiles->panels * (2 * tiles->blocks - tiles->whole);
+}
+
+static Tile tile_of(const Tiles *tiles, int64_t chunk) {
+    int64_t in_panel = 2 * tiles->blocks - tiles->whole, i = chunk % in_panel;
+    if (i < tiles->whole) return (Tile){chunk / in_panel, i, 0, 4};
+    int64_t half = i - tiles->whole;
+    return (Tile){chunk / in_panel, tiles->whole + half / 2, (int)(half % 2) * 2, 2};
+}
+
+/* Items a chunk where one takes `floats` numbers: a chunk is worth a microsecond or more. */
+static int64_t items_a_chunk(int64_t floats, int64_t num_items) {
+    int64_t size = 8192 / (floats > 0 ? floats : 1), least = num_items >> (COUNT_BITS - 1);
+    if (size < 1) size = 1;
+    return size > least ? size : least + 1;
+}
+
+static int64_t chunks(int64_t num_items, int64_t size) { return (num_items + size - 1) / size; }
+
+typedef enum {
+    NORM_IN, QKV, PLACE, ATTEND, MIXED, OUT, NORM_POST, GATE_UP, GATE, DOWN, NUM_LAYER_PHASES
+} LayerPhase;
+
+typedef struct {
+    Job base;
+    const Layer *layers; /* all of one shape */
+    int64_t first_layer;
+    const Step *step;
+    Tiles tiles[NUM_LAYER_PHASES];  /* of the products */
+    int64_t size[NUM_LAYER_PHASES]; /* items a chunk of the others: rows, heads of rows for ATTEND */
+    int64_t count[NUM_LAYER_PHASES];
+} LayersJob;
+
+typedef struct {
+    Job base;
+    const Linear *linear;
+    const float *norm; /* NULL: none */
+    float eps;
+    const float *x; /* [T][K] */
+    float *out;     /* [T][N] */
+    const Step *step;
+    Tiles tiles;
+    int64_t size; /* rows a chunk of the first phase */
+} LinearJob;
+
+static int64_t count_layer_chunks(const Job *base, int64_t phase) {
+    return ((const LayersJob *)base)->count[phase % NUM_LAYER_PHASES];
+}
+
+static int64_t count_linear_chunks(const Job *base, int64_t phase) {
+    const LinearJob *job = (const LinearJob *)base;
+    return phase ? count_tiles(&job->tiles) : chunks(job->step->num_rows, job->size);
+}
+
+static void plan_layers(LayersJob *job) {
+    const Step *step = job->step;
+    const Layer *layer = job->layers;
+    int64_t threads = atomic_load(&pool.limit), rows = step->num_rows, d = step->head_dim;
+    const Linear *linears[NUM_LAYER_PHASES] = {
+        [QKV] = &layer->qkv, [OUT] = &layer->out, [GATE_UP] = &layer->gate_up, [DOWN] = &layer->down};
+    /* About what an item costs, in floats of a norm. */
+    int64_t cost[NUM_LAYER_PHASES] = {
+        [NORM_IN] = step->width, [NORM_POST] = step->width, [MIXED] = step->heads * d,
+        [PLACE] = (step->heads + 2 * step->kv_heads) * d, [GATE] = 3 * step->inner, [ATTEND] = 8192};
+    for (int what = 0; what < NUM_LAYER_PHASES; what++) {
+        int64_t items = what == ATTEND ? rows * step->kv_heads : rows;
+        if (linears[what]) {
+            job->tiles[what] = tiles_of(linears[what], rows, threads);
+            job->count[what] = count_tiles(&job->tiles[what]);
+        } else {
+            job->size[what] = items_a_chunk(cost[what], items);
+            job->count[what] = chunks(items, job->size[what]);
+        }
+    }
+}
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define NAME(x) x##_avx2
+#define VNNI 0
+#include "body.h"
+#undef NAME
+#undef VNNI
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
+#define NAME(x) x##_avx512
+#define VNNI 1
+#include "body.h"
+#undef NAME
+#undef VNNI
+#pragma GCC pop_options
+
+/* 0: not here; 1: AVX2; 2: AVX-512 VNNI. */
+API int32_t sp_available(void) {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0;
+}
+
+/* Layers [first_layer, first_layer + num_layers) over all rows of `step`. */
+API void sp_layers(const Layer *layers, int64_t first_layer, int64_t num_layers, const Step *step,
+                   int32_t kind) {
+    if (num_layers < 1 || step->num_rows < 1) return;
+    LayersJob job = {.layers = layers, .first_layer = first_layer, .step = step};
+    job.base = (Job){num_layers * NUM_LAYER_PHASES, count_layer_chunks,
+                     kind == 2 ? run_layers_avx512 : run_layers_avx2};
+    plan_layers(&job);
+    execute(&job.base);
+}
+
+/* out = x W^T + b, of RMS-normed rows when `norm` is given. Uses the step's digits and scales. */
+API void sp_linear(const Linear *linear, const float *norm, float eps, const float *x, float *out,
+                   const Step *step, int32_t kind) {
+    if (step->num_rows < 1) return;
+    LinearJob job = {.linear = linear, .norm = norm, .eps = eps, .x = x, .out = out, .step = step,
+                     .tiles = tiles_of(linear, step->num_rows, atomic_load(&pool.limit)),
+                     .size = items_a_chunk(linear->k, step->num_rows)};
+    job.base = (Job){2, count_linear_chunks, kind == 2 ? run_linear_avx512 : run_linear_avx2};
+    execute(&job.base);
+}
+
+#else
+
+API int32_t sp_available(void) { return 0; }
+API int32_t sp_set_threads(int32_t count) { return count; }
+API void sp_layers(const Layer *layers, int64_t first, int64_t count, const Step *step, int32_t kind) {}
+API void sp_linear(const Linear *linear, const float *norm, float eps, const float *x, float *out,
+                   const Step *step, int32_t kind) {}
+
+#endif
+
+/* What the caller's structures must be like: a library of other sources would read them wrongly. */
+API int64_t sp_layout(int32_t what) {
+    const int64_t layout[] = {LAYOUT_VERSION, sizeof(Linear), sizeof(Layer), sizeof(Piece), sizeof(Step)};
+    return what >= 0 && what < (int32_t)(sizeof(layout) / sizeof(*layout)) ? layout[what] : -1;
+}
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, -1, NULL,
+                                    NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }

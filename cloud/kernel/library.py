@@ -1,0 +1,185 @@
+"""The compiled kernel (`kernel.c`) through ctypes: 8-bit linear layers and whole decoder layers.
+
+Optional like `codec.entropy.rans_native`: where it was not built, or the processor has no AVX2,
+`load` gives None and the torch code runs, with numbers that differ by float32 noise. Everything
+here is for a CPU, float32 activations and int8 weights.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+logger = logging.getLogger(__name__)
+
+# Of kernel.c. Each may run any step, so each has its scratch: another engine of this process may
+# add threads between the moment a step is laid out and the moment it runs.
+MAX_THREADS = 64
+MAX_GROUP = 4  # query heads that attend together, each with scores of its own
+_BLOCK_OUTPUTS = 64
+_QUAD = 4
+_LAYOUT_VERSION = 2  # of kernel.c
+_FUNCTIONS = ("sp_layout", "sp_available", "sp_set_threads", "sp_layers", "sp_linear")
+
+
+class CLinear(ctypes.Structure):
+    """`Linear` of kernel.c."""
+
+    _fields_ = [
+        ("packed", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+    ]
+
+
+class CLayer(ctypes.Structure):
+    """`Layer` of kernel.c."""
+
+    _fields_ = [
+        ("qkv", CLinear),
+        ("out", CLinear),
+        ("gate_up", CLinear),
+        ("down", CLinear),
+        ("input_norm", ctypes.c_void_p),
+        ("post_norm", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class CStep(ctypes.Structure):
+    """`Step` of kernel.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("num_rows", "width", "inner")),
+        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "head_dim", "rotary_dim")),
+        *((name, ctypes.c_void_p) for name in ("arena", "place", "step", "first_piece", "pieces")),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "hidden", "wide", "mixed", "digits")),
+        *((name, ctypes.c_void_p) for name in ("row_scale", "row_sum", "scores")),
+        ("history", ctypes.c_int64),
+    ]
+
+
+class CPiece(ctypes.Structure):
+    """`Piece` of kernel.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("row", "stride", "count")]
+
+
+class PackedLinear:
+    """int8 weights in the kernel's order. codes: int8 [N, K]; scale, bias: float32 [N]."""
+
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        self.num_outputs, self.num_inputs = codes.shape
+        extra = -self.num_outputs % _BLOCK_OUTPUTS
+        padded = F.pad(codes, (0, -self.num_inputs % _QUAD, 0, extra))
+        blocks = padded.view(-1, _BLOCK_OUTPUTS, padded.shape[1] // _QUAD, _QUAD)
+        self._packed = (blocks.permute(0, 2, 1, 3).contiguous() ^ -128).view(torch.uint8)
+        self._scale = F.pad(scale, (0, extra)).contiguous()
+        self._bias = None if bias is None else F.pad(bias, (0, extra)).contiguous()
+        self.struct = CLinear(
+            packed=self._packed.data_ptr(),
+            scale=self._scale.data_ptr(),
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            n=self.num_outputs,
+            k=self.num_inputs,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return self._packed.numel()
+
+
+class Kernel:
+    """The loaded library. One call at a time runs, on `num_threads` threads of its own."""
+
+    def __init__(self, library: ctypes.CDLL, kind: int) -> None:
+        self._library = library
+        self._kind = ctypes.c_int32(kind)
+        self.name = ("none", "AVX2", "AVX-512 VNNI")[kind]
+        self.num_threads = 1
+
+    def set_threads(self, count: int) -> None:
+        """Steps run on `count` threads from now on (fewer where the system gives no more)."""
+        self.num_threads = int(self._library.sp_set_threads(ctypes.c_int32(count)))
+
+    def linear(self, x: Tensor, weights: PackedLinear) -> Tensor:
+        """float32 [T, K] -> [T, N]."""
+        self.set_threads(torch.get_num_threads())
+        x = x.contiguous()
+        num_rows, width = x.shape
+        out = torch.empty((num_rows, weights.num_outputs))
+        digits = torch.empty((2 * num_rows, width + -width % _QUAD), dtype=torch.int8)
+        row_scale = torch.empty(num_rows)
+        row_sum = torch.empty(2 * num_rows, dtype=torch.int32)
+        step = CStep(
+            num_rows=num_rows,
+            digits=digits.data_ptr(),
+            row_scale=row_scale.data_ptr(),
+            row_sum=row_sum.data_ptr(),
+        )
+        self._library.sp_linear(
+            ctypes.byref(weights.struct),
+            None,
+            ctypes.c_float(0.0),
+            ctypes.c_void_p(x.data_ptr()),
+            ctypes.c_void_p(out.data_ptr()),
+            ctypes.byref(step),
+            self._kind,
+        )
+        return out
+
+    def layers(
+        self, layers: ctypes.Array[CLayer], first: int, at: Sequence[int], step: CStep
+    ) -> None:
+        """Run the layers at indices `at` (consecutive) of `layers`; the first is layer `first`."""
+        begin = ctypes.byref(layers, at[0] * ctypes.sizeof(CLayer))
+        self._library.sp_layers(
+            begin, ctypes.c_int64(first), ctypes.c_int64(len(at)), ctypes.byref(step), self._kind
+        )
+
+
+@functools.cache
+def load() -> Kernel | None:
+    """The kernel, None (logged once) where it is not there."""
+    spec = importlib.util.find_spec("cloud.kernel._kernel")
+    if spec is None or spec.origin is None:
+        logger.info("the compiled kernel was not built: 8-bit layers run in torch")
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError as error:
+        logger.warning("the compiled kernel is not usable, 8-bit layers run in torch: %s", error)
+        return None
+    if not _same_layout(library):
+        logger.warning(
+            "the compiled kernel is of other sources, 8-bit layers run in torch: "
+            "rebuild it with `pip install -e .`"
+        )
+        return None
+    kind = int(library.sp_available())
+    if kind == 0:
+        logger.info("this processor has no AVX2: 8-bit layers run in torch")
+        return None
+    for function in (library.sp_layers, library.sp_linear):
+        function.restype = None
+    return Kernel(library, kind)
+
+
+def _same_layout(library: ctypes.CDLL) -> bool:
+    """Whether the library reads the structures of this module as they are written here."""
+    if not all(hasattr(library, name) for name in _FUNCTIONS):
+        return False
+    library.sp_layout.restype = ctypes.c_int64
+    structures = (CLinear, CLayer, CPiece, CStep)
+    expected = (_LAYOUT_VERSION, *(ctypes.sizeof(structure) for structure in structures))
+    return all(library.sp_layout(what) == size for what, size in enumerate(expected))

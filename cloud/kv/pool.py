@@ -1,0 +1,326 @@
+"""Keys and values of all sessions in blocks: reserved at admission, accounted exactly, shared.
+
+One arena holds everything: [blocks * BLOCK_TOKENS, 2 * KV heads, head_dim], keys before values,
+a block being BLOCK_TOKENS positions of one layer. A session reserves the blocks of its whole
+`max_tokens` when it is admitted, so once admitted it can never run out; growing and rolling back
+are changes of a number. Its block table is a list of *extents*: runs of blocks that hold the
+same positions of every layer, so that attention reads a session's history in place (torch has
+no paged attention for CPUs, and a gather would copy every history at every step). A session has
+one extent unless holes forced more, or unless its first positions are another session's: extents
+are counted, and several leases may read one (`cloud.kv.prefix_cache`).
+
+The operating system backs the arena with memory only as it is written, so on a CPU the
+limit costs address space, not RAM.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloud.errors import BadOpenError, CapacityError, StartError
+from cloud.kv.blocks import BlockAllocator, Run
+
+BLOCK_TOKENS: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvShape:
+    """What one token costs in one layer: K and V of `num_kv_heads` x `head_dim` values."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block: BLOCK_TOKENS positions of one layer."""
+        return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize * BLOCK_TOKENS
+
+    def num_bytes(self, *, split: int, max_tokens: int) -> int:
+        """Bytes that a session entering at layer `split` reserves: whole blocks, every layer."""
+        return (self.num_layers - split) * num_blocks(max_tokens) * self.block_bytes
+
+
+class Extent:
+    """A run of blocks with the same positions of every layer, and who uses it."""
+
+    __slots__ = ("num_cached", "num_leases", "run")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.num_leases = 0
+        self.num_cached = 0  # references of the prefix cache
+
+    @property
+    def num_tokens(self) -> int:
+        return self.run.num_blocks * BLOCK_TOKENS
+
+
+class Segment(NamedTuple):
+    """Positions [begin, end) of a session lie in `extent`, from its first one on."""
+
+    extent: Extent
+    begin: int
+    end: int
+
+
+class Piece(NamedTuple):
+    """`num_rows` consecutive rows of the arena, for layer `i` of the lease from
+    `row + i * stride` on."""
+
+    row: int
+    stride: int
+    num_rows: int
+
+
+class KvLease:
+    """One session's blocks. `length` tokens are valid; rolling back is a change of `length`.
+
+    The first `num_frozen` tokens are (or may become) others' too: never write there.
+    A context manager; `close` frees the blocks exactly once, however often it is called.
+    """
+
+    __slots__ = ("_segments", "length", "max_tokens", "num_bytes", "num_frozen", "pool", "split")
+
+    def __init__(
+        self,
+        pool: KvPool,
+        segments: tuple[Segment, ...],
+        *,
+        split: int,
+        max_tokens: int,
+        num_shared: int,
+    ) -> None:
+        self.pool = pool
+        self._segments: tuple[Segment, ...] | None = segments
+        self.split = split
+        self.max_tokens = max_tokens
+        self.num_frozen = num_shared
+        self.length = num_shared
+        self.num_bytes = sum(s.extent.run.size for s in segments) * pool.shape.block_bytes
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The block table, by position. RuntimeError once closed."""
+        if self._segments is None:
+            raise RuntimeError("this KV lease was closed")
+        return self._segments
+
+    @property
+    def num_layers(self) -> int:
+        return self.pool.shape.num_layers - self.split
+
+    def pieces(self, begin: int, end: int) -> Iterator[Piece]:
+        """Where positions [begin, end) lie in the arena, in order."""
+        for extent, first, last in self.segments:
+            low, high = max(begin, first), min(end, last)
+            if low < high:
+                row = extent.run.start * BLOCK_TOKENS + low - first
+                yield Piece(row, extent.num_tokens, high - low)
+
+    def rollback(self, length: int) -> None:
+        """Forget everything from position `length` on. A no-op when nothing is there."""
+        self.length = min(self.length, length)
+
+    def keep_rows(self, start: int, kept: Sequence[int]) -> None:
+        """Of the rows from `start` on keep those at offsets `kept` (rising), closed up.
+
+        `length` becomes start + len(kept). What a verified token tree needs: its accepted path
+        is scattered over the rows that were sent.
+        """
+        wanted = range(len(kept))
+        if list(kept) != list(wanted):
+            arena = self.pool.arena
+            source = self._rows(start + offset for offset in kept)
+            arena[self._rows(start + offset for offset in wanted)] = arena[source]
+        self.length = start + len(kept)
+
+    def close(self) -> None:
+        if self._segments is not None:
+            extents = [segment.extent for segment in self._segments]
+            self._segments = None
+            self.pool._release(extents)
+
+    def _rows(self, positions: Iterable[int]) -> Tensor:
+        """Arena rows [layers * positions] of single positions in every layer."""
+        pieces = [piece for p in positions for piece in self.pieces(p, p + 1)]
+        device = self.pool.arena.device
+        first = torch.tensor([piece.row for piece in pieces], device=device)
+        stride = torch.tensor([piece.stride for piece in pieces], device=device)
+        layers = torch.arange(self.num_layers, device=device)[:, None]
+        return (first + layers * stride).flatten()
+
+    def __enter__(self) -> KvLease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class SharedPrefix(NamedTuple):
+    """The first positions of a session, kept for others that begin with the same frames."""
+
+    split: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.segments[-1].end if self.segments else 0
+
+
+class KvPool:
+    """Hands out leases while they fit into `limit_bytes`. Safe to use from several threads.
+
+    `reclaim` is asked to drop one cached prefix when room is short; False: there is none.
+    """
+
+    def __init__(
+        self, shape: KvShape, *, limit_bytes: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.shape = shape
+        self.limit_bytes = limit_bytes
+        self.reclaim: Callable[[], bool] = lambda: False
+        self.lock = threading.RLock()
+        self._blocks = BlockAllocator(limit_bytes // shape.block_bytes)
+        self._num_cached_blocks = 0  # held by the prefix cache alone
+        self._num_leases = 0
+        rows = self._blocks.num_blocks * BLOCK_TOKENS
+        try:
+            self.arena = torch.empty(
+                (rows, 2 * shape.num_kv_heads, shape.head_dim), dtype=shape.dtype, device=device
+            )
+        except (RuntimeError, MemoryError) as error:
+            raise StartError(f"no {limit_bytes} bytes for the KV cache: {error}") from error
+
+    @property
+    def num_blocks(self) -> int:
+        return self._blocks.num_blocks
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that sessions hold, shared ones counted once."""
+        return self._blocks.num_blocks - self._blocks.num_free - self._num_cached_blocks
+
+    @property
+    def cached_blocks(self) -> int:
+        """Blocks that only the prefix cache holds: free for whoever needs them."""
+        return self._num_cached_blocks
+
+    @property
+    def used_bytes(self) -> int:
+        return self.used_blocks * self.shape.block_bytes
+
+    @property
+    def num_leases(self) -> int:
+        return self._num_leases
+
+    def lease(
+        self,
+        *,
+        split: int,
+        max_tokens: int,
+        shared: SharedPrefix | None = None,
+        shareable_tokens: int = 0,
+    ) -> KvLease:
+        """Reserve `max_tokens` tokens of layers [split, num_layers).
+
+        shared: positions that are there already (its blocks are not reserved again).
+        shareable_tokens: the first ones that others may come to share; they get extents of
+        their own, which can outlive the session.
+
+        Raises CapacityError when it does not fit now, BadOpenError when it never will.
+        """
+        num_shared = shared.num_tokens if shared else 0
+        cut = max(num_shared, shareable_tokens // BLOCK_TOKENS * BLOCK_TOKENS)
+        spans = [span for span in ((num_shared, cut), (cut, max_tokens)) if span[0] < span[1]]
+        layers = self.shape.num_layers - split
+        needed = layers * sum(num_blocks(end - begin) for begin, end in spans)
+        if layers * num_blocks(max_tokens) > self.num_blocks:
+            num_bytes = self.shape.num_bytes(split=split, max_tokens=max_tokens)
+            raise BadOpenError(
+                f"{max_tokens} tokens need {num_bytes} bytes of KV cache; "
+                f"this server has {self.limit_bytes} for all sessions together"
+            )
+        segments = list(shared.segments) if shared else []
+        with self.lock:
+            for segment in segments:  # first, so that `reclaim` cannot take them
+                self._count(segment.extent, leases=1)
+            for begin, end in spans:
+                runs = self._take(layers, num_blocks(end - begin))
+                if runs is None:
+                    for segment in segments:
+                        self._count(segment.extent, leases=-1)
+                    free = self._blocks.num_free * self.shape.block_bytes
+                    raise CapacityError(
+                        f"KV cache is full: {needed * self.shape.block_bytes} bytes needed, "
+                        f"{free} of {self.limit_bytes} free"
+                    )
+                for run in runs:
+                    extent = Extent(run)
+                    extent.num_leases = 1
+                    stop = min(end, begin + extent.num_tokens)
+                    segments.append(Segment(extent, begin, stop))
+                    begin = stop
+            self._num_leases += 1
+        return KvLease(
+            self, tuple(segments), split=split, max_tokens=max_tokens, num_shared=num_shared
+        )
+
+    def share(self, lease: KvLease, num_tokens: int) -> SharedPrefix:
+        """The first `num_tokens` of a lease, for the cache to hold; `forget` lets it go."""
+        segments = tuple(
+            Segment(extent, begin, min(end, num_tokens))
+            for extent, begin, end in lease.segments
+            if begin < num_tokens
+        )
+        with self.lock:
+            for segment in segments:
+                self._count(segment.extent, cached=1)
+            lease.num_frozen = max(lease.num_frozen, num_tokens)
+        return SharedPrefix(lease.split, segments)
+
+    def forget(self, prefix: SharedPrefix) -> None:
+        """The cache lets go of a prefix; its blocks are free once no session reads them."""
+        with self.lock:
+            for segment in prefix.segments:
+                self._count(segment.extent, cached=-1)
+
+    def _take(self, layers: int, blocks: int) -> tuple[Run, ...] | None:
+        while (runs := self._blocks.take(layers, blocks)) is None:
+            if not self.reclaim():
+                return None
+        return runs
+
+    def _release(self, extents: Sequence[Extent]) -> None:
+        with self.lock:
+            self._num_leases -= 1
+            for extent in extents:
+                self._count(extent, leases=-1)
+
+    def _count(self, extent: Extent, *, leases: int = 0, cached: int = 0) -> None:
+        """Change an extent's references; the last one gone frees it."""
+        was_cached_only = extent.num_cached > 0 and extent.num_leases == 0
+        extent.num_leases += leases
+        extent.num_cached += cached
+        is_cached_only = extent.num_cached > 0 and extent.num_leases == 0
+        self._num_cached_blocks += extent.run.size * (is_cached_only - was_cached_only)
+        if extent.num_leases == 0 and extent.num_cached == 0:
+            self._blocks.give_back(extent.run)
+
+
+def num_blocks(num_tokens: int) -> int:
+    """Blocks of one layer that hold `num_tokens` positions."""
+    return -(-num_tokens // BLOCK_TOKENS)

@@ -1,0 +1,112 @@
+"""Who may talk to the server: TLS, bearer tokens, and the refusal to be open by accident."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from cloud.errors import AccessError, StartError, status_of
+from cloud.sessions.tenants import Tenant, Tenants
+
+_HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What guards the server. `client_ca` turns on mutual TLS; `insecure` waives the guard."""
+
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
+    token_file: Path | None = None
+    insecure: bool = False
+
+    @property
+    def tls(self) -> bool:
+        return self.tls_cert is not None
+
+    def check(self, host: str) -> None:
+        """Raise StartError unless these guards suffice for listening on `host`."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise StartError("TLS needs both --tls-cert and --tls-key")
+        if self.client_ca is not None and not self.tls:
+            raise StartError("--client-ca needs --tls-cert and --tls-key")
+        if self.insecure or is_loopback(host) or (self.tls and self.token_file is not None):
+            return
+        raise StartError(
+            f"refusing to listen on {host} without TLS and a token: give --tls-cert, --tls-key "
+            "and --token-file, or --insecure if the network is yours alone"
+        )
+
+    def credentials(self) -> grpc.ServerCredentials | None:
+        """TLS credentials, None for plain text."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return grpc.ssl_server_credentials(
+            [(_read(self.tls_key), _read(self.tls_cert))],
+            root_certificates=None if self.client_ca is None else _read(self.client_ca),
+            require_client_auth=self.client_ca is not None,
+        )
+
+    def tenants(self) -> Tenants:
+        """Who may come, by the token file (`cloud.sessions.tenants`); without one, everybody."""
+        if self.token_file is None:
+            return Tenants()
+        return Tenants.parse(_read(self.token_file), str(self.token_file))
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Lets calls pass that carry `authorization: Bearer TOKEN`; health checks need none."""
+
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants = tenants
+
+        async def refuse(_: Any, context: Any) -> None:
+            await context.abort(
+                status_of(AccessError()), "a valid access token is needed (--token-file)"
+            )
+
+        self._refusals = {
+            False: grpc.unary_unary_rpc_method_handler(refuse),
+            True: grpc.stream_stream_rpc_method_handler(refuse),
+        }
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(details)
+        if handler is None or details.method.startswith(_HEALTH_PREFIX):
+            return handler
+        if tenant_of(self._tenants, details.invocation_metadata) is not None:
+            return handler
+        return self._refusals[bool(handler.request_streaming)]
+
+
+def tenant_of(
+    tenants: Tenants, metadata: Iterable[tuple[str, str | bytes]] | None
+) -> Tenant | None:
+    """Who calls, by the one `authorization` header; None: nobody we know."""
+    sent = [value for key, value in metadata or () if key == "authorization"]
+    return tenants.of(sent[0] if len(sent) == 1 else None)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StartError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,243 @@
+"""One client's session as a state machine without I/O, threads or tensors' insides.
+
+A frame is checked (`begin`), its rows run in one or more batches (`take`), and its logits
+become a result (`finish`). Results are remembered by sequence number: a frame that comes again
+is answered again and never applied twice; a number that skips one is an error, as is a frame
+whose rows would leave a hole in the cache. A frame that was sent ahead of the answer before it
+stands on a guess of that answer's last token: where that is wrong it is answered without tokens.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cloud.errors import BadFrameError
+from cloud.kv.pool import KvLease
+from cloud.kv.prefix_cache import Beginning
+from codec.errors import FrameError
+from codec.ladder import Ladder
+from decoding.params import SamplingParams
+from decoding.sampler import verify
+from protos.messages import Frame, Result, Timings
+from protos.prefix import extend_chain
+
+Rows = npt.NDArray[np.float32]
+# Input tokens of a beginning, how many frames it took, and their chain hash.
+Keep = Callable[[tuple[int, ...], int, bytes], None]
+
+# Answers kept for frames that come again; a client has far fewer on the way.
+REMEMBERED_RESULTS: Final = 64
+
+
+class _Answered(NamedTuple):
+    frame_hash: int
+    result: Result
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """A checked frame on its way through batches. rows: float32 [T, D]; `done` of them have run."""
+
+    frame: Frame
+    rows: Rows
+    num_logits: int
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.rows) - self.done
+
+
+class Session:
+    """See the module's docstring. Owns its KV lease; `close` frees it."""
+
+    def __init__(
+        self,
+        session_id: str,
+        *,
+        lease: KvLease,
+        ladder: Ladder,
+        sampling: SamplingParams,
+        vocab_size: int,
+        max_frame_tokens: int,
+        beginning: Beginning | None = None,
+        keep: Keep | None = None,
+    ) -> None:
+        """beginning: frames that were run already; `lease` must share its blocks. keep: told of
+        each further beginning that others may share."""
+        self.session_id = session_id
+        self.lease = lease
+        self.tokens: list[int] = []  # input tokens of the positions in the cache
+        self._ladder = ladder
+        self._sampling = sampling
+        self._vocab_size = vocab_size
+        self._max_frame_tokens = max_frame_tokens
+        self._next_sequence = 0
+        self._num_begun = 0  # first frames that ran in other sessions: there is no answer to them
+        self._keep = keep
+        self._chain: bytes | None = None  # of the frames so far, while they are a plain prompt
+        if beginning is not None:
+            self._next_sequence = self._num_begun = beginning.num_frames
+            self._chain = beginning.chain
+            self.tokens.extend(beginning.tokens)
+        self._answered: OrderedDict[int, _Answered] = OrderedDict()
+        self._last_token: int | None = None  # what the last answer ended with
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that were begun: the next one has this sequence number."""
+        return self._next_sequence
+
+    def begin_chain(self, chain: bytes) -> None:
+        """Name the beginning of this session, for others to share it (`protos.prefix`)."""
+        if self._chain is None:
+            self._chain = chain
+
+    def begin(self, frame: Frame) -> Work | Result:
+        """Check the next frame, roll the cache back to where it starts, and decode its rows.
+
+        Returns the remembered result of a repeated frame, and an empty one for a frame that was
+        sent ahead on a wrong guess. Raises BadFrameError.
+        """
+        if frame.sequence < self._next_sequence:
+            return self._again(frame)
+        if frame.sequence > self._next_sequence:
+            raise BadFrameError(
+                f"frame {frame.sequence} came, frame {self._next_sequence} is missing"
+            )
+        if frame.ahead and not self._stands(frame):
+            self._next_sequence += 1
+            self._chain = None  # it counts frames, and no chain names this one
+            result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
+            self._remember(frame, result)
+            return result
+        self._check(frame)
+        try:
+            rows = self._ladder.decode(
+                frame.hidden,
+                num_rows=len(frame.token_ids),
+                token_ids=np.asarray(frame.token_ids, dtype=np.int64),
+            )
+        except FrameError as error:
+            raise BadFrameError(f"frame {frame.sequence}: {error}") from error
+        if not np.isfinite(rows).all():
+            raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
+        self._next_sequence += 1
+        if self._chain is not None:
+            goes_on = frame.first_position == len(self.tokens) and not frame.want_token
+            self._chain = extend_chain(self._chain, frame) if goes_on else None
+        self.lease.rollback(frame.first_position)
+        del self.tokens[frame.first_position :]
+        self.tokens.extend(frame.token_ids)
+        # A decoder may hand out a read-only view of the frame, which torch does not take.
+        rows = np.require(rows, dtype=np.float32, requirements=["C", "W"])
+        return Work(
+            frame=frame, rows=rows, num_logits=frame.num_drafts + 1 if frame.want_token else 0
+        )
+
+    def finish(
+        self,
+        work: Work,
+        logits: Rows,
+        timings: Timings,
+        elapsed_s: Callable[[], float] = lambda: 0.0,
+    ) -> Result:
+        """The result of a frame whose rows have all run. logits: [num_logits, V] float32.
+
+        elapsed_s: asked once the tokens are drawn, for `timings.sample_s`.
+
+        Verifies drafts; the rows of refused ones leave the cache. Raises BadFrameError when the
+        rows, finite as they were, drove the model out of float32's range.
+        """
+        frame = work.frame
+        tokens: tuple[int, ...] = ()
+        logprobs: tuple[float, ...] = ()
+        self._last_token = None
+        if frame.want_token:
+            if not np.isfinite(logits).all():
+                raise BadFrameError(f"frame {frame.sequence}: its rows overflow the model")
+            # Logits row 0 belongs to the last token that is not a guess.
+            first = frame.first_position + len(frame.token_ids) - frame.num_drafts
+            chosen = verify(
+                logits,
+                frame.token_ids[len(frame.token_ids) - frame.num_drafts :],
+                self._sampling,
+                position=first,
+                seen=self.tokens[:first],
+            )
+            tokens = tuple(token.token_id for token in chosen)
+            if self._sampling.logprobs:
+                logprobs = tuple(token.logprob for token in chosen)
+            self._last_token = tokens[-1]
+            keep = first + len(tokens) - 1
+            self.lease.rollback(keep)
+            del self.tokens[keep:]
+        result = Result(
+            sequence=frame.sequence,
+            token_ids=tokens,
+            logprobs=logprobs,
+            num_tokens=self.lease.length,
+            timings=replace(timings, sample_s=elapsed_s()),
+        )
+        self._remember(frame, result)
+        if self._keep is not None and self._chain is not None:
+            self._keep(tuple(self.tokens), self._next_sequence, self._chain)
+        return result
+
+    def close(self) -> None:
+        self.lease.close()
+
+    def _stands(self, frame: Frame) -> bool:
+        """Whether what a frame sent ahead assumed has come true.
+
+        The position covers all guesses before its first row: each frame begins where the one
+        before it ends, so after a refused draft or another frame that fell, the cache is shorter.
+        """
+        return frame.first_position == self.lease.length and frame.token_ids[0] == self._last_token
+
+    def _remember(self, frame: Frame, result: Result) -> None:
+        self._answered[frame.sequence] = _Answered(hash(frame), result)
+        if len(self._answered) > REMEMBERED_RESULTS:
+            self._answered.popitem(last=False)
+
+    def _again(self, frame: Frame) -> Result:
+        if frame.sequence < self._num_begun and not frame.want_token:
+            # Its edge lost a stream before this part of the prompt was answered, and asks again.
+            num_tokens = frame.first_position + len(frame.token_ids)
+            return Result(sequence=frame.sequence, token_ids=(), num_tokens=num_tokens)
+        answered = self._answered.get(frame.sequence)
+        if answered is None:
+            raise BadFrameError(f"frame {frame.sequence} was answered too long ago to repeat it")
+        if answered.frame_hash != hash(frame):
+            raise BadFrameError(f"frame {frame.sequence} came again with other content")
+        return answered.result
+
+    def _check(self, frame: Frame) -> None:
+        count = len(frame.token_ids)
+        if count > self._max_frame_tokens:
+            raise BadFrameError(f"frame of {count} rows, at most {self._max_frame_tokens}")
+        if frame.first_position > self.lease.length:
+            raise BadFrameError(
+                f"frame {frame.sequence} starts at position {frame.first_position}, "
+                f"the cache ends at {self.lease.length}"
+            )
+        if frame.first_position < self.lease.num_frozen:
+            raise BadFrameError(
+                f"frame {frame.sequence} starts at position {frame.first_position}, but the first "
+                f"{self.lease.num_frozen} are shared with other sessions"
+            )
+        if frame.first_position + count > self.lease.max_tokens:
+            raise BadFrameError(
+                f"frame {frame.sequence} reaches position {frame.first_position + count}, "
+                f"the session reserved {self.lease.max_tokens}"
+            )
+        if not frame.want_token and frame.num_drafts:
+            raise BadFrameError(f"frame {frame.sequence} has drafts but wants no token")
+        if max(frame.token_ids) >= self._vocab_size:
+            raise BadFrameError(f"frame {frame.sequence} names a token beyond the vocabulary")

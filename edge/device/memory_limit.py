@@ -1,0 +1,190 @@
+"""Will the front fit? Asked before anything is loaded, with the plan's own formula.
+
+What the process takes already is measured, not looked up: by then the interpreter, the libraries,
+the tokenizer and the codec's tables are there. The rest is `optimizer.cost.memory`. When it does
+not fit, the error says part by part what would be needed, and the nearest plan that would fit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+import psutil
+
+from edge.device.front import RELEASE_ROWS
+from edge.device.mapped_pages import release_read_only_pages, trim_heap
+from edge.errors import MemoryLimitError
+from optimizer.artifacts.plan import FRONT_BITS, KV_BITS, Plan
+from optimizer.cost.memory import EdgeMemory, codec_bytes, edge_memory_over, touched_bytes
+from optimizer.cost.weights import embedding_bytes
+from optimizer.errors import PlanError
+
+# Pages of the libraries' code and their threads' stacks that a session touches: all of them, and
+# those that starting had not touched. Measured, onnxruntime 1.32 and grpcio 1.85 on x86-64 Linux.
+RUNNING_CODE_BYTES: Final = 30 << 20
+FIRST_RUN_BYTES: Final = 14 << 20
+STEP_BYTES: Final = 1200  # of one step's frame, trace and token, beside its payload
+MIN_TOKENS: Final = 128
+CHUNKS: Final = (128, 64, 32, 16)
+
+
+def runtime_bytes() -> float:
+    """What this process will take without a front: resident now, and what a run adds."""
+    trim_heap()
+    added = RUNNING_CODE_BYTES if release_read_only_pages() else FIRST_RUN_BYTES
+    return float(psutil.Process().memory_info().rss + added)
+
+
+def fitting_chunk(plan: Plan, *, limit_bytes: int, runtime_bytes: float, sequences: int = 1) -> int:
+    """The largest prefill chunk, at most the plan's, with which `plan` and `sequences` caches fit.
+
+    A smaller chunk needs no other bundle and changes no token, only the time to the first one.
+    MemoryLimitError when not even the smallest fits.
+    """
+    for chunk in _chunks(plan):
+        smaller = replace(plan, prefill_chunk=chunk)
+        if needed_memory(smaller, runtime_bytes, sequences).total_bytes <= limit_bytes:
+            return chunk
+    needed = needed_memory(plan, runtime_bytes, sequences)
+    raise MemoryLimitError(
+        f"needs {_mib(needed.total_bytes)} of the {_mib(limit_bytes)} allowed "
+        f"({_parts(needed)}); {_advice(plan, limit_bytes, runtime_bytes, sequences)}"
+    )
+
+
+def _chunks(plan: Plan) -> tuple[int, ...]:
+    return (plan.prefill_chunk, *(chunk for chunk in CHUNKS if chunk < plan.prefill_chunk))
+
+
+def needed_memory(plan: Plan, runtime_bytes: float, sequences: int) -> EdgeMemory:
+    """The formula for a frugal front, with as many caches and working sets as `sequences`."""
+    needed = edge_memory_over(runtime_bytes, plan)
+    # A front under a limit gives the embedding's and the codec's pages back every so many rows.
+    geometry = plan.model.geometry
+    table = embedding_bytes(geometry, plan.partition.front_bits)
+    rows = min(RELEASE_ROWS + plan.prefill_chunk, plan.max_tokens)
+    return replace(
+        needed,
+        embedding_bytes=touched_bytes(table, rows),
+        codec_bytes=0.0 if plan.edge_is_whole else codec_bytes(geometry, plan.level, rows),
+        kv_bytes=needed.kv_bytes * sequences,
+        workspace_bytes=(needed.workspace_bytes + session_bytes(plan)) * sequences,
+    )
+
+
+def session_bytes(plan: Plan) -> float:
+    """The journal of sent frames and the trace of every step, at the longest sequence.
+
+    A lossless row takes 27 bits an element, one of a calibrated level at most 4.
+    """
+    bits = 27 if plan.level == "lossless" else 4
+    row_bytes = bits * plan.model.geometry.hidden_size / 8
+    return plan.max_tokens * (row_bytes + STEP_BYTES)
+
+
+def nearest_plan(
+    plan: Plan, *, limit_bytes: int, runtime_bytes: float, sequences: int = 1
+) -> Plan | None:
+    """The plan that fits and differs least from `plan`; None when none does.
+
+    Least: the fewest settings changed; then the most layers, the most tokens, the most bits kept
+    and the largest chunk, in this order.
+    """
+    return max(
+        (
+            candidate
+            for candidate in _smaller_plans(plan)
+            if needed_memory(candidate, runtime_bytes, sequences).total_bytes <= limit_bytes
+        ),
+        key=lambda candidate: (
+            -len(changes(plan, candidate)),
+            candidate.partition.split,
+            candidate.max_tokens,
+            candidate.kv_bits,
+            candidate.partition.front_bits,
+            candidate.prefill_chunk,
+        ),
+        default=None,
+    )
+
+
+def changes(plan: Plan, other: Plan) -> tuple[str, ...]:
+    """The flags of `splitpoint build` that turn `plan` into `other`."""
+    pairs = (
+        ("--split", plan.partition.split, other.partition.split),
+        ("--front-bits", plan.partition.front_bits, other.partition.front_bits),
+        ("--kv-bits", plan.kv_bits, other.kv_bits),
+        ("--max-tokens", plan.max_tokens, other.max_tokens),
+        ("--prefill-chunk", plan.prefill_chunk, other.prefill_chunk),
+    )
+    return tuple(f"{flag} {new}" for flag, old, new in pairs if old != new)
+
+
+def _smaller_plans(plan: Plan) -> Iterator[Plan]:
+    tokens = [plan.max_tokens]
+    while tokens[-1] // 2 >= MIN_TOKENS:
+        tokens += [tokens[-1] * 3 // 4, tokens[-1] // 2]
+    for split, front_bits, kv_bits, max_tokens, chunk in itertools.product(
+        range(plan.partition.split, -1, -1),
+        [bits for bits in FRONT_BITS if bits <= plan.partition.front_bits],
+        [bits for bits in KV_BITS if bits <= plan.kv_bits],
+        sorted(set(tokens)),
+        _chunks(plan),
+    ):
+        if plan.front_layer_bits and front_bits > min(plan.front_layer_bits):
+            continue
+        layer_bits = plan.front_layer_bits[:split]
+        uniform = front_bits != plan.partition.front_bits or front_bits not in layer_bits
+        try:
+            yield replace(
+                plan,
+                partition=replace(plan.partition, split=split, front_bits=front_bits),
+                back_start=min(plan.back_start, split),
+                kv_bits=kv_bits,
+                max_tokens=max_tokens,
+                prefill_chunk=chunk,
+                front_layer_bits=() if uniform else layer_bits,
+            )
+        except PlanError:
+            continue
+
+
+def _advice(plan: Plan, limit_bytes: int, runtime_bytes: float, sequences: int) -> str:
+    fitting = nearest_plan(
+        plan, limit_bytes=limit_bytes, runtime_bytes=runtime_bytes, sequences=sequences
+    )
+    if fitting is not None:
+        total = needed_memory(fitting, runtime_bytes, sequences).total_bytes
+        flags = " ".join(changes(plan, fitting))
+        return f"the nearest plan that fits is {flags}, with {_mib(total)}"
+    smallest = min(
+        _smaller_plans(plan),
+        key=lambda candidate: needed_memory(candidate, runtime_bytes, sequences).total_bytes,
+    )
+    total = needed_memory(smallest, runtime_bytes, sequences).total_bytes
+    return (
+        f"no plan of this model fits: the smallest, {' '.join(changes(plan, smallest))}, "
+        f"would need {_mib(total)}"
+    )
+
+
+def _parts(needed: EdgeMemory) -> str:
+    parts = {
+        "runtime": needed.runtime_bytes,
+        "weights": needed.weight_bytes,
+        "embedding": needed.embedding_bytes,
+        "codec": needed.codec_bytes,
+        "KV cache": needed.kv_bytes,
+        "workspace": max(needed.workspace_bytes, needed.head_leftover_bytes),
+    }
+    steady = sum(parts.values())
+    if needed.load_peak_bytes > steady:
+        parts["while loading"] = needed.load_peak_bytes - steady
+    return ", ".join(f"{name} {_mib(size)}" for name, size in parts.items())
+
+
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,179 @@
+"""From a stream of tokens to a completion: text, stop rules, times, and a clean ending.
+
+A `CompletionRun` is one answer under way. Iterate over it for its pieces; however it ends
+(stop, length, a lost server, or the caller walking away) `completion` then says how.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple, TextIO
+
+from decoding.params import SamplingParams
+from edge.device.front import FrontEngine
+from edge.device.tokenizer import TextStream
+from edge.draft.factory import AUTO as AUTO_DRAFT
+from edge.errors import InputError, TooSlowError, TransportError
+from edge.generation.context import CONTEXT_POLICIES, ContextPolicy, ShiftingGeneration
+from edge.generation.loop import NewToken, TokenSource
+from edge.generation.report import Completion, StepTrace
+from edge.generation.stopping import FinishReason, StopRule
+from optimizer.policy.retry import Clock
+
+AUTO_LEVEL = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """What to generate. `max_new_tokens` None: as many as the plan leaves room for. ignore_eos: go
+    on after the model's own end (for measurements).
+
+    deadline_tbt_s: the longest that a decode step should take. With level "auto" the controller
+    then moves along the plan's ladder, from the plan's level downwards, and the generation ends
+    with `finish_reason` "deadline" when nothing helps. context: what happens beyond the plan's
+    tokens, see `edge.generation.context`. draft: a drafter's name, see `edge.draft.factory`.
+    """
+
+    max_new_tokens: int | None = 128
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    level: str = AUTO_LEVEL
+    deadline_tbt_s: float | None = None
+    context: ContextPolicy = "refuse"
+    draft: str = AUTO_DRAFT
+
+    def __post_init__(self) -> None:
+        if self.context not in CONTEXT_POLICIES:
+            raise InputError(
+                f"context {self.context!r}: choose one of {', '.join(CONTEXT_POLICIES)}"
+            )
+        if self.deadline_tbt_s is not None and not self.deadline_tbt_s > 0:
+            raise InputError(f"a deadline of {self.deadline_tbt_s:g} s: must be above 0")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InputError(f"max new tokens is {self.max_new_tokens}, must be at least 1")
+        if "" in self.stop:
+            raise InputError("a stop string must not be empty")
+
+
+class Piece(NamedTuple):
+    """One step of a streamed answer: a token and the text that can be shown because of it."""
+
+    token_id: int
+    logprob: float
+    text: str
+
+
+class CompletionRun:
+    """One answer under way. Iterating takes a front out of `fronts` and puts it back."""
+
+    def __init__(
+        self,
+        *,
+        fronts: queue.SimpleQueue[FrontEngine],
+        generation_of: Callable[[FrontEngine], TokenSource],
+        prompt_ids: tuple[int, ...],
+        hidden_size: int,
+        text: TextStream,
+        stop: StopRule,
+        with_logprobs: bool,
+        clock: Clock,
+        trace: TextIO | None,
+    ) -> None:
+        self._fronts = fronts
+        self._generation_of = generation_of
+        self._prompt_ids = prompt_ids
+        self._hidden_size = hidden_size
+        self._text = text
+        self._stop = stop
+        self._with_logprobs = with_logprobs
+        self._clock = clock
+        self._trace = trace
+        self._steps: list[StepTrace] = []
+        self._pieces: list[Piece] = []
+        self._token_times_s: list[float] = []
+        self._completion: Completion | None = None
+        self._generation: TokenSource | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End the generation soon, whatever it waits for. Safe from any thread, at any time."""
+        self._cancelled = True
+        if self._generation is not None:
+            self._generation.cancel()
+
+    @property
+    def completion(self) -> Completion:
+        """The outcome, once the iteration has ended. InputError before that."""
+        if self._completion is None:
+            raise InputError("the generation has not ended yet")
+        return self._completion
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Pieces as they come. A TransportError leaves here only if no token had come yet."""
+        started_s = self._clock.now()
+        front = self._fronts.get()
+        try:
+            front.reset()
+            generation = self._generation = self._generation_of(front)
+        except BaseException:  # a front that is not put back is missing for good
+            self._fronts.put(front)
+            raise
+        if self._cancelled:
+            generation.cancel()
+        reason: FinishReason = "cancelled"
+        detail = ""
+        try:
+            with closing(generation.tokens(self._prompt_ids, self._record)) as tokens:
+                for token in tokens:
+                    self._token_times_s.append(token.at_s - started_s)
+                    yield self._piece(token)
+                    if self._stop.reason is not None:
+                        reason = self._stop.reason
+                        break
+        except TransportError as error:
+            if not self._pieces:
+                raise
+            reason, detail = "server_lost", str(error)
+        except TooSlowError as error:
+            reason, detail = "deadline", str(error)
+        finally:
+            self._fronts.put(front)
+            self._finish(reason, detail, generation, self._clock.now() - started_s)
+
+    def _piece(self, token: NewToken) -> Piece:
+        is_stop = self._stop.is_stop_token(token.token_id)
+        text = "" if is_stop else self._text.push(token.token_id)
+        piece = Piece(token.token_id, token.logprob, self._stop.push(token.token_id, text))
+        self._pieces.append(piece)
+        return piece
+
+    def _record(self, step: StepTrace) -> None:
+        self._steps.append(step)
+        if self._trace is not None:
+            self._trace.write(json.dumps(asdict(step)) + "\n")
+
+    def _finish(
+        self, reason: FinishReason, detail: str, generation: TokenSource, total_s: float
+    ) -> None:
+        text = "".join(piece.text for piece in self._pieces) + self._stop.flush()
+        self._completion = Completion(
+            text=text,
+            token_ids=tuple(piece.token_id for piece in self._pieces),
+            logprobs=(
+                tuple(piece.logprob for piece in self._pieces) if self._with_logprobs else ()
+            ),
+            finish_reason=reason,
+            finish_detail=detail,
+            num_prompt_tokens=len(self._prompt_ids),
+            hidden_size=self._hidden_size,
+            token_times_s=tuple(self._token_times_s),
+            steps=tuple(self._steps),
+            reconnects=generation.reconnects,
+            shifts=generation.shifts if isinstance(generation, ShiftingGeneration) else 0,
+            total_s=total_s,
+        )

@@ -1,0 +1,63 @@
+"""What this device sent for its last prompts: a prompt that begins the same is not sent again.
+
+A chat sends its whole history with every turn, and a system prompt with every request. The
+frames of those prompts are kept as they were encoded; a new session names them by hash, and
+those that the cloud still holds need not travel (`protos.prefix`). They go into the new session's
+journal all the same: when the cloud is lost they are replayed like any other frame.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+from protos.messages import Frame
+
+MAX_BYTES: Final = 16 << 20
+MIN_LEFT: Final = 2
+
+
+class PrefixMemory:
+    """Prompt frames by compression level. Safe from several threads."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._prompts: OrderedDict[tuple[str, tuple[Frame, ...]], int] = OrderedDict()
+
+    def matching(self, level: str, prompt_ids: Sequence[int]) -> tuple[Frame, ...]:
+        """The most frames that such a prompt would begin with; at least two tokens are left, since
+        a single row may come out other than among others (`optimizer.policy.prefill_chunks`)."""
+        with self._lock:
+            kept = [frames for known, frames in self._prompts if known == level]
+        return max((_common(frames, prompt_ids) for frames in kept), key=len, default=())
+
+    def remember(self, level: str, journal: Sequence[Frame]) -> None:
+        """Keep the frames of a prompt, which are those that asked for no token."""
+        frames: list[Frame] = []
+        for frame in journal:
+            if frame.want_token or frame.ahead:
+                break
+            frames.append(frame)
+        if not frames:
+            return
+        key = (level, tuple(frames))
+        with self._lock:
+            self._prompts.pop(key, None)
+            self._prompts[key] = sum(len(frame.hidden) for frame in frames)
+            while sum(self._prompts.values()) > self._max_bytes:
+                self._prompts.popitem(last=False)
+
+
+def _common(frames: Sequence[Frame], prompt_ids: Sequence[int]) -> tuple[Frame, ...]:
+    count = 0
+    for frame in frames:
+        end = frame.first_position + len(frame.token_ids)
+        if end > len(prompt_ids) - MIN_LEFT:
+            break
+        if tuple(prompt_ids[frame.first_position : end]) != frame.token_ids:
+            break
+        count += 1
+    return tuple(frames[:count])

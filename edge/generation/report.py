@@ -1,0 +1,180 @@
+"""What a generation cost: one trace line a frame, and the summary that `run --json` prints."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge.generation.stopping import FinishReason
+from hwprofiles.peak_memory import peak_memory_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTrace:
+    """One frame's life. Times in seconds, on the edge's clock unless the cloud reported them.
+
+    The round trip runs from handing the frame to the transport until its answer has arrived;
+    `wire_s` is what the cloud's own times (codec, queue, compute, sample) leave of it: link,
+    kernel and gRPC on both sides. Prefill chunks overlap, so theirs include waiting for the
+    chunks ahead. `num_new_tokens` is 0 for a chunk that asked for none. `decision`: what the
+    controller changed because of this step, and why; empty when nothing. `ahead`: sent before the
+    answer to the frame before had come; with `num_new_tokens` 0 it stood on a wrong guess.
+    `expected_tokens`: what the drafter expected the frame to bring (1 without drafts).
+    """
+
+    sequence: int
+    phase: str  # "prefill" or "decode"
+    first_position: int
+    num_rows: int
+    num_drafts: int
+    num_new_tokens: int
+    level: str
+    front_s: float
+    encode_s: float
+    round_trip_s: float
+    wire_s: float
+    cloud_codec_s: float
+    cloud_queue_s: float
+    cloud_compute_s: float
+    cloud_sample_s: float
+    batch_sessions: int
+    hidden_bytes: int
+    uplink_bytes: int
+    downlink_bytes: int
+    decision: str = ""
+    ahead: bool = False
+    expected_tokens: float = 1.0
+
+    @property
+    def edge_s(self) -> float:
+        return self.front_s + self.encode_s
+
+    @property
+    def cloud_s(self) -> float:
+        return self.cloud_codec_s + self.cloud_queue_s + self.cloud_compute_s + self.cloud_sample_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished generation: the text, and where the time and the bytes went.
+
+    `token_times_s` holds the arrival of every token, counted from the call. TTFT is the first
+    of them; TBT are the differences (tokens that came in one message arrive together).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    finish_detail: str
+    num_prompt_tokens: int
+    hidden_size: int
+    token_times_s: tuple[float, ...]
+    steps: tuple[StepTrace, ...]
+    reconnects: int
+    total_s: float
+    shifts: int = 0  # how often the context was cut, see edge.generation.context
+
+    @property
+    def ttft_s(self) -> float:
+        return self.token_times_s[0] if self.token_times_s else 0.0
+
+    def tbt_quantile_s(self, quantile: float) -> float:
+        """Quantile of the time between tokens; 0 when fewer than two came."""
+        gaps = np.diff(self.token_times_s)
+        return float(np.quantile(gaps, quantile)) if gaps.size else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode throughput: tokens after the first over the time since the first."""
+        if len(self.token_times_s) < 2:
+            return 0.0
+        span_s = self.token_times_s[-1] - self.token_times_s[0]
+        return (len(self.token_times_s) - 1) / span_s if span_s > 0 else 0.0
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits of codec frames, headers and all, for each hidden-state element sent."""
+        num_elements = sum(step.num_rows for step in self.steps) * self.hidden_size
+        num_bytes = sum(step.hidden_bytes for step in self.steps)
+        return 8 * num_bytes / num_elements if num_elements else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `splitpoint run --json` prints. Seconds, bytes, tokens."""
+        answered = [step for step in self.steps if step.num_new_tokens]
+        # A frame that was sent ahead travels while another round trip is under way.
+        num_trips = sum(not step.ahead for step in answered)
+        return {
+            "text": self.text,
+            "tokens": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "finish_detail": self.finish_detail,
+            "prompt_tokens": self.num_prompt_tokens,
+            "ttft_s": self.ttft_s,
+            "tbt_p50_s": self.tbt_quantile_s(0.5),
+            "tbt_p95_s": self.tbt_quantile_s(0.95),
+            "tokens_per_s": self.tokens_per_s,
+            "uplink_bytes": sum(step.uplink_bytes for step in self.steps),
+            "downlink_bytes": sum(step.downlink_bytes for step in self.steps),
+            "bits_per_element": self.bits_per_element,
+            "round_trips": num_trips,
+            "tokens_per_round_trip": len(self.token_ids) / num_trips if num_trips else 0.0,
+            "drafts": draft_figures(self.steps),
+            "edge_s": sum(step.edge_s for step in self.steps),
+            # Chunks in flight wait for each other; only the last one's wait was anybody's.
+            "wire_s": sum(step.wire_s for step in answered),
+            "cloud_s": sum(step.cloud_s for step in self.steps),
+            "reconnects": self.reconnects,
+            "context_shifts": self.shifts,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "level_counts": dict(Counter(step.level for step in self.steps)),
+            "total_s": self.total_s,
+            **({"logprobs": list(self.logprobs)} if self.logprobs else {}),
+        }
+
+
+def draft_figures(steps: Sequence[StepTrace]) -> dict[str, float]:
+    """What drafting did in the decode steps: counts, and tokens a frame, expected and measured.
+
+    `sent` and `accepted` count guesses; a frame's first row is one when it was sent ahead. All
+    over frames that brought tokens, but `frames_void`: sent ahead on a wrong guess.
+    """
+    decode = [step for step in steps if step.phase == "decode"]
+    useful = [step for step in decode if step.num_new_tokens]
+    count = len(useful)
+    return {
+        "sent": sum(step.num_drafts + step.ahead for step in useful),
+        "accepted": sum(step.num_new_tokens - 1 + step.ahead for step in useful),
+        "frames": count,
+        "frames_ahead": sum(step.ahead for step in useful),
+        "frames_void": len(decode) - count,
+        "tokens_per_frame": sum(step.num_new_tokens for step in useful) / count if count else 0.0,
+        "expected_tokens_per_frame": (
+            sum(step.expected_tokens for step in useful) / count if count else 0.0
+        ),
+    }
+
+
+def breakdown(steps: Sequence[StepTrace], phase: str) -> dict[str, float]:
+    """Mean seconds of each part of a frame of one phase; empty when there was none.
+
+    Keys, in the order of a frame's life: front, encode, wire, cloud decode, queue, compute,
+    sample.
+    """
+    chosen = [step for step in steps if step.phase == phase]
+    if not chosen:
+        return {}
+    parts = {
+        "front": [step.front_s for step in chosen],
+        "encode": [step.encode_s for step in chosen],
+        "wire": [step.wire_s for step in chosen],
+        "cloud decode": [step.cloud_codec_s for step in chosen],
+        "cloud queue": [step.cloud_queue_s for step in chosen],
+        "cloud compute": [step.cloud_compute_s for step in chosen],
+        "cloud sample": [step.cloud_sample_s for step in chosen],
+    }
+    return {name: float(np.mean(values)) for name, values in parts.items()}

@@ -1,0 +1,277 @@
+"""The real transport: one gRPC channel to one server, one bidirectional stream a generation."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from edge.errors import (
+    BusyError,
+    ConnectError,
+    DeadlineError,
+    LostError,
+    RefusedError,
+    TransportError,
+)
+from edge.net.transport import Received, Stream
+from protos import wire
+from protos.errors import RemoteWireError
+from protos.messages import Close, Description, Frame, Open
+
+RETRY_AFTER_KEY: Final = "retry-after-s"
+DEFAULT_RETRY_AFTER_S: Final = 1.0
+# A gRPC message is preceded by one flag byte and four length bytes (gRPC over HTTP/2).
+MESSAGE_PREFIX_BYTES: Final = 5
+CLOSE_TIMEOUT_S: Final = 2.0
+# Answers that nobody has taken yet. A session has far fewer frames on their way.
+MAX_UNREAD: Final = 4096
+
+# A status that ends a stream, as our own error. Every code is here; a test holds that.
+ERROR_OF_STATUS: Final[dict[grpc.StatusCode, type[TransportError]]] = {
+    grpc.StatusCode.OK: LostError,  # ended before the edge had closed
+    grpc.StatusCode.CANCELLED: LostError,
+    grpc.StatusCode.UNKNOWN: LostError,
+    grpc.StatusCode.INVALID_ARGUMENT: RefusedError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.NOT_FOUND: RefusedError,
+    grpc.StatusCode.ALREADY_EXISTS: RefusedError,
+    grpc.StatusCode.PERMISSION_DENIED: RefusedError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: BusyError,
+    grpc.StatusCode.FAILED_PRECONDITION: RefusedError,
+    grpc.StatusCode.ABORTED: LostError,
+    grpc.StatusCode.OUT_OF_RANGE: RefusedError,
+    grpc.StatusCode.UNIMPLEMENTED: RefusedError,
+    grpc.StatusCode.INTERNAL: LostError,
+    grpc.StatusCode.UNAVAILABLE: LostError,
+    grpc.StatusCode.DATA_LOSS: LostError,
+    grpc.StatusCode.UNAUTHENTICATED: RefusedError,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """How to reach a server that is not plain loopback: a CA, a client certificate, a token."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    token: str | None = None
+
+
+class GrpcTransport:
+    """A channel to one server. `address` is HOST:PORT; TLS when `credentials` name a CA."""
+
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
+        self._address = address
+        credentials = credentials or Credentials()
+        options = [
+            ("grpc.max_receive_message_length", wire.MAX_ANSWER_BYTES),
+            ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.http2.max_pings_without_data", 0),  # no limit: a long wait sends no data
+            # Answers are small, so there is no window to size; and a probe of its that is on its
+            # way takes the keepalive ping's place without its timeout.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.ping_timeout_ms", 5_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.enable_http_proxy", 0),
+        ]
+        if credentials.ca_file is None:
+            self._channel = grpc.insecure_channel(address, options=options)
+        else:
+            self._channel = grpc.secure_channel(
+                address, _tls_credentials(credentials), options=options
+            )
+        self._metadata = (
+            (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
+        )
+        self._generate = self._channel.stream_stream(
+            wire.GENERATE_PATH, request_serializer=None, response_deserializer=None
+        )
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def open(self, request: Open, timeout_s: float) -> Stream:
+        return _GrpcStream(self._generate, self._metadata, request, self._address)
+
+    def describe(self, timeout_s: float) -> Description:
+        """Ask the server what it serves. TransportError when it does not answer in time."""
+        call = self._channel.unary_unary(
+            wire.DESCRIBE_PATH, request_serializer=None, response_deserializer=None
+        )
+        try:
+            reply = call(
+                wire.encode_describe_request(),
+                timeout=timeout_s,
+                metadata=self._metadata,
+                wait_for_ready=True,
+            )
+        except grpc.RpcError as error:
+            waited = f"{self._address} (waited {timeout_s:g} s)"
+            raise connect_error(error, waited) from error
+        return wire.decode_description(reply)
+
+    def raw_stream(self, path: str, requests: Iterator[bytes]) -> Any:
+        """A bidirectional call of `path` in bytes, for the link probe: iterate, or cancel."""
+        call = self._channel.stream_stream(
+            path, request_serializer=None, response_deserializer=None
+        )
+        return call(requests, metadata=self._metadata)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class _GrpcStream:
+    """One bidirectional call: gRPC's thread drains the outbox, a reader thread fills the inbox.
+
+    The inbox is there because gRPC's blocking iterator cannot wait with a timeout; its hand-over
+    costs some tens of microseconds a message.
+    """
+
+    def __init__(
+        self,
+        generate: grpc.StreamStreamMultiCallable[bytes, bytes],
+        metadata: tuple[tuple[str, str], ...],
+        request: Open,
+        address: str,
+    ) -> None:
+        self._address = address
+        self._is_answered = False
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Received | TransportError] = queue.SimpleQueue()
+        self._outbox.put(wire.encode_edge(request))
+        self._call: Any = generate(self._requests(), metadata=metadata)
+        self._reader = threading.Thread(target=self._read, name="stream-reader", daemon=True)
+        self._reader.start()
+        self._finished = False
+
+    def send(self, frame: Frame) -> int:
+        data = wire.encode_edge(frame)
+        self._outbox.put(data)
+        return len(data) + MESSAGE_PREFIX_BYTES
+
+    def receive(self, timeout_s: float) -> Received:
+        try:
+            received = self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            if not self._is_answered:
+                raise ConnectError(
+                    f"no server answers at {self._address} (waited {timeout_s:g} s)"
+                ) from None
+            raise DeadlineError(f"no answer within {timeout_s:g} s") from None
+        return self._unless_broken(received)
+
+    def poll(self) -> Received | None:
+        try:
+            received = self._inbox.get_nowait()
+        except queue.Empty:
+            return None
+        return self._unless_broken(received)
+
+    def _unless_broken(self, received: Received | TransportError) -> Received:
+        if isinstance(received, TransportError):
+            self._inbox.put(received)  # a broken stream stays broken
+            raise received
+        return received
+
+    def hang_up(self) -> None:
+        if not self._finished:
+            self._outbox.put(wire.encode_edge(Close()))
+        self._finish()
+        self._inbox.put(LostError("hung up"))  # whoever waits for an answer need not any more
+
+    def close(self) -> None:
+        self.hang_up()
+        # The cloud ends the stream once it has freed the cache: wait for that, but not long,
+        # since breaking the stream frees it too.
+        self._reader.join(timeout=CLOSE_TIMEOUT_S)
+        self._call.cancel()
+
+    def abort(self) -> None:
+        self._finish()
+        self._call.cancel()
+
+    def _finish(self) -> None:
+        if not self._finished:
+            self._finished = True
+            self._outbox.put(None)
+
+    def _requests(self) -> Iterator[bytes]:
+        while (data := self._outbox.get()) is not None:
+            yield data
+
+    def _read(self) -> None:
+        try:
+            for data in self._call:
+                at_s = time.monotonic()
+                message = wire.decode_cloud(data)
+                self._is_answered = True
+                if self._inbox.qsize() >= MAX_UNREAD:
+                    raise RemoteWireError("more answers than there were questions")
+                self._inbox.put(Received(message, len(data) + MESSAGE_PREFIX_BYTES, at_s))
+            self._inbox.put(LostError("the server ended the stream"))
+        except RemoteWireError as error:
+            self._call.cancel()
+            self._inbox.put(LostError(f"the server sent a malformed message: {error}"))
+        except grpc.RpcError as error:
+            self._inbox.put(
+                transport_error(error) if self._is_answered else connect_error(error, self._address)
+            )
+
+
+def connect_error(error: grpc.RpcError, address: str) -> TransportError:
+    """The error of a call that was never answered: whatever is not a refusal is a dead address."""
+    known = transport_error(error)
+    if isinstance(known, (LostError, DeadlineError)):
+        return ConnectError(f"no server answers at {address}: {known}")
+    return known
+
+
+def transport_error(error: grpc.RpcError) -> TransportError:
+    """The one place where a gRPC status becomes an error of ours."""
+    call: Any = error  # what gRPC raises from a call is a grpc.Call as well
+    status = call.code() if hasattr(call, "code") else grpc.StatusCode.UNKNOWN
+    detail = (call.details() if hasattr(call, "details") else str(error)) or status.name
+    kind = ERROR_OF_STATUS[status]
+    if kind is BusyError:
+        return BusyError(detail, retry_after_s=_retry_after(call.trailing_metadata() or ()))
+    return kind(detail)
+
+
+def _retry_after(trailers: Iterable[tuple[str, str | bytes]]) -> float:
+    """The server's wish in seconds, kept between 0 and 60 whatever it says."""
+    for key, value in trailers:
+        if key == RETRY_AFTER_KEY:
+            try:
+                seconds = float(value)
+            except ValueError:
+                break
+            return min(max(seconds, 0.0), 60.0) if math.isfinite(seconds) else DEFAULT_RETRY_AFTER_S
+    return DEFAULT_RETRY_AFTER_S
+
+
+def _tls_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
+    def read(path: Path | None) -> bytes | None:
+        try:
+            return None if path is None else path.read_bytes()
+        except OSError as error:
+            raise ConnectError(f"{path}: {error.strerror}") from error
+
+    return grpc.ssl_channel_credentials(
+        root_certificates=read(credentials.ca_file),
+        private_key=read(credentials.key_file),
+        certificate_chain=read(credentials.cert_file),
+    )

@@ -1,0 +1,160 @@
+"""An engine of a few layers, timed: what a server's layer takes beyond its matrices."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hwprofiles.profiler.measured_backends import BackKernels, Call, SessionLoad, StackShape
+from hwprofiles.profiler.parts import digits
+from hwprofiles.profiler.timing import Timing, measure
+from hwprofiles.profiles.device import AttentionKernel, AttentionPoint, Kernel, LayerPoint
+from hwprofiles.profiles.rates import attention_s, matrix_s
+
+PATIENCE_S = 0.12
+SHORT = 16  # tokens cached in the batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackEffort:
+    """How long to measure: passes, seconds a point in each, and which sizes."""
+
+    num_passes: int
+    budget_s: float
+    working_sets: tuple[float, ...]
+    rows: tuple[int, ...]
+    large_rows: tuple[int, ...]
+    sessions: tuple[int, ...]
+    prompts: tuple[int, ...]
+    layers: int
+    long: int
+
+
+class StackProbe:
+    """An engine of a few layers: what a layer takes beyond its matrices and attention.
+
+    With m (by working set) and a of a layer as predicted, T(L) = base + L (m_L + a + rest): two
+    depths give `rest` for each batch, whatever a step takes besides.
+    """
+
+    def __init__(
+        self,
+        kernels: BackKernels,
+        shape: StackShape,
+        bits: int,
+        kernel: Kernel,
+        effort: BackEffort,
+        spreads: list[float],
+    ) -> None:
+        self._shape, self._bits, self._kernel = shape, bits, kernel
+        self._effort, self._spreads = effort, spreads
+        self._stack = kernels.stack(shape, num_layers=effort.layers, weight_bits=bits)
+        self._one = kernels.stack(shape, num_layers=1, weight_bits=bits)
+        self._seconds: dict[tuple[int, int], float] = {}
+
+    def layers(self, attention: AttentionKernel) -> list[LayerPoint]:
+        """The rest of whole layers: prompts of one session, and batches of sessions."""
+        batches = [(count, count) for count in self._effort.sessions]
+        return [
+            LayerPoint(
+                width=self._shape.width,
+                num_sessions=sessions,
+                num_rows=rows,
+                seconds=digits(self._rest_s(sessions, rows, attention)),
+            )
+            for sessions, rows in sorted([*batches, *((1, n) for n in self._effort.prompts)])
+        ]
+
+    def _rest_s(self, sessions: int, rows: int, attention: AttentionKernel) -> float:
+        shape, layers = self._shape, self._effort.layers
+        load = SessionLoad(1, SHORT) if sessions == rows else SessionLoad(rows, 0)
+        if (sessions, rows) not in self._seconds:
+            self._seconds[sessions, rows] = self._time([load] * sessions)
+        deep = self._seconds[sessions, rows] - layers * self._matrices_s(layers, rows)
+        one = timed(self._one.step([load] * sessions), self._effort, self._spreads).seconds
+        one -= self._matrices_s(1, rows)
+        attended = attention_s(
+            attention,
+            num_rows=load.num_rows,
+            num_tokens=load.position + load.num_rows,
+            num_heads=shape.num_heads,
+            head_dim=shape.head_dim,
+            working_set_bytes=0.0,
+        )
+        return (deep - one) / (layers - 1) - sessions * attended
+
+    def attention(self, kv_bits: int) -> AttentionKernel:
+        """The slope in cached tokens: of one row (mean of one and of eight sessions, whose caches
+        lie in nearer and farther memory), and of prompts.
+
+        What does not grow with the cache is in `layers`, so the fixed part here is zero.
+        """
+        long, layers = self._effort.long, self._effort.layers
+        slopes = []
+        for sessions in (1, 8):
+            near = self._time([SessionLoad(1, SHORT)] * sessions)
+            self._seconds[sessions, sessions] = near
+            depth = long // 2 if sessions > 1 else long
+            far = self._time([SessionLoad(1, depth)] * sessions)
+            slopes.append((far - near) / (depth - SHORT) / sessions / layers)
+        points = [self._point(1, statistics.mean(slopes))]
+        for num_rows in self._effort.prompts:
+            near = self._time([SessionLoad(num_rows, 0)])
+            self._seconds[1, num_rows] = near
+            far = self._time([SessionLoad(num_rows, long // 2)])
+            points.append(self._point(num_rows, (far - near) / (long // 2) / layers))
+        width = self._shape.num_heads * self._shape.head_dim
+        return AttentionKernel(kv_bits=kv_bits, source="bench", points=tuple(points), width=width)
+
+    def _point(self, num_rows: int, slope_s: float) -> AttentionPoint:
+        width = self._shape.num_heads * self._shape.head_dim
+        return AttentionPoint(
+            num_rows=num_rows,
+            fixed_s=0.0,
+            flops_per_s=digits(4 * num_rows * width / max(slope_s, 1e-10)),
+        )
+
+    def _time(self, loads: Sequence[SessionLoad]) -> float:
+        return timed(self._stack.step(loads), self._effort, self._spreads).seconds
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Weights and outputs of a layer's matrices: queries, keys and values in one, gate and up
+        in one."""
+        shape = self._shape
+        heads = shape.num_heads * shape.head_dim
+        packed = heads + 2 * shape.num_kv_heads * shape.head_dim
+        pairs = (
+            (shape.width, packed),
+            (heads, shape.width),
+            (shape.width, 2 * shape.inner),
+            (shape.inner, shape.width),
+        )
+        return [(inputs * outputs, outputs) for inputs, outputs in pairs]
+
+    def _layer_bytes(self) -> float:
+        return sum(back_bytes(weights, outputs, self._bits) for weights, outputs in self._sizes())
+
+    def _matrices_s(self, num_layers: int, num_rows: int) -> float:
+        """Of one layer, as predictions will have it."""
+        return sum(
+            matrix_s(
+                self._kernel,
+                num_weights=weights,
+                matrix_bytes=back_bytes(weights, outputs, self._bits),
+                num_rows=num_rows,
+                working_set_bytes=num_layers * self._layer_bytes(),
+            )
+            for weights, outputs in self._sizes()
+        )
+
+
+def back_bytes(num_weights: float, num_outputs: float, bits: int) -> float:
+    """Bytes of back matrices: bits / 8 a weight, and at 8 bits one fp32 scale an output."""
+    return num_weights * bits / 8 + (4 * num_outputs if bits == 8 else 0)
+
+
+def timed(call: Call, effort: BackEffort, spreads: list[float]) -> Timing:
+    timing = measure(call, budget_s=effort.budget_s, patience_s=PATIENCE_S)
+    spreads.append(timing.spread)
+    return timing

@@ -1,0 +1,159 @@
+"""Measure this machine with the kernels the edge runs, and write what was found as a profile.
+
+A pass times matrices (one row by working set and matrix size; many rows), attention against
+cache length, the operators in between and an empty step; the profile is the median of three
+passes, because a machine drifts over seconds and repeats within one moment do not see that. Then
+memory, storage and limits. A reference kernel is timed before and after every pass: if it moved,
+the machine was busy or throttling, and the profile says so.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import psutil
+
+from hwprofiles.profiler import kernel_runs, system_facts
+from hwprofiles.profiler.front_pass import ATTENTION, Effort, one_pass
+from hwprofiles.profiler.measured_backends import CodecKernels
+from hwprofiles.profiler.parts import (
+    MB,
+    Progress,
+    codec_speeds,
+    figure,
+    median_of,
+    quality_warnings,
+)
+from hwprofiles.profiler.timing import Timing
+from hwprofiles.profiles.device import DeviceProfile, Figure, Memory, Platform, Source
+
+WIDTH, INNER, LAYERS = 768, 2048, 6  # of the thread sweep
+
+
+FULL = Effort(
+    num_passes=3,
+    budget_s=0.05,
+    working_sets=(2 * MB, 8 * MB, 16 * MB, 32 * MB, 64 * MB, 128 * MB, 320 * MB),
+    rows=(2, 4, 8, 32, 128, 512),
+    stack_rows=(1, 32, 128),
+    attention=(
+        (1, (16, 2000)),
+        (8, (16, 1024)),
+        (32, (32, 1024)),
+        (128, (128, 1024)),
+        (512, (512, 1536)),
+    ),
+)
+QUICK = Effort(
+    num_passes=1,
+    budget_s=0.03,
+    working_sets=(2 * MB, 16 * MB, 40 * MB, 128 * MB, 320 * MB),
+    rows=(2, 8, 32, 256),
+    stack_rows=(1, 32, 128),
+    attention=((1, (16, 2000)), (32, (32, 512)), (512, (512, 1024))),
+)
+
+
+def profile_device(
+    *,
+    name: str | None = None,
+    quick: bool = False,
+    progress: Progress = lambda _share, _what: None,
+    command: str = "splitpoint profile device",
+    storage_folder: Path | None = None,
+    codec: CodecKernels | None = None,
+) -> DeviceProfile:
+    """Measure this machine as an edge: about 90 s, or a quarter of that when `quick`.
+
+    `progress` is called with the share done, 0 to 1, and what comes next; `codec`: its coders,
+    to be timed too.
+    """
+    effort = QUICK if quick else FULL
+    spreads: list[float] = []
+    progress(0.0, "number of threads")
+    sweep = _thread_sweep(effort)
+    threads = max(sweep)  # what the edge uses; a warning says when fewer are faster
+    references = [_reference(effort, threads).seconds]
+    passes = []
+    for index in range(effort.num_passes):
+        start, share = 0.02 + 0.9 * index / effort.num_passes, 0.9 / effort.num_passes
+
+        def report(part: float, what: str, start: float = start, share: float = share) -> None:
+            progress(start + share * part, what)
+
+        passes.append(one_pass(threads, effort, spreads, report))
+        references.append(_reference(effort, threads).seconds)
+    rates = median_of(passes)
+    progress(0.92, "codec")
+    speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
+    progress(0.95, "memory and storage")
+    memory = _memory(effort)
+    storage = system_facts.storage_read_rate(storage_folder, int((32 if quick else 128) * MB))
+    progress(1.0, "done")
+    return DeviceProfile(
+        name=name or socket.gethostname().split(".")[0] or "this-machine",
+        summary=f"{system_facts.processor_name()}, {system_facts.num_cores()} cores",
+        roles=("edge",),
+        measured=True,
+        platform=Platform(
+            processor=system_facts.processor_name(),
+            num_cores=system_facts.num_cores(),
+            num_threads=threads,
+            operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            engine="onnxruntime-cpu",
+            versions={"python": platform.python_version(), **kernel_runs.versions()},
+        ),
+        memory=memory,
+        kernels=rates.kernels,
+        attention=rates.attention,
+        overheads=rates.overheads,
+        codec=speeds,
+        sources={
+            "bench": Source(kind="measured", reference=command, date=date.today().isoformat())
+        },
+        storage_read_bytes_per_s=Figure(value=storage, source="bench") if storage else None,
+        warnings=(*_thread_warnings(sweep), *quality_warnings(references, spreads)),
+    )
+
+
+def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:
+    best = min(sweep, key=lambda count: sweep[count])
+    if sweep[best] < 0.9 * sweep[max(sweep)]:
+        yield (
+            f"{best} threads take {sweep[best] / sweep[max(sweep)]:.0%} of the time of "
+            f"{max(sweep)}: run the edge with {best}"
+        )
+
+
+def _reference(effort: Effort, threads: int) -> Timing:
+    return kernel_runs.time_matmul(
+        width=512, inner=1536, num_pairs=8, num_rows=(1,), weight_bits=4, compute="int8",
+        num_threads=threads, budget_s=2 * effort.budget_s,
+    )[0]  # fmt: skip
+
+
+def _thread_sweep(effort: Effort) -> dict[int, float]:
+    """Seconds of single-row layers with 1, 2, 4 ... threads, up to all cores."""
+    cores = system_facts.num_cores()
+    counts = sorted({min(1 << power, cores) for power in range(cores.bit_length() + 1)})
+    return {
+        count: kernel_runs.time_decoder(
+            **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS, weight_bits=4,
+            compute="int8", cases=((1, 192),), num_threads=count, budget_s=2 * effort.budget_s,
+        )[0].seconds
+        for count in counts
+    }  # fmt: skip
+
+
+def _memory(effort: Effort) -> Memory:
+    bandwidth, timing = system_facts.memory_bandwidth(int(128 * MB), effort.budget_s)
+    return Memory(
+        total_bytes=Figure(value=float(psutil.virtual_memory().total), source="bench"),
+        usable_bytes=Figure(value=float(system_facts.usable_memory_bytes()), source="bench"),
+        runtime_base_bytes=Figure(value=float(system_facts.process_base_bytes()), source="bench"),
+        bandwidth_bytes_per_s=figure(bandwidth, timing),
+    )

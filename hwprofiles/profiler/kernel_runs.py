@@ -1,0 +1,215 @@
+"""Run the probe graphs in ONNX Runtime and time them; the only file here that imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from hwprofiles.profiler.kernel_graphs import (
+    attention_stack,
+    decoder_stack,
+    lookup,
+    matmul_chain,
+    step_skeleton,
+)
+from hwprofiles.profiler.timing import Timing, measure
+from hwprofiles.profiles.device import Compute
+
+PATIENCE_S = 0.25  # after which three repeats of a long kernel are enough
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries whose kernels are measured."""
+    return {"onnxruntime": ort.__version__, "numpy": np.__version__}
+
+
+def touch_kernels() -> None:
+    """Run each kind of kernel once on tiny tensors, so that its code is in memory."""
+    kinds: tuple[tuple[int, Compute], ...] = ((4, "int8"), (8, "int8"), (32, "fp32"))
+    for bits, compute in kinds:
+        time_matmul(
+            width=64, inner=64, num_pairs=1, num_rows=(1, 2), weight_bits=bits,
+            compute=compute, num_threads=2, budget_s=0.0,
+        )  # fmt: skip
+    time_attention(
+        num_heads=2, num_kv_heads=1, head_dim=32, num_layers=1, kv_bits=32,
+        cases=((1, 4), (4, 8)), num_threads=2, budget_s=0.0,
+    )  # fmt: skip
+
+
+def open_session(model: bytes, num_threads: int) -> ort.InferenceSession:
+    """A CPU session with the settings of the edge's front engine: idle threads do not spin, so
+    waking them is part of what a kernel costs."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def time_matmul(
+    *,
+    width: int,
+    inner: int,
+    num_pairs: int,
+    num_rows: tuple[int, ...],
+    weight_bits: int,
+    compute: Compute,
+    num_threads: int,
+    budget_s: float,
+) -> list[Timing]:
+    """One matrix chain, timed at each number of rows."""
+    model = matmul_chain(
+        width=width, inner=inner, num_pairs=num_pairs, weight_bits=weight_bits, compute=compute
+    )
+    session = open_session(model, num_threads)
+    rng = np.random.default_rng(1)
+    timings = []
+    for rows in num_rows:
+        x = rng.standard_normal((rows, width)).astype(np.float32)
+        timings.append(measure(_bound(session, {"x": x}), budget_s=budget_s, patience_s=PATIENCE_S))
+    return timings
+
+
+def time_attention(
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_layers: int,
+    kv_bits: int,
+    cases: tuple[tuple[int, int], ...],
+    num_threads: int,
+    budget_s: float,
+) -> list[Timing]:
+    """One stack of attention layers, timed for each (new rows, tokens with the new ones)."""
+    model = attention_stack(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        num_layers=num_layers,
+        kv_bits=kv_bits,
+    )
+    session = open_session(model, num_threads)
+    kind = {8: np.int8, 16: np.float16, 32: np.float32}[kv_bits]
+    outer = np.float16 if kv_bits == 16 else np.float32
+    capacity = max(total for _, total in cases)
+    caches = {
+        f"{part}_{layer}": ort.OrtValue.ortvalue_from_numpy(
+            np.ones((1, num_kv_heads, capacity, head_dim), dtype=kind)
+        )
+        for layer in range(num_layers)
+        for part in ("key", "value")
+    }
+    rng = np.random.default_rng(1)
+    packed = (num_heads + 2 * num_kv_heads) * head_dim
+    timings = []
+    for rows, total in cases:
+        feeds: dict[str, NDArray[np.generic]] = {
+            "qkv": rng.standard_normal((1, rows, packed)).astype(outer),
+            "past_length": np.array([total - 1], dtype=np.int32),
+            "total_length": np.array(total, dtype=np.int32),
+        }
+        timings.append(
+            measure(_bound(session, feeds, caches), budget_s=budget_s, patience_s=PATIENCE_S)
+        )
+    return timings
+
+
+def time_lookup(
+    *, width: int, num_rows: int, weight_bits: int, num_threads: int, budget_s: float
+) -> Timing:
+    """The embedding's look-up of `num_rows` rows."""
+    session = open_session(lookup(width=width, num_rows=1024, weight_bits=weight_bits), num_threads)
+    ids = np.arange(num_rows, dtype=np.int64)[None, :]
+    return measure(_bound(session, {"ids": ids}), budget_s=budget_s, patience_s=PATIENCE_S)
+
+
+def time_decoder(
+    *,
+    width: int,
+    inner: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_layers: int,
+    weight_bits: int,
+    compute: Compute,
+    cases: tuple[tuple[int, int], ...],
+    num_threads: int,
+    budget_s: float,
+) -> list[Timing]:
+    """Whole decoder layers, timed for each (new rows, tokens with the new ones)."""
+    model = decoder_stack(
+        width=width,
+        inner=inner,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        num_layers=num_layers,
+        weight_bits=weight_bits,
+        compute=compute,
+    )
+    session = open_session(model, num_threads)
+    shape = (1, num_kv_heads, max(total for _, total in cases), head_dim)
+    caches = {
+        f"{part}_{layer}": ort.OrtValue.ortvalue_from_numpy(np.ones(shape, dtype=np.float32))
+        for layer in range(num_layers)
+        for part in ("key", "value")
+    }
+    rng = np.random.default_rng(1)
+    timings = []
+    for rows, total in cases:
+        feeds: dict[str, NDArray[np.generic]] = {
+            "x": rng.standard_normal((1, rows, width)).astype(np.float32),
+            "past_length": np.array([total - 1], dtype=np.int32),
+            "total_length": np.array(total, dtype=np.int32),
+        }
+        timings.append(
+            measure(_bound(session, feeds, caches), budget_s=budget_s, patience_s=PATIENCE_S)
+        )
+    return timings
+
+
+def time_step(*, num_threads: int, budget_s: float) -> Timing:
+    """One empty forward pass, inputs bound anew each time as a decoding step does."""
+    session = open_session(step_skeleton(), num_threads)
+    ids = np.ones((1, 1), dtype=np.int64)
+    binding = session.io_binding()
+
+    def call() -> None:
+        binding.bind_cpu_input("ids", ids)
+        binding.bind_cpu_input("past_length", np.array([511], dtype=np.int32))
+        binding.bind_cpu_input("total_length", np.array(512, dtype=np.int32))
+        rows = np.empty((1, 1, 512), dtype=np.float32)
+        binding.bind_output("y", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+        session.run_with_iobinding(binding)
+
+    return measure(call, budget_s=budget_s, patience_s=PATIENCE_S)
+
+
+def _bound(
+    session: ort.InferenceSession,
+    feeds: Mapping[str, NDArray[np.generic]],
+    caches: dict[str, ort.OrtValue] | None = None,
+) -> Callable[[], None]:
+    """A call of `session` with everything bound; past and present share one buffer."""
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_cpu_input(name, value)
+    for name, cache in (caches or {}).items():
+        binding.bind_ortvalue_input(f"past_{name}", cache)
+        binding.bind_ortvalue_output(f"present_{name}", cache)
+    bound = {f"present_{name}" for name in caches or {}}
+    for output in session.get_outputs():
+        if output.name not in bound:
+            binding.bind_output(output.name)
+
+    def call() -> None:
+        session.run_with_iobinding(binding)
+
+    return call

@@ -1,0 +1,112 @@
+"""What profiling an edge and a server share: effort, merging passes, warnings, memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import psutil
+
+from hwprofiles.profiler import system_facts
+from hwprofiles.profiler.measured_backends import CodecKernels
+from hwprofiles.profiler.timing import Timing, measure
+from hwprofiles.profiles.device import CodecSpeed, Figure
+
+MB = 1e6
+NOISY_SPREAD, DRIFT = 0.25, 0.10
+CODEC_WIDTHS = (576, 1024, 4096)
+CODEC_ROWS = 32
+
+Progress = Callable[[float, str], None]
+
+
+def digits(value: float) -> float:
+    """Four significant digits: more would be noise, and would make the files unreadable."""
+    return float(f"{value:.4g}")
+
+
+def figure(value: float, timing: Timing | None = None) -> Figure:
+    """A measured figure with its spread."""
+    spread = None if timing is None else digits(timing.spread)
+    return Figure(value=digits(value), source="bench", spread=spread)
+
+
+def net_s(timing: Timing, dispatch_s: float) -> float:
+    """Seconds less dispatch; at least half, so that noise in tiny probes cannot turn the sign."""
+    return max(timing.seconds - dispatch_s, timing.seconds / 2)
+
+
+def median_of(values: Sequence[Any]) -> Any:
+    """The like-shaped `values` merged: medians of numbers, part by part; anything else must be
+    equal in all of them."""
+    first = values[0]
+    if is_dataclass(first) and not isinstance(first, type):
+        merged = {
+            item.name: median_of([getattr(value, item.name) for value in values])
+            for item in fields(first)
+        }
+        return replace(first, **merged)
+    if isinstance(first, tuple):
+        return tuple(median_of(parts) for parts in zip(*values, strict=True))
+    if isinstance(first, float):
+        return statistics.median(values)
+    if any(value != first for value in values):
+        raise ValueError(f"cannot merge {values}")
+    return first
+
+
+def quality_warnings(references: Sequence[float], spreads: Sequence[float]) -> Iterator[str]:
+    """What was wrong with the machine while it was measured, in words for a person.
+
+    `references`: seconds of one kernel at the beginning, between passes and at the end.
+    """
+    middle = statistics.median(spreads)
+    if middle > NOISY_SPREAD:
+        yield (
+            f"noisy machine: repeats of one kernel vary by {middle:.0%} (median); close other "
+            "programs and measure again"
+        )
+    drift = references[-1] / references[0] - 1
+    if abs(drift) > DRIFT:
+        reason = "throttling or a busier machine" if drift > 0 else "a machine that was busy first"
+        yield f"the reference kernel took {drift:+.0%} at the end: {reason}"
+    elif max(references) > (1 + 2 * DRIFT) * min(references):
+        yield "the reference kernel varied by more than a fifth on the way: a busy machine"
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    if battery is not None and not battery.power_plugged:
+        yield "running on battery: rates may be lower than on mains"
+    throttled = system_facts.throttle_events()
+    if throttled:
+        yield f"the processor has throttled {throttled} times since it was started: check cooling"
+
+
+def codec_speeds(kernels: CodecKernels, budget_s: float) -> tuple[CodecSpeed, ...]:
+    """Each kind of codec at several widths: one row and many give the fixed part and the slope."""
+    found = []
+    for kind in kernels.kinds:
+        for width in CODEC_WIDTHS:
+            seconds = []
+            for num_rows in (1, CODEC_ROWS):
+                calls = kernels.coder(kind, hidden_size=width, num_rows=num_rows)
+                seconds.append([measure(call, budget_s=budget_s).seconds for call in calls])
+            slopes = [
+                max(many - one, 0.0) / (width * (CODEC_ROWS - 1))
+                for one, many in zip(*seconds, strict=True)
+            ]
+            fixed = [
+                max(one - slope * width, 0.0) for one, slope in zip(seconds[0], slopes, strict=True)
+            ]
+            found.append(
+                CodecSpeed(
+                    kind=kind,
+                    hidden_size=width,
+                    source="bench",
+                    encode_fixed_s=digits(fixed[0]),
+                    encode_s_per_element=digits(slopes[0]),
+                    decode_fixed_s=digits(fixed[1]),
+                    decode_s_per_element=digits(slopes[1]),
+                )
+            )
+    return tuple(found)

@@ -1,0 +1,154 @@
+"""What the operating system says about this machine: processor, memory limits, storage rate."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from hwprofiles.profiler.timing import Timing, measure
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+# What an edge process imports besides this project; those not installed are left out.
+EDGE_LIBRARIES = (
+    "numpy", "onnxruntime", "grpc", "google.protobuf", "tokenizers", "jinja2",
+    "dacite", "yaml", "psutil",
+)  # fmt: skip
+KEEP_FREE = 0.1  # share of total memory left to the system when nothing limits us
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's model name, as the kernel gives it."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for key in ("model name", "Model"):
+        for line in lines:
+            if line.split(":")[0].strip() == key:
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Cores this process may run on (affinity aware)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def cgroup_limit_bytes(root: Path = CGROUP_ROOT, membership: str | None = None) -> int | None:
+    """The tightest memory limit of our cgroup and its parents, v2 or v1; None without one."""
+    if membership is None:
+        try:
+            membership = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+        except OSError:
+            return None
+    limits = []
+    for line in membership.splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        base = root if controllers == "" else root / "memory"
+        name = "memory.max" if controllers == "" else "memory.limit_in_bytes"
+        folder = base / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            if place != base and base not in place.parents:
+                break
+            limits.append(_read_limit(place / name))
+    found = [limit for limit in limits if limit is not None]
+    return min(found) if found else None
+
+
+def _read_limit(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    # cgroup v1 writes "no limit" as a huge number of whole pages.
+    return None if text == "max" or int(text) >= 1 << 62 else int(text)
+
+
+def usable_memory_bytes() -> int:
+    """What one process of ours may take: the least of available memory less a reserve, the
+    cgroup's limit and RLIMIT_AS / RLIMIT_DATA."""
+    memory = psutil.virtual_memory()
+    limits = [int(min(memory.available, memory.total * (1 - KEEP_FREE)))]
+    group = cgroup_limit_bytes()
+    if group is not None:
+        limits.append(group)
+    for name in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        soft, _ = resource.getrlimit(name)
+        if soft != resource.RLIM_INFINITY:
+            limits.append(soft)
+    return min(limits)
+
+
+def process_base_bytes(load: str | None = None) -> int:
+    """Resident bytes of a fresh interpreter that has run `load`, and holds no model.
+
+    By default an edge's libraries, each kind of kernel run once on tiny tensors so that the
+    pages of the library's code that they touch are counted. A child process, because this one has
+    already grown.
+    """
+    edge = (
+        "import importlib.util\n"
+        f"for name in {EDGE_LIBRARIES!r}:\n"
+        "    if importlib.util.find_spec(name): __import__(name)\n"
+        "from hwprofiles.profiler.kernel_runs import touch_kernels\n"
+        "touch_kernels()\n"
+    )
+    code = (edge if load is None else load) + (
+        "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return int(done.stdout) * 1024
+
+
+def memory_bandwidth(num_bytes: int, budget_s: float) -> tuple[float, Timing]:
+    """Bytes per second of a single-threaded copy (read plus written), and its timing."""
+    source = np.ones(num_bytes // 8)
+    target = np.empty_like(source)
+    timing = measure(lambda: np.copyto(target, source), budget_s=budget_s)
+    return 2 * source.nbytes / timing.seconds, timing
+
+
+def storage_read_rate(folder: Path | None, num_bytes: int) -> float | None:
+    """Bytes per second of reading a fresh file past the page cache; None where that is impossible.
+
+    The file is written, synced and dropped from the page cache (posix_fadvise), then read once.
+    A virtual disk may still answer from its host's cache: the figure is what a load would see.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return None
+    block = os.urandom(1 << 20)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        for _ in range(num_bytes // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        start = time.perf_counter()
+        while file.read(1 << 22):
+            pass
+        return num_bytes / (time.perf_counter() - start)
+
+
+def throttle_events(root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """How often the cores have throttled for heat since they were started; 0 where the system
+    does not say (virtual machines, most Arm boards)."""
+    total = 0
+    for path in root.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"):
+        try:
+            total += int(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+    return total

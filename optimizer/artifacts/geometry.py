@@ -1,0 +1,69 @@
+"""A model's numbers: all that planning, costs and the wire need to know, and no weights.
+
+Read from a Hugging Face config on the build machine (`optimizer.export.sources.model_source`),
+stored in the plan, and read back on a device that has neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optimizer.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelGeometry:
+    """Shape of one decoder-only language model.
+
+    `hidden_size` is D, the width of the residual stream that crosses the link. `num_kv_heads`
+    is below `num_heads` under grouped-query attention. `sliding_window` is the window in tokens
+    of the layers that have one (None: every layer sees everything); `sliding_layers` says which
+    layers those are (empty with a window set: all of them).
+    """
+
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    context_length: int
+    tied_embeddings: bool
+    attention_bias: bool = False
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "intermediate_size",
+            "vocab_size",
+            "context_length",
+        ):
+            if getattr(self, name) < 1:
+                raise ModelError(f"model geometry: {name} must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(
+                f"model geometry: {self.num_heads} heads do not divide among "
+                f"{self.num_kv_heads} KV heads"
+            )
+
+    def window_of_layer(self, layer: int) -> int | None:
+        """How many tokens, itself included, a token of this layer sees (None: all of them)."""
+        if self.sliding_window is None:
+            return None
+        slides = not self.sliding_layers or layer in self.sliding_layers
+        return self.sliding_window if slides else None
+
+    def kv_bytes(self, *, num_layers: int, num_tokens: int, kv_bits: int) -> int:
+        """Bytes of K and V of `num_layers` layers for `num_tokens` tokens at `kv_bits` bits.
+
+        Source: arXiv:2511.04002, B_kv without the hand-over terms: 2 * layers * T_w * Q_a.
+        """
+        return 2 * num_layers * num_tokens * self.num_kv_heads * self.head_dim * kv_bits // 8

@@ -1,0 +1,187 @@
+"""The plan: which layers run where, at which precision, and how far a session may go.
+
+A plan is written by `splitpoint plan` or straight from `splitpoint build`'s flags, travels in
+the bundle, and is what the edge and the cloud load. YAML in, frozen values out; an unknown or
+missing key is an error that names the file, the key and the keys allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hwprofiles.errors import ProfileError
+from hwprofiles.schema.strict_yaml import load_strict
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.artifacts.prediction import Limits, Predicted, ProfilesUsed
+from optimizer.errors import PlanError
+
+PLAN_FORMAT = 2
+READABLE_FORMATS = (1, 2)  # 1 had none of the fields from `drafting` on
+FRONT_BITS = (4, 8, 16, 32)
+BACK_BITS = (8, 16, 32)
+KV_BITS = (8, 16, 32)
+LAYER_BITS = (4, 8)  # what one layer of a front of mixed precision may have
+DRAFTING = ("off", "ngram", "head")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """One-point split compression (arXiv:2511.04002): one split, one precision on either side.
+
+    The edge runs the embedding and layers [0, split) with weights at `front_bits`; the cloud
+    runs layers [split, L), the final norm and the head at `back_bits`. `split` 0 leaves only
+    the embedding on the edge; `split` L puts the whole model there, and no server is needed.
+    """
+
+    split: int
+    front_bits: int
+    back_bits: int
+
+    def __post_init__(self) -> None:
+        if self.split < 0:
+            raise PlanError(f"split {self.split} is negative")
+        if self.front_bits not in FRONT_BITS:
+            raise PlanError(f"front bits {self.front_bits}: choose one of {FRONT_BITS}")
+        if self.back_bits not in BACK_BITS:
+            raise PlanError(f"back bits {self.back_bits}: choose one of {BACK_BITS}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """Which model this is: a name for people, a content hash for machines, and its geometry."""
+
+    id: str
+    sha256: str
+    geometry: ModelGeometry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One deployment, decided.
+
+    `back_start` is the first layer whose weights the cloud holds; at most `split`. A server
+    whose `back_start` lies lower serves edges with different splits at once (ragged entry).
+    `max_tokens` bounds prompt and output together; KV on both sides is sized by it.
+    `level` names the default step of the codec's ladder.
+    `exact_front` asks 4- and 8-bit front kernels for fp32 compute, so that one row at a time
+    and many rows at once give the same hidden states (drafting and replay need it).
+    `drafting` says who proposes tokens ahead of the cloud. `front_layer_bits` has the weight
+    precision of each front layer where they differ; empty: all have `partition.front_bits`,
+    which is the smallest of them otherwise.
+
+    The rest is a record: the profiles and limits that `splitpoint plan` decided with, what it
+    predicted, and the limits that bind. A plan made from flags has none of it.
+    """
+
+    model: ModelRef
+    partition: Partition
+    back_start: int
+    kv_bits: int
+    level: str
+    max_tokens: int
+    prefill_chunk: int
+    exact_front: bool = False
+    drafting: str = "off"
+    front_layer_bits: tuple[int, ...] = ()
+    profiles: ProfilesUsed | None = None
+    limits: Limits | None = None
+    predicted: Predicted | None = None
+    binding: tuple[str, ...] = ()
+    format: int = PLAN_FORMAT
+
+    def __post_init__(self) -> None:
+        geometry = self.model.geometry
+        if self.format not in READABLE_FORMATS:
+            known = " and ".join(map(str, READABLE_FORMATS))
+            raise PlanError(f"plan format {self.format}: this version reads {known}")
+        if self.partition.split > geometry.num_layers:
+            raise PlanError(
+                f"split {self.partition.split}: the model has {geometry.num_layers} layers"
+            )
+        if not 0 <= self.back_start <= self.partition.split:
+            raise PlanError(
+                f"back start {self.back_start}: must lie between 0 and the split "
+                f"{self.partition.split}"
+            )
+        if self.kv_bits not in KV_BITS:
+            raise PlanError(f"KV bits {self.kv_bits}: choose one of {KV_BITS}")
+        if not 1 <= self.max_tokens <= geometry.context_length:
+            raise PlanError(
+                f"max tokens {self.max_tokens}: must lie between 1 and the model's context of "
+                f"{geometry.context_length}"
+            )
+        if self.prefill_chunk < 1:
+            raise PlanError(f"prefill chunk {self.prefill_chunk}: must be at least 1")
+        if self.drafting not in DRAFTING:
+            raise PlanError(f"drafting {self.drafting!r}: choose one of {', '.join(DRAFTING)}")
+        self._check_layer_bits()
+        if self.format == 1 and self._has_newer_fields():
+            raise PlanError("plan format 1 has no drafting, layer bits, profiles or predictions")
+
+    def _check_layer_bits(self) -> None:
+        bits = self.front_layer_bits
+        if not bits:
+            return
+        if len(bits) != self.partition.split:
+            raise PlanError(
+                f"front layer bits: {len(bits)} values for a front of {self.partition.split} layers"
+            )
+        if not set(bits) <= set(LAYER_BITS):
+            raise PlanError(f"front layer bits {sorted(set(bits))}: choose among {LAYER_BITS}")
+        if self.partition.front_bits != min(bits):
+            raise PlanError(
+                f"front bits {self.partition.front_bits}: must be the smallest of the front "
+                f"layer bits, {min(bits)}"
+            )
+
+    def _has_newer_fields(self) -> bool:
+        records = (self.profiles, self.limits, self.predicted)
+        return (
+            self.drafting != "off"
+            or bool(self.front_layer_bits or self.binding)
+            or any(record is not None for record in records)
+        )
+
+    @property
+    def edge_is_whole(self) -> bool:
+        """Whether the edge holds the whole model, head and all, and needs no server."""
+        return self.partition.split == self.model.geometry.num_layers
+
+    @property
+    def layer_bits(self) -> tuple[int, ...]:
+        """Weight bits of each front layer."""
+        return self.front_layer_bits or (self.partition.front_bits,) * self.partition.split
+
+    def front_kv_bytes(self) -> int:
+        """Bytes of the edge's KV cache at the longest sequence."""
+        return self.model.geometry.kv_bytes(
+            num_layers=self.partition.split, num_tokens=self.max_tokens, kv_bits=self.kv_bits
+        )
+
+    def to_yaml(self) -> str:
+        """The plan as YAML text that `load_plan` reads back to an equal value."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        return yaml.safe_dump(_plain(values), sort_keys=False)
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan; PlanError names file, key and allowed keys when something is off."""
+    try:
+        return load_strict(path, Plan)
+    except (ProfileError, PlanError) as error:
+        message = str(error)
+        prefix = "" if str(path) in message else f"{path}: "
+        raise PlanError(f"{prefix}{message}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists all the way down: YAML's safe dumper knows no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

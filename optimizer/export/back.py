@@ -1,0 +1,88 @@
+"""The cloud's part of a bundle: the back layers, the final norm and the head, tensor by tensor.
+
+    cloud/config.json            the whole model's config (the server builds its skeleton of it)
+    cloud/back-00001.safetensors ... shards of at most 512 MiB, Hugging Face tensor names
+
+At 8 bits a matrix NAME is stored as `NAME.int8` (int8 [out, in]) and `NAME.scale` (float32
+[out]): symmetric, one scale an output channel, round to nearest, so that a row of activations
+meets the same weights whoever shares its batch. Norms and biases stay float32. 16 bits is
+bfloat16: it has float32's range, which massive activations need, and most weights come in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import save_file
+
+from optimizer.artifacts.plan import Plan
+from optimizer.export.front.front_graph import LAYER_INDEX
+from optimizer.export.sources.model_source import ModelSource
+
+SHARD_BYTES: Final = 512 << 20
+HEAD_NAME: Final = "lm_head.weight"
+EMBEDDING_NAME: Final = "model.embed_tokens.weight"
+
+
+def write_back(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
+    """Write the back of `plan` into `cloud_dir`, holding one shard in memory at a time."""
+    config = source.config.to_dict()
+    (cloud_dir / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
+    shard: dict[str, torch.Tensor] = {}
+    num_shards = 0
+    for name, tensor in back_tensors(source, plan):
+        shard_bytes = sum(kept.numel() * kept.element_size() for kept in shard.values())
+        if shard and shard_bytes + tensor.numel() * tensor.element_size() > SHARD_BYTES:
+            num_shards += 1
+            save_file(shard, _shard_path(cloud_dir, num_shards))
+            shard = {}
+        shard[name] = tensor
+    save_file(shard, _shard_path(cloud_dir, num_shards + 1))
+
+
+def back_tensors(source: ModelSource, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of the back at `back_bits`, read and converted one at a time."""
+    bits = plan.partition.back_bits
+    for name in sorted(source.tensor_names):
+        if _belongs_to_back(name, plan.back_start):
+            yield from _stored(name, source.read(name), bits)
+    if HEAD_NAME not in source.tensor_names:
+        yield from _stored(HEAD_NAME, source.read(EMBEDDING_NAME), bits)
+
+
+def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric 8-bit codes [out, in] and float32 scales [out] of a matrix [out, in].
+
+    Scale: the row's largest magnitude over 127 (round to nearest).
+    """
+    weight = weight.to(torch.float32)
+    scale = weight.abs().amax(dim=1) / 127
+    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
+    codes = torch.round(weight / divisor[:, None]).clamp(-127, 127).to(torch.int8)
+    return codes, scale
+
+
+def _belongs_to_back(name: str, back_start: int) -> bool:
+    layer = LAYER_INDEX.search(name)
+    if layer is not None:
+        return int(layer.group(1)) >= back_start
+    return name != EMBEDDING_NAME
+
+
+def _stored(name: str, tensor: torch.Tensor, bits: int) -> Iterator[tuple[str, torch.Tensor]]:
+    if tensor.ndim < 2 or bits == 32:
+        yield name, tensor.to(torch.float32).contiguous()
+    elif bits == 16:
+        yield name, tensor.to(torch.bfloat16).contiguous()
+    else:
+        codes, scale = quantize_rows(tensor)
+        yield f"{name}.int8", codes
+        yield f"{name}.scale", scale
+
+
+def _shard_path(cloud_dir: Path, number: int) -> Path:
+    return cloud_dir / f"back-{number:05}.safetensors"

@@ -1,0 +1,150 @@
+"""From a model and a plan to a bundle on disk, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hwprofiles.peak_memory import peak_memory_bytes
+from optimizer.artifacts.bundle import PLAN_NAME, Role, write_manifest
+from optimizer.artifacts.plan import ModelRef, Plan
+from optimizer.errors import BuildError
+from optimizer.export.back import write_back
+from optimizer.export.front.front_graph import export_front
+from optimizer.export.sources.model_source import ModelSource
+
+Progress = Callable[[str], None]  # called with the name of the stage that begins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What to fit the compression levels on: `num_tokens` tokens of `text`.
+
+    text None: the model writes its own, which needs no corpus and takes a minute longer.
+    """
+
+    num_tokens: int = 8192
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What was built: sizes on disk and the highest memory this process has had."""
+
+    bundle: Path
+    edge_bytes: int
+    cloud_bytes: int
+    peak_memory_bytes: int
+
+
+def build_bundle(
+    source: ModelSource,
+    plan: Plan,
+    out: Path,
+    *,
+    progress: Progress,
+    force: bool = False,
+    sides: Collection[Role] = ("edge", "cloud"),
+    calibration: Calibration | None = None,
+) -> BuildReport:
+    """Build `plan` into the folder `out`, which must not exist (or `force` replaces it).
+
+    sides: what to make; a device needs only the edge side, a server only the cloud side.
+    calibration: None leaves `lossless` as the only compression level.
+
+    Everything is made in a sibling folder that takes `out`'s name at the end, so a failure
+    leaves nothing half-made. Raises BuildError, or what reading the model raises.
+    """
+    plan = for_model(plan, source)
+    if out.exists() and not force:
+        raise BuildError(f"{out} exists already (--force replaces it)")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _fill(source, plan, working, progress, sides)
+        if calibration is not None and not plan.edge_is_whole:
+            _calibrate(source, plan, working, progress, calibration)
+        progress("manifest")
+        write_manifest(working)
+        working.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        working.rename(out)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+    return BuildReport(
+        bundle=out,
+        edge_bytes=_folder_bytes(out / "edge"),
+        cloud_bytes=_folder_bytes(out / "cloud"),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def for_model(plan: Plan, source: ModelSource) -> Plan:
+    """`plan` for these weights. A plan that was made without weights names none, and takes any of
+    its geometry. BuildError for another model than the plan's."""
+    if plan.model.sha256 == source.sha256:
+        return plan
+    if plan.model.sha256:
+        raise BuildError(
+            f"the plan is for model {plan.model.id} ({plan.model.sha256[:12]}), "
+            f"this is {source.id} ({source.sha256[:12]})"
+        )
+    if plan.model.geometry != source.geometry:
+        raise BuildError(
+            f"the plan is for a model of {plan.model.id}'s shape; {source.id} has another"
+        )
+    reference = ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry)
+    return replace(plan, model=reference)
+
+
+def _fill(
+    source: ModelSource, plan: Plan, root: Path, progress: Progress, sides: Collection[Role]
+) -> None:
+    if "edge" in sides:
+        edge_dir = root / "edge"
+        edge_dir.mkdir()
+        progress("tokenizer")
+        tokenizer = source.tokenizer_files()
+        (edge_dir / "tokenizer.json").write_text(tokenizer.tokenizer_json)
+        if tokenizer.chat_template is not None:
+            (edge_dir / "chat_template.jinja").write_text(tokenizer.chat_template)
+        tokenizer.settings.save(edge_dir)
+        progress("front")
+        export_front(source, plan, edge_dir)
+    if "cloud" in sides and not plan.edge_is_whole:
+        progress("back")
+        cloud_dir = root / "cloud"
+        cloud_dir.mkdir()
+        write_back(source, plan, cloud_dir)
+    (root / PLAN_NAME).write_text(plan.to_yaml())
+
+
+def _calibrate(
+    source: ModelSource, plan: Plan, root: Path, progress: Progress, calibration: Calibration
+) -> None:
+    from optimizer.export.calibration.calibrate import calibrate
+
+    progress("loading the model to calibrate")
+    model = source.load_model().eval()
+    ids = None
+    if calibration.text is not None:
+        ids = list(source.load_tokenizer()(calibration.text)["input_ids"])
+    codec_dir = root / "codec"
+    codec_dir.mkdir()
+    calibrate(
+        model,
+        split=plan.partition.split,
+        out=codec_dir / f"split-{plan.partition.split}.tables",
+        token_ids=ids,
+        num_tokens=calibration.num_tokens,
+        progress=lambda stage, done, total: progress(f"{stage} ({done} of {total})"),
+    )
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

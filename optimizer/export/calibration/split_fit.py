@@ -1,0 +1,197 @@
+"""What all levels of a split share, fitted to its hidden states: mean, predictor, rotation, metric.
+
+Pure numpy on arrays; `optimizer.export.calibration.calibrate` collects them from a model. Sources
+of the parts are in `codec.levels.calibrated`.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from codec.levels.calibrated import SplitModel
+from optimizer.export.calibration.error_weights import fit_sensitivity
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+_TAU_SIGMAS = 12.0  # beyond this many channel rms a value travels aside
+_LOUD_ROW = 3.0  # rows this many times the median rms are massive; they do not shape the statistics
+_METRIC_SHRINKAGE = 0.1  # share of the identity in the gradient's second moment
+_RIDGE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class States:
+    """Calibration data at one split.
+
+    hidden, gradient: [N, D], the rows entering the split and the gradient of the log-likelihood of
+    a label drawn from the model itself; token_ids: [N]; window: rows per text window (N divides).
+    listed_ids: [V'] sorted ids the predictor will know; listed_features: [V', D], the hidden state
+    of each such token without context.
+    """
+
+    hidden: F32
+    gradient: F32
+    token_ids: npt.NDArray[np.int64]
+    window: int
+    listed_ids: npt.NDArray[np.int64]
+    listed_features: F32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A fitted split, and the calibration rows as its coders see them, massive rows left out.
+
+    components: [N', D], y of held-out prediction; fineness: [N'], by a sensitivity fitted without
+    the row;
+    stakes: [N'], squared length of the gradient in y, relative to its mean; curvature: that mean
+    over D; dense: [N', D], the rows themselves; slopes: [N', D], their gradients.
+    """
+
+    model: SplitModel
+    components: F32
+    fineness: npt.NDArray[np.uint8]
+    stakes: F64
+    curvature: float
+    dense: F32
+    slopes: F32
+
+
+def fit_split(states: States, *, num_blocks: int = 1) -> Fit:
+    """Mean, predictor, metric, rotation and sensitivity; num_blocks > 1: a rotation in blocks."""
+    loudness = np.sqrt((states.hidden.astype(np.float64) ** 2).mean(axis=1))
+    usual = loudness < _LOUD_ROW * np.median(loudness)
+    hidden = states.hidden[usual].astype(np.float64)
+    gradient = states.gradient[usual].astype(np.float64)
+    size = hidden.shape[1]
+    mean = hidden.mean(axis=0)
+    centred = hidden - mean
+    tau = _TAU_SIGMAS * np.sqrt((centred**2).mean(axis=0)) + 1e-6
+
+    moment = gradient.T @ gradient / len(gradient)
+    trace = max(float(np.trace(moment)) / size, 1e-30)
+    metric = (1 - _METRIC_SHRINKAGE) * moment / trace + _METRIC_SHRINKAGE * np.eye(size)
+    root, root_inverse = _roots(metric)
+
+    at = np.searchsorted(states.listed_ids, states.token_ids[usual])
+    at = np.minimum(at, len(states.listed_ids) - 1)
+    known = states.listed_ids[at] == states.token_ids[usual]
+    features = states.listed_features.astype(np.float64)
+    features -= features[at[known]].mean(axis=0)  # centred on text, not on the vocabulary
+    # Two halves by text window: the spread that is left must be seen on text not fitted to.
+    half = np.flatnonzero(usual) // states.window % 2
+    residual = centred.copy()
+    for side in (0, 1):
+        table = _predict_table(features, at, known & (half != side), centred)
+        residual[half == side] -= table[at[half == side]] * known[half == side, None]
+    table = _predict_table(features, at, known, centred)
+
+    whitened = residual @ root
+    order = np.arange(size) if num_blocks == 1 else _group_channels(whitened, num_blocks)
+    forward, inverse = _block_rotations(whitened, root, root_inverse, order, num_blocks)
+    blank = np.ones(size, dtype=np.float32)
+    model = SplitModel(
+        mean=mean.astype(np.float32),
+        tau=tau.astype(np.float32),
+        sigma=blank,
+        forward=forward,
+        inverse=inverse,
+        order=order.astype(np.int32),
+        token_ids=states.listed_ids.astype(np.int32),
+        token_codes=np.zeros((len(table), size), dtype=np.int8),
+        token_scale=blank,
+        sensitivity=np.zeros(size + 1, dtype=np.float32),
+    )
+    # dL = g dx = (g F^-T) dy, and F^-T is the rotation of a model with transposed inverse.
+    turned_about = replace(model, forward=np.ascontiguousarray(inverse.swapaxes(1, 2)))
+    stakes = (turned_about.rotate(gradient.astype(np.float32)).astype(np.float64) ** 2).sum(axis=1)
+    curvature = max(float(stakes.mean()) / size, 1e-30)
+    stakes /= size * curvature
+
+    rotated = model.rotate(table.astype(np.float32))
+    token_scale = np.maximum(np.abs(rotated).max(axis=0, initial=0), 1e-6) / 127
+    components = model.rotate(residual.astype(np.float32))
+    turned = model.rotate(centred.astype(np.float32))
+    sensitivity, crossed = fit_sensitivity(turned, stakes, half)
+    fineness = np.empty(len(turned), dtype=np.uint8)
+    for side in (0, 1):
+        rows = half == side
+        fineness[rows] = replace(model, sensitivity=crossed[side]).fineness(turned[rows])
+    model = replace(
+        model,
+        sigma=np.sqrt((components.astype(np.float64) ** 2).mean(axis=0)).astype(np.float32),
+        token_codes=np.rint(rotated / token_scale).astype(np.int8),
+        token_scale=token_scale.astype(np.float32),
+        sensitivity=sensitivity,
+    )
+    return Fit(
+        model=model,
+        components=components,
+        fineness=fineness,
+        stakes=stakes,
+        curvature=curvature,
+        dense=states.hidden[usual],
+        slopes=states.gradient[usual],
+    )
+
+
+def _roots(metric: F64) -> tuple[F64, F64]:
+    values, vectors = np.linalg.eigh(metric)
+    root = np.sqrt(np.maximum(values, 1e-9))
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+
+
+def _predict_table(
+    features: F64, at: npt.NDArray[np.int64], use: npt.NDArray[np.bool_], target: F64
+) -> F64:
+    """Ridge regression from token features [V', D] to rows; returns predictions [V', D]."""
+    x = features[at[use]]
+    gram = x.T @ x
+    gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-9)
+    return features @ np.linalg.solve(gram, x.T @ target[use])
+
+
+def _block_rotations(
+    whitened: F64, root: F64, root_inverse: F64, order: npt.NDArray[np.int64], num_blocks: int
+) -> tuple[F32, F32]:
+    """Eigenbases: of the whole whitened covariance, or per block of the plain one."""
+    size = len(root)
+    if num_blocks == 1:
+        basis = _eigenbasis(whitened)
+        forward, inverse = root @ basis, basis.T @ root_inverse
+        return forward[None].astype(np.float32), inverse[None].astype(np.float32)
+    # A full metric would mix blocks; a block rotation keeps only its diagonal.
+    weight = np.sqrt(np.diag(root @ root))
+    plain = whitened @ root_inverse * weight
+    forwards, inverses = [], []
+    for block in order.reshape(num_blocks, size // num_blocks):
+        basis = _eigenbasis(plain[:, block])
+        forwards.append(weight[block][:, None] * basis)
+        inverses.append(basis.T / weight[block])
+    return np.stack(forwards).astype(np.float32), np.stack(inverses).astype(np.float32)
+
+
+def _eigenbasis(rows: F64) -> F64:
+    """Eigenvectors of the covariance, largest variance first, as columns."""
+    _, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+    return vectors[:, ::-1]
+
+
+def _group_channels(rows: F64, num_blocks: int) -> npt.NDArray[np.int64]:
+    """An order of channels that puts correlated ones into the same block, greedily."""
+    size = rows.shape[1]
+    correlation = np.abs(np.corrcoef(rows.T))
+    free, order = np.ones(size, dtype=np.bool_), []
+    for _ in range(num_blocks):
+        # Grow a block from the channel with most correlation left, always adding the closest.
+        first = int(np.argmax(np.where(free, (correlation * free).sum(axis=1), -1)))
+        block, pull = [first], correlation[first] ** 2
+        free[first] = False
+        while len(block) < size // num_blocks:
+            best = int(np.argmax(np.where(free, pull, -1)))
+            free[best] = False
+            block.append(best)
+            pull = pull + correlation[best] ** 2
+        order.extend(block)
+    return np.array(order)

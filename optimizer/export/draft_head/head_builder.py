@@ -1,0 +1,207 @@
+"""From a bundle to a bundle with a draft head: corpus, vocabulary, training, export, facts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+
+from optimizer.artifacts.bundle import Bundle, write_manifest
+from optimizer.errors import BuildError
+from optimizer.export.draft_head.corpus import FrontRows, Progress, Shard, make_corpus, split_shard
+from optimizer.export.draft_head.head import DraftHead, HeadShape, frequent_tokens, output_embedding
+from optimizer.export.draft_head.onnx_export import ADAPTER_BITS, export_head
+from optimizer.export.draft_head.training import (
+    HeldOut,
+    Positions,
+    TrainOptions,
+    best_tokens,
+    held_out_worth,
+    train,
+)
+from optimizer.export.sources.model_source import ModelSource
+
+HELD_OUT_EVERY: Final = 12
+_TIMED_GUESSES: Final = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOptions:
+    """What to train. Sizes in tokens and channels. head_bits: 4 or 8, of the exported head."""
+
+    num_tokens: int = 65536
+    vocabulary: int = 8192
+    num_blocks: int = 2
+    inner: int = 1024
+    head_bits: int = 8
+    training: TrainOptions = field(default_factory=TrainOptions)
+
+
+def build_draft(
+    source: ModelSource,
+    bundle: Bundle,
+    *,
+    front: FrontRows,
+    work: Path,
+    text: str | None,
+    options: DraftOptions,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train a head for `bundle` and write `draft/` and a new manifest into it.
+
+    front: the bundle's own front. work: keeps corpus and checkpoint, so that an interrupted run
+    goes on; what another front, text or other options made there is left alone. Returns what
+    `draft/head.json` says. Raises BuildError for another model, or where the edge holds all of it.
+    """
+    plan = bundle.plan
+    if source.sha256 != plan.model.sha256:
+        raise BuildError(f"the bundle is of model {plan.model.id}, this is {source.id}")
+    if plan.edge_is_whole:
+        raise BuildError("the edge holds the whole model: there is no round trip to hide")
+    model = source.load_model().eval()
+    tokenizer = source.load_tokenizer()
+    embedding = output_embedding(model)
+    text_ids = None if text is None else np.array(tokenizer.encode(text), dtype=np.int64)
+    shards = make_corpus(
+        work / f"corpus-{_digest(_front_files(bundle))}",
+        model=_quick(model, options.training.device),
+        tokenizer=tokenizer,
+        front=front,
+        num_tokens=options.num_tokens,
+        text_ids=text_ids,
+        progress=progress,
+    )
+    progress("choosing the vocabulary", 0, 1)
+    train_on, held_out = _positions(shards, embedding)
+    tokens = torch.from_numpy(
+        frequent_tokens(train_on.best, vocab_size=len(embedding), count=options.vocabulary)
+    )
+    shape = HeadShape(
+        hidden_size=plan.model.geometry.hidden_size,
+        vocab_size=len(tokens),
+        num_blocks=options.num_blocks,
+        inner=options.inner,
+    )
+    torch.manual_seed(options.training.seed)
+    head = DraftHead(shape, tokens=tokens, embedding=embedding[tokens])
+    worth = train(
+        head,
+        train_on,
+        held_out,
+        options.training,
+        checkpoint=work / f"checkpoint-{run_digest(bundle, text, options)}.pt",
+        progress=progress,
+    )
+    progress("writing the head", 0, 1)
+    return _write(head.cpu(), worth, bundle, held_out, options, num_trained=len(train_on))
+
+
+def _front_files(bundle: Bundle) -> list[str]:
+    """Hashes of the front's files: its rows are kept in the corpus."""
+    return sorted(file.sha256 for name, file in bundle.files.items() if name.startswith("edge/"))
+
+
+def run_digest(bundle: Bundle, text: str | None, options: DraftOptions) -> str:
+    """Of everything that a checkpoint depends on. More epochs go on from fewer, on any device."""
+    values = asdict(options)
+    del values["head_bits"]  # of the export alone
+    for name in ("epochs", "device"):
+        del values["training"][name]
+    return _digest([_front_files(bundle), text, values])
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+
+
+def _write(
+    head: DraftHead,
+    worth: HeldOut,
+    bundle: Bundle,
+    held_out: Positions,
+    options: DraftOptions,
+    *,
+    num_trained: int,
+) -> dict[str, Any]:
+    """The files of `draft/`. What they say of the head is measured on the exported one."""
+    folder = bundle.root / "draft"
+    folder.mkdir(exist_ok=True)
+    path = folder / "head.onnx"
+    export_head(head, path, head_bits=options.head_bits)
+    session = _session(path)
+    exported = held_out_worth(
+        lambda rows: tuple(out[:, 0] for out in session.run(None, {"hidden": rows})),
+        held_out,
+    )
+    facts = {
+        "split": bundle.plan.partition.split,
+        "vocabulary": head.shape.vocab_size,
+        "bits": options.head_bits,
+        "adapter_bits": ADAPTER_BITS,
+        "num_parameters": head.shape.num_parameters,
+        "num_bytes": path.stat().st_size,
+        "guess_s": guess_s(session, head.shape.hidden_size),
+        "trained_positions": num_trained,
+        "held_out_positions": exported.num_positions,
+        "top1": exported.top1,
+        "top1_before_quantization": worth.top1,
+        "top1_by_epoch": worth.by_epoch,
+        "sure": exported.sure,
+        "shape": asdict(head.shape),
+    }
+    (folder / "head.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_manifest(bundle.root)
+    return facts
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def guess_s(session: ort.InferenceSession, hidden_size: int) -> float:
+    """Median seconds of one guess on this machine, one thread."""
+    row = np.random.default_rng(0).normal(size=(1, hidden_size)).astype(np.float32)
+    spans = []
+    for _ in range(_TIMED_GUESSES):
+        started = time.perf_counter()
+        session.run(None, {"hidden": row})
+        spans.append(time.perf_counter() - started)
+    return float(np.median(spans))
+
+
+def _positions(shards: list[Shard], embedding: torch.Tensor) -> tuple[Positions, Positions]:
+    """Training and held-out positions; whole runs of text are held out, not single tokens."""
+    parts: dict[bool, list[Shard]] = {False: [], True: []}
+    for shard in shards:
+        for piece, is_held_out in split_shard(shard, HELD_OUT_EVERY):
+            parts[is_held_out].append(piece)
+    if not parts[True]:
+        raise BuildError("the corpus is too small to hold anything out; ask for more tokens")
+    training, held_out = (_join(parts[key], embedding) for key in (False, True))
+    return training, held_out
+
+
+def _join(pieces: list[Shard], embedding: torch.Tensor) -> Positions:
+    states: npt.NDArray[np.float16] = np.concatenate([piece.states for piece in pieces])
+    return Positions(
+        rows=np.concatenate([piece.rows for piece in pieces]),
+        states=states,
+        best=best_tokens(states, embedding),
+    )
+
+
+def _quick(model: Any, device: str) -> Any:
+    """The model in bfloat16 where that is faster: the corpus does not need float32's digits."""
+    if device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        return model
+    return model.to(device, torch.bfloat16)

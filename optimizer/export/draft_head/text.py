@@ -1,0 +1,195 @@
+"""What the draft head learns from: text with the states from which the model predicts it.
+
+Two sources. Conversations that the model itself writes: a drafter has to guess what the model
+says, so its own answers are the best text to learn from (Zhou et al. 2023, DistillSpec,
+arXiv:2310.08461, section 4), and given the chat template up to where the user speaks, an
+instruction-tuned model also writes the question (Xu et al. 2024, Magpie, arXiv:2406.08464,
+section 2). And answers about any text the user brings, which stands in the question then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from optimizer.export.calibration.hidden_states import cache_argument
+
+_MARK = "\u2400question\u2400"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """How the model talks with itself. Lengths in tokens.
+
+    Questions are drawn at temperature 1 from the `top_k` likeliest tokens. Every second answer is
+    greedy, the others are drawn at `temperature`: the head will draft for both.
+    """
+
+    question_tokens: int = 48
+    window: int = 256
+    top_k: int = 50
+    temperature: float = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """Consecutive text and the model's normed final states on it.
+
+    token_ids: [T + 1] int64. states: [T, D] float16, from which the head predicts tokens 1 to T.
+    """
+
+    token_ids: npt.NDArray[np.int64]
+    states: npt.NDArray[np.float16]
+
+
+def write_chats(
+    model: Any,
+    tokenizer: Any,
+    options: ChatOptions,
+    *,
+    count: int,
+    seed: int,
+    questions: npt.NDArray[np.int64] | None = None,
+) -> list[Passage]:
+    """`count` conversations of at most `options.window` tokens, question and answer.
+
+    questions: [count, Q] what the user says, instead of what the model makes up. All rows are
+    written in step, so that no padding is needed; what a row would say after the answer's end is
+    dropped.
+    """
+    talks = [
+        _Talk(template_parts(tokenizer), _stop_ids(model, tokenizer), options, greedy=not row % 2)
+        for row in range(count)
+    ]
+    for talk, question in zip(talks, [] if questions is None else questions.tolist(), strict=False):
+        talk.ask(question)
+    generator = torch.Generator().manual_seed(seed)
+    cache = {cache_argument(model): DynamicCache(config=model.config)}
+    with torch.inference_mode(), _final_states(model) as kept:
+        current = torch.tensor([talk.start() for talk in talks])
+        width = current.shape[1]
+        while width <= options.window and not all(talk.done for talk in talks):
+            out = model(current.to(model.device), **cache, use_cache=True, logits_to_keep=1)
+            logits = out.logits[:, -1].float().cpu()
+            chosen = _choose(logits, talks, options, generator)
+            current = torch.tensor(
+                [[talk.push(token)] for talk, token in zip(talks, chosen, strict=True)]
+            )
+            width += 1
+    states = torch.cat(kept, dim=1).to(torch.float16).cpu().numpy()
+    return [
+        Passage(
+            token_ids=np.array(talk.tokens, dtype=np.int64),
+            states=states[row, : len(talk.tokens) - 1],
+        )
+        for row, talk in enumerate(talks)
+    ]
+
+
+def template_parts(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The chat template before and after the user's words, as token ids.
+
+    Without a chat template: one start token (if there is one), and nothing after.
+    """
+    if not tokenizer.chat_template:
+        start = tokenizer.bos_token_id
+        return ([] if start is None else [int(start)]), []
+    text: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+    )
+    head, _, tail = text.partition(_MARK)
+    return (
+        tokenizer.encode(head, add_special_tokens=False),
+        tokenizer.encode(tail, add_special_tokens=False),
+    )
+
+
+class _Talk:
+    """One row: the user's turn, then the template's words in between, then the answer."""
+
+    def __init__(
+        self,
+        template: tuple[list[int], list[int]],
+        stops: set[int],
+        options: ChatOptions,
+        *,
+        greedy: bool,
+    ) -> None:
+        self.tokens: list[int] = []
+        self.done = False
+        self.answering = not template[1]
+        self._head, self._tail = template
+        self._stops = stops
+        self._left = options.question_tokens
+        self._dictated: deque[int] = deque()
+        self._greedy = greedy
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.answering and self._greedy
+
+    def ask(self, question: list[int]) -> None:
+        """The user's words are these; the model has only to answer."""
+        self._head = [*self._head, *question, *self._tail]
+        self.answering = True
+
+    def start(self) -> list[int]:
+        self.tokens = list(self._head) or [0]
+        return self.tokens[:]
+
+    def push(self, token_id: int) -> int:
+        """Take what the model chose; returns what stands there instead, when that is dictated."""
+        if self.done:
+            return token_id
+        if self._dictated:
+            token_id = self._dictated.popleft()
+        elif not self.answering:
+            self._left -= 1
+            if token_id in self._stops or self._left <= 0:
+                self.answering = True
+                self._dictated.extend(self._tail)
+                token_id = self._dictated.popleft()
+        elif token_id in self._stops:
+            self.done = True
+        self.tokens.append(token_id)
+        return token_id
+
+
+def _choose(
+    logits: Tensor, talks: Sequence[_Talk], options: ChatOptions, generator: torch.Generator
+) -> list[int]:
+    """The next token of every row. logits: [B, V]."""
+    values, ids = logits.topk(options.top_k, dim=-1)
+    warmth = torch.tensor([options.temperature if talk.answering else 1.0 for talk in talks])
+    drawn = torch.multinomial((values / warmth[:, None]).softmax(-1), 1, generator=generator)
+    picks = torch.where(torch.tensor([talk.is_greedy for talk in talks])[:, None], 0, drawn)
+    chosen: list[int] = ids.gather(1, picks)[:, 0].tolist()
+    return chosen
+
+
+@contextmanager
+def _final_states(model: Any) -> Iterator[list[Tensor]]:
+    """While open, the list collects what the final norm gives, [B, T, D] a pass."""
+    kept: list[Tensor] = []
+    handle = model.get_decoder().norm.register_forward_hook(
+        lambda module, inputs, output: kept.append(output.detach())
+    )
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    value = model.generation_config.eos_token_id
+    ids = value if isinstance(value, list) else [value, tokenizer.eos_token_id]
+    return {int(token) for token in ids if token is not None}

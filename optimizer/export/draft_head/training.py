@@ -1,0 +1,204 @@
+"""Training the draft head: distillation of the whole model into what the device has at the split.
+
+Loss, per position: KL(p || q) over the head's tokens, p being the model's own distribution from its
+final state (Hinton et al. 2015, arXiv:1503.02531, at temperature 1), plus a small smooth-L1 term
+between the states themselves (EAGLE, arXiv:2401.15077, section 4.2). Positions whose next token
+the head does not know still count through the others' mass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from optimizer.export.draft_head.head import DraftHead, fit_linear
+
+STATE_WEIGHT: Final = 0.1
+WARM_UP_SHARE: Final = 0.05
+Progress = Callable[[str, int, int], None]  # stage, done, of how many
+Tokens = npt.NDArray[np.int64]
+Shares = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """How to train. lr: of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), cosine to zero."""
+
+    epochs: int = 6
+    batch: int = 512
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """Training pairs: rows [N, D] of the front, the model's final states [N, D], float16, and the
+    token [N] that the model puts first."""
+
+    rows: npt.NDArray[np.float16]
+    states: npt.NDArray[np.float16]
+    best: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """What the head is worth on text it was not trained on.
+
+    top1: share of positions where its guess is the model's likeliest token. sure: (p, share of
+    positions, top1 there) for guesses whose probability is in tenths from p on. by_epoch: top1
+    after each epoch of training.
+    """
+
+    num_positions: int
+    top1: float
+    sure: tuple[tuple[float, float, float], ...]
+    by_epoch: tuple[float, ...] = ()
+
+
+def train(
+    head: DraftHead,
+    train_on: Positions,
+    held_out: Positions,
+    options: TrainOptions,
+    *,
+    checkpoint: Path,
+    progress: Progress,
+) -> HeldOut:
+    """Train `head` in place, going on from `checkpoint` if it is there; returns held-out worth."""
+    device = torch.device(options.device)
+    done = 0
+    by_epoch: list[float] = []
+    if not checkpoint.is_file():
+        fit_linear(head, train_on.rows, train_on.states)
+    head.to(device)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in head.parameters() if parameter.requires_grad],
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+    )
+    if checkpoint.is_file():
+        saved: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location=device)
+        head.load_state_dict(saved["head"])
+        optimizer.load_state_dict(saved["optimizer"])
+        done = int(saved["epochs"])
+        by_epoch = list(saved["by_epoch"])
+    batches = math.ceil(len(train_on) / options.batch)
+    total = options.epochs * batches
+    for epoch in range(done, options.epochs):
+        order = np.random.default_rng(options.seed + epoch).permutation(len(train_on))
+        for index in range(batches):
+            step = epoch * batches + index
+            for group in optimizer.param_groups:
+                group["lr"] = options.lr * _schedule(step / total)
+            chosen = np.sort(order[index * options.batch : (index + 1) * options.batch])
+            _step(head, optimizer, train_on, chosen, device)
+            progress("training", step + 1, total)
+        by_epoch.append(evaluate(head, held_out).top1)
+        state = {
+            "head": head.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epochs": epoch + 1,
+            "by_epoch": by_epoch,
+        }
+        torch.save(state, checkpoint)
+    return replace(evaluate(head, held_out), by_epoch=tuple(by_epoch))
+
+
+def evaluate(head: DraftHead, positions: Positions, batch: int = 1024) -> HeldOut:
+    """How often the head's first choice is the model's."""
+
+    def guesses(rows: npt.NDArray[np.float32]) -> tuple[Tokens, Shares]:
+        with torch.no_grad():
+            share, index = (
+                head(torch.from_numpy(rows).to(head.embedding.device)).softmax(-1).max(-1)
+            )
+        return head.tokens[index].cpu().numpy(), share.float().cpu().numpy()
+
+    return held_out_worth(guesses, positions, batch)
+
+
+def held_out_worth(
+    guesses: Callable[[npt.NDArray[np.float32]], tuple[Tokens, Shares]],
+    positions: Positions,
+    batch: int = 1024,
+) -> HeldOut:
+    """The worth of any guesser: rows [T, D] -> its first choices [T] and their probabilities."""
+    hits: list[npt.NDArray[np.bool_]] = []
+    sure: list[Shares] = []
+    for begin in range(0, len(positions), batch):
+        part = slice(begin, begin + batch)
+        tokens, shares = guesses(positions.rows[part].astype(np.float32))
+        hits.append(tokens == positions.best[part])
+        sure.append(shares)
+    hit, probability = np.concatenate(hits), np.concatenate(sure)
+    tenth = np.minimum((10 * probability).astype(int), 9)
+    bins = tuple(
+        (value / 10, float((tenth == value).mean()), float(hit[tenth == value].mean()))
+        for value in range(10)
+        if (tenth == value).any()
+    )
+    return HeldOut(num_positions=len(hit), top1=float(hit.mean()), sure=bins)
+
+
+def best_tokens(
+    states: npt.NDArray[np.float16], embedding: Tensor, batch: int = 512
+) -> npt.NDArray[np.int64]:
+    """The likeliest token [N] of each final state [N, D]; embedding: the whole head [V, D].
+
+    In bfloat16, like training: a label that lies that close is as good as the other.
+    """
+    found = []
+    device = embedding.device.type
+    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
+        for begin in range(0, len(states), batch):
+            rows = torch.from_numpy(states[begin : begin + batch]).to(embedding)
+            found.append(F.linear(rows, embedding).argmax(-1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _step(
+    head: DraftHead,
+    optimizer: torch.optim.Optimizer,
+    positions: Positions,
+    chosen: npt.NDArray[np.int64],
+    device: torch.device,
+) -> None:
+    rows = torch.from_numpy(positions.rows[chosen]).float().to(device)
+    states = torch.from_numpy(positions.states[chosen]).float().to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        guessed = head.states(rows)
+        logits = F.linear(guessed, head.embedding)
+        with torch.no_grad():
+            target = F.linear(states, head.embedding)
+    loss = F.kl_div(
+        logits.float().log_softmax(-1),
+        target.float().log_softmax(-1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    loss = loss + STATE_WEIGHT * F.smooth_l1_loss(guessed.float(), states)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+    optimizer.step()
+
+
+def _schedule(share: float) -> float:
+    """Linear warm-up, then a cosine to zero; share of all steps done."""
+    if share < WARM_UP_SHARE:
+        return (share + 1e-3) / WARM_UP_SHARE
+    return 0.5 * (1.0 + math.cos(math.pi * (share - WARM_UP_SHARE) / (1.0 - WARM_UP_SHARE)))

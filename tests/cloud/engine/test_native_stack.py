@@ -1,0 +1,162 @@
+"""The compiled kernel's threads and its door: same bits on any number, forks, other versions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.kernel import library as native
+from cloud.kv.pool import KvPool
+from tests.cloud.tiny_bundle import quantized_back, save_back
+from tests.tiny_models import make_tiny_model
+
+needs_kernel = pytest.mark.skipif(
+    native.load() is None, reason="the kernel was not built, or this processor has no AVX2"
+)
+
+# A product whose result is known, whatever happened to the process before.
+PRODUCT = """
+import os, threading, time
+import torch
+from cloud.kernel import library as native
+kernel = native.load()
+packed = native.PackedLinear(torch.ones(256, 64, dtype=torch.int8), torch.ones(256), None)
+rows = torch.ones(3, 64)
+expected = torch.full((3, 256), 64.0)
+def use(threads):
+    torch.set_num_threads(threads)
+    for _ in range(3):
+        assert torch.equal(kernel.linear(rows, packed), expected)
+"""
+
+
+def run_python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", PRODUCT + code], check=True, timeout=60)
+
+
+@needs_kernel
+def test_threads_come_and_go_between_steps() -> None:
+    """A thread that found the last step's work would read memory that is gone, or wait for ever."""
+    run_python(
+        """
+for threads in (2, 4, 1, 8, 3):
+    kernel.set_threads(threads)
+    time.sleep(0.02)  # they begin before there is work
+    use(threads)
+"""
+    )
+
+
+@needs_kernel
+def test_a_forked_child_starts_threads_of_its_own() -> None:
+    """It has none of its parent's, even where another of those was in the middle of a product."""
+    run_python(
+        """
+use(3)
+stop = threading.Event()
+def keep_busy():
+    while not stop.is_set():
+        kernel.linear(rows, packed)
+other = threading.Thread(target=keep_busy)
+other.start()
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        use(3)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+other.join()
+"""
+    )
+
+
+@needs_kernel
+def test_callers_on_several_threads_take_turns() -> None:
+    run_python(
+        """
+failed = []
+def caller():
+    try:
+        for _ in range(200):
+            assert torch.equal(kernel.linear(rows, packed), expected)
+    except AssertionError as error:
+        failed.append(error)
+torch.set_num_threads(2)
+callers = [threading.Thread(target=caller) for _ in range(4)]
+for thread in callers: thread.start()
+for thread in callers: thread.join()
+assert not failed
+"""
+    )
+
+
+@needs_kernel
+def test_steps_have_the_same_bits_on_any_number_of_threads(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Also beside rows enough for several panels, and with more threads than processors."""
+    save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
+    quantized_back(tmp_path / "cloud")
+    engine = BackEngine.load(tmp_path / "cloud", first_layer=0)
+    assert engine.is_native
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    rows = torch.randn(120, engine.hidden_size)
+    got: dict[tuple[int, int], torch.Tensor] = {}
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        for chunk in (120, 50, 7):
+            lease = KvPool(engine.kv_shape, limit_bytes=1 << 24).lease(split=0, max_tokens=120)
+            parts = [
+                engine.forward([BatchEntry(lease=lease, rows=part, num_logits=len(part))])[0]
+                for part in rows.split(chunk)
+            ]
+            got[threads, chunk] = torch.cat(parts)
+    first = got[1, 120]
+    assert all(torch.equal(first, other) for other in got.values())
+
+
+class OtherLibrary:
+    """As if built from other sources."""
+
+    def __init__(self, functions: tuple[str, ...], step_bytes: int) -> None:
+        structures = (native.CLinear, native.CLayer, native.CPiece)
+        sizes = [native.ctypes.sizeof(structure) for structure in structures]
+        layout = [native._LAYOUT_VERSION, *sizes, step_bytes]
+        for name in functions:
+            setattr(self, name, Function(layout))
+
+
+class Function:
+    def __init__(self, layout: list[int]) -> None:
+        self._layout = layout
+
+    def __call__(self, what: int = 0) -> int:
+        return self._layout[what]
+
+
+STEP_BYTES = native.ctypes.sizeof(native.CStep)
+
+
+@pytest.mark.parametrize(
+    "library",
+    [
+        OtherLibrary(native._FUNCTIONS[1:], STEP_BYTES),
+        OtherLibrary(native._FUNCTIONS, STEP_BYTES - 8),
+    ],
+    ids=["from before versions", "another Step"],
+)
+def test_a_library_of_other_sources_is_left_alone(
+    library: OtherLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda _: library)
+    assert native.load.__wrapped__() is None
+    if native.importlib.util.find_spec("cloud.kernel._kernel") is not None:
+        (record,) = caplog.records
+        assert "rebuild" in record.message

@@ -1,0 +1,176 @@
+"""The KV pool's books: exact to the byte, freed once, zero at the end."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+import torch
+
+from cloud.errors import BadOpenError, CapacityError, StartError
+from cloud.kv.pool import BLOCK_TOKENS, KvLease, KvPool, KvShape
+
+SHAPE = KvShape(num_layers=30, num_kv_heads=3, head_dim=64)
+
+
+def test_a_lease_costs_k_and_v_of_its_layers_for_all_its_tokens() -> None:
+    pool = KvPool(SHAPE, limit_bytes=1 << 30)
+    lease = pool.lease(split=10, max_tokens=512)
+    assert lease.num_bytes == 2 * 20 * 512 * 3 * 64 * 4 == pool.used_bytes
+    (segment,) = lease.segments
+    assert segment.extent.run == (0, 20, 32)
+    lease.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        _ = lease.segments
+
+
+def test_half_precision_costs_half() -> None:
+    half = KvShape(num_layers=30, num_kv_heads=3, head_dim=64, dtype=torch.float16)
+    assert 2 * half.num_bytes(split=7, max_tokens=99) == SHAPE.num_bytes(split=7, max_tokens=99)
+
+
+def test_closing_twice_frees_once() -> None:
+    pool = KvPool(SHAPE, limit_bytes=1 << 30)
+    first, second = (pool.lease(split=29, max_tokens=8) for _ in range(2))
+    with first:
+        pass
+    first.close()
+    assert (pool.used_bytes, pool.num_leases) == (second.num_bytes, 1)
+
+
+def test_what_does_not_fit_now_differs_from_what_never_will() -> None:
+    one = SHAPE.num_bytes(split=0, max_tokens=10)
+    assert one == SHAPE.num_bytes(split=0, max_tokens=16)  # whole blocks
+    pool = KvPool(SHAPE, limit_bytes=2 * one - 1)
+    lease = pool.lease(split=0, max_tokens=10)
+    with pytest.raises(CapacityError, match=str(one)):
+        pool.lease(split=0, max_tokens=10)
+    with pytest.raises(BadOpenError, match=str(2 * one - 1)):
+        pool.lease(split=0, max_tokens=17)
+    assert pool.used_bytes == one
+    lease.close()
+    pool.lease(split=0, max_tokens=10).close()
+
+
+def test_an_arena_that_the_machine_does_not_have_is_a_clear_start_error() -> None:
+    with pytest.raises(StartError, match="KV cache"):
+        KvPool(SHAPE, limit_bytes=1 << 56)
+
+
+def test_rolling_back_never_lengthens() -> None:
+    lease = KvPool(SHAPE, limit_bytes=1 << 30).lease(split=29, max_tokens=8)
+    lease.length = 5
+    lease.rollback(7)
+    assert lease.length == 5
+    lease.rollback(2)
+    assert lease.length == 2
+
+
+def test_two_thousand_random_opens_and_closes_end_at_zero() -> None:
+    generator = random.Random(3)
+    pool = KvPool(SHAPE, limit_bytes=256 << 20)
+    open_leases: list[KvLease] = []
+    refused = 0
+    for _ in range(2000):
+        if open_leases and generator.random() < 0.45:
+            open_leases.pop(generator.randrange(len(open_leases))).close()
+        try:
+            open_leases.append(
+                pool.lease(split=generator.randrange(30), max_tokens=generator.randint(1, 900))
+            )
+        except CapacityError:
+            refused += 1
+        assert pool.used_bytes == sum(lease.num_bytes for lease in open_leases)
+        assert pool.used_bytes <= pool.limit_bytes
+        assert pool.num_leases == len(open_leases)
+    assert refused > 0
+    for lease in open_leases:
+        lease.close()
+    assert (pool.used_bytes, pool.num_leases) == (0, 0)
+
+
+def test_threads_agree_on_the_books() -> None:
+    pool = KvPool(SHAPE, limit_bytes=1 << 30)
+
+    def churn() -> None:
+        for _ in range(300):
+            pool.lease(split=29, max_tokens=4).close()
+
+    threads = [threading.Thread(target=churn) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (pool.used_bytes, pool.num_leases) == (0, 0)
+
+
+def test_a_session_whose_room_is_in_holes_gets_them_all() -> None:
+    layers = SHAPE.num_layers
+    pool = KvPool(SHAPE, limit_bytes=8 * layers * SHAPE.block_bytes)
+    leases = [pool.lease(split=0, max_tokens=BLOCK_TOKENS) for _ in range(8)]
+    for index in (1, 3, 4, 6):
+        leases[index].close()
+    lease = pool.lease(split=0, max_tokens=4 * BLOCK_TOKENS)
+    assert pool.used_bytes == pool.limit_bytes
+    assert [(s.begin, s.end) for s in lease.segments] == [(0, 32), (32, 48), (48, 64)]
+    with pytest.raises(CapacityError):
+        pool.lease(split=29, max_tokens=1)
+    lease.close()
+    assert pool.used_bytes == pool.limit_bytes // 2
+
+
+def test_a_kept_prefix_outlives_its_session_and_is_counted_once() -> None:
+    pool = KvPool(SHAPE, limit_bytes=64 << 20)
+    first = pool.lease(split=10, max_tokens=200, shareable_tokens=100)
+    kept = pool.share(first, 96)
+    assert first.num_frozen == kept.num_tokens == 96
+    alone = pool.used_blocks
+    second = pool.lease(split=10, max_tokens=200, shared=kept)
+    assert second.length == 96
+    assert pool.used_blocks == alone + 20 * (13 - 6)
+    first.close()
+    assert pool.used_blocks == 20 * 13  # the shared part is now the second's
+    second.close()
+    assert (pool.used_blocks, pool.cached_blocks) == (0, 20 * 6)
+    pool.forget(kept)
+    assert (pool.used_blocks, pool.cached_blocks) == (0, 0)
+
+
+def test_a_cached_prefix_gives_way_to_a_session() -> None:
+    pool = KvPool(SHAPE, limit_bytes=30 * 8 * SHAPE.block_bytes)
+    first = pool.lease(split=0, max_tokens=64, shareable_tokens=64)
+    kept = [pool.share(first, 64)]
+    first.close()
+
+    def reclaim() -> bool:
+        if not kept:
+            return False
+        pool.forget(kept.pop())
+        return True
+
+    pool.reclaim = reclaim
+    pool.lease(split=0, max_tokens=64)
+    assert len(kept) == 1
+    lease = pool.lease(split=0, max_tokens=64)
+    assert not kept
+    with pytest.raises(CapacityError):
+        pool.lease(split=0, max_tokens=1)
+    lease.close()
+
+
+def test_the_rows_kept_of_a_tree_close_up_in_every_layer() -> None:
+    pool = KvPool(KvShape(num_layers=3, num_kv_heads=1, head_dim=2), limit_bytes=1 << 20)
+    shared = pool.lease(split=1, max_tokens=32, shareable_tokens=16)
+    lease = pool.lease(split=1, max_tokens=40, shared=pool.share(shared, 16))
+    lease.length = 18
+    places = lease._rows(range(32)).reshape(2, 32)
+    for layer in range(2):
+        pool.arena[places[layer]] = (100 * layer + torch.arange(32.0))[:, None, None].expand(
+            32, 2, 2
+        )
+    lease.keep_rows(18, [0, 3, 7])
+    assert lease.length == 21
+    for layer in range(2):
+        kept = pool.arena[places[layer, 15:21], 0, 0] - 100 * layer
+        assert kept.tolist() == [15, 16, 17, 18, 21, 25]

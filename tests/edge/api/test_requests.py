@@ -1,0 +1,124 @@
+"""Bodies become checked values; whatever this model cannot do is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edge.api.errors import ApiError, api_error
+from edge.api.requests import chat_request, completions_request
+from edge.errors import BusyError, InputError, LostError, RefusedError, SessionError
+from edge.generation.completion import CompletionRequest
+
+DEFAULT = CompletionRequest(level="q3", deadline_tbt_s=0.2)
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def test_a_chat_with_everything_in_it() -> None:
+    asked = chat_request(
+        {
+            **CHAT,
+            "messages": [
+                {"role": "developer", "content": "be brief"},
+                {"role": "user", "content": [{"type": "text", "text": "a"}] * 2},
+            ],
+            "max_completion_tokens": 7,
+            "temperature": 0,
+            "top_p": 0.5,
+            "top_k": 3,
+            "seed": -1,
+            "stop": "x",
+            "logprobs": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "level": "q5",
+            "user": "somebody",
+        },
+        default=DEFAULT,
+    )
+    assert asked.prompt == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "aa"},
+    ]
+    assert asked.stream
+    assert asked.include_usage
+    completion = asked.completion
+    assert (completion.max_new_tokens, completion.level, completion.stop) == (7, "q5", ("x",))
+    assert completion.deadline_tbt_s == 0.2
+    assert completion.sampling.greedy
+    assert completion.sampling.logprobs
+    assert (completion.sampling.top_k, completion.sampling.seed) == (3, 2**64 - 1)
+
+
+def test_defaults_are_openais() -> None:
+    chat = chat_request(CHAT, default=DEFAULT).completion
+    assert (chat.max_new_tokens, chat.sampling.temperature, chat.level) == (None, 1.0, "q3")
+    text = completions_request({"model": "m", "prompt": "x"}, default=DEFAULT).completion
+    assert text.max_new_tokens == 16
+    seeds = {chat_request(CHAT, default=DEFAULT).completion.sampling.seed for _ in range(3)}
+    assert len(seeds) == 3
+
+
+@pytest.mark.parametrize("prompt", ["abc", ["abc"], [1, 2], [[1, 2]]])
+def test_the_four_ways_to_write_one_prompt(prompt: Any) -> None:
+    asked = completions_request({"model": "m", "prompt": prompt}, default=DEFAULT)
+    assert asked.prompt in ("abc", [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"temprature": 1}, "temprature"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].conte"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"stop": [1]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"seed": 1.5}, "seed"),
+        ({"level": 3}, "level"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0]"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"deadline_tbt_s": float("nan")}, "deadline_tbt_s"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        chat_request({**CHAT, **change}, default=DEFAULT)
+    assert caught.value.status == 400
+    assert (caught.value.param or "").startswith(param)
+
+
+def test_a_parameter_out_of_range_is_a_bad_request() -> None:
+    with pytest.raises(ApiError, match="temperature"):
+        chat_request({**CHAT, "temperature": -1}, default=DEFAULT)
+    with pytest.raises(ApiError, match="chosen tokens"):
+        completions_request({"model": "m", "prompt": "x", "logprobs": 5}, default=DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (InputError("the prompt has 9 tokens"), 400, None),
+        (BusyError("full", retry_after_s=2.2), 429, "3"),
+        (RefusedError("another model"), 502, None),
+        (LostError("gone"), 503, "1"),
+        (SessionError("ours"), 500, None),
+    ],
+)
+def test_every_error_of_ours_has_a_status(
+    error: Exception, status: int, retry_after: str | None
+) -> None:
+    known = api_error(error)
+    assert (known.status, known.headers.get("Retry-After")) == (status, retry_after)
+    assert set(known.body["error"]) == {"message", "type", "param", "code"}

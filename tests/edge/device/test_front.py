@@ -1,0 +1,129 @@
+"""The front engine keeps its books: lengths, rollback, limits; bad input changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.device.front import FrontEngine
+from edge.errors import FrontError, InputError
+from optimizer.artifacts.plan import Plan
+from optimizer.export.front.front_graph import export_front
+from optimizer.export.sources.model_source import ModelSource, open_source
+from tests.optimizer.export.plans import make_plan
+from tests.tiny_models import VOCAB, make_tiny_model
+
+MAX_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_model("llama", folder)
+    return open_source(folder)
+
+
+@pytest.fixture(scope="module")
+def plan(source: ModelSource) -> Plan:
+    return make_plan(source, 2, max_tokens=MAX_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def edge_dir(source: ModelSource, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("edge")
+    export_front(source, plan, folder)
+    return folder
+
+
+@pytest.fixture
+def front(edge_dir: Path, plan: Plan) -> FrontEngine:
+    return FrontEngine.load(edge_dir, plan=plan, threads=1)[0]
+
+
+def test_tokens_are_counted_and_rows_come_back_one_each(front: FrontEngine) -> None:
+    rows = front.forward(np.arange(3, 10))
+    assert (rows.shape, rows.dtype, front.num_tokens) == ((7, 64), np.float32, 7)
+    assert front.forward(np.array([5])).shape == (1, 64)
+    front.rollback(3)
+    assert front.num_tokens == 3
+    front.reset()
+    assert front.num_tokens == 0
+
+
+def test_returned_rows_are_the_callers(front: FrontEngine) -> None:
+    first = front.forward(np.array([5, 6]))
+    kept = first.copy()
+    front.forward(np.array([7, 8]))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_same_tokens_after_a_rollback_give_the_same_bits(front: FrontEngine) -> None:
+    front.forward(np.arange(10, 20))
+    once = front.forward(np.array([50]))
+    front.forward(np.array([60, 61, 62]))
+    front.rollback(10)
+    np.testing.assert_array_equal(front.forward(np.array([50])), once)
+
+
+def test_engines_that_share_weights_have_their_own_caches(edge_dir: Path, plan: Plan) -> None:
+    one, other = FrontEngine.load(edge_dir, plan=plan, threads=1, count=2)
+    one.forward(np.arange(3, 9))
+    other.forward(np.arange(100, 112))
+    alone = FrontEngine.load(edge_dir, plan=plan, threads=1)[0]
+    alone.forward(np.arange(3, 9))
+    np.testing.assert_array_equal(one.forward(np.array([9])), alone.forward(np.array([9])))
+    assert (one.num_tokens, other.num_tokens) == (7, 12)
+
+
+def test_the_cache_can_be_filled_to_the_last_token(front: FrontEngine) -> None:
+    front.forward(np.full(MAX_TOKENS, 3))
+    with pytest.raises(InputError, match=f"{MAX_TOKENS + 1} tokens exceed"):
+        front.forward(np.array([3]))
+    assert front.num_tokens == MAX_TOKENS
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [VOCAB], [3, VOCAB + 5, 3], [2**40]])
+def test_unknown_tokens_are_refused_and_change_nothing(front: FrontEngine, ids: list[int]) -> None:
+    front.forward(np.array([3, 4]))
+    with pytest.raises(InputError, match=f"between 0 and {VOCAB - 1}"):
+        front.forward(np.array(ids, dtype=np.int64))
+    assert front.num_tokens == 2
+
+
+@pytest.mark.parametrize("length", [-1, 5])
+def test_a_rollback_must_lie_within_what_there_is(front: FrontEngine, length: int) -> None:
+    front.forward(np.array([3, 4]))
+    with pytest.raises(InputError, match="roll back"):
+        front.rollback(length)
+    assert front.num_tokens == 2
+
+
+@pytest.mark.parametrize(("kv_bits", "num_bytes"), [(32, 4), (16, 2), (8, 1)])
+def test_the_cache_takes_what_the_plan_says(
+    source: ModelSource, tmp_path: Path, kv_bits: int, num_bytes: int
+) -> None:
+    plan = make_plan(source, 2, kv_bits=kv_bits, max_tokens=MAX_TOKENS)
+    export_front(source, plan, tmp_path)
+    front = FrontEngine.load(tmp_path, plan=plan, threads=1)[0]
+    keys_and_values, layers, kv_heads, head_dim = 2, 2, 2, 16
+    expected = keys_and_values * layers * kv_heads * head_dim * MAX_TOKENS * num_bytes
+    assert front.kv_bytes == expected
+    assert sum(np.asarray(buffer.numpy()).nbytes for buffer in front._cache) == expected
+
+
+@pytest.mark.parametrize("content", [None, b"not a graph"])
+def test_what_is_no_front_is_refused(tmp_path: Path, plan: Plan, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "front.onnx").write_bytes(content)
+    with pytest.raises(FrontError, match=r"front\.onnx: cannot be loaded"):
+        FrontEngine.load(tmp_path, plan=plan)
+
+
+def test_a_frugal_front_computes_the_same(edge_dir: Path, plan: Plan) -> None:
+    """Without an arena, its pages given back on the way: the same bits."""
+    (plain,) = FrontEngine.load(edge_dir, plan=plan)
+    (frugal,) = FrontEngine.load(edge_dir, plan=plan, frugal=True, mapped=(edge_dir / "none",))
+    for chunk in (np.arange(9), np.arange(3), np.array([7])):
+        np.testing.assert_array_equal(plain.forward(chunk), frugal.forward(chunk))

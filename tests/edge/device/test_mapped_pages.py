@@ -1,0 +1,67 @@
+"""Pages of a mapped file go back, and come again with the same bytes."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge.device.mapped_pages import MappedFiles, release_read_only_pages
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's /proc")
+SIZE = 4 << 20
+
+
+def resident_bytes(path: Path) -> int:
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            ours = line.endswith(str(path))
+        elif first == "Rss:" and ours:
+            total += int(line.split()[1]) << 10
+    return total
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * (SIZE // 256))
+    return path
+
+
+def test_pages_go_back_and_the_bytes_stay(file: Path) -> None:
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        before = bytes(view)
+        assert resident_bytes(file) >= SIZE // 2
+        mapped = MappedFiles(file)
+        assert mapped.num_bytes == SIZE
+        mapped.release()
+        assert resident_bytes(file) < SIZE // 8
+        assert bytes(view) == before
+
+
+def test_a_mapping_that_was_written_to_is_left_alone(file: Path) -> None:
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as view:
+        view[0] = 7
+        mapped = MappedFiles(file)
+        assert mapped.num_bytes == 0
+        mapped.release()
+        assert view[0] == 7
+
+
+def test_only_what_nobody_may_write_goes_with_the_libraries_pages(file: Path) -> None:
+    with (
+        file.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as writable,
+    ):
+        sum(writable[::4096])
+        assert release_read_only_pages() > 0
+        assert resident_bytes(file) >= SIZE // 2
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        before = bytes(view)
+        assert release_read_only_pages() > SIZE
+        assert resident_bytes(file) < SIZE // 8
+        assert bytes(view) == before

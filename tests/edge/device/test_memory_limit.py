@@ -1,0 +1,111 @@
+"""A front that will not fit is refused before it is loaded, with numbers and a way out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.client import EdgeClient
+from edge.device.front import FrontEngine
+from edge.device.memory_limit import changes, fitting_chunk, nearest_plan, needed_memory
+from edge.errors import MemoryLimitError
+from optimizer.artifacts.plan import ModelRef, Partition, Plan
+from optimizer.artifacts.prediction import Limits
+from optimizer.artifacts.specs import load_spec
+from optimizer.export.bundle_builder import build_bundle
+from tests.conftest import ModelBench
+
+MIB = 1 << 20
+RUNTIME = 90.0 * MIB
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    """SmolLM2-135M, a third of it on the edge at 8 bits."""
+    return Plan(
+        model=ModelRef(id="m", sha256="0" * 64, geometry=load_spec("smollm2-135m").geometry),
+        partition=Partition(split=10, front_bits=8, back_bits=8),
+        back_start=0,
+        kv_bits=32,
+        level="lossless",
+        max_tokens=2048,
+        prefill_chunk=128,
+    )
+
+
+def test_what_fits_is_let_through_part_by_part(plan: Plan) -> None:
+    assert fitting_chunk(plan, limit_bytes=400 * MIB, runtime_bytes=RUNTIME) == 128
+    needed = needed_memory(plan, RUNTIME, 1)
+    assert needed.runtime_bytes == RUNTIME
+    assert needed.kv_bytes == plan.front_kv_bytes()
+    twice = needed_memory(plan, RUNTIME, 2)
+    assert twice.kv_bytes == 2 * needed.kv_bytes
+    assert twice.weight_bytes == needed.weight_bytes
+
+
+def test_a_little_too_much_costs_a_smaller_chunk_and_nothing_else(plan: Plan) -> None:
+    limit = int(needed_memory(plan, RUNTIME, 1).total_bytes - MIB)
+    chunk = fitting_chunk(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
+    assert chunk == 64
+    smaller = needed_memory(replace(plan, prefill_chunk=chunk), RUNTIME, 1)
+    assert smaller.total_bytes <= limit
+
+
+def test_what_does_not_fit_is_refused_with_the_nearest_plan(plan: Plan) -> None:
+    total = needed_memory(plan, RUNTIME, 1).total_bytes
+    limit = int(total - 15 * MIB)
+    with pytest.raises(MemoryLimitError, match=r"needs \d+\.\d MiB of the \d+\.\d MiB") as caught:
+        fitting_chunk(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in ("runtime 90.0 MiB", "weights", "embedding", "KV cache", "workspace"):
+        assert part in line
+    near = nearest_plan(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
+    assert near is not None
+    assert len(changes(plan, near)) == 1
+    assert changes(plan, near)[0] in line
+    assert needed_memory(near, RUNTIME, 1).total_bytes <= limit
+
+
+def test_the_nearest_plan_really_is_the_one_that_changes_least(plan: Plan) -> None:
+    """Where one setting is not enough, two change, and no plan with more layers would do."""
+    limit = int(needed_memory(plan, RUNTIME, 1).total_bytes * 0.62)
+    near = nearest_plan(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
+    assert near is not None
+    larger = replace(
+        near, partition=replace(near.partition, split=near.partition.split + 1), back_start=0
+    )
+    if near.partition.split < plan.partition.split:
+        assert needed_memory(larger, RUNTIME, 1).total_bytes > limit
+
+
+def test_a_limit_below_the_runtime_says_that_nothing_fits(plan: Plan) -> None:
+    with pytest.raises(MemoryLimitError, match="no plan of this model fits: the smallest, --split"):
+        fitting_chunk(plan, limit_bytes=60 * MIB, runtime_bytes=RUNTIME)
+
+
+def test_the_client_refuses_before_it_loads_the_front(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("the front was loaded")
+
+    bench: ModelBench = tiny("llama")
+    bundle: Path = bench.edge_bundle(2)
+    monkeypatch.setattr(FrontEngine, "load", load)
+    with pytest.raises(MemoryLimitError, match="needs"):
+        EdgeClient(bundle, "127.0.0.1:1", memory_limit_bytes=20 * MIB)
+
+
+def test_without_a_limit_the_one_of_the_plan_holds(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(FrontEngine, "load", lambda *args, **kwargs: pytest.fail("loaded"))
+    bench: ModelBench = tiny("llama")
+    plan = replace(bench.plan(2), limits=Limits(edge_memory_bytes=20.0 * MIB))
+    build_bundle(bench.source, plan, tmp_path / "b", progress=lambda stage: None, sides=("edge",))
+    with pytest.raises(MemoryLimitError, match=r"of the 20\.0 MiB allowed"):
+        EdgeClient(tmp_path / "b", "127.0.0.1:1")

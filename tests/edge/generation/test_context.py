@@ -1,0 +1,76 @@
+"""Beyond the plan's tokens: what is kept, and that the rest of the answer is a fresh prompt's."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from edge.errors import InputError
+from edge.generation.completion import CompletionRequest
+from edge.generation.context import ShiftingGeneration, kept_tokens
+from edge.generation.loop import TokenSource
+from tests.edge.fakes import FakeFront, FakeTransport, expected_tokens
+from tests.edge.generation.test_loop import PROMPT, ManualTime, generation
+
+
+def test_everything_is_kept_while_it_fits() -> None:
+    assert kept_tokens([1, 2, 3], 4) == [1, 2, 3]
+
+
+def test_beyond_that_the_first_and_the_last_are_kept() -> None:
+    tokens = list(range(100))
+    assert kept_tokens(tokens, 64) == [0, 1, 2, 3, *range(72, 100)]
+    assert kept_tokens(list(range(10_000)), 2_048)[:65] == [*range(64), 9_040]
+    assert kept_tokens([1, 2, 3], 1) == [3]
+
+
+def shifting(capacity: int, count: int) -> tuple[ShiftingGeneration, list[int]]:
+    front = FakeFront()
+    limits: list[int] = []
+
+    def part(index: int, max_tokens: int) -> TokenSource:
+        limits.append(max_tokens)
+        made = generation([FakeTransport()], ManualTime())
+        made._front = front
+        return made
+
+    source = ShiftingGeneration(
+        generation_of=part, front=front, capacity=capacity, max_new_tokens=count
+    )
+    return source, limits
+
+
+def test_every_part_answers_as_a_fresh_generation_with_the_kept_prompt() -> None:
+    source, limits = shifting(capacity=24, count=50)
+    tokens = [token.token_id for token in source.tokens(PROMPT, lambda step: None)]
+    expected: list[int] = []
+    while len(expected) < 50:
+        prompt = kept_tokens([*PROMPT, *expected], 24)
+        expected += expected_tokens(prompt, min(24 - len(prompt), 50 - len(expected)))
+    assert tokens == expected
+    assert max(limits) == 24
+    assert source.shifts == len(limits) - 1 > 2
+
+
+def test_nothing_shifts_while_the_answer_fits() -> None:
+    source, limits = shifting(capacity=100, count=20)
+    tokens = [token.token_id for token in islice(source.tokens(PROMPT, lambda step: None), 30)]
+    assert tokens == expected_tokens(PROMPT, 20)
+    assert (source.shifts, limits) == (0, [30])
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(InputError, match="refuse, shift"):
+        CompletionRequest(context="slide")  # type: ignore[arg-type]
+
+
+def test_cancelling_while_a_part_is_being_made_ends_it_before_its_first_token() -> None:
+    def part(index: int, max_tokens: int) -> TokenSource:
+        source.cancel()
+        return generation([FakeTransport()], ManualTime())
+
+    source = ShiftingGeneration(
+        generation_of=part, front=FakeFront(), capacity=100, max_new_tokens=20
+    )
+    assert list(source.tokens(PROMPT, lambda step: None)) == []

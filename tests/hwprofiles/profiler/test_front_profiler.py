@@ -1,0 +1,147 @@
+"""The profiler's measuring tools, on a fake clock and fake system files; one real run is slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hwprofiles.profiler import system_facts
+from hwprofiles.profiler.front_pass import Effort
+from hwprofiles.profiler.front_profiler import _thread_warnings, profile_device
+from hwprofiles.profiler.parts import median_of
+from hwprofiles.profiler.parts import quality_warnings as _warnings
+from hwprofiles.profiler.timing import Timing, measure
+from hwprofiles.profiles.device import BatchCurve, BatchPoint
+
+
+def test_measure_takes_the_median_and_the_spread_of_its_repeats() -> None:
+    durations = [9.0, 1.0, 1.0, 1.0, 1.0, 6.0]  # the first call warms up and is not counted
+    now = 0.0
+
+    def call() -> None:
+        nonlocal now
+        now += durations.pop(0)
+
+    timing = measure(call, budget_s=0.0, clock=lambda: now)
+    assert timing.num_repeats == 5
+    assert timing.seconds == 1.0
+    assert timing.spread == pytest.approx(3.0)  # p10 = 1, p90 = 1 + 0.6 * 5 = 4
+
+
+def test_measure_loses_patience_with_long_calls_after_three() -> None:
+    now = 0.0
+
+    def call() -> None:
+        nonlocal now
+        now += 2.0
+
+    timing = measure(call, budget_s=0.1, patience_s=1.0, clock=lambda: now)
+    assert timing.num_repeats == 3
+
+
+def test_measure_goes_on_until_its_budget_is_spent() -> None:
+    now = 0.0
+
+    def call() -> None:
+        nonlocal now
+        now += 0.1
+
+    assert measure(call, budget_s=0.95, clock=lambda: now).num_repeats == 10
+
+
+def test_the_tightest_cgroup_limit_of_the_chain_counts(tmp_path: Path) -> None:
+    inner = tmp_path / "user" / "app"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("max\n")
+    (tmp_path / "user" / "memory.max").write_text("300000\n")
+    assert system_facts.cgroup_limit_bytes(tmp_path, "0::/user/app\n") == 300_000
+    (inner / "memory.max").write_text("200000\n")
+    assert system_facts.cgroup_limit_bytes(tmp_path, "0::/user/app\n") == 200_000
+    assert system_facts.cgroup_limit_bytes(tmp_path, "0::/elsewhere\n") is None
+
+
+def test_a_version_1_cgroup_is_read_and_its_no_limit_understood(tmp_path: Path) -> None:
+    folder = tmp_path / "memory" / "docker"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    membership = "5:cpu,cpuacct:/docker\n4:memory:/docker\n"
+    assert system_facts.cgroup_limit_bytes(tmp_path, membership) is None
+    (folder / "memory.limit_in_bytes").write_text("1048576\n")
+    assert system_facts.cgroup_limit_bytes(tmp_path, membership) == 1 << 20
+
+
+def test_usable_memory_obeys_the_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system_facts, "cgroup_limit_bytes", lambda: 12345)
+    assert system_facts.usable_memory_bytes() == 12345
+
+
+def test_usable_memory_obeys_rlimits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system_facts, "cgroup_limit_bytes", lambda: None)
+    monkeypatch.setattr(system_facts.resource, "getrlimit", lambda _which: (777, 777))
+    assert system_facts.usable_memory_bytes() == 777
+
+
+def test_a_noisy_or_throttling_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system_facts, "throttle_events", lambda: 0)
+    assert not [w for w in _warnings([1.0, 1.0], [0.02, 0.03]) if "battery" not in w]
+    assert any("noisy" in warning for warning in _warnings([1.0, 1.0], [0.4, 0.5]))
+    assert any("throttling" in warning for warning in _warnings([1.0, 1.3], [0.02]))
+    monkeypatch.setattr(system_facts, "throttle_events", lambda: 7)
+    assert any("throttled 7 times" in warning for warning in _warnings([1.0], [0.02]))
+    assert any("on the way" in warning for warning in _warnings([1.0, 1.5, 1.0], [0.02]))
+
+
+def test_passes_merge_into_medians_part_by_part() -> None:
+    def point(rate: float) -> BatchCurve:
+        return BatchCurve(source="bench", points=(BatchPoint(num_rows=2, flops_per_s=rate),))
+
+    merged = median_of([point(1.0), point(9.0), point(2.0)])
+    assert merged == point(2.0)
+    other = BatchCurve(source="bench", points=(BatchPoint(num_rows=3, flops_per_s=1.0),))
+    with pytest.raises(ValueError, match="merge"):
+        median_of([point(1.0), other])
+
+
+def test_fewer_threads_are_advised_only_when_clearly_faster() -> None:
+    assert list(_thread_warnings({1: 1.0, 2: 0.6, 4: 0.62})) == []
+    (warning,) = _thread_warnings({1: 1.0, 2: 0.6, 4: 0.9})
+    assert "run the edge with 2" in warning
+
+
+def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    tiny = Effort(
+        num_passes=2,
+        budget_s=0.0,
+        working_sets=(1e5, 4e5),
+        rows=(2, 8, 64),
+        stack_rows=(1, 8),
+        attention=((1, (16, 64)), (8, (8, 32))),
+    )
+    monkeypatch.setattr("hwprofiles.profiler.front_profiler.QUICK", tiny)
+    monkeypatch.setattr("hwprofiles.profiler.front_pass.SHAPES", ((64, 128), (128, 384)))
+    monkeypatch.setattr("hwprofiles.profiler.front_pass.BATCH_SHAPES", ((64, 128),))
+    monkeypatch.setattr("hwprofiles.profiler.front_pass.BATCH_SETS", (1e5, 4e5))
+    monkeypatch.setattr("hwprofiles.profiler.front_pass.STACKS", ((64, 128, 2, 1, 2),))
+    monkeypatch.setattr(system_facts, "storage_read_rate", lambda *_: 1e8)
+    monkeypatch.setattr(system_facts, "memory_bandwidth", lambda *_: (1e9, STEADY))
+    shares = []
+    profile = profile_device(
+        name="tiny", quick=True, progress=lambda share, _what: shares.append(share)
+    )
+    assert profile.measured
+    assert profile.sources["bench"].date
+    assert {(k.weight_bits, k.compute) for k in profile.kernels} >= {(4, "int8"), (32, "fp32")}
+    assert all(point.flops_per_s > 0 for k in profile.kernels for point in k.batch.points)
+    assert {k.kv_bits for k in profile.attention} == {8, 16, 32}
+    assert [len(k.layers) for k in profile.kernels] == [2, 2, 2, 0, 2]
+    batch = profile.kernel(32).batch.points
+    assert sorted({point.num_rows for point in batch}) == [2, 8, 64]
+    assert len({point.working_set_bytes for point in batch}) == 2
+    assert 20e6 < profile.memory.runtime_base_bytes.value < 400e6
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+STEADY = Timing(seconds=1.0, spread=0.0, num_repeats=5)

@@ -1,0 +1,216 @@
+"""Memory, cloud, link and codec costs: closed forms, brute force and limits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwprofiles.links.profile import Outage, load_link
+from hwprofiles.profiles.catalog import load_device
+from hwprofiles.profiles.device import CodecSpeed
+from optimizer.artifacts.plan import ModelRef, Partition, Plan
+from optimizer.artifacts.specs import load_spec
+from optimizer.cost.cloud import SessionRows, back_step_s, steady_batch
+from optimizer.cost.codec import (
+    FRAME_HEADER_BYTES,
+    LevelCost,
+    decode_s,
+    encode_s,
+    frame_bytes,
+    level_on,
+)
+from optimizer.cost.link import exchange_s, link_at, outage_wait_s, pipeline_s
+from optimizer.cost.memory import edge_memory, workspace_bytes
+
+SMOL = load_spec("smollm2-135m").geometry
+PI = load_device("raspberry-pi-5-8gb")
+SECONDS = st.floats(min_value=0, max_value=10)
+
+
+def plan_of(split: int, bits: int, kv_bits: int, max_tokens: int = 2048) -> Plan:
+    return Plan(
+        model=ModelRef(id="smol", sha256="0" * 64, geometry=SMOL),
+        partition=Partition(split=split, front_bits=bits, back_bits=32),
+        back_start=split,
+        kv_bits=kv_bits,
+        level="lossless",
+        max_tokens=max_tokens,
+        prefill_chunk=128,
+    )
+
+
+def test_edge_memory_adds_up_and_counts_the_papers_kv() -> None:
+    memory = edge_memory(PI, plan_of(10, 4, 32))
+    assert memory.kv_bytes == 2 * 10 * 2048 * 3 * 64 * 4
+    assert memory.workspace_bytes == workspace_bytes(SMOL, 128)
+    assert memory.total_bytes == pytest.approx(
+        memory.runtime_bytes
+        + memory.weight_bytes
+        + memory.embedding_bytes
+        + memory.kv_bytes
+        + memory.workspace_bytes
+    )
+    # The empty process, a tokenizer of 49,152 entries, two rotations of 576 x 576.
+    base = PI.memory.runtime_base_bytes.value
+    assert memory.runtime_bytes == base + 600 * 49152 + 2 * 4 * 576 * 576
+    assert memory.above_base_bytes == memory.total_bytes - memory.runtime_bytes
+    calibrated = edge_memory(PI, dataclasses.replace(plan_of(10, 4, 32), level="q2"))
+    assert memory.codec_bytes == 0
+    assert 0.98 * 49152 * 576 < calibrated.codec_bytes < 49152 * 576
+    assert calibrated.total_bytes == memory.total_bytes + calibrated.codec_bytes
+
+
+def test_more_layers_bits_tokens_or_cache_bits_never_need_less_memory() -> None:
+    def total(split: int = 10, bits: int = 4, kv_bits: int = 8, tokens: int = 512) -> float:
+        return edge_memory(PI, plan_of(split, bits, kv_bits, tokens)).total_bytes
+
+    for values, name in (
+        (range(31), "split"),
+        ((4, 8, 16, 32), "bits"),
+        ((8, 16, 32), "kv_bits"),
+        ((64, 512, 2048, 8192), "tokens"),
+    ):
+        totals = [total(**{name: value}) for value in values]
+        assert totals == sorted(totals), name
+
+
+def test_a_short_sequence_touches_only_part_of_a_large_embedding() -> None:
+    table = 49152 * 576 * 4
+    few = edge_memory(PI, plan_of(10, 32, 32, 64)).embedding_bytes
+    assert 0.95 * 64 * 65_536 < few <= 64 * 65_536
+    many = edge_memory(PI, plan_of(10, 32, 32, 8192)).embedding_bytes
+    assert 0.98 * table < many <= table
+    boxes = np.random.default_rng(0).integers(0, table // 65_536, (200, 2048))
+    touched = np.mean([len(set(draw.tolist())) for draw in boxes]) * 65_536
+    middle = edge_memory(PI, plan_of(10, 32, 32, 2048)).embedding_bytes
+    assert middle == pytest.approx(touched, rel=0.01)
+
+
+def test_a_batch_walks_the_weights_once() -> None:
+    device, geometry = load_device("a100-80gb"), load_spec("llama-2-7b").geometry
+
+    def step(count: int) -> float:
+        return back_step_s(
+            device, geometry, num_layers=32, back_bits=16, kv_bits=16,
+            sessions=[SessionRows(1, 500)] * count,
+        )  # fmt: skip
+
+    weights = 2 * (load_spec("llama-2-7b").num_parameters - 32000 * 4096)
+    assert step(1) > weights / (2039e9 * 0.6)
+    assert step(1) < step(8) < 2 * step(1)
+    assert back_step_s(
+        device, geometry, num_layers=32, back_bits=16, kv_bits=16, sessions=[]
+    ) == 0.0  # fmt: skip
+
+
+def test_fewer_layers_in_the_cloud_cost_less() -> None:
+    device, geometry = load_device("l4-24gb"), load_spec("llama-3.1-8b").geometry
+    times = [
+        back_step_s(
+            device, geometry, num_layers=layers, back_bits=16, kv_bits=16,
+            sessions=[SessionRows(1, 100)],
+        )
+        for layers in (8, 16, 32)
+    ]  # fmt: skip
+    assert times == sorted(times)
+    assert times[2] - times[1] == pytest.approx(2 * (times[1] - times[0]), rel=0.05)
+
+
+@given(
+    sessions=st.integers(min_value=1, max_value=10_000),
+    think_s=st.floats(min_value=1e-4, max_value=10),
+    fixed_s=st.floats(min_value=1e-5, max_value=0.1),
+    slope_s=st.floats(min_value=0, max_value=0.01),
+)
+def test_the_steady_batch_is_a_fixed_point(
+    sessions: int, think_s: float, fixed_s: float, slope_s: float
+) -> None:
+    def step_s(batch: float) -> float:
+        return fixed_s + slope_s * batch
+
+    batch = steady_batch(sessions, think_s, step_s)
+    assert 1 <= batch <= max(1, sessions)
+    held = 1.5 * step_s(batch)
+    inside = sessions * held / (think_s + held)
+    assert batch == pytest.approx(max(1.0, inside), rel=1e-3)
+
+
+def test_an_exchange_is_one_round_trip_and_both_transfers() -> None:
+    link = link_at(load_link("wifi"), epsilon=0.5) if "wifi" in _names() else None
+    point = link or link_at(load_link(_names()[0]), epsilon=0.5)
+    expected = point.rtt_s + 1000 / point.up_bytes_per_s + 100 / point.down_bytes_per_s
+    assert exchange_s(point, up_bytes=1000, down_bytes=100) == pytest.approx(expected)
+    dead = dataclasses.replace(point, up_bytes_per_s=0.0)
+    assert exchange_s(dead, up_bytes=1, down_bytes=1) == float("inf")
+
+
+def test_a_surer_plan_counts_on_a_worse_link() -> None:
+    for name in _names():
+        profile = load_link(name)
+        surer, likely = link_at(profile, epsilon=0.05), link_at(profile, epsilon=0.5)
+        assert surer.up_bytes_per_s <= likely.up_bytes_per_s
+        assert surer.rtt_s >= likely.rtt_s
+
+
+def test_outages_add_their_share_times_their_length() -> None:
+    profile = load_link(_names()[0])
+    outage = Outage(share_of_time=0.02, mean_duration_s=3.0, source="x", measured=False)
+    assert outage_wait_s(dataclasses.replace(profile, outage=outage)) == pytest.approx(0.06)
+    assert outage_wait_s(dataclasses.replace(profile, outage=None)) == 0.0
+
+
+@given(st.lists(st.tuples(SECONDS, SECONDS, SECONDS), min_size=1, max_size=6))
+def test_the_pipeline_is_the_longest_path(stages: list[tuple[float, float, float]]) -> None:
+    front, wire, back = (tuple(stage[i] for stage in stages) for i in range(3))
+    count = len(stages)
+    longest = max(
+        sum(front[: i + 1]) + sum(wire[i : j + 1]) + sum(back[j:])
+        for i in range(count)
+        for j in range(i, count)
+    )
+    assert pipeline_s(front, wire, back) == pytest.approx(longest)
+
+
+def test_frames_cost_a_header_and_bits_rounded_up() -> None:
+    level = LevelCost(
+        name="4", bits_per_element=4.2, encode_fixed_s=1e-4, encode_s_per_element=1e-8,
+        decode_fixed_s=2e-4, decode_s_per_element=2e-8,
+    )  # fmt: skip
+    assert frame_bytes(level, hidden_size=576, num_rows=1) == FRAME_HEADER_BYTES + 3 + 9 + 303
+    assert encode_s(level, hidden_size=1000, num_rows=10) == pytest.approx(2e-4)
+    assert decode_s(level, hidden_size=1000, num_rows=10) == pytest.approx(4e-4)
+
+
+def test_a_levels_seconds_come_from_the_profiles_of_both_machines() -> None:
+    def speed(kind: str, width: int, each: float) -> CodecSpeed:
+        return CodecSpeed(
+            kind=kind, hidden_size=width, source="base", encode_fixed_s=each,
+            encode_s_per_element=each / 100, decode_fixed_s=2 * each,
+            decode_s_per_element=each / 50,
+        )  # fmt: skip
+
+    edge = dataclasses.replace(
+        PI, codec=(speed("lossless", 100, 9.0), speed("calibrated", 100, 1.0),
+                   speed("calibrated", 10_000, 3.0)),
+    )  # fmt: skip
+    cloud = dataclasses.replace(PI, codec=(speed("calibrated", 100, 0.5),))
+    own = LevelCost(name="q3", bits_per_element=3.0, encode_fixed_s=7.0, decode_fixed_s=7.0)
+    level = level_on(own, edge=edge, cloud=cloud, hidden_size=1000)
+    assert level.bits_per_element == 3.0
+    assert level.encode_fixed_s == pytest.approx(2.0)  # half-way in the logarithm
+    assert level.decode_fixed_s == pytest.approx(1.0)
+    exact = level_on(
+        dataclasses.replace(own, name="lossless"), edge=edge, cloud=cloud, hidden_size=100
+    )
+    assert (exact.encode_fixed_s, exact.decode_fixed_s) == (9.0, 7.0)
+    assert level_on(own, edge=PI, cloud=PI, hidden_size=100) == own
+
+
+def _names() -> tuple[str, ...]:
+    from hwprofiles.links.profile import link_names
+
+    return link_names()

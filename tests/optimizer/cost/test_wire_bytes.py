@@ -1,0 +1,44 @@
+"""What a message costs beside its codec frame, held to real messages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from codec.ladder import Ladder
+from edge.net.grpc_transport import MESSAGE_PREFIX_BYTES
+from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes
+from protos import wire
+from protos.messages import Frame, Result, Timings
+
+WIDTH = 576
+LADDER = Ladder.lossless(WIDTH)
+
+
+def on_the_wire(message: bytes) -> int:
+    """gRPC's prefix, and HTTP/2's frame headers for each 16 KiB."""
+    size = MESSAGE_PREFIX_BYTES + len(message)
+    return size + 9 * -(-size // (1 << 14))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 32, 128])
+def test_a_frame_costs_what_the_model_says(num_rows: int) -> None:
+    ids = np.arange(20_000, 20_000 + num_rows)
+    rows = np.random.default_rng(0).standard_normal((num_rows, WIDTH)).astype(np.float32)
+    hidden = LADDER.encode("lossless", rows, ids)
+    frame = Frame(
+        sequence=300, first_position=900, token_ids=tuple(ids.tolist()), hidden=hidden,
+        num_drafts=min(num_rows - 1, 4),
+    )  # fmt: skip
+    level = LevelCost(name="lossless", bits_per_element=8 * len(hidden) / (num_rows * WIDTH))
+    predicted = frame_bytes(level, hidden_size=WIDTH, num_rows=num_rows)
+    assert abs(predicted - on_the_wire(wire.encode_edge(frame))) <= 4
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 9])
+def test_an_answer_costs_what_the_model_says(num_tokens: int) -> None:
+    timings = Timings(
+        codec_s=1e-4, queue_s=1e-3, compute_s=0.02, sample_s=1e-4, batch_sessions=3, batch_rows=5
+    )
+    result = Result(sequence=300, token_ids=(20_000,) * num_tokens, num_tokens=900, timings=timings)
+    assert abs(answer_bytes(num_tokens) - on_the_wire(wire.encode_cloud(result))) <= 4

@@ -1,0 +1,311 @@
+"""Where a closed form exists, the simulation is that form."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simpy import Environment
+from simpy.events import Timeout
+
+from hwprofiles.links.profile import load_link
+from hwprofiles.profiles.catalog import load_device
+from optimizer.cost.cloud import SessionRows, back_step_s, sample_s
+from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes
+from optimizer.cost.edge import front_step
+from optimizer.cost.link import link_at
+from optimizer.cost.request import (
+    NEW_CONNECTION_ROUND_TRIPS,
+    Deployment,
+    expected_tokens,
+    message_s,
+    predict_request,
+    round_parts,
+)
+from optimizer.simulate.measures import ttft_s
+from optimizer.simulate.record import RequestRow
+from optimizer.simulate.scenario import (
+    Arrivals,
+    BatchLimits,
+    Drafting,
+    Lengths,
+    Link,
+    Servers,
+    Software,
+)
+from optimizer.simulate.server import Frame, Server, ServerSession
+from splitpoint.simulation_parts import REAL_PARTS
+from tests.optimizer.simulate.scenes import GROUP, LEVEL, PLAN, run, scene
+
+EDGE, CLOUD = load_device("raspberry-pi-5-8gb"), load_device("local-epyc-2core")
+GEOMETRY = PLAN.model.geometry
+# The request model has round trips for opening, and no bytes.
+NO_BYTES = Software(
+    open_bytes=0,
+    opened_bytes=0,
+    close_bytes=0,
+    closed_bytes=0,
+    connect_up_bytes=0,
+    connect_down_bytes=0,
+)
+
+
+ONE_AT_A_TIME = BatchLimits(max_rows=1, max_sessions=1, min_prefill_rows=1)
+
+
+def deployment(link: str = "4g") -> Deployment:
+    return Deployment(
+        edge=EDGE,
+        cloud=CLOUD,
+        link=link_at(load_link(link), epsilon=0.5),
+        geometry=GEOMETRY,
+        partition=PLAN.partition,
+        kv_bits=PLAN.kv_bits,
+        level=LEVEL,
+        chunk=PLAN.prefill_chunk,
+    )
+
+
+@pytest.mark.parametrize("link", ["lan", "wifi", "4g", "satellite"])
+def test_one_client_on_a_fixed_link_is_the_request_model(link: str) -> None:
+    record = run(scene(group={"link": Link(mix={link: 1.0}, quantile=0.5)}, software=NO_BYTES))
+    first, second, *_ = record.requests
+    for row, round_trips in ((first, NEW_CONNECTION_ROUND_TRIPS), (second, 1.0)):
+        expected = predict_request(
+            deployment(link), prompt_tokens=150, new_tokens=20, open_round_trips=round_trips
+        )
+        assert row.ttft_s == pytest.approx(expected.ttft_s, abs=1e-9)
+    for step in range(19):
+        round_s = round_parts(deployment(link), position=150 + step).total_s
+        assert record.gaps_s[step] == pytest.approx(round_s, abs=1e-9)
+    gaps_s = record.gaps_s[:19]
+    assert first.e2e_s == pytest.approx(first.ttft_s + math.fsum(gaps_s), abs=1e-9)
+
+
+def test_a_prompt_has_its_own_bits_where_they_are_known() -> None:
+    dear = replace(LEVEL, prompt_bits_per_element=4.0)
+    record = run(scene(software=NO_BYTES, levels=(dear,)))
+    place = replace(deployment(), level=dear)
+    expected = predict_request(place, prompt_tokens=150, new_tokens=20)
+    second = record.requests[1]
+    assert second.ttft_s == pytest.approx(expected.ttft_s, abs=1e-9)
+    plain = predict_request(deployment(), prompt_tokens=150, new_tokens=20)
+    assert expected.ttft_s > plain.ttft_s + 1e-3
+    assert expected.tbt_s == plain.tbt_s
+
+
+def test_one_short_request_is_its_parts_written_out_by_hand() -> None:
+    """Independent of the request model: one chunk up, one token down, one step."""
+    record = run(
+        scene(
+            group={"prompt_tokens": Lengths(median=30), "output_tokens": Lengths(median=2)},
+            software=NO_BYTES,
+        )
+    )
+    link = link_at(load_link("4g"), epsilon=0.5)
+    found = (device.overheads.message_s for device in (EDGE, CLOUD))
+    stacks = sum(figure.effective for figure in found if figure is not None)
+
+    def trip(rows: int, position: int) -> float:
+        front = front_step(
+            EDGE, GEOMETRY, split=10, weight_bits=4, kv_bits=8, num_rows=rows, position=position
+        ).total_s
+        back = back_step_s(
+            CLOUD,
+            GEOMETRY,
+            num_layers=GEOMETRY.num_layers - 10,
+            back_bits=8,
+            kv_bits=32,
+            sessions=[SessionRows(rows, position)],
+            num_logits=1,
+        )
+        codec = 1.6e-4 + 9e-8 * rows * GEOMETRY.hidden_size
+        num_bytes = frame_bytes(LEVEL, hidden_size=GEOMETRY.hidden_size, num_rows=rows)
+        wire = num_bytes / link.up_bytes_per_s + answer_bytes(1) / link.down_bytes_per_s
+        drawn = sample_s(CLOUD, GEOMETRY, num_logits=1)
+        return front + codec + wire + link.rtt_s + stacks + back + drawn
+
+    round_trip = link.rtt_s + stacks
+    front_s = front_step(
+        EDGE, GEOMETRY, split=10, weight_bits=4, kv_bits=8, num_rows=30, position=0
+    ).total_s
+    first, second, *_ = record.requests
+    for row, opening_s in ((first, 4 * round_trip), (second, round_trip)):
+        waited_s = max(opening_s, front_s)  # the chunk is computed while the session opens
+        assert row.ttft_s == pytest.approx(waited_s + trip(30, 0) - front_s, abs=1e-9)
+    # The device is free when the stream has ended, a round trip after the last token; then the
+    # thought of one second begins.
+    assert second.asked_s - (first.asked_s + first.e2e_s) == pytest.approx(1 + round_trip, abs=1e-9)
+    assert record.gaps_s[0] == pytest.approx(trip(1, 30), abs=1e-9)
+
+
+def test_parts_add_up_to_what_was_waited() -> None:
+    record = run(scene(group={"count": 6, "link": Link(mix={"4g": 1.0})}, duration_s=60.0))
+    assert sum(record.step_parts_s) == pytest.approx(sum(record.gaps_s), rel=1e-9)
+    assert sum(record.first_parts_s) == pytest.approx(float(ttft_s([record]).sum()), rel=1e-9)
+
+
+def test_every_wait_of_many_clients_is_lindleys() -> None:
+    """Before a server that takes one row at a time: Lindley's (1952) recursion on the questions
+    that were drawn, client by client."""
+    # A codec that takes no time: the server decodes all that came in before it starts a batch,
+    # which is not one customer at a time.
+    free = LevelCost(name="q3", bits_per_element=2.68)
+    place = replace(deployment("lan"), level=free)
+    one_row = round_parts(place, position=0)
+    service_s = one_row.back_s + one_row.sample_s
+    clients, requests, load = 800, 8_000, 0.6
+    duration_s = requests * service_s / load
+    record = run(
+        scene(
+            group={
+                "count": clients,
+                "link": Link(mix={"lan": 1.0}, quantile=0.5),
+                "arrivals": Arrivals(kind="poisson", rate_per_s=load / service_s / clients),
+                "prompt_tokens": Lengths(median=1),
+                "output_tokens": Lengths(median=1),
+            },
+            servers=Servers(
+                device="local-epyc-2core",
+                max_sessions=10**9,
+                kv_memory_bytes=1e15,
+                batch=ONE_AT_A_TIME,
+            ),
+            software=replace(NO_BYTES, connect_round_trips=0),
+            levels=(free,),
+            duration_s=duration_s,
+        )
+    )
+    unhindered_s = predict_request(place, prompt_tokens=1, new_tokens=1).ttft_s
+    closing_s = place.link.rtt_s + message_s(place)
+    lindley = lindley_waits(record.requests, service_s, unhindered_s, closing_s)
+    assert len(lindley) > 7_500
+    assert ttft_s([record]) - unhindered_s == pytest.approx(np.array(lindley), abs=1e-9)
+    drawn_load = len(lindley) / duration_s * service_s
+    assert record.servers[0].busy_s == pytest.approx(drawn_load * duration_s, rel=1e-3)
+
+
+def lindley_waits(
+    rows: list[RequestRow], service_s: float, unhindered_s: float, closing_s: float
+) -> list[float]:
+    """What each request waits before a server that takes one at a time, in the rows' order.
+
+    A client puts its next question when it has closed the last: its `unhindered_s`, its wait and
+    `closing_s` later.
+    """
+    questions: dict[int, list[int]] = {}
+    for index in reversed(range(len(rows))):
+        questions.setdefault(rows[index].client, []).append(index)
+    put = [(rows[own[-1]].asked_s, own.pop(), client) for client, own in questions.items()]
+    heapq.heapify(put)
+    free_s, waits = 0.0, [0.0] * len(rows)
+    while put:
+        begun_s, index, client = heapq.heappop(put)
+        wait_s = max(0.0, free_s - begun_s)
+        free_s = begun_s + wait_s + service_s
+        waits[index] = begun_s + wait_s - rows[index].asked_s
+        if questions[client]:
+            following = questions[client].pop()
+            ended_s = begun_s + wait_s + unhindered_s + closing_s
+            heapq.heappush(put, (max(rows[following].asked_s, ended_s), following, client))
+    return waits
+
+
+class Customers:
+    """Frames of one row that come to a server at given moments, and what each of them waits."""
+
+    def __init__(self, env: Environment, server: Server, gaps_s: Sequence[float]) -> None:
+        self._env, self._server, self._gaps_s = env, server, iter(gaps_s)
+        self._sessions: list[ServerSession] = []
+        self.times_s: list[float] = []
+        self._next(None)
+
+    def _next(self, _: object) -> None:
+        if (gap_s := next(self._gaps_s, None)) is not None:
+            Timeout(self._env, gap_s).callbacks.append(self._come)
+
+    def _come(self, _: object) -> None:
+        if not self._sessions:
+            self._server.open(self, 1, lambda _, session: self._sessions.append(session))
+        session = self._sessions.pop()
+        self._server.receive(
+            Frame(
+                session,
+                num_rows=1,
+                num_logits=1,
+                position=0,
+                decode_s=0.0,
+                sent_s=self._env.now,
+                edge_s=0.0,
+                wanted=True,
+            )
+        )
+        self._next(None)
+
+    def answered(self, frame: Frame, at_s: float) -> None:
+        """See server.Owner."""
+        self.times_s.append(at_s - frame.arrived_s)
+        self._sessions.append(frame.session)
+
+    def lost(self, session: ServerSession, at_s: float) -> None:
+        """See server.Owner."""
+
+
+class OneSecond:
+    """A batch takes a second, whatever is in it."""
+
+    def seconds(self, sessions: object, num_logits: int) -> float:
+        """See BackTimes."""
+        return 1.0
+
+
+@pytest.mark.parametrize(("load", "count"), [(0.3, 30_000), (0.6, 60_000), (0.8, 140_000)])
+def test_a_server_that_takes_one_at_a_time_is_the_m_d_1_queue(load: float, count: int) -> None:
+    """The mean wait is Pollaczek and Khinchine's: load * service / (2 (1 - load)).
+
+    The Poisson stream's gaps are the exponential's evenly spaced quantiles, shuffled: only their
+    order is left to chance. At this length it moves the mean by 1 to 1.5 % (a standard deviation);
+    each wait is Lindley's on the same gaps, whatever the seed.
+    """
+    levels = (np.arange(count) + 0.5) / count
+    gaps_s = -np.log1p(-levels) / load
+    np.random.default_rng(4).shuffle(gaps_s)
+    env = Environment()
+    server = Server(
+        env,
+        scheduler=REAL_PARTS.scheduler(ONE_AT_A_TIME),
+        waiting=REAL_PARTS.waiting,
+        admission=REAL_PARTS.admission(Servers(device="", max_sessions=10**9)),
+        back=OneSecond(),
+        total_blocks=10**9,
+        sample_s=0.0,
+        horizon_s=math.inf,
+    )
+    customers = Customers(env, server, gaps_s.tolist())
+    env.run()
+    assert len(customers.times_s) == count
+    expected_s = load / (2 * (1 - load))
+    waits_s = np.array(customers.times_s) - 1
+    # Lindley's recursion unrolled: the work that came in since it was last used up.
+    work_s = np.concatenate([[0.0], np.cumsum(1 - gaps_s[1:])])
+    assert waits_s == pytest.approx(work_s - np.minimum.accumulate(work_s), abs=1e-6)
+    assert float(np.mean(waits_s)) == pytest.approx(expected_s, rel=0.02)
+    assert server.sums.busy_s == pytest.approx(count, rel=1e-6)
+
+
+def test_drafts_bring_the_expected_tokens_a_round() -> None:
+    plan = replace(PLAN, drafting="ngram")
+    record = run(
+        scene(
+            group={"output_tokens": Lengths(median=400), "arrivals": GROUP.arrivals},
+            drafting=Drafting(acceptance=0.7, length=4, best_length=False),
+            duration_s=200.0,
+        ),
+        plan,
+    )
+    per_round = (len(record.gaps_s)) / record.steps
+    assert per_round == pytest.approx(expected_tokens(0.7, 4), rel=0.03)
