@@ -18,7 +18,7 @@ from optimizer.simulate.scenario import (
     Fault,
     Lengths,
     Link,
-    RetryPolicy,
+    Patience,
     Servers,
 )
 from optimizer.simulate.workload import client_specs
@@ -73,7 +73,7 @@ def test_sessions_beyond_the_limit_are_sent_away_and_come_again() -> None:
     full = scene(
         group=group,
         servers=Servers(device="local-epyc-2core", max_sessions=1, waiting=0),
-        patience=RetryPolicy(connect_s=2.0),
+        patience=Patience(connect_s=2.0),
     )
     record = run(full)
     outcomes = Counter(row.outcome for row in record.requests)
