@@ -31,7 +31,7 @@ from edge.generation.report import breakdown
 from optimizer.artifacts.plan import load_plan
 from optimizer.export.bundle_builder import build_bundle
 from optimizer.export.sources.model_source import open_source
-from splitpoint.commands.build import plan_from_flags
+from splitpoint.commands.build import PartitionFlags, plan_from_flags
 from splitpoint.server_process import serving
 
 PROMPT = (
@@ -54,15 +54,14 @@ def main() -> int:
     source = open_source(arguments.model)
     plan = plan_from_flags(
         source,
-        split=arguments.split,
-        front_bits=arguments.front_bits,
-        back_bits=arguments.back_bits,
-        kv_bits=8,
-        back_from=None,
-        max_tokens=512,
-        prefill_chunk=128,
-        level="lossless",
-        exact_front=False,
+        PartitionFlags(
+            split=arguments.split,
+            front_bits=arguments.front_bits,
+            back_bits=arguments.back_bits,
+            kv_bits=8,
+            max_tokens=512,
+        ),
+        "lossless",
     )
     whole = source.load_model().eval()
     chat = [{"role": "user", "content": PROMPT}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import grpc
 
 from cloud.errors import AccessError, StartError, status_of
 from cloud.sessions.tenants import Tenant, Tenants
+from protos.addresses import is_loopback
 
 _HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
 
@@ -95,14 +95,6 @@ def tenant_of(
     """Who calls, by the one `authorization` header; None: nobody we know."""
     sent = [value for key, value in metadata or () if key == "authorization"]
     return tenants.of(sent[0] if len(sent) == 1 else None)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _read(path: Path) -> bytes:

@@ -30,6 +30,7 @@ from cloud.sessions.admission import Admission, Limits, load_ladders
 from optimizer.artifacts.bundle import Bundle, open_bundle
 from optimizer.policy.batching import Scheduler
 from protos import wire
+from protos.addresses import Address
 
 logger = logging.getLogger(__name__)
 
@@ -226,14 +227,6 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
-def parse_listen(listen: str) -> tuple[str, int]:
-    """HOST:PORT, with [..] around an IPv6 host. Raises StartError."""
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise StartError(f"{listen!r} is not HOST:PORT")
-    return host, int(port)
-
-
 def _watch(metrics: Metrics, admission: Admission, pool: KvPool) -> None:
     """Gauges of what is there now."""
     metrics.gauge("sessions", "Sessions with KV", lambda: admission.num_sessions)
@@ -244,7 +237,7 @@ def _watch(metrics: Metrics, admission: Admission, pool: KvPool) -> None:
 
 
 def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
-    address = f"{config.host}:{config.port}"
+    address = str(Address(config.host.strip("[]"), config.port))
     credentials = config.access.credentials()
     try:
         if credentials is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 from edge.api.errors import ApiError
 from edge.errors import InputError
+from protos.addresses import is_loopback
 
 _SCHEME: Final = "bearer "
 
@@ -82,13 +82,3 @@ def check_host(host: str | None) -> None:
             kind="authentication_error",
             code="unknown_host",
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` can be reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -9,11 +9,12 @@ from typing import Final
 
 import uvicorn
 
-from edge.api.access import ApiAccess, is_loopback
+from edge.api.access import ApiAccess
 from edge.api.app import make_app
 from edge.client import EdgeClient
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest
+from protos.addresses import is_loopback
 
 BACKLOG: Final = 128
 # Open answers get this long when the server is told to stop.

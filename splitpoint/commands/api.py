@@ -3,71 +3,71 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from splitpoint.commands import generation_options as options
-from splitpoint.commands.option_groups import with_options
+from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenOptions:
+    """Where this API listens, and to whom."""
+
+    PANEL: ClassVar = "This server"
+
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.", metavar="H:P")
+    ] = "127.0.0.1:8000"
+    max_requests: Annotated[
+        int, typer.Option(help="Requests at once, each with a KV cache; beyond: 429.", min=1)
+    ] = 1
+    api_key_file: Annotated[Path | None, typer.Option(help="Accepted API keys, one a line.")] = None
+    listen_tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of this server (PEM).")
+    ] = None
+    listen_tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM).")] = (
+        None
+    )
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond loopback without TLS and key.")
+    ] = False
 
 
 @with_options()
 def api(
-    bundle: options.BundleArgument,
+    bundle: BundleArgument,
     device: options.DeviceOptions,
     control: options.ControlOptions,
-    listen: Annotated[
-        str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.", metavar="H:P")
-    ] = "127.0.0.1:8000",
-    max_requests: Annotated[
-        int, typer.Option(help="Requests at once, each with a KV cache; beyond: 429.", min=1)
-    ] = 1,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="Accepted API keys, one a line.")
-    ] = None,
-    listen_tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate of this server (PEM).")
-    ] = None,
-    listen_tls_key: Annotated[
-        Path | None, typer.Option(help="Key of the certificate (PEM).")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond loopback without TLS and key.")
-    ] = False,
+    local: ListenOptions,
 ) -> None:
     """Serve /v1/chat/completions and /v1/completions. Prints 'listening on HOST:PORT'."""
     from edge.api.access import ApiAccess
     from edge.api.server import ApiConfig, ApiServer
     from edge.device.mapped_pages import share_heaps
 
-    host, port = parse_address(listen)
+    address = address_of(local.listen, "--listen")
     config = ApiConfig(
-        host=host,
-        port=port,
-        concurrency=max_requests,
+        host=address.host,
+        port=address.port,
+        concurrency=local.max_requests,
         access=ApiAccess(
-            tls_cert=listen_tls_cert,
-            tls_key=listen_tls_key,
-            key_file=api_key_file,
-            insecure=insecure,
+            tls_cert=local.listen_tls_cert,
+            tls_key=local.listen_tls_key,
+            key_file=local.api_key_file,
+            insecure=local.insecure,
         ),
         default=options.completion_request(options.SamplingOptions(), control),
     )
-    config.access.check(host)  # before the model is loaded
+    config.access.check(address.host)  # before the model is loaded
 
     def ready(bound_port: int) -> None:
-        print(f"listening on {host}:{bound_port}", flush=True)  # noqa: T201
+        print(f"listening on {address._replace(port=bound_port)}", flush=True)  # noqa: T201
 
     share_heaps()
     with ExitStack() as stack:
-        client = device.open_client(stack, bundle, concurrency=max_requests)
+        client = device.open_client(stack, bundle, concurrency=local.max_requests)
         ApiServer(client, config).run(ready)
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """HOST and PORT of 'HOST:PORT' (IPv6 in brackets); BadParameter for anything else."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise typer.BadParameter(f"{text!r} is not HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)

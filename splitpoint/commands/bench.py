@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Final
 
 import typer
 
+from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.views.output import print_json
+
 bench_app = typer.Typer(help="How fast the parts are on this machine.", no_args_is_help=True)
 
-RATE_QUALITY = Path(__file__).parents[2] / "benchmarks" / "codec" / "rate_quality.py"
+RATE_QUALITY: Final = Path(__file__).parents[2] / "benchmarks" / "codec" / "rate_quality.py"
 
 
 @bench_app.callback()
@@ -20,36 +24,50 @@ def bench() -> None:
     """How fast the parts are on this machine."""
 
 
-@bench_app.command()
-def codec(
-    hidden_size: Annotated[int, typer.Option(help="Width of a row.", min=32)] = 4096,
-    prefill_rows: Annotated[int, typer.Option(help="Rows of the larger frame.", min=2)] = 512,
-    repeats: Annotated[int, typer.Option(help="Runs to take the median of.", min=1)] = 30,
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions:
+    """Bits against quality of a bundle's tables."""
+
+    PANEL: ClassVar = "Bits against quality"
+
     bundle: Annotated[
         Path | None,
         typer.Option(
             help="Also measure bits against quality of this bundle's tables, beside "
             "other methods; needs --model, --text and the repository."
         ),
-    ] = None,
-    model: Annotated[Path | None, typer.Option(help="The model of the bundle.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Held-out text (UTF-8).")] = None,
-    tokens: Annotated[int, typer.Option(help="Most tokens of the text to use.", min=512)] = 16_384,
-    plot: Annotated[Path | None, typer.Option(help="Write the rate-quality plot (PNG).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ] = None
+    model: Annotated[Path | None, typer.Option(help="The model of the bundle.")] = None
+    text: Annotated[Path | None, typer.Option(help="Held-out text (UTF-8).")] = None
+    tokens: Annotated[int, typer.Option(help="Most tokens of the text to use.", min=512)] = 16_384
+    plot: Annotated[Path | None, typer.Option(help="Write the rate-quality plot (PNG).")] = None
+
+    def measure(self) -> Any:
+        """What the repository's benchmark prints; None when no bundle was given."""
+        if self.bundle is None:
+            return None
+        if self.model is None or self.text is None:
+            raise typer.BadParameter("--bundle needs --model and --text")
+        return _rate_quality(self.bundle, self.model, self.text, self.tokens, self.plot)
+
+
+@bench_app.command()
+@with_options()
+def codec(
+    quality: QualityOptions,
+    hidden_size: Annotated[int, typer.Option(help="Width of a row.", min=32)] = 4096,
+    prefill_rows: Annotated[int, typer.Option(help="Rows of the larger frame.", min=2)] = 512,
+    repeats: Annotated[int, typer.Option(help="Runs to take the median of.", min=1)] = 30,
+    as_json: JsonOption = False,
 ) -> None:
     """Encode and decode, one row and many, beside a plain copy of the same memory."""
     from codec.bench import run_codec_bench
 
-    quality = None
-    if bundle is not None:
-        if model is None or text is None:
-            raise typer.BadParameter("--bundle needs --model and --text")
-        quality = _rate_quality(bundle, model, text, tokens, plot)
+    rates = quality.measure()
     report = run_codec_bench(hidden_size=hidden_size, prefill_rows=prefill_rows, repeats=repeats)
-    if quality is not None:
-        report["rate_quality"] = quality
-    typer.echo(json.dumps(report, indent=None if as_json else 1))
+    if rates is not None:
+        report["rate_quality"] = rates
+    print_json(report, indent=None if as_json else 1)
 
 
 @bench_app.command()
@@ -58,13 +76,13 @@ def decode(
     tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=2)] = 64,
     repeats: Annotated[int, typer.Option(help="Answers to take the median of.", min=1)] = 3,
     draft: Annotated[str, typer.Option(help="Drafter, as for 'splitpoint run'.")] = "off",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Decode through a server on loopback: tokens a second, and where a step's time goes."""
     from splitpoint.decode_bench import run_decode_bench
 
     report = run_decode_bench(bundle, tokens=tokens, repeats=repeats, draft=draft)
-    typer.echo(json.dumps(report, indent=None if as_json else 1))
+    print_json(report, indent=None if as_json else 1)
 
 
 @bench_app.command()
@@ -73,7 +91,7 @@ def server(
     sessions: Annotated[str, typer.Option(help="Sessions a step, one run each.")] = "1,8,32",
     history: Annotated[int, typer.Option(help="Tokens in each cache.", min=1)] = 128,
     repeats: Annotated[int, typer.Option(help="Steps to take the median of.", min=1)] = 30,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """The server's engine alone: one decode step of several sessions in a batch."""
     try:
@@ -93,7 +111,7 @@ def server(
         history=history,
         repeats=repeats,
     )
-    typer.echo(json.dumps(report, indent=None if as_json else 1))
+    print_json(report, indent=None if as_json else 1)
 
 
 def _rate_quality(bundle: Path, model: Path, text: Path, tokens: int, plot: Path | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from splitpoint.commands.option_groups import BundleArgument, JsonOption
+from splitpoint.views.output import print_json
 from splitpoint.views.progress import stage_progress
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 
 
 def certify(
-    bundle: Annotated[
-        Path, typer.Argument(help="Bundle folder made by 'splitpoint build'.", show_default=False)
-    ],
+    bundle: BundleArgument,
     model: Annotated[
         Path, typer.Option(help="The model the bundle was built from.", show_default=False)
     ],
@@ -30,7 +29,7 @@ def certify(
     window: Annotated[int, typer.Option(help="Context length in tokens.", min=2)] = 512,
     levels: Annotated[str, typer.Option(help="Comma-separated level names; default all.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Write the rate-quality plot (PNG).")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure bits, perplexity, KL and top-1 agreement of every level; store them in the bundle."""
     from codec.ladder import Ladder
@@ -68,8 +67,8 @@ def certify(
         from optimizer.export.certify.plot import plot_certificate
 
         plot_certificate(result, plot)
-    if json_output:
-        typer.echo(json.dumps(result.to_json()))
+    if as_json:
+        print_json(result.to_json())
     else:
         Console().print(_table(result))
 

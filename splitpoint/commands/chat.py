@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitpoint.commands import generation_options as options
-from splitpoint.commands.option_groups import with_options
+from splitpoint.commands.option_groups import BundleArgument, with_options
 from splitpoint.commands.run import summary
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @with_options(max_new_tokens=512, temperature=0.2, top_p=0.9)
 def chat(
-    bundle: options.BundleArgument,
+    bundle: BundleArgument,
     device: options.DeviceOptions,
     sampling: options.SamplingOptions,
     control: options.ControlOptions,

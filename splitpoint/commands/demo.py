@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from optimizer.artifacts.plan import Plan
     from optimizer.export.sources.model_source import ModelSource
 
-MODEL = "smollm2-135m-instruct"
-DEMO_CALIBRATION_TOKENS = 4096  # few, so that the demo is quick; build takes twice as many
-DEMO_LEVEL = "q2"
-DEMO_PROMPT_TOKENS = 48
-QUESTION = "Explain in a few sentences why the sky is blue."
+MODEL: Final = "smollm2-135m-instruct"
+DEMO_CALIBRATION_TOKENS: Final = 4096  # few, so that the demo is quick; build takes twice as many
+DEMO_LEVEL: Final = "q2"
+DEMO_PROMPT_TOKENS: Final = 48
+QUESTION: Final = "Explain in a few sentences why the sky is blue."
 
 
 def demo(
@@ -42,9 +42,6 @@ def demo(
     models: Annotated[Path, typer.Option(help="Where fetched models go.")] = Path("models"),
 ) -> None:
     """Set everything up on this machine, ask one question, show where the time went."""
-    from edge.client import EdgeClient
-    from edge.generation.completion import CompletionRequest
-    from optimizer.export.bundle_builder import Calibration, build_bundle
     from optimizer.export.sources.fetch import fetch_model
     from optimizer.export.sources.model_source import open_source
 
@@ -63,7 +60,17 @@ def demo(
     (folder / "plan.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     _say_plan(screen, plan, room_bytes)
 
-    bundle = folder / "bundle"
+    bundle = _built(source, plan, folder / "bundle", screen)
+    del source
+    with serving(bundle) as address:
+        screen.print(f"server   {address}, a process of its own")
+        _ask(bundle, address, question, plan, screen)
+
+
+def _built(source: ModelSource, plan: Plan, bundle: Path, screen: Console) -> Path:
+    """The bundle of the plan, built anew."""
+    from optimizer.export.bundle_builder import Calibration, build_bundle
+
     started_s = time.monotonic()
     with stage_progress("building") as stage:
         shutil.rmtree(bundle, ignore_errors=True)
@@ -79,20 +86,24 @@ def demo(
         f"{report.cloud_bytes / 2**20:.0f} MiB for the cloud, built in "
         f"{time.monotonic() - started_s:.0f} s"
     )
-    del source
+    return bundle
 
-    with serving(bundle) as address:
-        screen.print(f"server   {address}, a process of its own")
-        # This process has built the model too, so the plan's limit on an edge is not for it.
-        with EdgeClient(bundle, address, memory_limit_bytes=sys.maxsize) as client:
-            # Plain decoding, which is what the plan promises.
-            request = CompletionRequest(max_new_tokens=96, draft="off")
-            client.complete(question, CompletionRequest(max_new_tokens=4))  # warm up both sides
-            screen.print(f"\n[bold]{question}[/bold]\n")
-            run = client.start([{"role": "user", "content": question}], request)
-            for piece in run:
-                typer.echo(piece.text, nl=False)
-            typer.echo("\n")
+
+def _ask(bundle: Path, address: str, question: str, plan: Plan, screen: Console) -> None:
+    """Put the question to the running server; print the text and where the time went."""
+    from edge.client import EdgeClient
+    from edge.generation.completion import CompletionRequest
+
+    # This process has built the model too, so the plan's limit on an edge is not for it.
+    with EdgeClient(bundle, address, memory_limit_bytes=sys.maxsize) as client:
+        # Plain decoding, which is what the plan promises.
+        request = CompletionRequest(max_new_tokens=96, draft="off")
+        client.complete(question, CompletionRequest(max_new_tokens=4))  # warm up both sides
+        screen.print(f"\n[bold]{question}[/bold]\n")
+        run = client.start([{"role": "user", "content": question}], request)
+        for piece in run:
+            typer.echo(piece.text, nl=False)
+        typer.echo("\n")
     screen.print(time_table(run.completion))
     if plan.predicted is not None:
         measured = run.completion.tbt_quantile_s(0.5)

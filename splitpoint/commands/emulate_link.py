@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import json
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar, Final
 
 import typer
 from rich.console import Console
@@ -23,85 +21,126 @@ from hwprofiles.errors import EmulatorError
 from hwprofiles.links.profile import load_link
 from hwprofiles.links.schedule import BYTES_PER_S_PER_MBPS, read_trace
 from hwprofiles.links.shape import LinkShape
+from protos.addresses import is_loopback
+from splitpoint.commands.option_groups import JsonOption, address_of, with_options
+from splitpoint.views.output import print_json
 
-STATUS_EVERY_S = 0.5
+STATUS_EVERY_S: Final = 0.5
 
 
-def emulate_link(
-    to: Annotated[str, typer.Option(help="The server, as HOST:PORT.")],
-    listen: Annotated[
-        str, typer.Option(help="Where to listen, as HOST:PORT; port 0 picks a free one.")
-    ] = "127.0.0.1:0",
+@dataclass(frozen=True, kw_only=True)
+class LinkOptions:
+    """The link to act out: numbers, a recorded trace, or a link profile."""
+
+    PANEL: ClassVar = "The link"
+
     rtt_ms: Annotated[
         float | None, typer.Option(min=0, help="Round trip time; overrides a trace's pings.")
-    ] = None,
+    ] = None
     up_mbps: Annotated[
         float | None,
         typer.Option(min=0, help="Rate client to server, Mbit/s; overrides a trace's."),
-    ] = None,
+    ] = None
     down_mbps: Annotated[
         float | None, typer.Option(min=0, help="Rate server to client, Mbit/s.")
-    ] = None,
+    ] = None
     jitter_ms: Annotated[
         float, typer.Option(min=0, help="Each way a further delay, uniform from 0 to this.")
-    ] = 0.0,
+    ] = 0.0
     trace: Annotated[
         Path | None,
         typer.Option(
             help="Replay this CSV (t_s,down_mbps[,up_mbps][,ping_ms]); repeats at its end."
         ),
-    ] = None,
+    ] = None
     profile: Annotated[
         str | None,
         typer.Option(help="Act out a link profile (a shipped name, or a .yaml) instead."),
-    ] = None,
+    ] = None
     queue_kib: Annotated[
         int | None,
         typer.Option(min=2, help="Buffer of each direction [default: 100 ms, at least 32]."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of jitter and of a profile's draws.")] = 0,
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of jitter and of a profile's draws.")] = 0
+
+    def shape(self) -> LinkShape:
+        """The link that the options describe; bad combinations are a usage error."""
+        rtt_s = None if self.rtt_ms is None else self.rtt_ms / 1e3
+        up = None if self.up_mbps is None else self.up_mbps * BYTES_PER_S_PER_MBPS
+        queue_bytes = None if self.queue_kib is None else self.queue_kib * 1024
+        if self.profile is not None:
+            given = (self.rtt_ms, self.up_mbps, self.down_mbps, self.trace, self.queue_kib)
+            if self.jitter_ms or any(value is not None for value in given):
+                raise typer.BadParameter(
+                    "--profile brings its own numbers: give only --seed with it"
+                )
+            return load_link(self.profile).shape(seed=self.seed)
+        if self.trace is not None:
+            if self.down_mbps is not None:
+                raise typer.BadParameter("the downlink comes from --trace: leave out --down-mbps")
+            try:
+                return LinkShape.from_trace(
+                    read_trace(self.trace),
+                    rtt_s=rtt_s,
+                    up_bytes_per_s=up,
+                    jitter_s=self.jitter_ms / 1e3,
+                    queue_bytes=queue_bytes,
+                    seed=self.seed,
+                )
+            except ValueError as error:
+                raise typer.BadParameter(f"{error}: give --rtt-ms or --up-mbps") from error
+        if rtt_s is None or up is None or self.down_mbps is None:
+            raise typer.BadParameter(
+                "describe the link: --rtt-ms, --up-mbps and --down-mbps, or --trace, or --profile"
+            )
+        return LinkShape.fixed(
+            rtt_s=rtt_s,
+            up_bytes_per_s=up,
+            down_bytes_per_s=self.down_mbps * BYTES_PER_S_PER_MBPS,
+            jitter_s=self.jitter_ms / 1e3,
+            queue_bytes=queue_bytes,
+            seed=self.seed,
+        )
+
+
+@with_options()
+def emulate_link(
+    link: LinkOptions,
+    to: Annotated[str, typer.Option(help="The server, as HOST:PORT.")],
+    listen: Annotated[
+        str, typer.Option(help="Where to listen, as HOST:PORT; port 0 picks a free one.")
+    ] = "127.0.0.1:0",
     duration: Annotated[
         float | None, typer.Option(min=0, help="Stop after so many seconds.")
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow listening on other than loopback.")
     ] = False,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="One JSON object of counters on stdout at the end.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Relay TCP connections to a server across an emulated link, to try a deployment on it.
 
     Prints the address it listens on as the first line of stdout (with --json: of stderr), then
     runs until interrupted. Every connection shares the one link.
     """
-    shape = _shape(
-        rtt_ms=rtt_ms,
-        up_mbps=up_mbps,
-        down_mbps=down_mbps,
-        jitter_ms=jitter_ms,
-        trace=trace,
-        profile=profile,
-        queue_kib=queue_kib,
-        seed=seed,
-    )
-    where, target = _address(listen, "--listen"), _address(to, "--to")
-    if not (insecure or _is_loopback(where[0])):
+    shape = link.shape()
+    where, target = address_of(listen, "--listen"), address_of(to, "--to")
+    if not (insecure or is_loopback(where.host)):
         raise typer.BadParameter(
-            f"{where[0]} is not loopback, and the relay asks nobody who they are: "
+            f"{where.host} is not loopback, and the relay asks nobody who they are: "
             "pass --insecure to listen there all the same",
             param_hint="--listen",
         )
     loop = precise_event_loop()
     try:
         counters = loop.run_until_complete(
-            _serve(loop, where, target, shape, duration, quiet=json_output)
+            _serve(loop, where, target, shape, duration, quiet=as_json)
         )
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
-    if json_output:
-        typer.echo(json.dumps(asdict(counters)))
+    if as_json:
+        print_json(asdict(counters))
 
 
 async def _serve(
@@ -172,67 +211,3 @@ def _line(last: Counters, now: Counters) -> str:
         f"{lane('up', last.up, now.up)}  |  {lane('down', last.down, now.down)}  |  "
         f"late {now.mean_lateness_s * 1e3:.2f} ms"
     )
-
-
-def _shape(
-    *,
-    rtt_ms: float | None,
-    up_mbps: float | None,
-    down_mbps: float | None,
-    jitter_ms: float,
-    trace: Path | None,
-    profile: str | None,
-    queue_kib: int | None,
-    seed: int,
-) -> LinkShape:
-    """The link that the options describe; bad combinations are a usage error."""
-    rtt_s = None if rtt_ms is None else rtt_ms / 1e3
-    up = None if up_mbps is None else up_mbps * BYTES_PER_S_PER_MBPS
-    queue_bytes = None if queue_kib is None else queue_kib * 1024
-    if profile is not None:
-        given = (rtt_ms, up_mbps, down_mbps, trace, queue_kib)
-        if jitter_ms or any(value is not None for value in given):
-            raise typer.BadParameter("--profile brings its own numbers: give only --seed with it")
-        return load_link(profile).shape(seed=seed)
-    if trace is not None:
-        if down_mbps is not None:
-            raise typer.BadParameter("the downlink comes from --trace: leave out --down-mbps")
-        try:
-            return LinkShape.from_trace(
-                read_trace(trace),
-                rtt_s=rtt_s,
-                up_bytes_per_s=up,
-                jitter_s=jitter_ms / 1e3,
-                queue_bytes=queue_bytes,
-                seed=seed,
-            )
-        except ValueError as error:
-            raise typer.BadParameter(f"{error}: give --rtt-ms or --up-mbps") from error
-    if rtt_s is None or up is None or down_mbps is None:
-        raise typer.BadParameter(
-            "describe the link: --rtt-ms, --up-mbps and --down-mbps, or --trace, or --profile"
-        )
-    return LinkShape.fixed(
-        rtt_s=rtt_s,
-        up_bytes_per_s=up,
-        down_bytes_per_s=down_mbps * BYTES_PER_S_PER_MBPS,
-        jitter_s=jitter_ms / 1e3,
-        queue_bytes=queue_bytes,
-        seed=seed,
-    )
-
-
-def _address(text: str, option: str) -> Address:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise typer.BadParameter(f"'{text}' is not HOST:PORT", param_hint=option)
-    return host.strip("[]"), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

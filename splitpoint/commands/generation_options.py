@@ -16,22 +16,41 @@ from splitpoint.views.sizes import parse_size
 if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
-
-BundleArgument = Annotated[
-    Path, typer.Argument(help="Bundle folder made by 'splitpoint build'.", show_default=False)
-]
-CaOption = Annotated[
-    Path | None, typer.Option("--tls-ca", help="CA certificate of the server: turns TLS on.")
-]
-CertOption = Annotated[Path | None, typer.Option("--tls-cert", help="Client certificate (mTLS).")]
-KeyOption = Annotated[Path | None, typer.Option("--tls-key", help="Client key (mTLS).")]
-TokenFileOption = Annotated[
-    Path | None, typer.Option("--token-file", help="File with the access token.")
-]
+    from edge.net.grpc_transport import Credentials
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceOptions:
+class CredentialOptions:
+    """How the device proves who it is, and knows the server."""
+
+    PANEL: ClassVar = "Credentials"
+
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option("--tls-ca", help="CA certificate of the server: turns TLS on."),
+    ] = None
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", help="Client certificate (mTLS).")
+    ] = None
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Client key (mTLS).")] = None
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with the access token.")
+    ] = None
+
+    def credentials(self) -> Credentials:
+        """The options as the transport takes them; InputError for a bad token file."""
+        from edge.net.grpc_transport import Credentials
+
+        return Credentials(
+            ca_file=self.tls_ca,
+            cert_file=self.tls_cert,
+            key_file=self.tls_key,
+            token=None if self.token_file is None else read_token(self.token_file),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(CredentialOptions):
     """Where the server is, and what the device may spend."""
 
     PANEL: ClassVar = "Server and device"
@@ -63,10 +82,6 @@ class DeviceOptions:
     draft_model: Annotated[
         Path | None, typer.Option(help="Bundle of a small model for --draft model.")
     ] = None
-    tls_ca: CaOption = None
-    tls_cert: CertOption = None
-    tls_key: KeyOption = None
-    token_file: TokenFileOption = None
     trace: Annotated[
         Path | None, typer.Option(help="Write one JSON line a frame to this file.")
     ] = None
@@ -75,23 +90,16 @@ class DeviceOptions:
         """An EdgeClient that lives as long as `stack`."""
         from edge.client import EdgeClient
         from edge.device.power import pin_to
-        from edge.net.grpc_transport import Credentials
         from optimizer.policy.retry import RetryPolicy
 
         if self.affinity is not None:
             pin_to(self.affinity)
-        credentials = Credentials(
-            ca_file=self.tls_ca,
-            cert_file=self.tls_cert,
-            key_file=self.tls_key,
-            token=None if self.token_file is None else read_token(self.token_file),
-        )
         sink = None if self.trace is None else stack.enter_context(self.trace.open("w"))
         return stack.enter_context(
             EdgeClient(
                 bundle,
                 self.server,
-                credentials=credentials,
+                credentials=self.credentials(),
                 concurrency=concurrency,
                 threads=self.threads,
                 spinning=self.spin,

@@ -19,11 +19,31 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+import typer
 from typer.models import OptionInfo
 
+from protos.addresses import Address, parse_address
+from protos.errors import AddressError
+
 ResultT = TypeVar("ResultT")
+
+# Options and arguments that look the same in every command.
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+BundleArgument = Annotated[
+    Path, typer.Argument(help="Bundle folder made by 'splitpoint build'.", show_default=False)
+]
+ModelOption = Annotated[Path, typer.Option(help="Model folder or GGUF file.", show_default=False)]
+
+
+def address_of(text: str, option: str, *, lowest_port: int = 0) -> Address:
+    """The address given with `option`; bad usage when it is not HOST:PORT."""
+    try:
+        return parse_address(text, lowest_port=lowest_port)
+    except AddressError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def with_options(**defaults: Any) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:
@@ -52,7 +72,11 @@ def with_options(**defaults: Any) -> Callable[[Callable[..., ResultT]], Callable
         def command(**given: Any) -> ResultT:
             for name, group in groups.items():
                 given[name] = group(
-                    **{field.name: given.pop(field.name) for field in fields(group)}
+                    **{
+                        field.name: given.pop(field.name)
+                        for field in fields(group)
+                        if field.name in given
+                    }
                 )
             return function(**given)
 

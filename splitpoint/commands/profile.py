@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +12,6 @@ from typing import Annotated, Any, Literal
 import typer
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hwprofiles.errors import ProfileError
@@ -23,20 +19,16 @@ from hwprofiles.links.profile import LinkProfile, link_names, load_link
 from hwprofiles.profiles.catalog import device_to_yaml, load_device, shipped_devices, to_plain
 from hwprofiles.profiles.compare import compare_devices, key_figures
 from hwprofiles.profiles.device import DeviceProfile
-from splitpoint.commands.generation_options import (
-    CaOption,
-    CertOption,
-    KeyOption,
-    TokenFileOption,
-    read_token,
-)
+from splitpoint.commands.generation_options import CredentialOptions
+from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.views.output import print_json
+from splitpoint.views.progress import share_and_stage_progress
 
 MIB = 1 << 20
 SILENT = 10.0  # percent within which two figures count as the same
 
 profile_app = typer.Typer(help="Measure, show and compare machines and links.")
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the profile to this file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")]
 NameOption = Annotated[str | None, typer.Option(help="Name of the profile.")]
 
 
@@ -67,7 +59,7 @@ def device(
     from splitpoint.profiled_codec import ProfiledCodec
 
     chosen = _role(role)
-    with _progress("profiling") as report:
+    with share_and_stage_progress("profiling") as report:
         common: dict[str, Any] = {
             "name": name or (out.stem if out else None),
             "quick": quick,
@@ -88,7 +80,7 @@ def device(
         typer.echo(f"warning: {warning}", err=True)
     _deliver(device_to_yaml(found), out)
     if as_json:
-        typer.echo(json.dumps(to_plain(found)))
+        print_json(to_plain(found))
     elif out is None:
         _print_device(found)
     else:
@@ -112,32 +104,28 @@ def _role(asked: str) -> str:
 
 
 @profile_app.command()
+@with_options()
 def link(
+    access: CredentialOptions,
     server: Annotated[str, typer.Option(help="HOST:PORT of a running server.", metavar="H:P")],
     out: OutOption = None,
     max_bytes: Annotated[
         int, typer.Option(help="Spend at most this many bytes, both directions together.")
     ] = 16 * MIB,
     name: NameOption = None,
-    ca: CaOption = None,
-    cert: CertOption = None,
-    key: KeyOption = None,
-    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure round trips and rates to a running server; says and keeps its byte cap."""
     from edge.net.grpc_probe import GrpcProbeStream
-    from edge.net.grpc_transport import Credentials, GrpcTransport
+    from edge.net.grpc_transport import GrpcTransport
     from edge.net.link_probe import probe_link
     from edge.net.loopback_probe import loopback_stack_s
 
     typer.echo(f"link probe: at most {max_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
-    token = None if token_file is None else read_token(token_file)
-    credentials = Credentials(ca_file=ca, cert_file=cert, key_file=key, token=token)
     stack_s = loopback_stack_s()
-    transport = GrpcTransport(server, credentials)
+    transport = GrpcTransport(server, access.credentials())
     try:
-        with _progress("probing") as report, GrpcProbeStream(transport) as stream:
+        with share_and_stage_progress("probing") as report, GrpcProbeStream(transport) as stream:
             found = probe_link(stream, cap_bytes=max_bytes, stack_s=stack_s, progress=report)
     finally:
         transport.close()
@@ -153,7 +141,7 @@ def link(
             "cap_bytes": found.cap_bytes,
             "stack_s": found.stack_s,
         }
-        typer.echo(json.dumps({**plain, **extra, "capped": found.capped}))
+        print_json({**plain, **extra, "capped": found.capped})
     elif out is None:
         _print_link(measured)
         typer.echo(
@@ -173,7 +161,7 @@ def show(
     found = _load(name)
     if as_json:
         plain = to_plain(found) if isinstance(found, DeviceProfile) else _link_plain(found)
-        typer.echo(json.dumps(plain))
+        print_json(plain)
     elif isinstance(found, DeviceProfile):
         _print_device(found)
     else:
@@ -218,7 +206,7 @@ def compare(
     """Compare two device profiles: a machine measured today with the shipped one, say."""
     rows = compare_devices(load_device(first), load_device(second))
     if as_json:
-        typer.echo(json.dumps([row._asdict() for row in rows]))
+        print_json([row._asdict() for row in rows])
         return
     table = Table("figure", first, second, "ratio")
     for row in rows:
@@ -234,7 +222,7 @@ def schema(kind: Annotated[Literal["device", "link"], typer.Argument(help="Which
     """Print the JSON Schema of a profile, for editors."""
     from hwprofiles.schema.json_schema import json_schema
 
-    typer.echo(json.dumps(json_schema(DeviceProfile if kind == "device" else LinkProfile)))
+    print_json(json_schema(DeviceProfile if kind == "device" else LinkProfile))
 
 
 def _load(name: str) -> DeviceProfile | LinkProfile:
@@ -295,12 +283,3 @@ def _console() -> Console:
 
 def _command() -> str:
     return shlex.join(["splitpoint", *sys.argv[1:]])
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr that follows (share done, what comes next)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=1.0)
-        yield lambda share, what: bar.update(task, completed=share, description=what)

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from splitpoint.commands import generation_options as options
-from splitpoint.commands.option_groups import with_options
+from splitpoint.commands.option_groups import BundleArgument, JsonOption, with_options
+from splitpoint.views.output import print_json
 
 if TYPE_CHECKING:
     from edge.device.tokenizer import ChatMessage
     from edge.generation.report import Completion
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions:
+    """What the model is asked: exactly one of the three."""
+
+    PANEL: ClassVar = "Question (one of these)"
+
+    prompt: Annotated[str | None, typer.Option(help="Plain text to continue.")] = None
+    prompt_file: Annotated[Path | None, typer.Option(help="File with the prompt.")] = None
+    chat: Annotated[
+        str | None, typer.Option(help="A user's message, put through the chat template.")
+    ] = None
+
+    def question(self) -> str | list[ChatMessage]:
+        """A text to continue, or messages; BadParameter unless exactly one was given."""
+        given = [item for item in (self.prompt, self.prompt_file, self.chat) if item is not None]
+        if len(given) != 1:
+            raise typer.BadParameter("give exactly one of --prompt, --prompt-file and --chat")
+        if self.chat is not None:
+            return [{"role": "user", "content": self.chat}]
+        if self.prompt_file is not None:
+            return self.prompt_file.read_text()
+        return self.prompt or ""
+
+
 @with_options()
 def run(
-    bundle: options.BundleArgument,
+    bundle: BundleArgument,
+    ask: QuestionOptions,
     device: options.DeviceOptions,
     sampling: options.SamplingOptions,
     control: options.ControlOptions,
-    prompt: Annotated[str | None, typer.Option(help="Plain text to continue.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="File with the prompt.")] = None,
-    chat: Annotated[
-        str | None, typer.Option(help="A user's message, put through the chat template.")
-    ] = None,
     logprobs: Annotated[bool, typer.Option(help="Report the tokens' log-probabilities.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run one prompt across the split."""
-    question = _question(prompt, prompt_file, chat)
+    question = ask.question()
     request = options.completion_request(sampling, control, logprobs=logprobs)
     with ExitStack() as stack:
         client = device.open_client(stack, bundle)
@@ -42,7 +63,7 @@ def run(
                 typer.echo(piece.text, nl=False)
         completion = answer.completion
     if as_json:
-        typer.echo(json.dumps(completion.to_json()))
+        print_json(completion.to_json())
     else:
         typer.echo()
         typer.echo(summary(completion), err=True)
@@ -60,16 +81,3 @@ def summary(completion: Completion) -> str:
         f"{completion.bits_per_element:.2f} bits/element"
     )
     return f"{line}: {completion.finish_detail}" if completion.finish_detail else line
-
-
-def _question(
-    prompt: str | None, prompt_file: Path | None, chat: str | None
-) -> str | list[ChatMessage]:
-    given = [value for value in (prompt, prompt_file, chat) if value is not None]
-    if len(given) != 1:
-        raise typer.BadParameter("give exactly one of --prompt, --prompt-file and --chat")
-    if chat is not None:
-        return [{"role": "user", "content": chat}]
-    if prompt_file is not None:
-        return prompt_file.read_text()
-    return prompt or ""

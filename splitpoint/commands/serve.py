@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from protos.addresses import Address, is_loopback
+from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
 from splitpoint.views.sizes import parse_size
+
+if TYPE_CHECKING:
+    from cloud.server.access import Access
 
 
 class LogFormat(str, Enum):
@@ -19,99 +25,146 @@ class LogFormat(str, Enum):
     JSON = "json"
 
 
-def serve(
-    bundle: Annotated[
-        Path, typer.Argument(help="Bundle folder made by 'splitpoint build'.", show_default=False)
-    ],
-    listen: Annotated[
-        str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.", metavar="H:P")
-    ] = "127.0.0.1:50051",
-    max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 64,
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What the model runs on."""
+
+    PANEL: ClassVar = "Model and memory"
+
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the model (default: one a core).", min=1)
+    ] = None
     kv_memory: Annotated[
         str | None,
         typer.Option(help="Memory of the KV caches, such as 2GiB (default: half of what is free)."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the model (default: one a core).", min=1)
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond loopback without TLS and token.")
-    ] = False,
-    tls_cert: Annotated[Path | None, typer.Option(help="Server certificate (PEM).")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM).")] = None,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How many sessions, how long they wait, how long they are kept."""
+
+    PANEL: ClassVar = "Sessions"
+
+    max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 64
+    max_waiting: Annotated[
+        int, typer.Option(help="Most sessions that wait in the queue for a place.", min=0)
+    ] = 16
+    max_wait: Annotated[
+        float, typer.Option(help="Seconds a session may wait in the queue.", min=0.0)
+    ] = 2.0
+    max_resume: Annotated[
+        float, typer.Option(help="Seconds to keep the session of a broken stream.", min=0.0)
+    ] = 60.0
+    drain: Annotated[
+        float, typer.Option(help="Seconds for running sessions to end after SIGTERM.", min=0.0)
+    ] = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessOptions:
+    """Who may connect."""
+
+    PANEL: ClassVar = "Access"
+
+    tls_cert: Annotated[Path | None, typer.Option(help="Server certificate (PEM).")] = None
+    tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM).")] = None
     client_ca: Annotated[
         Path | None, typer.Option("--client-ca", help="CA that clients must come from (mTLS).")
-    ] = None,
+    ] = None
     token_file: Annotated[
         Path | None,
         typer.Option(help="Accepted access tokens, one a line, with limits: docs/server.md."),
-    ] = None,
+    ] = None
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond loopback without TLS and token.")
+    ] = False
+
+    def access(self) -> Access:
+        """The options as the server takes them."""
+        from cloud.server.access import Access
+
+        return Access(
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            client_ca=self.client_ca,
+            token_file=self.token_file,
+            insecure=self.insecure,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservationOptions:
+    """What the server tells about itself."""
+
+    PANEL: ClassVar = "Metrics and logs"
+
     metrics: Annotated[
         str | None,
         typer.Option(help="HOST:PORT of GET /metrics for Prometheus.", metavar="H:P"),
-    ] = None,
+    ] = None
     expose_metrics: Annotated[
         bool, typer.Option("--expose-metrics", help="Let --metrics listen beyond loopback.")
-    ] = False,
-    max_waiting: Annotated[
-        int, typer.Option(help="Most sessions waiting in line for a place.", min=0)
-    ] = 16,
-    max_wait: Annotated[
-        float, typer.Option(help="Seconds one may wait in line before it is sent away.", min=0.0)
-    ] = 2.0,
-    max_resume: Annotated[
-        float, typer.Option(help="Seconds to keep the session of a broken stream.", min=0.0)
-    ] = 60.0,
-    drain: Annotated[
-        float, typer.Option(help="Seconds for running sessions to end after SIGTERM.", min=0.0)
-    ] = 30.0,
-    log: Annotated[
-        LogFormat, typer.Option(help="Log sessions to stderr: off, text or json.")
-    ] = LogFormat.OFF,
+    ] = False
+    log: Annotated[LogFormat, typer.Option(help="Log sessions to stderr: off, text or json.")] = (
+        LogFormat.OFF
+    )
+
+    def metrics_address(self, *, insecure: bool) -> Address | None:
+        """Where the metrics are served; BadParameter where anybody could read them."""
+        if self.metrics is None:
+            return None
+        address = address_of(self.metrics, "--metrics")
+        if not (self.expose_metrics or insecure or is_loopback(address.host)):
+            raise typer.BadParameter(
+                f"--metrics {self.metrics}: they have no password; add --expose-metrics if the "
+                "network is yours alone"
+            )
+        return address
+
+
+@with_options()
+def serve(
+    bundle: BundleArgument,
+    model: ModelOptions,
+    sessions: SessionOptions,
+    access: AccessOptions,
+    observation: ObservationOptions,
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.", metavar="H:P")
+    ] = "127.0.0.1:50051",
 ) -> None:
     """Serve the cloud side of BUNDLE. Prints 'listening on HOST:PORT' when it is ready."""
-    kv_memory_bytes = None if kv_memory is None else parse_size(kv_memory)
+    kv_memory_bytes = None if model.kv_memory is None else parse_size(model.kv_memory)
+    address = address_of(listen, "--listen")
+    metrics = observation.metrics_address(insecure=access.insecure)
 
     import asyncio
 
-    from cloud.server.access import Access, is_loopback
     from cloud.server.logs import log_to_stderr
-    from cloud.server.process import ServerConfig, parse_listen, serve_until_stopped
+    from cloud.server.process import ServerConfig, serve_until_stopped
 
-    if log is not LogFormat.OFF:
-        log_to_stderr(as_json=log is LogFormat.JSON)
-    host, port = parse_listen(listen)
-    metrics_host, metrics_port = ("127.0.0.1", None) if metrics is None else parse_listen(metrics)
-    if not (expose_metrics or insecure or is_loopback(metrics_host)):
-        raise typer.BadParameter(
-            f"--metrics {metrics}: they have no password; add --expose-metrics if the network is "
-            "yours alone"
-        )
+    if observation.log is not LogFormat.OFF:
+        log_to_stderr(as_json=observation.log is LogFormat.JSON)
     config = ServerConfig(
         bundle=bundle,
-        host=host,
-        port=port,
-        max_sessions=max_sessions,
+        host=address.host,
+        port=address.port,
+        max_sessions=sessions.max_sessions,
         kv_memory_bytes=kv_memory_bytes,
-        device=device,
-        threads=threads,
-        max_waiting=max_waiting,
-        max_wait_s=max_wait,
-        max_resume_s=max_resume,
-        drain_s=drain,
-        metrics_host=metrics_host,
-        metrics_port=metrics_port,
-        access=Access(
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            client_ca=client_ca,
-            token_file=token_file,
-            insecure=insecure,
-        ),
+        device=model.device,
+        threads=model.threads,
+        max_waiting=sessions.max_waiting,
+        max_wait_s=sessions.max_wait,
+        max_resume_s=sessions.max_resume,
+        drain_s=sessions.drain,
+        metrics_host="127.0.0.1" if metrics is None else metrics.host,
+        metrics_port=None if metrics is None else metrics.port,
+        access=access.access(),
     )
 
     def ready(bound_port: int) -> None:
-        print(f"listening on {host}:{bound_port}", flush=True)  # noqa: T201
+        print(f"listening on {address._replace(port=bound_port)}", flush=True)  # noqa: T201
 
     asyncio.run(serve_until_stopped(config, ready=ready))

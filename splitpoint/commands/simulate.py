@@ -2,131 +2,184 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.views.output import print_json
 from splitpoint.views.progress import share_progress, stage_progress
 
+if TYPE_CHECKING:
+    from optimizer.simulate.assemble import Inputs, Overrides
+    from optimizer.simulate.budget import BudgetView
+    from optimizer.simulate.measures import Measures
+    from optimizer.simulate.report.files import Findings
 
-def simulate(
-    plan: Annotated[
-        Path | None, typer.Argument(help="The plan; may be left out when the scenario has one.")
-    ] = None,
+
+@dataclass(frozen=True, kw_only=True)
+class ScenarioOptions:
+    """What is simulated: each option replaces the scenario's own value."""
+
+    PANEL: ClassVar = "What to simulate"
+
     scenario: Annotated[
         Path | None, typer.Option(help="Clients, servers, load, faults: a YAML file.")
-    ] = None,
+    ] = None
     link: Annotated[
         str | None, typer.Option(help="Link profile by name or path, or a recorded trace (.csv).")
-    ] = None,
-    clients: Annotated[int | None, typer.Option(min=1, help="How many clients.")] = None,
-    servers: Annotated[int | None, typer.Option(min=1, help="How many servers.")] = None,
+    ] = None
+    clients: Annotated[int | None, typer.Option(min=1, help="How many clients.")] = None
+    servers: Annotated[int | None, typer.Option(min=1, help="How many servers.")] = None
     workload: Annotated[
         Path | None,
         typer.Option(help="Requests from a CSV (t_s,prompt_tokens,output_tokens)."),
-    ] = None,
-    duration: Annotated[float | None, typer.Option(min=0.001, help="Simulated seconds.")] = None,
+    ] = None
+    duration: Annotated[float | None, typer.Option(min=0.001, help="Simulated seconds.")] = None
     edge: Annotated[
         str | None, typer.Option(help="Device profile of all clients, instead of the plan's.")
-    ] = None,
+    ] = None
     cloud: Annotated[
         str | None, typer.Option(help="Device profile of the servers, instead of the plan's.")
-    ] = None,
+    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same result.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """The latency that is wanted, and advice on how to get it."""
+
+    PANEL: ClassVar = "Budget"
+
     budget_ttft: Annotated[
         float | None, typer.Option(min=0.000001, help="Seconds the first token may take.")
-    ] = None,
+    ] = None
     budget_tbt: Annotated[
         float | None, typer.Option(min=0.000001, help="Seconds every further token may take.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same result.")] = None,
-    replications: Annotated[
-        int, typer.Option(min=1, help="Runs with different seeds, pooled.")
-    ] = 1,
+    ] = None
+    advice: Annotated[
+        bool, typer.Option(help="With a budget: how many clients, which link, what to change.")
+    ] = True
+
+    @property
+    def wants_advice(self) -> bool:
+        """Whether there is a budget to give advice on."""
+        return self.advice and (self.budget_ttft is not None or self.budget_tbt is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How often the simulation runs, over which values, in how many processes."""
+
+    PANEL: ClassVar = "Runs"
+
+    replications: Annotated[int, typer.Option(min=1, help="Runs with different seeds, pooled.")] = 1
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes for them [default: one a core].")
-    ] = None,
+    ] = None
     sweep: Annotated[
         list[str] | None,
         typer.Option(help="key=a,b,c: any key of plan or scenario; may be given several times."),
+    ] = None
+
+
+@with_options()
+def simulate(
+    scene: ScenarioOptions,
+    budget: BudgetOptions,
+    runs: RunOptions,
+    plan: Annotated[
+        Path | None, typer.Argument(help="The plan; may be left out when the scenario has one.")
     ] = None,
-    advice: Annotated[
-        bool, typer.Option(help="With a budget: how many clients, which link, what to change.")
-    ] = True,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html, JSON, CSV and PNGs.")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Simulate clients, links and servers, with the real scheduler and controller."""
-    if plan is None and scenario is None:
+    if plan is None and scene.scenario is None:
         raise typer.BadParameter("give a plan.yaml, or a --scenario that has a deployment")
-    from optimizer.simulate.assemble import Overrides, load_inputs
-    from optimizer.simulate.measures import measure
-    from optimizer.simulate.replicate import replicate
-    from optimizer.simulate.report.files import Findings, write_files
-    from optimizer.simulate.sweep import SweepPoint, sweep_points
-    from splitpoint.simulation_parts import REAL_PARTS
+    from optimizer.simulate.assemble import load_inputs
+    from optimizer.simulate.report.files import write_files
 
-    inputs = load_inputs(
-        plan,
-        scenario,
-        Overrides(
-            link=link,
-            edge=edge,
-            cloud=cloud,
-            num_clients=clients,
-            num_servers=servers,
-            workload=None if workload is None else str(workload),
-            duration_s=duration,
-            seed=seed,
-            budget_ttft_s=budget_ttft,
-            budget_tbt_s=budget_tbt,
-        ),
-    )
-    points = sweep_points(inputs, sweep or [])
-    many = [inputs, *(point for _, point in points)] if sweep else [inputs]
-    with share_progress(f"simulating {inputs.scenario.name}") as progress:
-        records = replicate(
-            [one.setup() for one in many],
-            REAL_PARTS,
-            replications=replications,
-            processes=processes,
-            progress=progress,
-        )
-    measures = [measure(one.scenario, found) for one, found in zip(many, records, strict=True)]
-    if any(found.tokens == 0 for found in measures):
-        typer.echo(
-            "splitpoint: no token came in the simulated time, so latencies of 0 mean nothing; "
-            "give a longer --duration",
-            err=True,
-        )
-    view = None
-    if advice and (budget_ttft is not None or budget_tbt is not None):
-        from optimizer.simulate.budget import budget_view
-
-        with stage_progress("budget") as stage:
-            view = budget_view(inputs, REAL_PARTS, measures[0], processes=processes, progress=stage)
-    findings = Findings(
-        scenario=inputs.scenario,
-        records=records[0],
-        measures=measures[0],
-        budget=view,
-        sweep=tuple(
-            SweepPoint(values=values, measures=found)
-            for (values, _), found in zip(points, measures[1:], strict=True)
-        )
-        if sweep
-        else (),
-    )
+    inputs = load_inputs(plan, scene.scenario, _overrides(scene, budget))
+    findings = _findings(inputs, budget, runs)
     if out is not None:
         write_files(findings, out)
-    if json_output:
-        typer.echo(json.dumps(findings.to_json()))
+    if as_json:
+        print_json(findings.to_json())
         return
     from splitpoint.views.simulation_tables import print_findings
 
     print_findings(findings)
     if out is not None:
         typer.echo(f"report: {out / 'report.html'}")
+
+
+def _overrides(scene: ScenarioOptions, budget: BudgetOptions) -> Overrides:
+    from optimizer.simulate.assemble import Overrides
+
+    return Overrides(
+        link=scene.link,
+        edge=scene.edge,
+        cloud=scene.cloud,
+        num_clients=scene.clients,
+        num_servers=scene.servers,
+        workload=None if scene.workload is None else str(scene.workload),
+        duration_s=scene.duration,
+        seed=scene.seed,
+        budget_ttft_s=budget.budget_ttft,
+        budget_tbt_s=budget.budget_tbt,
+    )
+
+
+def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findings:
+    """Simulate the scenario and every point of the sweep; measure them; ask for advice."""
+    from optimizer.simulate.measures import measure
+    from optimizer.simulate.replicate import replicate
+    from optimizer.simulate.report.files import Findings
+    from optimizer.simulate.sweep import SweepPoint, sweep_points
+    from splitpoint.simulation_parts import REAL_PARTS
+
+    points = sweep_points(inputs, runs.sweep or []) if runs.sweep else []
+    many = [inputs, *(point for _, point in points)]
+    with share_progress(f"simulating {inputs.scenario.name}") as progress:
+        records = replicate(
+            [one.setup() for one in many],
+            REAL_PARTS,
+            replications=runs.replications,
+            processes=runs.processes,
+            progress=progress,
+        )
+    measures = [measure(one.scenario, found) for one, found in zip(many, records, strict=True)]
+    _warn_of_silence(measures)
+    return Findings(
+        scenario=inputs.scenario,
+        records=records[0],
+        measures=measures[0],
+        budget=_advice(inputs, measures[0], runs) if budget.wants_advice else None,
+        sweep=tuple(
+            SweepPoint(values=values, measures=found)
+            for (values, _), found in zip(points, measures[1:], strict=True)
+        ),
+    )
+
+
+def _advice(inputs: Inputs, measures: Measures, runs: RunOptions) -> BudgetView:
+    from optimizer.simulate.budget import budget_view
+    from splitpoint.simulation_parts import REAL_PARTS
+
+    with stage_progress("budget") as stage:
+        return budget_view(inputs, REAL_PARTS, measures, processes=runs.processes, progress=stage)
+
+
+def _warn_of_silence(measures: Sequence[Measures]) -> None:
+    if any(found.tokens == 0 for found in measures):
+        typer.echo(
+            "splitpoint: no token came in the simulated time, so latencies of 0 mean nothing; "
+            "give a longer --duration",
+            err=True,
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.views.output import print_json
 from splitpoint.views.progress import step_progress
 
 if TYPE_CHECKING:
@@ -17,22 +19,34 @@ if TYPE_CHECKING:
     from optimizer.export.draft_head.corpus import FrontRows
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """Size and training of the head."""
+
+    PANEL: ClassVar = "Draft head"
+
+    vocabulary: Annotated[int, typer.Option(help="Tokens that the head knows.", min=64)] = 8192
+    blocks: Annotated[int, typer.Option(help="MLP blocks of the adapter.", min=0, max=8)] = 2
+    inner: Annotated[int, typer.Option(help="Channels inside a block.", min=32)] = 1024
+    head_bits: Annotated[
+        int, typer.Option(help="4 or 8: of the exported head; 4 is half the size.")
+    ] = 8
+    epochs: Annotated[int, typer.Option(help="Passes over the corpus.", min=1)] = 6
+    learning_rate: Annotated[float, typer.Option(help="Step size of the optimizer.", min=1e-6)] = (
+        1e-3
+    )
+
+
+@with_options()
 def train_draft(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; the head goes into it.")],
     model: Annotated[Path, typer.Option(help="The model it was built from.", show_default=False)],
+    head: HeadOptions,
     text: Annotated[
         Path | None,
         typer.Option(help="UTF-8 text for half of the corpus (the model writes the rest)."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the corpus.", min=4096)] = 65536,
-    vocabulary: Annotated[int, typer.Option(help="Tokens that the head knows.", min=64)] = 8192,
-    blocks: Annotated[int, typer.Option(help="MLP blocks of the adapter.", min=0, max=8)] = 2,
-    inner: Annotated[int, typer.Option(help="Channels inside a block.", min=32)] = 1024,
-    head_bits: Annotated[
-        int, typer.Option(help="4 or 8: of the exported head; 4 is half the size.")
-    ] = 8,
-    epochs: Annotated[int, typer.Option(min=1)] = 6,
-    learning_rate: Annotated[float, typer.Option(min=1e-6)] = 1e-3,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     work: Annotated[
         Path | None,
@@ -41,10 +55,10 @@ def train_draft(
             "(default: BUNDLE.draft-work)."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a draft head by distillation and store it in the bundle."""
-    if head_bits not in (4, 8):
+    if head.head_bits not in (4, 8):
         raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
     from edge.device.front import FrontEngine
     from optimizer.artifacts.bundle import open_bundle
@@ -65,16 +79,18 @@ def train_draft(
             text=None if text is None else text.read_text("utf-8"),
             options=DraftOptions(
                 num_tokens=tokens,
-                vocabulary=vocabulary,
-                num_blocks=blocks,
-                inner=inner,
-                head_bits=head_bits,
-                training=TrainOptions(epochs=epochs, lr=learning_rate, device=_device(device)),
+                vocabulary=head.vocabulary,
+                num_blocks=head.blocks,
+                inner=head.inner,
+                head_bits=head.head_bits,
+                training=TrainOptions(
+                    epochs=head.epochs, lr=head.learning_rate, device=_device(device)
+                ),
             ),
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(report))
+        print_json(report)
         return
     typer.echo(
         f"draft head of {report['num_bytes'] / 2**20:.1f} MiB, {1e3 * report['guess_s']:.2f} ms a "

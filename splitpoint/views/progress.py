@@ -13,6 +13,7 @@ from rich.progress import (
     Progress,
     TaskProgressColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -63,3 +64,12 @@ def share_progress(label: str) -> Iterator[Callable[[float], None]]:
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task(label, total=1.0)
         yield lambda share: bar.update(task, completed=share)
+
+
+@contextmanager
+def share_and_stage_progress(label: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar that follows (share done, 0 to 1; what comes next)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda share, stage: bar.update(task, completed=share, description=stage)

@@ -13,9 +13,10 @@ import grpc
 import pytest
 
 from cloud.errors import StartError
-from cloud.server.access import Access, is_loopback
+from cloud.server.access import Access
 from cloud.server.process import ServerConfig, serving
 from protos import wire
+from protos.addresses import is_loopback
 from tests.cloud.tiny_bundle import MODEL_SHA256, make_bundle
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")

@@ -12,7 +12,7 @@ import pytest
 from optimizer.artifacts.specs import load_spec, shipped_specs
 from optimizer.errors import ModelError
 from optimizer.export.sources.config_geometry import geometry_of_config
-from splitpoint.commands.plan import model_ref
+from splitpoint.plan_inputs import model_ref
 
 MODEL_TYPE = {
     "LlamaForCausalLM": "llama",

@@ -1,0 +1,215 @@
+"""The options of `splitpoint plan`, in groups: machines, limits, evidence, choices, output."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+
+from optimizer.artifacts.prediction import Limits
+from optimizer.errors import PlanError
+from optimizer.search.problem import OBJECTIVES
+from splitpoint.commands.option_groups import JsonOption
+from splitpoint.views.sizes import parse_size
+
+if TYPE_CHECKING:
+    from optimizer.search.problem import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentOptions:
+    """Which model on which machines, over which link."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Model folder, GGUF file, or a known model's name such as llama-2-7b "
+            "(planning needs no weights).",
+            show_default=False,
+        ),
+    ]
+    edge: Annotated[
+        str,
+        typer.Option(help="Device profile: a shipped one's name, or a file.", show_default=False),
+    ]
+    cloud: Annotated[str, typer.Option(help="The server's device profile.", show_default=False)]
+    link: Annotated[
+        str, typer.Option(help="Link profile: a shipped one's name, or a file.", show_default=False)
+    ]
+    epsilon: Annotated[
+        float,
+        typer.Option(
+            help="Take the link as it is at least as good as with probability 1 - epsilon: "
+            "0.5 its median, 0.05 a bad moment."
+        ),
+    ] = 0.5
+
+    def check(self) -> None:
+        """Raise BadParameter for an epsilon that is no probability."""
+        if not 0 < self.epsilon < 1:
+            raise typer.BadParameter(f"--epsilon {self.epsilon}: must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """What the plan must keep."""
+
+    PANEL: ClassVar = "Limits"
+
+    edge_memory: Annotated[
+        str | None,
+        typer.Option(help="Memory of the edge process, such as 512MiB.", metavar="SIZE"),
+    ] = None
+    cloud_memory: Annotated[
+        str | None, typer.Option(help="Memory of the server, all sessions.", metavar="SIZE")
+    ] = None
+    cloud_memory_per_session: Annotated[
+        str | None, typer.Option(help="KV cache of one session there.", metavar="SIZE")
+    ] = None
+    max_ttft: Annotated[
+        float | None,
+        typer.Option(help="Most seconds to the first token, over a connection that stands."),
+    ] = None
+    max_tbt: Annotated[
+        float | None, typer.Option(help="Most seconds between tokens, up to the longest sequence.")
+    ] = None
+    max_quality_drop: Annotated[
+        float | None, typer.Option(help="Most percent of perplexity to give up.")
+    ] = None
+    prompt_tokens: Annotated[int, typer.Option(help="Prompt that TTFT is predicted for.")] = 128
+    sessions: Annotated[int, typer.Option(help="Sessions that share the server.")] = 1
+
+    def limits(self) -> Limits:
+        """The options as Limits; BadParameter for one that is not positive or infinite."""
+        if math.inf in (self.max_ttft, self.max_tbt, self.max_quality_drop):
+            raise typer.BadParameter("an infinite limit: leave the option out instead")
+        try:
+            return Limits(
+                edge_memory_bytes=_size(self.edge_memory),
+                cloud_memory_bytes=_size(self.cloud_memory),
+                cloud_memory_per_session_bytes=_size(self.cloud_memory_per_session),
+                max_ttft_s=self.max_ttft,
+                max_tbt_s=self.max_tbt,
+                max_quality_drop_pct=self.max_quality_drop,
+                prompt_tokens=self.prompt_tokens,
+                num_sessions=self.sessions,
+            )
+        except PlanError as error:
+            raise typer.BadParameter(str(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceOptions:
+    """What was measured of this model before."""
+
+    PANEL: ClassVar = "Measurements to plan with"
+
+    certificate: Annotated[
+        list[Path] | None,
+        typer.Option(help="Quality of the codec levels: a bundle, or JSON of 'certify'."),
+    ] = None
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            help="Losses of single layers ('splitpoint sensitivity'): fronts of mixed "
+            "precision are planned as well."
+        ),
+    ] = None
+    draft: Annotated[
+        Path | None, typer.Option(help="Bundle with a draft head: plan with its figures as well.")
+    ] = None
+    ngram_acceptance: Annotated[
+        float | None,
+        typer.Option(
+            help="How often a guess of prompt look-up is right: plan with it as well.",
+            min=0,
+            max=1,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceOptions:
+    """What the plan optimizes, and among which configurations."""
+
+    PANEL: ClassVar = "Objective and choices"
+
+    objective: Annotated[str, typer.Option(help=f"What to make best: {', '.join(OBJECTIVES)}.")] = (
+        "tbt"
+    )
+    slack: Annotated[
+        float,
+        typer.Option(help="Percent of the objective that better quality may cost.", min=0, max=99),
+    ] = 1.0
+    answer_tokens: Annotated[
+        int | None, typer.Option(help="Usual answer; TBT is predicted in its middle (128).", min=1)
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest prompt and answer together that must be possible (2048; the "
+            "objective 'context' looks for the longest)."
+        ),
+    ] = None
+    split: Annotated[
+        str | None, typer.Option(help="Only these splits: 10, or 8-12.", metavar="N[-M]")
+    ] = None
+    level: Annotated[
+        list[str] | None, typer.Option(help="Only this compression level (can be repeated).")
+    ] = None
+    back_from: Annotated[
+        int | None, typer.Option(help="First layer the server holds, where below the split.", min=0)
+    ] = None
+    exact_front: Annotated[
+        bool, typer.Option(help="Front kernels compute in float32 (see build).")
+    ] = False
+
+    def check(self) -> None:
+        """Raise BadParameter for an unknown objective or an empty range of splits."""
+        self.wanted()
+        self.splits()
+
+    def wanted(self) -> Objective:
+        """The objective; BadParameter for an unknown one."""
+        for known in OBJECTIVES:
+            if self.objective == known:
+                return known
+        raise typer.BadParameter(
+            f"--objective {self.objective}: choose one of {', '.join(OBJECTIVES)}"
+        )
+
+    def splits(self) -> range | None:
+        """The splits to choose among; None: all of them."""
+        if self.split is None:
+            return None
+        first, _, last = self.split.partition("-")
+        try:
+            chosen = range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise typer.BadParameter(f"--split {self.split!r}: give 10, or 8-12") from None
+        if not chosen:
+            raise typer.BadParameter(f"--split {self.split!r}: no split in it")
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOutputOptions:
+    """Where the answer goes."""
+
+    PANEL: ClassVar = "Output"
+
+    out: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw latency, memory, front and map here (PNG).")
+    ] = None
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Print every plan that no other one beats.")
+    ] = False
+    as_json: JsonOption = False
+
+
+def _size(text: str | None) -> int | None:
+    return None if text is None else parse_size(text)
