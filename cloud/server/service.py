@@ -1,26 +1,25 @@
-"""The gRPC service: sessions from Open to their end, whatever that end is.
+"""The gRPC service: each stream from Open to its end, whatever that end is.
 
-Close, an error and a broken stream all come to the same place. There the session is freed (the
-model thread does it before its next batch) or, where the stream just broke and the client had
-asked for it, parked for a stream that opens the same session again. A server that drains hands
-back what is left: streams end with UNAVAILABLE, and the edge replays its journal elsewhere.
+A session ends where its client closes it, where an error ends it, or where its stream breaks. Then
+the model thread frees it before its next batch. But where the stream broke and the client had
+asked for it, the session stays resumable for a stream that opens it again. A server that drains
+ends the streams that are left with UNAVAILABLE, and each edge replays its journal elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Protocol
 
 import grpc
 
-from cloud.engine.loop import Client, EngineLoop
+from cloud.engine.loop import ActiveSession
 from cloud.errors import (
     AccessError,
     BadFrameError,
@@ -35,34 +34,37 @@ from cloud.server.link_probe import answer_probe
 from cloud.server.logs import event, trace_id
 from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
-from cloud.server.stream import Answer, Context, Stream
+from cloud.server.stream import Answer, Context, FrameSink, ServerStream, StreamLimits
 from cloud.sessions.admission import Admission
-from cloud.sessions.resumable_sessions import Key, Parked, ResumableSessions, same_terms
-from cloud.sessions.tenants import Bucket, Tenant, Tenants
+from cloud.sessions.held_session import HeldSession, SessionCloser
+from cloud.sessions.lifecycle import Lifecycle, SessionKey
+from cloud.sessions.resumable_sessions import ResumableSessions
+from cloud.sessions.served_model import ServedModel
+from cloud.sessions.tenants import RateLimits, Tenant, Tenants
 from protos import wire
 from protos.errors import RemoteWireError
 from protos.messages import Closed, Open, Opened
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_KEY: Final = "retry-after-s"
-TRACEPARENT_KEY: Final = "traceparent"
+
+class ModelThread(FrameSink, SessionCloser, Protocol):
+    """The part of `EngineLoop` that the service uses."""
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
-    """A session on a stream. `moved`: another stream has taken the session over."""
+class _OnStream:
+    """A session on a stream. held: None once another stream has taken the session over."""
 
-    stream: Stream
-    client: Client
+    key: SessionKey
+    stream: ServerStream
+    held: HeldSession | None
     request: Open
-    tenant: Tenant
     trace: str | None
-    moved: bool = False
 
-    @property
-    def key(self) -> Key:
-        return Key(self.tenant.name, self.request.session_id)
+    def hand_over(self) -> None:
+        """Leave the session to another stream."""
+        self.held = None
 
 
 class InferenceService:
@@ -70,34 +72,32 @@ class InferenceService:
 
     def __init__(
         self,
+        served: ServedModel,
         admission: Admission,
-        engine_loop: EngineLoop,
+        model_thread: ModelThread,
         *,
-        metrics: Metrics | None = None,
+        lifecycle: Lifecycle,
+        resumable: ResumableSessions,
+        metrics: Metrics,
         tenants: Tenants | None = None,
-        idle_ttl_s: float = 300.0,
+        stream_limits: StreamLimits | None = None,
         max_resume_s: float = 60.0,
-        max_frames_in_flight: int = 16,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """max_resume_s: how long a session is kept at most once its stream broke."""
+        self._served = served
         self._admission = admission
-        self._engine_loop = engine_loop
-        self._metrics = metrics or Metrics()
+        self._model_thread = model_thread
+        self._lifecycle = lifecycle
+        self._resumable = resumable
+        self._metrics = metrics
         self._tenants = tenants or Tenants()
-        self._idle_ttl_s = idle_ttl_s
+        self._stream_limits = stream_limits or StreamLimits()
         self._max_resume_s = max_resume_s
-        self._max_frames_in_flight = max_frames_in_flight
         self._clock = clock
-        self._running: dict[Key, _Running] = {}
-        self._buckets: dict[str, Bucket] = {}
+        self._rate_limits = RateLimits()
+        self._latest: dict[SessionKey, _OnStream] = {}  # the last stream that opened each session
         self._mail: Mailbox[Answer] | None = None  # made by the first stream: it needs the loop
-        self._resumable = ResumableSessions(
-            lambda parked: void(self._free(parked.client, parked.tenant))
-        )
-        admission.reclaim = self._resumable.drop_oldest
-        admission.reclaim_of = lambda tenant: self._resumable.drop_oldest(tenant.name)
-        self._dismissed: set[Client] = set()  # no longer their tenant's, not yet freed
-        self._metrics.gauge("sessions_parked", "Sessions without a stream", self._num_parked)
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
         """What `server.add_generic_rpc_handlers` takes."""
@@ -109,22 +109,24 @@ class InferenceService:
         return grpc.method_handlers_generic_handler(wire.SERVICE_NAME, methods)
 
     async def generate(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        """One session, from Open to the end of the stream."""
+        """Generate: one session, from Open to the end of the stream."""
         metadata = context.invocation_metadata() or ()
-        parent = dict(metadata).get(TRACEPARENT_KEY)
+        trace = trace_id(dict(metadata).get(wire.TRACEPARENT_KEY))
         try:
             tenant = tenant_of(self._tenants, metadata)
             if tenant is None:
                 raise AccessError("a valid access token is needed")
-            await self._session(context, tenant, trace_id(parent))
+            await self._serve(context, tenant, trace)
         except CloudError as error:
             self._metrics.failed(error)
-            await _abort(context, error, trace_id(parent))
+            await _abort(context, error, trace)
 
     async def describe(self, request: bytes, context: Context) -> bytes:
+        """Describe: what this server serves, and how full it is."""
         return wire.encode_description(self._admission.describe())
 
     async def probe(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        """Probe: messages of the sizes that the client asks for."""
         try:
             async for answer in answer_probe(requests):
                 yield answer
@@ -133,61 +135,74 @@ class InferenceService:
 
     def hand_back(self) -> None:
         """End every session with DrainingError: the edges go on elsewhere with their journals."""
-        self._resumable.drop_all()
-        for running in self._running.values():
-            running.stream.end(DrainingError("this server is shutting down: go on elsewhere"))
+        self._resumable.close_all()
+        for on_stream in self._latest.values():
+            on_stream.stream.end(DrainingError("this server is shutting down: go on elsewhere"))
 
-    async def _session(self, context: Context, tenant: Tenant, trace: str | None) -> None:
-        stream = Stream(
+    async def _serve(self, context: Context, tenant: Tenant, trace: str | None) -> None:
+        """Read Open, find or admit its session, and serve it until the stream ends."""
+        stream = ServerStream(
             context,
             metrics=self._metrics,
-            pace=partial(self._pace, tenant),
-            max_hidden_bytes=self._admission.max_hidden_bytes,
+            rate_limit=partial(self._wait_s, tenant),
+            max_hidden_bytes=self._served.max_hidden_bytes,
             mailbox=self._mailbox(),
-            idle_ttl_s=self._idle_ttl_s,
-            max_frames_in_flight=self._max_frames_in_flight,
+            limits=self._stream_limits,
             clock=self._clock,
         )
         request = await stream.read_open()
-        client = self._take_over(tenant, request)
-        how = "opened" if client is None else "resumed"
-        if client is None:
-            asked_s = self._clock()
-            session = await self._admission.admit(
-                request, tenant, timeout_s=context.time_remaining()
-            )
-            self._metrics.admission_s.observe(self._clock() - asked_s)
-            client = Client(session=session, deliver=stream.deliver())
-        else:
-            client.deliver = stream.deliver()
-        held_frames = client.session.num_frames
+        key = SessionKey(tenant.name, request.session_id)
+        held = self._take_over(key, request, stream)
+        how = "opened" if held is None else "resumed"
+        if held is None:
+            held = await self._admit(request, tenant, stream, context.time_remaining())
+        held_frames = held.active.session.num_frames
         self._metrics.sessions.labels(how=how).inc()
-        running = _Running(stream, client, request, tenant, trace)
-        self._replace(self._running.get(running.key))  # one that was in line at the same time
-        self._running[running.key] = running
+        on_stream = _OnStream(key, stream, held, request, trace)
+        if key in self._latest:  # it waited in the queue at the same time
+            _replace(self._latest[key])
+        self._latest[key] = on_stream
         self._log(
             f"session_{how}",
-            running,
+            on_stream,
             split=request.split,
             max_tokens=request.max_tokens,
             held_frames=held_frames or None,
         )
-        await self._converse(running, held_frames)
+        await self._converse(on_stream, held.active, held_frames)
 
-    async def _converse(self, running: _Running, held_frames: int) -> None:
-        """Opened, frames, answers; and at the end free, park or leave to another stream."""
-        stream = running.stream
+    async def _admit(
+        self, request: Open, tenant: Tenant, stream: ServerStream, timeout_s: float | None
+    ) -> HeldSession:
+        asked_s = self._clock()
+        granted = await self._admission.admit(request, tenant, timeout_s=timeout_s)
+        self._metrics.admission_s.observe(self._clock() - asked_s)
+        return HeldSession(
+            granted.life,
+            ActiveSession(granted.session, stream.deliver()),
+            request,
+            lifecycle=self._lifecycle,
+            engine_loop=self._model_thread,
+            on_freed=self._admission.serve_queue,
+        )
+
+    async def _converse(
+        self, on_stream: _OnStream, active: ActiveSession, held_frames: int
+    ) -> None:
+        """Opened, frames and answers; at the end close the session, keep it or leave it."""
+        stream = on_stream.stream
         reader: asyncio.Task[None] | None = None
         failed: CloudError | None = None
         try:
             await stream.write(
                 Opened(
-                    session_id=running.request.session_id,
-                    max_frame_tokens=self._admission.max_frame_tokens,
+                    session_id=on_stream.request.session_id,
+                    max_frame_tokens=self._served.max_frame_tokens,
                     held_frames=held_frames,
+                    max_frames_in_flight=self._stream_limits.max_frames_in_flight,
                 )
             )
-            reader = asyncio.create_task(stream.read_frames(running.client, self._engine_loop))
+            reader = asyncio.create_task(stream.read_frames(active, self._model_thread))
             await stream.write_answers()
         except CloudError as error:
             failed = error
@@ -195,107 +210,70 @@ class InferenceService:
         finally:
             if reader is not None:
                 reader.cancel()
-            freed = self._leave(running, failed)
+            freed = self._leave(on_stream, failed)
         if freed is None:
             return
         # Only a stream that ends in peace waits for its memory to be free and says so.
-        # Shielded: a client that goes away now must not call the freeing off, nor have the
-        # place given away before the memory is free.
+        # Shielded: a client that goes away now must not cancel the freeing. Otherwise another
+        # session would get the place before the memory is free.
         await asyncio.shield(asyncio.wrap_future(freed))
         await stream.write(Closed())
 
-    def _leave(self, running: _Running, failed: CloudError | None) -> Future[None] | None:
-        """The stream is over. None when its session lives on."""
-        is_latest = self._running.get(running.key) is running
+    def _leave(self, on_stream: _OnStream, failed: CloudError | None) -> Future[None] | None:
+        """The stream is over. None where its session lives on."""
+        is_latest = self._latest.get(on_stream.key) is on_stream
         if is_latest:
-            del self._running[running.key]
-        if running.moved:
+            del self._latest[on_stream.key]
+        held = on_stream.held
+        if held is None:
             return None
-        # Only the latest of its name can be asked for again.
-        broken = (
-            is_latest
-            and failed is None
-            and not running.stream.said_close
-            and not running.client.closed
-        )
-        resume_s = min(running.request.resume_s, self._max_resume_s)
-        ended: object = type(failed).__name__ if failed else None
-        if broken and resume_s > 0 and not self._admission.draining:
-            self._log("session_parked", running, resume_s=resume_s)
-            parked = Parked(running.client, running.request, running.tenant)
-            running.client.deliver = void  # answers are remembered, and asked for again
-            self._resumable.park(running.key, parked, resume_s)
+        # Only the latest session of a name can be asked for again.
+        said_close = on_stream.stream.said_close
+        broke = is_latest and failed is None and not said_close and held.is_alive
+        resume_s = min(on_stream.request.resume_s, self._max_resume_s)
+        if broke and resume_s > 0 and not self._admission.draining:
+            self._log("session_parked", on_stream, resume_s=resume_s)
+            self._resumable.keep(held, resume_s)
             return None
-        self._log("session_ended", running, error=ended)
-        return self._free(running.client, running.tenant)
+        self._log("session_ended", on_stream, error=type(failed).__name__ if failed else None)
+        return held.close()
 
-    def _free(self, client: Client, tenant: Tenant) -> Future[None]:
-        """Free the session's KV, and give its place to the next in line once that is done."""
-        event_loop = asyncio.get_running_loop()
-        self._dismiss(client, tenant)
+    def _take_over(
+        self, key: SessionKey, request: Open, stream: ServerStream
+    ) -> HeldSession | None:
+        """The session that `request` continues; its answers go to `stream` from now on.
 
-        def left() -> None:
-            self._dismissed.discard(client)
-            self._admission.leave()
+        It is resumable, or on a stream that is dead but does not know it yet. None: the session
+        begins anew, and an older stream of that name ends.
+        """
+        older = self._latest.pop(key, None)
+        if older is None or older.held is None:
+            return self._resumable.claim(key, request, stream.deliver())
+        _replace(older)
+        held = older.held
+        both_want = request.resume_s > 0 and older.request.resume_s > 0
+        if both_want and held.can_continue_as(request) and held.resume(stream.deliver()):
+            older.hand_over()
+            return held
+        held.close()
+        return None
 
-        def settle(_: Future[None]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop of a server that has stopped
-                event_loop.call_soon_threadsafe(left)
-
-        freed = self._engine_loop.close(client)
-        freed.add_done_callback(settle)
-        return freed
-
-    def _dismiss(self, client: Client, tenant: Tenant) -> None:
-        """From here on the session does not count for its tenant's limit."""
-        if client not in self._dismissed:
-            self._dismissed.add(client)
-            self._admission.dismiss(tenant)
-
-    def _take_over(self, tenant: Tenant, request: Open) -> Client | None:
-        """The session that `request` continues, parked or on a stream that is dead but does not
-        know it yet; None: it begins anew, and that other stream ends."""
-        key = Key(tenant.name, request.session_id)
-        older = self._running.pop(key, None)
-        self._replace(older)
-        if older is not None:
-            wanted = request.resume_s > 0 and older.request.resume_s > 0
-            if wanted and same_terms(older.request, request) and not older.client.closed:
-                older.moved = True
-                return older.client
-            self._dismiss(older.client, older.tenant)
-            return None
-        parked = self._resumable.claim(key, request)
-        return None if parked is None else parked.client
-
-    def _replace(self, older: _Running | None) -> None:
-        if older is not None:
-            older.stream.end(ReplacedError("another stream opened this session again"))
-
-    def _pace(self, tenant: Tenant, num_rows: int) -> float:
-        if tenant.tokens_per_s is None:
-            return 0.0
-        now_s = self._clock()
-        bucket = self._buckets.get(tenant.name) or Bucket.full(tenant.tokens_per_s, at_s=now_s)
-        self._buckets[tenant.name], wait_s = bucket.take(num_rows, at_s=now_s)
-        return wait_s
+    def _wait_s(self, tenant: Tenant, num_rows: int) -> float:
+        return self._rate_limits.wait_s(tenant, num_rows, at_s=self._clock())
 
     def _mailbox(self) -> Mailbox[Answer]:
         if self._mail is None:
             self._mail = Mailbox()
         return self._mail
 
-    def _num_parked(self) -> float:
-        return len(self._resumable)
-
-    def _log(self, name: str, running: _Running, **fields: object) -> None:
-        stream = running.stream
+    def _log(self, name: str, on_stream: _OnStream, **fields: object) -> None:
+        stream = on_stream.stream
         event(
             logger,
             name,
-            session=running.request.session_id[:8],  # enough to tell apart; the whole is a secret
-            tenant=running.tenant.name,
-            trace_id=running.trace,
+            session=on_stream.key.session_id[:8],  # enough to tell apart; the whole is a secret
+            tenant=on_stream.key.tenant,
+            trace_id=on_stream.trace,
             frames=stream.num_frames or None,
             tokens=stream.num_tokens or None,
             seconds=round(self._clock() - stream.opened_s, 3),
@@ -303,13 +281,15 @@ class InferenceService:
         )
 
 
-def void(_: object) -> None:
-    """Nobody listens."""
+def _replace(older: _OnStream) -> None:
+    """End a stream whose session another stream opened again."""
+    older.stream.end(ReplacedError("another stream opened this session again"))
 
 
 async def _abort(context: Context, error: CloudError, trace: str | None) -> None:
+    """End a call with the error's status, and say when to ask again where the server is full."""
     event(logger, "stream_ended", error=type(error).__name__, reason=str(error), trace_id=trace)
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, CapacityError):
-        trailers = ((RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
+        trailers = ((wire.RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
     await context.abort(status_of(error), str(error)[: wire.MAX_DETAIL_CHARS], trailers)

@@ -37,8 +37,8 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from edge.errors import SessionError
-from protos.limits import DEFAULT_FRAMES_IN_FLIGHT
 from protos.messages import Frame, Result
+from protos.wire import DEFAULT_FRAMES_IN_FLIGHT
 
 
 class Phase(Enum):

@@ -16,6 +16,7 @@ from cloud.errors import StartError
 from cloud.server.access import Access, is_loopback
 from cloud.server.process import ServerConfig, serving
 from protos import wire
+from tests.cloud.serving import calls_of
 from tests.cloud.tiny_bundle import MODEL_SHA256, make_bundle
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")
@@ -57,7 +58,7 @@ async def describe(port: int, credentials: grpc.ChannelCredentials | None, token
     )
     async with channel:
         try:
-            reply = await channel.unary_unary(wire.DESCRIBE_PATH)(
+            reply = await calls_of(channel).unary_unary(wire.DESCRIBE_PATH)(
                 wire.encode_describe_request(),
                 timeout=10,
                 metadata=(("authorization", f"Bearer {token}"),) if token else (),

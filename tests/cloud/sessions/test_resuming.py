@@ -16,8 +16,8 @@ from protos.messages import (
 )
 from tests.cloud.serving import (
     PROMPT,
+    RawStream,
     Served,
-    Stream,
     channel_to,
     connected,
     frame_of,
@@ -35,7 +35,7 @@ def test_a_broken_stream_is_resumed_without_replay_and_with_the_same_tokens(
 
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open(session_id="r", resume_s=60.0)
+            stream = await RawStream(channel).open(session_id="r", resume_s=60.0)
             first = await stream.ask(frame_of(served, 0, PROMPT, 0))
             tokens = [*PROMPT, *first.token_ids]
             outstanding = frame_of(served, 1, tokens, len(PROMPT))
@@ -44,7 +44,7 @@ def test_a_broken_stream_is_resumed_without_replay_and_with_the_same_tokens(
             stream.call.cancel()
             held = server.pool.used_bytes
             assert held > 0
-            again = Stream(channel)
+            again = RawStream(channel)
             await again.send(open_message(session_id="r", resume_s=60.0))
             opened = await again.receive()
             assert isinstance(opened, Opened)
@@ -68,15 +68,15 @@ def test_a_parked_session_is_freed_after_its_time_or_when_room_is_needed(served:
 
     async def scenario() -> None:
         async with connected(config) as (server, channel):
-            stream = await Stream(channel).open(session_id="p", resume_s=60.0)
+            stream = await RawStream(channel).open(session_id="p", resume_s=60.0)
             stream.call.cancel()
             await asyncio.sleep(0.1)
             assert server.admission.num_sessions == 1
-            other = await Stream(channel).open(session_id="q", resume_s=0.2)  # takes its place
+            other = await RawStream(channel).open(session_id="q", resume_s=0.2)  # takes its place
             other.call.cancel()
             await until(lambda: server.admission.num_sessions == 0)
             assert server.pool.used_bytes == 0
-            late = Stream(channel)
+            late = RawStream(channel)
             await late.send(open_message(session_id="q", resume_s=0.2))
             opened = await late.receive()
             assert isinstance(opened, Opened)
@@ -95,21 +95,21 @@ def test_another_tenant_cannot_resume_a_session_or_use_up_its_limits(
 
     async def scenario() -> None:
         async with connected(replace(served.config, access=access)) as (server, channel):
-            stream = await Stream(channel, one).open(session_id="x", resume_s=60.0)
+            stream = await RawStream(channel, one).open(session_id="x", resume_s=60.0)
             await stream.ask(frame_of(served, 0, PROMPT, 0))
             stream.call.cancel()
-            thief = Stream(channel, two)
+            thief = RawStream(channel, two)
             await thief.send(open_message(session_id="x", resume_s=60.0))
             opened = await thief.receive()
             assert isinstance(opened, Opened)
             assert opened.held_frames == 0
             assert server.admission.num_sessions == 2
-            back = Stream(channel, one)
+            back = RawStream(channel, one)
             await back.send(open_message(session_id="x", resume_s=60.0))
             answer = await back.receive()
             assert isinstance(answer, Opened)
             assert answer.held_frames == 1
-            more = Stream(channel, one)
+            more = RawStream(channel, one)
             await more.send(open_message(session_id="y"))
             code, reason = await more.refused()
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -130,19 +130,19 @@ def test_a_tenant_that_has_all_its_sessions_parked_may_begin_a_new_one(
 
     async def scenario() -> None:
         async with connected(replace(served.config, access=access)) as (server, channel):
-            others = await Stream(channel, two).open(session_id="z", resume_s=60.0)
+            others = await RawStream(channel, two).open(session_id="z", resume_s=60.0)
             others.call.cancel()
-            stream = await Stream(channel, one).open(session_id="x", resume_s=60.0)
+            stream = await RawStream(channel, one).open(session_id="x", resume_s=60.0)
             stream.call.cancel()
             await asyncio.sleep(0.1)
-            anew = Stream(channel, one)
+            anew = RawStream(channel, one)
             await anew.send(open_message(session_id=session_id, max_tokens=48))
             opened = await anew.receive()
             assert isinstance(opened, Opened)
             assert opened.held_frames == 0
             # Its own gave way, and freed its memory; the other tenant's did not.
             await until(lambda: server.admission.num_sessions == 2)
-            more = Stream(channel, one)
+            more = RawStream(channel, one)
             await more.send(open_message(session_id="w"))
             assert (await more.refused())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -152,7 +152,7 @@ def test_a_tenant_that_has_all_its_sessions_parked_may_begin_a_new_one(
 def test_draining_hands_sessions_back_when_time_is_up(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open(resume_s=60.0)
+            stream = await RawStream(channel).open(resume_s=60.0)
             await stream.ask(frame_of(served, 0, PROMPT, 0))
             draining = asyncio.create_task(server.drain(0.2))
             code, reason = await stream.refused()
@@ -167,9 +167,9 @@ def test_draining_hands_sessions_back_when_time_is_up(served: Served) -> None:
 def test_a_session_opened_again_replaces_its_dead_stream(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            old = await Stream(channel).open(session_id="same")
+            old = await RawStream(channel).open(session_id="same")
             held = server.pool.used_bytes
-            new = await Stream(channel).open(session_id="same")
+            new = await RawStream(channel).open(session_id="same")
             assert (await old.refused())[0] is grpc.StatusCode.ABORTED
             await until(lambda: server.pool.used_bytes == held)
             assert await generate(served, new, PROMPT, 3) == served.front.greedy(PROMPT, 3)
@@ -183,9 +183,9 @@ def test_two_streams_of_one_name_leave_nothing_behind(served: Served) -> None:
 
     async def scenario() -> None:
         async with connected(config) as (server, channel):
-            first = await Stream(channel).open(session_id="a")
-            second = await Stream(channel).open(session_id="b")
-            twins = [Stream(channel), Stream(channel)]
+            first = await RawStream(channel).open(session_id="a")
+            second = await RawStream(channel).open(session_id="b")
+            twins = [RawStream(channel), RawStream(channel)]
             for index, twin in enumerate(twins):
                 await twin.send(open_message(session_id="twin", resume_s=0.3))
                 await until(lambda count=index + 1: server.admission.num_waiting == count)
@@ -212,10 +212,12 @@ def test_room_for_one_takes_no_more_parked_sessions_than_it_needs(served: Served
     async def scenario() -> None:
         async with connected(config) as (server, channel):
             for name in "abcd":
-                stream = await Stream(channel).open(session_id=name, max_tokens=32, resume_s=60.0)
+                stream = await RawStream(channel).open(
+                    session_id=name, max_tokens=32, resume_s=60.0
+                )
                 stream.call.cancel()
             await asyncio.sleep(0.1)
-            await Stream(channel).open(session_id="e", max_tokens=64)
+            await RawStream(channel).open(session_id="e", max_tokens=64)
             assert server.admission.num_sessions == 3  # "a" and "b" made room, "c" and "d" stay
 
     run(scenario)
@@ -230,11 +232,11 @@ def test_a_tenant_has_no_more_sessions_by_standing_in_line(served: Served, tmp_p
 
     async def scenario() -> None:
         async with connected(config) as (server, channel):
-            await Stream(channel, two).open(session_id="x")
-            waiting = Stream(channel, one)
+            await RawStream(channel, two).open(session_id="x")
+            waiting = RawStream(channel, one)
             await waiting.send(open_message(session_id="y"))
             await until(lambda: server.admission.num_waiting == 1)
-            more = Stream(channel, one)
+            more = RawStream(channel, one)
             await more.send(open_message(session_id="z"))
             assert (await more.refused())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -251,8 +253,8 @@ def test_a_tenants_rate_holds_its_frames_back_and_no_one_elses(
     async def scenario() -> None:
         async with connected(replace(served.config, access=access)) as (server, _):
             slow_channel, fast_channel = channel_to(server.port), channel_to(server.port)
-            slow = await Stream(slow_channel, (("authorization", "Bearer slow"),)).open()
-            fast = await Stream(fast_channel, (("authorization", "Bearer fast"),)).open()
+            slow = await RawStream(slow_channel, (("authorization", "Bearer slow"),)).open()
+            fast = await RawStream(fast_channel, (("authorization", "Bearer fast"),)).open()
             rows = (PROMPT * 8)[:60]
             begun = asyncio.get_running_loop().time()
             await slow.send(frame_of(served, 0, rows, 0, want_token=False))
