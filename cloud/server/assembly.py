@@ -13,6 +13,7 @@ from cloud.engine.loop import EngineLoop
 from cloud.kv.pool import KvPool
 from cloud.kv.prefix_cache import PrefixCache
 from cloud.server.config import ServerConfig
+from cloud.server.conversations import Conversations
 from cloud.server.metrics import Metrics
 from cloud.server.service import InferenceService
 from cloud.server.stream import StreamLimits
@@ -71,16 +72,23 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
     _watch(metrics, lifecycle, pool)
     engine_loop = EngineLoop(engine, config.scheduler, observer=metrics)
     tenants = config.access.tenants()
-    service = InferenceService(
-        served,
+    stream_limits = StreamLimits(idle_ttl_s=config.idle_ttl_s)
+    conversations = Conversations(
         admission,
         engine_loop,
         lifecycle=lifecycle,
         resumable=resumable,
         metrics=metrics,
-        tenants=tenants,
-        stream_limits=StreamLimits(idle_ttl_s=config.idle_ttl_s),
+        max_frames_in_flight=stream_limits.max_frames_in_flight,
         max_resume_s=config.max_resume_s,
+    )
+    service = InferenceService(
+        served,
+        admission,
+        conversations,
+        metrics=metrics,
+        tenants=tenants,
+        stream_limits=stream_limits,
     )
     return ServerParts(
         pool=pool,

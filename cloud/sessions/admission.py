@@ -98,6 +98,11 @@ class Admission:
         """Whether the server takes no new sessions, because it is shutting down."""
         return self._draining
 
+    @property
+    def max_frame_tokens(self) -> int:
+        """Most rows of one frame of an admitted session."""
+        return self._served.max_frame_tokens
+
     async def admit(
         self, request: Open, tenant: Tenant = ANONYMOUS, *, timeout_s: float | None = None
     ) -> Granted:
