@@ -209,7 +209,7 @@ async def _beside_idle(
     for player in (*players, *idlers, *([hog] if hog else [])):
         player.cancel()
     for channel in channels:
-        await channel.close()
+        await channel.close(None)
     return [player.played for player in players]
 
 

@@ -112,6 +112,10 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 280))
 
 
+def num_waiting_is(server: Server, count: int) -> bool:
+    return server.admission.num_waiting == count
+
+
 async def until(condition: Callable[[], bool]) -> None:
     for _ in range(4000):
         if condition():

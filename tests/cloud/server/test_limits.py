@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from tests.cloud.serving import (
     connected,
     frame_of,
     generate,
+    num_waiting_is,
     open_message,
     run,
     until,
@@ -40,13 +43,18 @@ from tests.cloud.tiny_bundle import make_bundle
 
 
 @pytest.mark.parametrize(
-    "limit", [{"max_sessions": 2}, {"kv_memory_bytes": 2 * SESSION_KV_BYTES + 1}]
+    "limit",
+    [
+        lambda config: replace(config, max_sessions=2),
+        lambda config: replace(config, kv_memory_bytes=2 * SESSION_KV_BYTES + 1),
+    ],
+    ids=["sessions", "memory"],
 )
 def test_a_full_server_says_when_to_come_back_and_then_has_room(
-    served: Served, limit: dict[str, int]
+    served: Served, limit: Callable[[ServerConfig], ServerConfig]
 ) -> None:
     async def scenario() -> None:
-        async with connected(replace(served.config, **limit)) as (server, channel):
+        async with connected(limit(served.config)) as (server, channel):
             first = await RawStream(channel).open(session_id="a")
             await RawStream(channel).open(session_id="b")
             third = RawStream(channel)
@@ -55,8 +63,8 @@ def test_a_full_server_says_when_to_come_back_and_then_has_room(
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await third.receive()
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            trailers = dict(caught.value.trailing_metadata())
-            assert float(trailers["retry-after-s"]) > 0
+            trailers: Any = caught.value.trailing_metadata()
+            assert float(dict(trailers)["retry-after-s"]) > 0
             await first.send(Close())
             assert isinstance(await first.receive(), Closed)
             await until(lambda: server.admission.num_sessions == 1)
@@ -75,7 +83,7 @@ def test_a_session_that_waits_gets_the_next_place_in_order(served: Served) -> No
             for index, name in enumerate("bc"):
                 stream = RawStream(channel)
                 await stream.send(open_message(session_id=name))
-                await until(lambda count=index + 1: server.admission.num_waiting == count)
+                await until(partial(num_waiting_is, server, index + 1))
                 waiting.append(stream)
             beyond = RawStream(channel)
             await beyond.send(open_message(session_id="d"))
@@ -89,7 +97,7 @@ def test_a_session_that_waits_gets_the_next_place_in_order(served: Served) -> No
     run(scenario)
 
 
-def test_a_client_that_leaves_the_line_leaves_nothing_behind(served: Served) -> None:
+def test_a_client_that_leaves_the_queue_leaves_nothing_behind(served: Served) -> None:
     config = replace(served.config, max_sessions=1, max_wait_s=60.0)
 
     async def scenario() -> None:
@@ -118,7 +126,7 @@ def test_cancelling_and_disconnecting_free_the_cache(served: Served) -> None:
             other = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
             await RawStream(other).open()
             assert server.pool.used_bytes > 0
-            await other.close()
+            await other.close(None)
             await until(lambda: server.pool.used_bytes == 0)
             assert server.admission.num_sessions == 0
 

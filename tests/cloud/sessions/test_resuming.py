@@ -1,9 +1,10 @@
-"""Sessions that outlive their stream: parked, resumed, replaced, handed back; and tenants."""
+"""Sessions that outlive their stream: resumable, resumed, replaced, handed back; and tenants."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -22,6 +23,7 @@ from tests.cloud.serving import (
     connected,
     frame_of,
     generate,
+    num_waiting_is,
     open_message,
     run,
     until,
@@ -63,7 +65,7 @@ def test_a_broken_stream_is_resumed_without_replay_and_with_the_same_tokens(
     run(scenario)
 
 
-def test_a_parked_session_is_freed_after_its_time_or_when_room_is_needed(served: Served) -> None:
+def test_a_resumable_session_is_freed_after_its_time_or_when_room_is_needed(served: Served) -> None:
     config = replace(served.config, max_sessions=1, max_wait_s=30.0)
 
     async def scenario() -> None:
@@ -119,7 +121,7 @@ def test_another_tenant_cannot_resume_a_session_or_use_up_its_limits(
 
 
 @pytest.mark.parametrize("session_id", ["x", "y"], ids=["same name, other terms", "another name"])
-def test_a_tenant_that_has_all_its_sessions_parked_may_begin_a_new_one(
+def test_a_tenant_that_has_all_its_sessions_resumable_may_begin_a_new_one(
     served: Served, tmp_path: Path, session_id: str
 ) -> None:
     """An edge that was started again must not wait for its own past to run out."""
@@ -178,7 +180,7 @@ def test_a_session_opened_again_replaces_its_dead_stream(served: Served) -> None
 
 
 def test_two_streams_of_one_name_leave_nothing_behind(served: Served) -> None:
-    """Both in line at once, so neither found the other; and both would be kept when they break."""
+    """Both wait at once, so neither found the other; and both would be kept when they break."""
     config = replace(served.config, max_sessions=2, max_wait_s=60.0)
 
     async def scenario() -> None:
@@ -188,7 +190,7 @@ def test_two_streams_of_one_name_leave_nothing_behind(served: Served) -> None:
             twins = [RawStream(channel), RawStream(channel)]
             for index, twin in enumerate(twins):
                 await twin.send(open_message(session_id="twin", resume_s=0.3))
-                await until(lambda count=index + 1: server.admission.num_waiting == count)
+                await until(partial(num_waiting_is, server, index + 1))
             for stream in (first, second):
                 await stream.send(Close())
                 await stream.receive()
@@ -201,7 +203,7 @@ def test_two_streams_of_one_name_leave_nothing_behind(served: Served) -> None:
     run(scenario)
 
 
-def test_room_for_one_takes_no_more_parked_sessions_than_it_needs(served: Served) -> None:
+def test_room_for_one_takes_no_more_resumable_sessions_than_it_needs(served: Served) -> None:
     def of_tokens(count: int) -> int:
         return 2 * 2 * 2 * 16 * 4 * count
 
@@ -223,7 +225,9 @@ def test_room_for_one_takes_no_more_parked_sessions_than_it_needs(served: Served
     run(scenario)
 
 
-def test_a_tenant_has_no_more_sessions_by_standing_in_line(served: Served, tmp_path: Path) -> None:
+def test_a_tenant_has_no_more_sessions_by_waiting_in_the_queue(
+    served: Served, tmp_path: Path
+) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("one name=one sessions=1\ntwo name=two\n")
     access = replace(served.config.access, token_file=tokens)
@@ -263,7 +267,7 @@ def test_a_tenants_rate_holds_its_frames_back_and_no_one_elses(
             assert isinstance(await waiting, Result)
             # 60 rows, 20 of them saved up: the other 40 take two seconds.
             assert asyncio.get_running_loop().time() - begun >= 1.9
-            await slow_channel.close()
-            await fast_channel.close()
+            await slow_channel.close(None)
+            await fast_channel.close(None)
 
     run(scenario)
