@@ -169,24 +169,24 @@ class Admission:
         self._resumable.close_oldest()
         wait_s = min(self._limits.max_wait_s, timeout_s or self._limits.max_wait_s)
         try:
-            return await asyncio.wait_for(asyncio.shield(granted), wait_s)
-        except asyncio.TimeoutError:
-            self._give_up(life, granted)
-            retry_after_s = self._rule.retry_after_s * (1 + self.num_waiting)
-            raise CapacityError(self._why_full(), retry_after_s=retry_after_s) from None
+            await asyncio.wait({granted}, timeout=wait_s)
+            if granted.done():
+                return granted.result()
+            self._give_up(life)
         except asyncio.CancelledError:
-            self._give_up(life, granted)
+            self._give_up(life)
             raise
         finally:
             del self._waiters[life]
+        retry_after_s = self._rule.retry_after_s * (1 + self.num_waiting)
+        raise CapacityError(self._why_full(), retry_after_s=retry_after_s)
 
-    def _give_up(self, life: SessionLife, granted: asyncio.Future[Granted]) -> None:
+    def _give_up(self, life: SessionLife) -> None:
         """Leave the queue, or give back the place that came in this very moment."""
         if life.state is SessionState.WAITING:
             self._lifecycle.apply(life, SessionEvent.REFUSE)
-            granted.cancel()
         elif life.state is SessionState.RUNNING:
-            granted.result().session.close()
+            self._waiters[life].granted.result().session.close()
             self._lifecycle.apply(life, SessionEvent.CLOSE)
             self._lifecycle.apply(life, SessionEvent.FREE)
             self.serve_queue()
