@@ -45,9 +45,6 @@ class PrefixCache:
         self._secret = secrets.token_bytes(32)
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def find(self, tenant: str, chains: Sequence[bytes]) -> Beginning | None:
         """The longest beginning among `chains` (hashes after one frame, two, ...).
 

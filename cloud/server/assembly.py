@@ -113,7 +113,7 @@ def _pool(config: ServerConfig, engine: BackEngine, prefixes: PrefixCache) -> Kv
 
 
 def _watch(metrics: Metrics, lifecycle: Lifecycle, pool: KvPool) -> None:
-    """Gauges of what is there now. `sessions_parked` is the old name of resumable sessions."""
+    """Gauges of what is there now. Resumable sessions keep the name that dashboards know."""
     metrics.gauge("sessions", "Sessions with KV", lambda: lifecycle.num_with_blocks)
     metrics.gauge("sessions_waiting", "Opens in the queue", lambda: lifecycle.num_waiting)
     metrics.gauge("sessions_parked", "Sessions without a stream", lambda: lifecycle.num_resumable)

@@ -105,12 +105,12 @@ class Drafting:
         self._num_tokens = 0
         self._rounds_without = 0  # since a guess was worth its time
         self._sent: dict[int, Chain] = {}
-        self._max_in_flight = MAX_IN_FLIGHT
+        self.max_in_flight = MAX_IN_FLIGHT
         self._flight_from = 0  # where the frame begins that nothing assumed went before
 
     def limit_in_flight(self, server_frames: int) -> None:
         """The server takes `server_frames` unanswered frames (`Opened.max_frames_in_flight`)."""
-        self._max_in_flight = max(1, min(MAX_IN_FLIGHT, server_frames - SPARE_FRAMES))
+        self.max_in_flight = max(1, min(MAX_IN_FLIGHT, server_frames - SPARE_FRAMES))
 
     def follow(self, first_position: int, token_ids: Sequence[int], rows: Rows | None) -> None:
         """The front computed `rows` for `token_ids` from `first_position` on."""
@@ -142,7 +142,7 @@ class Drafting:
 
     def begin_ahead(self, before: Chain) -> Chain | None:
         """A frame to follow `before`, whose answer is outstanding; None when it is a bad bet."""
-        if before.next_guess is None or len(self._sent) >= self._max_in_flight:
+        if before.next_guess is None or len(self._sent) >= self.max_in_flight:
             return None
         base = before.base * before.reach * self.acceptance.probability(before.next_guess)
         first_position = before.first_position + len(before.places) + 1
@@ -186,7 +186,7 @@ class Drafting:
         room = min(
             self._rows_in_time() - rows_sent,
             MAX_SECOND_CHOICES,
-            self._max_in_flight - len(self._sent),
+            self.max_in_flight - len(self._sent),
         )
         likeliest = sorted(found, key=lambda choice: -choice.chance)[: max(room, 0)]
         return sorted(likeliest, key=lambda choice: (-choice.position, -choice.chance))
