@@ -207,14 +207,15 @@ def test_a_frame_waits_for_its_tenants_rate() -> None:
 
         def wait_s(num_rows: int) -> float:
             asked.append(num_rows)
-            return 0.05
+            return 0.5
 
         it = Conversation(wait_s=wait_s)
         reader = it.read()
         it.context.say(frame(0, 3))
         await settle()
         assert (asked, it.submitted) == ([3], [])
-        await asyncio.sleep(0.1)
+        while not it.submitted:
+            await asyncio.sleep(0.05)
         assert it.submitted == [0]
         reader.cancel()
 
