@@ -3,7 +3,7 @@
 CloudError
 ├── StartError           the server cannot start as asked (bundle, options, unsafe bind)
 │   └── WeightsError     the back's weights are missing, of the wrong shape or not supported
-├── RequestError         the client's fault; ends that client's stream alone
+├── RequestError         the client's fault; only its own stream ends
 │   ├── BadFrameError    a frame that does not decode, or does not fit its session
 │   ├── BadOpenError     an open that asks for what no session here can have
 │   ├── MismatchError    another model, another codec or another protocol than this server's
@@ -12,7 +12,8 @@ CloudError
 ├── ReplacedError        the client opened the same session again on another stream
 ├── CapacityError        full for now: come back after `retry_after_s`
 ├── DrainingError        the server is shutting down: go to another one
-└── EngineError          our fault
+├── EngineError          our fault
+└── LifecycleError       our fault: an event that a session's state does not allow
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class EngineError(CloudError):
     """The model's step failed."""
 
 
+class LifecycleError(CloudError):
+    """Something happened to a session that its state does not allow: a bug of the server."""
+
+
 # Every class above has an entry of its own or of a base; a test walks the tree.
 STATUS_OF_ERROR: Final[dict[type[CloudError], grpc.StatusCode]] = {
     StartError: grpc.StatusCode.INTERNAL,
@@ -91,6 +96,7 @@ STATUS_OF_ERROR: Final[dict[type[CloudError], grpc.StatusCode]] = {
     CapacityError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
+    LifecycleError: grpc.StatusCode.INTERNAL,
 }
 
 

@@ -1,9 +1,10 @@
 """How much of an edge's message is not its hidden states, found before it is parsed.
 
-Parsing builds every number of a list. Of a message of 33 MiB that is meant to be rows, all but
-a few kilobytes are one field of bytes; one that is 33 million token ids instead would cost four
-times its size before anybody could count them. So large messages are walked first: the fields'
-lengths alone, no values. Source: the encoding of Protocol Buffers (tag, length, value).
+Parsing builds every number of a list. An honest message of 33 MiB is one field of bytes, the
+rows, and a few kilobytes more. A hostile one could hold 33 million token ids instead, and parsing
+it would cost four times its size before anybody counted them. So a large message is walked first,
+by the lengths of its fields and without their values. Source: the encoding of Protocol Buffers
+(tag, length, value), https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Final
 from protos import split_inference_pb2 as pb
 from protos.errors import RemoteWireError
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT: Final = 0
+_FIXED64: Final = 1
+_BYTES: Final = 2
+_FIXED32: Final = 5
 _FRAME: Final = pb.EdgeMessage.DESCRIPTOR.fields_by_name["frame"].number
 _HIDDEN: Final = pb.Frame.DESCRIPTOR.fields_by_name["hidden"].number
 
@@ -21,7 +25,8 @@ _HIDDEN: Final = pb.Frame.DESCRIPTOR.fields_by_name["hidden"].number
 def check_rest(data: bytes, most: int) -> None:
     """Raise RemoteWireError when more than `most` bytes of an edge's message are not `hidden`.
 
-    Stops there, so at most `most` fields are looked at. Damaged messages pass: parsing says more.
+    It stops there, so it looks at `most` fields at most. A damaged message passes, because parsing
+    says better what is wrong with it.
     """
     rest = 0
     spans = [(0, len(data), False)]

@@ -1,7 +1,7 @@
-"""The wire's vocabulary as frozen values: what the two sides say to each other.
+"""The messages of the wire as frozen values: what the two sides say to each other.
 
-Field by field the same as split_inference.proto, where each is explained; `wire` turns them
-into bytes and back. Nothing here knows protobuf.
+Field by field they are those of split_inference.proto, which explains each one. `protos.wire`
+turns them into bytes and back. Nothing here knows protobuf.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from decoding.params import SamplingParams
+from protos.limits import DEFAULT_FRAMES_IN_FLIGHT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +40,10 @@ class Frame:
     """Hidden states of consecutive positions entering layer `split`.
 
     token_ids: [T] the input tokens of the rows; the last `num_drafts` of them are guesses.
-    hidden: a codec frame of float32 [T, D]. A `first_position` below the number of tokens
-    that the cloud holds rolls its cache back to there first. ahead: the first row is a guess of
-    the token that the answer before this one ends with; if it is wrong, nothing runs.
+    hidden: a codec frame of float32 [T, D]. first_position: where it is below the number of
+    tokens that the cloud holds, the cloud first rolls its cache back to there. ahead: the edge
+    sent the frame before it had the answer to the frame before. The first row is then a guess of
+    the last token of that answer; if the guess is wrong, the cloud runs nothing.
     """
 
     sequence: int
@@ -62,13 +64,16 @@ class Close:
 class Opened:
     """The session is admitted; a frame may hold up to `max_frame_tokens` rows.
 
-    held_frames: how many of the first frames it has already, of an earlier stream of this session
-    or of one that began the same.
+    held_frames: how many of the first frames the cloud has already. They came on an earlier
+    stream of this session, or in a session that began with the same frames.
+    max_frames_in_flight: most frames that the cloud takes before it has answered the first of
+    them; a server of an older version does not say and takes 16.
     """
 
     session_id: str
     max_frame_tokens: int
     held_frames: int = 0
+    max_frames_in_flight: int = DEFAULT_FRAMES_IN_FLIGHT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,7 @@ class Timings:
 
     @property
     def total_s(self) -> float:
+        """All of it, seconds."""
         return self.codec_s + self.queue_s + self.compute_s + self.sample_s
 
 

@@ -1,7 +1,7 @@
 """Regenerate the committed stubs from split_inference.proto: `make protos` runs this.
 
-The generated files are committed because grpcio-tools is a development tool; CI regenerates
-them and fails on any difference.
+The stubs are committed because grpcio-tools is a development tool. CI regenerates them and fails
+on any difference.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from grpc_tools import protoc
 
 
 def main() -> int:
+    """Write the stubs beside the .proto file; the exit status of protoc."""
     root = Path(__file__).resolve().parent.parent
     return int(
         protoc.main(

@@ -89,14 +89,16 @@ class Frame(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., hidden: _Optional[bytes] = ..., num_drafts: _Optional[int] = ..., want_token: _Optional[bool] = ..., ahead: _Optional[bool] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session_id", "max_frame_tokens", "held_frames")
+    __slots__ = ("session_id", "max_frame_tokens", "held_frames", "max_frames_in_flight")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_FRAME_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HELD_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    MAX_FRAMES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     max_frame_tokens: int
     held_frames: int
-    def __init__(self, session_id: _Optional[str] = ..., max_frame_tokens: _Optional[int] = ..., held_frames: _Optional[int] = ...) -> None: ...
+    max_frames_in_flight: int
+    def __init__(self, session_id: _Optional[str] = ..., max_frame_tokens: _Optional[int] = ..., held_frames: _Optional[int] = ..., max_frames_in_flight: _Optional[int] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("sequence", "token_ids", "logprobs", "num_tokens", "timings")

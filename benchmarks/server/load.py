@@ -41,7 +41,7 @@ from benchmarks.server.load_clients import (
     quantile,
     record,
 )
-from cloud.sessions.admission import load_ladders
+from cloud.sessions.served_model import load_ladders
 from codec.ladder import Ladder
 from optimizer.artifacts.bundle import open_bundle
 from optimizer.export.sources.model_source import open_source
@@ -209,7 +209,7 @@ async def _beside_idle(
     for player in (*players, *idlers, *([hog] if hog else [])):
         player.cancel()
     for channel in channels:
-        await channel.close()
+        await channel.close(None)
     return [player.played for player in players]
 
 

@@ -108,7 +108,9 @@ class Player:
     """One stream of a channel."""
 
     def __init__(self, channel: grpc.aio.Channel, recording: Recording) -> None:
-        self._call = channel.stream_stream(wire.GENERATE_PATH)()
+        # grpc-stubs wants arguments that grpc.aio does without.
+        untyped: Any = channel
+        self._call = untyped.stream_stream(wire.GENERATE_PATH)()
         self._recording = recording
         self.played = Played()
 
@@ -162,7 +164,7 @@ class Player:
 
     async def _read(self) -> Any:
         data = await self._call.read()
-        if data is grpc.aio.EOF:
+        if not isinstance(data, bytes):  # grpc.aio.EOF
             await self._call.wait_for_connection()
             raise RuntimeError(f"the stream ended: {await self._call.code()}")
         return wire.decode_cloud(data)

@@ -20,6 +20,7 @@ from typing import Any
 import grpc
 
 from benchmarks.server.load_clients import Played, Player, Recording, gaps_s, quantile
+from protos import wire
 
 # What a request is cut to, after scaling; prompts are rounded up to PROMPT_STEP: few recordings.
 MOST_PROMPT = 256
@@ -113,12 +114,13 @@ async def _one(
             try:
                 await player.open()
             except grpc.aio.AioRpcError as error:
-                trailers = dict(error.trailing_metadata() or ())
-                if "retry-after-s" not in trailers:
+                pairs: Any = error.trailing_metadata() or ()
+                trailers = dict(pairs)
+                if wire.RETRY_AFTER_KEY not in trailers:
                     raise
                 player = None
                 request.tries += 1
-                await asyncio.sleep(float(trailers["retry-after-s"]))
+                await asyncio.sleep(float(trailers[wire.RETRY_AFTER_KEY]))
         request.played = player.played
         await player.prefill()
         await player.decode()

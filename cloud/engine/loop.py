@@ -1,8 +1,8 @@
-"""The model thread: add, schedule, run, postprocess; nothing else ever touches the engine.
+"""The model thread: it takes in frames, picks a batch, runs it and answers, over and over.
 
-Everything that costs time (decoding frames, the layers, sampling) happens here, so the event
-loop stays free to move bytes. Commands come in through a queue, answers leave through each
-session's `deliver`, which must not block (`loop.call_soon_threadsafe` behind it).
+Everything that costs time (decoding frames, the layers, sampling) happens on this thread, and only
+this thread touches the engine. So the event loop stays free to move bytes. Commands come in
+through a queue. An answer leaves through its session's `Deliver`, which must not block.
 """
 
 from __future__ import annotations
@@ -12,53 +12,81 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BatchEntry
+from cloud.engine.frame_work import FloatRows, FrameSession, FrameWork
 from cloud.errors import CloudError, EngineError
-from cloud.server.metrics import Metrics
-from cloud.sessions.session import Session, Work
 from optimizer.policy.batching import Scheduler, Share, Waiting
 from protos.messages import Frame, Result, Timings
 
 logger = logging.getLogger(__name__)
 
-Deliver = Callable[[Result | CloudError], None]
+Deliver: TypeAlias = Callable[[Result | CloudError], None]
 
 _JOIN_TIMEOUT_S: Final = 30.0
 
 
-@dataclass(slots=True, eq=False)
-class Client:
-    """A session in the loop's care: its frames in order, and where its answers go."""
+class BatchEngine(Protocol):
+    """The part of `BackEngine` that runs a batch: float32 logits [num_logits, V] of each entry."""
 
-    session: Session
-    deliver: Deliver
-    frames: deque[tuple[Frame, float]] = field(default_factory=deque)
-    work: Work | None = None
-    received_s: float = 0.0
-    codec_s: float = 0.0
-    compute_s: float = 0.0
-    queue_s: float = 0.0
-    closed: bool = False
+    def forward(self, batch: Sequence[BatchEntry]) -> list[Tensor]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Submit:
-    client: Client
+class StepObserver(Protocol):
+    """Who is told how long frames wait and steps take, in seconds."""
+
+    def frame_waited(self, wait_s: float) -> None: ...
+
+    def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None: ...
+
+
+class _NoObserver:
+    def frame_waited(self, wait_s: float) -> None:
+        pass
+
+    def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None:
+        pass
+
+
+class ActiveSession:
+    """A session in the loop's care: its frames in order, and where its answers go.
+
+    The model thread owns it. Other threads may call `answer_to` and read `is_dropped`.
+    """
+
+    __slots__ = ("_deliver", "_dropped", "_frames", "session")
+
+    def __init__(self, session: FrameSession, deliver: Deliver) -> None:
+        self.session = session
+        self._deliver = deliver
+        self._frames: deque[_Submit] = deque()
+        self._dropped = False
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the loop has let go of it: it was closed, or an error ended it."""
+        return self._dropped
+
+    def answer_to(self, deliver: Deliver) -> None:
+        """From now on `deliver` gets the answers."""
+        self._deliver = deliver
+
+
+class _Submit(NamedTuple):
+    active: ActiveSession
     frame: Frame
     received_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Close:
-    client: Client
+class _Close(NamedTuple):
+    active: ActiveSession
     freed: Future[None]
 
 
@@ -66,27 +94,40 @@ class _Stop:
     pass
 
 
+@dataclass(slots=True, kw_only=True)
+class _FrameRun:
+    """A frame that was begun and not answered, and where its time went so far, in seconds."""
+
+    work: FrameWork
+    received_s: float
+    codec_s: float
+    queue_s: float | None = None  # None: no batch had a row of it yet
+    compute_s: float = 0.0
+
+
 class EngineLoop:
     """Owns the engine and its thread. The public methods may be called from any thread."""
 
     def __init__(
         self,
-        engine: BackEngine,
+        engine: BatchEngine,
         scheduler: Scheduler | None = None,
         *,
-        metrics: Metrics | None = None,
+        observer: StepObserver | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._metrics = metrics or Metrics()
         self._engine = engine
         self._scheduler = scheduler or Scheduler()
+        self._observer = observer or _NoObserver()
         self._clock = clock
         self._inbox: queue.SimpleQueue[_Submit | _Close | _Stop] = queue.SimpleQueue()
-        self._line: dict[Client, None] = {}  # clients with work, in the order they got it
-        self._answers: list[tuple[Client, Result | CloudError]] = []  # not yet delivered
+        # One frame of each session that has one, in the order in which they were begun.
+        self._runs: dict[ActiveSession, _FrameRun] = {}
+        self._answers: list[tuple[ActiveSession, Result | CloudError]] = []  # not yet delivered
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -94,14 +135,14 @@ class EngineLoop:
         self._inbox.put(_Stop())
         self._thread.join(timeout=_JOIN_TIMEOUT_S)
 
-    def submit(self, client: Client, frame: Frame) -> None:
-        """Queue a frame; its answer, or the error that ends the session, goes to `deliver`."""
-        self._inbox.put(_Submit(client, frame, self._clock()))
+    def submit(self, active: ActiveSession, frame: Frame) -> None:
+        """Queue a frame. Its answer, or the error that ends the session, is delivered."""
+        self._inbox.put(_Submit(active, frame, self._clock()))
 
-    def close(self, client: Client) -> Future[None]:
-        """Free the session as soon as no batch uses it; the future is done when it is."""
+    def close(self, active: ActiveSession) -> Future[None]:
+        """Free the session as soon as no batch uses it; the future is done when it is free."""
         freed: Future[None] = Future()
-        self._inbox.put(_Close(client, freed))
+        self._inbox.put(_Close(active, freed))
         return freed
 
     def _run(self) -> None:
@@ -109,143 +150,135 @@ class EngineLoop:
             shares = self._scheduler.next_batch(
                 [
                     Waiting(
-                        key=client,
-                        num_rows=work.left,
-                        num_logits=work.num_logits,
-                        begun=work.done > 0,
+                        key=active,
+                        num_rows=run.work.left,
+                        num_logits=run.work.num_logits,
+                        begun=run.work.done > 0,
                     )
-                    for client in self._line
-                    if (work := client.work) is not None
+                    for active, run in self._runs.items()
                 ]
             )
             if shares:
                 self._run_batch(shares)
 
     def _take_commands(self) -> bool:
-        """Deliver what is done, apply what came in; waits when there is nothing to run.
+        """Deliver what is done and apply what came in; wait when there is nothing to run.
 
         False: stop.
         """
         self._deliver()
-        while not self._line or not self._inbox.empty():
+        while not self._runs or not self._inbox.empty():
             command = self._inbox.get()
             if isinstance(command, _Stop):
                 return False
-            client = command.client
+            active = command.active
             if isinstance(command, _Close):
-                self._drop(client)
+                self._drop(active)
                 # The stream that waits may be cancelled, and its future with it.
                 if command.freed.set_running_or_notify_cancel():
                     command.freed.set_result(None)
-            elif not client.closed:
-                client.frames.append((command.frame, command.received_s))
-                self._next_work(client)
+            elif not active._dropped:
+                active._frames.append(command)
+                self._begin_next(active)
                 self._deliver()
         return True
 
     def _deliver(self) -> None:
-        """All answers of a batch together: the event loop is woken once, and runs beside us."""
-        for client, answer in self._answers:
-            client.deliver(answer)
+        """Deliver all answers of a batch together: so the event loop wakes once for them."""
+        for active, answer in self._answers:
+            active._deliver(answer)
         self._answers.clear()
 
-    def _next_work(self, client: Client) -> None:
-        """Start the client's next frame if it has none running; answers repeats at once."""
-        while client.work is None and client.frames and not client.closed:
-            frame, client.received_s = client.frames.popleft()
+    def _begin_next(self, active: ActiveSession) -> None:
+        """Begin the session's next frame if none is begun; a repeated frame is answered at once."""
+        while active not in self._runs and active._frames:
+            _, frame, received_s = active._frames.popleft()
             begun_s = self._clock()
             try:
-                work = client.session.begin(frame)
+                work = active.session.begin(frame)
             except CloudError as error:
-                self._fail(client, error)
+                self._fail(active, error)
                 return
             except Exception as error:  # one session's frame must not end the others'
                 logger.exception("taking in a frame failed")
-                self._fail(client, EngineError(f"taking in a frame failed ({error})"))
+                self._fail(active, EngineError(f"taking in a frame failed ({error})"))
                 return
             if isinstance(work, Result):
-                self._answers.append((client, work))
+                self._answers.append((active, work))
                 continue
-            client.work = work
-            client.codec_s = self._clock() - begun_s
-            client.compute_s = 0.0
-            client.queue_s = -1.0
-            self._line[client] = None
+            self._runs[active] = _FrameRun(
+                work=work, received_s=received_s, codec_s=self._clock() - begun_s
+            )
 
-    def _run_batch(self, shares: tuple[Share[Client], ...]) -> None:
-        batch: list[BatchEntry] = []
+    def _run_batch(self, shares: Sequence[Share[ActiveSession]]) -> None:
         begun_s = self._clock()
         for share in shares:
-            client, work = share.key, _work(share.key)
-            rows = torch.from_numpy(work.rows[work.done : work.done + share.num_rows])
-            last = share.num_rows == work.left
-            batch.append(
-                BatchEntry(
-                    lease=client.session.lease,
-                    rows=rows,
-                    num_logits=work.num_logits if last else 0,
-                )
-            )
-            if client.queue_s < 0:
-                client.queue_s = max(0.0, begun_s - client.received_s - client.codec_s)
-                self._metrics.queue_s.observe(client.queue_s)
+            self._note_wait(self._runs[share.key], begun_s)
         try:
-            logits = [part.cpu().numpy() for part in self._engine.forward(batch)]
+            outputs = self._engine.forward([self._entry(share) for share in shares])
+            logits = [part.cpu().numpy() for part in outputs]
         except Exception as error:  # one broken step must not end the server
             logger.exception("a batch of %d sessions failed", len(shares))
             for share in shares:
                 self._fail(share.key, EngineError(f"the model's step failed ({error})"))
             return
-        ended_s = self._clock()
+        duration_s = self._clock() - begun_s
         num_rows = sum(share.num_rows for share in shares)
-        self._metrics.step_s.observe(ended_s - begun_s)
-        self._metrics.batch_sessions.observe(len(shares))
-        self._metrics.batch_rows.observe(num_rows)
+        self._observer.step_ran(duration_s, num_sessions=len(shares), num_rows=num_rows)
         for share, part in zip(shares, logits, strict=True):
-            client, work = share.key, _work(share.key)
-            work.done += share.num_rows
-            client.compute_s += ended_s - begun_s
-            if work.left == 0:
-                self._answer(client, work, part, (len(shares), num_rows))
+            run = self._runs[share.key]
+            run.work.done += share.num_rows
+            run.compute_s += duration_s
+            if run.work.left == 0:
+                self._answer(share.key, part, num_sessions=len(shares), num_rows=num_rows)
+
+    def _note_wait(self, run: _FrameRun, begun_s: float) -> None:
+        """The first batch with rows of this frame begins: its wait is over."""
+        if run.queue_s is None:
+            run.queue_s = max(0.0, begun_s - run.received_s - run.codec_s)
+            self._observer.frame_waited(run.queue_s)
+
+    def _entry(self, share: Share[ActiveSession]) -> BatchEntry:
+        work = self._runs[share.key].work
+        is_last = share.num_rows == work.left
+        return BatchEntry(
+            lease=share.key.session.lease,
+            rows=torch.from_numpy(work.rows[work.done : work.done + share.num_rows]),
+            num_logits=work.num_logits if is_last else 0,
+        )
 
     def _answer(
-        self, client: Client, work: Work, logits: np.ndarray, batch_size: tuple[int, int]
+        self, active: ActiveSession, logits: FloatRows, *, num_sessions: int, num_rows: int
     ) -> None:
-        del self._line[client]
-        client.work = None
+        run = self._runs.pop(active)
         begun_s = self._clock()
         timings = Timings(
-            codec_s=client.codec_s,
-            queue_s=client.queue_s,
-            compute_s=client.compute_s,
-            batch_sessions=batch_size[0],
-            batch_rows=batch_size[1],
+            codec_s=run.codec_s,
+            queue_s=run.queue_s or 0.0,
+            compute_s=run.compute_s,
+            batch_sessions=num_sessions,
+            batch_rows=num_rows,
         )
         try:
-            result = client.session.finish(work, logits, timings, lambda: self._clock() - begun_s)
+            result = active.session.finish(
+                run.work, logits, timings, lambda: self._clock() - begun_s
+            )
         except CloudError as error:
-            self._fail(client, error)
+            self._fail(active, error)
             return
         except Exception as error:  # one session's answer must not end the others'
             logger.exception("drawing a token failed")
-            self._fail(client, EngineError(f"drawing a token failed ({error})"))
+            self._fail(active, EngineError(f"drawing a token failed ({error})"))
             return
-        self._answers.append((client, result))
-        self._next_work(client)
+        self._answers.append((active, result))
+        self._begin_next(active)
 
-    def _fail(self, client: Client, error: CloudError) -> None:
-        self._drop(client)
-        self._answers.append((client, error))
+    def _fail(self, active: ActiveSession, error: CloudError) -> None:
+        self._drop(active)
+        self._answers.append((active, error))
 
-    def _drop(self, client: Client) -> None:
-        client.closed = True
-        client.work = None
-        client.frames.clear()
-        self._line.pop(client, None)
-        client.session.close()
-
-
-def _work(client: Client) -> Work:
-    if client.work is None:
-        raise RuntimeError("a client without work was scheduled")
-    return client.work
+    def _drop(self, active: ActiveSession) -> None:
+        active._dropped = True
+        active._frames.clear()
+        self._runs.pop(active, None)
+        active.session.close()

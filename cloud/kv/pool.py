@@ -184,15 +184,21 @@ class SharedPrefix(NamedTuple):
 class KvPool:
     """Hands out leases while they fit into `limit_bytes`. Safe to use from several threads.
 
-    `reclaim` is asked to drop one cached prefix when room is short; False: there is none.
+    `reclaim` is asked to drop one cached prefix when room is short; False: there is none. The
+    pool's lock is held meanwhile.
     """
 
     def __init__(
-        self, shape: KvShape, *, limit_bytes: int, device: torch.device | str = "cpu"
+        self,
+        shape: KvShape,
+        *,
+        limit_bytes: int,
+        device: torch.device | str = "cpu",
+        reclaim: Callable[[], bool] = lambda: False,
     ) -> None:
         self.shape = shape
         self.limit_bytes = limit_bytes
-        self.reclaim: Callable[[], bool] = lambda: False
+        self._reclaim = reclaim
         self.lock = threading.RLock()
         self._blocks = BlockAllocator(limit_bytes // shape.block_bytes)
         self._num_cached_blocks = 0  # held by the prefix cache alone
@@ -300,7 +306,7 @@ class KvPool:
 
     def _take(self, layers: int, blocks: int) -> tuple[Run, ...] | None:
         while (runs := self._blocks.take(layers, blocks)) is None:
-            if not self.reclaim():
+            if not self._reclaim():
                 return None
         return runs
 

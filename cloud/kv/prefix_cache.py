@@ -1,8 +1,11 @@
-"""Beginnings of sessions that were run already, kept for sessions that begin the same.
+"""Beginnings of sessions that ran already, kept for sessions that begin the same.
 
-An entry is named by a chain hash over frames (`protos.prefix`) under a key of this server and the
-tenant's name, so that nobody can ask whether somebody else has sent a prompt. It holds its blocks
-only as long as nobody needs them: the one used longest ago goes first.
+The name of an entry is a chain hash over its frames (`protos.prefix`), under a secret of this
+server and the tenant's name. So nobody can find out whether another tenant has sent a prompt. An
+entry holds its blocks only as long as no session needs them: the one used longest ago goes first.
+
+The pool asks the cache for room, so the cache is made first and given to the pool. The pool's lock
+guards both. It must be held for `find` and `drop_oldest`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cloud.kv.pool import KvLease, KvPool, SharedPrefix
 
@@ -30,28 +33,28 @@ class Beginning:
     chain: bytes
 
 
+class _Entry(NamedTuple):
+    beginning: Beginning
+    pool: KvPool  # whose blocks they are
+
+
 class PrefixCache:
     """Finds and keeps beginnings. Used by the event loop and the model thread alike."""
 
-    def __init__(self, pool: KvPool) -> None:
-        self._pool = pool
+    def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
-        self._entries: OrderedDict[bytes, Beginning] = OrderedDict()
-        pool.reclaim = self.drop_oldest
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
     def find(self, tenant: str, chains: Sequence[bytes]) -> Beginning | None:
         """The longest beginning among `chains` (hashes after one frame, two, ...).
 
-        Its blocks stay only while `KvPool.lock` is held; lease them under it.
+        Its blocks stay only while `KvPool.lock` is held; lease them before you let go of it.
         """
         for chain in reversed(chains):
             name = self._name(tenant, chain)
             if name in self._entries:
                 self._entries.move_to_end(name)
-                return self._entries[name]
+                return self._entries[name].beginning
         return None
 
     def keep(
@@ -59,27 +62,28 @@ class PrefixCache:
     ) -> None:
         """Keep the first len(tokens) positions of a session. They must be whole blocks."""
         name = self._name(tenant, chain)
-        with self._pool.lock:
+        pool = lease.pool
+        with pool.lock:
             if name in self._entries:
                 self._entries.move_to_end(name)
                 return
             while len(self._entries) >= MAX_ENTRIES:
                 self.drop_oldest()
-            self._entries[name] = Beginning(
-                blocks=self._pool.share(lease, len(tokens)),
+            beginning = Beginning(
+                blocks=pool.share(lease, len(tokens)),
                 tokens=tokens,
                 num_frames=num_frames,
                 chain=chain,
             )
+            self._entries[name] = _Entry(beginning, pool)
 
     def drop_oldest(self) -> bool:
         """Let go of the entry used longest ago; False: there is none."""
-        with self._pool.lock:
-            if not self._entries:
-                return False
-            _, entry = self._entries.popitem(last=False)
-            self._pool.forget(entry.blocks)
-            return True
+        if not self._entries:
+            return False
+        _, entry = self._entries.popitem(last=False)
+        entry.pool.forget(entry.beginning.blocks)
+        return True
 
     def _name(self, tenant: str, chain: bytes) -> bytes:
         return hmac.digest(self._secret, tenant.encode() + b"\0" + chain, hashlib.sha256)

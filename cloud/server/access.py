@@ -1,4 +1,4 @@
-"""Who may talk to the server: TLS, bearer tokens, and the refusal to be open by accident."""
+"""Who may talk to the server: TLS, bearer tokens, and no open server by accident."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import grpc
 from cloud.errors import AccessError, StartError, status_of
 from cloud.sessions.tenants import Tenant, Tenants
 from protos.addresses import is_loopback
+from protos.wire import AUTHORIZATION_KEY
 
 _HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What guards the server. `client_ca` turns on mutual TLS; `insecure` waives the guard."""
+    """What guards the server. `client_ca` turns on mutual TLS; `insecure` lets it be open."""
 
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -28,6 +29,7 @@ class Access:
 
     @property
     def tls(self) -> bool:
+        """Whether it speaks TLS."""
         return self.tls_cert is not None
 
     def check(self, host: str) -> None:
@@ -44,7 +46,7 @@ class Access:
         )
 
     def credentials(self) -> grpc.ServerCredentials | None:
-        """TLS credentials, None for plain text."""
+        """TLS credentials; None for plain text. Raises StartError for a file it cannot read."""
         if self.tls_cert is None or self.tls_key is None:
             return None
         return grpc.ssl_server_credentials(
@@ -54,14 +56,17 @@ class Access:
         )
 
     def tenants(self) -> Tenants:
-        """Who may come, by the token file (`cloud.sessions.tenants`); without one, everybody."""
+        """Who may connect, by the token file (`cloud.sessions.tenants`); without one, everybody.
+
+        Raises StartError for a file that it cannot read or that is malformed.
+        """
         if self.token_file is None:
             return Tenants()
         return Tenants.parse(_read(self.token_file), str(self.token_file))
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Lets calls pass that carry `authorization: Bearer TOKEN`; health checks need none."""
+    """Lets calls pass that carry `authorization: Bearer TOKEN`; a health check needs no token."""
 
     def __init__(self, tenants: Tenants) -> None:
         self._tenants = tenants
@@ -81,6 +86,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         details: grpc.HandlerCallDetails,
     ) -> Any:
+        """The call's handler, or one that refuses the call."""
         handler = await continuation(details)
         if handler is None or details.method.startswith(_HEALTH_PREFIX):
             return handler
@@ -92,8 +98,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 def tenant_of(
     tenants: Tenants, metadata: Iterable[tuple[str, str | bytes]] | None
 ) -> Tenant | None:
-    """Who calls, by the one `authorization` header; None: nobody we know."""
-    sent = [value for key, value in metadata or () if key == "authorization"]
+    """Who calls, by the one `authorization` header; None: refuse."""
+    sent = [value for key, value in metadata or () if key == AUTHORIZATION_KEY]
     return tenants.of(sent[0] if len(sent) == 1 else None)
 
 

@@ -1,7 +1,7 @@
 """The server's side of the link probe: answer each message with as many bytes as it asks for.
 
-Bounded, because a stranger may call it: a message's sizes are capped by the wire, a call's total
-here, so one call cannot keep the server's uplink busy for long.
+A stranger may call it, so it is bounded. The wire bounds one message and this module bounds one
+call: so no call keeps the server's uplink busy for long.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ MAX_CALL_BYTES: Final = 256 << 20
 
 
 async def answer_probe(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Serialized `ProbeChunk`s in, serialized answers out, in order.
+    """Take serialized `ProbeChunk`s and yield serialized answers, in order.
 
-    Raises RemoteWireError for a malformed or oversized message, and when the call has moved
+    Raises RemoteWireError for a malformed or oversized message, and once the call has moved
     `MAX_CALL_BYTES`.
     """
     moved = 0

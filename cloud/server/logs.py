@@ -1,6 +1,6 @@
 """Structured logs: an event with fields, as text or as one JSON object a line.
 
-Fields are ids, sizes, times and reasons. Prompts, tokens and hidden states are never among them.
+A field is an id, a size, a time or a reason, and never a prompt, a token or a hidden state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-
 
 
 def event(logger: logging.Logger, name: str, **fields: object) -> None:
-    """Log `name` with fields at INFO. None values are left out."""
+    """Log `name` with its fields at INFO, without the fields that are None."""
     if logger.isEnabledFor(logging.INFO):
         kept = {key: value for key, value in fields.items() if value is not None}
         text = " ".join([name, *(f"{key}={value}" for key, value in kept.items())])
@@ -35,6 +35,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a record: time, level, logger, event and its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, object] = {
             "time": f"{at}.{int(record.msecs):03d}Z",
@@ -49,7 +50,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_to_stderr(*, as_json: bool) -> None:
-    """Send the server's events to stderr, from INFO on."""
+    """Send the server's events to stderr, from level INFO on."""
     handler = logging.StreamHandler()
     text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if as_json else text)

@@ -1,7 +1,7 @@
 """Answers on their way from the model thread to the streams of one event loop.
 
-Waking an event loop is a system call and a change of thread. What lies in the mailbox when the
-loop comes round is handed out at once, so a batch of sessions costs one.
+To wake an event loop costs a system call and a change of thread. The loop hands out everything
+that it finds in the mailbox, so the answers of a whole batch wake it once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """`post` from any one thread; the queues belong to the event loop that made this."""
+    """One thread posts. The queues belong to the event loop on which this was made."""
 
     def __init__(self) -> None:
         self._event_loop = asyncio.get_running_loop()

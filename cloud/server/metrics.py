@@ -1,6 +1,6 @@
 """Prometheus metrics of one server, in a registry of its own, and the endpoint that shows them.
 
-Labels take few values only (kinds of errors, directions): never session ids or tenants' texts.
+Labels take few values only (kinds of errors, directions), and never session ids or tenants' texts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PREFIX: Final = "splitpoint_"
 
 
 class Metrics:
-    """What happens, counted. Safe from every thread."""
+    """Counts what happens. Safe to use from every thread."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -50,15 +50,29 @@ class Metrics:
         self.bytes_down = self.bytes.labels(direction="down")
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Register a gauge that is read when somebody looks."""
+        """Register a gauge; `value` is called whenever somebody reads the metrics."""
         Gauge(_PREFIX + name, text, registry=self.registry).set_function(value)
 
+    def frame_waited(self, wait_s: float) -> None:
+        """A frame waited so many seconds for its first batch (`cloud.engine.loop.StepObserver`)."""
+        self.queue_s.observe(wait_s)
+
+    def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None:
+        """A batch ran (`cloud.engine.loop.StepObserver`)."""
+        self.step_s.observe(duration_s)
+        self.batch_sessions.observe(num_sessions)
+        self.batch_rows.observe(num_rows)
+
     def failed(self, error: CloudError) -> None:
+        """A stream ended with this error."""
         self.errors.labels(kind=type(error).__name__).inc()
 
 
 def serve_metrics(metrics: Metrics, host: str, port: int) -> tuple[int, Callable[[], None]]:
-    """Answer GET /metrics on a thread. Returns the port and how to stop. Raises StartError."""
+    """Answer GET /metrics on a thread; port 0 takes any.
+
+    Returns the port, and what stops it. Raises StartError where it cannot listen.
+    """
     try:
         server, thread = start_http_server(port, addr=host, registry=metrics.registry)
     except OSError as error:

@@ -1,9 +1,9 @@
-"""One open stream: frames in, answers out, the client's pace and the tenant's rate kept.
+"""One open stream: frames in, answers out, within the limits of the session and of the tenant.
 
 Two coroutines share it. `read_frames` hands frames to the model thread, no more than
-`max_frames_in_flight` at a time and no faster than the tenant may; `write_answers` sends what
-comes back. What the reader has to say at its end goes through the same outbox, so errors and
-the end arrive in order.
+`max_frames_in_flight` at a time and no faster than the tenant's rate. `write_answers` sends what
+comes back. The reader's last word goes through the same outbox as the answers, so errors and the
+end arrive in order.
 """
 
 from __future__ import annotations
@@ -12,40 +12,56 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 
-from cloud.engine.loop import Client, EngineLoop
+from cloud.engine.loop import ActiveSession, Deliver
 from cloud.errors import BadFrameError, CloudError, EngineError, IdleError, MismatchError
 from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
 from protos import wire
 from protos.errors import RemoteWireError, VersionError
 from protos.messages import Close, CloudMessage, Frame, Open, Result
+from protos.wire import DEFAULT_FRAMES_IN_FLIGHT
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
+Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 
 
-class Pace(Protocol):
-    """How long a frame of `num_rows` rows has to wait for its tenant's rate."""
+class RateLimit(Protocol):
+    """How long a frame of `num_rows` rows has to wait for its tenant's rate, in seconds."""
 
     def __call__(self, num_rows: int) -> float: ...
+
+
+class FrameSink(Protocol):
+    """The part of `EngineLoop` that takes frames."""
+
+    def submit(self, active: ActiveSession, frame: Frame) -> None: ...
 
 
 class _Closing:
     """What the reader says when the client asked to close, or sends no more."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """idle_ttl_s: how long a client may be silent. max_frames_in_flight: frames unanswered."""
+
+    idle_ttl_s: float = 300.0
+    max_frames_in_flight: int = DEFAULT_FRAMES_IN_FLIGHT
+
+
 Answer: TypeAlias = Result | CloudError | _Closing
 
-# For a stream that never says what it wants, however many of them there are.
+# How long a stream may take to say what it wants.
 OPEN_TIMEOUT_S: Final = 10.0
 
 
-class Stream:
+class ServerStream:
     """See the module's docstring. Lives on the event loop's thread."""
 
     def __init__(
@@ -53,33 +69,33 @@ class Stream:
         context: Context,
         *,
         metrics: Metrics,
-        pace: Pace,
+        rate_limit: RateLimit,
         max_hidden_bytes: Callable[[int], int],
         mailbox: Mailbox[Answer],
-        idle_ttl_s: float,
-        max_frames_in_flight: int,
+        limits: StreamLimits,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """max_hidden_bytes: most bytes of hidden states in a frame of so many rows."""
         self.opened_s = clock()
         self.num_frames = 0
         self.num_tokens = 0
         self.said_close = False  # the client's own word, not the end of a stream that broke
         self._context = context
         self._metrics = metrics
-        self._pace = pace
-        self._max_hidden_bytes = max_hidden_bytes  # of a frame with so many rows
-        self._idle_ttl_s = idle_ttl_s
+        self._rate_limit = rate_limit
+        self._max_hidden_bytes = max_hidden_bytes
+        self._idle_ttl_s = limits.idle_ttl_s
         self._clock = clock
         self._mailbox = mailbox
         self._outbox: asyncio.Queue[Answer] = asyncio.Queue()
-        self._room = asyncio.Semaphore(max_frames_in_flight)
+        self._room = asyncio.Semaphore(limits.max_frames_in_flight)
         self._outstanding: dict[int, int] = {}  # answers owed, by sequence number
         self._silent_since_s: float | None = None  # on the event loop's clock
         self._watch: asyncio.TimerHandle | None = None
         self._last_token_s: float | None = None
 
-    def deliver(self) -> Callable[[Result | CloudError], None]:
-        """For the model thread: put an answer into the outbox. Never blocks."""
+    def deliver(self) -> Deliver:
+        """What puts an answer of the model thread into the outbox. It never blocks."""
         mailbox, outbox = self._mailbox, self._outbox
 
         def put(answer: Result | CloudError) -> None:
@@ -88,11 +104,15 @@ class Stream:
         return put
 
     def end(self, error: CloudError) -> None:
-        """End the stream with this error, after what is in the outbox already."""
+        """End the stream with this error, after the answers that are in the outbox already."""
         self._outbox.put_nowait(error)
 
     async def read_open(self) -> Open:
-        """The first message. Raises BadFrameError when it is another, IdleError when none comes."""
+        """The first message.
+
+        Raises BadFrameError when it is no Open, MismatchError for another version of the protocol,
+        and IdleError when none comes.
+        """
         limit_s = min(OPEN_TIMEOUT_S, self._idle_ttl_s)
         try:
             message = _decode(await asyncio.wait_for(self._read(), limit_s))
@@ -102,8 +122,8 @@ class Stream:
             raise BadFrameError("a stream begins with Open")
         return message
 
-    async def read_frames(self, client: Client, engine_loop: EngineLoop) -> None:
-        """Frames into the model thread, until the client's last word."""
+    async def read_frames(self, active: ActiveSession, sink: FrameSink) -> None:
+        """Hand frames to the model thread until the client closes or sends no more."""
         self._watch_silence()
         try:
             while (data := await self._read()) is not None:
@@ -114,19 +134,11 @@ class Stream:
                     break
                 if not isinstance(message, Frame):
                     raise BadFrameError("a second Open in one stream")
-                most = self._max_hidden_bytes(len(message.token_ids))
-                if len(message.hidden) > most:  # before it waits with others for the model
-                    raise BadFrameError(
-                        f"a frame of {len(message.hidden)} bytes, its rows need {most} at most"
-                    )
-                await self._room.acquire()
-                self._metrics.rows.inc(len(message.token_ids))
-                if (wait_s := self._pace(len(message.token_ids))) > 0:
-                    await asyncio.sleep(wait_s)
+                await self._take_turn(message)
                 owed = self._outstanding.get(message.sequence, 0)
                 self._outstanding[message.sequence] = owed + 1
                 self.num_frames += 1
-                engine_loop.submit(client, message)
+                sink.submit(active, message)
             self._outbox.put_nowait(_Closing())
         except CloudError as error:
             self._outbox.put_nowait(error)
@@ -137,8 +149,21 @@ class Stream:
             if self._watch is not None:
                 self._watch.cancel()
 
+    async def _take_turn(self, frame: Frame) -> None:
+        """Wait until the frame may go to the model thread. Raises BadFrameError: it is too big."""
+        num_rows = len(frame.token_ids)
+        most = self._max_hidden_bytes(num_rows)
+        if len(frame.hidden) > most:  # before it waits with others for the model
+            raise BadFrameError(
+                f"a frame of {len(frame.hidden)} bytes, its rows need {most} at most"
+            )
+        await self._room.acquire()
+        self._metrics.rows.inc(num_rows)
+        if (wait_s := self._rate_limit(num_rows)) > 0:
+            await asyncio.sleep(wait_s)
+
     async def write_answers(self) -> None:
-        """Answers to the client until it has closed and has every answer it waits for.
+        """Send answers until the client has closed and has every answer that it waits for.
 
         Raises the CloudError that the stream ends with.
         """
@@ -152,7 +177,7 @@ class Stream:
                 continue
             owed = self._outstanding.pop(answer.sequence, 0)
             if not owed:
-                # Of a stream that broke: this client asks for it again, and gets that answer.
+                # The answer to a frame of a stream that broke. This client asks for it again.
                 continue
             if owed > 1:
                 self._outstanding[answer.sequence] = owed - 1
@@ -161,13 +186,17 @@ class Stream:
             self._count(answer)
 
     async def write(self, message: CloudMessage) -> None:
+        """Send one message to the client."""
         data = wire.encode_cloud(message)
         self._metrics.bytes_down.inc(len(data))
         await self._context.write(data)
 
     def _watch_silence(self) -> None:
-        """End the stream once its client was silent for the idle TTL. One timer a stream that
-        looks now and then: a time limit on every read would cost more than the read."""
+        """End the stream once its client was silent for the idle TTL.
+
+        One timer per stream looks now and then, because a time limit on every read would cost
+        more than the read.
+        """
         event_loop = asyncio.get_running_loop()
         now_s = event_loop.time()
         silent_s = 0.0 if self._silent_since_s is None else now_s - self._silent_since_s

@@ -1,94 +1,75 @@
 """Sessions whose stream broke, kept for a while for a stream that opens them again.
 
-They hold their KV and count as sessions, but give way: whoever needs room takes it from the
-one parked longest. Lives on the event loop's thread.
+They keep their KV and count as sessions, but they give way: whoever needs room takes it from the
+session that has been resumable longest. Lives on the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable
 from typing import NamedTuple
 
-from cloud.engine.loop import Client
-from cloud.sessions.tenants import Tenant
+from cloud.engine.loop import Deliver
+from cloud.sessions.held_session import HeldSession
+from cloud.sessions.lifecycle import Lifecycle, SessionKey, SessionState
 from protos.messages import Open
 
 
-class Key(NamedTuple):
-    """Whose session it is. The id is its secret: unguessable, and only the same tenant's."""
-
-    tenant: str
-    session_id: str
-
-
-class Parked(NamedTuple):
-    """A session without a stream, and the Open that it began with."""
-
-    client: Client
-    request: Open
-    tenant: Tenant
+class _Kept(NamedTuple):
+    held: HeldSession
+    timer: asyncio.TimerHandle
 
 
 class ResumableSessions:
-    """free: called with each session that nobody came back for, in time or in room."""
+    """The resumable sessions by key, each with the timer that ends it."""
 
-    def __init__(self, free: Callable[[Parked], None]) -> None:
-        self._free = free
-        self._parked: OrderedDict[Key, tuple[Parked, asyncio.TimerHandle]] = OrderedDict()
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._kept: dict[SessionKey, _Kept] = {}
 
-    def __len__(self) -> int:
-        return len(self._parked)
+    def keep(self, held: HeldSession, ttl_s: float) -> None:
+        """Keep it for `ttl_s`, or until `claim` takes it or somebody needs the room.
 
-    def park(self, key: Key, parked: Parked, ttl_s: float) -> None:
-        """Keep it for `ttl_s`, or until `claim` takes it or room is needed.
-
-        Another one under this key is freed: it would be out of everybody's reach.
+        Another session under its key is closed, because nobody could reach that one any more.
         """
-        if key in self._parked:
-            self._drop(key)
-        timer = asyncio.get_running_loop().call_later(ttl_s, self._drop, key)
-        self._parked[key] = (parked, timer)
+        if held.key in self._kept:
+            self._close(held.key)
+        held.keep_without_stream()
+        timer = asyncio.get_running_loop().call_later(ttl_s, self._close, held.key)
+        self._kept[held.key] = _Kept(held, timer)
 
-    def claim(self, key: Key, request: Open) -> Parked | None:
-        """The session that `request` continues, if it is here, alive and of the same terms.
+    def claim(self, key: SessionKey, request: Open, deliver: Deliver) -> HeldSession | None:
+        """The session that `request` continues, with `deliver` to get its answers; None: none.
 
-        One of other terms, or one that an error ended meanwhile, is freed: its id begins anew.
+        A session of other terms, or one that an error ended meanwhile, is closed: its id begins
+        anew.
         """
-        entry = self._parked.pop(key, None)
-        if entry is None:
+        kept = self._kept.pop(key, None)
+        if kept is None:
             return None
-        parked, timer = entry
-        timer.cancel()
-        if parked.client.closed or not same_terms(parked.request, request):
-            self._free(parked)
+        kept.timer.cancel()
+        if not kept.held.can_continue_as(request):
+            kept.held.close()
             return None
-        return parked
+        return kept.held if kept.held.resume(deliver) else None
 
-    def drop_oldest(self, tenant: str | None = None) -> bool:
-        """Free the session parked longest, of this tenant if one is named; False: there is none."""
-        for key in self._parked:
-            if tenant is None or key.tenant == tenant:
-                self._drop(key)
-                return True
-        return False
+    def close_oldest(self, tenant: str | None = None) -> bool:
+        """Close the session that has been here longest, of this tenant if one is named.
 
-    def drop_all(self) -> None:
-        while self.drop_oldest():
+        False: there is none.
+        """
+        life = self._lifecycle.oldest(SessionState.RESUMABLE, tenant)
+        if life is None:
+            return False
+        self._close(life.key)
+        return True
+
+    def close_all(self) -> None:
+        """Close every one of them."""
+        while self.close_oldest():
             pass
 
-    def _drop(self, key: Key) -> None:
-        parked, timer = self._parked.pop(key)
+    def _close(self, key: SessionKey) -> None:
+        held, timer = self._kept.pop(key)
         timer.cancel()
-        self._free(parked)
-
-
-def same_terms(first: Open, second: Open) -> bool:
-    """Whether two Opens ask for the same session."""
-    return (first.split, first.max_tokens, first.codec_tables_sha256, first.sampling) == (
-        second.split,
-        second.max_tokens,
-        second.codec_tables_sha256,
-        second.sampling,
-    )
+        held.close()

@@ -1,22 +1,24 @@
-"""One client's session as a state machine without I/O, threads or tensors' insides.
+"""One session's rules: a state machine without I/O, threads or tensors' insides.
 
-A frame is checked (`begin`), its rows run in one or more batches (`take`), and its logits
-become a result (`finish`). Results are remembered by sequence number: a frame that comes again
-is answered again and never applied twice; a number that skips one is an error, as is a frame
-whose rows would leave a hole in the cache. A frame that was sent ahead of the answer before it
-stands on a guess of that answer's last token: where that is wrong it is answered without tokens.
+`begin` checks a frame, its rows run in one or more batches, and `finish` makes its logits a result.
+The session remembers results by sequence number. So a frame that comes again is answered again and
+never applied twice. A sequence number that skips one is an error, and so is a frame whose rows
+would leave a hole in the cache.
+
+An edge may send a frame ahead of the answer before it, on a guess of that answer's last token.
+Where the guess was wrong, the frame is answered without tokens and nothing runs.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from cloud.engine.frame_work import FloatRows, FrameWork
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
 from cloud.kv.prefix_cache import Beginning
@@ -27,11 +29,10 @@ from decoding.sampler import verify
 from protos.messages import Frame, Result, Timings
 from protos.prefix import extend_chain
 
-Rows = npt.NDArray[np.float32]
 # Input tokens of a beginning, how many frames it took, and their chain hash.
-Keep = Callable[[tuple[int, ...], int, bytes], None]
+Keep: TypeAlias = Callable[[tuple[int, ...], int, bytes], None]
 
-# Answers kept for frames that come again; a client has far fewer on the way.
+# Answers kept for frames that come again. A client has far fewer frames on their way.
 REMEMBERED_RESULTS: Final = 64
 
 
@@ -40,21 +41,7 @@ class _Answered(NamedTuple):
     result: Result
 
 
-@dataclass(slots=True, kw_only=True)
-class Work:
-    """A checked frame on its way through batches. rows: float32 [T, D]; `done` of them have run."""
-
-    frame: Frame
-    rows: Rows
-    num_logits: int
-    done: int = 0
-
-    @property
-    def left(self) -> int:
-        return len(self.rows) - self.done
-
-
-class Session:
+class ServerSession:
     """See the module's docstring. Owns its KV lease; `close` frees it."""
 
     def __init__(
@@ -69,8 +56,8 @@ class Session:
         beginning: Beginning | None = None,
         keep: Keep | None = None,
     ) -> None:
-        """beginning: frames that were run already; `lease` must share its blocks. keep: told of
-        each further beginning that others may share."""
+        """beginning: frames that ran in another session; `lease` must share its blocks. keep: told
+        of each further beginning that other sessions may share."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
@@ -91,18 +78,18 @@ class Session:
 
     @property
     def num_frames(self) -> int:
-        """Frames that were begun: the next one has this sequence number."""
+        """Frames that it has begun: the next one has this sequence number."""
         return self._next_sequence
 
     def begin_chain(self, chain: bytes) -> None:
-        """Name the beginning of this session, for others to share it (`protos.prefix`)."""
+        """Name the beginning of this session, so that others can share it (`protos.prefix`)."""
         if self._chain is None:
             self._chain = chain
 
-    def begin(self, frame: Frame) -> Work | Result:
+    def begin(self, frame: Frame) -> FrameWork | Result:
         """Check the next frame, roll the cache back to where it starts, and decode its rows.
 
-        Returns the remembered result of a repeated frame, and an empty one for a frame that was
+        Returns the remembered result of a repeated frame, and an empty result for a frame that was
         sent ahead on a wrong guess. Raises BadFrameError.
         """
         if frame.sequence < self._next_sequence:
@@ -111,9 +98,9 @@ class Session:
             raise BadFrameError(
                 f"frame {frame.sequence} came, frame {self._next_sequence} is missing"
             )
-        if frame.ahead and not self._stands(frame):
+        if frame.ahead and not self._guess_was_right(frame):
             self._next_sequence += 1
-            self._chain = None  # it counts frames, and no chain names this one
+            self._chain = None  # a chain counts frames, and none names this one
             result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
             self._remember(frame, result)
             return result
@@ -137,23 +124,22 @@ class Session:
         self.tokens.extend(frame.token_ids)
         # A decoder may hand out a read-only view of the frame, which torch does not take.
         rows = np.require(rows, dtype=np.float32, requirements=["C", "W"])
-        return Work(
+        return FrameWork(
             frame=frame, rows=rows, num_logits=frame.num_drafts + 1 if frame.want_token else 0
         )
 
     def finish(
         self,
-        work: Work,
-        logits: Rows,
+        work: FrameWork,
+        logits: FloatRows,
         timings: Timings,
         elapsed_s: Callable[[], float] = lambda: 0.0,
     ) -> Result:
-        """The result of a frame whose rows have all run. logits: [num_logits, V] float32.
+        """The result of a frame whose rows have all run. logits: float32 [num_logits, V].
 
-        elapsed_s: asked once the tokens are drawn, for `timings.sample_s`.
-
-        Verifies drafts; the rows of refused ones leave the cache. Raises BadFrameError when the
-        rows, finite as they were, drove the model out of float32's range.
+        elapsed_s: seconds since the call; asked once the tokens are drawn, for
+        `timings.sample_s`. Verifies drafts; the rows of refused ones leave the cache. Raises
+        BadFrameError where the rows, finite as they were, drove the model out of float32's range.
         """
         frame = work.frame
         tokens: tuple[int, ...] = ()
@@ -191,13 +177,15 @@ class Session:
         return result
 
     def close(self) -> None:
+        """Free its blocks; doing it again does nothing."""
         self.lease.close()
 
-    def _stands(self, frame: Frame) -> bool:
-        """Whether what a frame sent ahead assumed has come true.
+    def _guess_was_right(self, frame: Frame) -> bool:
+        """Whether the guess was right on which a frame was sent ahead.
 
-        The position covers all guesses before its first row: each frame begins where the one
-        before it ends, so after a refused draft or another frame that fell, the cache is shorter.
+        Its first position stands for all guesses before its first row, because each frame begins
+        where the one before it ends. After a refused draft, or after another wrong guess, the
+        cache is shorter.
         """
         return frame.first_position == self.lease.length and frame.token_ids[0] == self._last_token
 
@@ -208,7 +196,7 @@ class Session:
 
     def _again(self, frame: Frame) -> Result:
         if frame.sequence < self._num_begun and not frame.want_token:
-            # Its edge lost a stream before this part of the prompt was answered, and asks again.
+            # Its edge lost a stream before it had the answer to this part of the prompt.
             num_tokens = frame.first_position + len(frame.token_ids)
             return Result(sequence=frame.sequence, token_ids=(), num_tokens=num_tokens)
         answered = self._answered.get(frame.sequence)

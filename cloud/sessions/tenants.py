@@ -1,12 +1,12 @@
-"""Whose token it is and what they may use: the token file, and a bucket that meters rows.
+"""Who holds a token and what they may use: the token file, and a bucket that meters rows.
 
-One tenant a line; blank lines and lines that begin with `#` are left out:
+Each line of the file is a tenant; blank lines and lines that begin with `#` are left out:
 
     TOKEN [name=NAME] [sessions=N] [tokens_per_s=R]
 
-A line with a token alone (as in older files) is a tenant without limits, named after a hash of
-its token. Several tokens may carry one name: they are one tenant and share its limits, which then
-have to be the same. Nothing here reads a clock: times are passed in.
+A line with a token alone is a tenant without limits, named after a hash of its token. Lines with
+the same name are one tenant with several tokens. It shares its limits among them, so every line
+must give the same ones. Nothing here reads a clock: the caller passes times in.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from cloud.errors import StartError
 
-_SCHEME = b"bearer "
+_SCHEME: Final = b"bearer "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """sessions: most at once; tokens_per_s: rows of hidden state; None: no limit."""
+    """One customer of the server. None: no limit.
+
+    sessions: most at once. tokens_per_s: rows of hidden state per second.
+    """
 
     name: str
     sessions: int | None = None
     tokens_per_s: float | None = None
 
 
-ANONYMOUS = Tenant(name="anonymous")
+ANONYMOUS: Final = Tenant(name="anonymous")
 
 
 class Tenants:
@@ -44,7 +48,7 @@ class Tenants:
 
     @classmethod
     def parse(cls, text: bytes, source: str) -> Tenants:
-        """Read a token file's content. StartError names `source` and the line."""
+        """Read the content of a token file. A StartError names `source` and the line."""
         found: list[tuple[bytes, Tenant]] = []
         by_name: dict[str, Tenant] = {}
         for number, line in enumerate(text.splitlines(), 1):
@@ -60,9 +64,9 @@ class Tenants:
         return cls(found)
 
     def of(self, header: str | bytes | None) -> Tenant | None:
-        """The holder of an `authorization` header; None: refuse.
+        """The holder of the token in an `authorization` header; None: refuse.
 
-        Every token is compared, in constant time: the duration tells nothing about them.
+        It compares every token in constant time, so that the duration tells nothing about them.
         """
         if not self._by_token:
             return ANONYMOUS
@@ -74,7 +78,10 @@ class Tenants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """A token bucket: `rate` a second, at most `burst` saved up. A value; `take` gives the next."""
+    """A token bucket: it gains `rate` per second and saves up `burst` at most. A value.
+
+    level: what is in it at time `at_s`, seconds.
+    """
 
     rate: float
     burst: float
@@ -83,17 +90,33 @@ class Bucket:
 
     @classmethod
     def full(cls, rate: float, *, at_s: float) -> Bucket:
-        """One second's worth (at least one) saved up."""
+        """A bucket with one second's worth (at least one) saved up."""
         burst = max(rate, 1.0)
         return cls(rate=rate, burst=burst, level=burst, at_s=at_s)
 
     def take(self, count: int, *, at_s: float) -> tuple[Bucket, float]:
-        """Take `count` now; the level may go below zero, and the wait is until it is zero again.
+        """Take `count` now: the bucket after it, and how many seconds to wait.
 
-        So a frame larger than the burst is not stuck for ever: what follows it waits longer.
+        The level may go below zero, and the wait lasts until it is zero again. So a frame larger
+        than the burst passes in the end, and the frames behind it wait longer.
         """
         level = min(self.burst, self.level + (at_s - self.at_s) * self.rate) - count
         return replace(self, level=level, at_s=at_s), max(0.0, -level / self.rate)
+
+
+class RateLimits:
+    """The buckets of all tenants that have a rate."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, Bucket] = {}
+
+    def wait_s(self, tenant: Tenant, num_rows: int, *, at_s: float) -> float:
+        """How long a frame of `num_rows` rows has to wait for its tenant's rate, in seconds."""
+        if tenant.tokens_per_s is None:
+            return 0.0
+        bucket = self._buckets.get(tenant.name) or Bucket.full(tenant.tokens_per_s, at_s=at_s)
+        self._buckets[tenant.name], wait_s = bucket.take(num_rows, at_s=at_s)
+        return wait_s
 
 
 def _tenant(token: bytes, options: Sequence[bytes], where: str) -> Tenant:

@@ -152,5 +152,6 @@ class Connector:
             stream.abort()
             raise RefusedError(f"{transport.address} did not open the session")
         session.max_frame_tokens = received.message.max_frame_tokens
+        session.max_frames_in_flight = received.message.max_frames_in_flight
         session.opened(received.message.held_frames)
         return stream

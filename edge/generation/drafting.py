@@ -27,7 +27,9 @@ from optimizer.policy.draft_length import MAX_DRAFTS, pays, rides_along
 MIN_CHANCE_AHEAD: Final = 0.03
 MAX_AHEAD_ROWS: Final = 8
 MIN_ROW_S: Final = 1e-6
-MAX_IN_FLIGHT: Final = 12  # frames; a server takes 16
+MAX_IN_FLIGHT: Final = 12  # frames; fewer where the server takes fewer
+# Of the frames that a server takes, these are kept free for what is not a draft.
+SPARE_FRAMES: Final = 4
 MAX_SECOND_CHOICES: Final = 8
 SECONDS_A_PLACE: Final = 4
 # Where frames do not fly, a guess is asked for while the device could go on: after so many rounds
@@ -103,7 +105,12 @@ class Drafting:
         self._num_tokens = 0
         self._rounds_without = 0  # since a guess was worth its time
         self._sent: dict[int, Chain] = {}
+        self.max_in_flight = MAX_IN_FLIGHT
         self._flight_from = 0  # where the frame begins that nothing assumed went before
+
+    def limit_in_flight(self, server_frames: int) -> None:
+        """The server takes `server_frames` unanswered frames (`Opened.max_frames_in_flight`)."""
+        self.max_in_flight = max(1, min(MAX_IN_FLIGHT, server_frames - SPARE_FRAMES))
 
     def follow(self, first_position: int, token_ids: Sequence[int], rows: Rows | None) -> None:
         """The front computed `rows` for `token_ids` from `first_position` on."""
@@ -135,7 +142,7 @@ class Drafting:
 
     def begin_ahead(self, before: Chain) -> Chain | None:
         """A frame to follow `before`, whose answer is outstanding; None when it is a bad bet."""
-        if before.next_guess is None or len(self._sent) >= MAX_IN_FLIGHT:
+        if before.next_guess is None or len(self._sent) >= self.max_in_flight:
             return None
         base = before.base * before.reach * self.acceptance.probability(before.next_guess)
         first_position = before.first_position + len(before.places) + 1
@@ -179,7 +186,7 @@ class Drafting:
         room = min(
             self._rows_in_time() - rows_sent,
             MAX_SECOND_CHOICES,
-            MAX_IN_FLIGHT - len(self._sent),
+            self.max_in_flight - len(self._sent),
         )
         likeliest = sorted(found, key=lambda choice: -choice.chance)[: max(room, 0)]
         return sorted(likeliest, key=lambda choice: (-choice.position, -choice.chance))

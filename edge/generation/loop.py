@@ -246,6 +246,7 @@ class RemoteGeneration:
         self, session: Session, stream: Stream, drafted: DraftedFrames, on_step: OnStep
     ) -> None:
         """One step with drafts, and the frames ahead of its answer that are worth it."""
+        drafted.drafting.limit_in_flight(session.max_frames_in_flight)
         started_s = self._clock.now()
         frame = drafted.step(session, self._selector.max_drafts)
         while frame is not None:

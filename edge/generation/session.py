@@ -38,6 +38,7 @@ from typing import Final, NamedTuple
 
 from edge.errors import SessionError
 from protos.messages import Frame, Result
+from protos.wire import DEFAULT_FRAMES_IN_FLIGHT
 
 
 class Phase(Enum):
@@ -118,6 +119,7 @@ class Session:
         self.num_prompt_tokens = len(prompt_ids)
         self.chunk_tokens = chunk_tokens
         self.max_frame_tokens = chunk_tokens  # the server's limit, once it has told
+        self.max_frames_in_flight = DEFAULT_FRAMES_IN_FLIGHT  # likewise
         self.journal: list[Frame] = list(known)
         self._resume_phase = Phase.PREFILLING
         self._num_sent = 0  # tokens whose rows have been sent, drafts that were refused left out

@@ -26,7 +26,6 @@ from protos import wire
 from protos.errors import RemoteWireError
 from protos.messages import Close, Description, Frame, Open
 
-RETRY_AFTER_KEY: Final = "retry-after-s"
 DEFAULT_RETRY_AFTER_S: Final = 1.0
 # A gRPC message is preceded by one flag byte and four length bytes (gRPC over HTTP/2).
 MESSAGE_PREFIX_BYTES: Final = 5
@@ -93,7 +92,7 @@ class GrpcTransport:
                 address, _tls_credentials(credentials), options=options
             )
         self._metadata = (
-            (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
+            ((wire.AUTHORIZATION_KEY, f"Bearer {credentials.token}"),) if credentials.token else ()
         )
         self._generate = self._channel.stream_stream(
             wire.GENERATE_PATH, request_serializer=None, response_deserializer=None
@@ -254,7 +253,7 @@ def transport_error(error: grpc.RpcError) -> TransportError:
 def _retry_after(trailers: Iterable[tuple[str, str | bytes]]) -> float:
     """The server's wish in seconds, kept between 0 and 60 whatever it says."""
     for key, value in trailers:
-        if key == RETRY_AFTER_KEY:
+        if key == wire.RETRY_AFTER_KEY:
             try:
                 seconds = float(value)
             except ValueError:

@@ -59,24 +59,23 @@ def open_message(**changes: Any) -> Open:
     return replace(message, **changes)
 
 
-class Stream:
+class RawStream:
     """One Generate call, message by message."""
 
     def __init__(self, channel: grpc.aio.Channel, metadata: Any = None) -> None:
-        call = channel.stream_stream(wire.GENERATE_PATH)
-        self.call = call(metadata=metadata)
+        self.call: Any = calls_of(channel).stream_stream(wire.GENERATE_PATH)(metadata=metadata)
 
     async def send(self, message: EdgeMessage) -> None:
         await self.call.write(wire.encode_edge(message))
 
     async def receive(self) -> CloudMessage:
         data = await asyncio.wait_for(self.call.read(), 60)
-        if data is grpc.aio.EOF:
+        if not isinstance(data, bytes):  # grpc.aio.EOF
             await self.call.wait_for_connection()  # raises the status the stream ended with
             raise AssertionError(f"the stream ended: {await self.call.code()}")
         return wire.decode_cloud(data)
 
-    async def open(self, **changes: Any) -> Stream:
+    async def open(self, **changes: Any) -> RawStream:
         await self.send(open_message(**changes))
         assert isinstance(await self.receive(), Opened)
         return self
@@ -100,12 +99,21 @@ async def connected(config: ServerConfig) -> AsyncIterator[tuple[Server, grpc.ai
         yield server, channel
 
 
+def calls_of(channel: grpc.aio.Channel) -> Any:
+    """The channel without its types: grpc-stubs wants arguments that grpc.aio does without."""
+    return channel
+
+
 def channel_to(port: int) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"127.0.0.1:{port}")
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 280))
+
+
+def num_waiting_is(server: Server, count: int) -> bool:
+    return server.admission.num_waiting == count
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -128,7 +136,7 @@ def frame_of(served: Served, sequence: int, tokens: list[int], first: int, **cha
     return replace(frame, **changes)
 
 
-async def generate(served: Served, stream: Stream, prompt: list[int], count: int) -> list[int]:
+async def generate(served: Served, stream: RawStream, prompt: list[int], count: int) -> list[int]:
     """Prefill in two chunks, then plain decode steps; returns the new tokens."""
     half = len(prompt) // 2
     chunk = frame_of(served, 0, prompt[:half], 0, want_token=False)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protos import decode, wire
 from protos import split_inference_pb2 as pb
-from protos import wire
 from protos.bulk import check_rest
 from protos.errors import RemoteWireError
 from protos.messages import Frame
@@ -40,7 +40,7 @@ def test_rows_of_the_largest_frame_pass() -> None:
 def test_a_large_message_of_anything_else_is_refused_unparsed(
     data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "_parse", lambda *_: pytest.fail("it was parsed"))
+    monkeypatch.setattr(decode, "_parse", lambda *_: pytest.fail("it was parsed"))
     with pytest.raises(RemoteWireError, match="beside the hidden states"):
         wire.decode_edge(data)
 

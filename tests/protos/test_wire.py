@@ -60,6 +60,10 @@ CLOUD_MESSAGES: list[tuple[CloudMessage, str]] = [
         "121d0802120207081a08000000bf000080be20082a091d0000003f28023003",
     ),
     (Closed(detail="drained"), "1a090a07647261696e6564"),
+    (
+        Opened(session_id="s-1", max_frame_tokens=512, max_frames_in_flight=32),
+        "0a0a0a03732d311080042020",
+    ),
 ]
 
 
@@ -141,6 +145,19 @@ def test_frames_out_of_range_are_refused_with_the_field(frame: Frame, reason: st
 def test_session_ids_are_plain_words(session_id: str) -> None:
     opened = Opened(session_id=session_id, max_frame_tokens=1)
     with pytest.raises(RemoteWireError, match="session_id"):
+        wire.decode_cloud(wire.encode_cloud(opened))
+
+
+def test_a_server_that_does_not_say_takes_sixteen_frames_at_once() -> None:
+    opened = wire.decode_cloud(bytes.fromhex("0a080a03732d31108004"))
+    assert isinstance(opened, Opened)
+    assert opened.max_frames_in_flight == 16
+
+
+@pytest.mark.parametrize("count", [0, wire.MAX_FRAMES_IN_FLIGHT + 1])
+def test_a_server_must_take_some_frames_but_not_any_number(count: int) -> None:
+    opened = Opened(session_id="s", max_frame_tokens=1, max_frames_in_flight=count)
+    with pytest.raises(RemoteWireError, match="max_frames_in_flight"):
         wire.decode_cloud(wire.encode_cloud(opened))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cloud.errors import BadOpenError, CapacityError, StartError
-from cloud.kv.pool import BLOCK_TOKENS, KvLease, KvPool, KvShape
+from cloud.kv.pool import BLOCK_TOKENS, KvLease, KvPool, KvShape, SharedPrefix
 
 SHAPE = KvShape(num_layers=30, num_kv_heads=3, head_dim=64)
 
@@ -138,10 +138,7 @@ def test_a_kept_prefix_outlives_its_session_and_is_counted_once() -> None:
 
 
 def test_a_cached_prefix_gives_way_to_a_session() -> None:
-    pool = KvPool(SHAPE, limit_bytes=30 * 8 * SHAPE.block_bytes)
-    first = pool.lease(split=0, max_tokens=64, shareable_tokens=64)
-    kept = [pool.share(first, 64)]
-    first.close()
+    kept: list[SharedPrefix] = []
 
     def reclaim() -> bool:
         if not kept:
@@ -149,7 +146,10 @@ def test_a_cached_prefix_gives_way_to_a_session() -> None:
         pool.forget(kept.pop())
         return True
 
-    pool.reclaim = reclaim
+    pool = KvPool(SHAPE, limit_bytes=30 * 8 * SHAPE.block_bytes, reclaim=reclaim)
+    first = pool.lease(split=0, max_tokens=64, shareable_tokens=64)
+    kept.append(pool.share(first, 64))
+    first.close()
     pool.lease(split=0, max_tokens=64)
     assert len(kept) == 1
     lease = pool.lease(split=0, max_tokens=64)

@@ -9,8 +9,8 @@ from pathlib import Path
 from protos.messages import Close, Closed, Open, Opened
 from protos.prefix import begin_chain, extend_chain
 from tests.cloud.serving import (
+    RawStream,
     Served,
-    Stream,
     connected,
     frame_of,
     open_message,
@@ -39,7 +39,7 @@ def naming(served: Served, prompt: list[int], **changes: object) -> Open:
     return replace(request, prefix_hashes=tuple(names))
 
 
-async def generate(served: Served, stream: Stream, held: int, prompt: list[int]) -> list[int]:
+async def generate(served: Served, stream: RawStream, held: int, prompt: list[int]) -> list[int]:
     tokens = list(prompt)
     for frame in chunks_of(served, prompt)[held:]:
         tokens += (await stream.ask(frame)).token_ids  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ async def generate(served: Served, stream: Stream, held: int, prompt: list[int])
     return tokens[len(prompt) :]
 
 
-async def opened(stream: Stream, request: Open) -> int:
+async def opened(stream: RawStream, request: Open) -> int:
     await stream.send(request)
     answer = await stream.receive()
     assert isinstance(answer, Opened)
@@ -62,11 +62,11 @@ def test_a_second_session_skips_what_the_first_has_sent_and_answers_the_same(
 
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            first = Stream(channel)
+            first = RawStream(channel)
             assert await opened(first, naming(served, PROMPT, session_id="a")) == 0
             assert await generate(served, first, 0, PROMPT) == expected
             alone = server.pool.used_blocks
-            second = Stream(channel)
+            second = RawStream(channel)
             assert await opened(second, naming(served, PROMPT, session_id="b")) == 2
             # Two layers, 100 tokens in 7 blocks, of which 2 are the first one's.
             assert server.pool.used_blocks - alone == 2 * (7 - 2)
@@ -77,7 +77,7 @@ def test_a_second_session_skips_what_the_first_has_sent_and_answers_the_same(
             await until(lambda: server.admission.num_sessions == 0)
             assert server.pool.used_bytes == 0
             assert server.pool.cached_blocks > 0
-            third = Stream(channel)
+            third = RawStream(channel)
             assert await opened(third, naming(served, PROMPT, session_id="c")) == 2
             assert await generate(served, third, 2, PROMPT) == expected
 
@@ -89,10 +89,10 @@ def test_a_prompt_that_differs_later_shares_what_is_the_same(served: Served) -> 
 
     async def scenario() -> None:
         async with connected(served.config) as (_, channel):
-            first = Stream(channel)
+            first = RawStream(channel)
             await opened(first, naming(served, PROMPT, session_id="a"))
             await generate(served, first, 0, PROMPT)
-            second = Stream(channel)
+            second = RawStream(channel)
             assert await opened(second, naming(served, other, session_id="b")) == 1
             assert await generate(served, second, 1, other) == served.front.greedy(other, 5)
 
@@ -107,11 +107,15 @@ def test_nobody_learns_what_another_tenant_has_sent(served: Served, tmp_path: Pa
 
     async def scenario() -> None:
         async with connected(replace(served.config, access=access)) as (_, channel):
-            first = Stream(channel, one)
+            first = RawStream(channel, one)
             await opened(first, naming(served, PROMPT, session_id="a"))
             await generate(served, first, 0, PROMPT)
-            assert await opened(Stream(channel, two), naming(served, PROMPT, session_id="b")) == 0
-            assert await opened(Stream(channel, one), naming(served, PROMPT, session_id="c")) == 2
+            assert (
+                await opened(RawStream(channel, two), naming(served, PROMPT, session_id="b")) == 0
+            )
+            assert (
+                await opened(RawStream(channel, one), naming(served, PROMPT, session_id="c")) == 2
+            )
 
     run(scenario)
 
@@ -122,14 +126,14 @@ def test_kept_beginnings_give_way_to_sessions(served: Served) -> None:
 
     async def scenario() -> None:
         async with connected(config) as (server, channel):
-            first = Stream(channel)
+            first = RawStream(channel)
             await opened(first, naming(served, PROMPT, session_id="a"))
             await generate(served, first, 0, PROMPT)
             await first.send(Close())
             await first.receive()
             assert server.pool.cached_blocks > 0
             for name in ("b", "c"):
-                await Stream(channel).open(session_id=name, max_tokens=100)
+                await RawStream(channel).open(session_id=name, max_tokens=100)
             assert server.pool.cached_blocks == 0
 
     run(scenario)
@@ -138,10 +142,10 @@ def test_kept_beginnings_give_way_to_sessions(served: Served) -> None:
 def test_a_shared_beginning_cannot_be_overwritten(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (_, channel):
-            first = Stream(channel)
+            first = RawStream(channel)
             await opened(first, naming(served, PROMPT, session_id="a"))
             await generate(served, first, 0, PROMPT)
-            second = Stream(channel)
+            second = RawStream(channel)
             assert await opened(second, naming(served, PROMPT, session_id="b")) == 2
             await second.send(frame_of(served, 2, PROMPT[:20], 10))
             _, reason = await second.refused()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock, Mock
 
 import grpc
 import numpy as np
@@ -17,7 +17,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud.errors import StartError
 from cloud.server.process import ServerConfig, serving
-from cloud.server.service import InferenceService
 from optimizer.errors import BundleError
 from protos import wire
 from protos.messages import (
@@ -29,11 +28,13 @@ from protos.messages import (
 from tests.cloud.serving import (
     PROMPT,
     SESSION_KV_BYTES,
+    RawStream,
     Served,
-    Stream,
+    calls_of,
     connected,
     frame_of,
     generate,
+    num_waiting_is,
     open_message,
     run,
     until,
@@ -42,27 +43,32 @@ from tests.cloud.tiny_bundle import make_bundle
 
 
 @pytest.mark.parametrize(
-    "limit", [{"max_sessions": 2}, {"kv_memory_bytes": 2 * SESSION_KV_BYTES + 1}]
+    "limit",
+    [
+        lambda config: replace(config, max_sessions=2),
+        lambda config: replace(config, kv_memory_bytes=2 * SESSION_KV_BYTES + 1),
+    ],
+    ids=["sessions", "memory"],
 )
 def test_a_full_server_says_when_to_come_back_and_then_has_room(
-    served: Served, limit: dict[str, int]
+    served: Served, limit: Callable[[ServerConfig], ServerConfig]
 ) -> None:
     async def scenario() -> None:
-        async with connected(replace(served.config, **limit)) as (server, channel):
-            first = await Stream(channel).open(session_id="a")
-            await Stream(channel).open(session_id="b")
-            third = Stream(channel)
+        async with connected(limit(served.config)) as (server, channel):
+            first = await RawStream(channel).open(session_id="a")
+            await RawStream(channel).open(session_id="b")
+            third = RawStream(channel)
             await third.send(open_message(session_id="c"))
             await until(lambda: server.admission.num_waiting == 1)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await third.receive()
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            trailers = dict(caught.value.trailing_metadata())
-            assert float(trailers["retry-after-s"]) > 0
+            trailers: Any = caught.value.trailing_metadata()
+            assert float(dict(trailers)["retry-after-s"]) > 0
             await first.send(Close())
             assert isinstance(await first.receive(), Closed)
             await until(lambda: server.admission.num_sessions == 1)
-            await Stream(channel).open(session_id="c")
+            await RawStream(channel).open(session_id="c")
 
     run(scenario)
 
@@ -72,14 +78,14 @@ def test_a_session_that_waits_gets_the_next_place_in_order(served: Served) -> No
 
     async def scenario() -> None:
         async with connected(config) as (server, channel):
-            first = await Stream(channel).open(session_id="a")
+            first = await RawStream(channel).open(session_id="a")
             waiting = []
             for index, name in enumerate("bc"):
-                stream = Stream(channel)
+                stream = RawStream(channel)
                 await stream.send(open_message(session_id=name))
-                await until(lambda count=index + 1: server.admission.num_waiting == count)
+                await until(partial(num_waiting_is, server, index + 1))
                 waiting.append(stream)
-            beyond = Stream(channel)
+            beyond = RawStream(channel)
             await beyond.send(open_message(session_id="d"))
             assert (await beyond.refused())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
             for leaving, next_one in zip([first, *waiting], waiting, strict=False):
@@ -91,13 +97,13 @@ def test_a_session_that_waits_gets_the_next_place_in_order(served: Served) -> No
     run(scenario)
 
 
-def test_a_client_that_leaves_the_line_leaves_nothing_behind(served: Served) -> None:
+def test_a_client_that_leaves_the_queue_leaves_nothing_behind(served: Served) -> None:
     config = replace(served.config, max_sessions=1, max_wait_s=60.0)
 
     async def scenario() -> None:
         async with connected(config) as (server, channel):
-            first = await Stream(channel).open(session_id="a")
-            gone = Stream(channel)
+            first = await RawStream(channel).open(session_id="a")
+            gone = RawStream(channel)
             await gone.send(open_message(session_id="b"))
             await until(lambda: server.admission.num_waiting == 1)
             gone.call.cancel()
@@ -113,14 +119,14 @@ def test_a_client_that_leaves_the_line_leaves_nothing_behind(served: Served) -> 
 def test_cancelling_and_disconnecting_free_the_cache(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             await stream.ask(frame_of(served, 0, PROMPT, 0))
             stream.call.cancel()
             await until(lambda: server.pool.used_bytes == 0)
             other = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
-            await Stream(other).open()
+            await RawStream(other).open()
             assert server.pool.used_bytes > 0
-            await other.close()
+            await other.close(None)
             await until(lambda: server.pool.used_bytes == 0)
             assert server.admission.num_sessions == 0
 
@@ -130,7 +136,7 @@ def test_cancelling_and_disconnecting_free_the_cache(served: Served) -> None:
 def test_a_silent_session_is_evicted(served: Served) -> None:
     async def scenario() -> None:
         async with connected(replace(served.config, idle_ttl_s=1.0)) as (server, channel):
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             code, reason = await stream.refused()
             assert code is grpc.StatusCode.ABORTED
             assert "silent" in reason
@@ -146,7 +152,7 @@ def test_a_stream_that_never_says_what_it_wants_ends_soon(
 
     async def scenario() -> None:
         async with connected(replace(served.config, idle_ttl_s=300.0)) as (_, channel):
-            code, reason = await Stream(channel).refused()
+            code, reason = await RawStream(channel).refused()
             assert code is grpc.StatusCode.ABORTED
             assert "no Open" in reason
 
@@ -161,7 +167,7 @@ def test_two_thousand_sessions_cut_at_random_moments_leave_nothing_behind(
     expected = served.front.greedy(PROMPT, 1)
 
     async def one(channel: grpc.aio.Channel, index: int, cut: int) -> None:
-        stream = Stream(channel)
+        stream = RawStream(channel)
         try:
             await stream.send(open_message(session_id=f"s{index}"))
             if cut == 0:
@@ -201,11 +207,11 @@ def test_two_thousand_sessions_cut_at_random_moments_leave_nothing_behind(
 def test_draining_finishes_what_runs_and_takes_nothing_new(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             first = await stream.ask(frame_of(served, 0, PROMPT, 0))
             draining = asyncio.create_task(server.drain(20))
             await until(lambda: server.admission.draining)
-            late = Stream(channel)
+            late = RawStream(channel)
             await late.send(open_message(session_id="late"))
             assert (await late.refused())[0] is grpc.StatusCode.UNAVAILABLE
             health = health_pb2_grpc.HealthStub(channel)
@@ -228,7 +234,7 @@ def test_a_token_is_needed_where_one_is_configured(served: Served, tmp_path: Pat
     good = (("authorization", "Bearer open-sesame"),)
 
     async def attempt(channel: grpc.aio.Channel, metadata: Any) -> grpc.StatusCode:
-        stream = Stream(channel, metadata)
+        stream = RawStream(channel, metadata)
         try:
             # Refused before a word is said: the server does not wait for the first message.
             if metadata == good:
@@ -246,7 +252,7 @@ def test_a_token_is_needed_where_one_is_configured(served: Served, tmp_path: Pat
                 metadata = (("authorization", wrong),)
                 assert await attempt(channel, metadata) is grpc.StatusCode.UNAUTHENTICATED
             assert await attempt(channel, good) is grpc.StatusCode.OK
-            describe = channel.unary_unary(wire.DESCRIBE_PATH)
+            describe = calls_of(channel).unary_unary(wire.DESCRIBE_PATH)
             with pytest.raises(grpc.aio.AioRpcError):
                 await describe(wire.encode_describe_request())
             health = health_pb2_grpc.HealthStub(channel)
@@ -277,34 +283,5 @@ def test_a_changed_weight_file_is_noticed_before_listening(tmp_path: Path) -> No
         with pytest.raises(BundleError, match=r"back-00001\.safetensors was changed"):
             async with serving(ServerConfig(bundle=tmp_path / "bundle", port=0)):
                 pass
-
-    run(scenario)
-
-
-def test_a_client_that_goes_while_it_is_freed_does_not_give_its_place_away_early() -> None:
-    async def scenario() -> None:
-        freed: Future[None] = Future()
-        left: list[bool] = []
-        engine_loop, admission = Mock(), Mock()
-        engine_loop.close.return_value = freed
-        admission.leave.side_effect = lambda: left.append(freed.done())
-        service = InferenceService(admission, engine_loop)
-        running = Mock(moved=False, request=open_message())
-        running.stream.write = AsyncMock()
-        running.stream.write_answers = AsyncMock()
-        running.stream.read_frames = AsyncMock()
-        running.stream.said_close = True
-        running.stream.opened_s = 0.0
-        task = asyncio.create_task(service._converse(running, 0))
-        while not engine_loop.close.called:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        task.cancel()
-        await asyncio.wait({task})
-        await asyncio.sleep(0.01)
-        assert left == []
-        freed.set_result(None)
-        await asyncio.sleep(0.01)
-        assert left == [True]
 
     run(scenario)

@@ -12,9 +12,12 @@ def test_what_is_posted_from_a_thread_arrives_in_order() -> None:
     async def scenario() -> None:
         mailbox: Mailbox[int] = Mailbox()
         queues: list[asyncio.Queue[int]] = [asyncio.Queue() for _ in range(3)]
-        thread = threading.Thread(
-            target=lambda: [mailbox.post(queues[i % 3], i) for i in range(3000)]
-        )
+
+        def post_all() -> None:
+            for i in range(3000):
+                mailbox.post(queues[i % 3], i)
+
+        thread = threading.Thread(target=post_all)
         thread.start()
         for i in range(3000):
             assert await asyncio.wait_for(queues[i % 3].get(), 20) == i

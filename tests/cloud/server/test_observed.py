@@ -19,8 +19,8 @@ from protos.messages import (
 )
 from tests.cloud.serving import (
     PROMPT,
+    RawStream,
     Served,
-    Stream,
     connected,
     generate,
     run,
@@ -47,9 +47,9 @@ def test_metrics_count_what_happened(served: Served) -> None:
         config = replace(served.config, metrics_port=0)
         async with connected(config) as (server, channel):
             assert server.metrics_port is not None
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             await generate(served, stream, PROMPT, 5)
-            bad = await Stream(channel).open(session_id="bad")
+            bad = await RawStream(channel).open(session_id="bad")
             await bad.send(Frame(sequence=0, first_position=0, token_ids=(1,), hidden=b"x"))
             await bad.refused()
             seen = await asyncio.to_thread(metrics_of, server.metrics_port)
@@ -72,7 +72,7 @@ def test_logs_are_json_with_ids_and_without_contents(
 
     async def scenario() -> None:
         async with connected(served.config) as (_, channel):
-            stream = await Stream(channel, (PARENT,)).open(session_id=secret)
+            stream = await RawStream(channel, (PARENT,)).open(session_id=secret)
             await generate(served, stream, PROMPT, 2)
             await stream.send(Close())
             await stream.receive()

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cloud.engine.frame_work import FrameWork
 from cloud.engine.loop import EngineLoop
-from cloud.sessions.session import Session, Work
+from cloud.sessions.session import ServerSession
 from codec.frame import CodecKind, check_seed, pack_frame
 from codec.levels.lossless import encode_lossless
 from protos import wire
@@ -28,8 +29,9 @@ from tests.cloud.serving import (
     LADDER,
     PROMPT,
     WIDTH,
+    RawStream,
     Served,
-    Stream,
+    calls_of,
     connected,
     frame_of,
     generate,
@@ -45,7 +47,7 @@ def test_a_session_gives_the_whole_models_greedy_tokens_and_frees_its_cache(
 ) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             assert server.pool.used_bytes > 0
             assert await generate(served, stream, PROMPT, 12) == served.front.greedy(PROMPT, 12)
             await stream.send(Close())
@@ -60,7 +62,7 @@ def test_sessions_of_different_splits_at_once_each_get_their_own_tokens(served: 
     async def one(channel: grpc.aio.Channel, split: int) -> None:
         front = WholeModelFront(served.model, split)
         prompt = [split + 3, *PROMPT]
-        stream = await Stream(channel).open(split=split, session_id=f"split-{split}")
+        stream = await RawStream(channel).open(split=split, session_id=f"split-{split}")
         tokens, first = list(prompt), 0
         for sequence in range(10):
             ids = tokens[first:]
@@ -87,7 +89,7 @@ def test_drafts_are_verified_and_refused_rows_leave_the_cache(served: Served) ->
 
     async def scenario() -> None:
         async with connected(served.config) as (_, channel):
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             first = await stream.ask(frame_of(served, 0, PROMPT, 0))
             assert list(first.token_ids) == right[:1]
             tokens = [*PROMPT, right[0], right[1], wrong, right[3]]
@@ -105,7 +107,7 @@ def test_drafts_are_verified_and_refused_rows_leave_the_cache(served: Served) ->
 def test_a_repeated_frame_is_answered_again_and_not_applied_twice(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (_, channel):
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             prefill = frame_of(served, 0, PROMPT, 0)
             first = await stream.ask(prefill)
             assert await stream.ask(prefill) == first
@@ -146,9 +148,9 @@ BAD_FRAMES: dict[str, Callable[[Frame], Frame]] = {
 def test_a_bad_frame_ends_its_own_stream_alone(served: Served, kind: str) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            neighbour = await Stream(channel).open(session_id="neighbour")
+            neighbour = await RawStream(channel).open(session_id="neighbour")
             before = server.pool.used_bytes
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             await stream.send(BAD_FRAMES[kind](frame_of(served, 0, PROMPT, 0)))
             code, reason = await stream.refused()
             assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -163,13 +165,13 @@ def test_a_bad_frame_ends_its_own_stream_alone(served: Served, kind: str) -> Non
 def test_rubbish_instead_of_a_message_is_refused(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (_, channel):
-            stream = Stream(channel)
+            stream = RawStream(channel)
             await stream.call.write(b"\xff\x00 not protobuf")
             assert (await stream.refused())[0] is grpc.StatusCode.INVALID_ARGUMENT
-            silent = Stream(channel)
+            silent = RawStream(channel)
             await silent.call.done_writing()
             assert (await silent.refused())[0] is grpc.StatusCode.INVALID_ARGUMENT
-            early = Stream(channel)
+            early = RawStream(channel)
             await early.send(frame_of(served, 0, PROMPT, 0))
             assert (await early.refused())[0] is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -191,7 +193,7 @@ def test_an_open_that_does_not_fit_is_refused_with_both_sides_named(
 ) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = Stream(channel)
+            stream = RawStream(channel)
             await stream.send(open_message(**changes))
             got, reason = await stream.refused()
             assert got is grpc.StatusCode[code]
@@ -205,7 +207,7 @@ def test_an_open_that_does_not_fit_is_refused_with_both_sides_named(
 def test_another_protocol_version_is_a_failed_precondition(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (_, channel):
-            stream = Stream(channel)
+            stream = RawStream(channel)
             data = bytearray(wire.encode_edge(open_message()))
             at = data.index(b"\x08\x01")  # field 1, protocol_version 1
             data[at + 1] = 9
@@ -221,7 +223,7 @@ def test_another_protocol_version_is_a_failed_precondition(served: Served) -> No
 def test_a_frame_far_larger_than_its_rows_is_refused_before_it_is_queued(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             await stream.send(frame_of(served, 0, PROMPT, 0, hidden=bytes(100_000)))
             code, reason = await stream.refused()
             assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -234,21 +236,21 @@ def test_a_frame_far_larger_than_its_rows_is_refused_before_it_is_queued(served:
 def test_a_fault_in_taking_in_a_frame_ends_that_session_alone(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = Session.begin
+    begin = ServerSession.begin
 
-    def faulty(session: Session, frame: Frame) -> Work | Result:
+    def faulty(session: ServerSession, frame: Frame) -> FrameWork | Result:
         if session.session_id == "bad":
             raise MemoryError("no room")
         return begin(session, frame)
 
-    monkeypatch.setattr(Session, "begin", faulty)
+    monkeypatch.setattr(ServerSession, "begin", faulty)
 
     async def scenario() -> None:
         async with connected(served.config) as (_, channel):
-            bad = await Stream(channel).open(session_id="bad")
+            bad = await RawStream(channel).open(session_id="bad")
             await bad.send(frame_of(served, 0, PROMPT, 0))
             assert (await bad.refused())[0] is grpc.StatusCode.INTERNAL
-            good = await Stream(channel).open(session_id="good")
+            good = await RawStream(channel).open(session_id="good")
             assert await generate(served, good, PROMPT, 3) == served.front.greedy(PROMPT, 3)
 
     run(scenario)
@@ -264,7 +266,7 @@ def test_a_fault_in_reading_ends_the_stream_instead_of_holding_its_session(
 
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open()
+            stream = await RawStream(channel).open()
             await stream.send(frame_of(served, 0, PROMPT, 0))
             assert (await stream.refused())[0] is grpc.StatusCode.INTERNAL
             await until(lambda: server.pool.used_bytes == 0)
@@ -280,9 +282,11 @@ def test_describe_health_reflection_and_probe_answer(served: Served) -> None:
 
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            await Stream(channel).open()
+            await RawStream(channel).open()
             description = wire.decode_description(
-                await channel.unary_unary(wire.DESCRIBE_PATH)(wire.encode_describe_request())
+                await calls_of(channel).unary_unary(wire.DESCRIBE_PATH)(
+                    wire.encode_describe_request()
+                )
             )
             assert description.model_sha256 == MODEL_SHA256
             assert (description.first_layer, description.num_layers) == (0, 4)
@@ -291,7 +295,7 @@ def test_describe_health_reflection_and_probe_answer(served: Served) -> None:
             health = health_pb2_grpc.HealthStub(channel)
             answer = await health.Check(health_pb2.HealthCheckRequest(service=wire.SERVICE_NAME))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            probe = channel.stream_stream(wire.PROBE_PATH)()
+            probe = calls_of(channel).stream_stream(wire.PROBE_PATH)()
             await probe.write(
                 wire.encode_probe(ProbeChunk(sequence=3, padding_bytes=0, want_bytes=900))
             )

@@ -39,9 +39,10 @@ def test_it_says_where_it_listens_serves_and_ends_cleanly_on_sigterm(tmp_path: P
             match = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
             assert match, (line, server.stderr and server.stderr.read())
             with grpc.insecure_channel(f"127.0.0.1:{match[1]}") as channel:
-                reply = channel.unary_unary(wire.DESCRIBE_PATH)(
-                    wire.encode_describe_request(), timeout=20
+                describe = channel.unary_unary(
+                    wire.DESCRIBE_PATH, request_serializer=None, response_deserializer=None
                 )
+                reply = describe(wire.encode_describe_request(), timeout=20)
             description = wire.decode_description(reply)
             assert description.model_sha256 == MODEL_SHA256
             assert description.kv_bytes_limit == 1 << 20

@@ -17,6 +17,7 @@ from cloud.server.access import Access
 from cloud.server.process import ServerConfig, serving
 from protos import wire
 from protos.addresses import is_loopback
+from tests.cloud.serving import calls_of
 from tests.cloud.tiny_bundle import MODEL_SHA256, make_bundle
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")
@@ -58,7 +59,7 @@ async def describe(port: int, credentials: grpc.ChannelCredentials | None, token
     )
     async with channel:
         try:
-            reply = await channel.unary_unary(wire.DESCRIBE_PATH)(
+            reply = await calls_of(channel).unary_unary(wire.DESCRIBE_PATH)(
                 wire.encode_describe_request(),
                 timeout=10,
                 metadata=(("authorization", f"Bearer {token}"),) if token else (),
@@ -123,9 +124,13 @@ def test_tls_and_a_token_together_open_other_interfaces(tmp_path: Path) -> None:
     guarded = Access(tls_cert=tmp_path, tls_key=tmp_path, token_file=tmp_path)
     guarded.check("0.0.0.0")
     Access(insecure=True).check("0.0.0.0")
-    for missing in ("tls_cert", "tls_key", "token_file"):
+    for lacking in (
+        replace(guarded, tls_cert=None),
+        replace(guarded, tls_key=None),
+        replace(guarded, token_file=None),
+    ):
         with pytest.raises(StartError):
-            replace(guarded, **{missing: None}).check("0.0.0.0")
+            lacking.check("0.0.0.0")
     with pytest.raises(StartError, match="client-ca"):
         Access(client_ca=tmp_path).check("127.0.0.1")
 

@@ -1,9 +1,10 @@
-"""Sessions that outlive their stream: parked, resumed, replaced, handed back; and tenants."""
+"""Sessions that outlive their stream: resumable, resumed, replaced, handed back; and tenants."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -16,12 +17,13 @@ from protos.messages import (
 )
 from tests.cloud.serving import (
     PROMPT,
+    RawStream,
     Served,
-    Stream,
     channel_to,
     connected,
     frame_of,
     generate,
+    num_waiting_is,
     open_message,
     run,
     until,
@@ -35,7 +37,7 @@ def test_a_broken_stream_is_resumed_without_replay_and_with_the_same_tokens(
 
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open(session_id="r", resume_s=60.0)
+            stream = await RawStream(channel).open(session_id="r", resume_s=60.0)
             first = await stream.ask(frame_of(served, 0, PROMPT, 0))
             tokens = [*PROMPT, *first.token_ids]
             outstanding = frame_of(served, 1, tokens, len(PROMPT))
@@ -44,7 +46,7 @@ def test_a_broken_stream_is_resumed_without_replay_and_with_the_same_tokens(
             stream.call.cancel()
             held = server.pool.used_bytes
             assert held > 0
-            again = Stream(channel)
+            again = RawStream(channel)
             await again.send(open_message(session_id="r", resume_s=60.0))
             opened = await again.receive()
             assert isinstance(opened, Opened)
@@ -63,20 +65,20 @@ def test_a_broken_stream_is_resumed_without_replay_and_with_the_same_tokens(
     run(scenario)
 
 
-def test_a_parked_session_is_freed_after_its_time_or_when_room_is_needed(served: Served) -> None:
+def test_a_resumable_session_is_freed_after_its_time_or_when_room_is_needed(served: Served) -> None:
     config = replace(served.config, max_sessions=1, max_wait_s=30.0)
 
     async def scenario() -> None:
         async with connected(config) as (server, channel):
-            stream = await Stream(channel).open(session_id="p", resume_s=60.0)
+            stream = await RawStream(channel).open(session_id="p", resume_s=60.0)
             stream.call.cancel()
             await asyncio.sleep(0.1)
             assert server.admission.num_sessions == 1
-            other = await Stream(channel).open(session_id="q", resume_s=0.2)  # takes its place
+            other = await RawStream(channel).open(session_id="q", resume_s=0.2)  # takes its place
             other.call.cancel()
             await until(lambda: server.admission.num_sessions == 0)
             assert server.pool.used_bytes == 0
-            late = Stream(channel)
+            late = RawStream(channel)
             await late.send(open_message(session_id="q", resume_s=0.2))
             opened = await late.receive()
             assert isinstance(opened, Opened)
@@ -95,21 +97,21 @@ def test_another_tenant_cannot_resume_a_session_or_use_up_its_limits(
 
     async def scenario() -> None:
         async with connected(replace(served.config, access=access)) as (server, channel):
-            stream = await Stream(channel, one).open(session_id="x", resume_s=60.0)
+            stream = await RawStream(channel, one).open(session_id="x", resume_s=60.0)
             await stream.ask(frame_of(served, 0, PROMPT, 0))
             stream.call.cancel()
-            thief = Stream(channel, two)
+            thief = RawStream(channel, two)
             await thief.send(open_message(session_id="x", resume_s=60.0))
             opened = await thief.receive()
             assert isinstance(opened, Opened)
             assert opened.held_frames == 0
             assert server.admission.num_sessions == 2
-            back = Stream(channel, one)
+            back = RawStream(channel, one)
             await back.send(open_message(session_id="x", resume_s=60.0))
             answer = await back.receive()
             assert isinstance(answer, Opened)
             assert answer.held_frames == 1
-            more = Stream(channel, one)
+            more = RawStream(channel, one)
             await more.send(open_message(session_id="y"))
             code, reason = await more.refused()
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -119,7 +121,7 @@ def test_another_tenant_cannot_resume_a_session_or_use_up_its_limits(
 
 
 @pytest.mark.parametrize("session_id", ["x", "y"], ids=["same name, other terms", "another name"])
-def test_a_tenant_that_has_all_its_sessions_parked_may_begin_a_new_one(
+def test_a_tenant_that_has_all_its_sessions_resumable_may_begin_a_new_one(
     served: Served, tmp_path: Path, session_id: str
 ) -> None:
     """An edge that was started again must not wait for its own past to run out."""
@@ -130,19 +132,19 @@ def test_a_tenant_that_has_all_its_sessions_parked_may_begin_a_new_one(
 
     async def scenario() -> None:
         async with connected(replace(served.config, access=access)) as (server, channel):
-            others = await Stream(channel, two).open(session_id="z", resume_s=60.0)
+            others = await RawStream(channel, two).open(session_id="z", resume_s=60.0)
             others.call.cancel()
-            stream = await Stream(channel, one).open(session_id="x", resume_s=60.0)
+            stream = await RawStream(channel, one).open(session_id="x", resume_s=60.0)
             stream.call.cancel()
             await asyncio.sleep(0.1)
-            anew = Stream(channel, one)
+            anew = RawStream(channel, one)
             await anew.send(open_message(session_id=session_id, max_tokens=48))
             opened = await anew.receive()
             assert isinstance(opened, Opened)
             assert opened.held_frames == 0
             # Its own gave way, and freed its memory; the other tenant's did not.
             await until(lambda: server.admission.num_sessions == 2)
-            more = Stream(channel, one)
+            more = RawStream(channel, one)
             await more.send(open_message(session_id="w"))
             assert (await more.refused())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -152,7 +154,7 @@ def test_a_tenant_that_has_all_its_sessions_parked_may_begin_a_new_one(
 def test_draining_hands_sessions_back_when_time_is_up(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            stream = await Stream(channel).open(resume_s=60.0)
+            stream = await RawStream(channel).open(resume_s=60.0)
             await stream.ask(frame_of(served, 0, PROMPT, 0))
             draining = asyncio.create_task(server.drain(0.2))
             code, reason = await stream.refused()
@@ -167,9 +169,9 @@ def test_draining_hands_sessions_back_when_time_is_up(served: Served) -> None:
 def test_a_session_opened_again_replaces_its_dead_stream(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):
-            old = await Stream(channel).open(session_id="same")
+            old = await RawStream(channel).open(session_id="same")
             held = server.pool.used_bytes
-            new = await Stream(channel).open(session_id="same")
+            new = await RawStream(channel).open(session_id="same")
             assert (await old.refused())[0] is grpc.StatusCode.ABORTED
             await until(lambda: server.pool.used_bytes == held)
             assert await generate(served, new, PROMPT, 3) == served.front.greedy(PROMPT, 3)
@@ -178,17 +180,17 @@ def test_a_session_opened_again_replaces_its_dead_stream(served: Served) -> None
 
 
 def test_two_streams_of_one_name_leave_nothing_behind(served: Served) -> None:
-    """Both in line at once, so neither found the other; and both would be kept when they break."""
+    """Both wait at once, so neither found the other; and both would be kept when they break."""
     config = replace(served.config, max_sessions=2, max_wait_s=60.0)
 
     async def scenario() -> None:
         async with connected(config) as (server, channel):
-            first = await Stream(channel).open(session_id="a")
-            second = await Stream(channel).open(session_id="b")
-            twins = [Stream(channel), Stream(channel)]
+            first = await RawStream(channel).open(session_id="a")
+            second = await RawStream(channel).open(session_id="b")
+            twins = [RawStream(channel), RawStream(channel)]
             for index, twin in enumerate(twins):
                 await twin.send(open_message(session_id="twin", resume_s=0.3))
-                await until(lambda count=index + 1: server.admission.num_waiting == count)
+                await until(partial(num_waiting_is, server, index + 1))
             for stream in (first, second):
                 await stream.send(Close())
                 await stream.receive()
@@ -201,7 +203,7 @@ def test_two_streams_of_one_name_leave_nothing_behind(served: Served) -> None:
     run(scenario)
 
 
-def test_room_for_one_takes_no_more_parked_sessions_than_it_needs(served: Served) -> None:
+def test_room_for_one_takes_no_more_resumable_sessions_than_it_needs(served: Served) -> None:
     def of_tokens(count: int) -> int:
         return 2 * 2 * 2 * 16 * 4 * count
 
@@ -212,16 +214,20 @@ def test_room_for_one_takes_no_more_parked_sessions_than_it_needs(served: Served
     async def scenario() -> None:
         async with connected(config) as (server, channel):
             for name in "abcd":
-                stream = await Stream(channel).open(session_id=name, max_tokens=32, resume_s=60.0)
+                stream = await RawStream(channel).open(
+                    session_id=name, max_tokens=32, resume_s=60.0
+                )
                 stream.call.cancel()
             await asyncio.sleep(0.1)
-            await Stream(channel).open(session_id="e", max_tokens=64)
+            await RawStream(channel).open(session_id="e", max_tokens=64)
             assert server.admission.num_sessions == 3  # "a" and "b" made room, "c" and "d" stay
 
     run(scenario)
 
 
-def test_a_tenant_has_no_more_sessions_by_standing_in_line(served: Served, tmp_path: Path) -> None:
+def test_a_tenant_has_no_more_sessions_by_waiting_in_the_queue(
+    served: Served, tmp_path: Path
+) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("one name=one sessions=1\ntwo name=two\n")
     access = replace(served.config.access, token_file=tokens)
@@ -230,11 +236,11 @@ def test_a_tenant_has_no_more_sessions_by_standing_in_line(served: Served, tmp_p
 
     async def scenario() -> None:
         async with connected(config) as (server, channel):
-            await Stream(channel, two).open(session_id="x")
-            waiting = Stream(channel, one)
+            await RawStream(channel, two).open(session_id="x")
+            waiting = RawStream(channel, one)
             await waiting.send(open_message(session_id="y"))
             await until(lambda: server.admission.num_waiting == 1)
-            more = Stream(channel, one)
+            more = RawStream(channel, one)
             await more.send(open_message(session_id="z"))
             assert (await more.refused())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -251,8 +257,8 @@ def test_a_tenants_rate_holds_its_frames_back_and_no_one_elses(
     async def scenario() -> None:
         async with connected(replace(served.config, access=access)) as (server, _):
             slow_channel, fast_channel = channel_to(server.port), channel_to(server.port)
-            slow = await Stream(slow_channel, (("authorization", "Bearer slow"),)).open()
-            fast = await Stream(fast_channel, (("authorization", "Bearer fast"),)).open()
+            slow = await RawStream(slow_channel, (("authorization", "Bearer slow"),)).open()
+            fast = await RawStream(fast_channel, (("authorization", "Bearer fast"),)).open()
             rows = (PROMPT * 8)[:60]
             begun = asyncio.get_running_loop().time()
             await slow.send(frame_of(served, 0, rows, 0, want_token=False))
@@ -261,7 +267,7 @@ def test_a_tenants_rate_holds_its_frames_back_and_no_one_elses(
             assert isinstance(await waiting, Result)
             # 60 rows, 20 of them saved up: the other 40 take two seconds.
             assert asyncio.get_running_loop().time() - begun >= 1.9
-            await slow_channel.close()
-            await fast_channel.close()
+            await slow_channel.close(None)
+            await fast_channel.close(None)
 
     run(scenario)

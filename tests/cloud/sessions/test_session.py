@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from cloud.engine.frame_work import FrameWork
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvPool, KvShape
 from cloud.kv.prefix_cache import Beginning
-from cloud.sessions.session import REMEMBERED_RESULTS, Session, Work
+from cloud.sessions.session import REMEMBERED_RESULTS, ServerSession
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from protos.messages import Frame, Result, Timings
@@ -21,8 +22,8 @@ LADDER = Ladder.lossless(WIDTH)
 POOL = KvPool(KvShape(num_layers=1, num_kv_heads=1, head_dim=2), limit_bytes=1 << 20)
 
 
-def session(max_tokens: int = 40, **sampling: float) -> Session:
-    return Session(
+def session(max_tokens: int = 40, **sampling: float) -> ServerSession:
+    return ServerSession(
         "s",
         lease=POOL.lease(split=0, max_tokens=max_tokens),
         ladder=LADDER,
@@ -53,10 +54,10 @@ def logits_for(*best: int) -> npt.NDArray[np.float32]:
     return logits
 
 
-def run(target: Session, sent: Frame, *best: int) -> Result:
+def run(target: ServerSession, sent: Frame, *best: int) -> Result:
     """What the engine does between begin and finish: the rows enter the cache."""
     work = target.begin(sent)
-    assert isinstance(work, Work)
+    assert isinstance(work, FrameWork)
     assert target.lease.length == sent.first_position
     target.lease.length += work.left
     return target.finish(work, logits_for(*best), Timings())
@@ -76,7 +77,7 @@ def test_a_frame_of_a_shared_beginning_is_acknowledged_when_it_comes_again() -> 
     first.length = 16
     tokens = tuple(range(16))
     blocks = POOL.share(first, 16)
-    it = Session(
+    it = ServerSession(
         "s",
         lease=POOL.lease(split=0, max_tokens=40, shared=blocks),
         ladder=LADDER,
@@ -220,7 +221,7 @@ def test_more_rows_than_reserved_are_refused() -> None:
 def test_rows_that_overflow_the_model_end_the_session_not_the_sampler() -> None:
     it = session()
     work = it.begin(frame(0, 0, 1))
-    assert isinstance(work, Work)
+    assert isinstance(work, FrameWork)
     with pytest.raises(BadFrameError, match="overflow"):
         it.finish(work, np.full((1, VOCAB), np.nan, dtype=np.float32), Timings())
 

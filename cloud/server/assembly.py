@@ -1,0 +1,128 @@
+"""The parts of one server, made from its configuration, each given those that it works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+import torch
+
+from cloud.engine.back_engine import BackEngine
+from cloud.engine.loop import EngineLoop
+from cloud.kv.pool import KvPool
+from cloud.kv.prefix_cache import PrefixCache
+from cloud.server.config import ServerConfig
+from cloud.server.conversations import Conversations
+from cloud.server.metrics import Metrics
+from cloud.server.service import InferenceService
+from cloud.server.stream import StreamLimits
+from cloud.sessions.admission import Admission, SessionLimits
+from cloud.sessions.lifecycle import Lifecycle
+from cloud.sessions.resumable_sessions import ResumableSessions
+from cloud.sessions.served_model import ServedModel, load_ladders
+from cloud.sessions.tenants import Tenants
+from optimizer.artifacts.bundle import Bundle
+
+# Without --kv-memory: this share of what is free once the weights are loaded.
+DEFAULT_KV_SHARE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerParts:
+    """What a server consists of, beside the gRPC server itself."""
+
+    pool: KvPool
+    admission: Admission
+    engine_loop: EngineLoop
+    service: InferenceService
+    metrics: Metrics
+    tenants: Tenants
+
+
+def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> ServerParts:
+    """The parts of a server for a loaded engine; nothing runs yet.
+
+    Raises StartError for a KV cache or a token file that cannot be had, and TablesError.
+    """
+    served = ServedModel(
+        bundle.plan,
+        layers=range(engine.first_layer, engine.num_layers),
+        hidden_size=engine.hidden_size,
+        max_tokens=min(bundle.plan.max_tokens, engine.max_positions),
+        ladders=load_ladders(bundle),
+    )
+    prefixes = PrefixCache()
+    pool = _pool(config, engine, prefixes)
+    lifecycle = Lifecycle()
+    resumable = ResumableSessions(lifecycle)
+    admission = Admission(
+        served,
+        pool,
+        prefixes=prefixes,
+        lifecycle=lifecycle,
+        resumable=resumable,
+        limits=SessionLimits(
+            max_sessions=config.max_sessions,
+            max_waiting=config.max_waiting,
+            max_wait_s=config.max_wait_s,
+        ),
+    )
+    metrics = Metrics()
+    _watch(metrics, lifecycle, pool)
+    engine_loop = EngineLoop(engine, config.scheduler, observer=metrics)
+    tenants = config.access.tenants()
+    stream_limits = StreamLimits(idle_ttl_s=config.idle_ttl_s)
+    conversations = Conversations(
+        admission,
+        engine_loop,
+        lifecycle=lifecycle,
+        resumable=resumable,
+        metrics=metrics,
+        max_frames_in_flight=stream_limits.max_frames_in_flight,
+        max_resume_s=config.max_resume_s,
+    )
+    service = InferenceService(
+        served,
+        admission,
+        conversations,
+        metrics=metrics,
+        tenants=tenants,
+        stream_limits=stream_limits,
+    )
+    return ServerParts(
+        pool=pool,
+        admission=admission,
+        engine_loop=engine_loop,
+        service=service,
+        metrics=metrics,
+        tenants=tenants,
+    )
+
+
+def _pool(config: ServerConfig, engine: BackEngine, prefixes: PrefixCache) -> KvPool:
+    num_bytes = config.kv_memory_bytes
+    if num_bytes is None:
+        num_bytes = int(_free_bytes(engine.model.device) * DEFAULT_KV_SHARE)
+    return KvPool(
+        engine.kv_shape,
+        limit_bytes=num_bytes,
+        device=engine.model.device,
+        reclaim=prefixes.drop_oldest,
+    )
+
+
+def _watch(metrics: Metrics, lifecycle: Lifecycle, pool: KvPool) -> None:
+    """Gauges of what is there now. Resumable sessions keep the name that dashboards know."""
+    metrics.gauge("sessions", "Sessions with KV", lambda: lifecycle.num_with_blocks)
+    metrics.gauge("sessions_waiting", "Opens in the queue", lambda: lifecycle.num_waiting)
+    metrics.gauge("sessions_parked", "Sessions without a stream", lambda: lifecycle.num_resumable)
+    metrics.gauge("kv_blocks", "KV blocks in all", lambda: pool.num_blocks)
+    metrics.gauge("kv_blocks_used", "KV blocks that sessions hold", lambda: pool.used_blocks)
+    metrics.gauge("kv_blocks_cached", "KV blocks kept for reuse", lambda: pool.cached_blocks)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,216 @@
+"""Sessions on streams: from Open to the end of the stream, whatever that end is.
+
+A session ends where its client closes it, where an error ends it, or where its stream breaks. Then
+the model thread frees it before its next batch. But where the stream broke and the client had
+asked for it, the session stays resumable for a stream that opens it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from cloud.engine.loop import ActiveSession
+from cloud.errors import CloudError, ReplacedError
+from cloud.server.logs import event
+from cloud.server.metrics import Metrics
+from cloud.server.stream import FrameSink, ServerStream
+from cloud.sessions.admission import Admission
+from cloud.sessions.held_session import HeldSession, SessionCloser
+from cloud.sessions.lifecycle import Lifecycle, SessionKey
+from cloud.sessions.resumable_sessions import ResumableSessions
+from cloud.sessions.tenants import Tenant
+from protos.messages import Closed, Open, Opened
+
+logger = logging.getLogger(__name__)
+
+
+class ModelThread(FrameSink, SessionCloser, Protocol):
+    """The part of `EngineLoop` that serves sessions."""
+
+
+@dataclass(slots=True, eq=False)
+class _OnStream:
+    """A session on a stream. held: None once another stream has taken the session over."""
+
+    key: SessionKey
+    stream: ServerStream
+    held: HeldSession | None
+    request: Open
+    trace: str | None
+
+    def hand_over(self) -> None:
+        """Leave the session to another stream."""
+        self.held = None
+
+
+class Conversations:
+    """All streams of a server that have said Open. Lives on the event loop's thread."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        model_thread: ModelThread,
+        *,
+        lifecycle: Lifecycle,
+        resumable: ResumableSessions,
+        metrics: Metrics,
+        max_frames_in_flight: int,
+        max_resume_s: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """max_resume_s: how long a session is kept at most once its stream broke."""
+        self._admission = admission
+        self._model_thread = model_thread
+        self._lifecycle = lifecycle
+        self._resumable = resumable
+        self._metrics = metrics
+        self._max_frames_in_flight = max_frames_in_flight
+        self._max_resume_s = max_resume_s
+        self._clock = clock
+        self._latest: dict[SessionKey, _OnStream] = {}  # the last stream that opened each session
+
+    def end_all(self, error: CloudError) -> None:
+        """End every stream with `error`, and close every resumable session."""
+        self._resumable.close_all()
+        for on_stream in self._latest.values():
+            on_stream.stream.end(error)
+
+    async def hold(
+        self, stream: ServerStream, tenant: Tenant, trace: str | None, *, timeout_s: float | None
+    ) -> None:
+        """Read Open, find or admit its session, and serve it until the stream ends.
+
+        timeout_s: how long the client waits at most. Raises the CloudError that ends the stream.
+        """
+        request = await stream.read_open()
+        key = SessionKey(tenant.name, request.session_id)
+        held = self._take_over(key, request, stream)
+        how = "opened" if held is None else "resumed"
+        if held is None:
+            held = await self._admit(request, tenant, stream, timeout_s)
+        held_frames = held.active.session.num_frames
+        self._metrics.sessions.labels(how=how).inc()
+        on_stream = _OnStream(key, stream, held, request, trace)
+        if key in self._latest:  # it waited in the queue at the same time
+            _replace(self._latest[key])
+        self._latest[key] = on_stream
+        self._log(
+            f"session_{how}",
+            on_stream,
+            split=request.split,
+            max_tokens=request.max_tokens,
+            held_frames=held_frames or None,
+        )
+        await self._converse(on_stream, held.active, held_frames)
+
+    async def _admit(
+        self, request: Open, tenant: Tenant, stream: ServerStream, timeout_s: float | None
+    ) -> HeldSession:
+        asked_s = self._clock()
+        granted = await self._admission.admit(request, tenant, timeout_s=timeout_s)
+        self._metrics.admission_s.observe(self._clock() - asked_s)
+        return HeldSession(
+            granted.life,
+            ActiveSession(granted.session, stream.deliver()),
+            request,
+            lifecycle=self._lifecycle,
+            engine_loop=self._model_thread,
+            on_freed=self._admission.serve_queue,
+        )
+
+    async def _converse(
+        self, on_stream: _OnStream, active: ActiveSession, held_frames: int
+    ) -> None:
+        """Opened, frames and answers; at the end close the session, keep it or leave it."""
+        stream = on_stream.stream
+        reader: asyncio.Task[None] | None = None
+        failed: CloudError | None = None
+        try:
+            await stream.write(
+                Opened(
+                    session_id=on_stream.request.session_id,
+                    max_frame_tokens=self._admission.max_frame_tokens,
+                    held_frames=held_frames,
+                    max_frames_in_flight=self._max_frames_in_flight,
+                )
+            )
+            reader = asyncio.create_task(stream.read_frames(active, self._model_thread))
+            await stream.write_answers()
+        except CloudError as error:
+            failed = error
+            raise
+        finally:
+            if reader is not None:
+                reader.cancel()
+            freed = self._leave(on_stream, failed)
+        if freed is None:
+            return
+        # Only a stream that ends in peace waits for its memory to be free and says so.
+        # Shielded: a client that goes away now must not cancel the freeing. Otherwise another
+        # session would get the place before the memory is free.
+        await asyncio.shield(asyncio.wrap_future(freed))
+        await stream.write(Closed())
+
+    def _leave(self, on_stream: _OnStream, failed: CloudError | None) -> Future[None] | None:
+        """The stream is over. None where its session lives on."""
+        is_latest = self._latest.get(on_stream.key) is on_stream
+        if is_latest:
+            del self._latest[on_stream.key]
+        held = on_stream.held
+        if held is None:
+            return None
+        # Only the latest session of a name can be asked for again.
+        said_close = on_stream.stream.said_close
+        broke = is_latest and failed is None and not said_close and held.is_alive
+        resume_s = min(on_stream.request.resume_s, self._max_resume_s)
+        if broke and resume_s > 0 and not self._admission.draining:
+            self._log("session_parked", on_stream, resume_s=resume_s)
+            self._resumable.keep(held, resume_s)
+            return None
+        self._log("session_ended", on_stream, error=type(failed).__name__ if failed else None)
+        return held.close()
+
+    def _take_over(
+        self, key: SessionKey, request: Open, stream: ServerStream
+    ) -> HeldSession | None:
+        """The session that `request` continues; its answers go to `stream` from now on.
+
+        It is resumable, or on a stream that is dead but does not know it yet. None: the session
+        begins anew, and an older stream of that name ends.
+        """
+        older = self._latest.pop(key, None)
+        if older is None or older.held is None:
+            return self._resumable.claim(key, request, stream.deliver())
+        _replace(older)
+        held = older.held
+        both_want = request.resume_s > 0 and older.request.resume_s > 0
+        if both_want and held.can_continue_as(request) and held.resume(stream.deliver()):
+            older.hand_over()
+            return held
+        held.close()
+        return None
+
+    def _log(self, name: str, on_stream: _OnStream, **fields: object) -> None:
+        stream = on_stream.stream
+        event(
+            logger,
+            name,
+            session=on_stream.key.session_id[:8],  # enough to tell apart; the whole is a secret
+            tenant=on_stream.key.tenant,
+            trace_id=on_stream.trace,
+            frames=stream.num_frames or None,
+            tokens=stream.num_tokens or None,
+            seconds=round(self._clock() - stream.opened_s, 3),
+            **fields,
+        )
+
+
+def _replace(older: _OnStream) -> None:
+    """End a stream whose session another stream opened again."""
+    older.stream.end(ReplacedError("another stream opened this session again"))

@@ -1,0 +1,238 @@
+"""Bytes to messages, with every number range-checked.
+
+Whatever arrives is hostile until it has passed here. What leaves is a well-formed value; whether
+it fits the session is for the session to decide. Every function raises RemoteWireError, which says
+what is wrong, and VersionError for another version of the protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from decoding.params import SamplingParams
+from protos import split_inference_pb2 as pb
+from protos.bulk import check_rest
+from protos.errors import RemoteWireError, VersionError
+from protos.limits import (
+    DEFAULT_FRAMES_IN_FLIGHT,
+    MAX_DETAIL_CHARS,
+    MAX_DRAFTS,
+    MAX_FRAME_TOKENS,
+    MAX_FRAMES_IN_FLIGHT,
+    MAX_MESSAGE_BYTES,
+    MAX_PREFIX_HASHES,
+    MAX_PROBE_BYTES,
+    MAX_RESUME_S,
+    MAX_TOKENS,
+    PROTOCOL_VERSION,
+    SMALL_MESSAGE_BYTES,
+)
+from protos.messages import (
+    Close,
+    Closed,
+    CloudMessage,
+    Description,
+    EdgeMessage,
+    Frame,
+    Open,
+    Opened,
+    ProbeChunk,
+    Result,
+    Timings,
+)
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+_HEX_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_SESSION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def decode_edge(data: bytes) -> EdgeMessage:
+    """One message of an edge. A large one is measured before it is parsed (`protos.bulk`)."""
+    if SMALL_MESSAGE_BYTES < len(data) <= MAX_MESSAGE_BYTES:
+        check_rest(data, SMALL_MESSAGE_BYTES)
+    message = _parse(pb.EdgeMessage, data)
+    kind = message.WhichOneof("kind")
+    if kind == "open":
+        return _open_from_proto(message.open)
+    if kind == "frame":
+        return _frame_from_proto(message.frame)
+    if kind == "close":
+        return Close()
+    raise RemoteWireError("edge message of no known kind")
+
+
+def decode_cloud(data: bytes) -> CloudMessage:
+    """One message of a cloud."""
+    message = _parse(pb.CloudMessage, data)
+    kind = message.WhichOneof("kind")
+    if kind == "result":
+        return _result_from_proto(message.result)
+    if kind == "opened":
+        opened = message.opened
+        return Opened(
+            session_id=_session_id(opened.session_id),
+            max_frame_tokens=_in_range(
+                "max_frame_tokens", opened.max_frame_tokens, 1, MAX_FRAME_TOKENS
+            ),
+            held_frames=opened.held_frames,
+            max_frames_in_flight=_in_range(
+                "max_frames_in_flight",
+                opened.max_frames_in_flight
+                if opened.HasField("max_frames_in_flight")
+                else DEFAULT_FRAMES_IN_FLIGHT,
+                1,
+                MAX_FRAMES_IN_FLIGHT,
+            ),
+        )
+    if kind == "closed":
+        return Closed(detail=message.closed.detail[:MAX_DETAIL_CHARS])
+    raise RemoteWireError("cloud message of no known kind")
+
+
+def decode_description(data: bytes) -> Description:
+    """The answer of `Describe`."""
+    message = _parse(pb.Description, data)
+    _check_version(message.protocol_version)
+    return Description(
+        model_id=message.model_id[:MAX_DETAIL_CHARS],
+        model_sha256=_sha256("model_sha256", message.model_sha256),
+        first_layer=message.first_layer,
+        num_layers=message.num_layers,
+        hidden_size=message.hidden_size,
+        max_tokens=message.max_tokens,
+        active_sessions=message.active_sessions,
+        kv_bytes_in_use=message.kv_bytes_in_use,
+        kv_bytes_limit=message.kv_bytes_limit,
+    )
+
+
+def decode_probe(data: bytes) -> ProbeChunk:
+    """One message of `Probe`; of its padding only the size is kept."""
+    message = _parse(pb.ProbeChunk, data)
+    return ProbeChunk(
+        sequence=message.sequence,
+        padding_bytes=_in_range("padding", len(message.padding), 0, MAX_PROBE_BYTES),
+        want_bytes=_in_range("want_bytes", message.want_bytes, 0, MAX_PROBE_BYTES),
+    )
+
+
+def _open_from_proto(message: pb.Open) -> Open:
+    _check_version(message.protocol_version)
+    sampling = message.sampling
+    return Open(
+        session_id=_session_id(message.session_id),
+        model_sha256=_sha256("model_sha256", message.model_sha256),
+        split=_in_range("split", message.split, 0, 1 << 16),
+        hidden_size=_in_range("hidden_size", message.hidden_size, 1, 1 << 16),
+        codec_tables_sha256=_sha256("codec_tables_sha256", message.codec_tables_sha256),
+        max_tokens=_in_range("max_tokens", message.max_tokens, 1, MAX_TOKENS),
+        sampling=_sampling_from_proto(sampling),
+        resume_s=_seconds("resume_s", message.resume_s),
+        prefix_hashes=_hashes(message.prefix_hashes),
+        shareable_tokens=_in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
+    )
+
+
+def _sampling_from_proto(message: pb.Sampling) -> SamplingParams:
+    try:
+        return SamplingParams(
+            temperature=message.temperature,
+            top_p=message.top_p,
+            top_k=message.top_k,
+            min_p=message.min_p,
+            repetition_penalty=message.repetition_penalty,
+            seed=message.seed,
+            logprobs=message.logprobs,
+        )
+    except ValueError as error:
+        raise RemoteWireError(f"sampling: {error}") from error
+
+
+def _frame_from_proto(message: pb.Frame) -> Frame:
+    num_rows = _in_range("token_ids", len(message.token_ids), 1, MAX_FRAME_TOKENS)
+    return Frame(
+        sequence=message.sequence,
+        first_position=_in_range("first_position", message.first_position, 0, MAX_TOKENS),
+        token_ids=tuple(message.token_ids),
+        hidden=message.hidden,
+        num_drafts=_in_range("num_drafts", message.num_drafts, 0, min(num_rows - 1, MAX_DRAFTS)),
+        want_token=message.want_token,
+        ahead=message.ahead,
+    )
+
+
+def _result_from_proto(message: pb.Result) -> Result:
+    _in_range("token_ids", len(message.token_ids), 0, MAX_DRAFTS + 1)
+    if len(message.logprobs) not in (0, len(message.token_ids)):
+        raise RemoteWireError("result: as many logprobs as tokens, or none")
+    timings = message.timings
+    seconds = (timings.codec_s, timings.queue_s, timings.compute_s, timings.sample_s)
+    if not all(math.isfinite(value) and value >= 0 for value in seconds):
+        raise RemoteWireError("result: timings must be finite and not negative")
+    return Result(
+        sequence=message.sequence,
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(message.logprobs),
+        num_tokens=_in_range("num_tokens", message.num_tokens, 0, MAX_TOKENS),
+        timings=Timings(
+            codec_s=timings.codec_s,
+            queue_s=timings.queue_s,
+            compute_s=timings.compute_s,
+            sample_s=timings.sample_s,
+            batch_sessions=timings.batch_sessions,
+            batch_rows=timings.batch_rows,
+        ),
+    )
+
+
+def _parse(kind: type[MessageT], data: bytes) -> MessageT:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise RemoteWireError(f"message of {len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RemoteWireError(f"not a {kind.DESCRIPTOR.name}: {error}") from error
+
+
+def _check_version(version: int) -> None:
+    if version != PROTOCOL_VERSION:
+        raise VersionError(
+            f"protocol version {version}, this side speaks {PROTOCOL_VERSION}: update the older one"
+        )
+
+
+def _in_range(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise RemoteWireError(f"{name} is {value}, must lie between {low} and {high}")
+    return value
+
+
+def _seconds(name: str, value: float) -> float:
+    if not (math.isfinite(value) and 0 <= value <= MAX_RESUME_S):
+        raise RemoteWireError(f"{name} is {value}, must lie between 0 and {MAX_RESUME_S:g}")
+    return value
+
+
+def _hashes(values: Sequence[bytes]) -> tuple[bytes, ...]:
+    _in_range("prefix_hashes", len(values), 0, MAX_PREFIX_HASHES)
+    if any(len(value) != 32 for value in values):
+        raise RemoteWireError("prefix_hashes are SHA-256 digests of 32 bytes")
+    return tuple(values)
+
+
+def _sha256(name: str, value: str) -> str:
+    if not _HEX_SHA256.fullmatch(value):
+        raise RemoteWireError(f"{name} is not a SHA-256 in lower-case hex")
+    return value
+
+
+def _session_id(value: str) -> str:
+    if not _SESSION_ID.fullmatch(value):
+        raise RemoteWireError("session_id must be 1 to 64 letters, digits, '-' or '_'")
+    return value

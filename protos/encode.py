@@ -1,0 +1,163 @@
+"""Messages to bytes.
+
+Every function raises LocalWireError for a value that the wire does not carry: a bug of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from google.protobuf.message import Message
+
+from protos import split_inference_pb2 as pb
+from protos.errors import LocalWireError
+from protos.limits import (
+    DEFAULT_FRAMES_IN_FLIGHT,
+    MAX_DETAIL_CHARS,
+    MAX_MESSAGE_BYTES,
+    PROTOCOL_VERSION,
+)
+from protos.messages import (
+    CloudMessage,
+    Description,
+    EdgeMessage,
+    Frame,
+    Open,
+    Opened,
+    ProbeChunk,
+    Result,
+)
+
+
+def encode_edge(message: EdgeMessage) -> bytes:
+    """One message of the edge."""
+    if isinstance(message, Open):
+        sampling = message.sampling
+        return _serialize(
+            lambda: pb.EdgeMessage(
+                open=pb.Open(
+                    protocol_version=PROTOCOL_VERSION,
+                    session_id=message.session_id,
+                    model_sha256=message.model_sha256,
+                    split=message.split,
+                    hidden_size=message.hidden_size,
+                    codec_tables_sha256=message.codec_tables_sha256,
+                    max_tokens=message.max_tokens,
+                    sampling=pb.Sampling(
+                        temperature=sampling.temperature,
+                        top_p=sampling.top_p,
+                        top_k=sampling.top_k,
+                        min_p=sampling.min_p,
+                        repetition_penalty=sampling.repetition_penalty,
+                        seed=sampling.seed,
+                        logprobs=sampling.logprobs,
+                    ),
+                    resume_s=message.resume_s,
+                    prefix_hashes=message.prefix_hashes,
+                    shareable_tokens=message.shareable_tokens,
+                )
+            )
+        )
+    if isinstance(message, Frame):
+        return _serialize(
+            lambda: pb.EdgeMessage(
+                frame=pb.Frame(
+                    sequence=message.sequence,
+                    first_position=message.first_position,
+                    token_ids=message.token_ids,
+                    hidden=message.hidden,
+                    num_drafts=message.num_drafts,
+                    want_token=message.want_token,
+                    ahead=message.ahead,
+                )
+            )
+        )
+    return _serialize(lambda: pb.EdgeMessage(close=pb.Close()))
+
+
+def encode_cloud(message: CloudMessage) -> bytes:
+    """One message of the cloud."""
+    if isinstance(message, Result):
+        timings = message.timings
+        return _serialize(
+            lambda: pb.CloudMessage(
+                result=pb.Result(
+                    sequence=message.sequence,
+                    token_ids=message.token_ids,
+                    logprobs=message.logprobs,
+                    num_tokens=message.num_tokens,
+                    timings=pb.Timings(
+                        codec_s=timings.codec_s,
+                        queue_s=timings.queue_s,
+                        compute_s=timings.compute_s,
+                        sample_s=timings.sample_s,
+                        batch_sessions=timings.batch_sessions,
+                        batch_rows=timings.batch_rows,
+                    ),
+                )
+            )
+        )
+    if isinstance(message, Opened):
+        return _serialize(
+            lambda: pb.CloudMessage(
+                opened=pb.Opened(
+                    session_id=message.session_id,
+                    max_frame_tokens=message.max_frame_tokens,
+                    held_frames=message.held_frames,
+                    # Left out where it is the default, so that old edges see the same bytes.
+                    max_frames_in_flight=_unless(
+                        DEFAULT_FRAMES_IN_FLIGHT, message.max_frames_in_flight
+                    ),
+                )
+            )
+        )
+    detail = message.detail[:MAX_DETAIL_CHARS]
+    return _serialize(lambda: pb.CloudMessage(closed=pb.Closed(detail=detail)))
+
+
+def encode_describe_request() -> bytes:
+    """The question of `Describe`, which has no fields."""
+    return _serialize(pb.DescribeRequest)
+
+
+def encode_description(description: Description) -> bytes:
+    """The answer of `Describe`."""
+    return _serialize(
+        lambda: pb.Description(
+            protocol_version=PROTOCOL_VERSION,
+            model_id=description.model_id,
+            model_sha256=description.model_sha256,
+            first_layer=description.first_layer,
+            num_layers=description.num_layers,
+            hidden_size=description.hidden_size,
+            max_tokens=description.max_tokens,
+            active_sessions=description.active_sessions,
+            kv_bytes_in_use=description.kv_bytes_in_use,
+            kv_bytes_limit=description.kv_bytes_limit,
+        )
+    )
+
+
+def encode_probe(chunk: ProbeChunk) -> bytes:
+    """One message of `Probe`; the padding is zeros."""
+    return _serialize(
+        lambda: pb.ProbeChunk(
+            sequence=chunk.sequence,
+            padding=bytes(chunk.padding_bytes),
+            want_bytes=chunk.want_bytes,
+        )
+    )
+
+
+def _serialize(build: Callable[[], Message]) -> bytes:
+    try:
+        data = build().SerializeToString()
+    except (ValueError, TypeError) as error:
+        raise LocalWireError(f"a value the wire cannot carry: {error}") from error
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise LocalWireError(f"message of {len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
+    return data
+
+
+def _unless(default: int, value: int) -> int | None:
+    return None if value == default else value

@@ -1,0 +1,28 @@
+"""The bounds of the wire: how large a message, a frame or a number in it may be.
+
+Both sides check them: `protos.encode` before it sends, `protos.decode` after it received.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+
+# 1,024 rows of 8,192 float32 are 32 MiB: no honest message is larger.
+MAX_MESSAGE_BYTES: Final = 33 << 20
+# A message up to this size is parsed at once. Of a larger one, all but this much must be hidden
+# states (1,024 token ids of 5 bytes are a tenth of it).
+SMALL_MESSAGE_BYTES: Final = 64 << 10
+MAX_FRAME_TOKENS: Final = 1024
+MAX_DRAFTS: Final = 64
+MAX_TOKENS: Final = 1 << 24
+MAX_DETAIL_CHARS: Final = 400
+MAX_PROBE_BYTES: Final = 1 << 20
+# A server sends small messages: a result of few tokens, or the answer to a probe.
+MAX_ANSWER_BYTES: Final = MAX_PROBE_BYTES + (64 << 10)
+MAX_RESUME_S: Final = 3600.0
+MAX_PREFIX_HASHES: Final = 1024
+# Unanswered frames that a server takes from one session when `Opened` does not say how many.
+DEFAULT_FRAMES_IN_FLIGHT: Final = 16
+MAX_FRAMES_IN_FLIGHT: Final = 1024
