@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cloud.attention.packed import ATTENTION_NAME
+from cloud.attention.transformers_interface import ATTENTION_NAME
 from cloud.engine.int8_linear import int8_linear
 from cloud.errors import WeightsError
 

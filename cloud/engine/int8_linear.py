@@ -53,7 +53,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self._columns = self.codes.t()  # [in, out], a view
-        self._kernel: native.Kernel | None = None
+        self._kernel: native.NativeKernel | None = None
         self.packed: native.PackedLinear | None = None
 
     def forward(self, x: Tensor) -> Tensor:

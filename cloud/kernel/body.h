@@ -288,6 +288,17 @@ static void NAME(run_layers)(const Job *base, int64_t phase, int64_t chunk, int 
         }
 }
 
+static void NAME(run_attend)(const Job *base, int64_t phase, int64_t chunk, int thread) {
+    const AttendJob *job = (const AttendJob *)base;
+    const Step *step = job->step;
+    int64_t begin = chunk * job->size, end = begin + job->size, all = step->num_rows * step->kv_heads;
+    (void)phase;
+    if (end > all) end = all;
+    for (int64_t i = begin; i < end; i++)
+        NAME(attend)(step, job->layer, job->scale, i / step->kv_heads, i % step->kv_heads,
+                     step->scores + thread * MAX_GROUP * step->history);
+}
+
 static void NAME(run_linear)(const Job *base, int64_t phase, int64_t chunk, int thread) {
     const LinearJob *job = (const LinearJob *)base;
     const Step *step = job->step;

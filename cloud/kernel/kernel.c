@@ -109,9 +109,11 @@ static Tile tile_of(const Tiles *tiles, int64_t chunk) {
     return (Tile){chunk / in_panel, tiles->whole + half / 2, (int)(half % 2) * 2, 2};
 }
 
+#define CHUNK_FLOATS 8192
+#define ATTEND_COST CHUNK_FLOATS /* a head of a row is a chunk of its own */
 /* Items a chunk where one takes `floats` numbers: a chunk is worth a microsecond or more. */
 static int64_t items_a_chunk(int64_t floats, int64_t num_items) {
-    int64_t size = 8192 / (floats > 0 ? floats : 1), least = num_items >> (COUNT_BITS - 1);
+    int64_t size = CHUNK_FLOATS / (floats > 0 ? floats : 1), least = num_items >> (COUNT_BITS - 1);
     if (size < 1) size = 1;
     return size > least ? size : least + 1;
 }
@@ -144,6 +146,14 @@ typedef struct {
     int64_t size; /* rows a chunk of the first phase */
 } LinearJob;
 
+typedef struct {
+    Job base;
+    const Step *step;
+    int64_t layer;
+    float scale;
+    int64_t size; /* heads of rows a chunk */
+} AttendJob;
+
 static int64_t count_layer_chunks(const Job *base, int64_t phase) {
     return ((const LayersJob *)base)->count[phase % NUM_LAYER_PHASES];
 }
@@ -151,6 +161,12 @@ static int64_t count_layer_chunks(const Job *base, int64_t phase) {
 static int64_t count_linear_chunks(const Job *base, int64_t phase) {
     const LinearJob *job = (const LinearJob *)base;
     return phase ? count_tiles(&job->tiles) : chunks(job->step->num_rows, job->size);
+}
+
+static int64_t count_attend_chunks(const Job *base, int64_t phase) {
+    const AttendJob *job = (const AttendJob *)base;
+    (void)phase;
+    return chunks(job->step->num_rows * job->step->kv_heads, job->size);
 }
 
 static void plan_layers(LayersJob *job) {
@@ -162,7 +178,7 @@ static void plan_layers(LayersJob *job) {
     /* About what an item costs, in floats of a norm. */
     int64_t cost[NUM_LAYER_PHASES] = {
         [NORM_IN] = step->width, [NORM_POST] = step->width, [MIXED] = step->heads * d,
-        [PLACE] = (step->heads + 2 * step->kv_heads) * d, [GATE] = 3 * step->inner, [ATTEND] = 8192};
+        [PLACE] = (step->heads + 2 * step->kv_heads) * d, [GATE] = 3 * step->inner, [ATTEND] = ATTEND_COST};
     for (int what = 0; what < NUM_LAYER_PHASES; what++) {
         int64_t items = what == ATTEND ? rows * step->kv_heads : rows;
         if (linears[what]) {
@@ -224,6 +240,16 @@ API void sp_linear(const Linear *linear, const float *norm, float eps, const flo
     execute(&job.base);
 }
 
+/* Attention alone: of step->wide [T][H + 2 KV][d] the H first, into step->mixed [T][H][d]. Keys and
+ * values are in the arena already. Reads of `step` what attention needs, and nothing else. */
+API void sp_attend(const Step *step, int64_t layer, float scale, int32_t kind) {
+    if (step->num_rows < 1) return;
+    AttendJob job = {.step = step, .layer = layer, .scale = scale,
+                     .size = items_a_chunk(ATTEND_COST, step->num_rows * step->kv_heads)};
+    job.base = (Job){1, count_attend_chunks, kind == 2 ? run_attend_avx512 : run_attend_avx2};
+    execute(&job.base);
+}
+
 #else
 
 API int32_t sp_available(void) { return 0; }
@@ -231,6 +257,7 @@ API int32_t sp_set_threads(int32_t count) { return count; }
 API void sp_layers(const Layer *layers, int64_t first, int64_t count, const Step *step, int32_t kind) {}
 API void sp_linear(const Linear *linear, const float *norm, float eps, const float *x, float *out,
                    const Step *step, int32_t kind) {}
+API void sp_attend(const Step *step, int64_t layer, float scale, int32_t kind) {}
 
 #endif
 

@@ -16,13 +16,12 @@ limit costs address space, not RAM.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
 
 from cloud.errors import BadOpenError, CapacityError, StartError
 from cloud.kv.blocks import BlockAllocator, Run
@@ -72,9 +71,9 @@ class Segment(NamedTuple):
     end: int
 
 
-class Piece(NamedTuple):
-    """`num_rows` consecutive rows of the arena, for layer `i` of the lease from
-    `row + i * stride` on."""
+class ArenaSpan(NamedTuple):
+    """`num_rows` consecutive rows of the arena; those of the lease's layer `i` begin at
+    `row + i * stride`."""
 
     row: int
     stride: int
@@ -118,45 +117,23 @@ class KvLease:
     def num_layers(self) -> int:
         return self.pool.shape.num_layers - self.split
 
-    def pieces(self, begin: int, end: int) -> Iterator[Piece]:
+    def spans(self, begin: int, end: int) -> Iterator[ArenaSpan]:
         """Where positions [begin, end) lie in the arena, in order."""
         for extent, first, last in self.segments:
             low, high = max(begin, first), min(end, last)
             if low < high:
                 row = extent.run.start * BLOCK_TOKENS + low - first
-                yield Piece(row, extent.num_tokens, high - low)
+                yield ArenaSpan(row, extent.num_tokens, high - low)
 
     def rollback(self, length: int) -> None:
         """Forget everything from position `length` on. A no-op when nothing is there."""
         self.length = min(self.length, length)
-
-    def keep_rows(self, start: int, kept: Sequence[int]) -> None:
-        """Of the rows from `start` on keep those at offsets `kept` (rising), closed up.
-
-        `length` becomes start + len(kept). What a verified token tree needs: its accepted path
-        is scattered over the rows that were sent.
-        """
-        wanted = range(len(kept))
-        if list(kept) != list(wanted):
-            arena = self.pool.arena
-            source = self._rows(start + offset for offset in kept)
-            arena[self._rows(start + offset for offset in wanted)] = arena[source]
-        self.length = start + len(kept)
 
     def close(self) -> None:
         if self._segments is not None:
             extents = [segment.extent for segment in self._segments]
             self._segments = None
             self.pool._release(extents)
-
-    def _rows(self, positions: Iterable[int]) -> Tensor:
-        """Arena rows [layers * positions] of single positions in every layer."""
-        pieces = [piece for p in positions for piece in self.pieces(p, p + 1)]
-        device = self.pool.arena.device
-        first = torch.tensor([piece.row for piece in pieces], device=device)
-        stride = torch.tensor([piece.stride for piece in pieces], device=device)
-        layers = torch.arange(self.num_layers, device=device)[:, None]
-        return (first + layers * stride).flatten()
 
     def __enter__(self) -> KvLease:
         return self

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloud.attention.packed import TreeRows
 from cloud.engine.back_engine import BackEngine, BatchEntry
 from cloud.engine.int8_linear import (
     DequantizedLinear,
@@ -146,7 +145,7 @@ def test_an_int8_back_equals_the_dequantized_back_and_is_batch_invariant(
 
 
 @needs_kernel
-def test_the_compiled_layers_know_shared_prefixes_and_trees(tmp_path: Path) -> None:
+def test_the_compiled_layers_know_shared_prefixes_and_rollbacks(tmp_path: Path) -> None:
     save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
     quantized_back(tmp_path / "cloud")
     engine = BackEngine.load(tmp_path / "cloud", first_layer=0)
@@ -161,16 +160,12 @@ def test_the_compiled_layers_know_shared_prefixes_and_trees(tmp_path: Path) -> N
     assert len(second.segments) == 2
     (logits,) = engine.forward([BatchEntry(lease=second, rows=rows[16:], num_logits=14)])
     assert torch.equal(logits, expected[16:])
-    # A tree of two branches behind row 24, the second of which is the true sequence.
     second.rollback(24)
-    tree = TreeRows(
-        positions=(24, 24, 25),
-        visible=((True, False, False), (False, True, False), (False, True, True)),
-    )
-    guesses = torch.cat([torch.randn(1, engine.hidden_size), rows[24:26]])
-    (logits,) = engine.forward([BatchEntry(lease=second, rows=guesses, num_logits=3, tree=tree)])
-    assert torch.equal(logits[1:], expected[24:26])
-    second.keep_rows(24, [1, 2])
+    wrong = torch.randn(3, engine.hidden_size)
+    engine.forward([BatchEntry(lease=second, rows=wrong, num_logits=0)])
+    second.rollback(24)
+    (logits,) = engine.forward([BatchEntry(lease=second, rows=rows[24:26], num_logits=2)])
+    assert torch.equal(logits, expected[24:26])
     (logits,) = engine.forward([BatchEntry(lease=second, rows=rows[26:], num_logits=4)])
     assert torch.equal(logits, expected[26:])
 
