@@ -74,9 +74,7 @@ class InPlaceAttention(AttentionBackend):
             out = _soft_capped(heads, keys, values, mask, scale, cap)
         return out[0].transpose(0, 1)
 
-    def _history(
-        self, layer: int, entry: StepEntry, window: int | None
-    ) -> tuple[Tensor, Tensor]:
+    def _history(self, layer: int, entry: StepEntry, window: int | None) -> tuple[Tensor, Tensor]:
         """Keys and values of `layer` that the rows see, these rows included: [1, KV, S, d] each.
 
         They stay in place where they lie in one extent, and are joined where they lie in several.

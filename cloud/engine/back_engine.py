@@ -55,8 +55,10 @@ class BackEngine:
     def __init__(
         self, model: BackModel, *, fused: bool = True, attention: str | None = None
     ) -> None:
-        """fused: run layers through `FusedLayer` and the compiled kernel where they suit. attention:
-        a backend of `cloud.attention.registry` (None: the device's), used where torch runs layers.
+        """fused: use `FusedLayer` and the compiled kernel for the layers that suit them.
+
+        attention: a backend's name (`cloud.attention.registry`; None: the device's default) for
+        the layers that torch runs. Raises ValueError for one that is not there.
         """
         self.model = model
         self._attention = backend_for(model.device, attention)

@@ -23,7 +23,9 @@ from cloud.kernel.library import MAX_GROUP, MAX_THREADS, CLayer, CLinear, CStep,
 class NativeStack:
     """`layers[i]` is layer `first_layer + i`; they hold the weights that the kernel reads."""
 
-    def __init__(self, kernel: NativeKernel, layers: Sequence[FusedLayer], first_layer: int) -> None:
+    def __init__(
+        self, kernel: NativeKernel, layers: Sequence[FusedLayer], first_layer: int
+    ) -> None:
         self._kernel = kernel
         self._first_layer = first_layer
         self._held = [_LayerStruct(layer) for layer in layers]

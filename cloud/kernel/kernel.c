@@ -1,13 +1,14 @@
 /* Decoder layers with 8-bit weights on a CPU: whole layers in one call, no Python in between.
  *
- * The compiled twin of cloud/engine/int8_linear.py and cloud/engine/fused_layer.py for layers of the Llama shape:
- * the same two int8 digits a row, multiplied exactly in integers, so that a row's numbers depend
- * on nothing but the row and its own session, bit for bit, in any batch and on any number of
- * threads. Keys and values live in the arena of cloud/kv/pool.py and are read where they lie.
+ * It computes what cloud/engine/int8_linear.py and cloud/engine/fused_layer.py compute, for layers of
+ * the Llama shape. A row becomes two int8 digits, which are multiplied exactly in integers. So a
+ * row's bits depend only on the row and its own session, in any batch and on any number of threads.
+ * Keys and values are in the arena of cloud/kv/pool.py; the kernel reads them there.
  *
- * Weights are packed [N/64][K/4][64][4] as code + 128: a step reads them once, front to back.
- * Built for AVX2 and for AVX-512 VNNI, chosen at run time; on other machines `sp_available` says 0
- * and the torch code runs. Called through ctypes. The arithmetic is ours.
+ * Weights are packed [N/64][K/4][64][4] as code + 128: a step reads them once, from front to back.
+ * There is code for AVX2 and for AVX-512 VNNI, chosen at run time. On other machines `sp_available`
+ * gives 0 and torch runs the layers. Python calls it through ctypes. The arithmetic is ours.
+ * README.md in this folder has the rest: the files, the threads, the ABI.
  */
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
@@ -32,7 +33,7 @@
 #define BUILT 0
 #endif
 
-/* Counted up whenever a structure below or what a function does with it changes (cloud/kernel/library.py). */
+/* Count up when a structure below changes, or what a function does with it (README.md, "The ABI"). */
 #define LAYOUT_VERSION 2
 
 typedef struct {
@@ -49,7 +50,7 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int64_t row, stride, count; /* arena rows of layer l: row + l * stride and the next ones */
+    int64_t row, stride, count; /* `count` arena rows; those of layer l begin at row + l * stride */
 } Piece;
 
 typedef struct {
@@ -58,7 +59,7 @@ typedef struct {
     float *arena;                /* [rows][2 KV][d], keys before values */
     const int64_t *place, *step; /* [T] arena row of layer l: place + l * step */
     const int64_t *first_piece;  /* [T + 1] each row's pieces */
-    const Piece *pieces;         /* what each row sees, itself included, in order */
+    const Piece *pieces;         /* what each row sees, itself included, by position */
     const float *cos, *sin;      /* [T][rotary_dim], the sine's first half negated */
     float *hidden;               /* [T][D], in and out */
     float *wide;                 /* scratch [T][max(qkv, gate and up)] */
@@ -76,12 +77,12 @@ typedef struct {
 
 API int32_t sp_set_threads(int32_t count) { return use_threads(count); }
 
-#define MAX_GROUP 4 /* query heads that attend together (cloud/engine/native_stack.py) */
-/* Where the i-th of 16 vectors that are summed together comes out: bits 0 and 1, 2 and 3 swapped. */
+#define MAX_GROUP 4 /* query heads that attend together (library.py) */
+/* The lane of the i-th of 16 vectors that are summed together: bits 0 and 1, 2 and 3 swapped. */
 #define SLOT(i) (((i) & 1) << 1 | ((i) & 2) >> 1 | ((i) & 4) << 1 | ((i) & 8) >> 1)
 
-/* How a product is cut: 64 outputs of a panel of rows a chunk. Where there is one panel, blocks
- * that would leave threads without a share are halved. */
+/* How a product is cut: a chunk is 64 outputs of a panel of rows. Where there is one panel, the last
+ * blocks are halved if whole ones would leave threads without work. */
 #define PANEL_ROWS 96
 typedef struct {
     int64_t panels, blocks, whole; /* the first `whole` blocks are not halved */
@@ -111,7 +112,8 @@ static Tile tile_of(const Tiles *tiles, int64_t chunk) {
 
 #define CHUNK_FLOATS 8192
 #define ATTEND_COST CHUNK_FLOATS /* a head of a row is a chunk of its own */
-/* Items a chunk where one takes `floats` numbers: a chunk is worth a microsecond or more. */
+/* How many items a chunk has, where an item takes `floats` numbers: a chunk runs a microsecond or
+ * more. */
 static int64_t items_a_chunk(int64_t floats, int64_t num_items) {
     int64_t size = CHUNK_FLOATS / (floats > 0 ? floats : 1), least = num_items >> (COUNT_BITS - 1);
     if (size < 1) size = 1;
@@ -209,7 +211,7 @@ static void plan_layers(LayersJob *job) {
 #undef VNNI
 #pragma GCC pop_options
 
-/* 0: not here; 1: AVX2; 2: AVX-512 VNNI. */
+/* The instruction set: 0 none that we need, 1 AVX2, 2 AVX-512 VNNI. */
 API int32_t sp_available(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
@@ -240,8 +242,9 @@ API void sp_linear(const Linear *linear, const float *norm, float eps, const flo
     execute(&job.base);
 }
 
-/* Attention alone: of step->wide [T][H + 2 KV][d] the H first, into step->mixed [T][H][d]. Keys and
- * values are in the arena already. Reads of `step` what attention needs, and nothing else. */
+/* Attention alone: queries are the first H of step->wide [T][H + 2 KV][d], results go to step->mixed
+ * [T][H][d]. Keys and values are in the arena already. Fields that attention does not need may be
+ * NULL. */
 API void sp_attend(const Step *step, int64_t layer, float scale, int32_t kind) {
     if (step->num_rows < 1) return;
     AttendJob job = {.step = step, .layer = layer, .scale = scale,
@@ -261,7 +264,7 @@ API void sp_attend(const Step *step, int64_t layer, float scale, int32_t kind) {
 
 #endif
 
-/* What the caller's structures must be like: a library of other sources would read them wrongly. */
+/* The version and the structures' sizes: a library of other sources would read them wrongly. */
 API int64_t sp_layout(int32_t what) {
     const int64_t layout[] = {LAYOUT_VERSION, sizeof(Linear), sizeof(Layer), sizeof(Piece), sizeof(Step)};
     return what >= 0 && what < (int32_t)(sizeof(layout) / sizeof(*layout)) ? layout[what] : -1;

@@ -20,15 +20,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from optimizer.artifacts.plan import Plan, load_plan
 from optimizer.errors import BundleError
 
-BUNDLE_FORMAT = 1
-MANIFEST_NAME = "manifest.json"
-PLAN_NAME = "plan.yaml"
-EDGE_SETTINGS_NAME = "edge.json"
+BUNDLE_FORMAT: Final = 1
+MANIFEST_NAME: Final = "manifest.json"
+PLAN_NAME: Final = "plan.yaml"
+EDGE_SETTINGS_NAME: Final = "edge.json"
+FRONT_NAME: Final = "front.onnx"  # in edge/; its weights are beside it, in front.onnx.data
 Role = Literal["edge", "cloud"]
 
 
@@ -42,17 +43,19 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeSettings:
-    """`edge/edge.json`: what the device must know of the model beside plan and tokenizer."""
+    """`edge/edge.json`: what the device must know of the model besides plan and tokenizer."""
 
     stop_token_ids: tuple[int, ...]
     bos_token: str | None = None
     eos_token: str | None = None
 
     def save(self, edge_dir: Path) -> None:
+        """Write `edge.json` into the folder."""
         (edge_dir / EDGE_SETTINGS_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, edge_dir: Path) -> EdgeSettings:
+        """Read `edge.json` of the folder. Raises BundleError naming the file."""
         path = edge_dir / EDGE_SETTINGS_NAME
         try:
             values = json.loads(path.read_text())
@@ -71,18 +74,22 @@ class Bundle:
 
     @property
     def edge_dir(self) -> Path:
+        """What the device loads."""
         return self.root / "edge"
 
     @property
     def cloud_dir(self) -> Path:
+        """What the server loads."""
         return self.root / "cloud"
 
     @property
     def draft_dir(self) -> Path:
+        """The draft head, if one was trained."""
         return self.root / "draft"
 
     @property
     def codec_dir(self) -> Path:
+        """Tables and certificates of the compression levels, one file a split."""
         return self.root / "codec"
 
 

@@ -1,7 +1,7 @@
-"""One way to read a model, whatever it is stored in: a config, named tensors, a tokenizer.
+"""One way to read a model, however it is stored: a config, named tensors and a tokenizer.
 
-A source hands out one tensor at a time (a safetensors slice, or a GGUF tensor dequantized on
-the spot), so that building never holds more of the model than the part it is making.
+A source gives one tensor at a time (a safetensors slice, or a GGUF tensor that it dequantizes).
+A build therefore holds no more of the model than the part that it is making.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from optimizer.artifacts.bundle import EdgeSettings, sha256_of
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import ModelError
 from optimizer.export.sources.config_geometry import geometry_of
-from optimizer.families import check_supported
+from optimizer.families import front_family
 
-# Ends of a turn in the chat formats of the supported families; taken where the vocabulary
-# has them.
+# Ends of a turn in the chat formats of the supported families. Those in the vocabulary count.
 END_OF_TURN_TOKENS: Final = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFiles:
-    """What the device needs of the tokenizer: files' contents and the tokens that end a turn."""
+    """What the device needs of the tokenizer: contents of files, and the tokens that end a turn."""
 
     tokenizer_json: str
     chat_template: str | None
@@ -71,8 +70,8 @@ class ModelSource(ABC):
 
     @cached_property
     def geometry(self) -> ModelGeometry:
-        """The model's numbers. ModelError when it is of a kind that is not supported."""
-        check_supported(self.config)
+        """The model's numbers. Raises ModelError for a model that is not supported."""
+        front_family(self.config)
         return geometry_of(self.config)
 
     def tokenizer_files(self) -> TokenizerFiles:
@@ -179,8 +178,7 @@ class GgufSource(ModelSource):
             self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: not a readable GGUF model ({error})") from error
-        # What transformers adds to remember where the config came from; the staged folders
-        # hold dequantized tensors.
+        # transformers notes here that the file was quantized. What we stage is dequantized.
         if hasattr(self._config, "quantization_config"):
             del self._config.quantization_config
         if not self._config.architectures:
@@ -213,7 +211,7 @@ class GgufSource(ModelSource):
     def load_model(self) -> Any:
         from transformers import AutoModelForCausalLM
 
-        # Reading GGUF draws a bar of its own, which no setting turns off.
+        # Reading GGUF shows a progress bar of its own, which no setting turns off.
         with contextlib.redirect_stderr(io.StringIO()):
             return AutoModelForCausalLM.from_pretrained(
                 self.path.parent, gguf_file=self.path.name, dtype=torch.float32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def test_a_row_sees_every_position_up_to_its_own() -> None:
         first = histories.first_piece.tolist()
         counts = [
             int(histories.pieces[begin:end, 2].sum())
-            for begin, end in zip(first, first[1:], strict=False)
+            for begin, end in pairwise(first)
         ]
         seen = [stop for e in batch.step.entries for stop in range(e.start + 1, e.stop + 1)]
         assert counts == [min(count, window or count) for count in seen]

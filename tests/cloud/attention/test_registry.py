@@ -112,5 +112,5 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_backend_that_does_not_run_on_the_device_is_refused() -> None:
-    with pytest.raises(ValueError, match="native.*does not run on cuda"):
+    with pytest.raises(ValueError, match=r"native.*does not run on cuda"):
         backend_for(torch.device("cuda"), "native")

@@ -13,7 +13,7 @@ from cloud.attention.registry import BACKENDS
 from cloud.engine.back_engine import BackEngine, BatchEntry
 from cloud.kv.pool import KvLease, KvPool
 from tests.cloud.tiny_bundle import save_back
-from tests.tiny_models import CONFIGS, VOCAB, make_tiny_model
+from tests.tiny_models import BACK_FAMILIES, VOCAB, make_tiny_model
 
 CPU = torch.device("cpu")
 NUM_TOKENS = 40  # three times the tiny models' sliding window
@@ -54,7 +54,7 @@ class Tiny:
         return entering, logits
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
+@pytest.fixture(scope="module", params=BACK_FAMILIES)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     transformers.logging.disable_progress_bar()
     return Tiny(request.param, tmp_path_factory.mktemp(request.param))
