@@ -1,8 +1,8 @@
-"""The back of the model over a packed batch with ragged entry.
+"""The back of the model over a packed batch in which sessions enter at different layers.
 
-Sessions enter at their own layer. A batch's rows are ordered by split, so the rows that are
-active at a layer are a prefix of the packed matrix, and those that join are appended to it:
-every layer runs once, on all rows that have reached it, whoever they belong to.
+A batch's rows are ordered by split. The rows that are active at a layer are therefore the first
+ones of the packed matrix, and rows that join are appended. Every layer runs once, on the rows of
+all sessions that have reached it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cloud.kv.pool import KvLease, KvShape
 
 logger = logging.getLogger(__name__)
 
-# By layer type: cosine, sine and signed sine of the rows' positions, [T, r] each.
+# By type of layer: cosine, sine and signed sine of the rows' positions, [T, r] each.
 _Rotary: TypeAlias = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 # The kernel and torch multiply the same integers, but float32 noise may round a digit differently.
@@ -254,7 +254,7 @@ class BackEngine:
         order: Sequence[int],
         entries: Sequence[StepEntry],
     ) -> list[Tensor]:
-        """Norm and head on the rows that need them, given back in the batch's order."""
+        """Norm and head of the rows that need them, [num_logits, V] each, in the batch's order."""
         wanted: list[int] = []
         spans: list[tuple[int, int]] = [(0, 0)] * len(batch)
         for index, entry in zip(order, entries, strict=True):

@@ -1,16 +1,17 @@
-"""Keys and values of all sessions in blocks: reserved at admission, accounted exactly, shared.
+"""Keys and values of all sessions in blocks: reserved at admission, counted exactly, shared.
 
-One arena holds everything: [blocks * BLOCK_TOKENS, 2 * KV heads, head_dim], keys before values,
-a block being BLOCK_TOKENS positions of one layer. A session reserves the blocks of its whole
-`max_tokens` when it is admitted, so once admitted it can never run out; growing and rolling back
-are changes of a number. Its block table is a list of *extents*: runs of blocks that hold the
-same positions of every layer, so that attention reads a session's history in place (torch has
-no paged attention for CPUs, and a gather would copy every history at every step). A session has
-one extent unless holes forced more, or unless its first positions are another session's: extents
-are counted, and several leases may read one (`cloud.kv.prefix_cache`).
+One arena holds everything: [blocks * BLOCK_TOKENS, 2 * KV heads, head_dim], keys before values. A
+block is BLOCK_TOKENS positions of one layer. A session reserves the blocks of its whole
+`max_tokens` at admission, so it can never run out later; growing and rolling back change a number.
 
-The operating system backs the arena with memory only as it is written, so on a CPU the
-limit costs address space, not RAM.
+A session's block table is a list of *extents*. An extent is a run of blocks with the same positions
+of every layer, so that attention reads a history in place: torch has no paged attention for CPUs,
+and gathering would copy every history at every step. A session has one extent, and more only where
+no hole is large enough or where it shares its first positions with others. Extents count their
+users, because several leases may read one (`cloud.kv.prefix_cache`).
+
+The operating system gives the arena memory only as it is written. On a CPU the limit therefore
+costs address space, not RAM.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class KvShape:
 
 
 class Extent:
-    """A run of blocks with the same positions of every layer, and who uses it."""
+    """A run of blocks with the same positions of every layer, and the number of its users."""
 
     __slots__ = ("num_cached", "num_leases", "run")
 
@@ -60,11 +61,12 @@ class Extent:
 
     @property
     def num_tokens(self) -> int:
+        """Positions that it holds."""
         return self.run.num_blocks * BLOCK_TOKENS
 
 
 class Segment(NamedTuple):
-    """Positions [begin, end) of a session lie in `extent`, from its first one on."""
+    """Positions [begin, end) of a session are in `extent`, from the extent's first place on."""
 
     extent: Extent
     begin: int
@@ -81,10 +83,10 @@ class ArenaSpan(NamedTuple):
 
 
 class KvLease:
-    """One session's blocks. `length` tokens are valid; rolling back is a change of `length`.
+    """One session's blocks. `length` tokens are valid; rolling back changes `length`.
 
-    The first `num_frozen` tokens are (or may become) others' too: never write there.
-    A context manager; `close` frees the blocks exactly once, however often it is called.
+    Other sessions read the first `num_frozen` tokens too, or may come to: never write there. The
+    lease is a context manager.
     """
 
     __slots__ = ("_segments", "length", "max_tokens", "num_bytes", "num_frozen", "pool", "split")
@@ -115,10 +117,11 @@ class KvLease:
 
     @property
     def num_layers(self) -> int:
+        """Layers that the session has keys and values of, from `split` on."""
         return self.pool.shape.num_layers - self.split
 
     def spans(self, begin: int, end: int) -> Iterator[ArenaSpan]:
-        """Where positions [begin, end) lie in the arena, in order."""
+        """Where positions [begin, end) are in the arena, in order."""
         for extent, first, last in self.segments:
             low, high = max(begin, first), min(end, last)
             if low < high:
@@ -126,10 +129,11 @@ class KvLease:
                 yield ArenaSpan(row, extent.num_tokens, high - low)
 
     def rollback(self, length: int) -> None:
-        """Forget everything from position `length` on. A no-op when nothing is there."""
+        """Forget every token from position `length` on."""
         self.length = min(self.length, length)
 
     def close(self) -> None:
+        """Free the blocks, once, however often this is called."""
         if self._segments is not None:
             extents = [segment.extent for segment in self._segments]
             self._segments = None
@@ -155,13 +159,15 @@ class SharedPrefix(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
+        """Positions that are shared."""
         return self.segments[-1].end if self.segments else 0
 
 
 class KvPool:
-    """Hands out leases while they fit into `limit_bytes`. Safe to use from several threads.
+    """Gives leases while they fit into `limit_bytes`. Safe to use from several threads.
 
-    `reclaim` is asked to drop one cached prefix when room is short; False: there is none.
+    Where room is short the pool calls `reclaim`, which drops one cached prefix (False: there is
+    none). Raises StartError where the arena cannot be allocated.
     """
 
     def __init__(
@@ -184,6 +190,7 @@ class KvPool:
 
     @property
     def num_blocks(self) -> int:
+        """Blocks in all."""
         return self._blocks.num_blocks
 
     @property
@@ -193,15 +200,17 @@ class KvPool:
 
     @property
     def cached_blocks(self) -> int:
-        """Blocks that only the prefix cache holds: free for whoever needs them."""
+        """Blocks that only the prefix cache holds; a session that needs them gets them."""
         return self._num_cached_blocks
 
     @property
     def used_bytes(self) -> int:
+        """Bytes of the blocks that sessions hold."""
         return self.used_blocks * self.shape.block_bytes
 
     @property
     def num_leases(self) -> int:
+        """Leases that are open."""
         return self._num_leases
 
     def lease(
@@ -214,11 +223,11 @@ class KvPool:
     ) -> KvLease:
         """Reserve `max_tokens` tokens of layers [split, num_layers).
 
-        shared: positions that are there already (its blocks are not reserved again).
-        shareable_tokens: the first ones that others may come to share; they get extents of
+        shared: positions that are there already; their blocks are not reserved again.
+        shareable_tokens: how many first positions others may come to share. They get extents of
         their own, which can outlive the session.
 
-        Raises CapacityError when it does not fit now, BadOpenError when it never will.
+        Raises CapacityError where it does not fit now, BadOpenError where it never will.
         """
         num_shared = shared.num_tokens if shared else 0
         cut = max(num_shared, shareable_tokens // BLOCK_TOKENS * BLOCK_TOKENS)
@@ -257,7 +266,7 @@ class KvPool:
         )
 
     def share(self, lease: KvLease, num_tokens: int) -> SharedPrefix:
-        """The first `num_tokens` of a lease, for the cache to hold; `forget` lets it go."""
+        """The first `num_tokens` of a lease, for the cache to hold until `forget`."""
         segments = tuple(
             Segment(extent, begin, min(end, num_tokens))
             for extent, begin, end in lease.segments
@@ -270,7 +279,7 @@ class KvPool:
         return SharedPrefix(lease.split, segments)
 
     def forget(self, prefix: SharedPrefix) -> None:
-        """The cache lets go of a prefix; its blocks are free once no session reads them."""
+        """Release a prefix of the cache; its blocks are free once no session reads them."""
         with self.lock:
             for segment in prefix.segments:
                 self._count(segment.extent, cached=-1)
@@ -288,7 +297,7 @@ class KvPool:
                 self._count(extent, leases=-1)
 
     def _count(self, extent: Extent, *, leases: int = 0, cached: int = 0) -> None:
-        """Change an extent's references; the last one gone frees it."""
+        """Change the number of an extent's users; without users it is freed."""
         was_cached_only = extent.num_cached > 0 and extent.num_leases == 0
         extent.num_leases += leases
         extent.num_cached += cached

@@ -58,7 +58,10 @@ class ModelSource(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU, in the dtype it is stored in (GGUF: dequantized float32)."""
+        """One tensor on the CPU, in its stored dtype (GGUF: dequantized to float32).
+
+        Raises ModelError for a name that is not there.
+        """
 
     @abstractmethod
     def load_tokenizer(self) -> Any:
@@ -75,7 +78,7 @@ class ModelSource(ABC):
         return geometry_of(self.config)
 
     def tokenizer_files(self) -> TokenizerFiles:
-        """The tokenizer as the edge reads it, without transformers."""
+        """The tokenizer in files that the edge reads without transformers. Raises ModelError."""
         tokenizer = self.load_tokenizer()
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
@@ -109,7 +112,7 @@ class ModelSource(ABC):
 
 
 class FolderSource(ModelSource):
-    """A Hugging Face folder: config.json and safetensors, whole or sharded."""
+    """A Hugging Face folder: config.json and safetensors files. Raises ModelError."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoConfig
@@ -131,13 +134,16 @@ class FolderSource(ModelSource):
 
     @property
     def config(self) -> Any:
+        """See ModelSource."""
         return self._config
 
     @property
     def tensor_names(self) -> frozenset[str]:
+        """See ModelSource."""
         return frozenset(self._file_of)
 
     def read(self, name: str) -> torch.Tensor:
+        """See ModelSource."""
         if name not in self._file_of:
             raise ModelError(f"{self.folder}: no tensor {name}")
         with safe_open(self._file_of[name], framework="pt") as file:
@@ -145,11 +151,13 @@ class FolderSource(ModelSource):
         return tensor
 
     def load_tokenizer(self) -> Any:
+        """See ModelSource."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.folder)
 
     def load_model(self) -> Any:
+        """See ModelSource."""
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
@@ -164,7 +172,7 @@ class FolderSource(ModelSource):
 
 
 class GgufSource(ModelSource):
-    """A GGUF file, read through transformers' own name map and weight transformations."""
+    """A GGUF file, read with transformers' names and weight transformations. Raises ModelError."""
 
     def __init__(self, path: Path) -> None:
         from gguf import GGUFReader
@@ -186,13 +194,16 @@ class GgufSource(ModelSource):
 
     @property
     def config(self) -> Any:
+        """See ModelSource."""
         return self._config
 
     @property
     def tensor_names(self) -> frozenset[str]:
+        """See ModelSource."""
         return frozenset(self._stored_name_of)
 
     def read(self, name: str) -> torch.Tensor:
+        """See ModelSource."""
         from gguf import dequantize
 
         stored_name = self._stored_name_of.get(name)
@@ -204,11 +215,13 @@ class GgufSource(ModelSource):
         return torch.tensor(processed.weights, dtype=torch.float32)
 
     def load_tokenizer(self) -> Any:
+        """See ModelSource."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
 
     def load_model(self) -> Any:
+        """See ModelSource."""
         from transformers import AutoModelForCausalLM
 
         # Reading GGUF shows a progress bar of its own, which no setting turns off.
@@ -236,7 +249,10 @@ class GgufSource(ModelSource):
 
 
 def open_source(path: Path) -> ModelSource:
-    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file."""
+    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file.
+
+    Raises ModelError where it is none of these, or is not readable.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # the commands show their own

@@ -41,10 +41,7 @@ def test_a_row_sees_every_position_up_to_its_own() -> None:
     for window in (None, 7):
         histories = row_histories(batch.step.entries, window)
         first = histories.first_piece.tolist()
-        counts = [
-            int(histories.pieces[begin:end, 2].sum())
-            for begin, end in pairwise(first)
-        ]
+        counts = [int(histories.pieces[begin:end, 2].sum()) for begin, end in pairwise(first)]
         seen = [stop for e in batch.step.entries for stop in range(e.start + 1, e.stop + 1)]
         assert counts == [min(count, window or count) for count in seen]
         assert max(counts) <= histories.longest < max(counts) + 16
