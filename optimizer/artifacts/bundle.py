@@ -8,8 +8,8 @@
       codec/              tables of the calibrated compression levels, one file a split (optional)
       manifest.json       format, model hash, and size and SHA-256 of every file above
 
-A device needs `plan.yaml`, `manifest.json`, `codec/` and its own side's folder; the other
-side's folder may be left out when copying, so each side checks only what it loads.
+A device needs `plan.yaml`, `manifest.json`, `codec/`, `edge/` and `draft/`. A copy may leave out
+the other side's folder, so each side checks only the files that it loads.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class EdgeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """An opened and checked bundle. `root` / `files` keys are POSIX paths relative to it."""
+    """An opened and checked bundle. files: by POSIX path relative to `root`."""
 
     root: Path
     plan: Plan
@@ -94,7 +94,7 @@ class Bundle:
 
 
 def write_manifest(root: Path) -> None:
-    """Hash every file below `root` (but the manifest) and write `manifest.json`."""
+    """Hash every file below `root` except the manifest, and write `manifest.json`."""
     plan = load_plan(root / PLAN_NAME)
     files = {
         path.relative_to(root).as_posix(): {
@@ -109,9 +109,10 @@ def write_manifest(root: Path) -> None:
 
 
 def open_bundle(root: Path, *, role: Role) -> Bundle:
-    """Open `root` for one side, checking the hash of every file that side will load.
+    """Open `root` for one side, and check the hash of every file that this side will load.
 
-    Raises BundleError naming the file that is missing, changed or out of place.
+    Raises BundleError naming the file that is missing, changed or in the wrong place, and PlanError
+    for a plan that is not readable.
     """
     manifest_path = root / MANIFEST_NAME
     if not root.is_dir():
