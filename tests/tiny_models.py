@@ -1,8 +1,8 @@
-"""Tiny seeded random models, one of each supported architecture, saved as Hugging Face folders.
+"""Tiny seeded random models, one of each family, saved as Hugging Face folders.
 
-Three to six layers, a few dozen channels: every mechanism of the real family (grouped queries,
+Four to six layers and a few dozen channels: every mechanism of the real family (grouped queries,
 biases, q/k norms, sliding windows, soft caps, fused projections) at a size that builds in a
-second.
+second. A new family in `optimizer.families` needs an entry here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+
+from optimizer.families import FAMILIES, ModelFamily
 
 VOCAB = 320
 COMMON: dict[str, Any] = {
@@ -32,45 +34,39 @@ COMMON: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", {"head_dim": 16, "tie_word_embeddings": True}),
-    "mistral": (
-        "MistralConfig",
-        {"head_dim": 16, "sliding_window": 12, "tie_word_embeddings": False},
-    ),
-    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
-    "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}),
-    "gemma2": (
-        "Gemma2Config",
-        {
-            "head_dim": 16,
-            "query_pre_attn_scalar": 16,
-            "sliding_window": 12,
-            "attn_logit_softcapping": 5.0,
-            "final_logit_softcapping": 3.0,
-        },
-    ),
-    "gemma3": (
-        "Gemma3TextConfig",
-        {
-            "head_dim": 16,
-            "query_pre_attn_scalar": 16,
-            "sliding_window": 12,
-            "num_hidden_layers": 6,
-            "layer_types": ["sliding_attention"] * 2
-            + ["full_attention"]
-            + ["sliding_attention"] * 2
-            + ["full_attention"],
-        },
-    ),
-    "phi3": ("Phi3Config", {"tie_word_embeddings": False, "original_max_position_embeddings": 256}),
+# By the family's name: what its config has beside COMMON.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"head_dim": 16, "tie_word_embeddings": True},
+    "mistral": {"head_dim": 16, "sliding_window": 12, "tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
+    "gemma2": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 12,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 12,
+        "num_hidden_layers": 6,
+        "layer_types": 2 * (["sliding_attention"] * 2 + ["full_attention"]),
+    },
+    "phi3": {"tie_word_embeddings": False, "original_max_position_embeddings": 256},
 }
+
+FAMILY_OF: dict[str, ModelFamily] = {family.name: family for family in FAMILIES}
+FRONT_FAMILIES = [family.name for family in FAMILIES if family.on_front]
+BACK_FAMILIES = [family.name for family in FAMILIES if family.on_back]
 
 
 def make_tiny_model(name: str, folder: Path) -> transformers.PreTrainedModel:
     """Save the tiny model `name` with a tokenizer into `folder`; returns it in float32, eval."""
-    config_class, changes = CONFIGS[name]
-    config = getattr(transformers, config_class)(**{**COMMON, **changes})
+    config = transformers.AutoConfig.for_model(
+        FAMILY_OF[name].model_type, **{**COMMON, **CONFIGS[name]}
+    )
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():

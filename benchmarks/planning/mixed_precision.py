@@ -25,7 +25,7 @@ from optimizer.cost.weights import front_layer_bytes
 from optimizer.export.calibration.text import sampled_windows
 from optimizer.export.certify.certificate import text_windows
 from optimizer.export.certify.layer_sensitivity import (
-    FrontLab,
+    FrontVariants,
     measure_sensitivity,
     negative_log_likelihood,
 )
@@ -62,7 +62,7 @@ def main() -> None:
     found = measure_sensitivity(source, model, split=split, windows=fit, progress=tell)
     folder = tempfile.TemporaryDirectory(prefix="splitpoint-lab-")
     atexit.register(folder.cleanup)
-    lab = FrontLab(source, split, Path(folder.name))
+    lab = FrontVariants(source, split, Path(folder.name))
     base = negative_log_likelihood(model, split, None, held_out)
     sizes = {bits: front_layer_bytes(source.geometry, bits) for bits in (4, 8)}
 

@@ -1,8 +1,8 @@
-"""The back of the model over a packed batch with ragged entry.
+"""The back of the model over a packed batch in which sessions enter at different layers.
 
-Sessions enter at their own layer. A batch's rows are ordered by split, so the rows that are
-active at a layer are a prefix of the packed matrix, and those that join are appended to it:
-every layer runs once, on all rows that have reached it, whoever they belong to.
+A batch's rows are ordered by split. The rows that are active at a layer are therefore the first
+ones of the packed matrix, and rows that join are appended. Every layer runs once, on the rows of
+all sessions that have reached it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Final, TypeAlias
 import torch
 from torch import Tensor
 
-from cloud.attention.packed import PackedStep, StepEntry, TreeRows
+from cloud.attention.base import Attend
+from cloud.attention.packed_step import PackedStep, StepEntry
+from cloud.attention.registry import backend_for
 from cloud.engine.back_weights import BackModel, load_back
 from cloud.engine.fused_layer import PROBE_ROWS, FusedLayer, fuse, probe_step, sign_sine
 from cloud.engine.int8_linear import Int8Linear
@@ -28,41 +30,45 @@ from cloud.kv.pool import KvLease, KvShape
 
 logger = logging.getLogger(__name__)
 
-# By layer type: cosine, sine and signed sine of the rows' positions, [T, r] each.
+# By type of layer: cosine, sine and signed sine of the rows' positions, [T, r] each.
 _Rotary: TypeAlias = dict[str, tuple[Tensor, Tensor, Tensor]]
 
-# Both ways multiply the same integers; a digit may round otherwise where float32 noise decides.
-_SAME_STACK: Final = 2e-3
+# The kernel and torch multiply the same integers, but float32 noise may round a digit differently.
+_MAX_STACK_ERROR: Final = 2e-3  # relative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchEntry:
     """One session's rows: hidden states float32 [T, D] that enter layer `lease.split`.
 
-    They take cache places `lease.length` on, which are their positions too, unless `tree` says
-    that they are a tree of guesses. The last `num_logits` of them need logits.
+    Their positions begin at `lease.length`. The last `num_logits` of them need logits.
     """
 
     lease: KvLease
     rows: Tensor
     num_logits: int
-    tree: TreeRows | None = None
 
 
 class BackEngine:
     """Runs packed batches. Not thread-safe: one thread owns it."""
 
-    def __init__(self, model: BackModel, *, fused: bool = True, gather: bool | None = None) -> None:
-        """gather: attend through gathered histories (None: where calls are dear, on CUDA)."""
+    def __init__(
+        self, model: BackModel, *, fused: bool = True, attention: str | None = None
+    ) -> None:
+        """fused: use `FusedLayer` and the compiled kernel for the layers that suit them.
+
+        attention: a backend's name (`cloud.attention.registry`; None: the device's default) for
+        the layers that torch runs. Raises ValueError for one that is not there.
+        """
         self.model = model
-        self._gather = model.device.type == "cuda" if gather is None else gather
+        self._attention = backend_for(model.device, attention)
         self._rotary = RotaryTables(model.rotary, model.config, model.dtype)
         self._fused = self._fuse_layers() if fused else [None] * len(model.layers)
         self._native = self._pack() if fused else None
 
     @property
     def num_fused_layers(self) -> int:
-        """How many layers take the short way; the others run transformers' code as it is."""
+        """How many layers `FusedLayer` runs; the others run transformers' code as it is."""
         return sum(layer is not None for layer in self._fused)
 
     @property
@@ -79,14 +85,17 @@ class BackEngine:
 
     @property
     def first_layer(self) -> int:
+        """The lowest layer whose weights are here."""
         return self.model.first_layer
 
     @property
     def num_layers(self) -> int:
+        """L, counting the layers that are not here."""
         return self.model.num_layers
 
     @property
     def hidden_size(self) -> int:
+        """D, the width of the residual stream."""
         return int(self.model.config.hidden_size)
 
     @property
@@ -96,6 +105,7 @@ class BackEngine:
 
     @property
     def kv_shape(self) -> KvShape:
+        """What a token's keys and values cost, for a pool that fits this model."""
         config = self.model.config
         head_dim = getattr(config, "head_dim", None)
         return KvShape(
@@ -118,15 +128,13 @@ class BackEngine:
         end = 0
         for index in order:
             lease, num_rows = batch[index].lease, batch[index].rows.shape[0]
-            entry = StepEntry(
-                lease, start=lease.length, begin=end, num_rows=num_rows, tree=batch[index].tree
-            )
+            entry = StepEntry(lease, start=lease.length, begin=end, num_rows=num_rows)
             entries.append(entry)
-            positions.extend(entry.positions)
+            positions.extend(range(entry.start, entry.stop))
             end = entry.end
-        step = PackedStep(entries, gather=self._gather)
+        step = PackedStep(entries)
         rows = [batch[index].rows.to(self.model.device, self.model.dtype) for index in order]
-        rotary = self._turns(positions)
+        rotary = self._rotary_of(positions)
         if self._native is None:
             hidden = self._run_layers(step, rows, rotary)
         else:
@@ -135,15 +143,17 @@ class BackEngine:
             entry.lease.length = entry.start + entry.num_rows
         return self._logits(hidden, batch, order, entries)
 
-    def _turns(self, positions: Sequence[int]) -> _Rotary:
-        turns = self._rotary.rows(
+    def _rotary_of(self, positions: Sequence[int]) -> _Rotary:
+        rows = self._rotary.rows(
             torch.tensor(positions, device=self.model.device), max(positions, default=0) + 1
         )
-        return {kind: (cos, sin, sign_sine(sin)) for kind, (cos, sin) in turns.items()}
+        return {kind: (cos, sin, sign_sine(sin)) for kind, (cos, sin) in rows.items()}
 
     def _run_layers(self, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary) -> Tensor:
         """All layers, in torch. rows: each entry's, [T, D]; returns all of them, [sum T, D]."""
         entries = step.entries
+        attention = self._attention(step)
+        attend = attention.over(())
         hidden = rows[0][:0]
         joined = 0
         for layer in range(entries[0].lease.split, self.num_layers + 1):
@@ -152,40 +162,43 @@ class BackEngine:
                 joined += 1
             if joined > first:
                 hidden = torch.cat([hidden, *rows[first:joined]])
+                attend = attention.over(entries[:joined])
             if layer < self.num_layers:
-                step.active = entries[:joined]
                 cos, sin, signed = rotary[self._rotary.type_of_layer[layer]]
                 num_rows = hidden.shape[0]
                 fused = self._fused[layer - self.first_layer]
                 if fused is not None:
-                    hidden = fused(hidden, cos[:num_rows, None], signed[:num_rows, None], step)
+                    hidden = fused(hidden, cos[:num_rows, None], signed[:num_rows, None], attend)
                 else:
-                    hidden = self._run_plain(layer, hidden, cos[:num_rows], sin[:num_rows], step)
+                    hidden = self._run_plain(layer, hidden, cos[:num_rows], sin[:num_rows], attend)
         return hidden
 
     def _run_native(
         self, stack: NativeStack, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary
     ) -> Tensor:
-        """The same through the compiled kernel, which works on all rows in place."""
+        """The same in the compiled kernel, which works on all rows in place."""
         hidden = torch.cat(list(rows))
         cos, _, signed = rotary[self._rotary.type_of_layer[0]]
-        told = stack.begin(step, hidden, cos, signed)
+        native_step = stack.begin(step, hidden, cos, signed)
         # How many rows are active when a layer begins; it changes where sessions join.
         joins = {entry.lease.split: entry.end for entry in step.entries}
         starts = sorted(layer for layer in joins if layer < self.num_layers)
         for begin, end in zip(starts, [*starts[1:], self.num_layers], strict=True):
-            stack.run(told, range(begin, end), joins[begin])
+            stack.run(native_step, range(begin, end), joins[begin])
         return hidden
 
     def _pack(self) -> NativeStack | None:
-        """8-bit weights into the compiled kernel; whole layers too where it knows their shape."""
+        """Give 8-bit weights to the compiled kernel. Returns whole layers where all suit it.
+
+        None also where the kernel's layers give other numbers than torch's on random rows.
+        """
         kernel = native.load() if self.model.device.type == "cpu" else None
         if kernel is None:
             return None
         layers = [layer for layer in self._fused if layer is not None and suits(layer)]
         whole = len(layers) == len(self._fused) > 0
         rows = [torch.randn(PROBE_ROWS, self.hidden_size)]
-        rotary = self._turns(range(PROBE_ROWS))
+        rotary = self._rotary_of(range(PROBE_ROWS))
         with torch.inference_mode():
             expected = self._run_layers(self._probe_step(), rows, rotary) if whole else rows[0]
             for layer in self._fused:
@@ -201,7 +214,7 @@ class BackEngine:
             stack = NativeStack(kernel, layers, self.first_layer)
             got = self._run_native(stack, self._probe_step(), rows, rotary)
         error = float((got - expected).norm() / expected.norm())
-        if not error < _SAME_STACK:
+        if not error < _MAX_STACK_ERROR:
             logger.warning("the compiled layers differ by %.1e, so torch runs them", error)
             return None
         logger.info("%d layers run in the compiled kernel (%s)", len(layers), kernel.name)
@@ -221,14 +234,14 @@ class BackEngine:
         return fused
 
     def _run_plain(
-        self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, step: PackedStep
+        self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
     ) -> Tensor:
         """transformers' own layer. hidden: [T, D]; cos, sin: [T, r]."""
         out = self.model.layers[layer - self.first_layer](
             hidden[None],
             attention_mask=None,
             position_embeddings=(cos[None], sin[None]),
-            step=step,
+            attend=attend,
         )
         # Layers return the tensor, or in older versions a tuple that begins with it.
         rows: Tensor = (out[0] if isinstance(out, tuple) else out)[0]
@@ -241,7 +254,7 @@ class BackEngine:
         order: Sequence[int],
         entries: Sequence[StepEntry],
     ) -> list[Tensor]:
-        """Norm and head on the rows that need them, given back in the batch's order."""
+        """Norm and head of the rows that need them, [num_logits, V] each, in the batch's order."""
         wanted: list[int] = []
         spans: list[tuple[int, int]] = [(0, 0)] * len(batch)
         for index, entry in zip(order, entries, strict=True):

@@ -1,7 +1,7 @@
 """Load the back of a model: the layers from `first_layer` on, the final norm and the head.
 
-The architecture is transformers' own code, built on the meta device, so nothing is allocated
-but the tensors that are read; every other layer stays without memory.
+The layers are transformers' own code. The model is built on the meta device, so only the tensors
+that are read take memory; every other layer takes none.
 """
 
 from __future__ import annotations
@@ -16,19 +16,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cloud.attention.packed import ATTENTION_NAME
+from cloud.attention.transformers_interface import ATTENTION_NAME
 from cloud.engine.int8_linear import int8_linear
 from cloud.errors import WeightsError
+from optimizer.errors import ModelError
+from optimizer.families import back_family
 
-SUPPORTED_TYPES: Final = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3_text",
-    "phi3",
-)
 CODES_SUFFIX: Final = ".int8"
 SCALE_SUFFIX: Final = ".scale"
 
@@ -67,17 +60,16 @@ def load_back(folder: Path, *, first_layer: int, device: torch.device | str = "c
     """Read `config.json` and the `*.safetensors` of `folder` (names as transformers has them).
 
     A linear layer's weight is NAME, or NAME.int8 [out, in] with NAME.scale [out]. On a CPU 16-bit
-    weights become float32 (exactly; halves are slow there), on CUDA they stay. Raises
-    WeightsError naming the tensor that is missing or of the wrong shape.
+    weights become float32, which is exact and faster there; on CUDA they stay. Raises WeightsError
+    for a model that is not supported, and for a tensor that is missing or of the wrong shape.
     """
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder}: config.json is missing")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type not in SUPPORTED_TYPES:
-        raise WeightsError(
-            f"{folder}: models of type {config.model_type!r} are not supported; "
-            f"these are: {', '.join(SUPPORTED_TYPES)}"
-        )
+    try:
+        back_family(config)
+    except ModelError as error:
+        raise WeightsError(f"{folder}: {error}") from error
     if not 0 <= first_layer <= config.num_hidden_layers:
         raise WeightsError(f"first layer {first_layer}: the model has {config.num_hidden_layers}")
     tensors = _TensorFiles(folder, torch.device(device))
@@ -138,6 +130,7 @@ class _TensorFiles(Mapping[str, Tensor]):
         return name in self._file_of
 
     def need(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor of this name and shape; WeightsError where it is not there."""
         if name not in self:
             raise WeightsError(f"{self._folder}: the tensor {name} is missing")
         tensor = self[name]
@@ -148,6 +141,7 @@ class _TensorFiles(Mapping[str, Tensor]):
         return tensor
 
     def compute_dtype(self) -> torch.dtype:
+        """What the layers compute in on this device: the norms' dtype, float32 on a CPU."""
         if self._device.type == "cpu":
             return torch.float32
         stored = {self[name].dtype for name in self if name.endswith("norm.weight")}

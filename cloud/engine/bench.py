@@ -1,7 +1,7 @@
 """How fast the server's engine is on this machine: one decode step of several sessions at once.
 
-Rows are random: what a step computes does not depend on their values. The network, the codec and
-sampling are not in it; `splitpoint bench decode` has them, and `benchmarks/server/load.py` of the
+Rows are random: the time of a step does not depend on their values. The network, the codec and
+sampling are not in it; `splitpoint bench decode` has them. `benchmarks/server/load.py` of the
 repository measures a whole server under load.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from cloud.engine.back_engine import BackEngine, BatchEntry
 from cloud.kernel import library as native
 from cloud.kv.pool import KvLease, KvPool
 
-WARM_UP = 3
+WARM_UP_STEPS: Final = 3
 
 
 def run_server_bench(
@@ -74,10 +74,10 @@ def _steps_s(engine: BackEngine, count: int, history: int, repeats: int) -> list
             for lease in leases
         ]
         taken = []
-        for index in range(repeats + WARM_UP):
+        for index in range(repeats + WARM_UP_STEPS):
             begin_s = time.perf_counter()
             engine.forward(batch)
-            if index >= WARM_UP:
+            if index >= WARM_UP_STEPS:
                 taken.append(time.perf_counter() - begin_s)
             for lease in leases:
                 lease.rollback(history)

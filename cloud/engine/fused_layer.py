@@ -1,11 +1,11 @@
-"""A decoder layer in as few calls as it takes, for small batches where calls cost the time.
+"""A decoder layer in few calls, for small batches in which the calls cost most of the time.
 
 A decode step of a small model spends as long in Python and in starting kernels as in the matrix
-work. This runs a layer of the common pre-norm shape with one product for queries, keys and
-values and one for gate and up, and rotates queries and keys together in place. The weights are
-the loaded layer's own, joined (the layer's parts become views of them, so nothing is held
-twice), and so are its norms. Whether the shape is understood is not assumed but tried: `fuse`
-compares with the layer itself on random rows, and gives None when they differ.
+work. `FusedLayer` runs a layer of the common pre-norm shape with one product for queries, keys and
+values and one for gate and up, and rotates queries and keys together in place. It joins the loaded
+layer's own weights; the layer's parts become views of the joined ones, so nothing is held twice.
+`fuse` tests whether the shape is understood: it compares with the layer itself on random rows and
+gives None where they differ.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from cloud.attention.packed import PackedStep, StepEntry, Traits, attend
+from cloud.attention.base import Attend, AttentionTraits
+from cloud.attention.in_place import InPlaceAttention
+from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.engine.int8_linear import Int8Linear
 from cloud.kernel import library as native
 from cloud.kv.pool import KvPool, KvShape
 
 logger = logging.getLogger(__name__)
 
-# Joined products sum in another order than separate ones; float32 noise is far below this.
-_SAME: Final = 1e-5
+# Joined products sum in another order than separate ones. That noise is far smaller.
+_MAX_FLOAT32_ERROR: Final = 1e-5  # relative
+_MAX_HALF_ERROR: Final = 1e-2  # of 16-bit numbers
 PROBE_ROWS: Final = 5
 
 
 class FusedLayer:
-    """Callable like `BackEngine` runs layers: rows in, rows out."""
+    """One layer as a callable: rows in, rows out."""
 
-    def __init__(self, layer: Any, traits: Traits) -> None:
+    def __init__(self, layer: Any, traits: AttentionTraits) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.index = int(attention.layer_idx)
         self._input_norm = layer.input_layernorm
-        # Gemma norms what attention and MLP return; others norm only what goes in.
+        # Gemma norms what attention and MLP return. Others norm only what goes in.
         sandwich = hasattr(layer, "pre_feedforward_layernorm")
         self._after_attention = layer.post_attention_layernorm if sandwich else None
         self._before_mlp = (
@@ -71,8 +74,8 @@ class FusedLayer:
         return self._input_norm, self._before_mlp
 
     @property
-    def norms_more(self) -> bool:
-        """Whether anything is normed beside what goes into attention and MLP."""
+    def has_extra_norms(self) -> bool:
+        """Whether there are norms beside the two of what goes into attention and MLP."""
         others = (self._after_attention, self._after_mlp, self._query_norm, self._key_norm)
         return any(norm is not None for norm in others)
 
@@ -86,7 +89,7 @@ class FusedLayer:
                 if isinstance(part, Int8Linear) and part.packed is None:
                     part.drop()
 
-    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, step: PackedStep) -> Tensor:
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """hidden: [T, D]; cos, signed sin: [T, 1, r]. Returns [T, D]."""
         num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
         qkv = self._qkv(self._input_norm(hidden))
@@ -98,7 +101,7 @@ class FusedLayer:
             key.copy_(self._key_norm(key))
         rotate_in_place(rotated, cos, sin)
         query, keys_values = qkv[:, :num_heads], qkv[:, num_heads:]
-        mixed = attend(step, self.index, query, keys_values, self.traits)
+        mixed = attend(self.index, query, keys_values, self.traits)
         attended = self._out(mixed.reshape(hidden.shape[0], -1))
         if self._after_attention is not None:
             attended = self._after_attention(attended)
@@ -111,16 +114,17 @@ class FusedLayer:
 
 
 def rotate_in_place(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> None:
-    """Rotary embedding on the first r of [T, N, d], with the sign of the half swap in the sine.
+    """Rotary embedding of the first r channels of [T, N, d]; the sine has the swap's sign.
 
-    x cos + rotate_half(x) sin, where rotate_half gives (-x2, x1): the same products as x cos +
-    (x2, x1) (-sin1, sin2). Source: Su et al. 2021, arXiv:2104.09864, eq. (34), in half layout.
+    The definition is x cos + rotate_half(x) sin, where rotate_half gives (-x2, x1). This computes
+    the same products as x cos + (x2, x1) (-sin1, sin2). Source: Su et al. 2021, arXiv:2104.09864,
+    eq. (34), in half layout.
     """
     width = cos.shape[-1]
-    turned = heads if width == heads.shape[-1] else heads[..., :width]
-    first, second = turned.chunk(2, dim=-1)
+    rotated = heads if width == heads.shape[-1] else heads[..., :width]
+    first, second = rotated.chunk(2, dim=-1)
     swapped = torch.cat((second, first), dim=-1)
-    turned.mul_(cos).add_(swapped.mul_(signed_sin))
+    rotated.mul_(cos).add_(swapped.mul_(signed_sin))
 
 
 def sign_sine(sine: Tensor) -> Tensor:
@@ -130,7 +134,10 @@ def sign_sine(sine: Tensor) -> Tensor:
 
 
 def join_linears(parts: Sequence[nn.Module]) -> nn.Module:
-    """One linear layer whose outputs are those of `parts` in a row; they become views of it."""
+    """One linear layer that gives the outputs of `parts` in a row; they become views of it.
+
+    Raises TypeError for layers of different kinds, or where only some have a bias.
+    """
     if all(isinstance(part, Int8Linear) for part in parts):
         codes = torch.cat([_tensor(part, "codes") for part in parts])
         scale = torch.cat([_tensor(part, "scale") for part in parts])
@@ -181,7 +188,7 @@ def _tensor(part: nn.Module, name: str) -> Tensor:
 
 def fuse(
     layer: nn.Module,
-    reference: Callable[[Tensor, Tensor, Tensor, PackedStep], Tensor],
+    reference: Callable[[Tensor, Tensor, Tensor, Attend], Tensor],
     shape: KvShape,
     cos: Tensor,
     sin: Tensor,
@@ -195,22 +202,41 @@ def fuse(
         rows = torch.randn(PROBE_ROWS, _width(layer), dtype=cos.dtype, device=cos.device)
         cos, sin = cos[:PROBE_ROWS], sin[:PROBE_ROWS]
         index = _index(layer)
-        plain_step = probe_step(shape, index, cos.device)
+        asked = _TraitsRecorder(_probe_attention(shape, index, cos.device))
         with torch.inference_mode():
-            expected = reference(rows, cos, sin, plain_step)
-            if plain_step.traits is None:
+            expected = reference(rows, cos, sin, asked)
+            if asked.traits is None:
                 raise TypeError("it did not ask for attention")
-            fused = FusedLayer(layer, plain_step.traits)
-            step = probe_step(shape, index, cos.device)
-            got = fused(rows, cos[:, None], sign_sine(sin)[:, None], step)
+            fused = FusedLayer(layer, asked.traits)
+            attend = _probe_attention(shape, index, cos.device)
+            got = fused(rows, cos[:, None], sign_sine(sin)[:, None], attend)
         error = float((got - expected).float().norm() / expected.float().norm())
     except (AttributeError, TypeError, RuntimeError) as reason:
         logger.info("a layer of another shape runs as it is: %s", reason)
         return None
-    if not error < _SAME * (1 if shape.dtype == torch.float32 else 1000):
+    if not error < (_MAX_FLOAT32_ERROR if shape.dtype == torch.float32 else _MAX_HALF_ERROR):
         logger.info("a fused layer differs by %.1e, so it runs as it is", error)
         return None
     return fused
+
+
+class _TraitsRecorder:
+    """An Attend that remembers the traits that the layer asked for last."""
+
+    def __init__(self, attend: Attend) -> None:
+        self._attend = attend
+        self.traits: AttentionTraits | None = None
+
+    def __call__(
+        self, layer: int, query: Tensor, keys_values: Tensor, traits: AttentionTraits
+    ) -> Tensor:
+        self.traits = traits
+        return self._attend(layer, query, keys_values, traits)
+
+
+def _probe_attention(shape: KvShape, layer: int, device: torch.device) -> Attend:
+    step = probe_step(shape, layer, device)
+    return InPlaceAttention(step).over(step.entries)
 
 
 def probe_step(shape: KvShape, layer: int, device: torch.device) -> PackedStep:
@@ -218,9 +244,7 @@ def probe_step(shape: KvShape, layer: int, device: torch.device) -> PackedStep:
     limit = shape.num_bytes(split=layer, max_tokens=PROBE_ROWS)
     pool = KvPool(shape, limit_bytes=limit, device=device)
     lease = pool.lease(split=layer, max_tokens=PROBE_ROWS)
-    step = PackedStep([StepEntry(lease, start=0, begin=0, num_rows=PROBE_ROWS)])
-    step.active = step.entries
-    return step
+    return PackedStep([StepEntry(lease, start=0, begin=0, num_rows=PROBE_ROWS)])
 
 
 def _index(layer: Any) -> int:

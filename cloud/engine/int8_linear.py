@@ -1,17 +1,17 @@
-"""Linear layers with int8 weights, whose every row is computed alone: batch-invariant.
+"""Linear layers with int8 weights that are batch-invariant: every row is computed by itself.
 
 torch's dynamic int8 takes one activation scale for the whole tensor, so a row's result would
 depend on its neighbours. Here each row is written as two int8 digits with the row's own scale,
 
     x = s (q1 + q2 / 254),  s = max|x| / 127,  q1 = round(x / s),  q2 = trunc(254 (x / s - q1)),
 
-about 15 bits in all, and both digits go through one integer product against the weights. int32
-sums are exact, so the result is bit for bit the same in any batch, on any number of threads;
-and the weights, which are what the time goes into, are read once. Ours; the digits are there
-because activations with outliers do not survive 8 bits (docs/architecture.md).
+which is about 15 bits in all. Both digits are multiplied with the weights in one integer product.
+int32 sums are exact, so the result has the same bits in any batch and on any number of threads. The
+weights, whose reading takes most of the time, are read once. Ours; there are two digits because
+activations with outliers need more than 8 bits (docs/architecture.md).
 
-`pack` hands the weights to the compiled kernel (`cloud.kernel.library`) where there is one; torch's
-own integer product is what runs elsewhere.
+`pack` gives the weights to the compiled kernel (`cloud.kernel.library`) where there is one. torch's
+own integer product runs elsewhere.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self._columns = self.codes.t()  # [in, out], a view
-        self._kernel: native.Kernel | None = None
+        self._kernel: native.NativeKernel | None = None
         self.packed: native.PackedLinear | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """float32 [..., in] -> [..., out]."""
         rows = x.reshape(-1, self.in_features)
         if self._kernel is not None and self.packed is not None:
             out = self._kernel.linear(rows, self.packed)
@@ -67,7 +68,7 @@ class Int8Linear(nn.Module):
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def pack(self) -> None:
-        """Give the weights to the compiled kernel, if it is there, and drop this form of them."""
+        """Give the weights to the compiled kernel where there is one, and drop them here."""
         self._kernel = native.load() if self.codes.device.type == "cpu" else None
         if self._kernel is None or self.codes.numel() == 0:
             return
@@ -75,7 +76,7 @@ class Int8Linear(nn.Module):
         self.drop()
 
     def drop(self) -> None:
-        """Let go of the unpacked weights: this layer's part of a joined one runs no more."""
+        """Free the unpacked weights. The layer, a part of a joined one, cannot run any more."""
         self.codes = self.codes.new_empty((self.out_features, 0))
         self._columns = self.codes.t()
 
@@ -87,7 +88,7 @@ class Int8Linear(nn.Module):
         return out if self.bias is None else out.add_(self.bias)
 
     def refresh(self) -> None:
-        """After `codes` was replaced."""
+        """To be called after `codes` was replaced."""
         self._columns = self.codes.t()
 
 
@@ -103,6 +104,7 @@ class DequantizedLinear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float32 [..., in] -> [..., out]."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -112,7 +114,7 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     scale = largest.mul_(1.0 / 127.0).clamp_(min=_TINY)
     ratio = rows / scale
     first = torch.round(ratio)
-    # The conversion truncates the second digit: half a unit less exact, one call less.
+    # The conversion truncates the second digit. That costs half a unit of it and saves a call.
     second = ratio.sub_(first).mul_(_SECOND_DIGIT)
     return torch.cat((first, second)).to(torch.int8), scale
 
@@ -128,9 +130,9 @@ def int8_linear(codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> nn.
 
 @functools.cache
 def integer_product_is_exact(device: str) -> bool:
-    """Whether torch's int8 product gives exact int32 sums here, tried with the largest values.
+    """Whether torch's int8 product gives exact int32 sums on this device, for the largest values.
 
-    CPUs without VNNI add pairs in 16 bits and may saturate; then speed is not worth it.
+    CPUs without VNNI add pairs in 16 bits and may saturate.
     """
     try:
         for num_rows in (2, 16, 64):

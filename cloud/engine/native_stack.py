@@ -1,37 +1,34 @@
-"""All layers of a back through the compiled kernel: one call for as many layers as run together.
+"""All layers of a back in the compiled kernel: one call for as many layers as run together.
 
-For models whose every layer has the Llama shape and 8-bit weights, on a CPU; `build` gives None
-for any other, and for one whose probe differs. What a step needs to know (places in the arena,
-what each row sees) is laid out once for all layers.
+For models whose every layer has the Llama shape and 8-bit weights, on a CPU (`suits`). The engine
+makes a stack only where it gives the numbers of torch's layers (`BackEngine._pack`). What a step
+needs (places in the arena, what each row sees) is laid out once for all layers.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cloud.attention.packed import PackedStep, StepEntry
+from cloud.attention.native import row_histories, suits_heads
+from cloud.attention.packed_step import PackedStep
 from cloud.engine.fused_layer import FusedLayer
 from cloud.engine.int8_linear import Int8Linear
-from cloud.kernel.library import MAX_GROUP, MAX_THREADS, CLayer, CLinear, CStep, Kernel
-
-logger = logging.getLogger(__name__)
-
-_MAX_HEAD_DIM: Final = 128
-_LANES: Final = 16
+from cloud.kernel.library import MAX_GROUP, MAX_THREADS, CLayer, CLinear, CStep, NativeKernel
 
 
 class NativeStack:
     """`layers[i]` is layer `first_layer + i`; they hold the weights that the kernel reads."""
 
-    def __init__(self, kernel: Kernel, layers: Sequence[FusedLayer], first_layer: int) -> None:
+    def __init__(
+        self, kernel: NativeKernel, layers: Sequence[FusedLayer], first_layer: int
+    ) -> None:
         self._kernel = kernel
         self._first_layer = first_layer
-        self._held = [_Described(layer) for layer in layers]
+        self._held = [_LayerStruct(layer) for layer in layers]
         self._layers = (CLayer * len(layers))(*(held.struct for held in self._held))
         one = layers[0]
         self._heads, self._kv_heads, self._head_dim = one.num_heads, one.num_kv_heads, one.head_dim
@@ -40,27 +37,26 @@ class NativeStack:
         self._buffers: dict[str, Tensor] = {}
 
     def begin(self, step: PackedStep, hidden: Tensor, cos: Tensor, sin: Tensor) -> CStep:
-        """What the kernel is told of a step. hidden: [T, D] float32; cos, signed sin: [T, r].
+        """A step as the kernel reads it. hidden: [T, D] float32; cos, signed sin: [T, r].
 
-        `hidden` is changed in place by `run`; the values returned hold no reference to it.
+        `run` changes `hidden` in place; the structure returned holds no reference to it.
         """
         num_rows = hidden.shape[0]
         self._kernel.set_threads(torch.get_num_threads())
         qkv_width = (self._heads + 2 * self._kv_heads) * self._head_dim
         mixed_width = max(self._width, self._heads * self._head_dim, self._inner)
-        pieces, first_piece, longest = _pieces(step.entries)
-        history = -(-longest // _LANES) * _LANES
+        histories = row_histories(step.entries)
         buffers = {
             "cos": cos.contiguous(),
             "sin": sin.contiguous(),
-            "pieces": torch.tensor(pieces, dtype=torch.int64),
-            "first_piece": torch.tensor(first_piece, dtype=torch.int64),
+            "pieces": histories.pieces,
+            "first_piece": histories.first_piece,
             "wide": self._scratch("wide", num_rows * max(qkv_width, 2 * self._inner)),
             "mixed": self._scratch("mixed", num_rows * mixed_width),
             "digits": self._scratch("digits", 2 * num_rows * (mixed_width + 3), torch.int8),
             "row_scale": self._scratch("row_scale", num_rows),
             "row_sum": self._scratch("row_sum", 2 * num_rows, torch.int32),
-            "scores": self._scratch("scores", MAX_THREADS * MAX_GROUP * history),
+            "scores": self._scratch("scores", MAX_THREADS * MAX_GROUP * histories.longest),
         }
         self._buffers |= buffers  # alive until the next step
         return CStep(
@@ -75,7 +71,7 @@ class NativeStack:
             place=step.places.data_ptr(),
             step=step.strides.data_ptr(),
             hidden=hidden.data_ptr(),
-            history=history,
+            history=histories.longest,
             **{name: buffer.data_ptr() for name, buffer in buffers.items()},
         )
 
@@ -92,7 +88,7 @@ class NativeStack:
         return held
 
 
-class _Described:
+class _LayerStruct:
     """A layer as the kernel reads it, and the tensors behind the pointers."""
 
     def __init__(self, layer: FusedLayer) -> None:
@@ -115,11 +111,10 @@ def suits(layer: FusedLayer | None) -> bool:
     """Whether the kernel knows all that the layer does."""
     return (
         layer is not None
-        and not layer.norms_more
+        and not layer.has_extra_norms
         and layer.traits.window is None
         and layer.traits.cap is None
-        and layer.head_dim % _LANES == 0
-        and layer.head_dim <= _MAX_HEAD_DIM
+        and suits_heads(layer.head_dim)
         and _is_silu(layer.activation)
         and all(isinstance(linear, Int8Linear) for linear in layer.linears)
         and all(hasattr(norm, "variance_epsilon") for norm in layer.norms)
@@ -127,7 +122,7 @@ def suits(layer: FusedLayer | None) -> bool:
 
 
 def _is_silu(activation: Any) -> bool:
-    """Tried, not looked up: the same function has several classes."""
+    """Compared by value, because the same function has several classes."""
     x = torch.linspace(-8, 8, 33)
     return bool(torch.allclose(activation(x), torch.nn.functional.silu(x), atol=1e-6))
 
@@ -138,27 +133,3 @@ def _packed(linear: Any) -> CLinear:
         raise RuntimeError("a layer that was not packed")
     struct: CLinear = packed.struct
     return struct
-
-
-def _pieces(entries: Sequence[StepEntry]) -> tuple[list[tuple[int, int, int]], list[int], int]:
-    """For each row what it sees, in order: (row of layer 0, stride, count); where each row's
-    begin; and the longest history."""
-    pieces: list[tuple[int, int, int]] = []
-    first = [0]
-    longest = 0
-    for entry in entries:
-        split = entry.lease.split
-        for offset in range(entry.num_rows):
-            stop = entry.start if entry.tree else entry.start + offset + 1
-            spans = [(0, stop)]
-            if entry.tree:
-                seen = entry.tree.visible[offset]
-                spans += [(stop + i, stop + i + 1) for i, sees in enumerate(seen) if sees]
-            count = 0
-            for begin, end in spans:
-                for row, stride, num_rows in entry.lease.pieces(begin, end):
-                    pieces.append((row - split * stride, stride, num_rows))
-                    count += num_rows
-            longest = max(longest, count)
-            first.append(len(pieces))
-    return pieces, first, longest

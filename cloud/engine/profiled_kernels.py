@@ -1,10 +1,10 @@
 """The server's kernels as the profiler measures them
 (`hwprofiles.profiler.measured_backends.BackKernels`).
 
-Nothing here computes by itself: matrices are the layers that `load_back` puts in place, stacks are
-`BackEngine`s loaded from a folder like a bundle's, with random weights. So a profile follows
-whatever the engine does. The CUDA side is the same code with a synchronization behind every
-call; it was written without a CUDA device at hand.
+Everything here runs the engine's own code, so a profile follows whatever the engine does. Matrices
+are the layers that `load_back` makes. Stacks are `BackEngine`s with random weights, loaded from a
+folder like a bundle's. On CUDA a synchronization follows every call.
+The CUDA side was written without a CUDA device at hand.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class TorchKernels:
         return linear.to(self._dtype(weight_bits)).requires_grad_(False)
 
     def _finished(self, call: Call) -> Call:
-        """`call`, and then waiting for the device."""
+        """`call`, followed by a wait for the device."""
         if self._device.type == "cpu":
             return call
 
@@ -176,7 +176,7 @@ class TorchStack:
         return self._finished(run)
 
     def _fill(self, lease: KvLease, num_tokens: int) -> None:
-        """Real keys and values: memory that nobody has written costs nothing to read."""
+        """Write real keys and values: unwritten memory would cost nothing to read."""
         while lease.length < num_tokens:
             count = min(FILL_ROWS, num_tokens - lease.length)
             rows = torch.randn(count, self._engine.hidden_size)

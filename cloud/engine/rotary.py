@@ -8,16 +8,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-# These change their frequencies with the longest sequence seen, for everybody in the batch;
-# up to the length the model was first trained for they are constant.
+# These kinds change their frequencies with the longest sequence of a batch. Up to the length that
+# the model was first trained for, the frequencies are constant.
 _LENGTH_DEPENDENT: Final = ("dynamic", "longrope")
 
 
 class RotaryTables:
-    """Tables by layer type, grown by doubling as longer sequences come.
+    """Tables by type of layer. They double in length when a longer sequence comes.
 
-    Layers of one model may turn at different speeds (Gemma 3: local and global layers). Then
-    the rotary module takes the layer's type, and there is a table for each.
+    Layers of one model may have different frequencies (Gemma 3: local and global layers). Then the
+    rotary module takes the layer's type, and each type has a table.
     """
 
     def __init__(self, rotary: nn.Module, config: Any, dtype: torch.dtype) -> None:
@@ -49,7 +49,10 @@ class RotaryTables:
 
 
 def max_positions(config: Any) -> int:
-    """Most positions for which every rotary frequency is constant, and so batches are fair."""
+    """The most positions up to which every rotary frequency is constant.
+
+    Beyond it a session's results would depend on who shares its batch.
+    """
     longest = int(config.max_position_embeddings)
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]

@@ -1,7 +1,8 @@
-/* Attention of kernel_body.h, which includes it for each instruction set: one row, some heads. */
+/* Attention of one row, some heads at a time. body.h includes it once for each instruction set, so it
+ * has no include guard. */
 
-/* The sums of 16 vectors' lanes, each by the tree i + (i + 8), .. + 4, + 2, + 1, so that a score is
- * the same wherever in its block a key stands. */
+/* The sums of the lanes of 16 vectors. Each is summed as the tree i + (i + 8), .. + 4, + 2, + 1, so a
+ * score is the same wherever in its block the key is. */
 static inline __attribute__((always_inline)) VF NAME(hsum16)(const VF *v) {
 #if VNNI
     /* Sixteen vectors become eight, four, two, one; a vector's halves, quarters .. belong to
@@ -27,8 +28,8 @@ static inline __attribute__((always_inline)) VF NAME(hsum16)(const VF *v) {
 #endif
 }
 
-/* G query heads of one row over one key-value head; NV vectors of 16 a head. Both are constant, so
- * that a key is read once and all stays in registers. scores: [G][step->history]. */
+/* G query heads of one row over one key-value head; a head has NV vectors of 16. Both are constants,
+ * so a key is read once and everything stays in registers. scores: [G][step->history]. */
 static inline __attribute__((always_inline)) void NAME(attend_heads)(
     const Step *step, const Piece *pieces, int64_t num_pieces, int64_t layer, const float *query,
     int64_t key_offset, float scale, float *scores, float *out, int G, int NV) {
@@ -48,7 +49,7 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
         }
         while (left > 0 || (p == num_pieces && held > 0)) {
             while (held < 16 && left > 0) {
-                /* Rows of other heads lie between, which is more than the processor looks ahead. */
+                /* The rows are too far apart for the processor to fetch the next by itself. */
                 for (int v = 0; v < NV; v++) {
                     _mm_prefetch((const char *)(keys + 16 * pitch + 16 * v), _MM_HINT_T0);
                     _mm_prefetch((const char *)(keys + value_offset - key_offset + 16 * v), _MM_HINT_T0);

@@ -1,4 +1,5 @@
-/* The loops of kernel.c, compiled once for each instruction set: NAME(x) names them, VNNI is 0 or 1. */
+/* The loops of kernel.c, which includes this file once for each instruction set, so it has no include
+ * guard. NAME(x) names the functions, VNNI is 0 or 1. */
 
 typedef float NAME(vf) __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t NAME(vi) __attribute__((vector_size(64), aligned(4), may_alias));
@@ -156,8 +157,8 @@ static inline __attribute__((always_inline)) void NAME(dot)(
 #endif
 }
 
-/* Sums of one row's two digits as numbers: outputs [at, at + width) of out. One copy of this code,
- * whatever the batch: a compiler may round two copies differently. */
+/* The sums of one row's two digits as floats: outputs [at, at + width) of out. There is one copy of
+ * this code for every batch, because a compiler may round two copies differently. */
 static __attribute__((noinline)) void NAME(scale_sums)(
     const Linear *linear, const Step *step, int64_t row, int64_t at, int64_t width,
     const int32_t *sums, float *out, int add) {
@@ -182,7 +183,7 @@ static __attribute__((noinline)) void NAME(scale_sums)(
     }
 }
 
-/* One chunk of a product: out = digits x weights, + bias, + what is there. */
+/* One chunk of a product: out = digits x weights + bias, with `add` also + out. */
 static void NAME(product)(const Linear *linear, const Step *step, float *out, int add,
                           const Tiles *tiles, int64_t chunk) {
     Tile tile = tile_of(tiles, chunk);
@@ -240,7 +241,7 @@ static void NAME(norm_and_quantize)(const Step *step, const float *weight, float
     QUANTIZE(normed, step->width, row);
 }
 
-/* Positions into queries and keys, keys and values into the arena. */
+/* Rotate queries and keys by their position, and copy keys and values into the arena. */
 static void NAME(place_row)(const Step *step, int64_t number, int64_t row) {
     int64_t d = step->head_dim, H = step->heads, KV = step->kv_heads;
     float *heads = step->wide + row * (H + 2 * KV) * d;
@@ -286,6 +287,17 @@ static void NAME(run_layers)(const Job *base, int64_t phase, int64_t chunk, int 
             QUANTIZE(inner, step->inner, i);
         }
         }
+}
+
+static void NAME(run_attend)(const Job *base, int64_t phase, int64_t chunk, int thread) {
+    const AttendJob *job = (const AttendJob *)base;
+    const Step *step = job->step;
+    int64_t begin = chunk * job->size, end = begin + job->size, all = step->num_rows * step->kv_heads;
+    (void)phase;
+    if (end > all) end = all;
+    for (int64_t i = begin; i < end; i++)
+        NAME(attend)(step, job->layer, job->scale, i / step->kv_heads, i % step->kv_heads,
+                     step->scores + thread * MAX_GROUP * step->history);
 }
 
 static void NAME(run_linear)(const Job *base, int64_t phase, int64_t chunk, int thread) {

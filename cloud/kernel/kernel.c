@@ -1,13 +1,14 @@
 /* Decoder layers with 8-bit weights on a CPU: whole layers in one call, no Python in between.
  *
- * The compiled twin of cloud/engine/int8_linear.py and cloud/engine/fused_layer.py for layers of the Llama shape:
- * the same two int8 digits a row, multiplied exactly in integers, so that a row's numbers depend
- * on nothing but the row and its own session, bit for bit, in any batch and on any number of
- * threads. Keys and values live in the arena of cloud/kv/pool.py and are read where they lie.
+ * It computes what cloud/engine/int8_linear.py and cloud/engine/fused_layer.py compute, for layers of
+ * the Llama shape. A row becomes two int8 digits, which are multiplied exactly in integers. So a
+ * row's bits depend only on the row and its own session, in any batch and on any number of threads.
+ * Keys and values are in the arena of cloud/kv/pool.py; the kernel reads them there.
  *
- * Weights are packed [N/64][K/4][64][4] as code + 128: a step reads them once, front to back.
- * Built for AVX2 and for AVX-512 VNNI, chosen at run time; on other machines `sp_available` says 0
- * and the torch code runs. Called through ctypes. The arithmetic is ours.
+ * Weights are packed [N/64][K/4][64][4] as code + 128: a step reads them once, from front to back.
+ * There is code for AVX2 and for AVX-512 VNNI, chosen at run time. On other machines `sp_available`
+ * gives 0 and torch runs the layers. Python calls it through ctypes. The arithmetic is ours.
+ * README.md in this folder has the rest: the files, the threads, the ABI.
  */
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
@@ -32,7 +33,7 @@
 #define BUILT 0
 #endif
 
-/* Counted up whenever a structure below or what a function does with it changes (cloud/kernel/library.py). */
+/* Count up when a structure below changes, or what a function does with it (README.md, "The ABI"). */
 #define LAYOUT_VERSION 2
 
 typedef struct {
@@ -49,7 +50,7 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int64_t row, stride, count; /* arena rows of layer l: row + l * stride and the next ones */
+    int64_t row, stride, count; /* `count` arena rows; those of layer l begin at row + l * stride */
 } Piece;
 
 typedef struct {
@@ -58,7 +59,7 @@ typedef struct {
     float *arena;                /* [rows][2 KV][d], keys before values */
     const int64_t *place, *step; /* [T] arena row of layer l: place + l * step */
     const int64_t *first_piece;  /* [T + 1] each row's pieces */
-    const Piece *pieces;         /* what each row sees, itself included, in order */
+    const Piece *pieces;         /* what each row sees, itself included, by position */
     const float *cos, *sin;      /* [T][rotary_dim], the sine's first half negated */
     float *hidden;               /* [T][D], in and out */
     float *wide;                 /* scratch [T][max(qkv, gate and up)] */
@@ -76,12 +77,12 @@ typedef struct {
 
 API int32_t sp_set_threads(int32_t count) { return use_threads(count); }
 
-#define MAX_GROUP 4 /* query heads that attend together (cloud/engine/native_stack.py) */
-/* Where the i-th of 16 vectors that are summed together comes out: bits 0 and 1, 2 and 3 swapped. */
+#define MAX_GROUP 4 /* query heads that attend together (library.py) */
+/* The lane of the i-th of 16 vectors that are summed together: bits 0 and 1, 2 and 3 swapped. */
 #define SLOT(i) (((i) & 1) << 1 | ((i) & 2) >> 1 | ((i) & 4) << 1 | ((i) & 8) >> 1)
 
-/* How a product is cut: 64 outputs of a panel of rows a chunk. Where there is one panel, blocks
- * that would leave threads without a share are halved. */
+/* How a product is cut: a chunk is 64 outputs of a panel of rows. Where there is one panel, the last
+ * blocks are halved if whole ones would leave threads without work. */
 #define PANEL_ROWS 96
 typedef struct {
     int64_t panels, blocks, whole; /* the first `whole` blocks are not halved */
@@ -109,9 +110,12 @@ static Tile tile_of(const Tiles *tiles, int64_t chunk) {
     return (Tile){chunk / in_panel, tiles->whole + half / 2, (int)(half % 2) * 2, 2};
 }
 
-/* Items a chunk where one takes `floats` numbers: a chunk is worth a microsecond or more. */
+#define CHUNK_FLOATS 8192
+#define ATTEND_COST CHUNK_FLOATS /* a head of a row is a chunk of its own */
+/* How many items a chunk has, where an item takes `floats` numbers: a chunk runs a microsecond or
+ * more. */
 static int64_t items_a_chunk(int64_t floats, int64_t num_items) {
-    int64_t size = 8192 / (floats > 0 ? floats : 1), least = num_items >> (COUNT_BITS - 1);
+    int64_t size = CHUNK_FLOATS / (floats > 0 ? floats : 1), least = num_items >> (COUNT_BITS - 1);
     if (size < 1) size = 1;
     return size > least ? size : least + 1;
 }
@@ -144,6 +148,14 @@ typedef struct {
     int64_t size; /* rows a chunk of the first phase */
 } LinearJob;
 
+typedef struct {
+    Job base;
+    const Step *step;
+    int64_t layer;
+    float scale;
+    int64_t size; /* heads of rows a chunk */
+} AttendJob;
+
 static int64_t count_layer_chunks(const Job *base, int64_t phase) {
     return ((const LayersJob *)base)->count[phase % NUM_LAYER_PHASES];
 }
@@ -151,6 +163,12 @@ static int64_t count_layer_chunks(const Job *base, int64_t phase) {
 static int64_t count_linear_chunks(const Job *base, int64_t phase) {
     const LinearJob *job = (const LinearJob *)base;
     return phase ? count_tiles(&job->tiles) : chunks(job->step->num_rows, job->size);
+}
+
+static int64_t count_attend_chunks(const Job *base, int64_t phase) {
+    const AttendJob *job = (const AttendJob *)base;
+    (void)phase;
+    return chunks(job->step->num_rows * job->step->kv_heads, job->size);
 }
 
 static void plan_layers(LayersJob *job) {
@@ -162,7 +180,7 @@ static void plan_layers(LayersJob *job) {
     /* About what an item costs, in floats of a norm. */
     int64_t cost[NUM_LAYER_PHASES] = {
         [NORM_IN] = step->width, [NORM_POST] = step->width, [MIXED] = step->heads * d,
-        [PLACE] = (step->heads + 2 * step->kv_heads) * d, [GATE] = 3 * step->inner, [ATTEND] = 8192};
+        [PLACE] = (step->heads + 2 * step->kv_heads) * d, [GATE] = 3 * step->inner, [ATTEND] = ATTEND_COST};
     for (int what = 0; what < NUM_LAYER_PHASES; what++) {
         int64_t items = what == ATTEND ? rows * step->kv_heads : rows;
         if (linears[what]) {
@@ -193,7 +211,7 @@ static void plan_layers(LayersJob *job) {
 #undef VNNI
 #pragma GCC pop_options
 
-/* 0: not here; 1: AVX2; 2: AVX-512 VNNI. */
+/* The instruction set: 0 none that we need, 1 AVX2, 2 AVX-512 VNNI. */
 API int32_t sp_available(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
@@ -224,6 +242,17 @@ API void sp_linear(const Linear *linear, const float *norm, float eps, const flo
     execute(&job.base);
 }
 
+/* Attention alone: queries are the first H of step->wide [T][H + 2 KV][d], results go to step->mixed
+ * [T][H][d]. Keys and values are in the arena already. Fields that attention does not need may be
+ * NULL. */
+API void sp_attend(const Step *step, int64_t layer, float scale, int32_t kind) {
+    if (step->num_rows < 1) return;
+    AttendJob job = {.step = step, .layer = layer, .scale = scale,
+                     .size = items_a_chunk(ATTEND_COST, step->num_rows * step->kv_heads)};
+    job.base = (Job){1, count_attend_chunks, kind == 2 ? run_attend_avx512 : run_attend_avx2};
+    execute(&job.base);
+}
+
 #else
 
 API int32_t sp_available(void) { return 0; }
@@ -231,10 +260,11 @@ API int32_t sp_set_threads(int32_t count) { return count; }
 API void sp_layers(const Layer *layers, int64_t first, int64_t count, const Step *step, int32_t kind) {}
 API void sp_linear(const Linear *linear, const float *norm, float eps, const float *x, float *out,
                    const Step *step, int32_t kind) {}
+API void sp_attend(const Step *step, int64_t layer, float scale, int32_t kind) {}
 
 #endif
 
-/* What the caller's structures must be like: a library of other sources would read them wrongly. */
+/* The version and the structures' sizes: a library of other sources would read them wrongly. */
 API int64_t sp_layout(int32_t what) {
     const int64_t layout[] = {LAYOUT_VERSION, sizeof(Linear), sizeof(Layer), sizeof(Piece), sizeof(Step)};
     return what >= 0 && what < (int32_t)(sizeof(layout) / sizeof(*layout)) ? layout[what] : -1;

@@ -1,8 +1,8 @@
 """The compiled kernel (`kernel.c`) through ctypes: 8-bit linear layers and whole decoder layers.
 
-Optional like `codec.entropy.rans_native`: where it was not built, or the processor has no AVX2,
-`load` gives None and the torch code runs, with numbers that differ by float32 noise. Everything
-here is for a CPU, float32 activations and int8 weights.
+The kernel is optional. Where it was not built, or where the processor has no AVX2, `load` gives
+None and the torch code runs; its numbers differ by float32 noise. Everything here is for a CPU,
+float32 activations and int8 weights. `cloud/kernel/README.md` describes the C side.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,14 +20,14 @@ from torch.nn import functional as F
 
 logger = logging.getLogger(__name__)
 
-# Of kernel.c. Each may run any step, so each has its scratch: another engine of this process may
-# add threads between the moment a step is laid out and the moment it runs.
-MAX_THREADS = 64
-MAX_GROUP = 4  # query heads that attend together, each with scores of its own
-_BLOCK_OUTPUTS = 64
-_QUAD = 4
+# As in kernel.c. Any thread may take part in any step, so each has scratch of its own: another
+# engine of this process may add threads after a step was laid out and before it runs.
+MAX_THREADS: Final = 64
+MAX_GROUP: Final = 4  # query heads that attend together, each with scores of its own
+_BLOCK_OUTPUTS: Final = 64
+_QUAD: Final = 4
 _LAYOUT_VERSION = 2  # of kernel.c
-_FUNCTIONS = ("sp_layout", "sp_available", "sp_set_threads", "sp_layers", "sp_linear")
+_FUNCTIONS = ("sp_layout", "sp_available", "sp_set_threads", "sp_layers", "sp_linear", "sp_attend")
 
 
 class CLinear(ctypes.Structure):
@@ -96,11 +97,15 @@ class PackedLinear:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the packed weights, without scales and bias."""
         return self._packed.numel()
 
 
-class Kernel:
-    """The loaded library. One call at a time runs, on `num_threads` threads of its own."""
+class NativeKernel:
+    """The loaded library. One call at a time runs, on `num_threads` threads of its own.
+
+    kind: the instruction set, as `sp_available` gives it.
+    """
 
     def __init__(self, library: ctypes.CDLL, kind: int) -> None:
         self._library = library
@@ -147,9 +152,18 @@ class Kernel:
             begin, ctypes.c_int64(first), ctypes.c_int64(len(at)), ctypes.byref(step), self._kind
         )
 
+    def attend(self, step: CStep, layer: int, scale: float) -> None:
+        """Attention alone, of the queries in `step.wide` into `step.mixed`.
+
+        wide: [T, H + 2 KV, d], the H queries first (the rest is not read); mixed: [T, H, d].
+        """
+        self._library.sp_attend(
+            ctypes.byref(step), ctypes.c_int64(layer), ctypes.c_float(scale), self._kind
+        )
+
 
 @functools.cache
-def load() -> Kernel | None:
+def load() -> NativeKernel | None:
     """The kernel, None (logged once) where it is not there."""
     spec = importlib.util.find_spec("cloud.kernel._kernel")
     if spec is None or spec.origin is None:
@@ -170,9 +184,9 @@ def load() -> Kernel | None:
     if kind == 0:
         logger.info("this processor has no AVX2: 8-bit layers run in torch")
         return None
-    for function in (library.sp_layers, library.sp_linear):
+    for function in (library.sp_layers, library.sp_linear, library.sp_attend):
         function.restype = None
-    return Kernel(library, kind)
+    return NativeKernel(library, kind)
 
 
 def _same_layout(library: ctypes.CDLL) -> bool:

@@ -1,15 +1,18 @@
-/* The threads of kernel.c. A job is a row of phases, a phase a number of chunks, and whoever has
- * time claims the next chunk. A phase is over when its chunks are done, not when threads have
- * arrived: on a machine that others use too, a thread that the scheduler took away holds up one
- * chunk at most, and while it holds none the others go on as if it were not there.
+/* The thread pool of kernel.c. A job is a sequence of phases, a phase is a number of chunks, and a
+ * free thread claims the next chunk. A phase ends when its chunks are done, not when all threads
+ * have arrived. On a busy machine the scheduler may take a thread off the processor: it then delays
+ * one chunk at most, and if it holds none, the others go on without it.
  *
- * Who has nothing to claim spins for some tens of microseconds, then sleeps on a futex, so idle
- * threads leave the processor to others (and to the thread that everybody waits for). Ours; the
- * ticket of a phase with its chunks left in one word is what makes a late claim harmless.
+ * A thread with nothing to claim spins for some tens of microseconds, then sleeps on a futex. Idle
+ * threads thus leave the processor to others, also to the thread that everybody waits for. Ours.
+ * One word, the ticket, holds the phase and its unclaimed chunks: so a late claim does no harm.
  *
- * A caller that works alone for a while after a chunk was held up was tried: no faster beside two
- * busy processes, and half as fast in a server, whose own other threads hold chunks up now and then.
+ * We tried a caller that works alone for a while after a chunk was delayed. It was no faster beside
+ * two busy processes, and half as fast in a server, whose own threads delay chunks now and then.
  */
+#ifndef SPLITPOINT_THREAD_POOL_H
+#define SPLITPOINT_THREAD_POOL_H
+
 #include <limits.h>
 #include <linux/futex.h>
 #include <signal.h>
@@ -28,12 +31,12 @@ struct Job {
     void (*run)(const Job *, int64_t phase, int64_t chunk, int thread);
 };
 
-#define LINE __attribute__((aligned(128))) /* nothing else on what everybody writes */
+#define LINE __attribute__((aligned(128))) /* a cache line of its own: every thread writes it */
 static struct {
     pthread_mutex_t call; /* one job at a time */
-    int size;             /* threads there are, the caller included */
-    /* Of the running phase. Who holds a chunk of it may read these, nobody else: they change only
-     * once all chunks are done. */
+    int size;             /* threads that exist, the caller included */
+    /* Of the running phase. They change once all its chunks are done, so only a thread that holds a
+     * chunk may read them. */
     const Job *job;
     int64_t phase, count;
     LINE atomic_ullong ticket;  /* phases so far << COUNT_BITS | chunks that nobody has claimed */
@@ -47,7 +50,7 @@ static void futex(atomic_uint *word, int operation, unsigned value) {
     syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
 }
 
-/* Something new to look at. A sleeper counts itself before the kernel compares the word, so one
+/* Announce a change. A sleeper counts itself before the operating system compares the word, so one
  * of the two sees the other. */
 static void publish(void) {
     atomic_fetch_add(&pool.published, 1);
@@ -66,7 +69,7 @@ static void wait_for_more(unsigned seen, atomic_uint *sleepers) {
     atomic_fetch_sub(sleepers, 1);
 }
 
-/* The phase is done: on to the next. One with a single chunk is not worth calling others. */
+/* The phase is done: begin the next. A phase of a single chunk runs here, without the others. */
 static void advance(int thread) {
     const Job *job = pool.job;
     for (int64_t phase = pool.phase + 1; phase < job->num_phases; phase++) {
@@ -87,7 +90,7 @@ static void advance(int thread) {
     publish();
 }
 
-/* Run one chunk, if there is one. Only a claim makes the job's memory safe to touch. */
+/* Run one chunk, if there is one. Only a thread that holds a claim may touch the job's memory. */
 static int help(int thread) {
     unsigned long long ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
     do {
@@ -111,7 +114,7 @@ static void *work(void *number) {
     return NULL;
 }
 
-/* Run the job to its end on the calling thread and whoever helps. */
+/* Run the job to its end, on the calling thread and on those that are free. */
 static void execute(const Job *job) {
     pthread_mutex_lock(&pool.call);
     pool.job = job;
@@ -132,7 +135,7 @@ static int use_threads(int count) {
     if (count > MAX_THREADS) count = MAX_THREADS;
     if (atomic_load(&pool.limit) == (unsigned)count) return count;
     pthread_mutex_lock(&pool.call);
-    sigset_t all, before; /* a process's signals are for its own threads */
+    sigset_t all, before; /* signals are for the process's other threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (pool.size < count) {
@@ -149,8 +152,8 @@ static int use_threads(int count) {
     return count;
 }
 
-/* A forked child has the caller's thread alone, and perhaps the pool in the middle of a job. */
-static void begin_anew(void) {
+/* A forked child has only the caller's thread, and perhaps a pool in the middle of a job. */
+static void reset_after_fork(void) {
     pthread_mutex_init(&pool.call, NULL);
     pool.size = 1;
     pool.job = NULL;
@@ -161,4 +164,8 @@ static void begin_anew(void) {
     atomic_store(&pool.limit, 1);
 }
 
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, begin_anew); }
+__attribute__((constructor)) static void watch_forks(void) {
+    pthread_atfork(NULL, NULL, reset_after_fork);
+}
+
+#endif

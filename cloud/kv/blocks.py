@@ -1,10 +1,10 @@
-"""Which KV blocks are free: whole runs where possible, exact books always. Without torch.
+"""Which KV blocks are free, counted exactly. Without torch.
 
-A block is `tokens` positions of one layer. A session asks for `num_blocks` of each of
-`num_layers` layers; a run of num_layers * num_blocks consecutive blocks lets attention read each
-layer in place, so the smallest hole that is large enough is taken (best fit). Where none is, the
-request is cut across the largest holes, each a run of fewer blocks of all its layers: holes
-cost a longer table, not a refusal.
+A block is BLOCK_TOKENS positions of one layer (`cloud.kv.pool`). A session asks for `num_blocks`
+blocks of each of `num_layers` layers. Attention reads a layer in place where its blocks are
+consecutive, so the smallest hole that is large enough is taken (best fit). Where there is none, the
+request is cut across the largest holes, each a run of fewer blocks of all layers. Fragmentation
+thus makes block tables longer and refuses no session.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Run(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Blocks in all."""
         return self.num_layers * self.num_blocks
 
 
@@ -36,13 +37,14 @@ class BlockAllocator:
 
     @property
     def num_holes(self) -> int:
+        """How many runs of free blocks there are, none touching another."""
         return len(self._holes)
 
     def take(self, num_layers: int, num_blocks: int) -> tuple[Run, ...] | None:
-        """Runs of `num_layers` layers that hold `num_blocks` blocks together; None: no room.
+        """Runs of `num_layers` layers that together hold `num_blocks` blocks; None: no room.
 
-        No room although enough is free happens only where holes are shorter than one block of
-        every layer, which sessions of equal depth never leave behind.
+        Enough blocks may be free and still not fit where holes are shorter than one block of every
+        layer. Sessions of equal depth never leave such holes.
         """
         size = num_layers * num_blocks
         if size == 0:  # a session that enters behind the last layer caches nothing
@@ -69,7 +71,7 @@ class BlockAllocator:
         return tuple(runs)
 
     def give_back(self, run: Run) -> None:
-        """Free a run that `take` gave. Raises ValueError where (part of) it is free already."""
+        """Free a run that `take` gave. Raises ValueError where a part of it is free already."""
         if run.size == 0:
             return
         start, end = run.start, run.start + run.size

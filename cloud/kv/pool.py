@@ -1,28 +1,28 @@
-"""Keys and values of all sessions in blocks: reserved at admission, accounted exactly, shared.
+"""Keys and values of all sessions in blocks: reserved at admission, counted exactly, shared.
 
-One arena holds everything: [blocks * BLOCK_TOKENS, 2 * KV heads, head_dim], keys before values,
-a block being BLOCK_TOKENS positions of one layer. A session reserves the blocks of its whole
-`max_tokens` when it is admitted, so once admitted it can never run out; growing and rolling back
-are changes of a number. Its block table is a list of *extents*: runs of blocks that hold the
-same positions of every layer, so that attention reads a session's history in place (torch has
-no paged attention for CPUs, and a gather would copy every history at every step). A session has
-one extent unless holes forced more, or unless its first positions are another session's: extents
-are counted, and several leases may read one (`cloud.kv.prefix_cache`).
+One arena holds everything: [blocks * BLOCK_TOKENS, 2 * KV heads, head_dim], keys before values. A
+block is BLOCK_TOKENS positions of one layer. A session reserves the blocks of its whole
+`max_tokens` at admission, so it can never run out later; growing and rolling back change a number.
 
-The operating system backs the arena with memory only as it is written, so on a CPU the
-limit costs address space, not RAM.
+A session's block table is a list of *extents*. An extent is a run of blocks with the same positions
+of every layer, so that attention reads a history in place: torch has no paged attention for CPUs,
+and gathering would copy every history at every step. A session has one extent, and more only where
+no hole is large enough or where it shares its first positions with others. Extents count their
+users, because several leases may read one (`cloud.kv.prefix_cache`).
+
+The operating system gives the arena memory only as it is written. On a CPU the limit therefore
+costs address space, not RAM.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
 
 from cloud.errors import BadOpenError, CapacityError, StartError
 from cloud.kv.blocks import BlockAllocator, Run
@@ -50,7 +50,7 @@ class KvShape:
 
 
 class Extent:
-    """A run of blocks with the same positions of every layer, and who uses it."""
+    """A run of blocks with the same positions of every layer, and the number of its users."""
 
     __slots__ = ("num_cached", "num_leases", "run")
 
@@ -61,20 +61,21 @@ class Extent:
 
     @property
     def num_tokens(self) -> int:
+        """Positions that it holds."""
         return self.run.num_blocks * BLOCK_TOKENS
 
 
 class Segment(NamedTuple):
-    """Positions [begin, end) of a session lie in `extent`, from its first one on."""
+    """Positions [begin, end) of a session are in `extent`, from the extent's first place on."""
 
     extent: Extent
     begin: int
     end: int
 
 
-class Piece(NamedTuple):
-    """`num_rows` consecutive rows of the arena, for layer `i` of the lease from
-    `row + i * stride` on."""
+class ArenaSpan(NamedTuple):
+    """`num_rows` consecutive rows of the arena; those of the lease's layer `i` begin at
+    `row + i * stride`."""
 
     row: int
     stride: int
@@ -82,10 +83,10 @@ class Piece(NamedTuple):
 
 
 class KvLease:
-    """One session's blocks. `length` tokens are valid; rolling back is a change of `length`.
+    """One session's blocks. `length` tokens are valid; rolling back changes `length`.
 
-    The first `num_frozen` tokens are (or may become) others' too: never write there.
-    A context manager; `close` frees the blocks exactly once, however often it is called.
+    Other sessions read the first `num_frozen` tokens too, or may come to: never write there. The
+    lease is a context manager.
     """
 
     __slots__ = ("_segments", "length", "max_tokens", "num_bytes", "num_frozen", "pool", "split")
@@ -116,47 +117,27 @@ class KvLease:
 
     @property
     def num_layers(self) -> int:
+        """Layers that the session has keys and values of, from `split` on."""
         return self.pool.shape.num_layers - self.split
 
-    def pieces(self, begin: int, end: int) -> Iterator[Piece]:
-        """Where positions [begin, end) lie in the arena, in order."""
+    def spans(self, begin: int, end: int) -> Iterator[ArenaSpan]:
+        """Where positions [begin, end) are in the arena, in order."""
         for extent, first, last in self.segments:
             low, high = max(begin, first), min(end, last)
             if low < high:
                 row = extent.run.start * BLOCK_TOKENS + low - first
-                yield Piece(row, extent.num_tokens, high - low)
+                yield ArenaSpan(row, extent.num_tokens, high - low)
 
     def rollback(self, length: int) -> None:
-        """Forget everything from position `length` on. A no-op when nothing is there."""
+        """Forget every token from position `length` on."""
         self.length = min(self.length, length)
 
-    def keep_rows(self, start: int, kept: Sequence[int]) -> None:
-        """Of the rows from `start` on keep those at offsets `kept` (rising), closed up.
-
-        `length` becomes start + len(kept). What a verified token tree needs: its accepted path
-        is scattered over the rows that were sent.
-        """
-        wanted = range(len(kept))
-        if list(kept) != list(wanted):
-            arena = self.pool.arena
-            source = self._rows(start + offset for offset in kept)
-            arena[self._rows(start + offset for offset in wanted)] = arena[source]
-        self.length = start + len(kept)
-
     def close(self) -> None:
+        """Free the blocks, once, however often this is called."""
         if self._segments is not None:
             extents = [segment.extent for segment in self._segments]
             self._segments = None
             self.pool._release(extents)
-
-    def _rows(self, positions: Iterable[int]) -> Tensor:
-        """Arena rows [layers * positions] of single positions in every layer."""
-        pieces = [piece for p in positions for piece in self.pieces(p, p + 1)]
-        device = self.pool.arena.device
-        first = torch.tensor([piece.row for piece in pieces], device=device)
-        stride = torch.tensor([piece.stride for piece in pieces], device=device)
-        layers = torch.arange(self.num_layers, device=device)[:, None]
-        return (first + layers * stride).flatten()
 
     def __enter__(self) -> KvLease:
         return self
@@ -178,14 +159,16 @@ class SharedPrefix(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
+        """Positions that are shared."""
         return self.segments[-1].end if self.segments else 0
 
 
 class KvPool:
-    """Hands out leases while they fit into `limit_bytes`. Safe to use from several threads.
+    """Gives leases while they fit into `limit_bytes`. Safe to use from several threads.
 
-    `reclaim` is asked to drop one cached prefix when room is short; False: there is none. The
-    pool's lock is held meanwhile.
+    Where room is short the pool calls `reclaim`, which drops one cached prefix (False: there is
+    none); the pool's lock is held meanwhile. Raises StartError where the arena cannot be
+    allocated.
     """
 
     def __init__(
@@ -213,6 +196,7 @@ class KvPool:
 
     @property
     def num_blocks(self) -> int:
+        """Blocks in all."""
         return self._blocks.num_blocks
 
     @property
@@ -222,15 +206,17 @@ class KvPool:
 
     @property
     def cached_blocks(self) -> int:
-        """Blocks that only the prefix cache holds: free for whoever needs them."""
+        """Blocks that only the prefix cache holds; a session that needs them gets them."""
         return self._num_cached_blocks
 
     @property
     def used_bytes(self) -> int:
+        """Bytes of the blocks that sessions hold."""
         return self.used_blocks * self.shape.block_bytes
 
     @property
     def num_leases(self) -> int:
+        """Leases that are open."""
         return self._num_leases
 
     def lease(
@@ -243,11 +229,11 @@ class KvPool:
     ) -> KvLease:
         """Reserve `max_tokens` tokens of layers [split, num_layers).
 
-        shared: positions that are there already (its blocks are not reserved again).
-        shareable_tokens: the first ones that others may come to share; they get extents of
+        shared: positions that are there already; their blocks are not reserved again.
+        shareable_tokens: how many first positions others may come to share. They get extents of
         their own, which can outlive the session.
 
-        Raises CapacityError when it does not fit now, BadOpenError when it never will.
+        Raises CapacityError where it does not fit now, BadOpenError where it never will.
         """
         num_shared = shared.num_tokens if shared else 0
         cut = max(num_shared, shareable_tokens // BLOCK_TOKENS * BLOCK_TOKENS)
@@ -286,7 +272,7 @@ class KvPool:
         )
 
     def share(self, lease: KvLease, num_tokens: int) -> SharedPrefix:
-        """The first `num_tokens` of a lease, for the cache to hold; `forget` lets it go."""
+        """The first `num_tokens` of a lease, for the cache to hold until `forget`."""
         segments = tuple(
             Segment(extent, begin, min(end, num_tokens))
             for extent, begin, end in lease.segments
@@ -299,7 +285,7 @@ class KvPool:
         return SharedPrefix(lease.split, segments)
 
     def forget(self, prefix: SharedPrefix) -> None:
-        """The cache lets go of a prefix; its blocks are free once no session reads them."""
+        """Release a prefix of the cache; its blocks are free once no session reads them."""
         with self.lock:
             for segment in prefix.segments:
                 self._count(segment.extent, cached=-1)
@@ -317,7 +303,7 @@ class KvPool:
                 self._count(extent, leases=-1)
 
     def _count(self, extent: Extent, *, leases: int = 0, cached: int = 0) -> None:
-        """Change an extent's references; the last one gone frees it."""
+        """Change the number of an extent's users; without users it is freed."""
         was_cached_only = extent.num_cached > 0 and extent.num_leases == 0
         extent.num_leases += leases
         extent.num_cached += cached

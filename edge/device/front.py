@@ -17,9 +17,9 @@ import onnxruntime as ort
 from edge.device.mapped_pages import MappedFiles, release_read_only_pages, trim_heap
 from edge.device.power import usable_cpus
 from edge.errors import FrontError, InputError
+from optimizer.artifacts.bundle import FRONT_NAME
 from optimizer.artifacts.plan import Plan
 
-FRONT_NAME: Final = "front.onnx"
 RELEASE_ROWS: Final = 8  # a frugal engine gives pages back after so many
 KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
 

@@ -8,8 +8,8 @@
       codec/              tables of the calibrated compression levels, one file a split (optional)
       manifest.json       format, model hash, and size and SHA-256 of every file above
 
-A device needs `plan.yaml`, `manifest.json`, `codec/` and its own side's folder; the other
-side's folder may be left out when copying, so each side checks only what it loads.
+A device needs `plan.yaml`, `manifest.json`, `codec/`, `edge/` and `draft/`. A copy may leave out
+the other side's folder, so each side checks only the files that it loads.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from optimizer.artifacts.plan import Plan, load_plan
 from optimizer.errors import BundleError
 
-BUNDLE_FORMAT = 1
-MANIFEST_NAME = "manifest.json"
-PLAN_NAME = "plan.yaml"
-EDGE_SETTINGS_NAME = "edge.json"
+BUNDLE_FORMAT: Final = 1
+MANIFEST_NAME: Final = "manifest.json"
+PLAN_NAME: Final = "plan.yaml"
+EDGE_SETTINGS_NAME: Final = "edge.json"
+FRONT_NAME: Final = "front.onnx"  # in edge/; its weights are beside it, in front.onnx.data
 Role = Literal["edge", "cloud"]
 
 
@@ -42,17 +43,19 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeSettings:
-    """`edge/edge.json`: what the device must know of the model beside plan and tokenizer."""
+    """`edge/edge.json`: what the device must know of the model besides plan and tokenizer."""
 
     stop_token_ids: tuple[int, ...]
     bos_token: str | None = None
     eos_token: str | None = None
 
     def save(self, edge_dir: Path) -> None:
+        """Write `edge.json` into the folder."""
         (edge_dir / EDGE_SETTINGS_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, edge_dir: Path) -> EdgeSettings:
+        """Read `edge.json` of the folder. Raises BundleError naming the file."""
         path = edge_dir / EDGE_SETTINGS_NAME
         try:
             values = json.loads(path.read_text())
@@ -63,7 +66,7 @@ class EdgeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """An opened and checked bundle. `root` / `files` keys are POSIX paths relative to it."""
+    """An opened and checked bundle. files: by POSIX path relative to `root`."""
 
     root: Path
     plan: Plan
@@ -71,23 +74,27 @@ class Bundle:
 
     @property
     def edge_dir(self) -> Path:
+        """What the device loads."""
         return self.root / "edge"
 
     @property
     def cloud_dir(self) -> Path:
+        """What the server loads."""
         return self.root / "cloud"
 
     @property
     def draft_dir(self) -> Path:
+        """The draft head, if one was trained."""
         return self.root / "draft"
 
     @property
     def codec_dir(self) -> Path:
+        """Tables and certificates of the compression levels, one file a split."""
         return self.root / "codec"
 
 
 def write_manifest(root: Path) -> None:
-    """Hash every file below `root` (but the manifest) and write `manifest.json`."""
+    """Hash every file below `root` except the manifest, and write `manifest.json`."""
     plan = load_plan(root / PLAN_NAME)
     files = {
         path.relative_to(root).as_posix(): {
@@ -102,9 +109,10 @@ def write_manifest(root: Path) -> None:
 
 
 def open_bundle(root: Path, *, role: Role) -> Bundle:
-    """Open `root` for one side, checking the hash of every file that side will load.
+    """Open `root` for one side, and check the hash of every file that this side will load.
 
-    Raises BundleError naming the file that is missing, changed or out of place.
+    Raises BundleError naming the file that is missing, changed or in the wrong place, and PlanError
+    for a plan that is not readable.
     """
     manifest_path = root / MANIFEST_NAME
     if not root.is_dir():

@@ -1,7 +1,7 @@
-"""A model's numbers: all that planning, costs and the wire need to know, and no weights.
+"""A model's numbers: what planning, costs and the wire need to know of it, without weights.
 
-Read from a Hugging Face config on the build machine (`optimizer.export.sources.model_source`),
-stored in the plan, and read back on a device that has neither torch nor transformers.
+The build machine reads them from a Hugging Face config (`optimizer.export.sources`). The plan
+stores them, and a device reads them back without torch or transformers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from optimizer.errors import ModelError
 class ModelGeometry:
     """Shape of one decoder-only language model.
 
-    `hidden_size` is D, the width of the residual stream that crosses the link. `num_kv_heads`
-    is below `num_heads` under grouped-query attention. `sliding_window` is the window in tokens
-    of the layers that have one (None: every layer sees everything); `sliding_layers` says which
-    layers those are (empty with a window set: all of them).
+    `hidden_size` is D, the width of the residual stream that the link carries. `num_kv_heads` is
+    smaller than `num_heads` under grouped-query attention. `sliding_window` is the window in tokens
+    of the layers that have one (None: every layer sees everything). `sliding_layers` lists those
+    layers; where it is empty and there is a window, all layers have it. Raises ModelError for
+    numbers that no model has.
     """
 
     architecture: str
@@ -55,7 +56,7 @@ class ModelGeometry:
             )
 
     def window_of_layer(self, layer: int) -> int | None:
-        """How many tokens, itself included, a token of this layer sees (None: all of them)."""
+        """How many tokens a token of this layer sees, itself included (None: all of them)."""
         if self.sliding_window is None:
             return None
         slides = not self.sliding_layers or layer in self.sliding_layers

@@ -1,15 +1,15 @@
-"""The plan: which layers run where, at which precision, and how far a session may go.
+"""The plan: which layers run where, at which precision, and how long a session may be.
 
-A plan is written by `splitpoint plan` or straight from `splitpoint build`'s flags, travels in
-the bundle, and is what the edge and the cloud load. YAML in, frozen values out; an unknown or
-missing key is an error that names the file, the key and the keys allowed.
+`splitpoint plan` writes a plan, and so does `splitpoint build` from its flags. The bundle holds it,
+and edge and cloud load it. It is a YAML file. An unknown or missing key is an error that names the
+file, the key and the keys allowed.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -19,22 +19,23 @@ from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.prediction import Limits, Predicted, ProfilesUsed
 from optimizer.errors import PlanError
 
-PLAN_FORMAT = 2
-READABLE_FORMATS = (1, 2)  # 1 had none of the fields from `drafting` on
-FRONT_BITS = (4, 8, 16, 32)
-BACK_BITS = (8, 16, 32)
-KV_BITS = (8, 16, 32)
-LAYER_BITS = (4, 8)  # what one layer of a front of mixed precision may have
-DRAFTING = ("off", "ngram", "head")
+PLAN_FORMAT: Final = 2
+READABLE_FORMATS: Final = (1, 2)  # 1 has none of the fields from `drafting` on
+FRONT_BITS: Final = (4, 8, 16, 32)
+BACK_BITS: Final = (8, 16, 32)
+KV_BITS: Final = (8, 16, 32)
+LAYER_BITS: Final = (4, 8)  # of one layer in a front of mixed precision
+DRAFTING: Final = ("off", "ngram", "head")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """One-point split compression (arXiv:2511.04002): one split, one precision on either side.
+    """One-point split compression (arXiv:2511.04002): one split, one precision on each side.
 
-    The edge runs the embedding and layers [0, split) with weights at `front_bits`; the cloud
-    runs layers [split, L), the final norm and the head at `back_bits`. `split` 0 leaves only
-    the embedding on the edge; `split` L puts the whole model there, and no server is needed.
+    The edge runs the embedding and layers [0, split) with weights of `front_bits` bits. The cloud
+    runs layers [split, L), the final norm and the head with `back_bits`. With `split` 0 the edge
+    has only the embedding. With `split` L it has the whole model, and no server is needed. Raises
+    PlanError.
     """
 
     split: int
@@ -52,7 +53,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """Which model this is: a name for people, a content hash for machines, and its geometry."""
+    """Which model this is: a name for people, a hash of its files, and its geometry."""
 
     id: str
     sha256: str
@@ -61,20 +62,19 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One deployment, decided.
+    """Everything that is decided about one deployment.
 
-    `back_start` is the first layer whose weights the cloud holds; at most `split`. A server
-    whose `back_start` lies lower serves edges with different splits at once (ragged entry).
-    `max_tokens` bounds prompt and output together; KV on both sides is sized by it.
-    `level` names the default step of the codec's ladder.
-    `exact_front` asks 4- and 8-bit front kernels for fp32 compute, so that one row at a time
-    and many rows at once give the same hidden states (drafting and replay need it).
-    `drafting` says who proposes tokens ahead of the cloud. `front_layer_bits` has the weight
-    precision of each front layer where they differ; empty: all have `partition.front_bits`,
-    which is the smallest of them otherwise.
+    `back_start` is the first layer whose weights the cloud holds, at most `split`. A server with a
+    lower `back_start` serves edges of different splits at once. `max_tokens` limits prompt and
+    output together; both sides size their KV cache by it. `level` names the default level of the
+    codec's ladder. `exact_front` asks 4- and 8-bit front kernels to compute in float32. One row at
+    a time and many rows at once then give the same hidden states, which drafting and replay need.
+    `drafting` says who proposes tokens ahead of the cloud. `front_layer_bits` has the weight bits
+    of each front layer where they differ, and `partition.front_bits` is then the smallest of them.
+    Where it is empty, all layers have `partition.front_bits`.
 
-    The rest is a record: the profiles and limits that `splitpoint plan` decided with, what it
-    predicted, and the limits that bind. A plan made from flags has none of it.
+    The other fields are a record: the profiles and limits that `splitpoint plan` used, what it
+    predicted, and the limits that bind. A plan from flags has none of them. Raises PlanError.
     """
 
     model: ModelRef
@@ -169,7 +169,7 @@ class Plan:
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan; PlanError names file, key and allowed keys when something is off."""
+    """Read a plan. Raises PlanError naming the file, the key and the keys allowed."""
     try:
         return load_strict(path, Plan)
     except (ProfileError, PlanError) as error:
@@ -179,7 +179,7 @@ def load_plan(path: Path) -> Plan:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists all the way down: YAML's safe dumper knows no tuples."""
+    """The value with lists for tuples at every depth: YAML's safe dumper takes no tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""What a plan remembers of how it was decided: profiles, limits, and each prediction.
+"""What a plan records of how it was decided: profiles, limits and predictions.
 
-Plain records that travel in `plan.yaml`; `optimizer.search` fills them in, the edge compares its
-memory with them, and people read them. SI units; a limit of None is no limit.
+`optimizer.search` writes these records into `plan.yaml`. The edge compares its memory with them,
+and people read them. SI units; None as a limit means no limit.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ QualitySource = Literal["certified", "partly assumed", "assumed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilesUsed:
-    """Names of the profiles a plan was made from, and of the link's quantile.
+    """Names of the profiles that a plan was made from.
 
-    `epsilon`: the link was taken as it is at least as good as with probability 1 - epsilon.
+    `epsilon`: with probability 1 - epsilon the link is at least as good as the plan assumes.
     """
 
     edge: str
@@ -29,8 +29,11 @@ class ProfilesUsed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the plan had to keep. `prompt_tokens` is the prompt that TTFT is promised for;
-    `num_sessions` sessions share the cloud's memory and its batch."""
+    """The limits that the plan keeps.
+
+    `max_ttft_s` holds for a prompt of `prompt_tokens`. `num_sessions` sessions share the cloud's
+    memory and its batch. Raises PlanError for a limit that is not positive.
+    """
 
     edge_memory_bytes: float | None = None
     cloud_memory_per_session_bytes: float | None = None
@@ -53,9 +56,9 @@ class Limits:
 class EdgeMemoryParts:
     """Peak bytes of the edge process at the longest sequence, part by part.
 
-    They add up to the total but for `load_peak_bytes`, which replaces the sum where loading
-    needs more than running. The runtime counts tokenizer and codec tables; `codec_bytes` are the
-    pages of the codec's predictions that the tokens touch.
+    The total is their sum without `load_peak_bytes`, or `load_peak_bytes` where loading needs more
+    than running. `runtime_bytes` includes the tokenizer and the codec's tables. `codec_bytes` are
+    the pages of the codec's predictions that the tokens touch.
     """
 
     runtime_bytes: float
@@ -70,8 +73,10 @@ class EdgeMemoryParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepParts:
-    """Where one decode step (with drafting: one round) spends its time, in seconds. `sample_s` is
-    the edge's own sampling, where it holds the whole model."""
+    """The parts of the time of one decode step (with drafting: of one round), in seconds.
+
+    `sample_s` is the edge's own sampling, where it holds the whole model.
+    """
 
     front_s: float
     encode_s: float
@@ -83,16 +88,18 @@ class StepParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """What the plan promises.
+    """What the plan predicts.
 
-    `ttft_s`: of a prompt of `Limits.prompt_tokens`, over a connection that stands; `first_ttft_s`:
-    of a client's first request, which makes the connection (TCP, TLS, HTTP/2; None in plans that
-    were made before this was predicted). `tbt_s`: half way through the answer.
-    `longest_tbt_s`: the slowest step up to `max_tokens`; the limit on TBT is on this one.
-    `longest_tokens`: the longest sequence this configuration could have within the limits.
-    `uplink_bytes_per_token` counts the wire's own bytes. `cloud_s_per_token`: seconds of the
-    server a token, its batch shared among `Limits.num_sessions`; `cloud_cost_ratio`: how many
-    times more running the whole model there would take (None: the server is not needed).
+    - `ttft_s`: of a prompt of `Limits.prompt_tokens`, over an open connection.
+    - `first_ttft_s`: of a client's first request, which opens the connection (TCP, TLS, HTTP/2).
+      None in plans that are older than this prediction.
+    - `tbt_s`: half way through the answer. `longest_tbt_s`: the slowest step up to `max_tokens`;
+      the limit on TBT is compared with this one.
+    - `longest_tokens`: the longest sequence that this configuration could have within the limits.
+    - `uplink_bytes_per_token`: with the wire's own bytes.
+    - `cloud_s_per_token`: the server's seconds for a token, where `Limits.num_sessions` sessions
+      share its batch. `cloud_cost_ratio`: how many times more the whole model would take there
+      (None: the server is not needed).
     """
 
     edge_memory_bytes: float

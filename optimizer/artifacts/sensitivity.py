@@ -1,5 +1,4 @@
-"""How much each front layer minds fewer bits, as measured by
-`optimizer.export.certify.layer_sensitivity`."""
+"""How much quality each front layer loses with fewer bits: the file of `splitpoint sensitivity`."""
 
 from __future__ import annotations
 
@@ -15,7 +14,10 @@ from optimizer.errors import PlanError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """Losses of a model's layers [0, split): layer -> bits -> log of the perplexity ratio."""
+    """Losses of a model's layers [0, split).
+
+    losses: for each layer, the logarithm of the perplexity ratio by number of bits.
+    """
 
     model_sha256: str
     split: int
@@ -23,14 +25,14 @@ class Sensitivity:
     losses: tuple[Mapping[int, float], ...]
 
     def layer_pct(self) -> tuple[Mapping[int, float], ...]:
-        """The losses in percent of perplexity, noise below zero cut off."""
+        """The losses in percent of perplexity; negative ones, which are noise, become zero."""
         return tuple(
             {bits: 100 * math.expm1(max(loss, 0.0)) for bits, loss in layer.items()}
             for layer in self.losses
         )
 
     def save(self, path: Path) -> None:
-        """As JSON."""
+        """Write the file, as JSON."""
         values = {
             "model_sha256": self.model_sha256,
             "split": self.split,
@@ -41,7 +43,7 @@ class Sensitivity:
 
     @classmethod
     def load(cls, path: Path) -> Sensitivity:
-        """Read what `save` wrote. PlanError naming the file when it is something else."""
+        """Read what `save` wrote. Raises PlanError naming the file where it is something else."""
         try:
             values: Any = json.loads(path.read_text(encoding="utf-8"))
             return cls(

@@ -1,12 +1,12 @@
 """The cloud's part of a bundle: the back layers, the final norm and the head, tensor by tensor.
 
-    cloud/config.json            the whole model's config (the server builds its skeleton of it)
+    cloud/config.json            the whole model's config: the server makes its modules from it
     cloud/back-00001.safetensors ... shards of at most 512 MiB, Hugging Face tensor names
 
 At 8 bits a matrix NAME is stored as `NAME.int8` (int8 [out, in]) and `NAME.scale` (float32
-[out]): symmetric, one scale an output channel, round to nearest, so that a row of activations
-meets the same weights whoever shares its batch. Norms and biases stay float32. 16 bits is
-bfloat16: it has float32's range, which massive activations need, and most weights come in it.
+[out]): symmetric, one scale an output channel, rounded to the nearest. A row of activations thus
+meets the same weights whoever shares its batch. Norms and biases stay float32. 16 bits means
+bfloat16. It has float32's range, which massive activations need, and most weights come in it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ import torch
 from safetensors.torch import save_file
 
 from optimizer.artifacts.plan import Plan
-from optimizer.export.front.front_graph import LAYER_INDEX
 from optimizer.export.sources.model_source import ModelSource
+from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME, layer_of
 
 SHARD_BYTES: Final = 512 << 20
-HEAD_NAME: Final = "lm_head.weight"
-EMBEDDING_NAME: Final = "model.embed_tokens.weight"
 
 
 def write_back(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
-    """Write the back of `plan` into `cloud_dir`, holding one shard in memory at a time."""
+    """Write the back of `plan` into `cloud_dir`, with one shard in memory at a time."""
     config = source.config.to_dict()
     (cloud_dir / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
     shard: dict[str, torch.Tensor] = {}
@@ -67,9 +65,9 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _belongs_to_back(name: str, back_start: int) -> bool:
-    layer = LAYER_INDEX.search(name)
+    layer = layer_of(name)
     if layer is not None:
-        return int(layer.group(1)) >= back_start
+        return layer >= back_start
     return name != EMBEDDING_NAME
 
 

@@ -1,4 +1,4 @@
-"""From a model and a plan to a bundle on disk, whole or not at all."""
+"""Build a bundle on disk from a model and a plan, complete or not at all."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Progress = Callable[[str], None]  # called with the name of the stage that begin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What to fit the compression levels on: `num_tokens` tokens of `text`.
+    """The text to fit the compression levels on: `num_tokens` tokens of `text`.
 
-    text None: the model writes its own, which needs no corpus and takes a minute longer.
+    text None: the model writes it. That needs no corpus and takes a minute longer.
     """
 
     num_tokens: int = 8192
@@ -32,7 +32,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What was built: sizes on disk and the highest memory this process has had."""
+    """What was built: sizes on disk, and this process's peak memory."""
 
     bundle: Path
     edge_bytes: int
@@ -52,11 +52,11 @@ def build_bundle(
 ) -> BuildReport:
     """Build `plan` into the folder `out`, which must not exist (or `force` replaces it).
 
-    sides: what to make; a device needs only the edge side, a server only the cloud side.
+    sides: what to build; a device needs only the edge side, a server only the cloud side.
     calibration: None leaves `lossless` as the only compression level.
 
-    Everything is made in a sibling folder that takes `out`'s name at the end, so a failure
-    leaves nothing half-made. Raises BuildError, or what reading the model raises.
+    Everything is built in a folder beside `out` that is renamed at the end, so a failure leaves
+    nothing behind. Raises BuildError, and ModelError where the model cannot be read.
     """
     plan = for_model(plan, source)
     if out.exists() and not force:
@@ -85,8 +85,11 @@ def build_bundle(
 
 
 def for_model(plan: Plan, source: ModelSource) -> Plan:
-    """`plan` for these weights. A plan that was made without weights names none, and takes any of
-    its geometry. BuildError for another model than the plan's."""
+    """`plan` for these weights.
+
+    A plan that was made without weights names no hash, and fits any weights of its geometry. Raises
+    BuildError for another model than the plan's.
+    """
     if plan.model.sha256 == source.sha256:
         return plan
     if plan.model.sha256:

@@ -62,7 +62,7 @@ def train_draft(
         raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
     from edge.device.front import FrontEngine
     from optimizer.artifacts.bundle import open_bundle
-    from optimizer.export.draft_head.head_builder import DraftOptions, build_draft
+    from optimizer.export.draft_head.head_builder import HeadOptions, build_head
     from optimizer.export.draft_head.training import TrainOptions
     from optimizer.export.sources.model_source import open_source
 
@@ -71,13 +71,13 @@ def train_draft(
         progress("reading the model", 0, 1)
         source = open_source(model)
         (front,) = FrontEngine.load(opened.edge_dir, plan=opened.plan)
-        report = build_draft(
+        report = build_head(
             source,
             opened,
             front=_rows_of(front),
             work=work or bundle.with_name(f"{bundle.name}.draft-work"),
             text=None if text is None else text.read_text("utf-8"),
-            options=DraftOptions(
+            options=HeadOptions(
                 num_tokens=tokens,
                 vocabulary=head.vocabulary,
                 num_blocks=head.blocks,

@@ -1,4 +1,4 @@
-"""A model of a kind that is not supported is refused with a line that says what is."""
+"""The table of families says what transformers' models are like; others are refused in a line."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from optimizer.errors import ModelError
 from optimizer.export.sources.model_source import open_source
-from optimizer.families import SUPPORTED
+from optimizer.families import FAMILIES, ModelFamily, back_family, family_of, front_family
+from tests.tiny_models import COMMON, CONFIGS
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -29,6 +31,74 @@ def save_model(config: Any, folder: Path) -> Path:
     return folder
 
 
+def tiny_config(family: ModelFamily) -> Any:
+    """The family's tiny config, with its architecture."""
+    values = {**COMMON, **CONFIGS[family.name]}
+    config: Any = transformers.AutoConfig.for_model(family.model_type, **values)
+    config.architectures = [family.architecture]
+    return config
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> ModelFamily:
+    found: ModelFamily = request.param
+    return found
+
+
+def test_a_familys_class_and_type_are_transformers_own(family: ModelFamily) -> None:
+    config = tiny_config(family)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert type(model).__name__ == family.architecture
+    assert family_of(config) is family
+
+
+def test_what_is_special_of_a_family_is_so_in_transformers_layers(family: ModelFamily) -> None:
+    config = tiny_config(family)
+    layer: Any = transformers.AutoModelForCausalLM.from_config(config).model.layers[0]
+    attention = layer.self_attn
+    norms = [
+        name
+        for name, module in layer.named_modules()
+        if type(module).__name__.endswith("Norm") or name.endswith("_norm")
+    ]
+    assert (len(norms) > 2) == family.extra_norms
+    assert hasattr(attention, "qkv_proj") == family.fused_projections
+    assert hasattr(config, "sliding_window") == family.sliding_windows
+    assert hasattr(config, "attn_logit_softcapping") >= family.soft_caps
+    if not family.fused_projections:
+        assert (attention.q_proj.bias is not None) == family.always_attention_bias
+    rows = torch.ones(1, config.hidden_size)
+    norm: nn.Module = layer.input_layernorm
+    nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
+    assert bool(norm(rows).any()) == family.offset_norms
+
+
+def test_a_familys_embedding_is_scaled_where_the_table_says_so(family: ModelFamily) -> None:
+    config = tiny_config(family)
+    model: Any = transformers.AutoModelForCausalLM.from_config(config).model
+    ids = torch.tensor([[5, 9]])
+    with torch.inference_mode():
+        entering = model(ids, output_hidden_states=True).hidden_states[0]
+    rows = nn.functional.embedding(ids, model.embed_tokens.weight)
+    factor = config.hidden_size**0.5 if family.scales_embedding else 1.0
+    torch.testing.assert_close(entering, rows * factor)
+
+
+def test_each_side_takes_the_families_that_it_supports(family: ModelFamily) -> None:
+    config = tiny_config(family)
+    for supported, check in ((family.on_front, front_family), (family.on_back, back_family)):
+        if supported:
+            assert check(config) is family
+        else:
+            with pytest.raises(ModelError, match="not supported"):
+                check(config)
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    assert set(CONFIGS) == {family.name for family in FAMILIES}
+
+
 def test_another_family_is_refused_with_the_list_of_families(tmp_path: Path) -> None:
     config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)
     source = open_source(save_model(config, tmp_path))
@@ -36,7 +106,8 @@ def test_another_family_is_refused_with_the_list_of_families(tmp_path: Path) -> 
         _ = source.geometry
     message = str(refused.value)
     assert "GPT2LMHeadModel" in message
-    assert all(name.removesuffix("ForCausalLM") in message for name in SUPPORTED)
+    for family in FAMILIES:
+        assert (family.architecture.removesuffix("ForCausalLM") in message) == family.on_front
     assert "\n" not in message
 
 

@@ -1,8 +1,8 @@
-"""Certify a ladder: what each level costs in bits and does to the model's predictions.
+"""Certify a ladder: how many bits each level takes, and what it does to the model's predictions.
 
-For text windows of W tokens: the front's hidden state goes through encode and decode, the back
+The text is cut into windows of W tokens. The front's hidden state is encoded and decoded, the back
 continues from the result, and its predictions are compared with those of the untouched model.
-Metrics are defined in `LevelQuality`. The planner reads the JSON; bundles store it.
+`LevelQuality` defines the metrics. The bundle stores the certificate as JSON; the planner reads it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Windows = npt.NDArray[np.int64]  # [N, W] token ids
 
 
 class Coder(Protocol):
-    """One way to send rows: `send` gives what arrives and the bytes it took."""
+    """One way to send rows."""
 
     @property
     def name(self) -> str:
-        """What the result is called."""
+        """The name that its result gets."""
 
     def send(
         self, rows: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], int]:
-        """rows [T, D] in one message: the rows that arrive, and its bytes."""
+        """Send rows float32 [T, D] in one message; returns the rows that arrive and its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class LadderCoder:
 class LevelQuality:
     """One level's certificate.
 
-    bits_per_element: 8 bytes(frame) / D over frames of one row, as decoding sends them;
-    bits_per_element_prefill: the same over frames of a whole window. Headers, scales, indices and
-    checks are in both. perplexity: exp of the mean negative log-likelihood of the text;
-    perplexity_rise_pct: 100 (perplexity / baseline - 1), with its standard error over tokens.
-    kl: mean over positions of KL(untouched || level), nats. top1_agreement: share of positions
-    where both predict the same token.
+    bits_per_element: 8 bytes(frame) / D over frames of one row, which decoding sends.
+    bits_per_element_prefill: the same over frames of a whole window. Both include headers, scales,
+    indices and checks. perplexity: exp of the mean negative log-likelihood of the text.
+    perplexity_rise_pct: 100 (perplexity / baseline - 1), with its standard error over tokens. kl:
+    mean over positions of KL(untouched || level), in nats. top1_agreement: share of positions where
+    both predict the same token.
     """
 
     name: str
@@ -78,7 +78,7 @@ class LevelQuality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """All levels at one split on one text."""
+    """The quality of all levels at one split, measured on one text."""
 
     split: int
     num_tokens: int
@@ -93,7 +93,7 @@ class Certificate:
 
 
 def text_windows(token_ids: Sequence[int], *, window: int, max_tokens: int | None) -> Windows:
-    """Whole windows [N, window] from the front of a text. Raises BuildError if it is too short."""
+    """Whole windows [N, window] from a text's beginning. Raises BuildError if it is too short."""
     num_windows = min(len(token_ids), max_tokens or len(token_ids)) // window
     if num_windows == 0:
         raise BuildError(f"the text has {len(token_ids)} tokens; one window needs {window}")
@@ -109,10 +109,10 @@ def certify(
     levels: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Certificate:
-    """Measure levels (default: all that the ladder knows) of `ladder` at `split`.
+    """Measure levels (None: all that the ladder has) of `ladder` at `split`.
 
-    model: the whole model in float32, in eval mode. progress(windows done, windows) is called
-    after each. Raises BuildError for a split the model does not have.
+    model: the whole model in float32, in eval mode. progress(windows done, windows in all) is
+    called after each window. Raises BuildError for a split that the model does not have.
     """
     names = tuple(levels) if levels is not None else ladder.names + ladder.extra_names
     coders = [LadderCoder(ladder, name) for name in names]
@@ -135,9 +135,9 @@ def measure(
     windows: Windows,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[float, list[LevelQuality]]:
-    """Baseline perplexity and the quality of each coder."""
+    """The untouched model's perplexity, and the quality of each coder. Arguments as `certify`."""
     base_nll: list[npt.NDArray[np.float64]] = []
-    rows: dict[str, list[_Row]] = {coder.name: [] for coder in coders}
+    rows: dict[str, list[_WindowResult]] = {coder.name: [] for coder in coders}
     for done, ids in enumerate(windows):
         tokens = torch.from_numpy(ids)
         hidden, logits = hidden_and_logits(model, split, tokens)
@@ -147,14 +147,14 @@ def measure(
         sent = hidden.float().numpy()
         for coder in coders:
             arrived, num_bytes = coder.send(sent, ids)
-            # One row a message on every eighth row: the rows are coded alike, only frames differ.
+            # One message a row, for every eighth row: the rows decode alike, only sizes differ.
             single = [coder.send(sent[i : i + 1], ids[i : i + 1])[1] for i in range(7, len(ids), 8)]
             back = back_logits(model, split, torch.from_numpy(arrived).to(hidden.dtype), tokens)
             after = back.float().log_softmax(-1)
             kl = (weight * (before - after)).sum(-1)
             same = before.argmax(-1) == after.argmax(-1)
             rows[coder.name].append(
-                _Row(
+                _WindowResult(
                     nll=_nll(after, tokens),
                     kl=kl.double().numpy(),
                     same=same.numpy(),
@@ -171,7 +171,9 @@ def measure(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
+class _WindowResult:
+    """What one coder does to one window."""
+
     nll: npt.NDArray[np.float64]
     kl: npt.NDArray[np.float64]
     same: npt.NDArray[np.bool_]
@@ -185,7 +187,9 @@ def _nll(log_probs: torch.Tensor, tokens: torch.Tensor) -> npt.NDArray[np.float6
     return np.asarray(-chosen.double().numpy())
 
 
-def _quality(name: str, rows: list[_Row], baseline: npt.NDArray[np.float64]) -> LevelQuality:
+def _quality(
+    name: str, rows: list[_WindowResult], baseline: npt.NDArray[np.float64]
+) -> LevelQuality:
     nll = np.concatenate([row.nll for row in rows])
     change = nll - baseline
     return LevelQuality(
@@ -201,7 +205,10 @@ def _quality(name: str, rows: list[_Row], baseline: npt.NDArray[np.float64]) -> 
 
 
 def store_certificate(bundle: Path, certificate: Certificate) -> Path:
-    """Write the certificate beside the split's tables and renew the bundle's manifest."""
+    """Write the certificate beside the split's tables and renew the bundle's manifest.
+
+    Returns the file's path.
+    """
     path = bundle / "codec" / f"split-{certificate.split}.quality.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(certificate.to_json(), indent=1) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
-"""How much each front layer minds having 4 bits: measured through the exported front itself.
+"""How much quality each front layer loses at 4 bits, measured with the exported front itself.
 
-For every layer, a front with that layer at 4 bits and all others at 8 runs over text in ONNX
-Runtime, the model's own back continues from its rows, and the rise of the text's negative
-log-likelihood over the front with all layers at 8 bits is that layer's loss. What all layers at 8
-bits lose against the untouched model is shared among them evenly. Losses are logarithms of
-perplexity, so they add up; noise below zero stays as it is, and `QualityModel` cuts it off.
+For every layer, a front with that layer at 4 bits and all others at 8 runs over a text in ONNX
+Runtime, and the model's own back continues from its rows. The layer's loss is the rise of the
+text's negative log-likelihood over a front with all layers at 8 bits. What that front loses against
+the untouched model is divided among the layers evenly. Losses are logarithms of perplexity ratios,
+so they add up. Noise may make one negative; `Sensitivity.layer_pct` cuts that off.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Rows = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 
-class FrontLab:
-    """Fronts of one model at one split with any bits of each layer, without a bundle.
+class FrontVariants:
+    """Fronts of one model at one split with any bits in each layer, without a bundle.
 
-    One float front is exported into `folder`, which has to stay; its matrices are rounded once for
-    each number of bits. Raises BuildError where the split has no layers, or all of them (the head
-    would need bits of its own).
+    One float front is exported into `folder`, which must exist as long as this does. Its matrices
+    are rounded once for each number of bits. Raises BuildError where the split has no layers, or
+    all of them: the head would need bits of its own.
     """
 
     def __init__(self, source: ModelSource, split: int, folder: Path) -> None:
@@ -77,18 +77,18 @@ def measure_sensitivity(
     windows: Windows,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Losses of every front layer on text `windows` [N, W]; `model` is the whole one, in float32.
+    """Losses of every front layer on text `windows` [N, W].
 
-    Costs split + 1 passes of front and back over the text.
+    model: the whole model in float32. Front and back run split + 1 times over the text.
     """
-    with tempfile.TemporaryDirectory(prefix="splitpoint-lab-") as temporary:
-        lab = FrontLab(source, split, Path(temporary))
+    with tempfile.TemporaryDirectory(prefix="splitpoint-fronts-") as temporary:
+        fronts = FrontVariants(source, split, Path(temporary))
         untouched = negative_log_likelihood(model, split, None, windows)
-        wide = negative_log_likelihood(model, split, lab.rows((8,) * split, windows), windows)
+        wide = negative_log_likelihood(model, split, fronts.rows((8,) * split, windows), windows)
         losses = []
         for layer in range(split):
             bits = tuple(4 if other == layer else 8 for other in range(split))
-            narrow = negative_log_likelihood(model, split, lab.rows(bits, windows), windows)
+            narrow = negative_log_likelihood(model, split, fronts.rows(bits, windows), windows)
             share = (wide - untouched) / split
             losses.append({4: narrow - wide + share, 8: share})
             if progress is not None:
@@ -104,8 +104,10 @@ def measure_sensitivity(
 def negative_log_likelihood(
     model: PreTrainedModel, split: int, rows: Rows | None, windows: Windows
 ) -> float:
-    """Mean over the next tokens of windows [N, W], nats, when the back continues from `rows`
-    [N, W, D] (None: from the model's own hidden state)."""
+    """Mean over the next tokens of windows [N, W], in nats.
+
+    rows: float32 [N, W, D] from which the back continues (None: the model's own hidden state).
+    """
     found = []
     for index, ids in enumerate(windows):
         tokens = torch.from_numpy(ids)

@@ -1,4 +1,4 @@
-"""The picture of a certificate: perplexity rise over bits an element."""
+"""The chart of a certificate: KL divergence over bits per element."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def plot_certificate(certificate: Certificate, path: Path) -> None:
 
 
 def plot_levels(groups: dict[str, tuple[LevelQuality, ...]], path: Path, *, title: str) -> None:
-    """One line per group, KL (log scale) over bits an element; lossless levels are left out."""
+    """Write a PNG with a line for each group. Lossless levels are left out: the KL axis is
+    logarithmic. Raises BuildError when matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

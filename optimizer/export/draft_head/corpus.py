@@ -1,7 +1,7 @@
-"""The training corpus on disk, in shards: what is made once and never again, so a run can resume.
+"""The training corpus on disk, in shards. A shard is made once, so a run can resume.
 
-Each shard holds passages, the model's final states on them (`draft_text`) and the rows that the
-device's own front makes of them: the head will see exactly such rows, quantization and all.
+A shard holds passages, the model's final states on them (`text`), and the rows that the device's
+own front computes for them. On the device the head sees exactly such rows, quantized like these.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,24 +24,31 @@ from optimizer.export.draft_head.text import ChatOptions, Passage, write_chats
 FrontRows = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 Progress = Callable[[str, int, int], None]
 
-CHATS_A_SHARD: Final = 64
+CHATS_PER_SHARD: Final = 64
 WINDOW: Final = 256
-QUESTION: Final = 128  # tokens of a question with a piece of the user's text in it
+QUESTION_TOKENS: Final = 128  # of a question that holds a piece of the user's text
 # What is asked about the user's text, in turn.
-ASKS: Final = (
+REQUESTS: Final = (
     "Summarize this text:\n",
     "What is this text about?\n",
     "List the main points of this text:\n",
     "Rewrite this text in simpler words:\n",
 )
-# Of the fp16 range; residual streams with larger values are clipped, which no head would notice.
+# The share of a window that a conversation fills, about: to count shards in advance.
+_FILLED_SHARE: Final = 0.7
+# Within the fp16 range. Larger values of a residual stream are clipped; a head loses nothing by it.
 _LARGEST: Final = 6.0e4
+
+# A shard's name, and the call that writes its passages.
+_ShardSource = tuple[str, Callable[[], list[Passage]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Consecutive passages. token_ids: [N] the token at each position; rows and states: [N, D]
-    float16 there. Where a passage ends, its last token has no row and is left out."""
+    """Consecutive passages. token_ids: int64 [N]; rows and states: float16 [N, D] of these tokens.
+
+    The last token of a passage has no state, so it is left out.
+    """
 
     token_ids: npt.NDArray[np.int64]
     rows: npt.NDArray[np.float16]
@@ -58,38 +66,18 @@ def make_corpus(
     progress: Progress,
     options: ChatOptions | None = None,
 ) -> list[Shard]:
-    """Make what is missing of a corpus of about `num_tokens` in `folder`, and read it all.
+    """Make the missing shards of a corpus of about `num_tokens` in `folder`, and read all of them.
 
-    text_ids: the user's text; half of the corpus are answers about pieces of it. To the rest, or
-    without a text to all, the model writes the questions too. Raises BuildError when nothing comes
-    of it.
+    text_ids: the user's text (None: there is none). Half of the corpus then is answers about pieces
+    of it. For the rest the model writes the questions too. Raises BuildError where the corpus would
+    be empty.
     """
     options = options or ChatOptions(window=WINDOW)
     folder.mkdir(parents=True, exist_ok=True)
-    sources: list[tuple[str, Callable[[], list[Passage]]]] = []
+    write = partial(write_chats, model, tokenizer, options)
     questions = _questions(text_ids, tokenizer, num_tokens // 2 // options.window)
-    for begin in range(0, len(questions), CHATS_A_SHARD):
-        part = questions[begin : begin + CHATS_A_SHARD]
-        name = f"text-{hashlib.sha256(part.tobytes()).hexdigest()[:12]}"
-        sources.append(
-            (
-                name,
-                lambda part=part: write_chats(  # type: ignore[misc]
-                    model, tokenizer, options, count=len(part), seed=0, questions=part
-                ),
-            )
-        )
-    # A chat is about half a window of answer; shards are counted by what they turn out to hold.
     left = num_tokens - len(questions) * options.window
-    for index in range(max(round(left / (CHATS_A_SHARD * options.window * 0.7)), 0)):
-        sources.append(
-            (
-                f"chat-{index:03d}",
-                lambda index=index: write_chats(  # type: ignore[misc]
-                    model, tokenizer, options, count=CHATS_A_SHARD, seed=index
-                ),
-            )
-        )
+    sources = [*_text_shards(write, questions), *_chat_shards(write, left, options.window)]
     shards = []
     for done, (name, make) in enumerate(sources):
         progress("writing the corpus", done, len(sources))
@@ -103,8 +91,27 @@ def make_corpus(
     return shards
 
 
+def _text_shards(
+    write: Callable[..., list[Passage]], questions: npt.NDArray[np.int64]
+) -> Iterator[_ShardSource]:
+    """Shards of answers to `questions`, named by what is asked."""
+    for begin in range(0, len(questions), CHATS_PER_SHARD):
+        asked = questions[begin : begin + CHATS_PER_SHARD]
+        name = f"text-{hashlib.sha256(asked.tobytes()).hexdigest()[:12]}"
+        yield name, partial(write, count=len(asked), seed=0, questions=asked)
+
+
+def _chat_shards(
+    write: Callable[..., list[Passage]], num_tokens: float, window: int
+) -> Iterator[_ShardSource]:
+    """About as many shards of the model's own conversations as hold `num_tokens`."""
+    count = round(num_tokens / (CHATS_PER_SHARD * window * _FILLED_SHARE))
+    for index in range(max(count, 0)):
+        yield f"chat-{index:03d}", partial(write, count=CHATS_PER_SHARD, seed=index)
+
+
 def split_shard(shard: Shard, every: int) -> Iterator[tuple[Shard, bool]]:
-    """The shard in runs of WINDOW positions; every `every`-th is marked as held out."""
+    """The shard in runs of WINDOW positions, with whether it is held out: every `every`-th is."""
     for index, begin in enumerate(range(0, len(shard.token_ids), WINDOW)):
         part = slice(begin, begin + WINDOW)
         piece = Shard(
@@ -116,30 +123,37 @@ def split_shard(shard: Shard, every: int) -> Iterator[tuple[Shard, bool]]:
 def _questions(
     text_ids: npt.NDArray[np.int64] | None, tokenizer: Any, most: int
 ) -> npt.NDArray[np.int64]:
-    """[N, QUESTION] a request and a piece of the text after it, evenly spread, at most `most`."""
-    if text_ids is None or len(text_ids) < QUESTION:
-        return np.zeros((0, QUESTION), dtype=np.int64)
-    pieces = text_ids[: len(text_ids) // QUESTION * QUESTION].reshape(-1, QUESTION)
+    """Questions int64 [N, QUESTION_TOKENS]: a request, then a piece of the text.
+
+    The pieces are at most `most` and spread evenly over the text.
+    """
+    if text_ids is None or len(text_ids) < QUESTION_TOKENS:
+        return np.zeros((0, QUESTION_TOKENS), dtype=np.int64)
+    whole = len(text_ids) // QUESTION_TOKENS * QUESTION_TOKENS
+    pieces = text_ids[:whole].reshape(-1, QUESTION_TOKENS)
     chosen = pieces[np.linspace(0, len(pieces) - 1, min(len(pieces), max(most, 1))).astype(int)]
-    asks = [tokenizer.encode(ask, add_special_tokens=False) for ask in ASKS]
+    requests = [tokenizer.encode(request, add_special_tokens=False) for request in REQUESTS]
     return np.array(
-        [[*asks[row % len(asks)], *piece][:QUESTION] for row, piece in enumerate(chosen.tolist())],
+        [
+            [*requests[row % len(requests)], *piece][:QUESTION_TOKENS]
+            for row, piece in enumerate(chosen.tolist())
+        ],
         dtype=np.int64,
     )
 
 
 def _save(path: Path, passages: list[Passage], front: FrontRows) -> None:
-    """Under another name first, so that a shard is there whole or not at all."""
+    """Write a shard under another name first, so that it exists whole or not at all."""
     kept = [passage for passage in passages if len(passage.token_ids) > 1]
     rows = [np.clip(front(passage.token_ids[:-1]), -_LARGEST, _LARGEST) for passage in kept]
-    partial = path.with_suffix(".part.npz")
+    unfinished = path.with_suffix(".part.npz")
     np.savez(
-        partial,
+        unfinished,
         token_ids=np.concatenate([passage.token_ids[:-1] for passage in kept]),
         rows=np.concatenate(rows).astype(np.float16),
         states=np.concatenate([passage.states for passage in kept]),
     )
-    os.replace(partial, path)
+    os.replace(unfinished, path)
 
 
 def _load(path: Path) -> Shard:

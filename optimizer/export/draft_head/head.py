@@ -4,19 +4,19 @@
     y = W x + mlp_1(x) + mlp_2(rms_norm(W x + mlp_1(x))) + ...
     logits = y E'^T                       E' [V', D]: the model's own head, frequent tokens only
 
-An early exit with an adapter, as in Kangaroo (Liu et al. 2024, arXiv:2404.18911, section 3): the
-layers that run on the device anyway are the drafter's body, so a guess costs the adapter and the
-head. Unlike EAGLE (Li et al. 2024, arXiv:2401.15077), which has to feed its own predicted states
-back, every guess is made from a true hidden state: the device computes the front's row of each
-draft in any case, because that row is what it sends. The adapter works position by position; what
-came before is in h already, through the front's attention. The head keeps the V' tokens that the
-model says most (Zhao et al. 2025, FR-Spec, arXiv:2502.14856): most of its cost, little of its use.
+This is an early exit with an adapter, as in Kangaroo (Liu et al. 2024, arXiv:2404.18911, section
+3). The drafter's body is the layers that run on the device anyway, so a guess costs the adapter and
+the head. EAGLE (Li et al. 2024, arXiv:2401.15077) feeds its own predicted states back. Here every
+guess comes from a true hidden state: the device computes the front's row of each draft in any case,
+because it sends that row. The adapter works position by position, since h already holds what came
+before, through the front's attention. The head keeps the V' tokens that the model says most often
+(Zhao et al. 2025, FR-Spec, arXiv:2502.14856): the other tokens cost much and are seldom needed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPSILON = 1e-6
+EPSILON: Final = 1e-6
 # Ridge of the linear start, as a share of the mean variance of a channel: ours.
-_RIDGE = 1e-2
+_RIDGE: Final = 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,8 @@ class HeadShape:
         return self.hidden_size * (self.hidden_size + self.vocab_size) + self.num_blocks * per_block
 
 
-class DraftMlp(nn.Module):
-    """A gated MLP (SwiGLU, Shazeer 2020, arXiv:2002.05202) that begins as zero."""
+class GatedMlp(nn.Module):
+    """A gated MLP (SwiGLU, Shazeer 2020, arXiv:2002.05202) that gives zero before training."""
 
     def __init__(self, hidden_size: int, inner: int) -> None:
         super().__init__()
@@ -56,12 +56,13 @@ class DraftMlp(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
         out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return out
 
 
 class DraftHead(nn.Module):
-    """See the module's docstring. tokens: [V'] the ids that its logits stand for, rising."""
+    """See the module's docstring. tokens: int64 [V'] the ids of its logits, in rising order."""
 
     tokens: Tensor
     embedding: Tensor
@@ -70,13 +71,13 @@ class DraftHead(nn.Module):
         super().__init__()
         self.shape = shape
         self.linear = nn.Linear(shape.hidden_size, shape.hidden_size, bias=False)
-        self.mlps = [DraftMlp(shape.hidden_size, shape.inner) for _ in range(shape.num_blocks)]
+        self.mlps = [GatedMlp(shape.hidden_size, shape.inner) for _ in range(shape.num_blocks)]
         self.blocks = nn.ModuleList(self.mlps)  # where torch looks for their weights
         self.register_buffer("tokens", tokens)
         self.register_buffer("embedding", embedding)
 
     def states(self, hidden: Tensor) -> Tensor:
-        """What the final norm is expected to give. [..., D] -> [..., D]."""
+        """A guess of what the model's final norm gives. [..., D] -> [..., D]."""
         x = rms_norm(hidden)
         y: Tensor = self.linear(x)
         for index, block in enumerate(self.mlps):
@@ -89,16 +90,20 @@ class DraftHead(nn.Module):
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """Zhang and Sennrich 2019 (arXiv:1910.07467), without weights: the next matrix has them."""
+    """Zhang and Sennrich 2019 (arXiv:1910.07467), without weights: the next matrix has learnt them.
+
+    [..., D] -> [..., D].
+    """
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON)
 
 
 def frequent_tokens(
     token_ids: npt.NDArray[np.int64], *, vocab_size: int, count: int
 ) -> npt.NDArray[np.int64]:
-    """The `count` ids worth a place in the head, rising: the text's frequent ones, then low ids.
+    """The `count` ids that the head keeps, in rising order: the most frequent in `token_ids`.
 
-    Byte-pair vocabularies are in order of merging, so a low id is a frequent token.
+    Among tokens of the same count the lower ids come first: byte-pair vocabularies are in order of
+    merging, so a low id is a frequent token.
     """
     seen = np.bincount(token_ids, minlength=vocab_size)
     ranked = np.lexsort((np.arange(vocab_size), -seen))
@@ -108,7 +113,7 @@ def frequent_tokens(
 def fit_linear(
     head: DraftHead, hidden: npt.NDArray[np.float16], states: npt.NDArray[np.float16]
 ) -> None:
-    """Start the linear part at its least-squares value (ridge), block by block of rows."""
+    """Set the linear part to its least-squares value (ridge) over rows and states [N, D]."""
     size = head.shape.hidden_size
     gram, cross = torch.zeros(size, size), torch.zeros(size, size)
     for begin in range(0, len(hidden), 4096):
@@ -121,6 +126,6 @@ def fit_linear(
 
 
 def output_embedding(model: Any) -> Tensor:
-    """The model's own head [V, D], tied or not, as float32. Biases are not supported."""
+    """The model's own head [V, D] as float32, tied or not. A bias is left out."""
     weight: Tensor = model.get_output_embeddings().weight
     return weight.detach().float()

@@ -20,11 +20,11 @@ from optimizer.export.draft_head.corpus import FrontRows, Progress, Shard, make_
 from optimizer.export.draft_head.head import DraftHead, HeadShape, frequent_tokens, output_embedding
 from optimizer.export.draft_head.onnx_export import ADAPTER_BITS, export_head
 from optimizer.export.draft_head.training import (
-    HeldOut,
+    HeldOutScore,
     Positions,
     TrainOptions,
-    best_tokens,
-    held_out_worth,
+    likeliest_tokens,
+    score_guesses,
     train,
 )
 from optimizer.export.sources.model_source import ModelSource
@@ -34,7 +34,7 @@ _TIMED_GUESSES: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DraftOptions:
+class HeadOptions:
     """What to train. Sizes in tokens and channels. head_bits: 4 or 8, of the exported head."""
 
     num_tokens: int = 65536
@@ -45,21 +45,22 @@ class DraftOptions:
     training: TrainOptions = field(default_factory=TrainOptions)
 
 
-def build_draft(
+def build_head(
     source: ModelSource,
     bundle: Bundle,
     *,
     front: FrontRows,
     work: Path,
     text: str | None,
-    options: DraftOptions,
+    options: HeadOptions,
     progress: Progress,
 ) -> dict[str, Any]:
     """Train a head for `bundle` and write `draft/` and a new manifest into it.
 
-    front: the bundle's own front. work: keeps corpus and checkpoint, so that an interrupted run
-    goes on; what another front, text or other options made there is left alone. Returns what
-    `draft/head.json` says. Raises BuildError for another model, or where the edge holds all of it.
+    front: the bundle's own front. work: a folder for corpus and checkpoint, from which an
+    interrupted run continues. What another front, text or other options left there is not used.
+    Returns the contents of `draft/head.json`. Raises BuildError for another model than the
+    bundle's, or where the edge holds the whole model.
     """
     plan = bundle.plan
     if source.sha256 != plan.model.sha256:
@@ -72,7 +73,7 @@ def build_draft(
     text_ids = None if text is None else np.array(tokenizer.encode(text), dtype=np.int64)
     shards = make_corpus(
         work / f"corpus-{_digest(_front_files(bundle))}",
-        model=_quick(model, options.training.device),
+        model=_in_fast_dtype(model, options.training.device),
         tokenizer=tokenizer,
         front=front,
         num_tokens=options.num_tokens,
@@ -92,7 +93,7 @@ def build_draft(
     )
     torch.manual_seed(options.training.seed)
     head = DraftHead(shape, tokens=tokens, embedding=embedding[tokens])
-    worth = train(
+    score = train(
         head,
         train_on,
         held_out,
@@ -101,16 +102,19 @@ def build_draft(
         progress=progress,
     )
     progress("writing the head", 0, 1)
-    return _write(head.cpu(), worth, bundle, held_out, options, num_trained=len(train_on))
+    return _write(head.cpu(), score, bundle, held_out, options, num_trained=len(train_on))
 
 
 def _front_files(bundle: Bundle) -> list[str]:
-    """Hashes of the front's files: its rows are kept in the corpus."""
+    """Hashes of the front's files. The corpus holds rows of this front, so it depends on them."""
     return sorted(file.sha256 for name, file in bundle.files.items() if name.startswith("edge/"))
 
 
-def run_digest(bundle: Bundle, text: str | None, options: DraftOptions) -> str:
-    """Of everything that a checkpoint depends on. More epochs go on from fewer, on any device."""
+def run_digest(bundle: Bundle, text: str | None, options: HeadOptions) -> str:
+    """A digest of everything that a checkpoint depends on.
+
+    Epochs and device are not in it: a run of more epochs continues one of fewer, on any device.
+    """
     values = asdict(options)
     del values["head_bits"]  # of the export alone
     for name in ("epochs", "device"):
@@ -124,20 +128,20 @@ def _digest(values: object) -> str:
 
 def _write(
     head: DraftHead,
-    worth: HeldOut,
+    score: HeldOutScore,
     bundle: Bundle,
     held_out: Positions,
-    options: DraftOptions,
+    options: HeadOptions,
     *,
     num_trained: int,
 ) -> dict[str, Any]:
-    """The files of `draft/`. What they say of the head is measured on the exported one."""
+    """Write the files of `draft/`. Their figures are measured on the exported head."""
     folder = bundle.root / "draft"
     folder.mkdir(exist_ok=True)
     path = folder / "head.onnx"
     export_head(head, path, head_bits=options.head_bits)
     session = _session(path)
-    exported = held_out_worth(
+    exported = score_guesses(
         lambda rows: tuple(out[:, 0] for out in session.run(None, {"hidden": rows})),
         held_out,
     )
@@ -148,12 +152,12 @@ def _write(
         "adapter_bits": ADAPTER_BITS,
         "num_parameters": head.shape.num_parameters,
         "num_bytes": path.stat().st_size,
-        "guess_s": guess_s(session, head.shape.hidden_size),
+        "guess_s": measure_guess_s(session, head.shape.hidden_size),
         "trained_positions": num_trained,
         "held_out_positions": exported.num_positions,
         "top1": exported.top1,
-        "top1_before_quantization": worth.top1,
-        "top1_by_epoch": worth.by_epoch,
+        "top1_before_quantization": score.top1,
+        "top1_by_epoch": score.by_epoch,
         "sure": exported.sure,
         "shape": asdict(head.shape),
     }
@@ -168,8 +172,8 @@ def _session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def guess_s(session: ort.InferenceSession, hidden_size: int) -> float:
-    """Median seconds of one guess on this machine, one thread."""
+def measure_guess_s(session: ort.InferenceSession, hidden_size: int) -> float:
+    """Median seconds of one guess on this machine, on one thread."""
     row = np.random.default_rng(0).normal(size=(1, hidden_size)).astype(np.float32)
     spans = []
     for _ in range(_TIMED_GUESSES):
@@ -180,7 +184,7 @@ def guess_s(session: ort.InferenceSession, hidden_size: int) -> float:
 
 
 def _positions(shards: list[Shard], embedding: torch.Tensor) -> tuple[Positions, Positions]:
-    """Training and held-out positions; whole runs of text are held out, not single tokens."""
+    """Training and held-out positions. Whole runs of text are held out, not single tokens."""
     parts: dict[bool, list[Shard]] = {False: [], True: []}
     for shard in shards:
         for piece, is_held_out in split_shard(shard, HELD_OUT_EVERY):
@@ -196,12 +200,12 @@ def _join(pieces: list[Shard], embedding: torch.Tensor) -> Positions:
     return Positions(
         rows=np.concatenate([piece.rows for piece in pieces]),
         states=states,
-        best=best_tokens(states, embedding),
+        best=likeliest_tokens(states, embedding),
     )
 
 
-def _quick(model: Any, device: str) -> Any:
-    """The model in bfloat16 where that is faster: the corpus does not need float32's digits."""
+def _in_fast_dtype(model: Any, device: str) -> Any:
+    """The model in bfloat16 where that is faster: it is exact enough for the corpus."""
     if device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
         return model
     return model.to(device, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The trained draft head as ONNX: quantized matrices in, the likeliest tokens out."""
+"""The trained draft head as an ONNX graph with quantized matrices."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from optimizer.export.draft_head.head import EPSILON, DraftHead
 from optimizer.export.front.embedding import OPSET
 
 ADAPTER_BITS: Final = 8
-BLOCK: Final = 32
+BLOCK_SIZE: Final = 32
 NUM_GUESSES: Final = 4
 INT8_COMPUTE: Final = 4  # MatMulNBits' accuracy level
 
 
 def export_head(head: DraftHead, path: Path, *, head_bits: int = 8) -> None:
-    """hidden float32 [T, D] -> token_ids int64 [T, 4] and probabilities float32 [T, 4].
+    """Write the head to `path`: hidden float32 [T, D] -> token_ids int64 [T, 4], the likeliest
+    first, and probabilities float32 [T, 4].
 
-    Probabilities are among the head's tokens, the likeliest first. head_bits: 4 or 8, of the matrix
-    that gives the logits.
+    The probabilities are shares among the head's own tokens. head_bits: 4 or 8, of the matrix that
+    gives the logits.
     """
     graph = _Graph()
     x = graph.rms_norm("hidden")
@@ -34,8 +35,8 @@ def export_head(head: DraftHead, path: Path, *, head_bits: int = 8) -> None:
         entry = x if index == 0 else graph.rms_norm(y)
         gate = graph.matmul(entry, _weight(block.gate.weight), f"gate_{index}")
         up = graph.matmul(entry, _weight(block.up.weight), f"up_{index}")
-        opened = graph.node("Mul", gate, graph.node("Sigmoid", gate))
-        inner = graph.node("Mul", opened, up)
+        activated = graph.node("Mul", gate, graph.node("Sigmoid", gate))
+        inner = graph.node("Mul", activated, up)
         down = graph.matmul(inner, _weight(block.down.weight), f"down_{index}")
         y = graph.node("Add", y, down)
     logits = graph.matmul(y, _weight(head.embedding), "head")
@@ -50,19 +51,19 @@ def export_head(head: DraftHead, path: Path, *, head_bits: int = 8) -> None:
     adapter = [
         node.name for node in model.graph.node if node.op_type == "MatMul" and node.name != logits
     ]
-    model = _quantized(model, head_bits, spared=adapter)
-    onnx.save(_quantized(model, ADAPTER_BITS, spared=[]), str(path))
+    model = _quantized(model, head_bits, kept=adapter)
+    onnx.save(_quantized(model, ADAPTER_BITS, kept=[]), str(path))
 
 
-def _quantized(model: onnx.ModelProto, bits: int, *, spared: list[str]) -> onnx.ModelProto:
-    """Every matrix but those of the nodes `spared`, and those that are quantized already."""
+def _quantized(model: onnx.ModelProto, bits: int, *, kept: list[str]) -> onnx.ModelProto:
+    """The model with its float matrices quantized, but for those of the nodes `kept`."""
     quantizer = MatMulNBitsQuantizer(
         model,
         bits=bits,
-        block_size=BLOCK,
+        block_size=BLOCK_SIZE,
         is_symmetric=False,
         accuracy_level=INT8_COMPUTE,
-        nodes_to_exclude=spared,
+        nodes_to_exclude=kept,
     )
     quantizer.process()
     quantized: onnx.ModelProto = quantizer.model.model

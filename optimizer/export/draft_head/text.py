@@ -1,10 +1,10 @@
-"""What the draft head learns from: text with the states from which the model predicts it.
+"""What the draft head learns from: text, and the states from which the model predicts it.
 
-Two sources. Conversations that the model itself writes: a drafter has to guess what the model
-says, so its own answers are the best text to learn from (Zhou et al. 2023, DistillSpec,
-arXiv:2310.08461, section 4), and given the chat template up to where the user speaks, an
-instruction-tuned model also writes the question (Xu et al. 2024, Magpie, arXiv:2406.08464,
-section 2). And answers about any text the user brings, which stands in the question then.
+There are two sources. The first is conversations that the model itself writes. A drafter has to
+guess what the model says, so the model's own answers are the best text to learn from (Zhou et al.
+2023, DistillSpec, arXiv:2310.08461, section 4). An instruction-tuned model also writes the question
+when it is given the chat template up to the user's words (Xu et al. 2024, Magpie, arXiv:2406.08464,
+section 2). The second source is answers about the user's own text, which is part of the question.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +23,15 @@ from transformers import DynamicCache
 
 from optimizer.export.calibration.hidden_states import cache_argument
 
-_MARK = "\u2400question\u2400"
+_USERS_WORDS: Final = "\u2400question\u2400"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """How the model talks with itself. Lengths in tokens.
+    """How the model writes conversations. Lengths in tokens.
 
     Questions are drawn at temperature 1 from the `top_k` likeliest tokens. Every second answer is
-    greedy, the others are drawn at `temperature`: the head will draft for both.
+    greedy and the others are drawn at `temperature`, because the head will draft for both.
     """
 
     question_tokens: int = 48
@@ -62,59 +62,61 @@ def write_chats(
 ) -> list[Passage]:
     """`count` conversations of at most `options.window` tokens, question and answer.
 
-    questions: [count, Q] what the user says, instead of what the model makes up. All rows are
-    written in step, so that no padding is needed; what a row would say after the answer's end is
+    questions: int64 [count, Q], what the user says (None: the model writes the questions). All rows
+    grow by one token at a time, so no padding is needed. What follows the end of an answer is
     dropped.
     """
-    talks = [
-        _Talk(template_parts(tokenizer), _stop_ids(model, tokenizer), options, greedy=not row % 2)
+    chats = [
+        _Conversation(
+            template_parts(tokenizer), _stop_ids(model, tokenizer), options, greedy=not row % 2
+        )
         for row in range(count)
     ]
-    for talk, question in zip(talks, [] if questions is None else questions.tolist(), strict=False):
-        talk.ask(question)
+    for chat, question in zip(chats, [] if questions is None else questions.tolist(), strict=False):
+        chat.ask(question)
     generator = torch.Generator().manual_seed(seed)
     cache = {cache_argument(model): DynamicCache(config=model.config)}
     with torch.inference_mode(), _final_states(model) as kept:
-        current = torch.tensor([talk.start() for talk in talks])
+        current = torch.tensor([chat.start() for chat in chats])
         width = current.shape[1]
-        while width <= options.window and not all(talk.done for talk in talks):
+        while width <= options.window and not all(chat.done for chat in chats):
             out = model(current.to(model.device), **cache, use_cache=True, logits_to_keep=1)
             logits = out.logits[:, -1].float().cpu()
-            chosen = _choose(logits, talks, options, generator)
+            chosen = _choose(logits, chats, options, generator)
             current = torch.tensor(
-                [[talk.push(token)] for talk, token in zip(talks, chosen, strict=True)]
+                [[chat.push(token)] for chat, token in zip(chats, chosen, strict=True)]
             )
             width += 1
     states = torch.cat(kept, dim=1).to(torch.float16).cpu().numpy()
     return [
         Passage(
-            token_ids=np.array(talk.tokens, dtype=np.int64),
-            states=states[row, : len(talk.tokens) - 1],
+            token_ids=np.array(chat.tokens, dtype=np.int64),
+            states=states[row, : len(chat.tokens) - 1],
         )
-        for row, talk in enumerate(talks)
+        for row, chat in enumerate(chats)
     ]
 
 
 def template_parts(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The chat template before and after the user's words, as token ids.
 
-    Without a chat template: one start token (if there is one), and nothing after.
+    Without a chat template: the start token if there is one, and nothing after.
     """
     if not tokenizer.chat_template:
         start = tokenizer.bos_token_id
         return ([] if start is None else [int(start)]), []
     text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": _USERS_WORDS}], tokenize=False, add_generation_prompt=True
     )
-    head, _, tail = text.partition(_MARK)
+    head, _, tail = text.partition(_USERS_WORDS)
     return (
         tokenizer.encode(head, add_special_tokens=False),
         tokenizer.encode(tail, add_special_tokens=False),
     )
 
 
-class _Talk:
-    """One row: the user's turn, then the template's words in between, then the answer."""
+class _Conversation:
+    """One row: the user's turn, the template's words in between, then the answer."""
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class _Talk:
         self._head, self._tail = template
         self._stops = stops
         self._left = options.question_tokens
-        self._dictated: deque[int] = deque()
+        self._forced: deque[int] = deque()
         self._greedy = greedy
 
     @property
@@ -138,7 +140,7 @@ class _Talk:
         return self.answering and self._greedy
 
     def ask(self, question: list[int]) -> None:
-        """The user's words are these; the model has only to answer."""
+        """Give the user's words, so that the model writes only the answer."""
         self._head = [*self._head, *question, *self._tail]
         self.answering = True
 
@@ -147,17 +149,17 @@ class _Talk:
         return self.tokens[:]
 
     def push(self, token_id: int) -> int:
-        """Take what the model chose; returns what stands there instead, when that is dictated."""
+        """Append the model's choice, or the template's token where one is due; returns it."""
         if self.done:
             return token_id
-        if self._dictated:
-            token_id = self._dictated.popleft()
+        if self._forced:
+            token_id = self._forced.popleft()
         elif not self.answering:
             self._left -= 1
             if token_id in self._stops or self._left <= 0:
                 self.answering = True
-                self._dictated.extend(self._tail)
-                token_id = self._dictated.popleft()
+                self._forced.extend(self._tail)
+                token_id = self._forced.popleft()
         elif token_id in self._stops:
             self.done = True
         self.tokens.append(token_id)
@@ -165,20 +167,23 @@ class _Talk:
 
 
 def _choose(
-    logits: Tensor, talks: Sequence[_Talk], options: ChatOptions, generator: torch.Generator
+    logits: Tensor,
+    chats: Sequence[_Conversation],
+    options: ChatOptions,
+    generator: torch.Generator,
 ) -> list[int]:
     """The next token of every row. logits: [B, V]."""
     values, ids = logits.topk(options.top_k, dim=-1)
-    warmth = torch.tensor([options.temperature if talk.answering else 1.0 for talk in talks])
-    drawn = torch.multinomial((values / warmth[:, None]).softmax(-1), 1, generator=generator)
-    picks = torch.where(torch.tensor([talk.is_greedy for talk in talks])[:, None], 0, drawn)
+    temperatures = torch.tensor([options.temperature if chat.answering else 1.0 for chat in chats])
+    drawn = torch.multinomial((values / temperatures[:, None]).softmax(-1), 1, generator=generator)
+    picks = torch.where(torch.tensor([chat.is_greedy for chat in chats])[:, None], 0, drawn)
     chosen: list[int] = ids.gather(1, picks)[:, 0].tolist()
     return chosen
 
 
 @contextmanager
 def _final_states(model: Any) -> Iterator[list[Tensor]]:
-    """While open, the list collects what the final norm gives, [B, T, D] a pass."""
+    """While open, the list collects what the final norm gives: [B, T, D] for each pass."""
     kept: list[Tensor] = []
     handle = model.get_decoder().norm.register_forward_hook(
         lambda module, inputs, output: kept.append(output.detach())

@@ -1,9 +1,9 @@
-"""Training the draft head: distillation of the whole model into what the device has at the split.
+"""Training of the draft head: it distils the whole model into what the device has at the split.
 
-Loss, per position: KL(p || q) over the head's tokens, p being the model's own distribution from its
-final state (Hinton et al. 2015, arXiv:1503.02531, at temperature 1), plus a small smooth-L1 term
-between the states themselves (EAGLE, arXiv:2401.15077, section 4.2). Positions whose next token
-the head does not know still count through the others' mass.
+The loss of a position is KL(p || q) over the head's tokens, where p is the model's own distribution
+from its final state (Hinton et al. 2015, arXiv:1503.02531, at temperature 1). A small smooth-L1
+term between the states is added (EAGLE, arXiv:2401.15077, section 4.2). Where the head does not
+know the next token, the position still teaches the shares of the other tokens.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ STATE_WEIGHT: Final = 0.1
 WARM_UP_SHARE: Final = 0.05
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
 Tokens = npt.NDArray[np.int64]
-Shares = npt.NDArray[np.float32]
+Probabilities = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """How to train. lr: of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), cosine to zero."""
+    """How to train.
+
+    lr: learning rate of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). It falls to zero
+    along a cosine. batch: in positions.
+    """
 
     epochs: int = 6
     batch: int = 512
@@ -43,8 +47,8 @@ class TrainOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
-    """Training pairs: rows [N, D] of the front, the model's final states [N, D], float16, and the
-    token [N] that the model puts first."""
+    """Training pairs: rows of the front and final states of the model, float16 [N, D] each, and the
+    model's likeliest token, int64 [N]."""
 
     rows: npt.NDArray[np.float16]
     states: npt.NDArray[np.float16]
@@ -55,12 +59,12 @@ class Positions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
-    """What the head is worth on text it was not trained on.
+class HeldOutScore:
+    """How well the head guesses on text that it was not trained on.
 
-    top1: share of positions where its guess is the model's likeliest token. sure: (p, share of
-    positions, top1 there) for guesses whose probability is in tenths from p on. by_epoch: top1
-    after each epoch of training.
+    top1: share of positions where its first guess is the model's likeliest token. sure: for each
+    tenth of probability that occurs, (its lower end, share of positions, top1 there). by_epoch:
+    top1 after each epoch of training.
     """
 
     num_positions: int
@@ -77,8 +81,8 @@ def train(
     *,
     checkpoint: Path,
     progress: Progress,
-) -> HeldOut:
-    """Train `head` in place, going on from `checkpoint` if it is there; returns held-out worth."""
+) -> HeldOutScore:
+    """Train `head` in place, from `checkpoint` on if that exists; returns its held-out score."""
     device = torch.device(options.device)
     done = 0
     by_epoch: list[float] = []
@@ -118,27 +122,28 @@ def train(
     return replace(evaluate(head, held_out), by_epoch=tuple(by_epoch))
 
 
-def evaluate(head: DraftHead, positions: Positions, batch: int = 1024) -> HeldOut:
-    """How often the head's first choice is the model's."""
+def evaluate(head: DraftHead, positions: Positions, batch: int = 1024) -> HeldOutScore:
+    """The score of the head's own guesses."""
 
-    def guesses(rows: npt.NDArray[np.float32]) -> tuple[Tokens, Shares]:
+    def guesses(rows: npt.NDArray[np.float32]) -> tuple[Tokens, Probabilities]:
         with torch.no_grad():
             share, index = (
                 head(torch.from_numpy(rows).to(head.embedding.device)).softmax(-1).max(-1)
             )
         return head.tokens[index].cpu().numpy(), share.float().cpu().numpy()
 
-    return held_out_worth(guesses, positions, batch)
+    return score_guesses(guesses, positions, batch)
 
 
-def held_out_worth(
-    guesses: Callable[[npt.NDArray[np.float32]], tuple[Tokens, Shares]],
+def score_guesses(
+    guesses: Callable[[npt.NDArray[np.float32]], tuple[Tokens, Probabilities]],
     positions: Positions,
     batch: int = 1024,
-) -> HeldOut:
-    """The worth of any guesser: rows [T, D] -> its first choices [T] and their probabilities."""
+) -> HeldOutScore:
+    """The score of any guesser: `guesses` takes rows [T, D] and gives its first choices [T] with
+    their probabilities [T]."""
     hits: list[npt.NDArray[np.bool_]] = []
-    sure: list[Shares] = []
+    sure: list[Probabilities] = []
     for begin in range(0, len(positions), batch):
         part = slice(begin, begin + batch)
         tokens, shares = guesses(positions.rows[part].astype(np.float32))
@@ -151,15 +156,15 @@ def held_out_worth(
         for value in range(10)
         if (tenth == value).any()
     )
-    return HeldOut(num_positions=len(hit), top1=float(hit.mean()), sure=bins)
+    return HeldOutScore(num_positions=len(hit), top1=float(hit.mean()), sure=bins)
 
 
-def best_tokens(
+def likeliest_tokens(
     states: npt.NDArray[np.float16], embedding: Tensor, batch: int = 512
 ) -> npt.NDArray[np.int64]:
     """The likeliest token [N] of each final state [N, D]; embedding: the whole head [V, D].
 
-    In bfloat16, like training: a label that lies that close is as good as the other.
+    Computed in bfloat16, like training: where two tokens are that close, either is a good label.
     """
     found = []
     device = embedding.device.type
@@ -198,7 +203,7 @@ def _step(
 
 
 def _schedule(share: float) -> float:
-    """Linear warm-up, then a cosine to zero; share of all steps done."""
+    """Factor on the learning rate: a linear warm-up, then a cosine to zero. share: of all steps."""
     if share < WARM_UP_SHARE:
         return (share + 1e-3) / WARM_UP_SHARE
     return 0.5 * (1.0 + math.cos(math.pi * (share - WARM_UP_SHARE) / (1.0 - WARM_UP_SHARE)))

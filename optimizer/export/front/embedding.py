@@ -1,4 +1,4 @@
-"""The embedding's look-up as ONNX, and smaller storage for it and for float weights."""
+"""The embedding's look-up as an ONNX graph, and smaller storage for it and for float weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET: Final = 21
 BLOCK_SIZE: Final = 32
 CONTRIB: Final = "com.microsoft"
-# Below 16 bits the embedding gets 8: only one row a token is read, so 4 bits would save no time,
-# and its error reaches every layer.
+# Below 16 bits the embedding gets 8. A token reads one row of it, so 4 bits would save no time, and
+# the embedding's error reaches every layer.
 EMBEDDING_BITS: Final = 8
 
 
@@ -45,10 +45,11 @@ def embedding_graph(weight: npt.NDArray[np.float32], *, scale: float | None) -> 
 
 
 def shrink_weights(model: onnx.ModelProto, bits: int) -> None:
-    """Store the embedding at 8 bits (at 16 for `bits` 16, with the matrices); 32: do nothing.
+    """Store the embedding at 8 bits, or at 16 for `bits` 16, and at 16 bits the matrices too.
 
-    The exporter quantizes matrices to 4 and 8 bits itself. At 16 bits they lie in the file as
-    float16 and ONNX Runtime widens them once at load: half the download, the memory of 32 bits.
+    Nothing changes at 32. Matrices of 4 and 8 bits are rounded before (`float_front`). At 16 bits
+    the file holds float16, which ONNX Runtime widens once at load: half the download, but the
+    memory of 32 bits.
     """
     if bits == 32:
         return
@@ -70,9 +71,10 @@ def quantize_blocks(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Codes, scales and zero points as GatherBlockQuantized reads them, blocks of 32 along D.
 
-    weight: [V, D] float32, D % 32 == 0. Asymmetric: a block's range, which always takes in 0,
-    is divided evenly; round to nearest. Returns codes [V, D * bits / 8] uint8 (two 4-bit codes a
-    byte, the lower half first), scales [V, D / 32] float32, zero points packed like the codes.
+    weight: [V, D] float32, D % 32 == 0. Asymmetric: a block's range, which always includes 0, is
+    divided evenly, and values go to the nearest step. Returns codes [V, D * bits / 8] uint8 (two
+    4-bit codes a byte, the lower half first), scales [V, D / 32] float32, and zero points packed
+    like the codes.
     """
     top = (1 << bits) - 1
     blocks = weight.reshape(len(weight), -1, BLOCK_SIZE)  # [V, D / 32, 32]

@@ -1,8 +1,8 @@
-"""The exporter's float32 graph of a front, and the same graph with fewer bits a layer.
+"""The exporter's float32 graph of a front, and the same graph with fewer bits in each layer.
 
-The exporter is asked for float32 only. Its matrices are then rounded one after the other
-(`rounding`), each to its own layer's bits, for the inputs that real text brings it. Weights stay in
-the exporter's file until they are needed, so no more than one float32 matrix is in memory.
+The exporter makes float32 only. Its matrices are then rounded one after the other (`rounding`),
+each to its own layer's bits, weighted by the inputs that a sample text gives it. Weights stay in
+the exporter's file until they are needed, so at most one float32 matrix is in memory.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ PROBE_NAME: Final = "probe.onnx"
 
 @dataclass(slots=True)
 class FloatFront:
-    """`graph`: without weights, which lie in `folder` as the exporter wrote them.
+    """A front's graph without weights; they are in `folder`, as the exporter wrote them.
 
-    Rounded matrices are kept, so that fronts of other bits of the same model are cheap.
+    importance: mean square [K] of each input of a matrix, by the input's name. Rounded matrices are
+    kept, so that other fronts of the same model are cheap.
     """
 
     graph: onnx.ModelProto
@@ -47,8 +48,8 @@ class FloatFront:
     ) -> onnx.ModelProto:
         """The graph with its weights, the matrices of layer i at `layer_bits[i]` bits.
 
-        accuracy_level: what the kernels compute in (MatMulNBits). 16 and 32 bits leave a matrix
-        in float32.
+        head_bits: of the head, where it is in the graph. accuracy_level: MatMulNBits' attribute,
+        what the kernels compute in. A matrix of 16 or 32 bits stays float32.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self.graph)
@@ -61,7 +62,9 @@ class FloatFront:
             if bits > 8:
                 continue
             rounded = self._round(node, weights[node.input[1]], bits)
-            _become(node, model.graph, rounded, weights[node.input[1]].dims, accuracy_level)
+            _replace_by_rounded(
+                node, model.graph, rounded, weights[node.input[1]].dims, accuracy_level
+            )
         read = {name for node in model.graph.node for name in node.input}
         kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
         del model.graph.initializer[:]
@@ -79,7 +82,7 @@ class FloatFront:
 
 
 def is_matrix(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether it is a product with a weight matrix."""
+    """Whether the node is a product with a weight matrix."""
     return (
         node.op_type == "MatMul"
         and node.input[1] in weights
@@ -90,9 +93,10 @@ def is_matrix(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> 
 def input_importance(
     graph: onnx.ModelProto, folder: Path, geometry: ModelGeometry, token_ids: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Mean square [K] of every input of the graph's matrices, by its name, over one text [T].
+    """Mean square [K] of every input of the graph's matrices over one text [T], by input name.
 
-    `graph` has float32 weights in `folder`. Raises BuildError where its engine cannot run it.
+    The weights of `graph` are float32, in `folder`. Raises BuildError where ONNX Runtime cannot run
+    it.
     """
     probe = onnx.ModelProto()
     probe.CopyFrom(graph)
@@ -122,7 +126,7 @@ def input_importance(
 def empty_cache_inputs(
     session: Any, geometry: ModelGeometry, token_ids: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Inputs of a front that reads `token_ids` [T] from the start."""
+    """Inputs of a front that reads `token_ids` int64 [T] from an empty cache."""
     count = len(token_ids)
     inputs: dict[str, Any] = {
         "input_ids": token_ids[None],
@@ -138,7 +142,7 @@ def empty_cache_inputs(
     return inputs
 
 
-def _become(
+def _replace_by_rounded(
     node: onnx.NodeProto,
     graph: onnx.GraphProto,
     rounded: RoundedMatrix,

@@ -1,4 +1,4 @@
-"""Scales for an 8-bit KV cache: one a layer and channel, from what real text puts there."""
+"""Scales for an 8-bit KV cache: one for each layer and channel, measured on a sample text."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ INT8_MAX: Final = 127
 def write_kv_scales(staged: Path, out: Path) -> None:
     """Run the staged front over the sample and write the scales file the exporter reads.
 
-    A key's channels turn with the position in pairs (rotary embedding), so both of a pair get
-    the scale of the pair's length, which no position exceeds. Values get their own largest.
+    The rotary embedding rotates a key's channels in pairs, so both channels of a pair get the
+    scale of the pair's length, which no position exceeds. A value's channel gets its own largest.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -51,7 +51,7 @@ def write_kv_scales(staged: Path, out: Path) -> None:
     ids = tokenizer(SAMPLE_TEXT, return_tensors="pt").input_ids
     ids = ids[:, : model.config.max_position_embeddings]
     with torch.no_grad():
-        # A cache of this kind keeps every token, in layers with a sliding window too.
+        # This kind of cache keeps every token, in layers with a sliding window too.
         cache = DynamicCache()
         model.model(input_ids=ids, use_cache=True, **{cache_argument(model.model): cache})
     layers = range(model.config.num_hidden_layers)
@@ -62,8 +62,8 @@ def write_kv_scales(staged: Path, out: Path) -> None:
     out.write_text(json.dumps({"qmax": INT8_MAX, "scales": scales}))
 
 
-def _cached(cache: Any, layer: int, which: str) -> torch.Tensor:
-    values: torch.Tensor = getattr(cache.layers[layer], which)[0]
+def _cached(cache: Any, layer: int, part: str) -> torch.Tensor:
+    values: torch.Tensor = getattr(cache.layers[layer], part)[0]
     return values  # [G, T, head_dim]
 
 

@@ -1,15 +1,15 @@
 """Fewer bits for a matrix: codes, scales and zero points as ONNX Runtime's kernels read them.
 
-A block of 32 weights shares a scale and, at 4 bits, a zero point. Rounding to the nearest value of
-an evenly divided range treats all weights alike, but the inputs of a matrix do not: a few
-channels of the hidden state are many times larger than the others. So at 4 bits several ranges and
-zero points are tried for every block, each with the scale that fits its codes best (weighted least
-squares), and the one of the smallest expected error of the product is taken: errors weighted by the
-mean square of the input channel. Source: ours; weighting by activations is known from AWQ (Lin et
-al. 2023, arXiv:2306.00978) and llama.cpp's importance matrices.
+A block of 32 weights shares a scale and, at 4 bits, a zero point. Rounding to the nearest step of
+an evenly divided range treats all weights alike. A matrix's inputs are not alike: a few channels of
+the hidden state are many times larger than the others. At 4 bits, several ranges and zero points
+are therefore tried for every block. Each gets the scale that fits its codes best (weighted least
+squares). The one with the smallest expected error of the product is taken, where an error counts by
+the mean square of its input channel. Source: ours; weighting by activations is known from AWQ (Lin
+et al. 2023, arXiv:2306.00978) and llama.cpp's importance matrices.
 
 Compensating the error in the columns that follow (GPTQ, Frantar et al. 2022, arXiv:2210.17323) was
-tried and did not pay: docs/planning.md has the figures.
+tried and gave no gain: docs/planning.md has the figures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 BLOCK_SIZE: Final = 32
-SEARCHED_BITS: Final = 4  # at 8 bits rounding costs too little to search
+SEARCHED_BITS: Final = 4  # at 8 bits the nearest step is good enough
 RANGES: Final = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.74)  # shares of a block's range that are tried
 ZERO_STEPS: Final = (-1, 0, 1)  # around the zero point that the range gives
 CHUNK_BLOCKS: Final = 1 << 18  # blocks at once: a few hundred MB of work space
@@ -46,7 +46,7 @@ class RoundedMatrix:
 def round_matrix(weight: Tensor, importance: Tensor, bits: int) -> RoundedMatrix:
     """Weights float32 [N, K] (outputs by inputs) in 4 or 8 bits.
 
-    importance: float32 [K], mean square of each input; only the ratios matter, at 4 bits.
+    importance: float32 [K], mean square of each input. Only its ratios count, and only at 4 bits.
     """
     outputs, inputs = weight.shape
     padding = -inputs % BLOCK_SIZE
@@ -71,14 +71,15 @@ def round_matrix(weight: Tensor, importance: Tensor, bits: int) -> RoundedMatrix
 
 
 def _block_weights(importance: Tensor, padding: int) -> Tensor:
-    """[K', 32]. Channels that the sample never used count a little: for them nearest is best."""
+    """Weights [K', 32] of errors. Channels that the sample never used get a small one, so that they
+    are rounded to the nearest step."""
     weights = pad(importance, (0, padding)).view(-1, BLOCK_SIZE)
     return weights + 1e-6 * weights.mean() + TINY
 
 
 def _searched(blocks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes uint8 [B, 32], scales float32 [B] and zero points uint8 [B] of whole rows of blocks,
-    a part at a time."""
+    """Codes uint8 [B, 32], scales float32 [B] and zero points uint8 [B] of B blocks, whole rows of
+    the matrix. Works on a part of the rows at a time."""
     rows = max(1, CHUNK_BLOCKS // len(weights))
     parts = [
         _search(chunk.view(-1, *weights.shape), weights)
@@ -110,7 +111,7 @@ def _search(blocks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             least = torch.where(better, error, least)
             scales = torch.where(better, scale, scales)
             zeros = torch.where(better, zero, zeros)
-    # With the fitted scale a code may have a nearer neighbour: one more rounding never hurts.
+    # With the fitted scale another code may be nearer, so one more rounding can only help.
     codes = (blocks / scales[..., None]).round_().add_(zeros[..., None]).clamp_(0, top)
     return codes, scales, zeros
 

@@ -1,7 +1,7 @@
-"""A Hugging Face config as a ModelGeometry, in one vocabulary across architectures.
+"""A Hugging Face config as a ModelGeometry, with the same names for every architecture.
 
-The vocabulary is optimum's (NormalizedConfigManager); families that it does not list yet use
-the names its grouped-query text config has.
+optimum's NormalizedConfigManager knows what each family calls its numbers. Families that it does
+not list yet use the names of its grouped-query text config.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import ModelError
-from optimizer.families import check_supported
+from optimizer.families import family_of, front_family
 
 
 def geometry_of(config: Any) -> ModelGeometry:
@@ -25,6 +25,8 @@ def geometry_of(config: Any) -> ModelGeometry:
     layer_types = getattr(config, "layer_types", None) or []
     sliding = tuple(i for i, kind in enumerate(layer_types) if kind == "sliding_attention")
     window = getattr(config, "sliding_window", None)
+    family = family_of(config)
+    biased = family is not None and family.always_attention_bias
     has_window = window is not None and (bool(sliding) or not layer_types)
     if getattr(config, "use_sliding_window", True) is False:
         has_window = False
@@ -39,19 +41,17 @@ def geometry_of(config: Any) -> ModelGeometry:
         vocab_size=int(normalized.vocab_size),
         context_length=int(config.max_position_embeddings),
         tied_embeddings=bool(config.tie_word_embeddings),
-        attention_bias=bool(
-            getattr(config, "attention_bias", False) or config.model_type == "qwen2"
-        ),
+        attention_bias=bool(biased or getattr(config, "attention_bias", False)),
         sliding_window=int(window) if has_window and window is not None else None,
         sliding_layers=sliding if has_window else (),
     )
 
 
 def geometry_of_config(path: Path) -> ModelGeometry:
-    """The geometry of a `config.json`, or of a folder that has one: no weights are needed, so a
-    model far too large for this machine can be planned.
+    """The geometry of a `config.json`, or of a folder that has one.
 
-    ModelError: not a readable config, or an architecture that is not supported.
+    No weights are needed, so a model that is too large for this machine can be planned. Raises
+    ModelError where the config is not readable or the architecture is not supported.
     """
     from transformers import AutoConfig
 
@@ -60,7 +60,7 @@ def geometry_of_config(path: Path) -> ModelGeometry:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a readable model config ({error})") from error
-    check_supported(config)
+    front_family(config)
     return geometry_of(config)
 
 

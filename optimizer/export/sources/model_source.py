@@ -1,7 +1,7 @@
-"""One way to read a model, whatever it is stored in: a config, named tensors, a tokenizer.
+"""One way to read a model, however it is stored: a config, named tensors and a tokenizer.
 
-A source hands out one tensor at a time (a safetensors slice, or a GGUF tensor dequantized on
-the spot), so that building never holds more of the model than the part it is making.
+A source gives one tensor at a time (a safetensors slice, or a GGUF tensor that it dequantizes).
+A build therefore holds no more of the model than the part that it is making.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from optimizer.artifacts.bundle import EdgeSettings, sha256_of
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import ModelError
 from optimizer.export.sources.config_geometry import geometry_of
-from optimizer.families import check_supported
+from optimizer.families import front_family
 
-# Ends of a turn in the chat formats of the supported families; taken where the vocabulary
-# has them.
+# Ends of a turn in the chat formats of the supported families. Those in the vocabulary count.
 END_OF_TURN_TOKENS: Final = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFiles:
-    """What the device needs of the tokenizer: files' contents and the tokens that end a turn."""
+    """What the device needs of the tokenizer: contents of files, and the tokens that end a turn."""
 
     tokenizer_json: str
     chat_template: str | None
@@ -59,7 +58,10 @@ class ModelSource(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU, in the dtype it is stored in (GGUF: dequantized float32)."""
+        """One tensor on the CPU, in its stored dtype (GGUF: dequantized to float32).
+
+        Raises ModelError for a name that is not there.
+        """
 
     @abstractmethod
     def load_tokenizer(self) -> Any:
@@ -71,12 +73,12 @@ class ModelSource(ABC):
 
     @cached_property
     def geometry(self) -> ModelGeometry:
-        """The model's numbers. ModelError when it is of a kind that is not supported."""
-        check_supported(self.config)
+        """The model's numbers. Raises ModelError for a model that is not supported."""
+        front_family(self.config)
         return geometry_of(self.config)
 
     def tokenizer_files(self) -> TokenizerFiles:
-        """The tokenizer as the edge reads it, without transformers."""
+        """The tokenizer in files that the edge reads without transformers. Raises ModelError."""
         tokenizer = self.load_tokenizer()
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
@@ -110,7 +112,7 @@ class ModelSource(ABC):
 
 
 class FolderSource(ModelSource):
-    """A Hugging Face folder: config.json and safetensors, whole or sharded."""
+    """A Hugging Face folder: config.json and safetensors files. Raises ModelError."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoConfig
@@ -132,13 +134,16 @@ class FolderSource(ModelSource):
 
     @property
     def config(self) -> Any:
+        """See ModelSource."""
         return self._config
 
     @property
     def tensor_names(self) -> frozenset[str]:
+        """See ModelSource."""
         return frozenset(self._file_of)
 
     def read(self, name: str) -> torch.Tensor:
+        """See ModelSource."""
         if name not in self._file_of:
             raise ModelError(f"{self.folder}: no tensor {name}")
         with safe_open(self._file_of[name], framework="pt") as file:
@@ -146,11 +151,13 @@ class FolderSource(ModelSource):
         return tensor
 
     def load_tokenizer(self) -> Any:
+        """See ModelSource."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.folder)
 
     def load_model(self) -> Any:
+        """See ModelSource."""
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
@@ -165,7 +172,7 @@ class FolderSource(ModelSource):
 
 
 class GgufSource(ModelSource):
-    """A GGUF file, read through transformers' own name map and weight transformations."""
+    """A GGUF file, read with transformers' names and weight transformations. Raises ModelError."""
 
     def __init__(self, path: Path) -> None:
         from gguf import GGUFReader
@@ -179,8 +186,7 @@ class GgufSource(ModelSource):
             self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: not a readable GGUF model ({error})") from error
-        # What transformers adds to remember where the config came from; the staged folders
-        # hold dequantized tensors.
+        # transformers notes here that the file was quantized. What we stage is dequantized.
         if hasattr(self._config, "quantization_config"):
             del self._config.quantization_config
         if not self._config.architectures:
@@ -188,13 +194,16 @@ class GgufSource(ModelSource):
 
     @property
     def config(self) -> Any:
+        """See ModelSource."""
         return self._config
 
     @property
     def tensor_names(self) -> frozenset[str]:
+        """See ModelSource."""
         return frozenset(self._stored_name_of)
 
     def read(self, name: str) -> torch.Tensor:
+        """See ModelSource."""
         from gguf import dequantize
 
         stored_name = self._stored_name_of.get(name)
@@ -206,14 +215,16 @@ class GgufSource(ModelSource):
         return torch.tensor(processed.weights, dtype=torch.float32)
 
     def load_tokenizer(self) -> Any:
+        """See ModelSource."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
 
     def load_model(self) -> Any:
+        """See ModelSource."""
         from transformers import AutoModelForCausalLM
 
-        # Reading GGUF draws a bar of its own, which no setting turns off.
+        # Reading GGUF shows a progress bar of its own, which no setting turns off.
         with contextlib.redirect_stderr(io.StringIO()):
             return AutoModelForCausalLM.from_pretrained(
                 self.path.parent, gguf_file=self.path.name, dtype=torch.float32
@@ -238,7 +249,10 @@ class GgufSource(ModelSource):
 
 
 def open_source(path: Path) -> ModelSource:
-    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file."""
+    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file.
+
+    Raises ModelError where it is none of these, or is not readable.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # the commands show their own

@@ -9,12 +9,13 @@ import pytest
 import torch
 import transformers
 
-from cloud.attention.packed import TreeRows
+from cloud.attention.registry import BACKENDS
 from cloud.engine.back_engine import BackEngine, BatchEntry
 from cloud.kv.pool import KvLease, KvPool
 from tests.cloud.tiny_bundle import save_back
-from tests.tiny_models import CONFIGS, VOCAB, make_tiny_model
+from tests.tiny_models import BACK_FAMILIES, VOCAB, make_tiny_model
 
+CPU = torch.device("cpu")
 NUM_TOKENS = 40  # three times the tiny models' sliding window
 
 
@@ -53,7 +54,7 @@ class Tiny:
         return entering, logits
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
+@pytest.fixture(scope="module", params=BACK_FAMILIES)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     transformers.logging.disable_progress_bar()
     return Tiny(request.param, tmp_path_factory.mktemp(request.param))
@@ -166,9 +167,9 @@ def cut_into_extents(tiny: Tiny, split: int) -> KvLease:
     return lease
 
 
-@pytest.mark.parametrize("gather", [False, True])
-def test_where_the_blocks_lie_changes_nothing(tiny: Tiny, gather: bool) -> None:
-    engine = BackEngine(tiny.engine.model, gather=gather)
+@pytest.mark.parametrize("attention", [name for name in BACKENDS if BACKENDS[name].runs_on(CPU)])
+def test_where_the_blocks_lie_changes_nothing(tiny: Tiny, attention: str) -> None:
+    engine = BackEngine(tiny.engine.model, attention=attention)
     for split in (0, tiny.num_layers - 1):
         whole = tiny.pool.lease(split=split, max_tokens=NUM_TOKENS)
         scattered = cut_into_extents(tiny, split)
@@ -183,35 +184,3 @@ def test_where_the_blocks_lie_changes_nothing(tiny: Tiny, gather: bool) -> None:
         whole.close()
         scattered.close()
     assert tiny.pool.used_bytes == 0
-
-
-def test_each_branch_of_a_tree_answers_as_if_it_were_alone(tiny: Tiny) -> None:
-    trunk, left, right = random_ids(7, 20), random_ids(8, 4), random_ids(9, 3)
-    with_left, after_left = tiny.reference(trunk + left)
-    with_right, after_right = tiny.reference(trunk + right)
-    # Rows: the trunk's last token, the left branch, the right branch; both start at depth 20.
-    depths = [19, *range(20, 24), *range(20, 23)]
-    branch = [0, *[1] * 4, *[2] * 3]
-    visible = tuple(
-        tuple(column <= row and branch[column] in (0, branch[row]) for column in range(len(depths)))
-        for row in range(len(depths))
-    )
-    tree = TreeRows(positions=tuple(depths), visible=visible)
-    for split in range(tiny.num_layers):
-        with tiny.pool.lease(split=split, max_tokens=NUM_TOKENS) as lease:
-            start = BatchEntry(lease=lease, rows=with_left[split][:19], num_logits=0)
-            tiny.engine.forward([start])
-            rows = torch.cat([with_left[split][19:], with_right[split][20:]])
-            (logits,) = tiny.engine.forward(
-                [BatchEntry(lease=lease, rows=rows, num_logits=len(rows), tree=tree)]
-            )
-            assert_close(logits[:5], after_left[19:])
-            assert_close(logits[5:], after_right[20:])
-            # Keep the right branch and go on behind it.
-            lease.keep_rows(19, [0, 5, 6, 7])
-            more = trunk + right + random_ids(10, 2)
-            entering, expected = tiny.reference(more)
-            (logits,) = tiny.engine.forward(
-                [BatchEntry(lease=lease, rows=entering[split][23:], num_logits=2)]
-            )
-            assert_close(logits, expected[23:])

@@ -90,7 +90,8 @@ def test_sessions_stay_within_the_length_at_which_rotary_frequencies_are_constan
     plain = transformers.LlamaConfig(max_position_embeddings=4096)
     assert max_positions(plain) == 4096
     half = 32
-    long = transformers.Phi3Config(
+    long = transformers.AutoConfig.for_model(
+        "phi3",
         max_position_embeddings=4096,
         original_max_position_embeddings=1024,
         hidden_size=128,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloud.attention.packed import TreeRows
 from cloud.engine.back_engine import BackEngine, BatchEntry
 from cloud.engine.int8_linear import (
     DequantizedLinear,
@@ -18,7 +17,7 @@ from cloud.engine.int8_linear import (
 from cloud.kernel import library as native
 from cloud.kv.pool import KvPool
 from tests.cloud.tiny_bundle import quantized_back, save_back
-from tests.tiny_models import make_tiny_model
+from tests.tiny_models import FAMILY_OF, make_tiny_model
 
 needs_kernel = pytest.mark.skipif(
     native.load() is None, reason="the kernel was not built, or this processor has no AVX2"
@@ -127,8 +126,8 @@ def test_an_int8_back_equals_the_dequantized_back_and_is_batch_invariant(
     kernel = native.load() if way == "compiled" else None
     monkeypatch.setattr("cloud.kernel.library.load", lambda: kernel)
     fast = BackEngine.load(tmp_path / "cloud", first_layer=0)
-    # Gemma's sandwich norms and windows are beyond the compiled layers, not its products.
-    assert fast.is_native == (way == "compiled" and name != "gemma3")
+    # The compiled layers have Llama's two norms. The compiled products take any family's.
+    assert fast.is_native == (way == "compiled" and not FAMILY_OF[name].extra_norms)
     monkeypatch.setattr("cloud.kernel.library.load", lambda: None)
     monkeypatch.setattr("cloud.engine.int8_linear.integer_product_is_exact", lambda _: False)
     plain = BackEngine.load(tmp_path / "cloud", first_layer=0)
@@ -146,7 +145,7 @@ def test_an_int8_back_equals_the_dequantized_back_and_is_batch_invariant(
 
 
 @needs_kernel
-def test_the_compiled_layers_know_shared_prefixes_and_trees(tmp_path: Path) -> None:
+def test_the_compiled_layers_know_shared_prefixes_and_rollbacks(tmp_path: Path) -> None:
     save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
     quantized_back(tmp_path / "cloud")
     engine = BackEngine.load(tmp_path / "cloud", first_layer=0)
@@ -161,16 +160,12 @@ def test_the_compiled_layers_know_shared_prefixes_and_trees(tmp_path: Path) -> N
     assert len(second.segments) == 2
     (logits,) = engine.forward([BatchEntry(lease=second, rows=rows[16:], num_logits=14)])
     assert torch.equal(logits, expected[16:])
-    # A tree of two branches behind row 24, the second of which is the true sequence.
     second.rollback(24)
-    tree = TreeRows(
-        positions=(24, 24, 25),
-        visible=((True, False, False), (False, True, False), (False, True, True)),
-    )
-    guesses = torch.cat([torch.randn(1, engine.hidden_size), rows[24:26]])
-    (logits,) = engine.forward([BatchEntry(lease=second, rows=guesses, num_logits=3, tree=tree)])
-    assert torch.equal(logits[1:], expected[24:26])
-    second.keep_rows(24, [1, 2])
+    wrong = torch.randn(3, engine.hidden_size)
+    engine.forward([BatchEntry(lease=second, rows=wrong, num_logits=0)])
+    second.rollback(24)
+    (logits,) = engine.forward([BatchEntry(lease=second, rows=rows[24:26], num_logits=2)])
+    assert torch.equal(logits, expected[24:26])
     (logits,) = engine.forward([BatchEntry(lease=second, rows=rows[26:], num_logits=4)])
     assert torch.equal(logits, expected[26:])
 

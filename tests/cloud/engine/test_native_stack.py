@@ -1,7 +1,9 @@
-"""The compiled kernel's threads and its door: same bits on any number, forks, other versions."""
+"""The compiled kernel: the same bits on any number of threads; forks; foreign libraries."""
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -127,7 +129,7 @@ class OtherLibrary:
 
     def __init__(self, functions: tuple[str, ...], step_bytes: int) -> None:
         structures = (native.CLinear, native.CLayer, native.CPiece)
-        sizes = [native.ctypes.sizeof(structure) for structure in structures]
+        sizes = [ctypes.sizeof(structure) for structure in structures]
         layout = [native._LAYOUT_VERSION, *sizes, step_bytes]
         for name in functions:
             setattr(self, name, Function(layout))
@@ -141,7 +143,7 @@ class Function:
         return self._layout[what]
 
 
-STEP_BYTES = native.ctypes.sizeof(native.CStep)
+STEP_BYTES = ctypes.sizeof(native.CStep)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +157,8 @@ STEP_BYTES = native.ctypes.sizeof(native.CStep)
 def test_a_library_of_other_sources_is_left_alone(
     library: OtherLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     assert native.load.__wrapped__() is None
-    if native.importlib.util.find_spec("cloud.kernel._kernel") is not None:
+    if importlib.util.find_spec("cloud.kernel._kernel") is not None:
         (record,) = caplog.records
         assert "rebuild" in record.message

@@ -159,18 +159,17 @@ def test_a_cached_prefix_gives_way_to_a_session() -> None:
     lease.close()
 
 
-def test_the_rows_kept_of_a_tree_close_up_in_every_layer() -> None:
+def test_spans_say_where_positions_lie_in_every_layer() -> None:
     pool = KvPool(KvShape(num_layers=3, num_kv_heads=1, head_dim=2), limit_bytes=1 << 20)
     shared = pool.lease(split=1, max_tokens=32, shareable_tokens=16)
     lease = pool.lease(split=1, max_tokens=40, shared=pool.share(shared, 16))
-    lease.length = 18
-    places = lease._rows(range(32)).reshape(2, 32)
-    for layer in range(2):
-        pool.arena[places[layer]] = (100 * layer + torch.arange(32.0))[:, None, None].expand(
-            32, 2, 2
-        )
-    lease.keep_rows(18, [0, 3, 7])
-    assert lease.length == 21
-    for layer in range(2):
-        kept = pool.arena[places[layer, 15:21], 0, 0] - 100 * layer
-        assert kept.tolist() == [15, 16, 17, 18, 21, 25]
+    assert [span.num_rows for span in lease.spans(10, 30)] == [6, 14]
+    # Every position of every layer of both sessions has a row of its own, but for the shared ones.
+    rows = [
+        (span.row + layer * span.stride + offset)
+        for layer in range(lease.num_layers)
+        for span in (*shared.spans(0, 32), *lease.spans(16, 40))
+        for offset in range(span.num_rows)
+    ]
+    assert len(set(rows)) == len(rows) == 2 * (32 + 24)
+    assert list(lease.spans(0, 16)) == list(shared.spans(0, 16))

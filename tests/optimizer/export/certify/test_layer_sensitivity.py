@@ -12,7 +12,7 @@ import pytest
 from optimizer.artifacts.sensitivity import Sensitivity
 from optimizer.errors import BuildError, PlanError
 from optimizer.export.certify.layer_sensitivity import (
-    FrontLab,
+    FrontVariants,
     measure_sensitivity,
     negative_log_likelihood,
 )
@@ -24,25 +24,29 @@ WINDOWS = np.random.default_rng(5).integers(4, 300, (3, 24))
 
 
 @pytest.fixture(scope="module")
-def lab(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> FrontLab:
-    return FrontLab(tiny("llama").source, SPLIT, tmp_path_factory.mktemp("lab"))
+def fronts(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> FrontVariants:
+    return FrontVariants(tiny("llama").source, SPLIT, tmp_path_factory.mktemp("fronts"))
 
 
-def test_a_lab_front_is_the_built_front(tiny: Any, lab: FrontLab, tmp_path: Path) -> None:
+def test_a_variant_is_the_built_front(tiny: Any, fronts: FrontVariants, tmp_path: Path) -> None:
     bench: ModelBench = tiny("llama")
     bits = (4, 8, 4)
     plan = replace(make_plan(bench.source, SPLIT, front_bits=4), front_layer_bits=bits)
     built = make_front(bench.source, plan, tmp_path).forward(WINDOWS[0])
-    assert worst_row_error(lab.rows(bits, WINDOWS)[0], built) < 1e-4
-    assert worst_row_error(lab.rows((4, 4, 4), WINDOWS)[0], built) > 1e-2
+    assert worst_row_error(fronts.rows(bits, WINDOWS)[0], built) < 1e-4
+    assert worst_row_error(fronts.rows((4, 4, 4), WINDOWS)[0], built) > 1e-2
 
 
-def test_losses_are_what_a_layer_at_4_bits_costs(tiny: Any, lab: FrontLab, tmp_path: Path) -> None:
+def test_losses_are_what_a_layer_at_4_bits_costs(
+    tiny: Any, fronts: FrontVariants, tmp_path: Path
+) -> None:
     bench: ModelBench = tiny("llama")
     found = measure_sensitivity(bench.source, bench.whole, split=SPLIT, windows=WINDOWS)
     assert len(found.losses) == SPLIT
     whole = negative_log_likelihood(bench.whole, SPLIT, None, WINDOWS)
-    one_narrow = negative_log_likelihood(bench.whole, SPLIT, lab.rows((8, 4, 8), WINDOWS), WINDOWS)
+    one_narrow = negative_log_likelihood(
+        bench.whole, SPLIT, fronts.rows((8, 4, 8), WINDOWS), WINDOWS
+    )
     predicted = sum(found.losses[layer][4 if layer == 1 else 8] for layer in range(SPLIT))
     assert predicted == pytest.approx(one_narrow - whole, abs=1e-6)
     path = tmp_path / "sensitivity.json"
@@ -69,7 +73,7 @@ def test_untouched_rows_change_nothing(tiny: Any) -> None:
 def test_nonsense_is_refused(tiny: Any, tmp_path: Path) -> None:
     for split in (0, 4):
         with pytest.raises(BuildError, match="1 to 3"):
-            FrontLab(tiny("llama").source, split, tmp_path)
+            FrontVariants(tiny("llama").source, split, tmp_path)
     path = tmp_path / "x.json"
     path.write_text("{}")
     with pytest.raises(PlanError, match="no layer sensitivities"):

@@ -13,16 +13,16 @@ import torch
 
 from edge.draft.head import FACTS_NAME, HEAD_NAME, HeadDrafter, HeadModel
 from optimizer.artifacts.bundle import Bundle, FileRecord
-from optimizer.export.draft_head.corpus import QUESTION, make_corpus
+from optimizer.export.draft_head.corpus import QUESTION_TOKENS, make_corpus
 from optimizer.export.draft_head.head import DraftHead, HeadShape, frequent_tokens
-from optimizer.export.draft_head.head_builder import DraftOptions, run_digest
+from optimizer.export.draft_head.head_builder import HeadOptions, run_digest
 from optimizer.export.draft_head.onnx_export import export_head
 from optimizer.export.draft_head.text import ChatOptions, template_parts, write_chats
 from optimizer.export.draft_head.training import (
     Positions,
     TrainOptions,
-    best_tokens,
     evaluate,
+    likeliest_tokens,
     train,
 )
 from optimizer.export.sources.model_source import open_source
@@ -43,7 +43,7 @@ def teacher(count: int, seed: int) -> tuple[Positions, torch.Tensor]:
         Positions(
             rows=rows.numpy().astype(np.float16),
             states=halves,
-            best=best_tokens(halves, embedding),
+            best=likeliest_tokens(halves, embedding),
         ),
         embedding,
     )
@@ -63,7 +63,7 @@ def test_training_teaches_more_than_the_linear_start(tmp_path: Path) -> None:
     positions, embedding = teacher(2048, seed=2)
     held_out, _ = teacher(512, seed=3)
     head = new_head(positions, embedding)
-    worth = train(
+    score = train(
         head,
         positions,
         held_out,
@@ -80,11 +80,11 @@ def test_training_teaches_more_than_the_linear_start(tmp_path: Path) -> None:
         checkpoint=tmp_path / "none.pt",
         progress=lambda stage, done, total: None,
     )
-    assert worth.num_positions == 512
-    assert worth.top1 > linear.top1 > 1 / KNOWN
-    assert len(worth.by_epoch) == OPTIONS.epochs
-    assert worth.by_epoch[-1] == worth.top1
-    assert sum(share for _, share, _ in worth.sure) == pytest.approx(1.0)
+    assert score.num_positions == 512
+    assert score.top1 > linear.top1 > 1 / KNOWN
+    assert len(score.by_epoch) == OPTIONS.epochs
+    assert score.by_epoch[-1] == score.top1
+    assert sum(share for _, share, _ in score.sure) == pytest.approx(1.0)
 
 
 def test_a_run_that_broke_off_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_chats_follow_the_template_and_states_predict_greedy_answers(tmp_path: P
         assert chat.states.shape == (len(tokens) - 1, model.config.hidden_size)
     embedding = model.get_output_embeddings().weight.detach()
     greedy = chats[0]
-    predicted = best_tokens(greedy.states, embedding)
+    predicted = likeliest_tokens(greedy.states, embedding)
     answer = slice(-8, None)
     assert (predicted[answer] == greedy.token_ids[1:][answer]).all()
 
@@ -193,18 +193,18 @@ def test_given_questions_are_what_the_user_says(tmp_path: Path) -> None:
 
 
 def test_a_second_run_takes_nothing_over_from_another_front_or_text(tmp_path: Path) -> None:
-    plan, other = TrainOptions(), DraftOptions(num_tokens=9999)
+    plan, other = TrainOptions(), HeadOptions(num_tokens=9999)
     front = FileRecord(num_bytes=1, sha256="a" * 64)
 
     def bundle(record: FileRecord) -> Bundle:
         files = {"edge/front.onnx": record, "codec/split-1.tables": record}
         return Bundle(root=tmp_path, plan=None, files=files)  # type: ignore[arg-type]
 
-    same = run_digest(bundle(front), "text", DraftOptions())
-    assert run_digest(bundle(front), "text", DraftOptions(training=replace(plan, epochs=9))) == same
+    same = run_digest(bundle(front), "text", HeadOptions())
+    assert run_digest(bundle(front), "text", HeadOptions(training=replace(plan, epochs=9))) == same
     assert run_digest(bundle(front), "text", other) != same
-    assert run_digest(bundle(front), "words", DraftOptions()) != same
-    assert run_digest(bundle(replace(front, sha256="b" * 64)), "text", DraftOptions()) != same
+    assert run_digest(bundle(front), "words", HeadOptions()) != same
+    assert run_digest(bundle(replace(front, sha256="b" * 64)), "text", HeadOptions()) != same
 
 
 def test_text_shards_are_found_again_by_their_words(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_text_shards_are_found_again_by_their_words(tmp_path: Path) -> None:
     def corpus(first: int) -> list[int]:
         shards = make_corpus(
             tmp_path / "corpus", model=model, tokenizer=tokenizer, front=rows, num_tokens=512,
-            text_ids=np.arange(first, first + QUESTION, dtype=np.int64) % 250,
+            text_ids=np.arange(first, first + QUESTION_TOKENS, dtype=np.int64) % 250,
             progress=lambda stage, done, total: None,
         )  # fmt: skip
         tokens: list[int] = shards[0].token_ids.tolist()

@@ -12,24 +12,19 @@ import pytest
 from optimizer.artifacts.specs import load_spec, shipped_specs
 from optimizer.errors import ModelError
 from optimizer.export.sources.config_geometry import geometry_of_config
+from optimizer.families import FAMILIES
 from splitpoint.plan_inputs import model_ref
 
-MODEL_TYPE = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Gemma2ForCausalLM": "gemma2",
-    "Phi3ForCausalLM": "phi3",
-}
+FAMILY_OF = {family.architecture: family for family in FAMILIES}
 
 
 def write_config(folder: Path, name: str) -> Any:
     """The config that the spec's numbers were read from, as its hub repository has it."""
     geometry = load_spec(name).geometry
-    config = {
-        "architectures": [geometry.architecture],
-        "model_type": MODEL_TYPE[geometry.architecture],
+    family = FAMILY_OF[geometry.architecture]
+    config: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "num_hidden_layers": geometry.num_layers,
         "hidden_size": geometry.hidden_size,
         "num_attention_heads": geometry.num_heads,
@@ -43,7 +38,7 @@ def write_config(folder: Path, name: str) -> Any:
     }
     if geometry.sliding_window is not None:
         config["sliding_window"] = geometry.sliding_window
-    elif geometry.architecture in ("MistralForCausalLM", "Phi3ForCausalLM"):
+    elif family.sliding_windows:
         config["sliding_window"] = None
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))

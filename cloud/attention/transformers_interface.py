@@ -1,0 +1,47 @@
+"""The one place where transformers meets our attention: its attention interface.
+
+A model whose config names `ATTENTION_NAME` calls `packed_attention` in every layer, with rotated
+queries and keys. The engine passes its own attention along as the keyword argument `attend`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from cloud.attention.base import Attend, AttentionTraits
+
+ATTENTION_NAME: Final = "splitpoint_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    attend: Attend,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature. query: [1, H, T, d]; key, value: [1, KV, T, d].
+
+    Returns [1, T, H, d]. Raises TypeError for a module without a layer index.
+    """
+    layer = module.layer_idx
+    if not isinstance(layer, int):
+        raise TypeError("attention module without a layer index")
+    keys_values = torch.cat((key[0], value[0])).transpose(0, 1)  # [T, 2 KV, d]
+    heads = query[0].transpose(0, 1)  # [T, H, d]
+    traits = AttentionTraits(scaling, sliding_window, softcap)
+    return attend(layer, heads, keys_values, traits)[None], None
+
+
+AttentionInterface.register(ATTENTION_NAME, packed_attention)
