@@ -119,8 +119,6 @@ class _Builder:
         if not isinstance(data, type_):
             wanted = _NAMES.get(type_, type_.__name__)
             raise self._error(f"'{path}' must be {wanted}, not {_short(data)}")
-                f"'{path}' must be {_NAMES.get(type_, type_.__name__)}, not {_short(data)}"
-            )
         return data
 
     def _union(self, data: object, members: tuple[Any, ...], path: str) -> Any:
