@@ -56,7 +56,7 @@ class LaneCounters:
     travelling_bytes: int
 
 
-class Lane:
+class EmulatedLane:
     """One direction: a pipe, the timer that drives it, and the sides waiting for room in it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, shape: PipeShape) -> None:
@@ -154,7 +154,7 @@ class Side(asyncio.BufferedProtocol):
 
     peer: Side
 
-    def __init__(self, owner: SideOwner, flow: int, lane: Lane) -> None:
+    def __init__(self, owner: SideOwner, flow: int, lane: EmulatedLane) -> None:
         self.flow = flow
         self.lane = lane
         self.transport: asyncio.Transport | None = None

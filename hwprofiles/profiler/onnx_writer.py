@@ -3,6 +3,10 @@
 A device has onnxruntime but not onnx, and the profiler needs graphs in many shapes. An ONNX
 model is one protobuf message, and the part of it used here (nodes, attributes, constant tensors,
 typed inputs and outputs) takes the few functions below. Field numbers: onnx/onnx.proto.
+
+It is written by hand, not through generated protobuf classes, for two reasons. Weights are
+hundreds of megabytes, and protobuf would hold each twice more on a small device. And an install
+that only builds bundles has onnxruntime without a protobuf new enough for generated code.
 """
 
 from __future__ import annotations

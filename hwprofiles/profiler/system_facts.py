@@ -20,7 +20,7 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 # What an edge process imports besides this project; those not installed are left out.
 EDGE_LIBRARIES = (
     "numpy", "onnxruntime", "grpc", "google.protobuf", "tokenizers", "jinja2",
-    "dacite", "yaml", "psutil",
+    "yaml", "psutil",
 )  # fmt: skip
 KEEP_FREE = 0.1  # share of total memory left to the system when nothing limits us
 

@@ -3,13 +3,15 @@
 Every YAML file of this project (device and link profiles, plans, scenarios) is read here, so that
 all of them fail alike: one line with the file, the path of the key, and the keys allowed there.
 
-Stricter than plain PyYAML + dacite in four ways, each because the lenient reading has hidden a
-mistake in somebody's configuration: duplicate keys are refused; `1e9` is a number (YAML 1.1 reads
-it as text); true/false are not numbers; NaN and infinity are refused.
+It is stricter than plain PyYAML, because each lenient reading has hidden a mistake in somebody's
+configuration. Duplicate keys are refused. `1e9` is a number (YAML 1.1 reads it as text). true and
+false are not numbers. NaN and infinity are refused. Size, depth and the number of values are
+bounded, so a hostile file costs no more than a large honest one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import types
@@ -17,14 +19,17 @@ from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import dacite
 import yaml
 
 from hwprofiles.errors import ProfileError
 
 T = TypeVar("T")
+
+MAX_BYTES: Final = 16 << 20
+MAX_VALUES: Final = 1_000_000
+_NAMES: Final = {str: "text", bool: "true or false", int: "an integer", float: "a number"}
 
 
 def load_strict(path: str | Path, cls: type[T]) -> T:
@@ -38,11 +43,15 @@ def load_strict(path: str | Path, cls: type[T]) -> T:
     key, wrong type.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path}: cannot be read: {error}") from error
+    if len(data) > MAX_BYTES:
+        raise ProfileError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
     return parse_strict(text, cls, source=str(path))
 
 
@@ -52,80 +61,159 @@ def parse_strict(text: str, cls: type[T], *, source: str) -> T:
         data = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise ProfileError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ProfileError(f"{source}: nested too deeply") from None
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise ProfileError(f"{source}: not valid YAML: {error}") from error
     return build_strict(data, cls, source=source)
 
 
 def build_strict(data: object, cls: type[T], *, source: str) -> T:
     """As `load_strict`, from data already parsed (a JSON object, a YAML section)."""
-    prepared = _prepare(data, cls, source=source, path="")
     try:
-        return dacite.from_dict(cls, prepared, dacite.Config(strict=True, cast=[Enum]))
-    except (dacite.DaciteError, ValueError) as error:
-        raise ProfileError(f"{source}: {error}") from error
+        built: T = _Builder(source).build(data, cls, "")
+    except RecursionError:
+        raise ProfileError(f"{source}: nested too deeply") from None
+    return built
 
 
-def _prepare(data: object, type_: Any, *, source: str, path: str) -> Any:
-    """Check keys against `type_` all the way down, and convert what YAML cannot express."""
-    origin, args = get_origin(type_), get_args(type_)
-    if origin in (Union, types.UnionType):
-        members = [a for a in args if a is not type(None)]
-        if data is None or len(members) != 1:  # several members: dacite picks the one that fits
+class _Builder:
+    """Builds one dataclass from plain data, checking every value on the way.
+
+    It counts what it visits: a few YAML aliases can stand for more values than memory holds.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._num_left = MAX_VALUES
+
+    def build(self, data: object, type_: Any, path: str) -> Any:
+        """The value of `type_` that `data` stands for. Raises ProfileError naming file and key."""
+        self._num_left -= 1
+        if self._num_left < 0:
+            raise self._error(f"more than {MAX_VALUES} values")
+        origin, args = get_origin(type_), get_args(type_)
+        if type_ in (Any, object):
             return data
-        return _prepare(data, members[0], source=source, path=path)
-    if is_dataclass(type_):
-        return _prepare_dataclass(data, type_, source=source, path=path)
-    if isinstance(data, list) and origin in (tuple, list):
-        item_types = args if origin is tuple and Ellipsis not in args else (args[0],) * len(data)
+        if origin in (Union, types.UnionType):
+            return self._union(data, args, path)
+        if is_dataclass(type_):
+            return self._dataclass(data, type_, path)
+        if origin in (tuple, list):
+            return self._sequence(data, origin, args, path)
+        if isinstance(origin, type) and issubclass(origin, Mapping):
+            return self._mapping(data, args, path)
+        if type_ in (int, float):
+            return self._number(data, type_, path)
+        if origin is Literal:
+            if not any(data == choice and type(data) is type(choice) for choice in args):
+                allowed = ", ".join(map(repr, args))
+                raise self._error(f"'{path}' must be one of {allowed}, not {_short(data)}")
+            return data
+        if isinstance(type_, type) and issubclass(type_, Enum):
+            try:
+                return type_(data)
+            except ValueError as error:
+                allowed = ", ".join(repr(member.value) for member in type_)
+                raise self._error(f"'{path}': {error}; choose one of {allowed}") from error
+        if not isinstance(data, type_):
+            wanted = _NAMES.get(type_, type_.__name__)
+            raise self._error(f"'{path}' must be {wanted}, not {_short(data)}")
+        return data
+
+    def _union(self, data: object, members: tuple[Any, ...], path: str) -> Any:
+        """The first member that fits; the only one's own error where there is one member."""
+        if data is None and type(None) in members:
+            return None
+        others = [member for member in members if member is not type(None)]
+        if len(others) == 1:
+            return self.build(data, others[0], path)
+        for member in others:
+            with contextlib.suppress(ProfileError):
+                return self.build(data, member, path)
+        wanted = " or ".join(_NAMES.get(member, str(member)) for member in others)
+        raise self._error(f"'{path}' must be {wanted}, not {_short(data)}")
+
+    def _sequence(self, data: object, origin: Any, args: tuple[Any, ...], path: str) -> Any:
+        if not isinstance(data, list | tuple):
+            raise self._error(f"'{path}' must be a list, not {_short(data)}")
+        one_type = origin is list or Ellipsis in args
+        item_types = (args[0],) * len(data) if one_type else args
         if len(item_types) != len(data):
-            raise ProfileError(f"{source}: '{path}' needs {len(item_types)} items, has {len(data)}")
+            raise self._error(f"'{path}' needs {len(item_types)} items, has {len(data)}")
         items = [
-            _prepare(item, item_type, source=source, path=f"{path}[{i}]")
-            for i, (item, item_type) in enumerate(zip(data, item_types, strict=True))
+            self.build(item, item_type, f"{path}[{index}]")
+            for index, (item, item_type) in enumerate(zip(data, item_types, strict=True))
         ]
         return tuple(items) if origin is tuple else items
-    if isinstance(data, Mapping) and isinstance(origin, type) and issubclass(origin, Mapping):
+
+    def _mapping(self, data: object, args: tuple[Any, ...], path: str) -> dict[Any, Any]:
+        if not isinstance(data, Mapping):
+            raise self._error(f"'{path}' must be a mapping, not {_short(data)}")
         return {
-            key: _prepare(value, args[1], source=source, path=_join(path, key))
+            self.build(key, args[0], _join(path, key)): self.build(value, args[1], _join(path, key))
             for key, value in data.items()
         }
-    if type_ in (int, float):
-        if isinstance(data, bool) or not isinstance(data, (int, float)):
-            kind = "a number" if type_ is float else "an integer"
-            raise ProfileError(f"{source}: '{path}' must be {kind}, not {data!r}")
-        if not math.isfinite(data):
-            raise ProfileError(f"{source}: '{path}' must be finite, not {data!r}")
+
+    def _number(self, data: object, type_: Any, path: str) -> int | float:
+        kind = "a number" if type_ is float else "an integer"
+        if isinstance(data, bool) or not isinstance(data, int | float):
+            raise self._error(f"'{path}' must be {kind}, not {_short(data)}")
+        try:
+            finite = math.isfinite(data)
+        except OverflowError:  # an integer beyond float64
+            finite = False
+        if not finite:
+            raise self._error(f"'{path}' must be finite, not {_short(data)}")
+        if type_ is int and not isinstance(data, int):
+            raise self._error(f"'{path}' must be {kind}, not {_short(data)}")
         return float(data) if type_ is float else data
-    return data
+
+    def _dataclass(self, data: object, cls: Any, path: str) -> Any:
+        values = self._checked_keys(data, cls, path)
+        hints = get_type_hints(cls)
+        built = {
+            key: self.build(value, hints[key], _join(path, key)) for key, value in values.items()
+        }
+        try:
+            return cls(**built)
+        except ValueError as error:
+            raise self._error(str(error)) from error
+
+    def _checked_keys(self, data: object, cls: Any, path: str) -> Mapping[str, object]:
+        where = f"'{path}'" if path else "the top level"
+        allowed = [f.name for f in fields(cls) if f.init]
+        if not isinstance(data, Mapping):
+            raise self._error(
+                f"{where} must be a mapping with keys {', '.join(allowed)}, "
+                f"not {type(data).__name__}"
+            )
+        required = {
+            f.name for f in fields(cls) if f.init and f.default is f.default_factory is MISSING
+        }
+        for what, keys in (
+            ("unknown", [key for key in data if key not in allowed]),
+            ("missing", [key for key in allowed if key in required and key not in data]),
+        ):
+            if keys:
+                raise self._error(
+                    f"{what} key{'s' * (len(keys) > 1)} "
+                    f"{', '.join(_short(_join(path, key)) for key in keys[:10])}; "
+                    f"allowed here: {', '.join(allowed)}"
+                )
+        return data
+
+    def _error(self, what: str) -> ProfileError:
+        return ProfileError(f"{self._source}: {what}")
 
 
-def _prepare_dataclass(data: object, cls: Any, *, source: str, path: str) -> dict[str, Any]:
-    where = f"'{path}'" if path else "the top level"
-    allowed = [f.name for f in fields(cls) if f.init]
-    if not isinstance(data, Mapping):
-        raise ProfileError(
-            f"{source}: {where} must be a mapping with keys {', '.join(allowed)}, "
-            f"not {type(data).__name__}"
-        )
-    unknown = [key for key in data if key not in allowed]
-    if unknown:
-        raise ProfileError(
-            f"{source}: unknown key{'s' * (len(unknown) > 1)} "
-            f"{', '.join(repr(_join(path, key)) for key in unknown)}; "
-            f"allowed here: {', '.join(allowed)}"
-        )
-    required = {f.name for f in fields(cls) if f.init and f.default is f.default_factory is MISSING}
-    missing = [key for key in allowed if key in required and key not in data]
-    if missing:
-        raise ProfileError(
-            f"{source}: missing key{'s' * (len(missing) > 1)} "
-            f"{', '.join(repr(_join(path, key)) for key in missing)}; "
-            f"allowed here: {', '.join(allowed)}"
-        )
-    hints = get_type_hints(cls)
-    return {
-        key: _prepare(value, hints[key], source=source, path=_join(path, key))
-        for key, value in data.items()
-    }
+def _short(value: object) -> str:
+    """A value as an error shows it: one line, never long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a loop
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _join(path: str, key: object) -> str:

@@ -74,7 +74,7 @@ def test_lists_become_tuples_integers_become_floats_and_exponents_are_numbers(
         ("count: 1\nrates: []\n", r"missing key 'name'; allowed here: name, count"),
         (GOOD + "table: {k: {source: x}}\n", r"missing key 'table.k.bytes_per_s'"),
         (GOOD.replace("count: 2", "count: two"), r"'count' must be an integer, not 'two'"),
-        (GOOD.replace("count: 2", "count: 2.5"), r'"count" - should be "int"'),
+        (GOOD.replace("count: 2", "count: 2.5"), r"'count' must be an integer, not 2.5"),
         (GOOD.replace("count: 2", "count: true"), r"'count' must be an integer, not True"),
         (GOOD.replace("1e9", ".inf"), r"'rates\[0\].bytes_per_s' must be finite"),
         (GOOD.replace("count: 2", "count: -2"), r"config.yaml: count must not be negative"),
@@ -83,6 +83,12 @@ def test_lists_become_tuples_integers_become_floats_and_exponents_are_numbers(
         (GOOD + "colour: blue\n", r"'blue' is not a valid Colour"),
         ("- a\n", r"the top level must be a mapping with keys name, count"),
         ("a: [", r"not valid YAML"),
+        (GOOD.replace("name: a", "name: 7"), r"'name' must be text, not 7"),
+        (GOOD.replace("1e9", "1" + "0" * 400), r"'rates\[0\].bytes_per_s' must be finite"),
+        (GOOD.replace("count: 2", "count: 1" + "0" * 6000), r"not valid YAML|must be finite"),
+        (GOOD.replace("name: a", "name: 2026-13-45"), r"not valid YAML|'name' must be text"),
+        ("a: " + "[" * 100_000, r"not valid YAML|nested too deeply"),
+        ("name: a\ncount: 2\nrates: {bytes_per_s: 1}\n", r"'rates' must be a list"),
         ("", r"the top level must be a mapping"),
     ],
 )
@@ -98,3 +104,36 @@ def test_every_mistake_names_file_key_and_what_is_allowed(
 def test_a_missing_file_is_a_profile_error(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"nowhere.yaml: cannot be read"):
         load_strict(tmp_path / "nowhere.yaml", Config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    x: list[list[list[list[list[list[list[list[list[int]]]]]]]]]
+
+
+def test_aliases_that_stand_for_more_values_than_memory_holds_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(f"x: {_expand(8)}\n")
+    assert path.stat().st_size < 1000
+    with pytest.raises(ProfileError, match=r"bomb.yaml: more than 1000000 values"):
+        load_strict(path, Nested)
+
+
+def _expand(depth: int) -> str:
+    """A flow list whose items are anchors and aliases, ten of each level."""
+    if depth == 0:
+        return "&x0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"
+    return f"&x{depth} [{_expand(depth - 1)}, {', '.join([f'*x{depth - 1}'] * 9)}]"
+
+
+def test_a_file_that_is_too_large_is_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "large.yaml"
+    path.write_bytes(b"#" * ((16 << 20) + 1))
+    with pytest.raises(ProfileError, match=r"large.yaml: larger than 16 MiB"):
+        load_strict(path, Config)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    path = tmp_path / "bom.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load_strict(path, Config).name == "a"
