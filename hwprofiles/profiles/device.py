@@ -7,28 +7,11 @@ its own source. `hwprofiles.profiles.catalog` finds and loads profiles.
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from hwprofiles.errors import ProfileError
-
-MAY_BE_ZERO = (
-    "spread",
-    "dispatch_s",
-    "fixed_s",
-    "working_set_bytes",
-    "matrix_bytes",
-    "width",
-    "lookup_s_per_element",
-    "num_weights",
-    "encode_fixed_s",
-    "encode_s_per_element",
-    "decode_fixed_s",
-    "decode_s_per_element",
-)
+from hwprofiles.profiles.checks import check_part, check_rising, walk
 
 SourceKind = Literal["measured", "data_sheet", "derived", "assumed"]
 Compute = Literal["int8", "fp32", "fp16", "bf16"]
@@ -311,62 +294,22 @@ def _check(profile: DeviceProfile) -> None:
     if profile.memory.usable_bytes.value > profile.memory.total_bytes.value:
         raise ProfileError(f"{where}: usable memory exceeds total memory")
     for path, part in walk(profile):
-        _check_part(f"{where}: {path}", part, profile.sources)
+        check_part(f"{where}: {path}", part, profile.sources)
     for kernel in profile.kernels:
-        name = f"{where}: kernel of {kernel.weight_bits} bits"
-        decode = [(point.matrix_bytes, point.working_set_bytes) for point in kernel.decode.points]
-        _check_rising(name, "decode", decode)
-        batch = [
-            (point.num_weights, point.working_set_bytes, point.num_rows)
-            for point in kernel.batch.points
-        ]
-        _check_rising(name, "batch", batch)
-        layers = [(point.width, point.num_sessions, point.num_rows) for point in kernel.layers]
-        if layers:
-            _check_rising(name, "layers", layers)
-    for kernel_ in profile.attention:
-        rows = [(point.num_rows, point.working_set_bytes) for point in kernel_.points]
-        _check_rising(f"{where}: attention of {kernel_.kv_bits} bits", "points", rows)
+        _check_kernel(f"{where}: kernel of {kernel.weight_bits} bits", kernel)
+    for attention in profile.attention:
+        rows = [(point.num_rows, point.working_set_bytes) for point in attention.points]
+        check_rising(f"{where}: attention of {attention.kv_bits} bits", "points", rows)
 
 
-def _check_part(where: str, part: Any, sources: dict[str, Source]) -> None:
-    for name in ("source", "efficiency_source"):
-        key = getattr(part, name, None)
-        if key is not None and key not in sources:
-            raise ProfileError(f"{where}: unknown source {key!r}; sources are {sorted(sources)}")
-    efficiency = getattr(part, "efficiency", 1.0)
-    if not 0 < efficiency <= 1.5:
-        raise ProfileError(f"{where}: efficiency {efficiency} lies outside (0, 1.5]")
-    if efficiency != 1.0 and part.efficiency_source is None:
-        raise ProfileError(f"{where}: an efficiency factor needs an efficiency_source")
-    for item in fields(part):
-        value = getattr(part, item.name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if item.name == "seconds" and math.isfinite(value):
-            continue
-        if not math.isfinite(value) or value < 0 or (value == 0 and item.name not in MAY_BE_ZERO):
-            raise ProfileError(f"{where}: {item.name} must be positive, not {value}")
-
-
-def _check_rising(where: str, name: str, values: list[Any]) -> None:
-    if not values:
-        raise ProfileError(f"{where}: {name} is empty")
-    if any(second <= first for first, second in itertools.pairwise(values)):
-        raise ProfileError(f"{where}: {name} must be listed in rising order, without repeats")
-
-
-def walk(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dataclass inside `part` with its dotted path, depth first."""
-    if is_dataclass(part) and not isinstance(part, type):
-        if path:
-            yield path, part
-        for item in fields(part):
-            below = f"{path}.{item.name}" if path else item.name
-            yield from walk(getattr(part, item.name), below)
-    elif isinstance(part, tuple):
-        for index, value in enumerate(part):
-            yield from walk(value, f"{path}[{index}]")
-    elif isinstance(part, dict):
-        for key, value in part.items():
-            yield from walk(value, f"{path}.{key}")
+def _check_kernel(where: str, kernel: Kernel) -> None:
+    decode = [(point.matrix_bytes, point.working_set_bytes) for point in kernel.decode.points]
+    check_rising(where, "decode", decode)
+    batch = [
+        (point.num_weights, point.working_set_bytes, point.num_rows)
+        for point in kernel.batch.points
+    ]
+    check_rising(where, "batch", batch)
+    layers = [(point.width, point.num_sessions, point.num_rows) for point in kernel.layers]
+    if layers:
+        check_rising(where, "layers", layers)

@@ -11,7 +11,8 @@ import yaml
 
 from hwprofiles.errors import ProfileError
 from hwprofiles.profiles.catalog import DEVICES_DIR, device_to_yaml, load_device, shipped_devices
-from hwprofiles.profiles.device import DeviceProfile, Figure, Source, walk
+from hwprofiles.profiles.checks import walk
+from hwprofiles.profiles.device import DeviceProfile, Figure, Source
 from hwprofiles.schema.json_schema import json_schema
 
 EXPECTED = {
