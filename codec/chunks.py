@@ -4,16 +4,18 @@ Rows do not see each other, so pieces change nothing but the time. numpy, BLAS a
 go of the interpreter while they compute. A decoding step is one piece.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Final, TypeVar
 
 Result = TypeVar("Result")
 
-CHUNK = 64  # more than codec.rows.ROWWISE_UP_TO, so that a piece is never coded row by row
-_MAX_THREADS = 4
+CHUNK: Final = 64  # more than codec.rows.ROWWISE_UP_TO, so that a piece is never coded row by row
+_MAX_THREADS: Final = 4
 
 
 def by_chunks(

@@ -1,21 +1,22 @@
 """The compiled kernel (`kernel.c`) through ctypes: 8-bit linear layers and whole decoder layers.
 
-Optional like `codec.entropy.rans_native`: where it was not built, or the processor has no AVX2,
-`load` gives None and the torch code runs, with numbers that differ by float32 noise. Everything
-here is for a CPU, float32 activations and int8 weights.
+Optional like `codec.kernel`: where it was not built, or the processor has no AVX2, `load` gives
+None and the torch code runs, with numbers that differ by float32 noise. Everything here is for a
+CPU, float32 activations and int8 weights.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from codec.kernel.loader import CFunction, KernelSpec, load_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ MAX_GROUP = 4  # query heads that attend together, each with scores of its own
 _BLOCK_OUTPUTS = 64
 _QUAD = 4
 _LAYOUT_VERSION = 2  # of kernel.c
-_FUNCTIONS = ("sp_layout", "sp_available", "sp_set_threads", "sp_layers", "sp_linear")
 
 
 class CLinear(ctypes.Structure):
@@ -148,38 +148,37 @@ class Kernel:
         )
 
 
+_AT = ctypes.c_void_p
+_KERNEL = KernelSpec(
+    module="cloud.kernel._kernel",
+    abi_function="sp_layout",
+    abi=(_LAYOUT_VERSION, *map(ctypes.sizeof, (CLinear, CLayer, CPiece, CStep))),
+    without="8-bit layers run in torch",
+    functions=(
+        CFunction(name="sp_available", result=ctypes.c_int32, arguments=()),
+        CFunction(name="sp_set_threads", result=ctypes.c_int32, arguments=(ctypes.c_int32,)),
+        CFunction(
+            name="sp_layers",
+            result=None,
+            arguments=(_AT, ctypes.c_int64, ctypes.c_int64, _AT, ctypes.c_int32),
+        ),
+        CFunction(
+            name="sp_linear",
+            result=None,
+            arguments=(_AT, _AT, ctypes.c_float, _AT, _AT, _AT, ctypes.c_int32),
+        ),
+    ),
+)
+
+
 @functools.cache
 def load() -> Kernel | None:
     """The kernel, None (logged once) where it is not there."""
-    spec = importlib.util.find_spec("cloud.kernel._kernel")
-    if spec is None or spec.origin is None:
-        logger.info("the compiled kernel was not built: 8-bit layers run in torch")
-        return None
-    try:
-        library = ctypes.CDLL(spec.origin)
-    except OSError as error:
-        logger.warning("the compiled kernel is not usable, 8-bit layers run in torch: %s", error)
-        return None
-    if not _same_layout(library):
-        logger.warning(
-            "the compiled kernel is of other sources, 8-bit layers run in torch: "
-            "rebuild it with `pip install -e .`"
-        )
+    library = load_kernel(_KERNEL)
+    if library is None:
         return None
     kind = int(library.sp_available())
     if kind == 0:
         logger.info("this processor has no AVX2: 8-bit layers run in torch")
         return None
-    for function in (library.sp_layers, library.sp_linear):
-        function.restype = None
     return Kernel(library, kind)
-
-
-def _same_layout(library: ctypes.CDLL) -> bool:
-    """Whether the library reads the structures of this module as they are written here."""
-    if not all(hasattr(library, name) for name in _FUNCTIONS):
-        return False
-    library.sp_layout.restype = ctypes.c_int64
-    structures = (CLinear, CLayer, CPiece, CStep)
-    expected = (_LAYOUT_VERSION, *(ctypes.sizeof(structure) for structure in structures))
-    return all(library.sp_layout(what) == size for what, size in enumerate(expected))
