@@ -1,8 +1,8 @@
-"""How fast the codec is on this machine, on made-up rows of any width: no model needed.
+"""How fast the codec is on this machine, on made-up rows of any width; it needs no model.
 
-Rows and tables are synthetic with the shape real ones have (a spectrum of components, most of them
-below one step), so speeds are real and rates only typical. For rate and quality on real hidden
-states see `splitpoint certify` and `benchmarks/codec`.
+Rows and tables are synthetic. They have the shape of real ones (a spectrum of components, most of
+them below one step), so speeds are real, and rates only typical. For rate and quality on real
+hidden states see `splitpoint certify` and `benchmarks/codec`.
 """
 
 from __future__ import annotations

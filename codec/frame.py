@@ -9,10 +9,10 @@ Layout (all of it counted in every bits-per-element figure this project prints):
                 folded to 16 bits when the payload is shorter than 1,024 bytes
     rest        payload, as long as the message that carried it says
 
-A decode frame holds one row, at 2 bits an element 144 bytes for D = 576, so every byte here is
-0.014 bits an element. That is why D, the tables digest and the payload length are not spelled out:
-both sides already agreed on D and the tables, and the transport carries the length. They still go
-into the check, so a frame made for another width or other tables is refused.
+A decode frame holds one row: 144 bytes for D = 576 at 2 bits an element. Every byte here costs
+0.014 bits an element, so the frame leaves out D, the tables digest and the payload length. Both
+sides already agreed on D and the tables, and the transport carries the length. D and the digest
+still go into the check: a frame made for another width or other tables is refused.
 
 Source: ours; the seeded check is what QUIC does with its packet header (RFC 9001, section 5.3).
 """

@@ -1,14 +1,15 @@
 """The levels one bundle offers at one split: what edge and cloud encode and decode with.
 
 Level 0 is always `lossless`; the others follow in order of decreasing quality. A ladder with only
-that level needs no tables; every other comes from a tables file that `splitpoint build` makes.
+that level needs no tables. Every other ladder comes from a tables file that `splitpoint build`
+makes.
 
-**Rows do not see each other.** What arrives for a row is, bit for bit, what would arrive had it
-been sent alone, in every frame of up to `codec.rows.ROWWISE_UP_TO` (32) rows and at every level:
-rotations go row by row there, all else works on each row by itself, and a row that a level declines
-goes at the safe level without taking the frame's other rows along. So drafting (k + 1 rows in a
-frame) and replaying a journal give the cloud the same numbers as plain decoding. It holds for one
-machine and one numpy on each side; in longer frames the last bits of a rotation may differ.
+**Rows do not depend on each other.** A row arrives as if it had been sent alone, bit for bit, in
+every frame of up to `codec.rows.ROWWISE_UP_TO` (32) rows and at every level. Rotations go row by
+row there, and all else works on each row by itself. A row that a level declines goes at the safe
+level; the frame's other rows keep theirs. So drafting (k + 1 rows in a frame) and replaying a
+journal give the cloud the same numbers as plain decoding. This holds for one machine and one numpy
+on each side. In longer frames the last bits of a rotation may differ.
 
 Body of a frame, after its header: the level's payload; or, for kind MIXED, one bit a row (set:
 declined), the length of the level's payload (LEB128), that payload for the rows it took, and for
@@ -101,8 +102,8 @@ class Ladder:
         """One frame of rows float32 [T, D] whose input tokens were token_ids int64 [T].
 
         Raises EncodeError for an unknown level, a wrong shape or dtype, NaN or infinity. A row too
-        far from the level's model to be worth it goes at `safe_level` instead; where that is every
-        row of the frame, `level_of` tells.
+        far from the level's model goes at `safe_level` instead. Where every row of the frame does,
+        `level_of` says so.
         """
         check_rows(rows, token_ids, self.hidden_size)
         kind, index, body = self._body(self._index(level), rows, token_ids)

@@ -1,14 +1,13 @@
 """Entropy coding of small integer symbols under fixed integer models: interleaved rANS.
 
 Stream: final state of every lane (uint32 LE), then 16-bit words (LE) in the order the decoder
-reads them. The number of lanes follows from the number of symbols, so it is not sent. A decoder
-that ends with any state other than the encoder's first one has read damage.
+reads them. The number of lanes follows from the number of symbols, so it is not sent. When a
+decoder does not end in the encoder's first state, the stream was damaged.
 
-Why an own coder and not `constriction`, which the plan named: it ships no wheel for Linux on Arm
-(0.4.2 and 0.5.0), the very devices this runs on, so a Raspberry Pi would need a Rust toolchain;
-it builds one model object per scale family and call, where here every symbol names its model; and
-its 64-bit state costs 4 bytes more in a frame of 150. It is as fast (4 ns to encode a symbol,
-11 ns to decode, measured), so a user of it loses nothing but those.
+Why not `constriction`: it ships no wheel for Linux on Arm (0.4.2 and 0.5.0), so a Raspberry Pi
+would need a Rust toolchain. It builds one model object per scale family and call; here every symbol
+names its model. Its 64-bit state costs 4 bytes more in a frame of 150. It is as fast (4 ns to
+encode a symbol, 11 ns to decode, measured).
 
 Source: Duda 2013, arXiv:1311.2540; interleaving Giesen 2014, arXiv:1402.3392.
 """

@@ -1,10 +1,10 @@
 """Trellis-coded integers: two interleaved quantizers, a path through eight states, one rANS stream.
 
 A value in half steps goes to a level of quantizer 0 (even multiples: 0, 2, 4 ..) or of quantizer 1
-(0 and the odd ones: 1, 3, 5 ..). Which of the two is in force follows from the parities of the
-codes so far, so it costs nothing to send, and the encoder picks the path of least error plus rate
-(Viterbi). At equal error this takes 0.13 to 0.17 bits a value less than rounding to one grid
-(measured; a little over 1 of the 1.53 dB that any lattice could gain).
+(0 and the odd ones: 1, 3, 5 ..). The parities of the codes so far say which of the two is in force,
+so that costs nothing to send. The encoder picks the path of least error plus rate (Viterbi). At
+equal error this takes 0.13 to 0.17 bits a value less than rounding to one grid (measured; a little
+over 1 of the 1.53 dB that any lattice could gain).
 
 Code k stands for level 2|k| under quantizer 0 and 2|k| - 1 under quantizer 1 (0 for k = 0), with
 the sign of k. State s uses quantizer s mod 2; NEXT[s][k mod 2] follows. Rows begin in state 0.

@@ -24,13 +24,13 @@ class LevelSpec:
     """One level that `splitpoint build` makes, and what is assumed of it until it is certified.
 
     bits_per_element: of one-row frames. quality_loss_pct: rise of perplexity. target_kl: the loss
-    that calibration aims at, KL in nats a token (None: nothing to aim).
+    that calibration aims at, KL in nats a token (0: nothing to aim).
     """
 
     name: str
     bits_per_element: float
     quality_loss_pct: float
-    target_kl: float | None = None
+    target_kl: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +98,11 @@ class CodecKind(ABC):
 
     @abstractmethod
     def fit(self, name: str, target_kl: float, split: FittedSplit) -> tuple[Entry, Arrays]:
-        """A level that loses about `target_kl`: its entry in a tables file, and its own arrays.
+        """A level that loses about `target_kl`: its entry in a tables file, and its arrays.
 
-        `read` makes the coder of it. Arrays whose names begin with the level's are its alone.
+        The entry has the keys name, kind and extra (whether the level is beside the ladder), and
+        whatever else `read` needs. A kind with nothing to fit ignores target and split. An array
+        of one level has a name that begins with the level's.
         """
 
     @abstractmethod

@@ -9,21 +9,20 @@ With x a row entering the split and t its input token, both sides know tables fo
     bits of code c                    model of family base[c] + o, o one number per row
 
 F = U' H^(1/2), where H is the second moment of the loss gradient at the split and U the
-eigenvectors of the residual's covariance in that metric. A Gaussian source with a quadratic loss is
-coded best this way (reverse water-filling, Cover & Thomas, section 10.3.3; transform coding: Goyal
-2001, doi 10.1109/79.952802), and sources that differ in what an error costs by distortions in
-inverse proportion to it. The offset o lets a row be louder or quieter than the calibration text.
-Values far outside their channel (massive activations) are sent apart as outliers
-(`codec.levels.threshold`).
-p(t) is known to the receiver, so only the surprise travels; h only the encoder computes.
+eigenvectors of the residual's covariance in that metric. This codes a Gaussian source with a
+quadratic loss best (reverse water-filling, Cover & Thomas, section 10.3.3; transform coding: Goyal
+2001, doi 10.1109/79.952802). Sources whose errors differ in cost are coded best with distortions
+in inverse proportion to that cost. The offset o lets a row be louder or quieter than the
+calibration text. Values far outside their channel (massive activations) are sent apart as outliers
+(`codec.levels.threshold`). The receiver knows p(t), so only the difference is sent. Only the
+encoder computes h.
 
-Decoding is table look-ups on integers, then (level + centre) * step, and only then the inverse
-rotation; nothing computed in floats feeds back into the entropy decoder, so bytes decode alike on
-every machine.
+Decoding looks codes up in integer tables, takes (level + centre) * step, and only then rotates
+back. No float feeds back into the entropy decoder, so bytes decode alike on every machine.
 
 Payload: a byte a row, the step index (0 to 15, eighth octaves of the step) in the high nibble and
-offset + 7 in the low one, which is 15 when the row has outliers; for each such row a byte
-of offset + 7; the sparse part of those rows; the codes.
+offset + 7 in the low one, which is 15 when the row has outliers; for each such row a byte of
+offset + 7; the sparse part of those rows; the codes.
 """
 
 from __future__ import annotations

@@ -4,19 +4,18 @@ The parts multiply: (1 + drop) = product over front weights, back weights, KV ca
 of (1 + part). That the logarithms of perplexity add up is an assumption (ours); for a codec level
 on top of a quantized front it is checked by `splitpoint certify` on the built bundle.
 
-Codec levels come from certificates (`splitpoint certify --json`), with one standard error added;
-at a split without one the worse of the neighbours' counts. Without certificates, and for weights
-and caches, the numbers below are *assumed*, and plans say so. They mean to err on the high side:
+Codec levels come from certificates (`splitpoint certify --json`), with one standard error added.
+At a split without one, the worse of its neighbours' counts. Without certificates, and for weights
+and caches, the numbers are *assumed*, and plans say so. They are meant to err on the high side:
 
 - weights of the front: 4 bits (`optimizer.export.front.rounding`, blocks of 32) 10 %, 8 bits 0.5 %,
-16 bits 0.05 %
-  with all layers quantized, in proportion to the layers that are. SmolLM2-135M, ten of 30 layers:
-  3.2 % and 0.06 % (docs/planning.md); larger models lose less.
+  16 bits 0.05 % with all layers quantized, in proportion to the layers that are. SmolLM2-135M, ten
+  of 30 layers: 3.2 % and 0.06 % (docs/planning.md); larger models lose less.
 - weights of the back: 8 bits, a scale a row, 0.5 %; 16 bits 0.05 %, in proportion likewise.
 - KV cache: 8 bits 1 %, 16 bits 0.05 %, in proportion to the layers on the edge.
-- levels: about twice what SmolLM2-135M lost at the worst of splits 5 to 20 (docs/codec.md),
-  where it was measured: `q2`, `q3`, `q4` and `tabq2`. The others by the KL that they aim at,
-  likewise doubled.
+- levels (each kind in `codec.levels`): about twice what SmolLM2-135M lost at the worst of splits 5
+  to 20 (docs/codec.md), where it was measured: `q2`, `q3`, `q4` and `tabq2`. The others by the KL
+  that they aim at, likewise doubled.
 """
 
 from __future__ import annotations

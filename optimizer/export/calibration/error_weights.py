@@ -1,9 +1,9 @@
-"""How much an error in a row costs, from the row itself: a log-linear fit to squared gradients.
+"""How much an error in a row costs, told from the row itself: a fit to squared gradients.
 
 E |g|^2 = exp(b + w . z / rms(z)), a gamma regression with log link (McCullagh & Nelder 1989,
-chapter 8) with a ridge on w, its strength chosen on held-out windows. A row where the model is
-sure of what comes next, or that later rows will not read, gets a coarser step; at equal loss that
-saves 0.11 to 0.14 bits an element (measured). The regression and its use are ours.
+chapter 8) and a ridge on w, its strength chosen on held-out windows. A row gets a coarser step
+where the model is sure of the next token, or where later rows will not attend to it. At equal loss
+that saves 0.11 to 0.14 bits an element (measured). The regression and its use are ours.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _WIDEST: Final = 2.0  # log h is held within this of its mean, so that no row is
 
 
 def fit_sensitivity(rotated: F32, error_weights: F64, half: I64) -> tuple[F32, tuple[F32, F32]]:
-    """Weights and bias [D + 1] of log h for rows z [N, D] with squared gradients
-    `error_weights` [N].
+    """Weights and bias [D + 1] of log h, for rows z [N, D] and their squared gradients [N].
 
-    half: 0 or 1 for each row; a ridge is judged on the half it was not fitted on. Also rerotated:
-    the weights to use on rows of half 0 and of half 1 when what they cost is to be told honestly,
-    each fitted on the other. All zeros, one step for all rows, where no fit beats that.
+    half: 0 or 1 for each row; a ridge is judged on the half it was not fitted on. The second result
+    holds the weights for rows of half 0 and of half 1, each fitted on the other half, so that they
+    tell the cost of rows they have not seen. All are zero (one step for all rows) where no fit is
+    better than that.
     """
     z = rotated.astype(np.float64)
     design = np.empty((len(z), z.shape[1] + 1))

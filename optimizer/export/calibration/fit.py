@@ -1,8 +1,8 @@
 """Fit a ladder's tables to hidden states, each level aimed at a loss that is measured.
 
-What a step costs is estimated by the second-order expansion of KL, which errs where steps are
-coarse (by 1.3 to 2 times, measured). Where held-out text is at hand, a few trial levels go through
-the rest of the model, and levels are aimed by what was found there (ours).
+The fit estimates what a step costs by the second-order expansion of KL, which errs where steps are
+coarse (by 1.3 to 2 times, measured). Where there is held-out text, a few trial levels go through
+the rest of the model, and the measured losses correct the aim (ours).
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def target_kls() -> dict[str, dict[str, float]]:
     Perplexity rises by about as much.
     """
     return {
-        kind.name: {
-            level.name: level.target_kl for level in kind.levels if level.target_kl is not None
-        }
+        kind.name: {level.name: level.target_kl for level in kind.levels}
         for kind in KINDS
         if kind.in_tables
     }
