@@ -1,9 +1,11 @@
-"""How fast the codec is on this machine, on made-up rows of any width: no model needed.
+"""How fast the codec is on this machine, on made-up rows of any width; it needs no model.
 
-Rows and tables are synthetic with the shape real ones have (a spectrum of components, most of them
-below one step), so speeds are real and rates only typical. For rate and quality on real hidden
-states see `splitpoint certify` and `benchmarks/codec`.
+Rows and tables are synthetic. They have the shape of real ones (a spectrum of components, most of
+them below one step), so speeds are real, and rates only typical. For rate and quality on real
+hidden states see `splitpoint certify` and `benchmarks/codec`.
 """
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable
@@ -11,27 +13,31 @@ from typing import Any
 
 import numpy as np
 
-from codec.entropy import rans_native
 from codec.entropy.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, Families
 from codec.entropy.rans import Models
-from codec.ladder import Ladder, Level, LosslessCodec
-from codec.levels.calibrated import CalibratedCodec, SplitModel, trellis_models
-from codec.levels.tabq import TabqCodec
+from codec.kernel.library import is_compiled
+from codec.ladder import Ladder, Level
+from codec.levels.calibrated import CalibratedCodec
+from codec.levels.registry import KINDS
+from codec.levels.split_model import SplitModel
 
 
 def synthetic_ladder(hidden_size: int, *, block: int = 256, seed: int = 0) -> Ladder:
-    """lossless, calibrated (rotation in blocks where that divides), TAB-Q; about 2 bits."""
+    """A level of each kind, named after it; the lossy ones take about 2 bits an element.
+
+    The rotation is in blocks of `block` channels where that divides the width.
+    """
     rng = np.random.default_rng(seed)
     size = block if hidden_size > block and hidden_size % block == 0 else hidden_size
-    turns = np.linalg.qr(rng.standard_normal((hidden_size // size, size, size)))[0]
+    rotations = np.linalg.qr(rng.standard_normal((hidden_size // size, size, size)))[0]
     sigma = 3.0 * np.exp2(-3.5 * np.arange(size) / size)
     listed = min(4096, (32 << 20) // hidden_size)
     model = SplitModel(
         mean=rng.standard_normal(hidden_size).astype(np.float32),
         tau=np.full(hidden_size, 100, dtype=np.float32),
         sigma=np.tile(sigma, hidden_size // size).astype(np.float32),
-        forward=turns.astype(np.float32),
-        inverse=np.ascontiguousarray(turns.swapaxes(1, 2)).astype(np.float32),
+        forward=rotations.astype(np.float32),
+        inverse=np.ascontiguousarray(rotations.swapaxes(1, 2)).astype(np.float32),
         order=rng.permutation(hidden_size).astype(np.int32),
         token_ids=np.arange(listed, dtype=np.int32),
         token_codes=rng.integers(-40, 41, (listed, hidden_size)).astype(np.int8),
@@ -43,23 +49,15 @@ def synthetic_ladder(hidden_size: int, *, block: int = 256, seed: int = 0) -> La
     steps = np.abs(np.arange(-REACH, REACH + 1))
     counts[:, :ESCAPE] += np.exp(-steps / scale[:, None])
     families = Families(models=Models.from_counts(counts))
-    models = trellis_models(np.repeat(families.models.cdf, 2, axis=0), slope=0.3)
-    centres = np.zeros((NUM_FAMILIES, 4), dtype=np.float32)
-    levels = (
-        Level(name="lossless", codec=LosslessCodec(hidden_size=hidden_size)),
-        Level(name="calibrated", codec=CalibratedCodec.build(model, 0.55, models, centres)),
-        Level(name="tabq", codec=TabqCodec(hidden_size=hidden_size, delta=0.1, families=families)),
-    )
-    return Ladder(hidden_size=hidden_size, levels=levels, tables_sha256="synthetic")
+    levels = [Level(name=kind.name, codec=kind.synthetic(model, families)) for kind in KINDS]
+    return Ladder(hidden_size=hidden_size, levels=tuple(levels), tables_sha256="synthetic")
 
 
 def synthetic_rows(ladder: Ladder, num_rows: int, seed: int = 1) -> tuple[Any, Any]:
     """Rows [T, D] that follow the calibrated level's model, and their token ids."""
     rng = np.random.default_rng(seed)
-    codec = ladder.levels[1].codec
-    if not isinstance(codec, CalibratedCodec):
-        raise TypeError("level 1 of the synthetic ladder is calibrated")
-    model = codec.model
+    codecs = [level.codec for level in ladder.levels]
+    model = next(codec.model for codec in codecs if isinstance(codec, CalibratedCodec))
     ids = rng.integers(0, len(model.token_ids), num_rows)
     noise = rng.standard_normal((num_rows, ladder.hidden_size)).astype(np.float32) * model.sigma
     rows = model.rotate_back(noise + model.predicted(ids)) + model.mean
@@ -103,7 +101,7 @@ def run_codec_bench(
             )
     return {
         "hidden_size": hidden_size,
-        "compiled_kernel": rans_native.load(),
+        "compiled_kernel": is_compiled(),
         "measured": True,
         "results": results,
     }

@@ -1,19 +1,21 @@
-"""Work on many rows cut into pieces that stay in the cache, on a few threads.
+"""Work on many rows, cut into pieces that fit the processor's cache, on a few threads.
 
-Rows do not see each other, so pieces change nothing but the time. numpy, BLAS and the kernel let
-go of the interpreter while they compute. A decoding step is one piece.
+Rows do not depend on each other, so pieces change nothing but the time. numpy, BLAS and the kernel
+release the GIL while they compute. A decoding step is one piece.
 """
+
+from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Final, TypeVar
 
 Result = TypeVar("Result")
 
-CHUNK = 64  # more than codec.rows.ROWWISE_UP_TO, so that a piece is never coded row by row
-_MAX_THREADS = 4
+CHUNK: Final = 64  # more than codec.rows.ROWWISE_UP_TO, so that a piece is never coded row by row
+_MAX_THREADS: Final = 4
 
 
 def by_chunks(
@@ -21,8 +23,8 @@ def by_chunks(
 ) -> list[Result]:
     """Results of `work` over consecutive slices of the rows, in order; at least one slice.
 
-    in_turn: one after the other, for work with matrix products: BLAS has threads of its own, which
-    several callers at once would share.
+    in_turn: one piece after the other. For work with matrix products: BLAS has threads of its own,
+    which several callers at once would share.
     """
     # A last piece of few rows joins the one before it.
     starts = list(range(0, max(num_rows - CHUNK // 2, 1), CHUNK))

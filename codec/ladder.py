@@ -1,60 +1,53 @@
 """The levels one bundle offers at one split: what edge and cloud encode and decode with.
 
 Level 0 is always `lossless`; the others follow in order of decreasing quality. A ladder with only
-that level needs no tables; every other comes from a tables file that `splitpoint build` makes.
+that level needs no tables. Every other ladder comes from a tables file that `splitpoint build`
+makes.
 
-**Rows do not see each other.** What arrives for a row is, bit for bit, what would arrive had it
-been sent alone, in every frame of up to `codec.rows.ROWWISE_UP_TO` (32) rows and at every level:
-rotations go row by row there, all else works on each row by itself, and a row that a level declines
-goes at the safe level without taking the frame's other rows along. So drafting (k + 1 rows in a
-frame) and replaying a journal give the cloud the same numbers as plain decoding. It holds for one
-machine and one numpy on each side; in longer frames the last bits of a rotation may differ.
+**Rows do not depend on each other.** A row arrives as if it had been sent alone, bit for bit, in
+every frame of up to `codec.rows.ROWWISE_UP_TO` (32) rows and at every level. Rotations go row by
+row there, and all else works on each row by itself. A row that a level declines goes at the safe
+level; the frame's other rows keep theirs. So drafting (k + 1 rows in a frame) and replaying a
+journal give the cloud the same numbers as plain decoding. This holds for one machine and one numpy
+on each side. In longer frames the last bits of a rotation may differ.
 
 Body of a frame, after its header: the level's payload; or, for kind MIXED, one bit a row (set:
 declined), the length of the level's payload (LEB128), that payload for the rows it took, and for
 the declined ones a byte of kind and level as in the header and a body again.
 """
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
-from codec.errors import EncodeError, FrameError
+from codec.arrays import Arrays
+from codec.errors import EncodeError, FrameError, TablesError
 from codec.frame import (
-    CodecKind,
+    MAX_LEVELS,
+    MIXED,
     check_seed,
     max_payload_bytes,
     pack_frame,
     pack_varint,
     peek_level,
-    read_kind_and_level,
     read_varint,
+    split_kind_and_level,
     unpack_frame,
 )
-from codec.levels.lossless import decode_lossless, encode_lossless
-from codec.rows import Encoded, RowCodec, RowMask, Rows, TokenIds, check_rows, check_token_ids
+from codec.levels.base import LadderTables
+from codec.levels.lossless import LosslessCodec
+from codec.levels.registry import coder_of
+from codec.levels.split_model import SplitModel
+from codec.rows import RowCodec, RowMask, Rows, TokenIds, check_rows, check_token_ids
+from codec.tables import read_tables
 
-_MAX_FALLBACKS = 2  # to the safe level, and from there to lossless
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LosslessCodec:
-    """`codec.levels.lossless` as a level."""
-
-    hidden_size: int
-    kind: CodecKind = CodecKind.LOSSLESS
-
-    def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
-        """See RowCodec; it declines none."""
-        none = np.zeros(len(rows), dtype=np.bool_)
-        return Encoded(payload=encode_lossless(rows, token_ids), declined=none)
-
-    def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
-        """See RowCodec."""
-        return decode_lossless(payload, num_rows, self.hidden_size, token_ids)
+_MAX_FALLBACKS: Final = 2  # to the safe level, and from there to lossless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +73,16 @@ class Ladder:
     safe_level: str = "lossless"
 
     @classmethod
-    def lossless(cls, hidden_size: int) -> "Ladder":
+    def lossless(cls, hidden_size: int) -> Ladder:
         """The ladder that has level `lossless` and nothing else."""
         level = Level(name="lossless", codec=LosslessCodec(hidden_size=hidden_size))
         digest = hashlib.sha256(b"lossless").hexdigest()
         return cls(hidden_size=hidden_size, levels=(level,), tables_sha256=digest)
 
     @classmethod
-    def load(cls, path: Path | str, *, hidden_size: int) -> "Ladder":
+    def load(cls, path: Path | str, *, hidden_size: int) -> Ladder:
         """Read a tables file. Raises TablesError if it is damaged or for another width."""
-        from codec.tables import load_ladder
-
-        return load_ladder(Path(path), hidden_size=hidden_size)
+        return _load(Path(path), hidden_size)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,14 +102,14 @@ class Ladder:
         """One frame of rows float32 [T, D] whose input tokens were token_ids int64 [T].
 
         Raises EncodeError for an unknown level, a wrong shape or dtype, NaN or infinity. A row too
-        far from the level's model to be worth it goes at `safe_level` instead; where that is every
-        row of the frame, `level_of` tells.
+        far from the level's model goes at `safe_level` instead. Where every row of the frame does,
+        `level_of` says so.
         """
         check_rows(rows, token_ids, self.hidden_size)
         kind, index, body = self._body(self._index(level), rows, token_ids)
         return pack_frame(kind, index, len(rows), body, self._seed)
 
-    def _body(self, index: int, rows: Rows, token_ids: TokenIds) -> tuple[CodecKind, int, bytes]:
+    def _body(self, index: int, rows: Rows, token_ids: TokenIds) -> tuple[int, int, bytes]:
         """Kind, level and body of rows asked for at a level."""
         codec = self.levels[index].codec
         payload, declined = codec.encode(rows, token_ids)
@@ -133,7 +124,7 @@ class Ladder:
         bits = np.packbits(declined, bitorder="little").tobytes()
         head = bytes((kind << 5 | below,))
         body = b"".join((bits, pack_varint(len(payload)), payload, head, rest))
-        return CodecKind.MIXED, index, body
+        return MIXED, index, body
 
     def decode(self, frame: bytes, *, num_rows: int, token_ids: TokenIds) -> Rows:
         """The rows of a frame, float32 [num_rows, D]. FrameError, nothing else, on bad bytes.
@@ -153,18 +144,18 @@ class Ladder:
         return rows
 
     def _rows(
-        self, kind: CodecKind, index: int, body: bytes, token_ids: TokenIds, depth: int = 0
+        self, kind: int, index: int, body: bytes, token_ids: TokenIds, depth: int = 0
     ) -> Rows:
         """The inverse of `_body`, [T, D]."""
         codec = self._checked(kind, index).codec
-        if kind is not CodecKind.MIXED:
+        if kind != MIXED:
             return codec.decode(body, len(token_ids), token_ids)
         declined, at = _read_declined(body, len(token_ids))
         size, at = read_varint(body, at)
         end = at + size
         if depth == _MAX_FALLBACKS or end >= len(body):
             raise FrameError("rows of a mixed frame end too early")
-        below = read_kind_and_level(body[end])
+        below = split_kind_and_level(body[end])
         rows = np.empty((len(token_ids), self.hidden_size), dtype=np.float32)
         rows[~declined] = codec.decode(body[at:end], int((~declined).sum()), token_ids[~declined])
         rows[declined] = self._rows(*below, body[end + 1 :], token_ids[declined], depth + 1)
@@ -174,12 +165,9 @@ class Ladder:
         """Name of the level a frame says it was made at. FrameError if it is none of ours."""
         return self._checked(*peek_level(frame)).name
 
-    def _checked(self, kind: CodecKind, index: int) -> Level:
-        if index >= len(self.levels) or kind not in (
-            self.levels[index].codec.kind,
-            CodecKind.MIXED,
-        ):
-            raise FrameError(f"frame of codec {kind.name.lower()} at level {index}: no such level")
+    def _checked(self, kind: int, index: int) -> Level:
+        if index >= len(self.levels) or kind not in (self.levels[index].codec.kind, MIXED):
+            raise FrameError(f"frame of codec kind {kind} at level {index}: no such level")
         return self.levels[index]
 
     def _index(self, level: str) -> int:
@@ -203,3 +191,35 @@ def _read_declined(body: bytes, num_rows: int) -> tuple[RowMask, int]:
     if declined.all() or not declined.any():
         raise FrameError("mixed frame whose rows are all of one kind")
     return declined, size
+
+
+def _load(path: Path, hidden_size: int) -> Ladder:
+    header, arrays, digest = read_tables(path)
+    try:
+        levels = _levels_of(header, arrays, hidden_size, path)
+        safe_level = str(header["safe_level"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TablesError(f"{path}: damaged header: {error}") from error
+    names = [level.name for level in levels]
+    if len(levels) > MAX_LEVELS or len(set(names)) < len(names) or safe_level not in names:
+        raise TablesError(f"{path}: level names {names} with safe level {safe_level!r}")
+    return Ladder(
+        hidden_size=hidden_size,
+        levels=tuple(levels),
+        tables_sha256=digest,
+        safe_level=safe_level,
+    )
+
+
+def _levels_of(header: dict[str, Any], arrays: Arrays, hidden_size: int, path: Path) -> list[Level]:
+    if header["hidden_size"] != hidden_size:
+        raise TablesError(
+            f"{path}: tables for hidden size {header['hidden_size']}, this is {hidden_size}"
+        )
+    model = SplitModel.of(arrays, hidden_size) if "mean" in arrays else None
+    tables = LadderTables(arrays=arrays, model=model, hidden_size=hidden_size)
+    levels = [Level(name="lossless", codec=LosslessCodec(hidden_size=hidden_size))]
+    for entry in header["levels"]:
+        codec = coder_of(entry, tables)
+        levels.append(Level(name=str(entry["name"]), codec=codec, extra=bool(entry["extra"])))
+    return levels

@@ -1,19 +1,21 @@
 """What goes in and out of every codec: rows of float32 and the ids of their input tokens."""
 
-from typing import NamedTuple, Protocol, TypeAlias
+from __future__ import annotations
+
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from codec.arrays import F32, I64, Mask
 from codec.errors import EncodeError, FrameError
-from codec.frame import MAX_ROWS, CodecKind
+from codec.frame import MAX_ROWS
 
-Rows: TypeAlias = npt.NDArray[np.float32]  # [T, D]
-TokenIds: TypeAlias = npt.NDArray[np.int64]  # [T]
-RowMask: TypeAlias = npt.NDArray[np.bool_]  # [T]
+Rows: TypeAlias = F32  # [T, D]
+TokenIds: TypeAlias = I64  # [T]
+RowMask: TypeAlias = Mask  # [T]
 
-# Up to this many rows, a frame is coded with the very arithmetic of one-row frames.
-ROWWISE_UP_TO = 32
+# A frame of up to this many rows is coded with the arithmetic of one-row frames.
+ROWWISE_UP_TO: Final = 32
 
 
 class Encoded(NamedTuple):
@@ -27,8 +29,8 @@ class RowCodec(Protocol):
     """One level's coder. Payloads carry no header; `codec.ladder` frames them."""
 
     @property
-    def kind(self) -> CodecKind:
-        """Which codec this is, as the frame names it."""
+    def kind(self) -> int:
+        """Number of the codec's kind, as the frame says it."""
 
     def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
         """rows [T, D] and token_ids [T] to a payload of the rows that are not declined.
@@ -40,7 +42,7 @@ class RowCodec(Protocol):
         """The rows [num_rows, D] back. Raises FrameError on a payload that is not one."""
 
 
-def times(rows: Rows, matrix: npt.NDArray[np.float32]) -> Rows:
+def times(rows: Rows, matrix: F32) -> Rows:
     """rows [T, N] @ matrix [N, M].
 
     A matrix product of many rows adds up in another order than one of a single row, and the last

@@ -1,47 +1,37 @@
-"""The tables file of a ladder: written by the build, read by both sides without torch.
+"""The tables file of a ladder: how its header and arrays lie in the file.
 
 Layout: b"SPCODEC2"; length of the header (uint32 LE); header, JSON; arrays, little-endian, each at
 its offset from the end of the header. The header names the levels and lists the arrays with dtype
-and shape. The SHA-256 of the whole file is what both sides must agree on. The file is
-mapped, so the token predictions (a byte per token and channel) cost memory only where used.
+and shape. Both sides must agree on the SHA-256 of the whole file. The file is mapped, so the token
+predictions (a byte per token and channel) cost memory only where used. `splitpoint build` writes
+it; `codec.ladder` makes coders of it.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from codec.entropy.integers import Families
+from codec.arrays import Arrays
 from codec.errors import TablesError
-from codec.frame import MAX_LEVELS
-from codec.ladder import Ladder, Level, LosslessCodec
-from codec.levels.calibrated import CalibratedCodec, SplitModel, trellis_models
-from codec.levels.tabq import TabqCodec
-from codec.rows import RowCodec
 
-_MAGIC = b"SPCODEC2"
-_EARLIER = b"SPCODEC1"
-_MAX_HEADER_BYTES = 1 << 20
-_MAX_FILE_BYTES = 4 << 30
-_DTYPES = {"<f4": np.float32, "<u2": np.uint16, "|u1": np.uint8, "|i1": np.int8, "<i4": np.int32}
-_MODEL_FIELDS = (
-    "mean",
-    "tau",
-    "sigma",
-    "forward",
-    "inverse",
-    "order",
-    "token_ids",
-    "token_codes",
-    "token_scale",
-    "sensitivity",
-)
-
-Arrays = dict[str, npt.NDArray[Any]]
+_MAGIC: Final = b"SPCODEC2"
+_EARLIER: Final = b"SPCODEC1"
+_MAX_HEADER_BYTES: Final = 1 << 20
+_MAX_FILE_BYTES: Final = 4 << 30
+_DTYPES: Final = {
+    "<f4": np.float32,
+    "<u2": np.uint16,
+    "|u1": np.uint8,
+    "|i1": np.int8,
+    "<i4": np.int32,
+}
 
 
 def write_tables(path: Path, header: dict[str, Any], arrays: Arrays) -> str:
@@ -74,7 +64,7 @@ def read_tables(path: Path) -> tuple[dict[str, Any], Arrays, str]:
     data = mapped.data
     if bytes(data[:8]) == _EARLIER:
         raise TablesError(f"{path}: tables of an earlier format; run 'splitpoint build' again")
-    if len(data) < 12 or data[:8] != _MAGIC:
+    if len(data) < 12 or bytes(data[:8]) != _MAGIC:
         raise TablesError(f"{path}: not a codec tables file")
     size = int.from_bytes(data[8:12], "little")
     if size > min(_MAX_HEADER_BYTES, len(data) - 12):
@@ -111,62 +101,3 @@ def _array(body: memoryview, entry: dict[str, Any]) -> npt.NDArray[Any]:
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise ValueError("array with NaN or infinity")
     return array
-
-
-def load_ladder(path: Path, *, hidden_size: int) -> Ladder:
-    """Read the ladder at `path`. Raises TablesError."""
-    header, arrays, digest = read_tables(path)
-    try:
-        if header["hidden_size"] != hidden_size:
-            raise TablesError(
-                f"{path}: tables for hidden size {header['hidden_size']}, this is {hidden_size}"
-            )
-        model = None
-        if "mean" in arrays:
-            model = SplitModel(**{name: arrays[name] for name in _MODEL_FIELDS})
-            model.check(hidden_size)
-        levels = [Level(name="lossless", codec=LosslessCodec(hidden_size=hidden_size))]
-        for entry in header["levels"]:
-            codec = codec_of(entry, arrays, model, hidden_size)
-            levels.append(Level(name=str(entry["name"]), codec=codec, extra=bool(entry["extra"])))
-        safe_level = str(header["safe_level"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TablesError(f"{path}: damaged header: {error}") from error
-    names = [level.name for level in levels]
-    if len(levels) > MAX_LEVELS or len(set(names)) < len(names) or safe_level not in names:
-        raise TablesError(f"{path}: level names {names} with safe level {safe_level!r}")
-    return Ladder(
-        hidden_size=hidden_size,
-        levels=tuple(levels),
-        tables_sha256=digest,
-        safe_level=safe_level,
-    )
-
-
-def _of_width(array: npt.NDArray[Any], hidden_size: int) -> npt.NDArray[Any]:
-    if array.shape != (hidden_size,):
-        raise TablesError(f"an array of shape {list(array.shape)} for a width of {hidden_size}")
-    return array
-
-
-def codec_of(
-    entry: dict[str, Any], arrays: Arrays, model: SplitModel | None, hidden_size: int
-) -> RowCodec:
-    """The coder of one level's header entry. Raises TablesError, KeyError or ValueError."""
-    name = entry["name"]
-    if entry["kind"] == "tabq":
-        return TabqCodec(
-            hidden_size=hidden_size,
-            delta=float(entry["delta"]),
-            top_k=int(entry["top_k"]),
-            tau=_of_width(arrays[entry["tau"]], hidden_size) if entry["tau"] else None,
-            min_bits=int(entry["min_bits"]),
-            max_bits=int(entry["max_bits"]),
-            families=Families.from_cdf(arrays[f"{name}.cdf"]) if entry["entropy"] else None,
-            centre=_of_width(arrays[entry["centre"]], hidden_size) if entry["centre"] else None,
-            eighths=_of_width(arrays[entry["eighths"]], hidden_size) if entry["eighths"] else None,
-        )
-    if entry["kind"] == "calibrated" and model is not None:
-        models = trellis_models(arrays[f"{name}.cdf"], slope=float(entry["slope"]))
-        return CalibratedCodec.build(model, float(entry["step"]), models, arrays[f"{name}.centres"])
-    raise TablesError(f"level {name!r} of unknown kind {entry['kind']!r}")

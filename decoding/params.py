@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 # float32 holds these bounds exactly, so a value that left one side valid arrives valid.
-MAX_TEMPERATURE = 100.0
-MAX_PENALTY = 100.0
+MAX_TEMPERATURE: Final = 100.0
+MAX_PENALTY: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
         return self.temperature == 0.0
 
 

@@ -1,12 +1,12 @@
-"""From logits to tokens: filters, one uniform number a position, and draft verification.
+"""From logits to tokens: filters, one uniform random number a position, draft verification.
 
 The random number of a position depends on the seed and the position alone (a counter-based
 generator, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). So a replayed
-session draws the same tokens, and so does a drafted one: verifying a draft means drawing the
-position's token as plain decoding would and keeping the draft when they agree. That accepts a
-one-hot draft with exactly the target's probability of it, and draws the correction from the
-rest, which is the rejection rule of Leviathan et al. 2023 (arXiv:2211.17192, Algorithm 1)
-for one-hot drafts; the outcome is not only distributed like plain decoding, it is equal to it.
+session draws the same tokens, and so does a drafted one. To verify a draft, we draw the position's
+token as plain decoding would, and keep the draft when they agree. That accepts a one-hot draft
+with exactly the target's probability of it, and draws the correction from the rest. This is the
+rejection rule of Leviathan et al. 2023 (arXiv:2211.17192, Algorithm 1) for one-hot drafts. The
+outcome is not only distributed like plain decoding; it is equal to it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The codec as the profiler measures it (`hwprofiles.profiler.measured_backends.CodecKernels`): its
-real coders over made-up rows of any width, and what a level then costs."""
+"""The codec as the profiler measures it: its real coders, over made-up rows of any width."""
 
 from __future__ import annotations
 
@@ -7,13 +6,14 @@ import functools
 
 from codec.bench import synthetic_ladder, synthetic_rows
 from codec.ladder import Ladder
+from codec.levels.registry import KINDS
 from hwprofiles.profiler.measured_backends import Call
 
 
 class ProfiledCodec:
-    """See CodecKernels. The kinds are the levels of `codec.bench.synthetic_ladder`."""
+    """`hwprofiles.profiler.measured_backends.CodecKernels` over every registered kind."""
 
-    kinds: tuple[str, ...] = ("lossless", "calibrated", "tabq")
+    kinds: tuple[str, ...] = tuple(kind.name for kind in KINDS)
 
     def coder(self, kind: str, *, hidden_size: int, num_rows: int) -> tuple[Call, Call]:
         """See CodecKernels."""

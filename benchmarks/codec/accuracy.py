@@ -156,12 +156,12 @@ def judge(
     gold = np.array([row.gold for row in rows])
     unsplit = np.array(answers["unsplit"])
     table = []
-    for coder, given in answers.items():
+    for level, given in answers.items():
         right = np.array(given) == gold[:, None]
         table.append(
             {
                 "set": name,
-                "level": coder,
+                "level": level,
                 "rows": len(rows),
                 "acc": float(right[:, 0].mean()),
                 "acc_norm": float(right[:, 1].mean()),

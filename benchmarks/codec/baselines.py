@@ -7,7 +7,7 @@ Each has a `name` and `send(rows, token_ids) -> (rows as they arrive, bytes)`, w
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ Method = Literal[
 class Baseline:
     """One method at one setting.
 
-    bits: of an integer, where the method leaves them open. share: of a row's values sent aside
+    bits: of an integer, where the method leaves them open. share: of a row's values sent apart
     (top-k), or of its spectrum kept (Fourier).
     """
 
@@ -57,6 +57,8 @@ class Baseline:
     def send(self, rows: F32, token_ids: Ids) -> tuple[F32, int]:
         """rows [T, D]: what arrives, and the bytes of one message."""
         size = rows.shape[1]
+        back: npt.NDArray[Any]
+        bits: float
         match self.method:
             case "fp16":
                 back, bits = rows.clip(-65504, 65504).astype(np.float16), 16.0 * size
@@ -71,8 +73,11 @@ class Baseline:
             case "integers row (Atom-like)":
                 back, bits = _scaled(rows, self.bits), self.bits * size + 16.0
             case "integers rotated (QuaRot-like)":
-                turn = _random_rotation(size)
-                back, bits = _scaled(rows @ turn, self.bits) @ turn.T, self.bits * size + 16.0
+                rotation = _random_rotation(size)
+                back, bits = (
+                    _scaled(rows @ rotation, self.bits) @ rotation.T,
+                    self.bits * size + 16.0,
+                )
             case "top-k + integers (SLICER-like)":
                 kept = max(1, round(self.share * size))
                 place = np.argpartition(np.abs(rows), size - kept, axis=1)[:, -kept:]

@@ -17,6 +17,7 @@ from codec.bench import synthetic_ladder, synthetic_rows
 from codec.errors import FrameError
 from codec.frame import check_seed, pack_frame, unpack_frame
 from codec.ladder import Ladder
+from codec.levels.registry import KINDS
 
 
 def damaged(payload: bytes, rng: np.random.Generator) -> bytes:
@@ -68,9 +69,13 @@ def run(num_frames: int, hidden_size: int, seed: int) -> dict[str, object]:
         "refused": refused,
         "decoded": accepted,
         "slowest_s": slowest,
-        "kinds": sorted({unpack_frame(frame, seeds).kind.name.lower() for frame, _, _ in valid}),
+        "kinds": sorted({_kind_name(unpack_frame(frame, seeds).kind) for frame, _, _ in valid}),
         "memory_growth_kib": grown,
     }
+
+
+def _kind_name(number: int) -> str:
+    return next((kind.name for kind in KINDS if kind.number == number), "mixed")
 
 
 def _decode(

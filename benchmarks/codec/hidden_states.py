@@ -54,7 +54,7 @@ def front_pass(
 
 
 def _run(model: PreTrainedModel, windows: Windows, splits: list[int]) -> dict[str, F32]:
-    found: dict[str, list[F32]] = {f"h{split}": [] for split in splits} | {"last": []}
+    found: dict[str, list[F32]] = {key: [] for key in (*(f"h{split}" for split in splits), "last")}
 
     def keep(key: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -34,14 +34,15 @@ def main() -> None:
         text = options.text.read_text(encoding="utf-8")[: 16 * options.tokens]
         ids = list(source.load_tokenizer()(text)["input_ids"])
     seconds: dict[str, float] = {}
-    last = [time.perf_counter(), "start"]
+    begun_s, running = time.perf_counter(), "start"
 
     def note(stage: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        seconds[str(last[1])] = seconds.get(str(last[1]), 0.0) + now - float(last[0])
-        if stage != last[1]:
+        nonlocal begun_s, running
+        now_s = time.perf_counter()
+        seconds[running] = seconds.get(running, 0.0) + now_s - begun_s
+        if stage != running:
             print(stage, file=sys.stderr, flush=True)
-        last[:] = [now, stage]
+        begun_s, running = now_s, stage
 
     digests = calibrate_splits(
         model,

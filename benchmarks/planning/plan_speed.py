@@ -20,7 +20,7 @@ from hwprofiles.links.profile import link_names, load_link
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.specs import load_spec
-from optimizer.cost.levels import DEFAULT_LEVELS, TABQ_LEVELS
+from optimizer.cost.levels import DEFAULT_LEVELS, EXTRA_LEVELS
 from optimizer.cost.link import link_at
 from optimizer.cost.quality import QualityModel
 from optimizer.search.planner import Planner
@@ -43,7 +43,8 @@ def problem(objective: Objective, prompt_tokens: int) -> Problem:
         edge=load_device("jetson-agx-orin-64gb"),
         cloud=cloud,
         space=Space(
-            splits=tuple(range(geometry.num_layers + 1)), levels=(*DEFAULT_LEVELS, *TABQ_LEVELS[:2])
+            splits=tuple(range(geometry.num_layers + 1)),
+            levels=(*DEFAULT_LEVELS, *EXTRA_LEVELS[:2]),
         ),
         quality=QualityModel(num_layers=geometry.num_layers),
         limits=Limits(

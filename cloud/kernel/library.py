@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import logging
 from collections.abc import Sequence
 from typing import Final
@@ -17,6 +16,8 @@ from typing import Final
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from codec.kernel.loader import CFunction, KernelSpec, load_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,7 @@ MAX_THREADS: Final = 64
 MAX_GROUP: Final = 4  # query heads that attend together, each with scores of its own
 _BLOCK_OUTPUTS: Final = 64
 _QUAD: Final = 4
-_LAYOUT_VERSION = 2  # of kernel.c
-_FUNCTIONS = ("sp_layout", "sp_available", "sp_set_threads", "sp_layers", "sp_linear", "sp_attend")
+_LAYOUT_VERSION: Final = 2  # of kernel.c
 
 
 class CLinear(ctypes.Structure):
@@ -162,38 +162,42 @@ class NativeKernel:
         )
 
 
+_AT = ctypes.c_void_p
+_KERNEL = KernelSpec(
+    module="cloud.kernel._kernel",
+    abi_function="sp_layout",
+    abi=(_LAYOUT_VERSION, *map(ctypes.sizeof, (CLinear, CLayer, CPiece, CStep))),
+    without="8-bit layers run in torch",
+    functions=(
+        CFunction(name="sp_available", result=ctypes.c_int32, arguments=()),
+        CFunction(name="sp_set_threads", result=ctypes.c_int32, arguments=(ctypes.c_int32,)),
+        CFunction(
+            name="sp_layers",
+            result=None,
+            arguments=(_AT, ctypes.c_int64, ctypes.c_int64, _AT, ctypes.c_int32),
+        ),
+        CFunction(
+            name="sp_linear",
+            result=None,
+            arguments=(_AT, _AT, ctypes.c_float, _AT, _AT, _AT, ctypes.c_int32),
+        ),
+        CFunction(
+            name="sp_attend",
+            result=None,
+            arguments=(_AT, ctypes.c_int64, ctypes.c_float, ctypes.c_int32),
+        ),
+    ),
+)
+
+
 @functools.cache
 def load() -> NativeKernel | None:
     """The kernel, None (logged once) where it is not there."""
-    spec = importlib.util.find_spec("cloud.kernel._kernel")
-    if spec is None or spec.origin is None:
-        logger.info("the compiled kernel was not built: 8-bit layers run in torch")
-        return None
-    try:
-        library = ctypes.CDLL(spec.origin)
-    except OSError as error:
-        logger.warning("the compiled kernel is not usable, 8-bit layers run in torch: %s", error)
-        return None
-    if not _same_layout(library):
-        logger.warning(
-            "the compiled kernel is of other sources, 8-bit layers run in torch: "
-            "rebuild it with `pip install -e .`"
-        )
+    library = load_kernel(_KERNEL)
+    if library is None:
         return None
     kind = int(library.sp_available())
     if kind == 0:
         logger.info("this processor has no AVX2: 8-bit layers run in torch")
         return None
-    for function in (library.sp_layers, library.sp_linear, library.sp_attend):
-        function.restype = None
     return NativeKernel(library, kind)
-
-
-def _same_layout(library: ctypes.CDLL) -> bool:
-    """Whether the library reads the structures of this module as they are written here."""
-    if not all(hasattr(library, name) for name in _FUNCTIONS):
-        return False
-    library.sp_layout.restype = ctypes.c_int64
-    structures = (CLinear, CLayer, CPiece, CStep)
-    expected = (_LAYOUT_VERSION, *(ctypes.sizeof(structure) for structure in structures))
-    return all(library.sp_layout(what) == size for what, size in enumerate(expected))

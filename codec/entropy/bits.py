@@ -1,19 +1,19 @@
 """Packing unsigned integers of known bit widths, least significant bit first."""
 
-import numpy as np
-import numpy.typing as npt
+from __future__ import annotations
 
+import numpy as np
+
+from codec.arrays import I64
 from codec.errors import FrameError
 
-Ints = npt.NDArray[np.int64]
 
-
-def packed_bytes(widths: Ints) -> int:
+def packed_bytes(widths: I64) -> int:
     """Bytes that values of these widths take together."""
     return (int(widths.sum()) + 7) // 8
 
 
-def pack(values: Ints, widths: Ints) -> bytes:
+def pack(values: I64, widths: I64) -> bytes:
     """values [n] >= 0, value i in widths[i] bits (0 to 32); the last byte is zero-filled."""
     if len(values) == 0:
         return b""
@@ -22,7 +22,7 @@ def pack(values: Ints, widths: Ints) -> bytes:
     return np.packbits(bits[place < widths[:, None]], bitorder="little").tobytes()
 
 
-def unpack(data: memoryview, widths: Ints) -> Ints:
+def unpack(data: memoryview, widths: I64) -> I64:
     """The values [n] at the front of `data`. Raises FrameError if it is too short."""
     if len(widths) == 0:
         return np.zeros(0, dtype=np.int64)

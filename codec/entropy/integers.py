@@ -2,37 +2,37 @@
 
 A family k stands for codes whose typical magnitude is 2^((k-16)/4) steps, a quarter octave apart.
 A code q is split as q = high * 2^shift + low, with shift 0 for all but wide families: `high`
-is a symbol of its family's model, `low` goes as plain bits (at that width they are noise). Codes
+is a symbol of its family's model, `low` goes as plain bits (at that width they are noise). I32
 beyond the alphabet are escapes: a symbol that says so, and four plain bytes.
 
 Source: ours; the split into modelled and plain bits is that of Golomb-Rice codes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from codec.entropy import rans as entropy
+from codec.arrays import F64, I32, U8, U16, Mask
+from codec.entropy import rans
 from codec.entropy.bits import pack, packed_bytes, unpack
 from codec.entropy.rans import Models
-from codec.entropy.rans_numpy import U8, U16
 from codec.errors import FrameError, TablesError
 
-Codes = npt.NDArray[np.int32]
-
-NUM_FAMILIES = 56
-FAMILY_OF_ONE = 16  # the family of codes with typical magnitude 1
-PER_OCTAVE = 4
-REACH = 31  # largest |high| with a symbol of its own
-ESCAPE = 2 * REACH + 1
-ALPHABET = ESCAPE + 1
-MAX_CODE = (1 << 30) - 1
+NUM_FAMILIES: Final = 56
+FAMILY_OF_ONE: Final = 16  # the family of codes with typical magnitude 1
+PER_OCTAVE: Final = 4
+REACH: Final = 31  # largest |high| with a symbol of its own
+ESCAPE: Final = 2 * REACH + 1
+ALPHABET: Final = ESCAPE + 1
+MAX_CODE: Final = (1 << 30) - 1
 
 # Family k keeps its `high` near 4 units wide, well inside REACH.
-SHIFTS: U8 = np.maximum(0, -(-(np.arange(NUM_FAMILIES) - FAMILY_OF_ONE) // PER_OCTAVE) - 2).astype(
-    np.uint8
-)
+SHIFTS: Final[U8] = np.maximum(
+    0, -(-(np.arange(NUM_FAMILIES) - FAMILY_OF_ONE) // PER_OCTAVE) - 2
+).astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +42,14 @@ class Families:
     models: Models
 
     @classmethod
-    def from_cdf(cls, cdf: U16) -> "Families":
+    def from_cdf(cls, cdf: U16) -> Families:
         """Raises TablesError unless cdf is [56, 65] and sound."""
         if cdf.shape != (NUM_FAMILIES, ALPHABET + 1):
             raise TablesError(f"family tables of shape {list(cdf.shape)}")
         return cls(models=Models.from_cdf(cdf))
 
 
-def to_symbols(family: U8, codes: Codes) -> tuple[U8, npt.NDArray[np.bool_]]:
+def to_symbols(family: U8, codes: I32) -> tuple[U8, Mask]:
     """Symbol of each code and whether it escapes; any shape."""
     high = codes >> SHIFTS[family]
     high += REACH
@@ -61,11 +61,11 @@ def to_symbols(family: U8, codes: Codes) -> tuple[U8, npt.NDArray[np.bool_]]:
 
 
 def encode_codes(
-    families: Families, family: U8, codes: Codes, *, native: bool | None = None
+    families: Families, family: U8, codes: I32, *, native: bool | None = None
 ) -> bytes:
     """codes [n] int32 with |code| <= MAX_CODE, each under family[i] [n] uint8."""
     symbols, escapes = to_symbols(family, codes)
-    stream = entropy.encode(families.models, family, symbols, native=native)
+    stream = rans.encode(families.models, family, symbols, native=native)
     shifts = SHIFTS[family]
     wide = np.flatnonzero((shifts > 0) & ~escapes)
     widths = shifts[wide].astype(np.int64)
@@ -75,9 +75,9 @@ def encode_codes(
 
 def decode_codes(
     families: Families, family: U8, data: memoryview, *, native: bool | None = None
-) -> tuple[Codes, int]:
+) -> tuple[I32, int]:
     """The codes [n] at the front of `data` and the bytes used. Raises FrameError."""
-    symbols, at = entropy.decode(families.models, family, data, native=native)
+    symbols, at = rans.decode(families.models, family, data, native=native)
     escapes = symbols == ESCAPE
     codes = symbols.astype(np.int32) - REACH
     shifts = SHIFTS[family]
@@ -99,7 +99,7 @@ def decode_codes(
     return codes, at
 
 
-def family_of_scale(scale: npt.NDArray[np.float64]) -> U8:
+def family_of_scale(scale: F64) -> U8:
     """Nearest family of a typical magnitude in steps; any shape, positive or zero."""
     octaves = np.log2(np.maximum(scale, 1e-9))
     index = np.rint(PER_OCTAVE * octaves) + FAMILY_OF_ONE

@@ -4,21 +4,22 @@ One lane is a plain Python loop (a decode frame has a few hundred symbols); many
 as numpy vectors. See `codec.entropy.rans` for the format.
 """
 
+from __future__ import annotations
+
+from typing import Final
+
 import numpy as np
-import numpy.typing as npt
 
-U8 = npt.NDArray[np.uint8]
-U16 = npt.NDArray[np.uint16]
-U32 = npt.NDArray[np.uint32]
+from codec.arrays import U8, U16, U32
 
-PRECISION = 14
-LOWER = 1 << 16
+PRECISION: Final = 14
+LOWER: Final = 1 << 16
 
 
-def encode(cdf: U16, models: U8, symbols: U8, num_lanes: int) -> tuple[U32, U16]:
-    """models, symbols [n] to final states [num_lanes] and words, both as the decoder reads them."""
-    starts = cdf[models, symbols].astype(np.uint64)
-    freqs = cdf[models, symbols.astype(np.int64) + 1].astype(np.uint64) - starts
+def encode(cdf: U16, model_ids: U8, symbols: U8, num_lanes: int) -> tuple[U32, U16]:
+    """model_ids, symbols [n] to final states [num_lanes] and words, as the decoder reads them."""
+    starts = cdf[model_ids, symbols].astype(np.uint64)
+    freqs = cdf[model_ids, symbols.astype(np.int64) + 1].astype(np.uint64) - starts
     if num_lanes == 1:
         return _encode_one(starts.tolist(), freqs.tolist())
     states = np.full(num_lanes, LOWER, dtype=np.uint64)
@@ -36,17 +37,17 @@ def encode(cdf: U16, models: U8, symbols: U8, num_lanes: int) -> tuple[U32, U16]
     return states.astype(np.uint32), words
 
 
-def decode(cdf: U16, models: U8, states: U32, words: U16) -> tuple[U8, int, U32] | None:
+def decode(cdf: U16, model_ids: U8, states: U32, words: U16) -> tuple[U8, int, U32] | None:
     """Symbols [n], words read and the states left; None when the words run out."""
     if len(states) == 1:
-        return _decode_one(cdf, models, int(states[0]), words.tolist())
+        return _decode_one(cdf, model_ids, int(states[0]), words.tolist())
     num_lanes, at = len(states), 0
     x_all = states.astype(np.uint64)
-    symbols = np.empty(len(models), dtype=np.uint8)
+    symbols = np.empty(len(model_ids), dtype=np.uint8)
     # An n-th lane that needs no word must still index something.
     padded = np.concatenate([words.astype(np.uint64), np.zeros(num_lanes, dtype=np.uint64)])
-    for begin in range(0, len(models), num_lanes):
-        rows = cdf[models[begin : begin + num_lanes]]  # [lanes, A + 1]
+    for begin in range(0, len(model_ids), num_lanes):
+        rows = cdf[model_ids[begin : begin + num_lanes]]  # [lanes, A + 1]
         x = x_all[: len(rows)]
         slot = x & np.uint64((1 << PRECISION) - 1)
         symbol = (rows <= slot[:, None]).sum(axis=1) - 1
@@ -75,11 +76,11 @@ def _encode_one(starts: list[int], freqs: list[int]) -> tuple[U32, U16]:
     return np.array([x], dtype=np.uint32), np.array(words[::-1], dtype=np.uint16)
 
 
-def _decode_one(cdf: U16, models: U8, x: int, words: list[int]) -> tuple[U8, int, U32] | None:
+def _decode_one(cdf: U16, model_ids: U8, x: int, words: list[int]) -> tuple[U8, int, U32] | None:
     mask, at = (1 << PRECISION) - 1, 0
-    rows = {int(model): cdf[model].tolist() for model in np.unique(models)}
-    symbols = bytearray(len(models))
-    for index, model in enumerate(models.tolist()):
+    rows = {int(model): cdf[model].tolist() for model in np.unique(model_ids)}
+    symbols = bytearray(len(model_ids))
+    for index, model in enumerate(model_ids.tolist()):
         row, slot = rows[model], x & mask
         low, high = 0, len(row) - 1
         while high - low > 1:

@@ -1,10 +1,10 @@
 """Trellis-coded integers: two interleaved quantizers, a path through eight states, one rANS stream.
 
 A value in half steps goes to a level of quantizer 0 (even multiples: 0, 2, 4 ..) or of quantizer 1
-(0 and the odd ones: 1, 3, 5 ..). Which of the two is in force follows from the parities of the
-codes so far, so it costs nothing to send, and the encoder picks the path of least error plus rate
-(Viterbi). At equal error this takes 0.13 to 0.17 bits a value less than rounding to one grid
-(measured; a little over 1 of the 1.53 dB that any lattice could gain).
+(0 and the odd ones: 1, 3, 5 ..). The parities of the codes so far say which of the two is in force,
+so that costs nothing to send. The encoder picks the path of least error plus rate (Viterbi). At
+equal error this takes 0.13 to 0.17 bits a value less than rounding to one grid (measured; a little
+over 1 of the 1.53 dB that any lattice could gain).
 
 Code k stands for level 2|k| under quantizer 0 and 2|k| - 1 under quantizer 1 (0 for k = 0), with
 the sign of k. State s uses quantizer s mod 2; NEXT[s][k mod 2] follows. Rows begin in state 0.
@@ -21,28 +21,27 @@ the eight-state table is the one proposed for its successor (JVET-Q0243). Rate t
 stream are ours.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from codec.entropy import rans_native, trellis_native, trellis_numpy
+from codec.arrays import F32, I8, I32, I64, U8, U16
+from codec.entropy import trellis_native, trellis_numpy
 from codec.entropy.integers import ALPHABET, ESCAPE, NUM_FAMILIES
 from codec.entropy.rans import Models
-from codec.entropy.rans_numpy import LOWER, U8, U16
+from codec.entropy.rans_numpy import LOWER
 from codec.errors import FrameError, TablesError
+from codec.kernel.library import is_compiled
 
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-I8 = npt.NDArray[np.int8]
-
-UNITS = 32  # targets are in this part of a half step
-LARGEST_TARGET = 1 << 28
-MAX_WIDTH = 16_384
-_ESCAPE_BITS = 32
-_SYMBOLS_PER_LANE = 4096
-_MAX_LANES = 16
+UNITS: Final = 32  # targets are in this part of a half step
+LARGEST_TARGET: Final = 1 << 28
+MAX_WIDTH: Final = 16_384
+_ESCAPE_BITS: Final = 32
+_SYMBOLS_PER_LANE: Final = 4096
+_MAX_LANES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,7 @@ class TrellisModels:
     costs: U16
 
     @classmethod
-    def from_cdf(cls, cdf: U16, *, slope: float) -> "TrellisModels":
+    def from_cdf(cls, cdf: U16, *, slope: float) -> TrellisModels:
         """slope: squared half steps that one bit is worth. Raises TablesError."""
         if cdf.shape != (2 * NUM_FAMILIES, ALPHABET + 1):
             raise TablesError(f"trellis tables of shape {list(cdf.shape)}")
@@ -94,16 +93,18 @@ def quantize(
     return trellis_numpy.quantize(models.costs, targets, base, offsets)
 
 
-def encode(models: TrellisModels, which: U8, codes: I32, *, native: bool | None = None) -> bytes:
-    """The stream of codes [T, D] under models which [T, D]."""
+def encode(
+    models: TrellisModels, model_ids: U8, codes: I32, *, native: bool | None = None
+) -> bytes:
+    """The stream of codes [T, D] under models model_ids [T, D]."""
     if codes.size == 0:
         return b""
     lanes = num_lanes(*codes.shape)
     states = np.full(lanes, _start(lanes), dtype=np.uint32)
     if _native(native):
-        words = trellis_native.encode(models.models.cdf, which, codes, states)
+        words = trellis_native.encode(models.models.cdf, model_ids, codes, states)
     else:
-        words = trellis_numpy.encode(models.models.cdf, which, codes, states)
+        words = trellis_numpy.encode(models.models.cdf, model_ids, codes, states)
     return states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
 
 
@@ -142,7 +143,7 @@ def decode(
 
 
 def _native(asked: bool | None) -> bool:
-    return rans_native.load() if asked is None else asked
+    return is_compiled() if asked is None else asked
 
 
 def _start(lanes: int) -> int:

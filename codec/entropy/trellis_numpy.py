@@ -4,29 +4,28 @@ The path search steps through the columns with all rows at once; one lane is a p
 many lanes step together. See `codec.entropy.trellis` for the format.
 """
 
-import numpy as np
-import numpy.typing as npt
+from __future__ import annotations
 
+from typing import Final
+
+import numpy as np
+
+from codec.arrays import F32, I8, I32, I64, U8, U16, U32
 from codec.entropy.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, SHIFTS
 from codec.entropy.rans import Models
-from codec.entropy.rans_numpy import LOWER, PRECISION, U8, U16, U32
+from codec.entropy.rans_numpy import LOWER, PRECISION
 from codec.errors import FrameError
 
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-I8 = npt.NDArray[np.int8]
-
-MAX_CODE = (1 << 24) - 1
-NEXT = ((0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5))
-_MAX_COST = 65_535
-_FAR = 1 << 29
-_LOUDEST = 1 << 22
-_ZERO_WITHIN = 256  # units: nearer than this, level 0 is tried too
+MAX_CODE: Final = (1 << 24) - 1
+NEXT: Final = ((0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5))
+_MAX_COST: Final = 65_535
+_FAR: Final = 1 << 29
+_LOUDEST: Final = 1 << 22
+_ZERO_WITHIN: Final = 256  # units: nearer than this, level 0 is tried too
 # Into state s lead two branches: where each comes from, and whether its code is odd.
-_FROM = np.array([[0, 4], [2, 6], [0, 4], [2, 6], [3, 5], [1, 7], [3, 5], [1, 7]])
-_ODD = np.array([[0, 1], [0, 1], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [1, 0]])
-_BRANCH = 2 * (_FROM & 1) + _ODD  # which of the four candidates a branch takes
+_FROM: Final = np.array([[0, 4], [2, 6], [0, 4], [2, 6], [3, 5], [1, 7], [3, 5], [1, 7]])
+_ODD: Final = np.array([[0, 1], [0, 1], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [1, 0]])
+_BRANCH: Final = 2 * (_FROM & 1) + _ODD  # which of the four candidates a branch takes
 
 
 def families(base: U8, offsets: I8) -> I64:
@@ -95,13 +94,13 @@ def quantize(costs: U16, targets: I32, base: U8, offsets: I8) -> tuple[I32, U8, 
     return found, (2 * family + side).astype(np.uint8), escapes.astype(np.int32)
 
 
-def encode(cdf: U16, which: U8, codes: I32, states: U32) -> U16:
+def encode(cdf: U16, model_ids: U8, codes: I32, states: U32) -> U16:
     """Words as the decoder reads them; states [L], the first states in, the last ones out."""
-    family = (which >> 1).astype(np.int64)
+    family = (model_ids >> 1).astype(np.int64)
     wide = codes.astype(np.int64)
     symbols = _symbols(wide, family)
-    starts = cdf[which, symbols].astype(np.int64)
-    freqs = cdf[which, symbols + 1].astype(np.int64) - starts
+    starts = cdf[model_ids, symbols].astype(np.int64)
+    freqs = cdf[model_ids, symbols + 1].astype(np.int64) - starts
     escaped = symbols == ESCAPE
     # Up to two plain pieces before the symbol, in the encoder's backward order.
     first = np.where(escaped, wide >> 16 & 0xFFFF, 0)

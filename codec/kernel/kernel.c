@@ -1,5 +1,5 @@
-/* rANS and trellis loops: the compiled twin of codec/entropy/rans_numpy.py and codec/entropy/trellis_numpy.py, bit
- * for bit.
+/* rANS and trellis loops: the compiled twin of codec/entropy/rans_numpy.py and
+ * codec/entropy/trellis_numpy.py, bit for bit.
  *
  * State 32 bits, renormalised by 16-bit words, probabilities out of 2^14. Symbol i belongs to lane
  * i % num_lanes; all lanes share one word stream, read in symbol order.
@@ -22,6 +22,11 @@
 #else
 #define API __attribute__((visibility("default")))
 #endif
+
+/* Raise it when the arguments of a function change, or their meaning (codec/kernel/library.py). */
+#define ABI 1
+
+API int64_t codec_abi(int32_t what) { return what == 0 ? ABI : -1; }
 
 /* cdf: [num_models, alphabet + 1]; models, symbols: [n]. Words go to the END of out[capacity].
  * Returns the number of words, or -1 when an index is out of range or out is too small. */
@@ -166,11 +171,11 @@ API void row_loudness(const int32_t *targets, int64_t rows, int64_t width, const
 }
 
 /* targets: [rows, width], 1/32 of a half step; costs: [2 * NUM_FAMILIES, ALPHABET].
- * codes, which: [rows, width] out; escapes: [rows] out. candidates: [width, 4], taken: [width]
+ * codes, model_ids: [rows, width] out; escapes: [rows] out. candidates: [width, 4], taken: [width]
  * scratch. Returns 0, or -1 for a width beyond MAX_WIDTH. */
 API int32_t trellis_quantize(const int32_t *targets, int64_t rows, int64_t width,
                              const uint8_t *base, const int8_t *offsets, const uint16_t *costs,
-                             int32_t *codes, uint8_t *which, int32_t *escapes, int32_t *candidates,
+                             int32_t *codes, uint8_t *model_ids, int32_t *escapes, int32_t *candidates,
                              uint8_t *taken) {
     if (width > MAX_WIDTH) return -1;
     for (int64_t t = 0; t < rows; t++) {
@@ -231,7 +236,7 @@ API int32_t trellis_quantize(const int32_t *targets, int64_t rows, int64_t width
             int32_t family = family_at(base, offsets[t], d);
             int32_t code = candidates[4 * d + 2 * (state & 1) + parity];
             codes[t * width + d] = code;
-            which[t * width + d] = (uint8_t)(2 * family + (state & 1));
+            model_ids[t * width + d] = (uint8_t)(2 * family + (state & 1));
             escapes[t] += symbol_of(code, family) == ESCAPE;
         }
     }
@@ -250,7 +255,7 @@ static int put(uint32_t *x, uint32_t value, int32_t bits, uint16_t *out, int64_t
 
 /* Row t belongs to lane t % num_lanes; lanes take turns value by value, num_lanes rows at a time.
  * states: [num_lanes], the first states in, the last ones out. Words as in rans_encode. */
-API int64_t trellis_encode(const uint16_t *cdf, const uint8_t *which, const int32_t *codes,
+API int64_t trellis_encode(const uint16_t *cdf, const uint8_t *model_ids, const int32_t *codes,
                            int64_t rows, int64_t width, int32_t num_lanes, uint32_t *states,
                            uint16_t *out, int64_t capacity) {
     if (num_lanes < 1 || num_lanes > MAX_LANES) return -1;
@@ -260,7 +265,7 @@ API int64_t trellis_encode(const uint16_t *cdf, const uint8_t *which, const int3
         for (int64_t d = width - 1; d >= 0; d--)
             for (int64_t l = lanes - 1; l >= 0; l--) {
                 int64_t i = (first + l) * width + d;
-                int32_t family = which[i] >> 1, code = codes[i], shift;
+                int32_t family = model_ids[i] >> 1, code = codes[i], shift;
                 if (family >= NUM_FAMILIES) return -1;
                 int32_t symbol = symbol_of(code, family);
                 uint32_t x = states[l], whole = (uint32_t)code;
@@ -269,7 +274,7 @@ API int64_t trellis_encode(const uint16_t *cdf, const uint8_t *which, const int3
                     if (!put(&x, whole & 0xFFFF, 16, out, &at)) return -1;
                 } else if ((shift = SHIFTS[family]) != 0)
                     if (!put(&x, whole & ((1u << shift) - 1), shift, out, &at)) return -1;
-                const uint16_t *row = cdf + (int64_t)which[i] * (ALPHABET + 1) + symbol;
+                const uint16_t *row = cdf + (int64_t)model_ids[i] * (ALPHABET + 1) + symbol;
                 uint32_t start = row[0], freq = (uint32_t)row[1] - start;
                 if (x >= (uint64_t)freq << (32 - PRECISION)) {
                     if (at == 0) return -1;
@@ -339,6 +344,6 @@ API int64_t trellis_decode(const uint16_t *cdf, const uint8_t *lut, const uint8_
     return at;
 }
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "codec._kernel", 0, -1, 0,
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "codec.kernel._kernel", 0, -1, 0,
                                         0,                     0,               0, 0};
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&definition); }

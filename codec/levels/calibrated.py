@@ -5,135 +5,54 @@ With x a row entering the split and t its input token, both sides know tables fo
     z = F (x - mean)                  F: the whitened eigenbasis
     y = z - p(t)                      p: what the token alone predicts
     h = exp(b + w . z / rms(z))       how much an error in this row costs, relative to the usual row
-    y -> codes                        along `codec.entropy.trellis`, with step / sqrt(h) for the
-    whole row bits of code c                    model of family base[c] + o, o one number per row
+    y -> codes                        along `codec.entropy.trellis`, with step / sqrt(h) for a row
+    bits of code c                    model of family base[c] + o, o one number per row
 
 F = U' H^(1/2), where H is the second moment of the loss gradient at the split and U the
-eigenvectors of the residual's covariance in that metric. A Gaussian source with a quadratic loss is
-coded best this way (reverse water-filling, Cover & Thomas, section 10.3.3; transform coding: Goyal
-2001, doi 10.1109/79.952802), and sources that differ in what an error costs by distortions in
-inverse proportion to it. The offset o lets a row be louder or quieter than the calibration text.
-Values far outside their channel (massive activations) travel aside, as in `codec.levels.threshold`.
-p(t) is known to the receiver, so only the surprise travels; h only the encoder computes.
+eigenvectors of the residual's covariance in that metric. This codes a Gaussian source with a
+quadratic loss best (reverse water-filling, Cover & Thomas, section 10.3.3; transform coding: Goyal
+2001, doi 10.1109/79.952802). Sources whose errors differ in cost are coded best with distortions
+in inverse proportion to that cost. The offset o lets a row be louder or quieter than the
+calibration text. Values far outside their channel (massive activations) are sent apart as outliers
+(`codec.levels.threshold`). The receiver knows p(t), so only the difference is sent. Only the
+encoder computes h.
 
-Decoding is table look-ups on integers, then (level + centre) * step, and only then the inverse
-rotation; nothing computed in floats feeds back into the entropy decoder, so bytes decode alike on
-every machine.
+Decoding looks codes up in integer tables, takes (level + centre) * step, and only then rotates
+back. No float feeds back into the entropy decoder, so bytes decode alike on every machine.
 
-Payload: a byte a row, the fineness (0 to 15, eighth octaves of the step) in the high nibble and
-offset + 7 in the low one, which is 15 when values of the row travel aside; for each such row a byte
-of offset + 7; the sparse part of those rows; the codes.
+Payload: a byte a row, the step index (0 to 15, eighth octaves of the step) in the high nibble and
+offset + 7 in the low one, which is 15 when the row has outliers; for each such row a byte of
+offset + 7; the sparse part of those rows; the codes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from codec.arrays import F32, I8, I32, I64, U8, U16, Mask
 from codec.chunks import by_chunks
 from codec.entropy import trellis
 from codec.entropy.integers import NUM_FAMILIES, PER_OCTAVE, family_of_scale
-from codec.entropy.rans_numpy import U8, U16
 from codec.entropy.trellis import LARGEST_TARGET, UNITS, TrellisModels
 from codec.errors import FrameError, TablesError
-from codec.frame import CodecKind
+from codec.levels.split_model import NUM_STEP_INDICES, USUAL_STEP_INDEX, SplitModel
 from codec.levels.tabq import STEPS
 from codec.levels.threshold import Sparse, decode_sparse, encode_sparse
-from codec.rows import Encoded, RowMask, Rows, TokenIds, times
+from codec.rows import Encoded, RowMask, Rows, TokenIds
 
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-I8 = npt.NDArray[np.int8]
-
-OFFSETS = (-7, 7)
-FINENESS = 16
-USUAL = 8  # the fineness of a row with h = 1
-# What each fineness multiplies the step by: eighth octaves, the same floats on every machine.
-FINER: F32 = STEPS[128 - USUAL : 128 - USUAL + FINENESS]
-_ASIDE = 0xF
+CALIBRATED_NUMBER: Final = 2  # of the codec's kind, in frames
+OFFSETS: Final = (-7, 7)
+# What each step index multiplies the step by: eighth octaves, the same floats on every machine.
+STEP_FACTORS: Final[F32] = STEPS[128 - USUAL_STEP_INDEX : 128 - USUAL_STEP_INDEX + NUM_STEP_INDICES]
+_WITH_OUTLIERS: Final = 0xF  # in place of the offset of a row that has some
 # A row this far from the model is not worth its tables; the ladder's safe level takes it.
-_LOUDEST = OFFSETS[1] + 4  # quarter octaves, before clipping
-_MOST_ESCAPES = 1 / 8  # share of a row's components
-_WEIGHT_ONE = 1 << 24  # loudness weights are whole numbers of this part
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitModel:
-    """What one split's rows look like; shared by all calibrated levels of a ladder.
-
-    mean, tau, sigma: [D]; tau bounds |x - mean| per channel, sigma is the rms of each component of
-    y. forward, inverse: [N, B, B] with N B = D: block n takes channels order[n B:(n+1) B].
-    order: [D] int32. token_ids: [V'] int32 sorted; token_codes: [V', D] int8; token_scale: [D]:
-    p(t) = token_codes * token_scale, zero for a token that is not listed. sensitivity: [D + 1], w
-    and b of log h.
-    """
-
-    mean: F32
-    tau: F32
-    sigma: F32
-    forward: F32
-    inverse: F32
-    order: I32
-    token_ids: I32
-    token_codes: I8
-    token_scale: F32
-    sensitivity: F32
-
-    def check(self, hidden_size: int) -> None:
-        """Raises TablesError unless every shape, and the order, fits hidden_size."""
-        blocks, size = self.forward.shape[0], self.forward.shape[-1]
-        shapes_hold = (
-            all(a.shape == (hidden_size,) for a in (self.mean, self.tau, self.sigma, self.order))
-            and self.token_scale.shape == (hidden_size,)
-            and self.sensitivity.shape == (hidden_size + 1,)
-            and self.forward.shape == self.inverse.shape == (blocks, size, size)
-            and blocks * size == hidden_size
-            and self.token_codes.shape == (len(self.token_ids), hidden_size)
-        )
-        if not shapes_hold:
-            raise TablesError(f"calibrated tables do not fit a hidden size of {hidden_size}")
-        if hidden_size > trellis.MAX_WIDTH:
-            raise TablesError(f"a hidden size of {hidden_size} is too wide for the trellis")
-        if not (np.sort(self.order) == np.arange(hidden_size)).all():
-            raise TablesError("channel order in the calibrated tables is not a permutation")
-        if (np.diff(self.token_ids) <= 0).any():
-            raise TablesError("token ids in the calibrated tables are not sorted")
-
-    def rotate(self, rows: F32) -> F32:
-        """F times each row of [T, D]."""
-        if len(self.forward) == 1:
-            return times(rows, self.forward[0])
-        return _by_blocks(np.take(rows, self.order, axis=1), self.forward)
-
-    def rotate_back(self, components: F32) -> F32:
-        """The inverse of `rotate`, [T, D]."""
-        if len(self.inverse) == 1:
-            return times(components, self.inverse[0])
-        place = np.empty_like(self.order)
-        place[self.order] = np.arange(len(place), dtype=place.dtype)  # argsort, but fast
-        return np.take(_by_blocks(components, self.inverse), place, axis=1)
-
-    def predicted(self, token_ids: TokenIds) -> F32:
-        """p(t) of every row, [T, D]."""
-        if len(self.token_ids) == 0:
-            return np.zeros((len(token_ids), len(self.mean)), dtype=np.float32)
-        at = np.minimum(np.searchsorted(self.token_ids, token_ids), len(self.token_ids) - 1)
-        known = self.token_ids[at] == token_ids
-        codes = self.token_codes[at].astype(np.float32)
-        codes *= self.token_scale
-        codes[~known] = 0
-        return codes
-
-    def fineness(self, turned: F32) -> U8:
-        """Fineness [T] of rows z [T, D]: USUAL - 4 log2 h, in whole eighth octaves of the step."""
-        # Sums along rows: a matrix product's order of adding depends on the number of rows.
-        power = (turned * turned).sum(axis=1) / turned.shape[1]
-        along = (turned * self.sensitivity[:-1]).sum(axis=1)
-        log_h = self.sensitivity[-1] + along / np.sqrt(np.maximum(power, 1e-30))
-        wanted = np.rint(USUAL - 4 / np.log(2) * log_h)
-        return np.asarray(np.clip(wanted, 0, FINENESS - 1), dtype=np.uint8)
+_LOUDEST: Final = OFFSETS[1] + 4  # quarter octaves, before clipping
+_MOST_ESCAPES: Final = 1 / 8  # share of a row's components
+_WEIGHT_ONE: Final = 1 << 24  # loudness weights are whole numbers of this part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +73,12 @@ class CalibratedCodec:
     base: U8
     weights: I32
     thresholds: I64
-    kind: CodecKind = CodecKind.CALIBRATED
+    kind: int = CALIBRATED_NUMBER
 
     @classmethod
     def build(
         cls, model: SplitModel, step: float, models: TrellisModels, centres: F32
-    ) -> "CalibratedCodec":
+    ) -> CalibratedCodec:
         """Derive base families and loudness from sigma. Raises TablesError."""
         if centres.shape != (NUM_FAMILIES, 4) or not step > 0:
             raise TablesError("calibrated level has a wrong step or centres")
@@ -178,53 +97,53 @@ class CalibratedCodec:
 
     def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
         """See RowCodec."""
-        mask, targets, fineness, declined = _joined(
+        mask, targets, step_index, declined = _joined(
             by_chunks(
                 lambda part: self.targets(rows[part], token_ids[part]), len(rows), in_turn=True
             )
         )
-        codes, which, offsets, strange = _joined(
+        codes, model_ids, offsets, strange = _joined(
             by_chunks(lambda part: self._quantize(targets[part]), len(rows))
         )
         declined = declined | strange
         if declined.any():
             taken = ~declined
-            rows, codes, which, mask = rows[taken], codes[taken], which[taken], mask[taken]
-            offsets, fineness = offsets[taken], fineness[taken]
-        aside = mask.any(axis=1)
+            rows, codes, model_ids, mask = rows[taken], codes[taken], model_ids[taken], mask[taken]
+            offsets, step_index = offsets[taken], step_index[taken]
+        outliers = mask.any(axis=1)
         place = (offsets - OFFSETS[0]).astype(np.uint8)
-        payload = (fineness << 4 | np.where(aside, _ASIDE, place).astype(np.uint8)).tobytes()
-        if aside.any():
-            payload += place[aside].tobytes() + encode_sparse(rows[aside], mask[aside])
-        payload += trellis.encode(self.models, which, codes)
+        payload = (
+            step_index << 4 | np.where(outliers, _WITH_OUTLIERS, place).astype(np.uint8)
+        ).tobytes()
+        if outliers.any():
+            payload += place[outliers].tobytes() + encode_sparse(rows[outliers], mask[outliers])
+        payload += trellis.encode(self.models, model_ids, codes)
         return Encoded(payload=payload, declined=declined)
 
     def _quantize(self, targets: I32) -> tuple[npt.NDArray[Any], ...]:
         """Codes and models [T, D] each, offsets and rows declined [T] each."""
         offsets, strange = self.offsets(targets)
-        codes, which, escapes = trellis.quantize(self.models, targets, self.base, offsets)
-        return codes, which, offsets, strange | (escapes > _MOST_ESCAPES * targets.shape[1])
+        codes, model_ids, escapes = trellis.quantize(self.models, targets, self.base, offsets)
+        return codes, model_ids, offsets, strange | (escapes > _MOST_ESCAPES * targets.shape[1])
 
-    def targets(
-        self, rows: Rows, token_ids: TokenIds
-    ) -> tuple[npt.NDArray[np.bool_], I32, U8, RowMask]:
-        """Values aside [T, D], what to quantize [T, D], fineness [T], and rows declined [T]."""
+    def targets(self, rows: Rows, token_ids: TokenIds) -> tuple[Mask, I32, U8, RowMask]:
+        """Outliers [T, D], what to quantize [T, D], step index [T], and rows declined [T]."""
         centred = rows - self.model.mean
         mask = np.abs(centred) > self.model.tau
         declined = np.zeros(len(rows), dtype=np.bool_)
         if mask.any():
             declined = mask.sum(axis=1) > rows.shape[1] // 4
             centred[mask | declined[:, None]] = 0
-        turned = self.model.rotate(centred)
-        fineness = self.model.fineness(turned)
-        turned -= self.model.predicted(token_ids)
-        turned *= (UNITS / self.steps(fineness)).astype(np.float32)[:, None]
-        np.rint(turned, out=turned)
-        beyond = np.abs(turned).max(axis=1, initial=0) > LARGEST_TARGET
+        rotated = self.model.rotate(centred)
+        step_index = self.model.step_index(rotated)
+        rotated -= self.model.predicted(token_ids)
+        rotated *= (UNITS / self.steps(step_index)).astype(np.float32)[:, None]
+        np.rint(rotated, out=rotated)
+        beyond = np.abs(rotated).max(axis=1, initial=0) > LARGEST_TARGET
         if beyond.any():
             declined |= beyond
-            turned[beyond] = 0
-        return mask, turned.astype(np.int32), fineness, declined
+            rotated[beyond] = 0
+        return mask, rotated.astype(np.int32), step_index, declined
 
     def offsets(self, targets: I32) -> tuple[I8, RowMask]:
         """Offset of each row [T], and the rows too loud for any."""
@@ -232,20 +151,20 @@ class CalibratedCodec:
         found = np.searchsorted(self.thresholds, loud, side="right") + OFFSETS[0]
         return np.minimum(found, OFFSETS[1]).astype(np.int8), found > _LOUDEST
 
-    def steps(self, fineness: U8) -> F32:
+    def steps(self, step_index: U8) -> F32:
         """Half step of each row [T]."""
-        return np.asarray(np.float32(self.step) * FINER[fineness])
+        return np.asarray(np.float32(self.step) * STEP_FACTORS[step_index])
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
         """See RowCodec."""
         data = memoryview(payload)
-        fineness, offsets, aside, at = _read_side(data, num_rows)
+        step_index, offsets, outliers, at = _read_side(data, num_rows)
         sparse: Sparse | None = None
-        if len(aside):
-            sparse = decode_sparse(data[at:], len(aside), len(self.model.mean))
+        if len(outliers):
+            sparse = decode_sparse(data[at:], len(outliers), len(self.model.mean))
             at += sparse.num_bytes
         components = trellis.decode(self.models, self.centres, self.base, offsets, data[at:])
-        steps = self.steps(fineness)
+        steps = self.steps(step_index)
 
         def restore(part: slice) -> Rows:
             scaled = components[part] * steps[part, None]
@@ -258,7 +177,7 @@ class CalibratedCodec:
         pieces = by_chunks(restore, num_rows, in_turn=True)
         rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if sparse is not None:
-            rows[aside[sparse.rows], sparse.columns] = sparse.values
+            rows[outliers[sparse.rows], sparse.columns] = sparse.values
         return rows
 
 
@@ -269,32 +188,22 @@ def _joined(pieces: list[tuple[npt.NDArray[Any], ...]]) -> list[npt.NDArray[Any]
     return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
 
-def _read_side(data: memoryview, num_rows: int) -> tuple[U8, I8, npt.NDArray[np.int64], int]:
-    """Fineness and offset of each row, rows with values aside, and the bytes read."""
+def _read_side(data: memoryview, num_rows: int) -> tuple[U8, I8, I64, int]:
+    """Step index and offset of each row, rows with outliers, and the bytes read."""
     if len(data) < num_rows:
         raise FrameError("row bytes end too early")
     side = np.frombuffer(data, np.uint8, count=num_rows)
     place: U8 = np.asarray(side & 0xF, dtype=np.uint8)
-    aside = np.flatnonzero(place == _ASIDE)
-    at = num_rows + len(aside)
+    outliers = np.flatnonzero(place == _WITH_OUTLIERS)
+    at = num_rows + len(outliers)
     if len(data) < at:
         raise FrameError("row bytes end too early")
-    if len(aside):
-        place[aside] = np.frombuffer(data, np.uint8, count=len(aside), offset=num_rows)
+    if len(outliers):
+        place[outliers] = np.frombuffer(data, np.uint8, count=len(outliers), offset=num_rows)
         if (place > OFFSETS[1] - OFFSETS[0]).any():
             raise FrameError("row offset outside its range")
     offsets = place.astype(np.int8) + np.int8(OFFSETS[0])
-    return np.asarray(side >> 4, dtype=np.uint8), offsets, aside.astype(np.int64), at
-
-
-def _by_blocks(rows: F32, blocks: F32) -> F32:
-    """Rows [T, N B] times blocks [N, B, B] of a block-diagonal matrix, one product a block."""
-    out = np.empty_like(rows)
-    size = blocks.shape[-1]
-    for index, block in enumerate(blocks):
-        part = slice(index * size, (index + 1) * size)
-        out[:, part] = times(rows[:, part], block)
-    return out
+    return np.asarray(side >> 4, dtype=np.uint8), offsets, outliers.astype(np.int64), at
 
 
 def scale_weights(sigma: F32, step: float) -> tuple[U8, I32]:

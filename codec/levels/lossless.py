@@ -1,8 +1,8 @@
 """The lossless level: float32 rows, bit for bit, in about 27 bits an element.
 
-The exponents of a row huddle around their mean, so they are entropy-coded relative to it under one
-fixed model; sign and mantissa are noise and travel as they are, three bytes a value. A row whose
-exponents are strange (zeros, subnormals, huge values) pays with escapes, never with bits.
+The exponents of a row lie close to their mean, so they are entropy-coded relative to it under one
+fixed model. Sign and mantissa are noise and are sent as they are, three bytes a value. A row with
+unusual exponents (zeros, subnormals, huge values) needs escapes, but arrives exactly too.
 
 Layout: per row one byte, the reference exponent; the entropy-coded exponent symbols; one byte for
 each escaped exponent; then sign and mantissa, 3 bytes a value, little-endian.
@@ -10,21 +10,30 @@ Source: ours; splitting exponents off floats: Lindstrom & Isenburg 2006,
 doi 10.1109/TVCG.2006.143.
 """
 
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
 import numpy as np
-import numpy.typing as npt
 
-from codec.entropy import rans as entropy
+from codec.arrays import F32, U8, Arrays
+from codec.entropy import rans
+from codec.entropy.integers import Families
 from codec.entropy.rans import TOTAL, Models
-from codec.entropy.rans_numpy import U8
-from codec.errors import FrameError
-from codec.rows import Rows, TokenIds
+from codec.errors import FrameError, TablesError
+from codec.levels.base import CodecKind, CoderSeconds, Entry, LadderTables, LevelSpec
+from codec.levels.split_model import FittedSplit, SplitModel
+from codec.rows import Encoded, RowCodec, Rows, TokenIds
 
-_ABOVE = 12  # symbols reach this many octaves above the reference, the rest below
-_ALPHABET = 40
-_ESCAPE = _ALPHABET - 1
-# Share of values at 12, 11, ... octaves above the reference, in 2^14ths; measured on hidden states
-# of a language model, from where the tail halves with every octave as any density flat at 0 does.
-_HEAD = (2, 2, 2, 2, 2, 4, 20, 48, 95, 490, 2050, 4400, 4150, 2500, 1330)
+_NUMBER: Final = 0
+_ABOVE: Final = 12  # symbols reach this many octaves above the reference, the rest below
+_ALPHABET: Final = 40
+_ESCAPE: Final = _ALPHABET - 1
+# Share of values at 12, 11, ... octaves above the reference, in 2^14ths. Measured on hidden states
+# of a language model; further down the share halves with every octave.
+_HEAD: Final = (2, 2, 2, 2, 2, 4, 20, 48, 95, 490, 2050, 4400, 4150, 2500, 1330)
 
 
 def _model() -> Models:
@@ -38,7 +47,7 @@ def _model() -> Models:
     return Models.from_cdf(np.array([[0, *np.cumsum(freqs)]], dtype=np.uint16))
 
 
-EXPONENTS = _model()
+EXPONENTS: Final = _model()
 
 
 def encode_lossless(rows: Rows, token_ids: TokenIds) -> bytes:
@@ -55,7 +64,7 @@ def encode_lossless(rows: Rows, token_ids: TokenIds) -> bytes:
     return b"".join(
         (
             reference.astype(np.uint8).tobytes(),
-            entropy.encode(EXPONENTS, _which(rows.size), symbols),
+            rans.encode(EXPONENTS, _only_model(rows.size), symbols),
             exponent[escaped].astype(np.uint8).tobytes(),
             rest.view(np.uint8)[:, :3].tobytes(),
         )
@@ -73,7 +82,7 @@ def decode_lossless(payload: bytes, num_rows: int, hidden_size: int, token_ids: 
     if len(data) < num_rows:
         raise FrameError("reference exponents end too early")
     reference = np.frombuffer(data, np.uint8, count=num_rows).astype(np.int16)
-    symbols, used = entropy.decode(EXPONENTS, _which(count), data[num_rows:])
+    symbols, used = rans.decode(EXPONENTS, _only_model(count), data[num_rows:])
     at = num_rows + used
     drop = symbols.astype(np.int16).reshape(num_rows, hidden_size)
     exponent = reference[:, None] + _ABOVE - drop
@@ -88,9 +97,59 @@ def decode_lossless(payload: bytes, num_rows: int, hidden_size: int, token_ids: 
     rest[:, :3] = np.frombuffer(data, np.uint8, offset=at + num_escaped).reshape(-1, 3)
     low = rest.view("<u4").reshape(num_rows, hidden_size).astype(np.uint32)
     bits = low & 0x7FFFFF | low >> 23 << 31 | exponent.astype(np.uint32) << 23
-    rows: npt.NDArray[np.float32] = bits.view(np.float32)
+    rows: F32 = bits.view(np.float32)
     return rows
 
 
-def _which(count: int) -> U8:
+def _only_model(count: int) -> U8:
     return np.zeros(count, dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LosslessCodec:
+    """The lossless level's coder."""
+
+    hidden_size: int
+    kind: int = _NUMBER
+
+    def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
+        """See RowCodec; it declines none."""
+        none = np.zeros(len(rows), dtype=np.bool_)
+        return Encoded(payload=encode_lossless(rows, token_ids), declined=none)
+
+    def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
+        """See RowCodec."""
+        return decode_lossless(payload, num_rows, self.hidden_size, token_ids)
+
+
+class LosslessKind(CodecKind):
+    """The kind of the one lossless level, which every ladder begins with."""
+
+    name = "lossless"
+    number = _NUMBER
+    level_pattern = re.compile("lossless")
+    levels: ClassVar[tuple[LevelSpec, ...]] = (
+        LevelSpec(name="lossless", bits_per_element=27.1, quality_loss_pct=0.0),
+    )
+    seconds = CoderSeconds(
+        encode_fixed_s=30e-6,
+        encode_s_per_element=20e-9,
+        decode_fixed_s=30e-6,
+        decode_s_per_element=28e-9,
+    )
+    in_tables = False
+
+    def read(self, entry: Entry, tables: LadderTables) -> RowCodec:
+        """Always TablesError: the level is in no tables file."""
+        raise TablesError("the lossless level is in every ladder and in no tables file")
+
+    def fit(self, name: str, target_kl: float, split: FittedSplit) -> tuple[Entry, Arrays]:
+        """Always ValueError: there is nothing to fit."""
+        raise ValueError("the lossless level has nothing to fit")
+
+    def synthetic(self, model: SplitModel, families: Families) -> RowCodec:
+        """See CodecKind."""
+        return LosslessCodec(hidden_size=len(model.mean))
+
+
+LOSSLESS: Final = LosslessKind()

@@ -1,11 +1,11 @@
 """TAB-Q: threshold splitting, then per token the smallest width that keeps the error in bounds.
 
-Each row (token) keeps its large values aside (`codec.levels.threshold`); the dense rest is rounded
-to integer codes with the row's own scale. The scale is the largest on a grid of eighth octaves
-whose error stays within delta of the dense part's L2 norm, so the code width, which follows from
-the largest code, is the smallest that does; it is held between min_bits and max_bits.
-The codes are bit-packed at that width, or entropy-coded. The entropy stage knows where each channel
-usually lies (mean and spread from calibration): it codes q - round(mean / step) under the family of
+The large values of each row (token) are sent apart (`codec.levels.threshold`). The dense rest is
+rounded to integer codes with the row's own scale. The scale is the largest on a grid of eighth
+octaves whose error stays within delta of the dense part's L2 norm. So the code width, which follows
+from the largest code, is the smallest that does; it is held between min_bits and max_bits.
+The codes are bit-packed at that width, or entropy-coded. The entropy stage knows each channel's
+usual mean and spread from calibration: it codes q - round(mean / step) under the family of
 spread / step, moved by one offset a row. That changes no code, only its bits.
 
 Source: Sung et al. 2025, arXiv:2511.04002 (threshold splitting, token-wise adaptive width);
@@ -17,46 +17,56 @@ Payload: sparse part; per row one byte of scale (0: an all-zero row) and one byt
 offset + 128; codes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from codec.arrays import F32, I32, I64, U8
 from codec.chunks import by_chunks
 from codec.entropy.bits import pack, packed_bytes, unpack
 from codec.entropy.integers import (
     FAMILY_OF_ONE,
     NUM_FAMILIES,
-    Codes,
     Families,
     decode_codes,
     encode_codes,
 )
-from codec.entropy.rans_numpy import U8
 from codec.errors import FrameError
-from codec.frame import CodecKind
 from codec.levels.threshold import decode_sparse, encode_sparse, mask_above, mask_top_k
 from codec.rows import Encoded, RowMask, Rows, TokenIds
 
-_SCALE_ZERO = 128  # scale byte of a step of 1
-_OFFSET_ZERO = 128  # offset byte of a row as loud as usual
-_MAX_EXPECTED = 1 << 12  # beyond what max_bits allows a code, so no row pays much for it
+TABQ_NUMBER: Final = 1  # of the codec's kind, in frames
+_SCALE_ZERO: Final = 128  # scale byte of a step of 1
+_OFFSET_ZERO: Final = 128  # offset byte of a row as loud as usual
+_MAX_EXPECTED: Final = 1 << 12  # beyond what max_bits allows a code, so no row pays much for it
 # Eighth octaves as literals and exact powers of two: the same float on every machine.
-_EIGHTHS = (1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081)
-STEPS: npt.NDArray[np.float32] = np.array(
+_EIGHTHS: Final = (
+    1.0,
+    1.0905077,
+    1.1892071,
+    1.2968396,
+    1.4142135,
+    1.5422108,
+    1.6817929,
+    1.8340081,
+)
+STEPS: Final[F32] = np.array(
     [0.0]
     + [_EIGHTHS[(i - _SCALE_ZERO) % 8] * 2.0 ** ((i - _SCALE_ZERO) // 8) for i in range(1, 256)],
     dtype=np.float32,
 )
 # Rounding noise of a uniform step is step / sqrt(12); begin a little above and walk down.
-_TRIES = range(3, -8, -1)
+_TRIES: Final = range(3, -8, -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabqCodec:
     """One TAB-Q level.
 
-    delta: relative L2 error allowed in the dense part. top_k: values of each row kept aside;
+    delta: relative L2 error allowed in the dense part. top_k: outliers of each row;
     tau [D] or None: a calibrated threshold per channel instead. families: None means bit-packed.
     centre, eighths: [D], mean of each channel's dense part, and the logarithm of its spread in
     eighth octaves; what the entropy stage expects.
@@ -65,19 +75,19 @@ class TabqCodec:
     hidden_size: int
     delta: float
     top_k: int = 4
-    tau: npt.NDArray[np.float32] | None = None
+    tau: F32 | None = None
     min_bits: int = 2
     max_bits: int = 12
     families: Families | None = None
-    centre: npt.NDArray[np.float32] | None = None
-    eighths: npt.NDArray[np.int32] | None = None
-    kind: CodecKind = CodecKind.TABQ
+    centre: F32 | None = None
+    eighths: I32 | None = None
+    kind: int = TABQ_NUMBER
 
     def encode(self, rows: Rows, token_ids: TokenIds) -> Encoded:
         """See RowCodec. Declines rows whose scale does not fit the scale byte."""
         mask = mask_top_k(rows, self.top_k) if self.tau is None else mask_above(rows, self.tau)
 
-        def quantize(part: slice) -> tuple[U8, RowMask, Codes]:
+        def quantize(part: slice) -> tuple[U8, RowMask, I32]:
             dense = np.where(mask[part], np.float32(0), rows[part])
             scales, declined = self.choose_scales(dense)
             dense[declined] = 0
@@ -135,7 +145,7 @@ class TabqCodec:
         rows[sparse.rows, sparse.columns] = sparse.values
         return rows
 
-    def expected(self, scales: U8) -> Codes:
+    def expected(self, scales: U8) -> I32:
         """Code [T, D] at which each channel's mean lies; 0 in all-zero rows."""
         if self.centre is None:
             return np.zeros((len(scales), self.hidden_size), dtype=np.int32)
@@ -143,7 +153,7 @@ class TabqCodec:
         at = np.clip(np.rint(self.centre / step), -_MAX_EXPECTED, _MAX_EXPECTED)
         return np.asarray(at, dtype=np.int32)
 
-    def family_of(self, scales: U8, offsets: npt.NDArray[np.int32]) -> U8:
+    def family_of(self, scales: U8, offsets: I32) -> U8:
         """Family [T, D] of channels whose spread is 2^(eighths / 8), at these scales."""
         spread = np.int32(0) if self.eighths is None else self.eighths
         relative = (spread - (scales.astype(np.int32)[:, None] - _SCALE_ZERO)) >> 1
@@ -152,7 +162,7 @@ class TabqCodec:
         clipped = np.clip(family, 0, NUM_FAMILIES - 1).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(clipped, shape))
 
-    def choose_offsets(self, scales: U8, surprise: Codes) -> npt.NDArray[np.int32]:
+    def choose_offsets(self, scales: U8, surprise: I32) -> I32:
         """Quarter octaves [T] by which each row is louder than its channels usually are."""
         spread = np.int32(0) if self.eighths is None else self.eighths
         usual = np.exp2((spread - (scales.astype(np.int32)[:, None] - _SCALE_ZERO)) / 8)
@@ -193,12 +203,12 @@ class TabqCodec:
         return scales, declined
 
 
-def _round(dense: Rows, scales: U8) -> Codes:
+def _round(dense: Rows, scales: U8) -> I32:
     step = np.where(scales > 0, STEPS[scales], np.float32(1))[:, None]
     return np.rint(dense / step).astype(np.int32)
 
 
-def _widths(codes: Codes) -> npt.NDArray[np.int64]:
+def _widths(codes: I32) -> I64:
     """Bits of a signed code with room for the largest magnitude of each row; 0 for zero rows."""
     largest = np.abs(codes).max(axis=1, initial=0).astype(np.int64)
     return np.where(largest > 0, np.floor(np.log2(np.maximum(largest, 1))).astype(np.int64) + 2, 0)

@@ -1,4 +1,4 @@
-"""Threshold splitting (TS): the few large values leave the dense part and travel on their own.
+"""Threshold splitting (TS): the few large values of a row are sent apart, as outliers.
 
 Values whose magnitude passes a threshold go into a sparse part in compressed-sparse-row form: a
 count per row, column numbers of ceil(log2 D) bits, and the values in fp16, or fp32 beyond 65,504
@@ -12,30 +12,31 @@ Layout: mode byte (0 nothing, 1 the same count in every row, 2 a byte per row, 3
 the count or counts; columns, bit-packed; one bit a value, set for fp32; fp16 values; fp32 values.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from codec.arrays import F32, I64, Mask
 from codec.entropy.bits import pack, packed_bytes, unpack
 from codec.errors import FrameError
 from codec.rows import Rows
 
-Mask = npt.NDArray[np.bool_]  # [T, D]
-FP16_MAX = 65504.0
+FP16_MAX: Final = 65504.0
 
 
 class Sparse(NamedTuple):
     """The sparse part of T rows: row and column of each value, [n] each, and bytes read."""
 
-    rows: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float32]
+    rows: I64
+    columns: I64
+    values: F32
     num_bytes: int
 
 
 def mask_top_k(rows: Rows, k: int) -> Mask:
-    """True at the k largest magnitudes of each row of [T, D]."""
+    """[T, D], true at the k largest magnitudes of each row of [T, D]."""
     mask = np.zeros(rows.shape, dtype=np.bool_)
     if k > 0 and len(rows):
         top = np.argpartition(np.abs(rows), rows.shape[1] - k, axis=1)[:, -k:]  # [T, k]
@@ -43,8 +44,8 @@ def mask_top_k(rows: Rows, k: int) -> Mask:
     return mask
 
 
-def mask_above(rows: Rows, tau: npt.NDArray[np.float32] | float) -> Mask:
-    """True where |value| > tau; tau is one number or one per channel [D]."""
+def mask_above(rows: Rows, tau: F32 | float) -> Mask:
+    """[T, D], true where |value| > tau; tau is one number or one per channel [D]."""
     return np.abs(rows) > tau
 
 

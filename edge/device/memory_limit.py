@@ -14,6 +14,7 @@ from typing import Final
 
 import psutil
 
+from codec.levels.registry import kind_of
 from edge.device.front import RELEASE_ROWS
 from edge.device.mapped_pages import release_read_only_pages, trim_heap
 from edge.errors import MemoryLimitError
@@ -78,9 +79,9 @@ def needed_memory(plan: Plan, runtime_bytes: float, sequences: int) -> EdgeMemor
 def session_bytes(plan: Plan) -> float:
     """The journal of sent frames and the trace of every step, at the longest sequence.
 
-    A lossless row takes 27 bits an element, one of a calibrated level at most 4.
+    A row takes the bits of the dearest level of the plan's kind of codec.
     """
-    bits = 27 if plan.level == "lossless" else 4
+    bits = kind_of(plan.level).most_bits_per_element
     row_bytes = bits * plan.model.geometry.hidden_size / 8
     return plan.max_tokens * (row_bytes + STEP_BYTES)
 

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from hwprofiles.emulator.sockets import Address, Lane, LaneCounters, Side, Signal, tune
+from hwprofiles.emulator.sockets import Address, EmulatedLane, LaneCounters, Side, Signal, tune
 from hwprofiles.links.shape import LinkShape
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Relay:
     ) -> None:
         self.target = target
         self._loop = loop
-        self._up, self._down = Lane(loop, shape.up), Lane(loop, shape.down)
+        self._up, self._down = EmulatedLane(loop, shape.up), EmulatedLane(loop, shape.down)
         self._sides: set[Side] = set()
         self._dials: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None

@@ -88,10 +88,10 @@ class BackKernels(Protocol):
 
 
 class CodecKernels(Protocol):
-    """The codec's coders over made-up rows; `kinds` are the ones it has."""
+    """The codec's coders over made-up rows. `kinds`: names of the kinds of codec to measure."""
 
     kinds: tuple[str, ...]
 
     def coder(self, kind: str, *, hidden_size: int, num_rows: int) -> tuple[Call, Call]:
-        """Encode a frame of `num_rows` rows, and decode it."""
+        """Two calls: one encodes a frame of `num_rows` rows, one decodes it."""
         ...

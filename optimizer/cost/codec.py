@@ -1,9 +1,8 @@
 """Bytes and seconds of a frame, by level.
 
 Bits an element come from the bundle's certificate (`splitpoint certify`) and hold the codec's own
-frame header; seconds come from the two machines' profiles, which timed the real coders on rows of
-several widths. What the wire adds was counted in real messages
-(`tests/optimizer/cost/test_wire_bytes.py` holds these constants to them). Formulas: ours.
+frame header. Seconds come from the two machines' profiles, which timed the real coders on rows of
+several widths. What the wire adds is in `protos.sizes`. Formulas: ours.
 """
 
 from __future__ import annotations
@@ -11,19 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from codec.levels.registry import kind_of
 from hwprofiles.profiles.device import CodecSpeed, DeviceProfile
 from hwprofiles.profiles.rates import interpolate
-
-# Around a codec frame in its message: sequence, position, flags and lengths in protobuf, and
-# gRPC's prefix of 5 bytes (gRPC over HTTP/2, "Length-Prefixed-Message").
-FRAME_HEADER_BYTES = 23
-# A row's input token travels with it: a varint of 3 bytes from id 16,384 on.
-TOKEN_BYTES = 3
-# HTTP/2 cuts messages into frames of at most 16 KiB with 9 bytes in front (RFC 9113, section 4.1).
-HTTP2_FRAME_BYTES = 1 << 14
-HTTP2_HEADER_BYTES = 9
-# A sampled token's answer on the way down, its timings and all wire bytes included.
-ANSWER_BYTES = 54
+from protos import sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +45,10 @@ def level_on(
 ) -> LevelCost:
     """The level as these machines run it: the edge encodes, the cloud decodes.
 
-    Seconds of the coder that the level's name says (`lossless`, `tabq...`, otherwise the calibrated
-    one) from profiles that have timed it, between their widths; the level's own elsewhere.
+    Seconds of the level's kind of coder from profiles that have timed it, between their widths;
+    the level's own elsewhere.
     """
-    kind = next((k for k in ("lossless", "tabq") if level.name.startswith(k)), "calibrated")
+    kind = kind_of(level.name).name
     encode, decode = _at_width(edge, kind, hidden_size), _at_width(cloud, kind, hidden_size)
     if encode is not None:
         level = replace(
@@ -97,13 +87,12 @@ def _at_width(device: DeviceProfile, kind: str, hidden_size: int) -> CodecSpeed 
 def frame_bytes(level: LevelCost, *, hidden_size: int, num_rows: int) -> int:
     """Bytes on the wire of one message with `num_rows` rows."""
     payload = math.ceil(num_rows * hidden_size * level.bits_per_element / 8)
-    message = FRAME_HEADER_BYTES + TOKEN_BYTES * num_rows + payload
-    return message + HTTP2_HEADER_BYTES * math.ceil(message / HTTP2_FRAME_BYTES)
+    return sizes.message_bytes(payload, num_rows=num_rows)
 
 
 def answer_bytes(num_tokens: float) -> float:
     """Bytes on the wire of an answer that brings `num_tokens` tokens (on average)."""
-    return ANSWER_BYTES + TOKEN_BYTES * (num_tokens - 1)
+    return sizes.ANSWER_BYTES + sizes.TOKEN_BYTES * (num_tokens - 1)
 
 
 def encode_s(level: LevelCost, *, hidden_size: int, num_rows: int) -> float:

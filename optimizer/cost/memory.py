@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from codec.levels.registry import kind_of, rotation_bytes
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import Plan
@@ -36,10 +37,6 @@ ARENA_FACTOR = 2.1
 # The tokenizer's tables, by entry of the vocabulary: measured with tokenizers 0.23 on SmolLM2's
 # 49,152 (byte-level BPE).
 TOKENIZER_BYTES_PER_TOKEN = 600.0
-# The codec's tables (`codec/tables.py`): a prediction of a byte a token and channel, mapped and
-# touched like the embedding, and two rotations in float32, dense up to a width.
-MOST_PREDICTION_BYTES = 32 << 20
-DENSE_ROTATION_WIDTH, ROTATION_BLOCK = 2048, 256
 # Packing a vocabulary-sized head: bytes a weight that are freed again only after loading, and
 # bytes that stay with the allocator, where later steps reuse them.
 HEAD_TRANSIENT_BYTES_PER_WEIGHT = {4: 0.2, 8: 0.72, 16: 4.0, 32: 4.0}
@@ -104,19 +101,10 @@ def edge_runtime_bytes(
     return runtime if whole else runtime + rotation_bytes(geometry.hidden_size)
 
 
-def rotation_bytes(hidden_size: int) -> float:
-    """The calibrated codec's rotation and its inverse."""
-    block = hidden_size if hidden_size <= DENSE_ROTATION_WIDTH else ROTATION_BLOCK
-    return 2.0 * FP32_BYTES * hidden_size * block
-
-
 def codec_bytes(geometry: ModelGeometry, level: str, num_tokens: float) -> float:
-    """Pages of the codec's predictions that `num_tokens` tokens touch; lossless and the paper's
-    method (`tabq`) have none."""
-    if not level.startswith("q"):
-        return 0.0
-    table = min(geometry.vocab_size * geometry.hidden_size, MOST_PREDICTION_BYTES)
-    return touched_bytes(table, num_tokens)
+    """Pages of the level's mapped tables that `num_tokens` tokens touch."""
+    table = kind_of(level).prediction_bytes(geometry.vocab_size, geometry.hidden_size)
+    return touched_bytes(table, num_tokens) if table else 0.0
 
 
 def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:

@@ -4,19 +4,18 @@ The parts multiply: (1 + drop) = product over front weights, back weights, KV ca
 of (1 + part). That the logarithms of perplexity add up is an assumption (ours); for a codec level
 on top of a quantized front it is checked by `splitpoint certify` on the built bundle.
 
-Codec levels come from certificates (`splitpoint certify --json`), with one standard error added;
-at a split without one the worse of the neighbours' counts. Without certificates, and for weights
-and caches, the numbers below are *assumed*, and plans say so. They mean to err on the high side:
+Codec levels come from certificates (`splitpoint certify --json`), with one standard error added.
+At a split without one, the worse of its neighbours' counts. Without certificates, and for weights
+and caches, the numbers are *assumed*, and plans say so. They are meant to err on the high side:
 
 - weights of the front: 4 bits (`optimizer.export.front.rounding`, blocks of 32) 10 %, 8 bits 0.5 %,
-16 bits 0.05 %
-  with all layers quantized, in proportion to the layers that are. SmolLM2-135M, ten of 30 layers:
-  3.2 % and 0.06 % (docs/planning.md); larger models lose less.
+  16 bits 0.05 % with all layers quantized, in proportion to the layers that are. SmolLM2-135M, ten
+  of 30 layers: 3.2 % and 0.06 % (docs/planning.md); larger models lose less.
 - weights of the back: 8 bits, a scale a row, 0.5 %; 16 bits 0.05 %, in proportion likewise.
 - KV cache: 8 bits 1 %, 16 bits 0.05 %, in proportion to the layers on the edge.
-- levels: about twice what SmolLM2-135M lost at the worst of splits 5 to 20 (docs/codec.md),
-  where it was measured: `q2`, `q3`, `q4` and `tabq2`. The others by the KL that they aim at,
-  likewise doubled.
+- levels (each kind in `codec.levels`): about twice what SmolLM2-135M lost at the worst of splits 5
+  to 20 (docs/codec.md), where it was measured: `q2`, `q3`, `q4` and `tabq2`. The others by the KL
+  that they aim at, likewise doubled.
 """
 
 from __future__ import annotations
@@ -26,26 +25,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from codec.levels.lossless import LOSSLESS
+from codec.levels.registry import EXTRA_LEVELS, LADDER_LEVELS
 from optimizer.artifacts.prediction import QualitySource
 from optimizer.errors import PlanError
 
-ASSUMED_FRONT_PCT: Mapping[int, float] = {4: 10.0, 8: 0.5, 16: 0.05, 32: 0.0}
-ASSUMED_BACK_PCT: Mapping[int, float] = {8: 0.5, 16: 0.05, 32: 0.0}
-ASSUMED_KV_PCT: Mapping[int, float] = {8: 1.0, 16: 0.05, 32: 0.0}
-ASSUMED_LEVEL_PCT: Mapping[str, float] = {
-    "lossless": 0.0,
-    "q1": 0.4,
-    "q2": 0.7,
-    "q3": 2.0,
-    "q4": 7.3,
-    "q5": 18.5,
-    "tabq1": 0.3,
-    "tabq2": 2.5,
-    "tabq3": 6.0,
+ASSUMED_FRONT_PCT: Final[Mapping[int, float]] = {4: 10.0, 8: 0.5, 16: 0.05, 32: 0.0}
+ASSUMED_BACK_PCT: Final[Mapping[int, float]] = {8: 0.5, 16: 0.05, 32: 0.0}
+ASSUMED_KV_PCT: Final[Mapping[int, float]] = {8: 1.0, 16: 0.05, 32: 0.0}
+ASSUMED_LEVEL_PCT: Final[Mapping[str, float]] = {
+    level.name: level.quality_loss_pct for level in (*LADDER_LEVELS, *EXTRA_LEVELS)
 }
-LOSSLESS = "lossless"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +88,7 @@ class QualityModel:
 
     def level_drop(self, split: int, level: str) -> float:
         """log(1 + drop) of a codec level at `split`; 0 where nothing crosses the link."""
-        if level == LOSSLESS or split == self.num_layers:
+        if level == LOSSLESS.name or split == self.num_layers:
             return 0.0
         found = self.level_certificates(split, level)
         if found:
@@ -135,7 +127,7 @@ class QualityModel:
                 guessed += 1
         guessed += bool(self.back_pct[back_bits]) and split < self.num_layers
         guessed += bool(self.kv_pct[kv_bits]) and split > 0
-        if level != LOSSLESS and split < self.num_layers:
+        if level != LOSSLESS.name and split < self.num_layers:
             exact = level in self.certificates.get(split, {})
             known, guessed = known + exact, guessed + (not exact)
         if not guessed:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from optimizer.artifacts.plan import ModelRef, Partition, Plan, load_plan
 from optimizer.artifacts.specs import load_spec
-from optimizer.cost.levels import DEFAULT_LEVELS, TABQ_LEVELS
+from optimizer.cost.levels import DEFAULT_LEVELS, EXTRA_LEVELS
 from optimizer.errors import ModelError, ScenarioError
 from optimizer.simulate.scenario import (
     Arrivals,
@@ -62,7 +62,7 @@ class Inputs:
     def setup(self) -> Setup:
         """Everything that they name, loaded. Levels cost what the planner says, unless the
         scenario lists its own. Raises ScenarioError."""
-        levels = {level.name: level for level in (*DEFAULT_LEVELS, *TABQ_LEVELS)}
+        levels = {level.name: level for level in (*DEFAULT_LEVELS, *EXTRA_LEVELS)}
         return load_setup(self.scenario, self.plan, levels, folder=self.folder)
 
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
-from optimizer.cost.codec import ANSWER_BYTES, TOKEN_BYTES
 from optimizer.simulate.connector import Connector
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.ports import ControlState
@@ -21,6 +20,7 @@ from optimizer.simulate.record import Outcome, RoundTimes
 from optimizer.simulate.scenario import Drafting
 from optimizer.simulate.server import Frame, ServerSession
 from optimizer.simulate.workload import Request
+from protos.sizes import ANSWER_BYTES, TOKEN_BYTES
 
 
 class Generation:

@@ -19,7 +19,7 @@ from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import Plan
 from optimizer.cost.cloud import SessionRows, back_kv_bits, sample_s
 from optimizer.cost.codec import LevelCost
-from optimizer.cost.levels import TABQ_LEVELS
+from optimizer.cost.levels import EXTRA_LEVELS
 from optimizer.errors import ScenarioError
 from optimizer.simulate.client import Client
 from optimizer.simulate.context import Device, SimulationContext
@@ -39,7 +39,7 @@ from optimizer.simulate.server import Server
 from optimizer.simulate.times import BackTimes, FrontTimes, LevelTimes, MeasuredBack, ModelledBack
 from optimizer.simulate.workload import ClientSpec, client_specs
 
-BESIDE_THE_LADDER = frozenset(level.name for level in TABQ_LEVELS)  # never chosen at run time
+BESIDE_THE_LADDER = frozenset(level.name for level in EXTRA_LEVELS)  # never chosen at run time
 TYPICAL_POSITION = 256  # where the length of drafts is decided
 NUM_SLICES = 200  # how often progress is told
 

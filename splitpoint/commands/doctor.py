@@ -112,9 +112,9 @@ def _try_codec() -> str:
 
 
 def _codec_kernel() -> Check:
-    from codec.entropy import rans_native
+    from codec.kernel.library import is_compiled
 
-    if rans_native.load():
+    if is_compiled():
         return Check("codec kernel", "compiled")
     return Check("codec kernel", "none, numpy does its work", BUILD_KERNEL)
 

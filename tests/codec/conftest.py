@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from codec.entropy.integers import ALPHABET, ESCAPE, NUM_FAMILIES, REACH, Families
-from codec.ladder import Ladder, Level, LosslessCodec
-from codec.levels.calibrated import CalibratedCodec, SplitModel, trellis_models
+from codec.ladder import Ladder, Level
+from codec.levels.calibrated import CalibratedCodec, trellis_models
+from codec.levels.lossless import LosslessCodec
+from codec.levels.split_model import SplitModel
 from codec.levels.tabq import TabqCodec
 
 D = 16
@@ -29,7 +31,7 @@ def whole_number_families() -> Families:
 def small_model(*, num_blocks: int = 1) -> SplitModel:
     """D = 16, a signed permutation as rotation, two listed tokens."""
     size = D // num_blocks
-    turn = np.stack(
+    rotation = np.stack(
         [np.roll(np.eye(size, dtype=np.float32), 1 + n, axis=1) for n in range(num_blocks)]
     )
     order = np.arange(D, dtype=np.int32)
@@ -37,8 +39,8 @@ def small_model(*, num_blocks: int = 1) -> SplitModel:
         "mean": np.arange(D, dtype=np.float32) / 4,
         "tau": np.full(D, 64, dtype=np.float32),
         "sigma": 2.0 ** (3 - np.arange(D, dtype=np.float32) / 8),
-        "forward": turn,
-        "inverse": np.ascontiguousarray(turn.swapaxes(1, 2)),
+        "forward": rotation,
+        "inverse": np.ascontiguousarray(rotation.swapaxes(1, 2)),
         "order": order if num_blocks == 1 else order[::-1].copy(),
         "token_ids": np.array([5, 9], dtype=np.int32),
         "token_codes": np.arange(2 * D, dtype=np.int8).reshape(2, D),

@@ -10,14 +10,14 @@ import pytest
 from codec.entropy.integers import NUM_FAMILIES, Families
 from codec.errors import FrameError, TablesError
 from codec.ladder import Ladder
-from codec.levels.calibrated import SplitModel
+from codec.levels.split_model import SplitModel
 from codec.tables import write_tables
 
 IDS = np.array([5, 9, 7], dtype=np.int64)
 
 
 def write(path: Path, model: SplitModel, families: Families, **changed: Any) -> str:
-    arrays = {name: getattr(model, name) for name in SplitModel.__dataclass_fields__}
+    arrays = model.arrays()
     arrays["q.cdf"] = np.repeat(families.models.cdf, 2, axis=0)
     arrays["q.centres"] = np.zeros((NUM_FAMILIES, 4), dtype=np.float32)
     arrays["t.cdf"] = families.models.cdf

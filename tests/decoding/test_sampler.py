@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -121,6 +123,6 @@ def test_drafting_gives_exactly_what_plain_decoding_gives(
         ("seed", -1),
     ],
 )
-def test_nonsense_parameters_are_refused_by_name(field: str, value: float) -> None:
+def test_nonsense_parameters_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field.replace("_", "[ -]")):
         SamplingParams(**{field: value})

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from copy import deepcopy
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from codec.arrays import F32, I64
+from codec.levels.split_model import MOST_PREDICTION_BYTES, rotation_blocks
 from codec.rows import RowCodec
 from codec.tables import write_tables
 from optimizer.errors import BuildError
@@ -27,20 +29,14 @@ from optimizer.export.calibration.hidden_states import (
     embedding_shape,
     hidden_passed_through,
 )
-from optimizer.export.calibration.measure import HeldOut, Progress
+from optimizer.export.calibration.measure import HeldOutRows, Progress
 from optimizer.export.calibration.split_fit import States
 from optimizer.export.calibration.text import sampled_windows
 from optimizer.export.certify.certificate import Windows, text_windows
 
-WINDOW = 512
-DEFAULT_NUM_TOKENS = 32_768
-MAX_PREDICTION_BYTES = 32 << 20  # one byte per listed token and channel; mapped, not loaded
-HELD_OUT_WINDOWS = 4  # beside the text that is fitted to, to measure levels on
-# Above this width a dense rotation costs more than the layers it saves traffic for.
-_DENSE_UP_TO = 2048
-_BLOCK = 256
-
-F32 = npt.NDArray[np.float32]
+WINDOW: Final = 512
+DEFAULT_NUM_TOKENS: Final = 32_768
+HELD_OUT_WINDOWS: Final = 4  # beside the text that is fitted to, to measure levels on
 
 
 class _Reached(Exception):  # noqa: N818 - it ends a forward pass early, it is no error
@@ -112,18 +108,11 @@ def calibrate_splits(
 
         header, arrays = fit_ladder(
             states.pop(split),
-            num_blocks=blocks_for(hidden_size),
+            num_blocks=rotation_blocks(hidden_size),
             measure=measure if len(held) else None,
         )
         digests[split] = write_tables(out, header, arrays)
     return digests
-
-
-def blocks_for(hidden_size: int) -> int:
-    """Blocks of the rotation: one up to a width of 2048, else blocks of 256 where that divides."""
-    if hidden_size <= _DENSE_UP_TO or hidden_size % _BLOCK:
-        return 1
-    return hidden_size // _BLOCK
 
 
 def held_apart(windows: Windows) -> tuple[Windows, Windows]:
@@ -136,14 +125,14 @@ def held_apart(windows: Windows) -> tuple[Windows, Windows]:
 
 def _held_out(
     model: PreTrainedModel, splits: Sequence[int], windows: Windows
-) -> dict[int, HeldOut]:
+) -> dict[int, HeldOutRows]:
     """Rows of held-out windows at every split, from one pass."""
     found: dict[int, list[F32]] = {split: [] for split in splits}
     for ids in windows:
         for split, state in _states_of(model, splits, torch.from_numpy(ids)[None]).items():
             found[split].append(state[0].float().numpy())
     return {
-        split: HeldOut(windows=windows, hidden=np.array(rows, dtype=np.float32))
+        split: HeldOutRows(windows=windows, hidden=np.array(rows, dtype=np.float32))
         for split, rows in found.items()
     }
 
@@ -167,7 +156,7 @@ def collect_states(
             gradient[split].append(slope)
         progress("reading hidden states", done + 1, len(windows))
     vocab_size, hidden_size = embedding_shape(model)
-    listed = listed_tokens(windows, vocab_size, MAX_PREDICTION_BYTES // hidden_size)
+    listed = listed_tokens(windows, vocab_size, MOST_PREDICTION_BYTES // hidden_size)
     first = int(np.bincount(windows.reshape(-1)).argmax())
     features = _right_after(model, splits, listed, first, progress)
     return {
@@ -183,7 +172,7 @@ def collect_states(
     }
 
 
-def listed_tokens(windows: Windows, vocab_size: int, most: int) -> npt.NDArray[np.int64]:
+def listed_tokens(windows: Windows, vocab_size: int, most: int) -> I64:
     """Sorted ids of the `most` tokens worth a prediction: the text's frequent ones, then low ids.
 
     Byte-pair vocabularies are in order of merging, so a low id is a frequent token.
@@ -233,7 +222,7 @@ def _states_and_gradients(
 def _right_after(
     model: PreTrainedModel,
     splits: Sequence[int],
-    listed: npt.NDArray[np.int64],
+    listed: I64,
     first: int,
     progress: Progress,
     batch: int = 256,

@@ -1,30 +1,26 @@
 """Fit a ladder's tables to hidden states, each level aimed at a loss that is measured.
 
-What a step costs is estimated by the second-order expansion of KL, which errs where steps are
-coarse (by 1.3 to 2 times, measured). Where held-out text is at hand, a few trial levels go through
-the rest of the model, and levels are aimed by what was found there (ours).
+The fit estimates what a step costs by the second-order expansion of KL, which errs where steps are
+coarse (by 1.3 to 2 times, measured). Where there is held-out text, a few trial levels go through
+the rest of the model, and the measured losses correct the aim (ours).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Final
 
 import numpy as np
 
+from codec.arrays import Arrays
+from codec.levels.base import LadderTables
+from codec.levels.registry import KINDS, SAFE_LEVEL, coder_of
+from codec.levels.split_model import FittedSplit
 from codec.rows import RowCodec
-from codec.tables import Arrays, codec_of
-from optimizer.export.calibration.level_fit import calibrated_level, tabq_level
-from optimizer.export.calibration.split_fit import Fit, States, fit_split
+from optimizer.export.calibration.split_fit import States, fit_split
 
-# Loss of each level in KL per token; perplexity rises by about as much.
-CALIBRATED_TARGETS = {"q1": 0.001, "q2": 0.003, "q3": 0.0065, "q4": 0.02, "q5": 0.06}
-TABQ_TARGETS = {"tabq1": 0.001, "tabq2": 0.008, "tabq3": 0.024}
-SAFE_LEVEL = "tabq1"
-# Estimated losses of the levels tried on held-out text: what a row of the ladder spans.
-CALIBRATED_TRIALS = (0.0015, 0.0065, 0.03)
-TABQ_TRIALS = (0.0015, 0.016)
-_MOST_CORRECTED = 8.0
+_MOST_CORRECTED: Final = 8.0
 
-Kind = Literal["calibrated", "tabq"]
 # Loss of each codec in KL per token on held-out text.
 Measure = Callable[[Sequence[RowCodec]], list[float]]
 
@@ -32,27 +28,36 @@ Measure = Callable[[Sequence[RowCodec]], list[float]]
 def fit_ladder(
     states: States, *, num_blocks: int = 1, measure: Measure | None = None
 ) -> tuple[dict[str, Any], Arrays]:
-    """Header and arrays of the default ladder: lossless, q1..q5, and the TAB-Q levels beside it.
+    """Header and arrays of the default ladder: the levels of every kind that tables files hold.
 
     Without `measure`, levels are aimed by the estimate alone.
     """
-    fit = fit_split(states, num_blocks=num_blocks)
-    arrays: Arrays = {name: getattr(fit.model, name) for name in fit.model.__dataclass_fields__}
-    aims: dict[Kind, dict[str, float]] = {"calibrated": CALIBRATED_TARGETS, "tabq": TABQ_TARGETS}
+    split = fit_split(states, num_blocks=num_blocks)
+    hidden_size = states.hidden.shape[1]
+    arrays = split.model.arrays()
+    aims = target_kls()
     if measure is not None:
-        aims = _aimed(fit, measure, aims)
+        aims = _aimed(split, measure, aims)
     entries = []
-    for kind, levels in aims.items():
-        for name, target in levels.items():
-            entry, found = _level(kind, name, fit, target)
+    for kind in KINDS:
+        for name, target in aims.get(kind.name, {}).items():
+            entry, found = kind.fit(name, target, split)
             entries.append(entry)
             arrays |= found
-    header = {
-        "hidden_size": states.hidden.shape[1],
-        "levels": entries,
-        "safe_level": SAFE_LEVEL,
-    }
+    header = {"hidden_size": hidden_size, "levels": entries, "safe_level": SAFE_LEVEL}
     return header, arrays
+
+
+def target_kls() -> dict[str, dict[str, float]]:
+    """The loss each level is aimed at, by kind and level: KL in nats a token.
+
+    Perplexity rises by about as much.
+    """
+    return {
+        kind.name: {level.name: level.target_kl for level in kind.levels}
+        for kind in KINDS
+        if kind.in_tables
+    }
 
 
 def corrected(aim: float, tried: Sequence[float], measured: Sequence[float]) -> float:
@@ -67,24 +72,24 @@ def corrected(aim: float, tried: Sequence[float], measured: Sequence[float]) -> 
 
 
 def _aimed(
-    fit: Fit, measure: Measure, targets: dict[Kind, dict[str, float]]
-) -> dict[Kind, dict[str, float]]:
+    split: FittedSplit, measure: Measure, targets: dict[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
     """`targets` as estimated losses that come out as those: all trials, measured together."""
-    trials: dict[Kind, tuple[float, ...]] = {"calibrated": CALIBRATED_TRIALS, "tabq": TABQ_TRIALS}
+    tried = [kind for kind in KINDS if kind.trial_kls and kind.name in targets]
     codecs = []
-    for kind in targets:
-        for loss in trials[kind]:
-            entry, arrays = _level(kind, "trial", fit, loss)
-            codecs.append(codec_of(entry, arrays, fit.model, len(fit.model.mean)))
+    for kind in tried:
+        for loss in kind.trial_kls:
+            entry, arrays = kind.fit("trial", loss, split)
+            tables = LadderTables(
+                arrays=arrays, model=split.model, hidden_size=len(split.model.mean)
+            )
+            codecs.append(coder_of(entry, tables))
     found = iter(measure(codecs))
-    aims: dict[Kind, dict[str, float]] = {}
-    for kind, levels in targets.items():
-        tried = trials[kind]
-        measured = [next(found) for _ in tried]
-        aims[kind] = {name: corrected(aim, tried, measured) for name, aim in levels.items()}
+    aims = dict(targets)
+    for kind in tried:
+        measured = [next(found) for _ in kind.trial_kls]
+        aims[kind.name] = {
+            name: corrected(aim, kind.trial_kls, measured)
+            for name, aim in targets[kind.name].items()
+        }
     return aims
-
-
-def _level(kind: Kind, name: str, fit: Fit, target: float) -> tuple[dict[str, Any], Arrays]:
-    make = calibrated_level if kind == "calibrated" else tabq_level
-    return make(name, fit, target)

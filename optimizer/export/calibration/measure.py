@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from codec.ladder import Ladder, Level, LosslessCodec
+from codec.arrays import F32, I64
+from codec.ladder import Ladder, Level
+from codec.levels.lossless import LosslessCodec
 from codec.rows import RowCodec
 from optimizer.export.calibration.hidden_states import back_logits
 
@@ -20,11 +21,11 @@ Progress = Callable[[str, int, int], None]  # what is being done, done, of how m
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
-    """windows: [N, W] token ids; hidden: [N, W, D], their rows at the split."""
+class HeldOutRows:
+    """Rows that no fit has seen. windows: [N, W] token ids; hidden: [N, W, D], at the split."""
 
-    windows: npt.NDArray[np.int64]
-    hidden: npt.NDArray[np.float32]
+    windows: I64
+    hidden: F32
 
     def losses(
         self, model: PreTrainedModel, split: int, codecs: Sequence[RowCodec], progress: Progress
@@ -45,9 +46,7 @@ class HeldOut:
         return [float(loss) for loss in total / len(self.windows)]
 
 
-def _log_probs(
-    model: PreTrainedModel, split: int, rows: npt.NDArray[np.float32], tokens: Tensor
-) -> Tensor:
+def _log_probs(model: PreTrainedModel, split: int, rows: F32, tokens: Tensor) -> Tensor:
     return back_logits(model, split, torch.from_numpy(rows), tokens).float().log_softmax(-1)
 
 

@@ -4,21 +4,22 @@ Pure numpy on arrays; `optimizer.export.calibration.calibrate` collects them fro
 of the parts are in `codec.levels.calibrated`.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from codec.levels.calibrated import SplitModel
+from codec.arrays import F32, F64, I64, Mask
+from codec.levels.split_model import FittedSplit, SplitModel
 from optimizer.export.calibration.error_weights import fit_sensitivity
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-
-_TAU_SIGMAS = 12.0  # beyond this many channel rms a value travels aside
-_LOUD_ROW = 3.0  # rows this many times the median rms are massive; they do not shape the statistics
-_METRIC_SHRINKAGE = 0.1  # share of the identity in the gradient's second moment
-_RIDGE = 1e-3
+_TAU_SIGMAS: Final = 12.0  # beyond this many channel rms a value is an outlier
+# Rows this many times the median rms are massive; the statistics leave them out.
+_LOUD_ROW: Final = 3.0
+_METRIC_SHRINKAGE: Final = 0.1  # share of the identity in the gradient's second moment
+_RIDGE: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,32 +34,13 @@ class States:
 
     hidden: F32
     gradient: F32
-    token_ids: npt.NDArray[np.int64]
+    token_ids: I64
     window: int
-    listed_ids: npt.NDArray[np.int64]
+    listed_ids: I64
     listed_features: F32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """A fitted split, and the calibration rows as its coders see them, massive rows left out.
-
-    components: [N', D], y of held-out prediction; fineness: [N'], by a sensitivity fitted without
-    the row;
-    stakes: [N'], squared length of the gradient in y, relative to its mean; curvature: that mean
-    over D; dense: [N', D], the rows themselves; slopes: [N', D], their gradients.
-    """
-
-    model: SplitModel
-    components: F32
-    fineness: npt.NDArray[np.uint8]
-    stakes: F64
-    curvature: float
-    dense: F32
-    slopes: F32
-
-
-def fit_split(states: States, *, num_blocks: int = 1) -> Fit:
+def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     """Mean, predictor, metric, rotation and sensitivity; num_blocks > 1: a rotation in blocks."""
     loudness = np.sqrt((states.hidden.astype(np.float64) ** 2).mean(axis=1))
     usual = loudness < _LOUD_ROW * np.median(loudness)
@@ -104,32 +86,34 @@ def fit_split(states: States, *, num_blocks: int = 1) -> Fit:
         sensitivity=np.zeros(size + 1, dtype=np.float32),
     )
     # dL = g dx = (g F^-T) dy, and F^-T is the rotation of a model with transposed inverse.
-    turned_about = replace(model, forward=np.ascontiguousarray(inverse.swapaxes(1, 2)))
-    stakes = (turned_about.rotate(gradient.astype(np.float32)).astype(np.float64) ** 2).sum(axis=1)
-    curvature = max(float(stakes.mean()) / size, 1e-30)
-    stakes /= size * curvature
+    transposed = replace(model, forward=np.ascontiguousarray(inverse.swapaxes(1, 2)))
+    error_weights = (transposed.rotate(gradient.astype(np.float32)).astype(np.float64) ** 2).sum(
+        axis=1
+    )
+    curvature = max(float(error_weights.mean()) / size, 1e-30)
+    error_weights /= size * curvature
 
-    rotated = model.rotate(table.astype(np.float32))
-    token_scale = np.maximum(np.abs(rotated).max(axis=0, initial=0), 1e-6) / 127
+    predictions = model.rotate(table.astype(np.float32))
+    token_scale = np.maximum(np.abs(predictions).max(axis=0, initial=0), 1e-6) / 127
     components = model.rotate(residual.astype(np.float32))
-    turned = model.rotate(centred.astype(np.float32))
-    sensitivity, crossed = fit_sensitivity(turned, stakes, half)
-    fineness = np.empty(len(turned), dtype=np.uint8)
+    rotated = model.rotate(centred.astype(np.float32))
+    sensitivity, crossed = fit_sensitivity(rotated, error_weights, half)
+    step_index = np.empty(len(rotated), dtype=np.uint8)
     for side in (0, 1):
         rows = half == side
-        fineness[rows] = replace(model, sensitivity=crossed[side]).fineness(turned[rows])
+        step_index[rows] = replace(model, sensitivity=crossed[side]).step_index(rotated[rows])
     model = replace(
         model,
         sigma=np.sqrt((components.astype(np.float64) ** 2).mean(axis=0)).astype(np.float32),
-        token_codes=np.rint(rotated / token_scale).astype(np.int8),
+        token_codes=np.rint(predictions / token_scale).astype(np.int8),
         token_scale=token_scale.astype(np.float32),
         sensitivity=sensitivity,
     )
-    return Fit(
+    return FittedSplit(
         model=model,
         components=components,
-        fineness=fineness,
-        stakes=stakes,
+        step_index=step_index,
+        error_weights=error_weights,
         curvature=curvature,
         dense=states.hidden[usual],
         slopes=states.gradient[usual],
@@ -142,9 +126,7 @@ def _roots(metric: F64) -> tuple[F64, F64]:
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
-def _predict_table(
-    features: F64, at: npt.NDArray[np.int64], use: npt.NDArray[np.bool_], target: F64
-) -> F64:
+def _predict_table(features: F64, at: I64, use: Mask, target: F64) -> F64:
     """Ridge regression from token features [V', D] to rows; returns predictions [V', D]."""
     x = features[at[use]]
     gram = x.T @ x
@@ -153,7 +135,7 @@ def _predict_table(
 
 
 def _block_rotations(
-    whitened: F64, root: F64, root_inverse: F64, order: npt.NDArray[np.int64], num_blocks: int
+    whitened: F64, root: F64, root_inverse: F64, order: I64, num_blocks: int
 ) -> tuple[F32, F32]:
     """Eigenbases: of the whole whitened covariance, or per block of the plain one."""
     size = len(root)
@@ -178,7 +160,7 @@ def _eigenbasis(rows: F64) -> F64:
     return vectors[:, ::-1]
 
 
-def _group_channels(rows: F64, num_blocks: int) -> npt.NDArray[np.int64]:
+def _group_channels(rows: F64, num_blocks: int) -> I64:
     """An order of channels that puts correlated ones into the same block, greedily."""
     size = rows.shape[1]
     correlation = np.abs(np.corrcoef(rows.T))

@@ -7,14 +7,17 @@ arXiv:2410.17170.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from codec.arrays import I64
 from optimizer.export.calibration.hidden_states import cache_argument, embedding_shape
 from optimizer.export.certify.certificate import Windows
 
-_TEMPERATURE = 1.0
+_TEMPERATURE: Final = 1.0
 
 
 def sampled_windows(
@@ -27,7 +30,7 @@ def sampled_windows(
     generator = torch.Generator().manual_seed(seed)
     vocab_size, _ = embedding_shape(model)
     name = cache_argument(model)
-    rows: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = []
+    rows: list[I64] = []
     with torch.no_grad():
         for begin in range(0, num_windows, batch):
             count = min(batch, num_windows - begin)

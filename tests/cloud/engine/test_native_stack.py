@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -122,43 +120,3 @@ def test_steps_have_the_same_bits_on_any_number_of_threads(
             got[threads, chunk] = torch.cat(parts)
     first = got[1, 120]
     assert all(torch.equal(first, other) for other in got.values())
-
-
-class OtherLibrary:
-    """As if built from other sources."""
-
-    def __init__(self, functions: tuple[str, ...], step_bytes: int) -> None:
-        structures = (native.CLinear, native.CLayer, native.CPiece)
-        sizes = [ctypes.sizeof(structure) for structure in structures]
-        layout = [native._LAYOUT_VERSION, *sizes, step_bytes]
-        for name in functions:
-            setattr(self, name, Function(layout))
-
-
-class Function:
-    def __init__(self, layout: list[int]) -> None:
-        self._layout = layout
-
-    def __call__(self, what: int = 0) -> int:
-        return self._layout[what]
-
-
-STEP_BYTES = ctypes.sizeof(native.CStep)
-
-
-@pytest.mark.parametrize(
-    "library",
-    [
-        OtherLibrary(native._FUNCTIONS[1:], STEP_BYTES),
-        OtherLibrary(native._FUNCTIONS, STEP_BYTES - 8),
-    ],
-    ids=["from before versions", "another Step"],
-)
-def test_a_library_of_other_sources_is_left_alone(
-    library: OtherLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    assert native.load.__wrapped__() is None
-    if importlib.util.find_spec("cloud.kernel._kernel") is not None:
-        (record,) = caplog.records
-        assert "rebuild" in record.message

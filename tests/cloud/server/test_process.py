@@ -15,8 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cloud.engine.frame_work import FrameWork
 from cloud.engine.loop import EngineLoop
 from cloud.sessions.session import ServerSession
-from codec.frame import CodecKind, check_seed, pack_frame
-from codec.levels.lossless import encode_lossless
+from codec.frame import check_seed, pack_frame
+from codec.levels.lossless import LOSSLESS, encode_lossless
 from protos import wire
 from protos.messages import (
     Close,
@@ -126,7 +126,7 @@ def with_nan(frame: Frame) -> Frame:
     rows[3, 5] = np.nan
     payload = encode_lossless(rows, ids)
     seed = check_seed(WIDTH, LADDER.tables_sha256)
-    return replace(frame, hidden=pack_frame(CodecKind.LOSSLESS, 0, len(ids), payload, seed))
+    return replace(frame, hidden=pack_frame(LOSSLESS.number, 0, len(ids), payload, seed))
 
 
 BAD_FRAMES: dict[str, Callable[[Frame], Frame]] = {

@@ -7,19 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codec.entropy import rans_native, trellis
+from codec.entropy import trellis
 from codec.entropy.integers import ESCAPE, NUM_FAMILIES, REACH, SHIFTS, Families
 from codec.entropy.trellis import UNITS, TrellisModels
 from codec.entropy.trellis_numpy import NEXT
 from codec.errors import FrameError, TablesError
+from codec.kernel.library import is_compiled
 
 CODERS = [
     False,
-    pytest.param(
-        True, marks=pytest.mark.skipif(not rans_native.load(), reason="kernel not compiled")
-    ),
+    pytest.param(True, marks=pytest.mark.skipif(not is_compiled(), reason="kernel not compiled")),
 ]
-CENTRES = np.tile(np.float32([0, -0.125, -0.25, -0.5]), (NUM_FAMILIES, 1))
+CENTRES = np.tile(np.array([0, -0.125, -0.25, -0.5], dtype=np.float32), (NUM_FAMILIES, 1))
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +43,14 @@ def test_what_is_decoded_is_the_level_each_code_names(
     models: TrellisModels, seed: int, num_rows: int, width: int
 ) -> None:
     targets, base, offsets = some_targets(np.random.default_rng(seed), num_rows, width)
-    codes, which, _ = trellis.quantize(models, targets, base, offsets)
-    data = trellis.encode(models, which, codes)
+    codes, model_ids, _ = trellis.quantize(models, targets, base, offsets)
+    data = trellis.encode(models, model_ids, codes)
     back = trellis.decode(models, CENTRES * 0, base, offsets, memoryview(data))
     for t in range(num_rows):
         state = 0
         for d in range(width):
             code = int(codes[t, d])
-            assert which[t, d] & 1 == state & 1
+            assert model_ids[t, d] & 1 == state & 1
             level = 2 * abs(code) - (state & 1 if code else 0)
             assert back[t, d] == (level if code >= 0 else -level)
             state = NEXT[state][code & 1]
@@ -59,15 +58,17 @@ def test_what_is_decoded_is_the_level_each_code_names(
     assert np.abs(back - targets / UNITS).max() < 4
 
 
-@pytest.mark.skipif(not rans_native.load(), reason="kernel not compiled")
+@pytest.mark.skipif(not is_compiled(), reason="kernel not compiled")
 @pytest.mark.parametrize(("num_rows", "width"), [(1, 40), (1, 600), (40, 300), (2, 4096), (33, 9)])
 def test_kernel_and_numpy_agree_bit_for_bit(
     models: TrellisModels, num_rows: int, width: int
 ) -> None:
     targets, base, offsets = some_targets(np.random.default_rng(width), num_rows, width)
     weights = np.arange(width, dtype=np.int32) * 1_000_003 % (1 << 24)
-    loud = [trellis.loudness(targets, weights, native=native) for native in (True, False)]
-    np.testing.assert_array_equal(*loud)
+    compiled, plain = (
+        trellis.loudness(targets, weights, native=native) for native in (True, False)
+    )
+    np.testing.assert_array_equal(compiled, plain)
     one, other = (
         trellis.quantize(models, targets, base, offsets, native=native) for native in (True, False)
     )
@@ -119,14 +120,14 @@ def test_at_equal_error_the_trellis_beats_rounding() -> None:
         from codec.entropy.rans import Models
 
         coder = TrellisModels.from_cdf(Models.from_counts(counts).cdf, slope=0.3)
-        codes, which, _ = trellis.quantize(coder, targets, base, np.zeros(16, np.int8))
+        codes, model_ids, _ = trellis.quantize(coder, targets, base, np.zeros(16, np.int8))
         counts = np.ones_like(counts) * 1e-3
-        np.add.at(counts, (which, codes + REACH), 1)
+        np.add.at(counts, (model_ids, codes + REACH), 1)
     size = np.abs(codes)
-    levels = np.sign(codes) * (2 * size - np.where(size > 0, which & 1, 0))
+    levels = np.sign(codes) * (2 * size - np.where(size > 0, model_ids & 1, 0))
     error = float(((values - levels * step) ** 2).mean())
     share = counts / counts.sum(axis=1, keepdims=True)
-    rate = float(-np.log2(share[which, codes + REACH]).mean())
+    rate = float(-np.log2(share[model_ids, codes + REACH]).mean())
     plain = np.rint(values / np.sqrt(12 * error))
     _, seen = np.unique(plain, return_counts=True)
     rounding = float(-(seen / seen.sum() * np.log2(seen / seen.sum())).sum())
@@ -140,9 +141,9 @@ def test_bytes_are_pinned(models: TrellisModels, native: bool) -> None:
     targets[1, 5] = 40_000  # escapes
     base = np.arange(0, 36, 3, dtype=np.uint8)
     offsets = np.array([-3, 0, 7], dtype=np.int8)
-    codes, which, escapes = trellis.quantize(models, targets, base, offsets, native=native)
+    codes, model_ids, escapes = trellis.quantize(models, targets, base, offsets, native=native)
     assert escapes.tolist() == [0, 1, 0]
-    assert trellis.encode(models, which, codes, native=native).hex() == GOLDEN
+    assert trellis.encode(models, model_ids, codes, native=native).hex() == GOLDEN
 
 
 GOLDEN = "efc4be26cae09d97cccb47d8710200002e1ec922a5851222ec3a4b76"
@@ -155,8 +156,8 @@ def test_damage_is_a_frame_error_or_other_values(
 ) -> None:
     rng = np.random.default_rng(5)
     targets, base, offsets = some_targets(rng, num_rows, 1000)
-    codes, which, _ = trellis.quantize(models, targets, base, offsets)
-    data = trellis.encode(models, which, codes)
+    codes, model_ids, _ = trellis.quantize(models, targets, base, offsets)
+    data = trellis.encode(models, model_ids, codes)
     for _ in range(30 if native else 6):
         bad = bytearray(data)
         bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)

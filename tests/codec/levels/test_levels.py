@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from codec.entropy.integers import NUM_FAMILIES, Families, decode_codes, encode_codes
 from codec.errors import FrameError
 from codec.ladder import Ladder
-from codec.levels.calibrated import CalibratedCodec, SplitModel, trellis_models
+from codec.levels.calibrated import CalibratedCodec, trellis_models
+from codec.levels.split_model import SplitModel
 from codec.levels.tabq import TabqCodec
 
 D = 16
@@ -68,7 +69,7 @@ def test_what_arrives_is_near_what_was_sent(ladder: Ladder, level: str, num_rows
     assert back.dtype == np.float32
     error = np.abs(back - rows)
     large = np.abs(rows) > 64
-    assert (error[large] <= np.abs(rows[large]) * 2.0**-11).all()  # aside, in fp16 or fp32
+    assert (error[large] <= np.abs(rows[large]) * 2.0**-11).all()  # outliers, in fp16 or fp32
     # Two half steps, or three where bits are dear, the coarsest row 1.83 times as wide; TAB-Q
     # allows delta of the row's dense norm.
     dense = np.linalg.norm(np.where(large, 0, rows), axis=1, keepdims=True)
@@ -89,10 +90,10 @@ def test_rows_of_any_size_come_back_finite_and_close(
     ladder: Ladder, seed: int, scale: float, constant: bool, level: str, num_rows: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    rows = rng.uniform(-1, 1, (num_rows, D)) * scale
+    drawn = rng.uniform(-1, 1, (num_rows, D)) * scale
     if constant:
-        rows[:] = scale
-    rows = rows.astype(np.float32)
+        drawn[:] = scale
+    rows = drawn.astype(np.float32)
     ids = rng.integers(-5, 2**40, num_rows)
     frame = ladder.encode(level, rows, ids)
     back = ladder.decode(frame, num_rows=num_rows, token_ids=ids)
@@ -134,16 +135,16 @@ def test_mutated_frames_raise_frame_error_and_nothing_else(ladder: Ladder, level
 
 def test_block_rotation_goes_there_and_back(model: SplitModel, families: Families) -> None:
     rows, _ = whole_rows(4)
-    turned = model.rotate(rows)
-    assert not np.allclose(turned, rows)
-    np.testing.assert_array_equal(model.rotate_back(turned), rows)
+    rotated = model.rotate(rows)
+    assert not np.allclose(rotated, rows)
+    np.testing.assert_array_equal(model.rotate_back(rotated), rows)
     # Against the matrix spelled out: block n of the output is the ordered channels times forward.
     spelled = np.zeros((D, D), dtype=np.float32)
     blocks, size = model.forward.shape[:2]
     for n in range(blocks):
         channels = model.order[n * size : (n + 1) * size]
         spelled[channels, n * size : (n + 1) * size] = model.forward[n]
-    np.testing.assert_array_equal(turned, rows @ spelled)
+    np.testing.assert_array_equal(rotated, rows @ spelled)
 
 
 def test_the_prediction_of_a_listed_token_is_taken_off(

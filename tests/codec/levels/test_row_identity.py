@@ -5,8 +5,9 @@ import pytest
 
 from codec.bench import synthetic_ladder, synthetic_rows
 from codec.errors import FrameError
-from codec.frame import CodecKind, check_seed, pack_frame, unpack_frame
+from codec.frame import MIXED, check_seed, pack_frame, unpack_frame
 from codec.ladder import Ladder
+from codec.levels.lossless import LOSSLESS
 from codec.rows import ROWWISE_UP_TO
 
 DENSE, BLOCKS = synthetic_ladder(96), synthetic_ladder(128, block=32)
@@ -46,7 +47,7 @@ def test_a_strange_row_falls_back_without_the_others() -> None:
     frame = DENSE.encode("calibrated", rows, ids)
     assert DENSE.level_of(frame) == "calibrated"
     parsed = unpack_frame(frame, check_seed(96, DENSE.tables_sha256))
-    assert parsed.kind is CodecKind.MIXED
+    assert parsed.kind == MIXED
     assert parsed.payload[0] == 1 << 4
     usual = DENSE.encode("calibrated", np.delete(rows, 4, axis=0), np.delete(ids, 4))
     alone = DENSE.encode("calibrated", rows[4:5], ids[4:5])
@@ -63,7 +64,7 @@ def test_row_flags_that_make_no_sense_are_frame_errors(flags: bytes) -> None:
     _, ids = synthetic_rows(DENSE, 6)
     seed = check_seed(96, DENSE.tables_sha256)
     with pytest.raises(FrameError):
-        DENSE.decode(pack_frame(CodecKind.MIXED, 1, 6, flags, seed), num_rows=6, token_ids=ids)
+        DENSE.decode(pack_frame(MIXED, 1, 6, flags, seed), num_rows=6, token_ids=ids)
 
 
 def test_mixed_frames_do_not_nest_without_end() -> None:
@@ -74,12 +75,12 @@ def test_mixed_frames_do_not_nest_without_end() -> None:
     one = unpack_frame(DENSE.encode("lossless", rows, ids[:1]), check_seed(96, DENSE.tables_sha256))
     body = one.payload
     for left in range(2, num_rows + 1):
-        head = bytes(((CodecKind.MIXED if left > 2 else CodecKind.LOSSLESS) << 5,))
+        head = bytes(((MIXED if left > 2 else LOSSLESS.number) << 5,))
         flags = bytes(((1 << left) - 2,))
         size = len(one.payload)
         length = bytes((size & 0x7F | 0x80, size >> 7)) if size > 0x7F else bytes((size,))
         body = flags + length + one.payload + head + body
-        frame = pack_frame(CodecKind.MIXED, 0, left, body, check_seed(96, DENSE.tables_sha256))
+        frame = pack_frame(MIXED, 0, left, body, check_seed(96, DENSE.tables_sha256))
         if left <= 3:
             back = DENSE.decode(frame, num_rows=left, token_ids=ids[:left])
             assert not back.any()

@@ -10,7 +10,14 @@ import pytest
 
 from edge.client import EdgeClient
 from edge.device.front import FrontEngine
-from edge.device.memory_limit import changes, fitting_chunk, nearest_plan, needed_memory
+from edge.device.memory_limit import (
+    STEP_BYTES,
+    changes,
+    fitting_chunk,
+    nearest_plan,
+    needed_memory,
+    session_bytes,
+)
 from edge.errors import MemoryLimitError
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.prediction import Limits
@@ -44,6 +51,18 @@ def test_what_fits_is_let_through_part_by_part(plan: Plan) -> None:
     twice = needed_memory(plan, RUNTIME, 2)
     assert twice.kv_bytes == 2 * needed.kv_bytes
     assert twice.weight_bytes == needed.weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("level", "bits"), [("lossless", 27.1), ("q1", 4.3), ("q4", 4.3), ("tabq1", 5.0)]
+)
+def test_the_journal_is_counted_at_the_dearest_level_of_the_plans_kind(
+    plan: Plan, level: str, bits: float
+) -> None:
+    """A session may move to a finer level of the kind than its plan begins with."""
+    at_level = replace(plan, level=level)
+    row_bytes = bits * plan.model.geometry.hidden_size / 8 + STEP_BYTES
+    assert session_bytes(at_level) == pytest.approx(plan.max_tokens * row_bytes)
 
 
 def test_a_little_too_much_costs_a_smaller_chunk_and_nothing_else(plan: Plan) -> None:

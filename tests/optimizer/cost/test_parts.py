@@ -16,7 +16,6 @@ from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.specs import load_spec
 from optimizer.cost.cloud import SessionRows, back_step_s, steady_batch
 from optimizer.cost.codec import (
-    FRAME_HEADER_BYTES,
     LevelCost,
     decode_s,
     encode_s,
@@ -25,6 +24,7 @@ from optimizer.cost.codec import (
 )
 from optimizer.cost.link import exchange_s, link_at, outage_wait_s, pipeline_s
 from optimizer.cost.memory import edge_memory, workspace_bytes
+from protos.sizes import ONE_ROW_OVERHEAD_BYTES
 
 SMOL = load_spec("smollm2-135m").geometry
 PI = load_device("raspberry-pi-5-8gb")
@@ -180,7 +180,7 @@ def test_frames_cost_a_header_and_bits_rounded_up() -> None:
         name="4", bits_per_element=4.2, encode_fixed_s=1e-4, encode_s_per_element=1e-8,
         decode_fixed_s=2e-4, decode_s_per_element=2e-8,
     )  # fmt: skip
-    assert frame_bytes(level, hidden_size=576, num_rows=1) == FRAME_HEADER_BYTES + 3 + 9 + 303
+    assert frame_bytes(level, hidden_size=576, num_rows=1) == ONE_ROW_OVERHEAD_BYTES + 303
     assert encode_s(level, hidden_size=1000, num_rows=10) == pytest.approx(2e-4)
     assert decode_s(level, hidden_size=1000, num_rows=10) == pytest.approx(4e-4)
 

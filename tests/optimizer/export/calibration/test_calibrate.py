@@ -1,9 +1,14 @@
 """Calibration and certification on a tiny random model: the hooks see what transformers sees."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+from codec.arrays import I64
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -18,15 +23,19 @@ from optimizer.export.calibration.calibrate import (  # noqa: E402
     listed_tokens,
 )
 from optimizer.export.calibration.hidden_states import back_logits, hidden_and_logits  # noqa: E402
-from optimizer.export.calibration.measure import HeldOut  # noqa: E402
+from optimizer.export.calibration.measure import HeldOutRows  # noqa: E402
 from optimizer.export.calibration.split_fit import States  # noqa: E402
 from optimizer.export.certify.certificate import certify, measure, text_windows  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 D, VOCAB, LAYERS = 32, 64, 4
 
 
 @pytest.fixture(scope="module")
-def tiny() -> "transformers.PreTrainedModel":
+def tiny() -> PreTrainedModel:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=D,
@@ -42,14 +51,14 @@ def tiny() -> "transformers.PreTrainedModel":
 
 
 @pytest.fixture(scope="module")
-def windows() -> "np.ndarray":
+def windows() -> I64:
     ids = np.random.default_rng(0).zipf(1.3, 20_000) % VOCAB
     return text_windows(ids.tolist(), window=64, max_tokens=4096)
 
 
 @pytest.mark.parametrize("split", range(LAYERS + 1))
 def test_hidden_states_are_transformers_own_and_the_back_goes_on_from_them(
-    tiny: "transformers.PreTrainedModel", split: int
+    tiny: PreTrainedModel, split: int
 ) -> None:
     tokens = torch.arange(20) % VOCAB
     with torch.no_grad():
@@ -63,7 +72,7 @@ def test_hidden_states_are_transformers_own_and_the_back_goes_on_from_them(
 
 
 def test_gradients_are_those_of_the_sampled_log_likelihood(
-    tiny: "transformers.PreTrainedModel",
+    tiny: PreTrainedModel,
 ) -> None:
     """Against finite differences of log p(y), with y drawn as the collector draws it."""
     ids = (np.arange(24) * 7 % VOCAB).reshape(1, -1)
@@ -73,7 +82,7 @@ def test_gradients_are_those_of_the_sampled_log_likelihood(
     generator = torch.Generator().manual_seed(3)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)
 
-    def score(state: "torch.Tensor") -> float:
+    def score(state: Tensor) -> float:
         logits = back_logits(tiny.double(), 2, state.double(), tokens)
         return float(logits.log_softmax(-1).gather(1, labels).sum())
 
@@ -88,7 +97,7 @@ def test_gradients_are_those_of_the_sampled_log_likelihood(
 
 
 def test_splits_share_passes_and_get_what_each_would_alone(
-    tiny: "transformers.PreTrainedModel", windows: "np.ndarray"
+    tiny: PreTrainedModel, windows: I64
 ) -> None:
     together = collect(tiny, [1, 3], windows[:2])
     for split in (1, 3):
@@ -101,7 +110,7 @@ def test_splits_share_passes_and_get_what_each_would_alone(
 
 
 def test_a_token_alone_is_what_follows_the_commonest_one(
-    tiny: "transformers.PreTrainedModel",
+    tiny: PreTrainedModel,
 ) -> None:
     """The shared keys and values of the first token give what the pair of tokens gives."""
     states = collect(tiny, [2], np.array([[5, 9, 5, 7]]))[2]
@@ -111,24 +120,20 @@ def test_a_token_alone_is_what_follows_the_commonest_one(
             np.testing.assert_allclose(states.listed_features[at], pair[1].numpy(), atol=1e-5)
 
 
-def collect(
-    model: "transformers.PreTrainedModel", splits: list[int], ids: "np.ndarray"
-) -> "dict[int, States]":
+def collect(model: PreTrainedModel, splits: list[int], ids: I64) -> dict[int, States]:
     return collect_states(model, splits=splits, windows=ids, seed=3, progress=lambda *_: None)
 
 
-def test_losses_are_those_certification_measures(
-    tiny: "transformers.PreTrainedModel", windows: "np.ndarray"
-) -> None:
+def test_losses_are_those_certification_measures(tiny: PreTrainedModel, windows: I64) -> None:
     codec = TabqCodec(hidden_size=D, delta=0.2)
     rows = np.stack([hidden_and_logits(tiny, 2, torch.from_numpy(w))[0] for w in windows[:2]])
-    held = HeldOut(windows=windows[:2], hidden=rows)
+    held = HeldOutRows(windows=windows[:2], hidden=rows)
     (found,) = held.losses(tiny, 2, [codec], lambda *_: None)
 
     class Sent:
         name = "tabq"
 
-        def send(self, rows: "np.ndarray", ids: "np.ndarray") -> "tuple[np.ndarray, int]":
+        def send(self, rows: np.ndarray, ids: I64) -> tuple[np.ndarray, int]:
             return codec.decode(codec.encode(rows, ids).payload, len(rows), ids), 0
 
     _, (certified,) = measure(tiny, [Sent()], split=2, windows=windows[:2])
@@ -143,11 +148,11 @@ def test_held_out_windows_are_not_fitted_to() -> None:
     assert len(fitted) == 18
     assert sorted([*fitted.reshape(-1), *held.reshape(-1)]) == list(range(40))
     assert [len(part) for part in held_apart(windows[:7])] == [7, 0]
-    assert [len(part) for part in held_apart(np.zeros((100, 2)))] == [96, 4]
+    assert [len(part) for part in held_apart(np.zeros((100, 2), dtype=np.int64))] == [96, 4]
 
 
 def test_a_calibrated_ladder_certifies_in_order(
-    tiny: "transformers.PreTrainedModel", windows: "np.ndarray", tmp_path: Path
+    tiny: PreTrainedModel, windows: I64, tmp_path: Path
 ) -> None:
     path = tmp_path / "split-2.tables"
     digest = calibrate(tiny, split=2, out=path, token_ids=windows.reshape(-1).tolist())
@@ -167,18 +172,14 @@ def test_a_calibrated_ladder_certifies_in_order(
         assert target / 1.6 < found[name].kl < 1.6 * target
 
 
-def test_without_text_the_model_writes_its_own(
-    tiny: "transformers.PreTrainedModel", tmp_path: Path
-) -> None:
+def test_without_text_the_model_writes_its_own(tiny: PreTrainedModel, tmp_path: Path) -> None:
     first, second = (
         calibrate(tiny, split=1, out=tmp_path / name, num_tokens=1024) for name in ("a", "b")
     )
     assert first == second
 
 
-def test_too_little_text_is_one_clear_error(
-    tiny: "transformers.PreTrainedModel", tmp_path: Path
-) -> None:
+def test_too_little_text_is_one_clear_error(tiny: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="one window needs 512"):
         calibrate(tiny, split=1, out=tmp_path / "a", token_ids=[1, 2, 3])
 

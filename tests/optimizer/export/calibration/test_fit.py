@@ -7,18 +7,13 @@ import numpy as np
 import pytest
 
 from codec.ladder import Ladder
-from codec.levels.calibrated import USUAL
+from codec.levels.calibrated_kind import CALIBRATED
+from codec.levels.registry import KINDS
+from codec.levels.split_model import USUAL_STEP_INDEX, FittedSplit
 from codec.rows import RowCodec
 from codec.tables import write_tables
 from optimizer.export.calibration.error_weights import fit_sensitivity
-from optimizer.export.calibration.fit import (
-    CALIBRATED_TARGETS,
-    CALIBRATED_TRIALS,
-    TABQ_TRIALS,
-    corrected,
-    fit_ladder,
-)
-from optimizer.export.calibration.level_fit import calibrated_level
+from optimizer.export.calibration.fit import corrected, fit_ladder, target_kls
 from optimizer.export.calibration.split_fit import States, fit_split
 
 D, N, VOCAB = 24, 4096, 50
@@ -50,9 +45,9 @@ def test_sensitivity_finds_what_a_row_says_about_its_gradient() -> None:
     z = rng.standard_normal((N, D)).astype(np.float32)
     unit = z / np.sqrt((z.astype(np.float64) ** 2).mean(axis=1, keepdims=True))
     true = 0.6 * unit[:, 3] - 0.4 * unit[:, 7]
-    stakes = np.exp(true) * rng.chisquare(4, N) / 4
+    error_weights = np.exp(true) * rng.chisquare(4, N) / 4
     half = np.arange(N) // 64 % 2
-    weights, crossed = fit_sensitivity(z, stakes, half)
+    weights, crossed = fit_sensitivity(z, error_weights, half)
     for found in (weights, *crossed):
         assert np.corrcoef(unit @ found[:-1] + found[-1], true)[0, 1] > 0.95
     assert (unit @ weights[:-1] + weights[-1]).mean() == pytest.approx(0, abs=0.01)
@@ -61,17 +56,17 @@ def test_sensitivity_finds_what_a_row_says_about_its_gradient() -> None:
 def test_where_rows_say_nothing_all_get_one_step() -> None:
     rng = np.random.default_rng(1)
     z = rng.standard_normal((N, D)).astype(np.float32)
-    stakes = rng.chisquare(1, N)
-    weights, _ = fit_sensitivity(z, stakes, np.arange(N) // 64 % 2)
+    error_weights = rng.chisquare(1, N)
+    weights, _ = fit_sensitivity(z, error_weights, np.arange(N) // 64 % 2)
     assert (z @ weights[:-1]).std() < 0.1  # nothing, or as good as nothing
-    one_half, _ = fit_sensitivity(z, stakes, np.zeros(N, dtype=np.int64))
+    one_half, _ = fit_sensitivity(z, error_weights, np.zeros(N, dtype=np.int64))
     assert not one_half.any()
 
 
 @pytest.mark.parametrize("target", [0.003, 0.03])
 def test_levels_cost_on_new_rows_what_they_were_fitted_to_cost(target: float) -> None:
     fit = fit_split(made_up(0, swing=0.6))
-    entry, arrays = calibrated_level("q", fit, target)
+    entry, arrays = CALIBRATED.fit("q", target, fit)
     fresh = made_up(5, swing=0.6)
     ladder = ladder_of(fit, entry, arrays)
     back = ladder.decode(
@@ -89,11 +84,9 @@ def test_steps_by_sensitivity_save_bits_at_equal_cost() -> None:
     blind = replace(
         fit,
         model=replace(fit.model, sensitivity=np.zeros(D + 1, dtype=np.float32)),
-        fineness=np.full_like(fit.fineness, USUAL),
+        step_index=np.full_like(fit.step_index, USUAL_STEP_INDEX),
     )
-    bits = [
-        bits_of(ladder_of(of, *calibrated_level("q", of, 0.003)), states) for of in (fit, blind)
-    ]
+    bits = [bits_of(ladder_of(of, *CALIBRATED.fit("q", 0.003, of)), states) for of in (fit, blind)]
     assert bits[0] < bits[1] - 0.1
 
 
@@ -115,12 +108,13 @@ def test_levels_are_aimed_by_what_was_measured() -> None:
 
     def four_times(codecs: Sequence[RowCodec]) -> list[float]:
         tried.append(len(codecs))
-        return [4 * loss for losses in (CALIBRATED_TRIALS, TABQ_TRIALS) for loss in losses]
+        return [4 * loss for kind in KINDS for loss in kind.trial_kls]
 
     header, _ = fit_ladder(states, measure=four_times)
     entries = {entry["name"]: entry for entry in header["levels"]}
-    assert tried == [len(CALIBRATED_TRIALS) + len(TABQ_TRIALS)]
-    entry, _ = calibrated_level("q3", fit_split(states), CALIBRATED_TARGETS["q3"] / 4)
+    assert tried == [sum(len(kind.trial_kls) for kind in KINDS)]
+    aim = target_kls()["calibrated"]["q3"]
+    entry, _ = CALIBRATED.fit("q3", aim / 4, fit_split(states))
     assert entries["q3"]["step"] == pytest.approx(entry["step"])
 
 
@@ -144,8 +138,8 @@ def bits_of(ladder: Ladder, states: States) -> float:
     return 8 * len(ladder.encode("q", states.hidden, states.token_ids)) / states.hidden.size
 
 
-def ladder_of(fit, entry: dict, arrays: dict) -> Ladder:  # type: ignore[no-untyped-def]
-    model = {name: getattr(fit.model, name) for name in fit.model.__dataclass_fields__}
+def ladder_of(fit: FittedSplit, entry: dict, arrays: dict) -> Ladder:
+    model = fit.model.arrays()
     header = {"hidden_size": D, "levels": [entry], "safe_level": "lossless"}
     return from_file(header, model | arrays)
 

@@ -8,7 +8,7 @@ import pytest
 from codec.ladder import Ladder
 from edge.net.grpc_transport import MESSAGE_PREFIX_BYTES
 from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes
-from protos import wire
+from protos import sizes, wire
 from protos.messages import Frame, Result, Timings
 
 WIDTH = 576
@@ -42,3 +42,11 @@ def test_an_answer_costs_what_the_model_says(num_tokens: int) -> None:
     )
     result = Result(sequence=300, token_ids=(20_000,) * num_tokens, num_tokens=900, timings=timings)
     assert abs(answer_bytes(num_tokens) - on_the_wire(wire.encode_cloud(result))) <= 4
+
+
+def test_the_overhead_of_a_one_row_message_is_what_its_payload_does_not_take() -> None:
+    assert sizes.message_bytes(0, num_rows=1) == sizes.ONE_ROW_OVERHEAD_BYTES
+    assert sizes.message_bytes(300, num_rows=1) == 300 + sizes.ONE_ROW_OVERHEAD_BYTES
+    # A message beyond 16 KiB needs a second HTTP/2 frame.
+    two_frames = sizes.message_bytes(17_000, num_rows=1)
+    assert two_frames == 17_000 + sizes.ONE_ROW_OVERHEAD_BYTES + sizes.HTTP2_HEADER_BYTES

@@ -1,8 +1,12 @@
 """Entropy models from counts: symmetric, and on top of a smooth prior."""
 
-import numpy as np
-import numpy.typing as npt
+from __future__ import annotations
 
+from typing import Final
+
+import numpy as np
+
+from codec.arrays import F64, I32, U8
 from codec.entropy.integers import (
     ALPHABET,
     ESCAPE,
@@ -15,12 +19,10 @@ from codec.entropy.integers import (
 )
 from codec.entropy.rans import Models
 
-F64 = npt.NDArray[np.float64]
-
-PRIOR_COUNT = 30.0  # strength of the smooth prior under each family's histogram
+PRIOR_COUNT: Final = 30.0  # strength of the smooth prior under each family's histogram
 
 
-def count_models(family: npt.NDArray[np.uint8], codes: npt.NDArray[np.int32]) -> Models:
+def count_models(family: U8, codes: I32) -> Models:
     """Models from counting codes under their families, symmetric, on top of a smooth prior."""
     symbols, _ = to_symbols(family, codes)
     cell = family.astype(np.int64) * ALPHABET + symbols
