@@ -7,9 +7,12 @@ into bytes and back. Nothing here knows protobuf.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from decoding.params import SamplingParams
+
+# Most drafts that one frame may carry.
+MAX_FRAME_DRAFTS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from protos import split_inference_pb2 as pb
 from protos.bulk import check_rest
 from protos.errors import LocalWireError, RemoteWireError, VersionError
 from protos.messages import (
+    MAX_FRAME_DRAFTS,
     Close,
     Closed,
     CloudMessage,
@@ -45,7 +46,6 @@ MAX_MESSAGE_BYTES: Final = 33 << 20
 # (1,024 token ids of 5 bytes are a tenth of it).
 SMALL_MESSAGE_BYTES: Final = 64 << 10
 MAX_FRAME_TOKENS: Final = 1024
-MAX_DRAFTS: Final = 64
 MAX_TOKENS: Final = 1 << 24
 MAX_DETAIL_CHARS: Final = 400
 MAX_PROBE_BYTES: Final = 1 << 20
@@ -272,14 +272,16 @@ def _frame_from_proto(message: pb.Frame) -> Frame:
         first_position=_in_range("first_position", message.first_position, 0, MAX_TOKENS),
         token_ids=tuple(message.token_ids),
         hidden=message.hidden,
-        num_drafts=_in_range("num_drafts", message.num_drafts, 0, min(num_rows - 1, MAX_DRAFTS)),
+        num_drafts=_in_range(
+            "num_drafts", message.num_drafts, 0, min(num_rows - 1, MAX_FRAME_DRAFTS)
+        ),
         want_token=message.want_token,
         ahead=message.ahead,
     )
 
 
 def _result_from_proto(message: pb.Result) -> Result:
-    _in_range("token_ids", len(message.token_ids), 0, MAX_DRAFTS + 1)
+    _in_range("token_ids", len(message.token_ids), 0, MAX_FRAME_DRAFTS + 1)
     if len(message.logprobs) not in (0, len(message.token_ids)):
         raise RemoteWireError("result: as many logprobs as tokens, or none")
     timings = message.timings

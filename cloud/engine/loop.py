@@ -24,7 +24,7 @@ from cloud.engine.back_engine import BackEngine, BatchEntry
 from cloud.errors import CloudError, EngineError
 from cloud.server.metrics import Metrics
 from cloud.sessions.session import Session, Work
-from optimizer.policy.batching import Scheduler, Share, Waiting
+from optimizer.policy.batching import BatchShare, Scheduler, Waiting
 from protos.messages import Frame, Result, Timings
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class EngineLoop:
             client.queue_s = -1.0
             self._line[client] = None
 
-    def _run_batch(self, shares: tuple[Share[Client], ...]) -> None:
+    def _run_batch(self, shares: tuple[BatchShare[Client], ...]) -> None:
         batch: list[BatchEntry] = []
         begun_s = self._clock()
         for share in shares:
