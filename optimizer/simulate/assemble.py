@@ -21,7 +21,7 @@ from optimizer.simulate.scenario import (
     Servers,
     load_scenario,
 )
-from optimizer.simulate.simulation import Setup, load_setup
+from optimizer.simulate.setup import Setup, load_setup
 
 T = TypeVar("T")
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 
 from optimizer.simulate.assemble import Inputs, with_clients
 from optimizer.simulate.measures import Measures, measure
-from optimizer.simulate.ports import Parts
 from optimizer.simulate.replicate import replicate
 from optimizer.simulate.scenario import Scenario
-from optimizer.simulate.simulation import BESIDE_THE_LADDER
+from optimizer.simulate.setup import BESIDE_THE_LADDER
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 SEARCH_S = 60.0  # longest simulated time of one try
@@ -70,7 +69,6 @@ class BudgetView:
 
 def budget_view(
     inputs: Inputs,
-    parts: Parts,
     base: Measures,
     *,
     processes: int | None = None,
@@ -88,7 +86,7 @@ def budget_view(
 
     def tried(many: Sequence[Inputs]) -> list[Measures]:
         setups = [one.setup() for one in many]
-        found = replicate(setups, parts, processes=processes)
+        found = replicate(setups, processes=processes)
         return [measure(one.scenario, records) for one, records in zip(many, found, strict=True)]
 
     share = inputs.scenario.budget.share

@@ -35,7 +35,7 @@ DRAWN_HOURS = 32
 Arrived = Callable[[float], None]
 
 
-class Lane(Protocol):
+class LinkLane(Protocol):
     """One direction of a client's link."""
 
     def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
@@ -100,7 +100,7 @@ class OwnLane:
         self._last_s = -math.inf
 
     def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
-        """See Lane: `arrived` is called at once, with the time to come."""
+        """See LinkLane: `arrived` is called at once, with the time to come."""
         arrived(self.arrival_s(at_s, num_bytes))
 
     def arrival_s(self, at_s: float, num_bytes: int) -> float:
@@ -145,7 +145,7 @@ class FixedLane:
         self._free_s = 0.0
 
     def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
-        """See Lane: `arrived` is called at once, with the time to come."""
+        """See LinkLane: `arrived` is called at once, with the time to come."""
         arrived(self.arrival_s(at_s, num_bytes))
 
     def arrival_s(self, at_s: float, num_bytes: int) -> float:
@@ -165,7 +165,7 @@ class SharedLane:
         self._flow = flow
 
     def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
-        """See Lane: `arrived` is called when the message has come out."""
+        """See LinkLane: `arrived` is called when the message has come out."""
         self._pipe.send(self._flow, at_s, num_bytes, arrived)
 
 
@@ -234,8 +234,8 @@ class SharedPipe:
 class LinkLanes:
     """Both directions of one client's link."""
 
-    up: Lane
-    down: Lane
+    up: LinkLane
+    down: LinkLane
 
 
 def own_lanes(
@@ -247,7 +247,7 @@ def own_lanes(
 ) -> LinkLanes:
     """One client's link; its schedule starts `start` (0 to 1) of the way through its period."""
 
-    def lane(pipe: PipeShape) -> Lane:
+    def lane(pipe: PipeShape) -> LinkLane:
         constant = len(pipe.rate.values) == 1 and len(pipe.delay_s.values) == 1
         if constant and pipe.jitter_s is None and not outages:
             return FixedLane(pipe.rate.values[0], pipe.delay_s.values[0])

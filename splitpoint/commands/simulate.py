@@ -67,7 +67,6 @@ def simulate(
     from optimizer.simulate.replicate import replicate
     from optimizer.simulate.report.files import Findings, write_files
     from optimizer.simulate.sweep import SweepPoint, sweep_points
-    from splitpoint.simulation_parts import REAL_PARTS
 
     inputs = load_inputs(
         plan,
@@ -90,7 +89,6 @@ def simulate(
     with share_progress(f"simulating {inputs.scenario.name}") as progress:
         records = replicate(
             [one.setup() for one in many],
-            REAL_PARTS,
             replications=replications,
             processes=processes,
             progress=progress,
@@ -107,7 +105,7 @@ def simulate(
         from optimizer.simulate.budget import budget_view
 
         with stage_progress("budget") as stage:
-            view = budget_view(inputs, REAL_PARTS, measures[0], processes=processes, progress=stage)
+            view = budget_view(inputs, measures[0], processes=processes, progress=stage)
     findings = Findings(
         scenario=inputs.scenario,
         records=records[0],

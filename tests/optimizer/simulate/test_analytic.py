@@ -26,19 +26,20 @@ from optimizer.cost.request import (
     predict_request,
     round_parts,
 )
+from optimizer.policy.admission import AdmissionRule, Verdict
+from optimizer.policy.batching import Scheduler
 from optimizer.simulate.measures import ttft_s
 from optimizer.simulate.record import RequestRow
 from optimizer.simulate.scenario import (
     Arrivals,
-    BatchLimits,
-    Drafting,
+    DraftingScenario,
     Lengths,
     Link,
     Servers,
     Software,
 )
-from optimizer.simulate.server import Frame, Server, ServerSession
-from splitpoint.simulation_parts import REAL_PARTS
+from optimizer.simulate.server import SimulatedServer
+from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
 from tests.optimizer.simulate.scenes import GROUP, LEVEL, PLAN, run, scene
 
 EDGE, CLOUD = load_device("raspberry-pi-5-8gb"), load_device("local-epyc-2core")
@@ -54,7 +55,7 @@ NO_BYTES = Software(
 )
 
 
-ONE_AT_A_TIME = BatchLimits(max_rows=1, max_sessions=1, min_prefill_rows=1)
+ONE_AT_A_TIME = Scheduler(max_rows=1, max_sessions=1, min_prefill_rows=1)
 
 
 def deployment(link: str = "4g") -> Deployment:
@@ -218,9 +219,9 @@ def lindley_waits(
 class Customers:
     """Frames of one row that come to a server at given moments, and what each of them waits."""
 
-    def __init__(self, env: Environment, server: Server, gaps_s: Sequence[float]) -> None:
+    def __init__(self, env: Environment, server: SimulatedServer, gaps_s: Sequence[float]) -> None:
         self._env, self._server, self._gaps_s = env, server, iter(gaps_s)
-        self._sessions: list[ServerSession] = []
+        self._sessions: list[SimulatedSession] = []
         self.times_s: list[float] = []
         self._next(None)
 
@@ -230,10 +231,10 @@ class Customers:
 
     def _come(self, _: object) -> None:
         if not self._sessions:
-            self._server.open(self, 1, lambda _, session: self._sessions.append(session))
+            self._server.open(self, 1, self._opened)
         session = self._sessions.pop()
         self._server.receive(
-            Frame(
+            FrameInFlight(
                 session,
                 num_rows=1,
                 num_logits=1,
@@ -246,13 +247,17 @@ class Customers:
         )
         self._next(None)
 
-    def answered(self, frame: Frame, at_s: float) -> None:
-        """See server.Owner."""
+    def _opened(self, verdict: Verdict, session: SimulatedSession | None) -> None:
+        assert session is not None, verdict
+        self._sessions.append(session)
+
+    def answered(self, frame: FrameInFlight, at_s: float) -> None:
+        """See SessionOwner."""
         self.times_s.append(at_s - frame.arrived_s)
         self._sessions.append(frame.session)
 
-    def lost(self, session: ServerSession, at_s: float) -> None:
-        """See server.Owner."""
+    def lost(self, session: SimulatedSession, at_s: float) -> None:
+        """See SessionOwner."""
 
 
 class OneSecond:
@@ -275,11 +280,10 @@ def test_a_server_that_takes_one_at_a_time_is_the_m_d_1_queue(load: float, count
     gaps_s = -np.log1p(-levels) / load
     np.random.default_rng(4).shuffle(gaps_s)
     env = Environment()
-    server = Server(
+    server = SimulatedServer(
         env,
-        scheduler=REAL_PARTS.scheduler(ONE_AT_A_TIME),
-        waiting=REAL_PARTS.waiting,
-        admission=REAL_PARTS.admission(Servers(device="", max_sessions=10**9)),
+        scheduler=ONE_AT_A_TIME,
+        admission=AdmissionRule(max_sessions=10**9),
         back=OneSecond(),
         total_blocks=10**9,
         sample_s=0.0,
@@ -302,7 +306,7 @@ def test_drafts_bring_the_expected_tokens_a_round() -> None:
     record = run(
         scene(
             group={"output_tokens": Lengths(median=400), "arrivals": GROUP.arrivals},
-            drafting=Drafting(acceptance=0.7, length=4, best_length=False),
+            drafting=DraftingScenario(acceptance=0.7, length=4, best_length=False),
             duration_s=200.0,
         ),
         plan,
