@@ -16,16 +16,6 @@ class SimulatedDrafts:
         self._device = device
         self._measured_accepted = 0  # of the measured round that was drawn last
 
-    @property
-    def are_off(self) -> bool:
-        """Whether steps carry no drafts at all."""
-        return self._drafting is None
-
-    @property
-    def draft_s(self) -> float:
-        """Seconds of the device for each drafted token."""
-        return 0.0 if self._drafting is None else self._drafting.draft_s
-
     def propose(self) -> int:
         """How many tokens the drafter has for the next step."""
         drafting, device = self._drafting, self._device

@@ -114,7 +114,8 @@ class FrameSender:
         context, level = self._context, self.level
         self.num_bytes, self.encode_s, decode_s = level.frame(rows, of_prompt=of_prompt)
         sent_s = at_s + self.front_s + self.encode_s
-        context.record.count_level(level.name)
+        counts = context.record.level_counts
+        counts[level.name] = counts.get(level.name, 0) + 1
         if context.keep_journal:
             self._journal.append(JournalEntry(position, rows, self.num_bytes, decode_s))
         frame = FrameInFlight(

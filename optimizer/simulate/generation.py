@@ -197,19 +197,21 @@ class Generation:
 
     def _step(self, session: SimulatedSession, now_s: float) -> None:
         """Send the next decode step, with drafts if there are any."""
-        num_drafts = 0
-        if not self._drafts.are_off:
+        drafting = self._context.drafting
+        num_drafts, draft_s = 0, 0.0
+        if drafting is not None:
             left = self.request.output_tokens - self.num_tokens - 1
             num_drafts = max(0, min(self._drafts.propose(), left))
             if self._control is not None and self._control.max_drafts is not None:
                 num_drafts = min(num_drafts, self._control.max_drafts)
+            draft_s = num_drafts * drafting.draft_s
             self._context.record.drafted += num_drafts
         self._sender.send_step(
             session,
             now_s,
             position=self.request.prompt_tokens + self.num_tokens - 1,
             rows=num_drafts + 1,
-            draft_s=num_drafts * self._drafts.draft_s,
+            draft_s=draft_s,
         )
 
     def answered(self, frame: FrameInFlight, at_s: float) -> None:

@@ -95,10 +95,6 @@ class Record:
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
 
-    def count_level(self, name: str) -> None:
-        """A frame was encoded at this level."""
-        self.level_counts[name] = self.level_counts.get(name, 0) + 1
-
     def add(
         self,
         moments: RoundMoments,

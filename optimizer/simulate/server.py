@@ -142,18 +142,18 @@ class SimulatedServer:
             self._running = False
             return
         sums = self.sums
-        rows = [
-            SessionRows(share.num_rows, share.key.position + share.key.num_rows - share.key.left)
-            for share in shares
-        ]
-        num_logits = sum(
-            share.key.num_logits for share in shares if share.num_rows == share.key.left
-        )
+        rows, num_rows, num_logits = [], 0, 0
+        for share in shares:
+            frame = share.key
+            rows.append(SessionRows(share.num_rows, frame.position + frame.num_rows - frame.left))
+            num_rows += share.num_rows
+            if share.num_rows == frame.left:
+                num_logits += frame.num_logits
         seconds = self._back.seconds(rows, num_logits)
         now_s = self._env.now
         if now_s < self._horizon_s:
             sums.batches += 1
-            sums.rows += sum(row.num_rows for row in rows)
+            sums.rows += num_rows
             sums.batch_sessions += len(rows)
         if len(self._queue) > sums.peak_queue:
             sums.peak_queue = len(self._queue)
