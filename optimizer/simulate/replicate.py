@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Final
 
 from optimizer.simulate.record import Record
 from optimizer.simulate.setup import Setup
@@ -14,7 +15,7 @@ from optimizer.simulate.simulation import simulate
 
 Progress = Callable[[float], None]
 
-REFRESH_S = 0.2
+REFRESH_S: Final = 0.2
 
 
 def replicate(
@@ -24,10 +25,10 @@ def replicate(
     processes: int | None = None,
     progress: Progress = lambda share: None,
 ) -> list[list[Record]]:
-    """`replications` records of each setup, in order. The result does not depend on `processes`
-    (None: as many as there are cores).
+    """`replications` records of each setup, in order.
 
-    A single job runs here; more run in processes of their own. `progress` is told the share done.
+    processes: None means one for each core; the result does not depend on it. A single job runs in
+    this process. `progress` is told the share that is done.
     """
     jobs = [(setup, number) for setup in setups for number in range(replications)]
     processes = min(processes or os.cpu_count() or 1, len(jobs))

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from optimizer.simulate.budget import CurvePoint
-from optimizer.simulate.measures import Measures, tbt_s, ttft_s
+from optimizer.simulate.measures import Measures, Seconds, tbt_s, ttft_s
 from optimizer.simulate.record import PARTS, Record
 from optimizer.simulate.scenario import Scenario
 
-MAX_POINTS = 200  # of a curve: more cannot be seen
-TIMELINE_TOKENS = 8  # how many tokens the timeline follows
+MAX_POINTS: Final = 200  # of a curve: more cannot be seen
+TIMELINE_TOKENS: Final = 8  # how many tokens the timeline follows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One curve; `marked` shows its points."""
+class ChartLine:
+    """One curve through its points; `marked` shows them."""
 
     name: str
     xs: tuple[float, ...]
@@ -36,7 +36,7 @@ class LineChart:
     title: str
     x_label: str
     y_label: str
-    lines: tuple[Line, ...]
+    lines: tuple[ChartLine, ...]
     log_x: bool = False
     limit: tuple[float, str] | None = None
     unit_interval: bool = False  # y is a share, 0 to 1
@@ -75,7 +75,7 @@ def charts_of(
     measures: Measures,
     curve: Sequence[CurvePoint] = (),
 ) -> tuple[Chart, ...]:
-    """Every picture that the figures at hand make."""
+    """Every chart that these numbers allow."""
     budget = scenario.budget
     found: list[Chart] = []
     for name, title, values, limit_s in (
@@ -92,8 +92,8 @@ def charts_of(
     return tuple(found)
 
 
-def _distribution(name: str, title: str, values: np.ndarray, limit_s: float | None) -> LineChart:
-    """The share of values at or below x; logarithmic when they spread over a decade and more."""
+def _distribution(name: str, title: str, values: Seconds, limit_s: float | None) -> LineChart:
+    """The share of values at or below x, on a logarithmic axis if they spread widely."""
     levels = np.linspace(0, 1, MAX_POINTS)
     xs = np.quantile(values, levels) * 1e3
     positive = xs[xs > 0]
@@ -103,7 +103,7 @@ def _distribution(name: str, title: str, values: np.ndarray, limit_s: float | No
         title=title,
         x_label="milliseconds",
         y_label="share of tokens",
-        lines=(Line(name=title, xs=tuple(map(float, xs)), ys=tuple(map(float, levels))),),
+        lines=(ChartLine(name=title, xs=tuple(map(float, xs)), ys=tuple(map(float, levels))),),
         log_x=wide and bool((xs > 0).mean() > 0.99),
         limit=None if limit_s is None else (limit_s * 1e3, "budget"),
         unit_interval=True,
@@ -152,7 +152,7 @@ def _capacity(curve: Sequence[CurvePoint], scenario: Scenario) -> LineChart:
         title="How many clients the servers carry",
         x_label="clients",
         y_label="share of tokens in time",
-        lines=(Line(name="in time", xs=clients, ys=shares, marked=True),),
+        lines=(ChartLine(name="in time", xs=clients, ys=shares, marked=True),),
         log_x=clients[-1] > 20 * max(clients[0], 1.0),
         limit=(float(max(carried)), f"{max(carried):,} clients") if carried else None,
         unit_interval=True,

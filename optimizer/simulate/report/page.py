@@ -177,24 +177,7 @@ def _latencies(scenario: Scenario, measures: Measures) -> str:
 
 
 def _servers(measures: Measures) -> str:
-    outcomes = ", ".join(
-        f"{count:,} {name.replace('_', ' ')}"
-        for name, count in measures.requests.items()
-        if name != "asked"
-    )
-    rows = [
-        ("requests", outcomes or "none"),
-        ("tokens a second", f"{measures.tokens_per_s:,.1f}"),
-        ("tokens a round trip", f"{measures.tokens_per_round_trip:.2f}"),
-        ("servers busy", f"{measures.server_utilisation:.1%}"),
-        ("sessions a batch", f"{measures.mean_batch_sessions:.1f}"),
-        ("KV memory, mean and peak",
-         f"{measures.kv_occupancy_mean:.1%}, {measures.kv_occupancy_peak:.1%}"),
-        ("bytes up a token", f"{measures.uplink_bytes_per_token:,.0f}"),
-        ("reconnects", f"{measures.reconnects:,}"),
-        ("cost a million tokens", f"{measures.cost_per_million_tokens:,.2f}"),
-    ]  # fmt: skip
-    return "<h2>Servers and bytes</h2>" + _table(("", ""), rows)
+    return "<h2>Servers and bytes</h2>" + _table(("", ""), measures.for_people())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

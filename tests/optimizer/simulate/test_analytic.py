@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from simpy import Environment
-from simpy.events import Timeout
 
 from hwprofiles.links.profile import load_link
 from hwprofiles.profiles.catalog import load_device
@@ -26,7 +23,6 @@ from optimizer.cost.request import (
     predict_request,
     round_parts,
 )
-from optimizer.policy.admission import AdmissionRule, Verdict
 from optimizer.policy.batching import Scheduler
 from optimizer.simulate.measures import ttft_s
 from optimizer.simulate.record import RequestRow
@@ -38,8 +34,6 @@ from optimizer.simulate.scenario import (
     Servers,
     Software,
 )
-from optimizer.simulate.server import SimulatedServer
-from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
 from tests.optimizer.simulate.scenes import GROUP, LEVEL, PLAN, run, scene
 
 EDGE, CLOUD = load_device("raspberry-pi-5-8gb"), load_device("local-epyc-2core")
@@ -214,91 +208,6 @@ def lindley_waits(
             ended_s = begun_s + wait_s + unhindered_s + closing_s
             heapq.heappush(put, (max(rows[following].asked_s, ended_s), following, client))
     return waits
-
-
-class Customers:
-    """Frames of one row that come to a server at given moments, and what each of them waits."""
-
-    def __init__(self, env: Environment, server: SimulatedServer, gaps_s: Sequence[float]) -> None:
-        self._env, self._server, self._gaps_s = env, server, iter(gaps_s)
-        self._sessions: list[SimulatedSession] = []
-        self.times_s: list[float] = []
-        self._next(None)
-
-    def _next(self, _: object) -> None:
-        if (gap_s := next(self._gaps_s, None)) is not None:
-            Timeout(self._env, gap_s).callbacks.append(self._come)
-
-    def _come(self, _: object) -> None:
-        if not self._sessions:
-            self._server.open(self, 1, self._opened)
-        session = self._sessions.pop()
-        self._server.receive(
-            FrameInFlight(
-                session,
-                num_rows=1,
-                num_logits=1,
-                position=0,
-                decode_s=0.0,
-                sent_s=self._env.now,
-                edge_s=0.0,
-                wanted=True,
-            )
-        )
-        self._next(None)
-
-    def _opened(self, verdict: Verdict, session: SimulatedSession | None) -> None:
-        assert session is not None, verdict
-        self._sessions.append(session)
-
-    def answered(self, frame: FrameInFlight, at_s: float) -> None:
-        """See SessionOwner."""
-        self.times_s.append(at_s - frame.arrived_s)
-        self._sessions.append(frame.session)
-
-    def lost(self, session: SimulatedSession, at_s: float) -> None:
-        """See SessionOwner."""
-
-
-class OneSecond:
-    """A batch takes a second, whatever is in it."""
-
-    def seconds(self, sessions: object, num_logits: int) -> float:
-        """See BackTimes."""
-        return 1.0
-
-
-@pytest.mark.parametrize(("load", "count"), [(0.3, 30_000), (0.6, 60_000), (0.8, 140_000)])
-def test_a_server_that_takes_one_at_a_time_is_the_m_d_1_queue(load: float, count: int) -> None:
-    """The mean wait is Pollaczek and Khinchine's: load * service / (2 (1 - load)).
-
-    The Poisson stream's gaps are the exponential's evenly spaced quantiles, shuffled: only their
-    order is left to chance. At this length it moves the mean by 1 to 1.5 % (a standard deviation);
-    each wait is Lindley's on the same gaps, whatever the seed.
-    """
-    levels = (np.arange(count) + 0.5) / count
-    gaps_s = -np.log1p(-levels) / load
-    np.random.default_rng(4).shuffle(gaps_s)
-    env = Environment()
-    server = SimulatedServer(
-        env,
-        scheduler=ONE_AT_A_TIME,
-        admission=AdmissionRule(max_sessions=10**9),
-        back=OneSecond(),
-        total_blocks=10**9,
-        sample_s=0.0,
-        horizon_s=math.inf,
-    )
-    customers = Customers(env, server, gaps_s.tolist())
-    env.run()
-    assert len(customers.times_s) == count
-    expected_s = load / (2 * (1 - load))
-    waits_s = np.array(customers.times_s) - 1
-    # Lindley's recursion unrolled: the work that came in since it was last used up.
-    work_s = np.concatenate([[0.0], np.cumsum(1 - gaps_s[1:])])
-    assert waits_s == pytest.approx(work_s - np.minimum.accumulate(work_s), abs=1e-6)
-    assert float(np.mean(waits_s)) == pytest.approx(expected_s, rel=0.02)
-    assert server.sums.busy_s == pytest.approx(count, rel=1e-6)
 
 
 def test_drafts_bring_the_expected_tokens_a_round() -> None:
