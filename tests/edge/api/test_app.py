@@ -143,7 +143,7 @@ def test_plain_completions_with_text_and_token_ids(
 ) -> None:
     request: Any = {"model": model, "max_tokens": 6, "temperature": 0, "logprobs": 1}
     text = client.completions.create(prompt="once upon", **request)
-    ids = client.completions.create(prompt=edge.device.tokenizer.encode("once upon"), **request)
+    ids = client.completions.create(prompt=edge.tokenizer.encode("once upon"), **request)
     assert text.choices[0].text == ids.choices[0].text
     logprobs = text.choices[0].logprobs
     assert logprobs is not None

@@ -37,7 +37,7 @@ def test_an_unknown_name_lists_the_shipped_ones() -> None:
 
 
 def test_a_wrong_key_names_the_file_and_the_keys_allowed(tmp_path: Path) -> None:
-    shipped = Path(load_link.__code__.co_filename).parent / "links" / "4g.yaml"
+    shipped = Path(load_link.__code__.co_filename).parent / "4g.yaml"
     path = tmp_path / "mine.yaml"
     path.write_text(shipped.read_text().replace("p50:", "median:", 1))
     with pytest.raises(ProfileError, match=r"mine.yaml: unknown key 'up_bytes_per_s.median'; al"):
@@ -117,7 +117,7 @@ def test_a_trace_becomes_a_profile_with_time_weighted_quantiles_and_is_replayed(
 
 def test_a_profile_may_name_a_trace_beside_it(tmp_path: Path) -> None:
     (tmp_path / "drive.csv").write_text("t_s,down_mbps\n0,8\n6,16\n")
-    shipped = Path(load_link.__code__.co_filename).parent / "links" / "lan.yaml"
+    shipped = Path(load_link.__code__.co_filename).parent / "lan.yaml"
     (tmp_path / "mine.yaml").write_text(shipped.read_text() + "trace: drive.csv\n")
     shape = load_link(tmp_path / "mine.yaml").shape()
     assert shape.down.rate.values == (1e6, 2e6)
