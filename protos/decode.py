@@ -21,7 +21,7 @@ from protos.errors import RemoteWireError, VersionError
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
     MAX_DETAIL_CHARS,
-    MAX_DRAFTS,
+    MAX_FRAME_DRAFTS,
     MAX_FRAME_TOKENS,
     MAX_FRAMES_IN_FLIGHT,
     MAX_MESSAGE_BYTES,
@@ -161,14 +161,16 @@ def _frame_from_proto(message: pb.Frame) -> Frame:
         first_position=_in_range("first_position", message.first_position, 0, MAX_TOKENS),
         token_ids=tuple(message.token_ids),
         hidden=message.hidden,
-        num_drafts=_in_range("num_drafts", message.num_drafts, 0, min(num_rows - 1, MAX_DRAFTS)),
+        num_drafts=_in_range(
+            "num_drafts", message.num_drafts, 0, min(num_rows - 1, MAX_FRAME_DRAFTS)
+        ),
         want_token=message.want_token,
         ahead=message.ahead,
     )
 
 
 def _result_from_proto(message: pb.Result) -> Result:
-    _in_range("token_ids", len(message.token_ids), 0, MAX_DRAFTS + 1)
+    _in_range("token_ids", len(message.token_ids), 0, MAX_FRAME_DRAFTS + 1)
     if len(message.logprobs) not in (0, len(message.token_ids)):
         raise RemoteWireError("result: as many logprobs as tokens, or none")
     timings = message.timings

@@ -15,7 +15,8 @@ MAX_MESSAGE_BYTES: Final = 33 << 20
 # states (1,024 token ids of 5 bytes are a tenth of it).
 SMALL_MESSAGE_BYTES: Final = 64 << 10
 MAX_FRAME_TOKENS: Final = 1024
-MAX_DRAFTS: Final = 64
+# Most drafts that one frame may carry.
+MAX_FRAME_DRAFTS: Final = 64
 MAX_TOKENS: Final = 1 << 24
 MAX_DETAIL_CHARS: Final = 400
 MAX_PROBE_BYTES: Final = 1 << 20

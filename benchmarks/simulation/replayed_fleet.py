@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +166,9 @@ class Fleet:
                 )
             )
             command = [sys.executable, str(HERE / "replayed_edge.py"), str(job)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            processes.append(subprocess.Popen(command, text=True, **pipes))
+            processes.append(
+                subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            )
         for process in processes:
             if process.stdout is None or process.stdout.readline().strip() != "ready":
                 raise RuntimeError("an edge process failed")
@@ -196,7 +197,8 @@ def act_out(faults: Sequence[Fault], way: Way, start_s: float) -> None:
         return
     host, port = way.target.rsplit(":", 1)
     target, nobody = (host, int(port)), (host, 1)
-    link, changes = way.link, []
+    link = way.link
+    changes: list[tuple[float, Callable[[], object]]] = []
     for fault in faults:
         end_s = fault.at_s + fault.duration_s
         if fault.kind == "link_outage":

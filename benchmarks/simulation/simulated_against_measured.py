@@ -44,7 +44,7 @@ from optimizer.simulate.record import PARTS, Record
 from optimizer.simulate.scenario import (
     Arrivals,
     Clients,
-    Drafting,
+    DraftingScenario,
     DraftOutcome,
     Fault,
     Lengths,
@@ -52,10 +52,10 @@ from optimizer.simulate.scenario import (
     Scenario,
     Servers,
 )
-from optimizer.simulate.simulation import load_setup, simulate
+from optimizer.simulate.setup import load_setup
+from optimizer.simulate.simulation import simulate
 from optimizer.simulate.workload import client_specs
 from splitpoint.server_process import serving
-from splitpoint.simulation_parts import REAL_PARTS
 
 PROMPT = "List the names of the planets, then list the names of the planets again, one a line."
 THINK_S = 0.3
@@ -144,22 +144,22 @@ class Bench:
                 faults=scenario.faults,
             )
         scenario = started_at(scenario, run.link_age_s)
-        record = simulate(load_setup(scenario, self._plan, {}), REAL_PARTS)
+        record = simulate(load_setup(scenario, self._plan, {}))
         row = {"link": Path(link).stem, "clients": clients, **compared(record, run)}
         print(line(row), file=sys.stderr, flush=True)
         return row
 
-    def _drafting(self, link: str) -> Drafting:
+    def _drafting(self, link: str) -> DraftingScenario:
         """How guesses fare: measured on one edge over the link held at its median, without
         controller and faults; the text is the same, the run is not."""
         if not self._arguments.drafting:
-            return Drafting(length=0)
+            return DraftingScenario(length=0)
         if link not in self._outcomes:
             with emulated(load_link(link).steady_shape(), self._fleet.address) as way:
                 seconds = self._arguments.calibration_seconds
                 run = self._fleet.run([AT_ONCE], seconds, way=way, drafting=True)
             self._outcomes[link] = drafted(run)
-        return Drafting(outcomes=self._outcomes[link])
+        return DraftingScenario(outcomes=self._outcomes[link])
 
     def scenario(self, link: str, clients: int) -> Scenario:
         """What is simulated and measured."""

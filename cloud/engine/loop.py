@@ -23,7 +23,7 @@ from torch import Tensor
 from cloud.engine.back_engine import BatchEntry
 from cloud.engine.frame_work import FloatRows, FrameSession, FrameWork
 from cloud.errors import CloudError, EngineError
-from optimizer.policy.batching import Scheduler, Share, Waiting
+from optimizer.policy.batching import BatchShare, Scheduler, Waiting
 from protos.messages import Frame, Result, Timings
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class EngineLoop:
                 work=work, received_s=received_s, codec_s=self._clock() - begun_s
             )
 
-    def _run_batch(self, shares: Sequence[Share[ActiveSession]]) -> None:
+    def _run_batch(self, shares: Sequence[BatchShare[ActiveSession]]) -> None:
         begun_s = self._clock()
         for share in shares:
             self._note_wait(self._runs[share.key], begun_s)
@@ -238,7 +238,7 @@ class EngineLoop:
             run.queue_s = max(0.0, begun_s - run.received_s - run.codec_s)
             self._observer.frame_waited(run.queue_s)
 
-    def _entry(self, share: Share[ActiveSession]) -> BatchEntry:
+    def _entry(self, share: BatchShare[ActiveSession]) -> BatchEntry:
         work = self._runs[share.key].work
         is_last = share.num_rows == work.left
         return BatchEntry(

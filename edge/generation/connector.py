@@ -1,10 +1,15 @@
-"""Getting a stream: several addresses in turn, backoff with jitter, all within a time limit."""
+"""Opening a stream within a time limit, at several addresses in turn.
+
+Which address comes next, and after what wait, is decided by `optimizer.policy.retry`. This module
+only makes the attempts.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from edge.errors import (
     BusyError,
@@ -16,21 +21,20 @@ from edge.errors import (
 )
 from edge.generation.session import Session
 from edge.net.transport import Stream, Transport
-from optimizer.policy.retry import Clock, RetryPolicy
+from optimizer.policy.retry import Clock, ConnectAttempts, Failure, RetryPolicy
 from protos.messages import Open, Opened
 from protos.prefix import begin_chain, extend_chain
 from protos.wire import MAX_PREFIX_HASHES
 
-# What is left of a time limit is never less than this: opening needs some time at all.
-MIN_TIMEOUT_S = 0.05
+# A time limit that is almost used up still leaves an attempt this long.
+MIN_TIMEOUT_S: Final = 0.05
 
 
 class Connector:
     """Opens one generation's streams. It remembers which address it used last.
 
-    request: what to announce. transports: addresses to try, the first one first. Every open
-    after the first one means that a stream was lost; the next address is then tried only when
-    the last one does not answer.
+    request: what to announce. transports: the addresses to try, the first one first. Every call
+    after the first one means that a stream was lost. It begins at the address used last.
     """
 
     def __init__(
@@ -47,12 +51,11 @@ class Connector:
         self._patience = patience
         self._clock = clock
         self._rng = rng
-        self._next = 0
-        self._num_failures = 0  # in a row
+        self._attempts = ConnectAttempts()
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Stop knocking: `connect` raises at its next turn. Safe from any thread."""
+        """End `connect` at its next attempt, by its last error. Safe from any thread."""
         self._cancelled = True
 
     @property
@@ -68,42 +71,41 @@ class Connector:
         wait_first: bool = False,
         meanwhile: Callable[[], None] | None = None,
     ) -> Stream:
-        """A stream whose session is open, within `timeout_s`; knocks again while servers are busy.
+        """A stream whose session is open, within `timeout_s`; tries again while servers are busy.
 
-        wait_first: back off before the first try too, and try the next address: the last stream
-        was lost before it had brought anything. meanwhile: work to do while the server's answer
-        to an opening is on its way. Raises the last TransportError when none could be had in
-        time, or when every address refuses.
+        wait_first: the last stream was lost before it brought anything, so back off before the
+        first attempt too, and make it at the next address. meanwhile: work to do while the server's
+        answer to an Open is on its way. Raises the last TransportError when the time is up or every
+        address has refused.
         """
         deadline_s = self._clock.now() + timeout_s
-        num_refused = 0
         if wait_first:
-            self._num_failures += 1
-            self._next += 1
-            self._clock.sleep(min(self._backoff_s(), timeout_s))
+            wait_s, self._attempts = self._attempts.after_early_loss(
+                self._patience, self._rng.random
+            )
+            self._clock.sleep(min(wait_s, timeout_s))
         else:
-            self._num_failures = 0
+            self._attempts = self._attempts.begin()
         while True:
-            transport = self._transports[self._next % len(self._transports)]
+            transport = self._transports[self._attempts.next_address % len(self._transports)]
             left_s = max(deadline_s - self._clock.now(), MIN_TIMEOUT_S)
             try:
                 return self._open(session, transport, left_s, meanwhile)
-            except RefusedError:
-                # Another server may be the right one; when all of them have refused, so it is.
-                num_refused += 1
-                if num_refused >= len(self._transports):
+            except (RefusedError, BusyError, ConnectError, LostError, DeadlineError) as error:
+                retry = self._attempts.after(
+                    _failure_of(error),
+                    self._patience,
+                    num_addresses=len(self._transports),
+                    now_s=self._clock.now(),
+                    deadline_s=deadline_s,
+                    draw=self._rng.random,
+                    retry_after_s=error.retry_after_s if isinstance(error, BusyError) else 0.0,
+                )
+                if retry is None or self._cancelled:
                     raise
-                wait_s = 0.0
-            except BusyError as error:
-                wait_s = error.retry_after_s
-                self._check_time_left(error, deadline_s, wait_s)
-            except (ConnectError, LostError, DeadlineError) as error:
-                self._num_failures += 1
-                wait_s = self._backoff_s()
-                self._check_time_left(error, deadline_s, wait_s)
             session.lost()
-            self._next += 1
-            self._clock.sleep(wait_s)
+            self._attempts = retry.attempts
+            self._clock.sleep(retry.wait_s)
 
     def _naming(self, session: Session) -> Open:
         """The request with the names of the prompt's frames that are encoded already."""
@@ -120,16 +122,6 @@ class Connector:
             shareable_tokens=session.num_prompt_tokens,
         )
 
-    def _backoff_s(self) -> float:
-        """Twice as long after every failure, shortened by chance."""
-        patience = self._patience
-        full_s = patience.first_backoff_s * 2.0 ** min(self._num_failures - 1, 30)
-        return min(full_s, patience.max_backoff_s) * self._rng.uniform(0.5, 1.0)
-
-    def _check_time_left(self, error: TransportError, deadline_s: float, wait_s: float) -> None:
-        if self._cancelled or self._clock.now() + wait_s >= deadline_s:
-            raise error
-
     def _open(
         self,
         session: Session,
@@ -138,13 +130,12 @@ class Connector:
         meanwhile: Callable[[], None] | None,
     ) -> Stream:
         session.open()
-        # A path that swallows everything must not use up the time of the other addresses.
-        share_s = min(timeout_s / len(self._transports), self._patience.attempt_s)
-        stream = transport.open(self._naming(session), share_s)
+        limit_s = self._patience.attempt_limit_s(timeout_s, len(self._transports))
+        stream = transport.open(self._naming(session), limit_s)
         try:
             if meanwhile is not None:
                 meanwhile()
-            received = stream.receive(share_s)
+            received = stream.receive(limit_s)
         except BaseException:
             stream.abort()
             raise
@@ -155,3 +146,10 @@ class Connector:
         session.max_frames_in_flight = received.message.max_frames_in_flight
         session.opened(received.message.held_frames)
         return stream
+
+
+def _failure_of(error: TransportError) -> Failure:
+    """What an attempt's error means for the next one."""
+    if isinstance(error, RefusedError):
+        return "refused"
+    return "busy" if isinstance(error, BusyError) else "unreachable"

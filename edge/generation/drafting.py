@@ -20,7 +20,7 @@ from edge.draft.acceptance import Acceptance
 from edge.draft.drafter import Drafter, Guess, Rows
 from edge.draft.round_estimator import Pace
 from edge.generation.report import StepTrace
-from optimizer.policy.draft_length import MAX_DRAFTS, pays, rides_along
+from optimizer.policy.draft_length import MAX_ROUND_DRAFTS, pays, rides_along
 
 # Nothing is sent ahead that is less likely to count than this: the time costs nothing then, but
 # energy and uplink do.
@@ -93,7 +93,7 @@ class Drafting:
         *,
         clock: Callable[[], float],
         acceptance: Acceptance | None = None,
-        limit: int = MAX_DRAFTS,
+        limit: int = MAX_ROUND_DRAFTS,
         in_flight: bool = True,
     ) -> None:
         self.acceptance = acceptance or Acceptance()

@@ -22,6 +22,7 @@ from edge.errors import (
     TransportError,
 )
 from edge.net.transport import Received, Stream
+from optimizer.policy.retry import RetryPolicy
 from protos import wire
 from protos.errors import RemoteWireError
 from protos.messages import Close, Description, Frame, Open
@@ -29,7 +30,7 @@ from protos.messages import Close, Description, Frame, Open
 DEFAULT_RETRY_AFTER_S: Final = 1.0
 # A gRPC message is preceded by one flag byte and four length bytes (gRPC over HTTP/2).
 MESSAGE_PREFIX_BYTES: Final = 5
-CLOSE_TIMEOUT_S: Final = 2.0
+CLOSE_TIMEOUT_S: Final = RetryPolicy().close_s
 # Answers that nobody has taken yet. A session has far fewer frames on their way.
 MAX_UNREAD: Final = 4096
 

@@ -1,0 +1,12 @@
+"""What is decided while requests run: pure rules that edge, cloud and simulator call alike.
+
+batching.py        which rows run in the server's next batch
+admission.py       whether a session may start, waits, or is refused
+level_control.py   which codec level holds the deadline between tokens
+link_estimate.py   what the link does, from the messages that crossed it
+prefill_chunks.py  how many prompt tokens the next chunk takes
+draft_length.py    how many drafts a round should carry
+retry.py           which address to try next after a failed attempt, and after what wait
+
+A rule holds no clock, no thread and no connection. Measurements go in, a decision comes out.
+"""

@@ -1,30 +1,17 @@
-"""Who may start now, who waits and who is sent away: a pure decision, without torch.
+"""Which session may start now, which one waits and which one is refused: a pure decision.
 
-The server asks it at every Open and whenever a session has ended; the simulator runs the same
-rule on simulated load (`optimizer.simulate.ports.AdmissionRule`).
+The server asks at every Open and whenever a session has ended. The simulator asks the same rule
+about its simulated servers. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
-
-
-class Load(Protocol):
-    """What is looked at: sessions running, sessions waiting in line, and KV blocks."""
-
-    @property
-    def sessions(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def free_blocks(self) -> int: ...
-    @property
-    def total_blocks(self) -> int: ...
+from typing import Literal, NamedTuple
 
 
 class ServerLoad(NamedTuple):
-    """The load of one server."""
+    """The load of one server: sessions running, sessions waiting in the queue, and KV blocks."""
 
     sessions: int
     waiting: int
@@ -33,7 +20,7 @@ class ServerLoad(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`admit` now, `wait` in line, `busy` (come back after `retry_after_s`), or `never`."""
+    """`admit` now, `wait` in the queue, `busy` (try again after `retry_after_s`), or `never`."""
 
     kind: Literal["admit", "wait", "busy", "never"]
     retry_after_s: float = 0.0
@@ -41,18 +28,18 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionRule:
-    """First come, first served: nobody passes the line, so a large session cannot starve.
+    """First come, first served: no session overtakes the queue, so a large one cannot starve.
 
-    max_sessions: at once. max_waiting: length of the line; 0: nobody waits. retry_after_s: what
-    the first one sent away is told; later ones are told to come back later, in proportion to
-    the line they would join.
+    max_sessions: most sessions at once. max_waiting: most sessions in the queue; with 0 nobody
+    waits. retry_after_s: what the first refused session is told. The longer the queue, the later
+    a refused session is told to come back.
     """
 
     max_sessions: int
     max_waiting: int = 0
     retry_after_s: float = 1.0
 
-    def decide(self, load: Load, num_blocks: int) -> Verdict:
+    def decide(self, load: ServerLoad, num_blocks: int) -> Verdict:
         """What a session of `num_blocks` KV blocks gets."""
         if num_blocks > load.total_blocks:
             return Verdict("never")
@@ -63,6 +50,10 @@ class AdmissionRule:
         share = load.waiting / self.max_sessions
         return Verdict("busy", self.retry_after_s * (1.0 + share))
 
-    def fits(self, load: Load, num_blocks: int) -> bool:
-        """Whether there is room now, for the first in line."""
+    def fits(self, load: ServerLoad, num_blocks: int) -> bool:
+        """Whether the first session of the queue has room now."""
         return load.sessions < self.max_sessions and num_blocks <= load.free_blocks
+
+    def after_waiting(self, num_waiting: int) -> Verdict:
+        """What a session hears that waited too long; `num_waiting` others still wait."""
+        return Verdict("busy", self.retry_after_s * (1 + num_waiting))

@@ -27,7 +27,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-MAX_DRAFTS: Final = 16
+# A longer round is not worth its rows on any link measured so far. What a frame may carry at most
+# is the wire's limit (`protos.limits.MAX_FRAME_DRAFTS`).
+MAX_ROUND_DRAFTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,7 @@ def expected_tokens(acceptance: Sequence[float]) -> float:
 
 
 def best_length(
-    acceptance: Sequence[float], times: RoundTimes, *, limit: int = MAX_DRAFTS
+    acceptance: Sequence[float], times: RoundTimes, *, limit: int = MAX_ROUND_DRAFTS
 ) -> LengthChoice:
     """The k <= limit with the most tokens per second; 0 when drafting does not pay.
 

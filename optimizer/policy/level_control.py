@@ -1,19 +1,20 @@
-"""Keep the time between tokens under a deadline: a pure function from measured steps to decisions.
+"""Which codec level keeps the time between tokens under a deadline: a pure function of the steps.
 
-The paper's dynamic control (arXiv:2511.04002: compress harder, and generate fewer tokens when even
-that is too slow); its exact rule was not available, so every rule below is ours:
+The idea is the paper's dynamic control (arXiv:2511.04002): compress harder, and generate fewer
+tokens when even that is too slow. Its exact rule was not available, so every rule below is ours.
 
-- **Down fast.** A late step, or a level that is expected to be late, moves at once to the best
-  level that is expected to fit, at least one rung down.
-- **Up slowly.** After `up_after` steps in time, one rung up, if that rung is expected to fit with
-  room to spare. That is a trial of another `up_after` steps. A rung that turns out late within it
-  is left again and the next trial waits twice as long; one that held halves the wait. A link that
-  lies between two rungs so costs ever fewer late steps, and no oscillation.
+- **Down fast.** A late step, or a step that is expected to be late, moves at once to the best
+  level that is expected to fit. That is at least one rung down.
+- **Up slowly.** After `up_after` steps in time the rule goes up one rung, if that rung is expected
+  to fit with room to spare. The move is a trial of `up_after` steps. If the rung turns out late
+  within the trial, the rule leaves it and doubles the wait before the next trial. If the rung
+  holds, the wait is halved. So a link between two rungs costs fewer and fewer late steps, and the
+  level does not oscillate.
 - **Fewer drafts.** Rows that would make the frame late are not sent (`max_drafts`).
-- **Stop.** When most of the last steps were late with everything already at its smallest, no
-  setting holds the deadline: the generation ends with what there is.
+- **Stop.** When most of the last steps were late at the smallest level, no setting holds the
+  deadline. The generation then ends with the tokens it has.
 
-No clock, no I/O: the edge and the simulator run the same code. State goes in and comes out.
+There is no clock and no I/O. State goes in and comes out.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from typing import Final
 
 from optimizer.errors import PolicyError
 from optimizer.policy.link_estimate import LinkEstimate, observe
+from protos.limits import MAX_FRAME_DRAFTS
+from protos.sizes import ONE_ROW_OVERHEAD_BYTES
 
-# Protobuf, gRPC and HTTP/2 around the codec frame of one row.
-MESSAGE_BYTES: Final = 40
-MAX_DRAFTS: Final = 64
 NOTHING_KNOWN: Final = LinkEstimate()
 
 
@@ -41,11 +41,12 @@ class Rung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlPolicy:
-    """How eager and how patient, in steps and in shares of the deadline.
+    """How fast the level moves up and down, in steps and in shares of the deadline.
 
-    A rung fits downwards when its expected step takes at most `down_share` of the deadline, and
-    upwards at most `up_share`: the gap between them is the hysteresis. `stall_deadlines`: a single
-    step that takes more than so many deadlines (and at least `min_stall_s`) ends the generation.
+    On the way down a rung fits when its expected step takes at most `down_share` of the deadline;
+    on the way up, at most `up_share`. The gap between the two is the hysteresis. A single step that
+    takes more than `stall_deadlines` deadlines, and at least `min_stall_s`, ends the generation.
+    `memory` is the weight of the past in the mean of what the two sides compute.
     """
 
     down_share: float = 0.95
@@ -56,7 +57,7 @@ class ControlPolicy:
     stop_share: float = 0.75
     stall_deadlines: float = 50.0
     min_stall_s: float = 5.0
-    memory: float = 0.8  # weight of the past in the mean of what the two sides compute
+    memory: float = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,8 @@ class ControlState:
     """What the controller knows and has decided. `reason` is empty while nothing changes.
 
     `max_drafts` None: no limit. `num_good`: steps in time since the last move. `since_up`: steps
-    since the last move up, None when that trial is over. `late`: whether each step since the last
-    move was, the recent ones.
+    since the last move up, None when that trial is over. `late`: whether each of the recent steps
+    since the last move was late.
     """
 
     rung: int
@@ -85,8 +86,8 @@ class Controller:
     """Decisions for generations with one deadline. Holds no state of its own.
 
     deadline_s: the longest that a step (edge, link, cloud) should take. rungs: the levels it may
-    use, best first. start: the one to begin with. Raises PolicyError for a deadline that is not
-    positive or without rungs.
+    use, best first. start: the number of the first rung to use. Raises PolicyError when the
+    deadline is not positive or `rungs` has no rung `start`.
     """
 
     def __init__(
@@ -108,11 +109,11 @@ class Controller:
 
     @property
     def stall_s(self) -> float:
-        """How long one step may stay unanswered before there is no point in going on."""
+        """How long one step may stay unanswered before the generation ends."""
         return max(self.policy.stall_deadlines * self.deadline_s, self.policy.min_stall_s)
 
     def begin(self, link: LinkEstimate | None = None) -> ControlState:
-        """The state before the first step. link: what is known of it, from the prefill say."""
+        """The state before the first step. link: what the prefill has shown of the link."""
         return ControlState(
             rung=self._start,
             level=self.rungs[self._start].name,
@@ -121,8 +122,8 @@ class Controller:
         )
 
     def expected_s(self, state: ControlState, rung: int, num_rows: int = 1) -> float:
-        """What a step of `num_rows` on `rung` is expected to take, as far as is known."""
-        num_bytes = MESSAGE_BYTES + num_rows * self.rungs[rung].bytes_per_row
+        """Seconds that a step of `num_rows` rows on `rung` is expected to take."""
+        num_bytes = ONE_ROW_OVERHEAD_BYTES + num_rows * self.rungs[rung].bytes_per_row
         return state.local_s + state.link.expected_s(num_bytes)
 
     def after(
@@ -136,8 +137,8 @@ class Controller:
     ) -> ControlState:
         """The state after one decode step, decision included.
 
-        step_s: from the front's start to the answer. wire_s: the part that neither side computed.
-        uplink_bytes: the whole message. alone: no other message was on its way meanwhile.
+        step_s: from the front's start to the answer. wire_s: the part in which neither side
+        computed. uplink_bytes: of the whole message. alone: no other message was in flight.
         """
         local_s = step_s - wire_s
         if state.local_s:
@@ -213,7 +214,7 @@ class Controller:
         if per_row_s <= 0:
             return None
         room_s = self.policy.down_share * self.deadline_s - self.expected_s(state, state.rung)
-        return min(max(int(room_s / per_row_s), 0), MAX_DRAFTS)
+        return min(max(int(room_s / per_row_s), 0), MAX_FRAME_DRAFTS)
 
     def _stopped(self, state: ControlState) -> ControlState:
         """Give up when nothing is left to make smaller and most steps are late all the same."""

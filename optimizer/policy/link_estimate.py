@@ -1,14 +1,15 @@
 """What the link does, estimated from the messages that cross it anyway: a pure function.
 
-A message of b bytes that had the link to itself took
+Model: a message of b bytes that had the link to itself took
 
     wire = rtt + b / rate + noise
 
-so the slope of wire over b is 1 / rate, and what is left is the round trip. Slope: Theil and Sen's
-estimator, the median of the slopes of all pairs (Sen 1968, "Estimates of the regression coefficient
-based on Kendall's tau"), which up to 29 % of wild samples (outages) cannot move. Only pairs whose
-sizes differ enough count; while there are too few of them the last slope stands. A window of recent
-samples instead of a decaying sum, so that one outage is forgotten after a known number of steps.
+so the slope of wire over b is 1 / rate, and the rest is the round trip. The slope is Theil and
+Sen's estimator, the median of the slopes of all pairs (Sen 1968, "Estimates of the regression
+coefficient based on Kendall's tau"). Up to 29 % of outliers, such as outages, do not move it. Only
+pairs whose sizes differ enough count. While there are too few of them, the last slope stays. The
+estimate uses a window of recent samples rather than a decaying sum: it forgets an outage after a
+known number of steps.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class Crossing(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkEstimate:
-    """Round trip, its usual worst, and the uplink's rate, from the last crossings.
+    """Round trip in the median, a late round trip, and the uplink's rate, from the last crossings.
 
     `late_s` is the 80 % quantile of what a crossing takes beyond its bytes. `seconds_per_byte` is
-    0 while nothing is known of the rate.
+    0 while the rate is unknown.
     """
 
     rtt_s: float = 0.0
@@ -56,12 +57,12 @@ class LinkEstimate:
         return 1.0 / self.seconds_per_byte if self.seconds_per_byte > 0 else float("inf")
 
     def expected_s(self, num_bytes: float) -> float:
-        """What a message of `num_bytes` will usually take at most, answer and all."""
+        """Seconds within which a message of `num_bytes` is usually answered."""
         return self.late_s + num_bytes * self.seconds_per_byte
 
 
 def observe(estimate: LinkEstimate, num_bytes: int, wire_s: float) -> LinkEstimate:
-    """Take one more crossing. Must not be told of messages that queued behind others."""
+    """The estimate with one more crossing. Leave out messages that queued behind others."""
     crossings = (*estimate.crossings, Crossing(num_bytes, wire_s))[-WINDOW:]
     sizes = np.array([crossing.num_bytes for crossing in crossings], dtype=np.float64)
     times = np.array([crossing.wire_s for crossing in crossings], dtype=np.float64)

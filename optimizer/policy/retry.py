@@ -1,22 +1,40 @@
-"""How long a generation waits for what, and the clock it waits by."""
+"""Which address to try next after a failed connect attempt, and after what wait: pure values.
+
+The edge and the simulator both ask `ConnectAttempts.after`; neither decides anything itself.
+
+- **Busy.** The server said how long to wait. Wait that long, then try the next address.
+- **Unreachable.** Wait `first_backoff_s`, twice that after the next failure, and so on up to
+  `max_backoff_s`. A random part shortens each wait by up to a half, so that many devices do not
+  come back at once. Then try the next address. (Exponential backoff with "equal jitter": Brooker
+  2015, "Exponential Backoff And Jitter", AWS Architecture Blog.)
+- **Refused.** Another server may be the right one, so try the next address at once. When every
+  address has refused, give up.
+
+A wait that would end after the time limit is not worth it: the client gives up at once.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple
+
+# 2 ** 30 first waits exceed every limit; a larger exponent might overflow a float.
+MAX_DOUBLINGS: Final = 30
+
+Failure = Literal["busy", "unreachable", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How long to wait for what, in seconds, and how to knock again.
+    """How long a client waits for what, in seconds.
 
-    `attempt_s` is the most that one knock at one address waits. `step_s` is for a server that is
-    reached and does not answer; a path that is gone without a word (a half-open connection) is
-    noticed earlier, by the transport's keepalive.
-    A broken stream is reopened after `first_backoff_s`, then twice that and so on up to
-    `max_backoff_s`, each shortened by a random part of up to a half so that many devices do
-    not come back at once.
+    `connect_s`: for a session to open, with all attempts. `attempt_s`: for one address in one
+    attempt. `step_s`: for an answer of a server that is reached; the transport's keepalive notices
+    a half-open connection earlier. `recover_s`: for a new session after a loss. `first_backoff_s`
+    and `max_backoff_s`: between attempts, as the module's docstring says. `close_s`: for the server
+    to end the stream after the client has closed it; the edge's transport takes the default.
     """
 
     connect_s: float = 10.0
@@ -25,11 +43,84 @@ class RetryPolicy:
     recover_s: float = 60.0
     first_backoff_s: float = 0.1
     max_backoff_s: float = 5.0
+    close_s: float = 2.0
+
+    def attempt_limit_s(self, left_s: float, num_addresses: int) -> float:
+        """How long one attempt may take when `left_s` seconds are left for `num_addresses`.
+
+        An address that never answers must not use up the time of the others.
+        """
+        return min(left_s / num_addresses, self.attempt_s)
+
+    def backoff_s(self, num_failures: int, draw: float) -> float:
+        """The wait after so many failures in a row (at least 1). draw: random, in [0, 1)."""
+        full_s = self.first_backoff_s * 2.0 ** min(num_failures - 1, MAX_DOUBLINGS)
+        return min(full_s, self.max_backoff_s) * (0.5 + 0.5 * draw)
+
+
+class Retry(NamedTuple):
+    """Try again after `wait_s` seconds, with `attempts` as the new state."""
+
+    wait_s: float
+    attempts: ConnectAttempts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectAttempts:
+    """What a client has tried so far. Each method returns the next value.
+
+    `next_address` counts up and is taken modulo the number of addresses. `num_failures`: attempts
+    in a row that found the address unreachable. `num_refused`: refusals of this connect call.
+    """
+
+    next_address: int = 0
+    num_failures: int = 0
+    num_refused: int = 0
+
+    def begin(self) -> ConnectAttempts:
+        """A new connect call: it starts at the address that was used last."""
+        return replace(self, num_failures=0, num_refused=0)
+
+    def after_early_loss(self, policy: RetryPolicy, draw: Callable[[], float]) -> Retry:
+        """The last session was lost before it brought anything: back off and change the address.
+
+        The failures so far still count. draw: the next random number in [0, 1).
+        """
+        failed = replace(self, num_failures=self.num_failures + 1, num_refused=0)
+        return Retry(policy.backoff_s(failed.num_failures, draw()), failed._advanced())
+
+    def after(
+        self,
+        failure: Failure,
+        policy: RetryPolicy,
+        *,
+        num_addresses: int,
+        now_s: float,
+        deadline_s: float,
+        draw: Callable[[], float],
+        retry_after_s: float = 0.0,
+    ) -> Retry | None:
+        """What follows a failed attempt; None: give up.
+
+        now_s and deadline_s: on one clock. draw: the next random number in [0, 1), asked for only
+        after an unreachable address. retry_after_s: what a busy server said.
+        """
+        if failure == "refused":
+            refused = replace(self, num_refused=self.num_refused + 1)
+            return None if refused.num_refused >= num_addresses else Retry(0.0, refused._advanced())
+        tried, wait_s = self, retry_after_s
+        if failure == "unreachable":
+            tried = replace(self, num_failures=self.num_failures + 1)
+            wait_s = policy.backoff_s(tried.num_failures, draw())
+        return None if now_s + wait_s >= deadline_s else Retry(wait_s, tried._advanced())
+
+    def _advanced(self) -> ConnectAttempts:
+        return replace(self, next_address=self.next_address + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """Time as the loop sees it; tests pass their own."""
+    """Time as a generation sees it; tests pass their own."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep

@@ -1,25 +1,35 @@
 """Simulating a deployment: many edge clients, their links, and the servers behind them.
 
-scenario.py    what to simulate, as a frozen value read from YAML
-workload.py    which requests come when, drawn by client from the scenario's seed
-ports.py       what is injected: the server's scheduler and admission, the edge's controller
-times.py       seconds of the front and of a packed batch, memoised over the cost models
-links.py       one client's own link in closed form; a link that several share as queues
-server.py      the server's loop: waiting line, batches, KV accounting
-connector.py   knocking at servers until one opens a session
-generation.py  one answer: prefill, decode, recover
-client.py      one device: its requests one after another
-world.py       what they all share
-simulation.py  one replication, event by event (simpy)
-record.py      what a replication leaves behind
-assemble.py    plan, scenario and options put together
-measures.py    quantiles, shares and rates of it
-replicate.py   replications in parallel processes
-budget.py      how many clients, which link, and what to change
-sweep.py       any key of plan or scenario over a list of values
-report/        JSON, CSV, pictures and the HTML page
+scenario/        what to simulate, as frozen values read from YAML
+assemble.py      plan, scenario and a command's options put together
+setup.py         a scenario with the profiles that it names
+workload.py      which requests come when, drawn by client from the scenario's seed
+times.py         seconds of the front and of a packed batch, remembered
+links.py         one client's own link in closed form; a link that several share as queues
+client_links.py  which client gets which link
+sessions.py      a session on a server, and a frame on its way
+places.py        sessions, KV blocks and the admission queue of one server
+server.py        one server's loop: the queue of frames, batches, answers
+server_setup.py  a server from a setup
+channel.py       one client's gRPC channel to one server
+connector.py     attempts at servers until one opens a session
+frames.py        a generation's frames: computed, encoded, sent, sent again
+prefill.py       how far a prompt is, and what its chunks took
+drafts.py        how many tokens are drafted and accepted
+draft_lengths.py how many drafts a client's steps carry
+generation.py    one answer: open, prefill, decode, recover
+local_answer.py  one answer without a server
+client.py        one device: its requests one after another
+context.py       what all clients share
+simulation.py    one replication, event by event (simpy)
+record.py        what a replication leaves behind
+measures.py      quantiles, shares and rates of it
+replicate.py     replications in parallel processes
+budget.py        how many clients, which link, and what to change
+sweep.py         any key of plan or scenario over a list of values
+report/          JSON, CSV, pictures and the HTML page
 
-Decisions are the real system's: the scheduler, the admission rule and the controller come in
-from above and are called as the server and the edge call them. Only time, links and models are
-modelled.
+Decisions are the product's own (`optimizer.policy`): the simulator calls the same scheduler,
+admission rule, controller, chunk sizes, draft length and retry rule as the server and the edge.
+Only time, links and models are modelled.
 """

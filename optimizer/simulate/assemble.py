@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from optimizer.artifacts.plan import ModelRef, Partition, Plan, load_plan
 from optimizer.artifacts.specs import load_spec
@@ -21,15 +21,15 @@ from optimizer.simulate.scenario import (
     Servers,
     load_scenario,
 )
-from optimizer.simulate.simulation import Setup, load_setup
+from optimizer.simulate.setup import Setup, load_setup
 
 T = TypeVar("T")
 
-DEFAULT_LINK = "wifi"
-DEFAULT_EDGE = "raspberry-pi-5-8gb"
-DEFAULT_CLOUD = "l4-24gb"
-DEFAULT_OUTPUT_TOKENS = 128
-DEFAULT_THINK_S = 10.0
+DEFAULT_LINK: Final = "wifi"
+DEFAULT_EDGE: Final = "raspberry-pi-5-8gb"
+DEFAULT_CLOUD: Final = "l4-24gb"
+DEFAULT_OUTPUT_TOKENS: Final = 128
+DEFAULT_THINK_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,10 @@ class Inputs:
     folder: Path | None = None
 
     def setup(self) -> Setup:
-        """Everything that they name, loaded. Levels cost what the planner says, unless the
-        scenario lists its own. Raises ScenarioError."""
+        """Load everything that they name. Raises ScenarioError.
+
+        Levels cost what the planner says, unless the scenario lists its own.
+        """
         levels = {level.name: level for level in (*DEFAULT_LEVELS, *EXTRA_LEVELS)}
         return load_setup(self.scenario, self.plan, levels, folder=self.folder)
 
@@ -89,7 +91,7 @@ def plan_of(deployment: Deployment) -> Plan:
 
 
 def default_scenario(plan: Plan) -> Scenario:
-    """One client that asks, reads for a while and asks again, with the plan's own profiles."""
+    """One client that asks, reads for a while and asks again, on the plan's own profiles."""
     used = plan.profiles
     prompt = plan.limits.prompt_tokens if plan.limits is not None else 128
     prompt = max(1, min(prompt, plan.max_tokens // 2))
@@ -147,7 +149,7 @@ def overridden(scenario: Scenario, overrides: Overrides) -> Scenario:
 
 
 def with_clients(scenario: Scenario, num_clients: int) -> Scenario:
-    """The scenario with so many clients, shared among its groups as before (each keeps one)."""
+    """The scenario with `num_clients` clients; each group keeps its share, and at least one."""
     if num_clients < len(scenario.clients):
         raise ScenarioError(f"{num_clients} clients for {len(scenario.clients)} groups")
     total, left, groups = scenario.num_clients, num_clients, []

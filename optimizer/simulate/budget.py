@@ -1,4 +1,4 @@
-"""A budget's three questions, answered by simulation: how many clients, which link, what to change.
+"""Three questions about a budget, answered by simulation: how many clients, which link, what helps.
 
 The budget is kept when `budget.share` of the tokens come in time (see `measures.Measures`).
 """
@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from optimizer.simulate.assemble import Inputs, with_clients
 from optimizer.simulate.measures import Measures, measure
-from optimizer.simulate.ports import Parts
 from optimizer.simulate.replicate import replicate
 from optimizer.simulate.scenario import Scenario
-from optimizer.simulate.simulation import BESIDE_THE_LADDER
+from optimizer.simulate.setup import BESIDE_THE_LADDER
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-SEARCH_S = 60.0  # longest simulated time of one try
-MAX_CLIENTS = 100_000
-MAX_EVENTS = 1_000_000  # of one try; a larger one is not doubled
-PRECISION = 0.03  # the number of clients is searched to within this share
+QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+SEARCH_S: Final = 60.0  # longest simulated time of one try
+MAX_CLIENTS: Final = 100_000
+MAX_EVENTS: Final = 1_000_000  # of one try; a larger one is not doubled
+PRECISION: Final = 0.03  # the number of clients is found to within this share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +55,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetView:
-    """The answers. `clients_carried`: 0 when even one client breaks the budget; `at_least` when the
-    search ended before it was broken. `breaks_at`: the mildest of QUANTILES that breaks it."""
+    """The answers.
+
+    `clients_carried`: 0 when even one client breaks the budget. `at_least`: the search ended before
+    the budget broke. `breaks_at`: the mildest of QUANTILES that breaks it.
+    """
 
     kept: bool
     clients_carried: int
@@ -70,7 +73,6 @@ class BudgetView:
 
 def budget_view(
     inputs: Inputs,
-    parts: Parts,
     base: Measures,
     *,
     processes: int | None = None,
@@ -88,7 +90,7 @@ def budget_view(
 
     def tried(many: Sequence[Inputs]) -> list[Measures]:
         setups = [one.setup() for one in many]
-        found = replicate(setups, parts, processes=processes)
+        found = replicate(setups, processes=processes)
         return [measure(one.scenario, records) for one, records in zip(many, found, strict=True)]
 
     share = inputs.scenario.budget.share
@@ -129,8 +131,10 @@ def budget_view(
 def _search(
     inputs: Inputs, tried: Callable[[Sequence[Inputs]], list[Measures]], share: float
 ) -> tuple[tuple[CurvePoint, ...], int, bool]:
-    """Double until the budget breaks, then halve the gap. Points, the most carried, and whether
-    the search ended unbroken."""
+    """Double the clients until the budget breaks, then halve the gap.
+
+    Returns the tries, the most clients that keep the budget, and whether the budget never broke.
+    """
     points: dict[int, CurvePoint] = {}
     events: dict[int, int] = {}
 
@@ -154,7 +158,7 @@ def _search(
     high = max(inputs.scenario.num_clients, 2 * least)
     while keeps(high):
         low = high
-        alone = inputs.plan.edge_is_whole  # nobody is in anybody's way
+        alone = inputs.plan.edge_is_whole  # clients do not affect each other
         if alone or high >= MAX_CLIENTS or events[high] >= MAX_EVENTS:
             return _in_order(points), high, True
         high = min(2 * high, MAX_CLIENTS)

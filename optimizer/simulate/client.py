@@ -1,10 +1,10 @@
-"""One client: its requests one after another, each a generation."""
+"""One simulated client: its requests one after another, each a generation."""
 
 from __future__ import annotations
 
 import math
 
-from optimizer.simulate.connector import Connector
+from optimizer.simulate.connector import SimulatedConnector
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.generation import Generation
 from optimizer.simulate.local_answer import answer_locally
@@ -12,31 +12,41 @@ from optimizer.simulate.record import Outcome, RequestRow
 from optimizer.simulate.workload import ClientSpec, Request
 
 
-class Client:
-    """Asks what it drew; a question that comes while the device is busy waits for it."""
+class SimulatedClient:
+    """Asks what its spec says. A question that comes while the device is busy waits.
 
-    __slots__ = ("_connector", "_current", "_device", "_next", "_recorded", "_spec", "_world")
+    recorded: whether its first answer becomes the record's timeline.
+    """
+
+    __slots__ = ("_connector", "_context", "_current", "_device", "_next", "_recorded", "_spec")
 
     def __init__(
-        self, world: SimulationContext, spec: ClientSpec, device: Device, *, recorded: bool = False
+        self,
+        context: SimulationContext,
+        spec: ClientSpec,
+        device: Device,
+        *,
+        recorded: bool = False,
     ) -> None:
-        self._world = world
+        self._context = context
         self._spec = spec
         self._device = device
-        self._connector = Connector(world, device, spec.number % max(len(world.servers), 1))
-        self._recorded = recorded  # whether its first answer becomes the timeline
+        self._connector = SimulatedConnector(
+            context, device, spec.number % max(len(context.servers), 1)
+        )
+        self._recorded = recorded
         self._next = 0
         self._current: Generation | None = None
         self._plan_next(0.0)
 
     def abandon(self) -> None:
-        """The simulation ends here; what is under way counts as unfinished."""
+        """The simulation ends here, and an answer in progress counts as unfinished."""
         if self._current is not None:
             self._current.abandon()
 
     def ended(self, generation: Generation, at_s: float, outcome: Outcome) -> None:
-        """The answer under way is over at `at_s`, now or a little later."""
-        record, request = self._world.record, generation.request
+        """The answer in progress is over at `at_s`, now or a little later."""
+        record, request = self._context.record, generation.request
         complete = outcome in ("done", "stopped")
         record.requests.append(
             RequestRow(
@@ -57,24 +67,24 @@ class Client:
         self._current = None
 
     def _plan_next(self, free_s: float) -> None:
-        """The next question, when it is asked and the device is free."""
+        """Ask the next question when it is due and the device is free."""
         spec = self._spec
         if self._next >= len(spec.requests):
             return
         request = spec.requests[self._next]
         asked_s = free_s + request.at_s if spec.closed else request.at_s
-        if asked_s >= self._world.scenario.duration_s:
+        if asked_s >= self._context.scenario.duration_s:
             return
         self._next += 1
-        self._world.at(max(asked_s, free_s), lambda _: self._ask(request, asked_s))
+        self._context.at(max(asked_s, free_s), lambda _: self._ask(request, asked_s))
 
     def _ask(self, request: Request, asked_s: float) -> None:
-        world = self._world
-        if world.plan.edge_is_whole:
+        context = self._context
+        if context.plan.edge_is_whole:
             self._answer_locally(request, asked_s)
             return
         self._current = Generation(
-            world,
+            context,
             self._device,
             self._connector,
             request,
@@ -86,17 +96,17 @@ class Client:
         self._current.start()
 
     def _answer_locally(self, request: Request, asked_s: float) -> None:
-        """Without servers all is known at once."""
-        world, record = self._world, self._world.record
+        """Without servers the whole answer is known at once."""
+        context, record = self._context, self._context.record
         first_s, last_s = answer_locally(
             record,
             self._device.front,
             request,
             asked_s=asked_s,
-            begun_s=world.env.now,
-            chunk=world.plan.prefill_chunk,
+            begun_s=context.env.now,
+            chunk=context.plan.prefill_chunk,
             sample_s=self._device.front.sample_s,
-            horizon_s=world.scenario.duration_s,
+            horizon_s=context.scenario.duration_s,
             drawn=self._recorded,
         )
         record.requests.append(

@@ -1,4 +1,4 @@
-"""What the clients of one simulation share, and what each of them is made of."""
+"""What the clients of one simulation share, and the device that each of them has."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from simpy.events import Timeout
 
 from hwprofiles.links.shape import uniform
 from optimizer.artifacts.plan import Plan
+from optimizer.policy.level_control import Controller
 from optimizer.simulate.links import LinkLanes
-from optimizer.simulate.ports import Controller, NextChunk
 from optimizer.simulate.record import Record
-from optimizer.simulate.scenario import Drafting, Scenario
-from optimizer.simulate.server import Server
+from optimizer.simulate.scenario import DraftingScenario, Scenario
+from optimizer.simulate.server import SimulatedServer
 from optimizer.simulate.times import FrontTimes, LevelTimes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationContext:
-    """Time, servers, and what is decided and costed alike for all clients."""
+    """The clock, the servers, the record, and all that is the same for every client.
+
+    `controller` None: no deadline. `drafting` None: no drafts. `keep_journal`: whether a server may
+    be lost, so that frames may have to be sent again.
+    """
 
     env: Environment
     scenario: Scenario
     plan: Plan
-    servers: Sequence[Server]
+    servers: Sequence[SimulatedServer]
     levels: Mapping[str, LevelTimes]
     cloud_message_s: float
     record: Record
     controller: Controller | None
-    drafting: Drafting | None
-    next_chunk: NextChunk | None
+    drafting: DraftingScenario | None
     keep_journal: bool
 
     def at(self, at_s: float, call: Callable[[object], None]) -> None:
-        """Call at `at_s`; at once if that is now or past; never, if it is never."""
+        """Call at `at_s`: at once if that is not in the future, never if it is infinite."""
         env = self.env
         if at_s <= env.now:
             call(None)
@@ -45,7 +48,7 @@ class SimulationContext:
 
 
 class Device:
-    """One client's hardware: its front, its link, its random numbers, its longest draft."""
+    """One client's device: its front, its link, its random numbers and its longest draft."""
 
     __slots__ = ("_draws", "_seed", "draft_length", "front", "lanes")
 
@@ -59,6 +62,6 @@ class Device:
         self._draws = 0
 
     def draw(self) -> float:
-        """The next random number of its own, in [0, 1)."""
+        """The next of its own random numbers, in [0, 1)."""
         self._draws += 1
         return uniform(self._seed, self._draws)

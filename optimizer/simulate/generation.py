@@ -1,9 +1,9 @@
-"""One answer from question to last token: prefill, decode, recover; `edge.generation.loop`
-simulated.
+"""One answer from question to last token; `edge.generation.loop` in simulated time.
 
-Between an answer's arrival and the next frame's nothing can interfere with a client whose link is
-its own, so that stretch is computed at once: a token costs one event (its frame's arrival at the
-server) and its share of a batch. Only the loss of a server reaches back into it; `lost` says how.
+Between an answer's arrival and the next frame's arrival nothing can interfere with a client whose
+link is its own, so that stretch is computed at once. A token costs one event (its frame's arrival
+at the server) and its share of a batch. Only the loss of a server reaches back into that stretch;
+`lost` says how.
 """
 
 from __future__ import annotations
@@ -12,39 +12,42 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
-from optimizer.simulate.connector import Connector
+from optimizer.policy.level_control import ControlState
+from optimizer.policy.prefill_chunks import next_chunk
+from optimizer.simulate.connector import SimulatedConnector
 from optimizer.simulate.context import Device, SimulationContext
-from optimizer.simulate.ports import ControlState
-from optimizer.simulate.progress import OwnTime, Prefill, Sent
-from optimizer.simulate.record import Outcome, RoundTimes
-from optimizer.simulate.scenario import Drafting
-from optimizer.simulate.server import Frame, ServerSession
+from optimizer.simulate.drafts import SimulatedDrafts
+from optimizer.simulate.frames import FrameSender
+from optimizer.simulate.prefill import PrefillProgress
+from optimizer.simulate.record import Outcome, RoundMoments
+from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
 from optimizer.simulate.workload import Request
 from protos.sizes import ANSWER_BYTES, TOKEN_BYTES
 
 
 class Generation:
-    """See the module's docstring. `ended` is told once, with the time and the outcome; then
-    `freed`, when the device can take the next question."""
+    """See the module's docstring.
+
+    `ended` is called once, with the time and the outcome. `freed` is called when the device can
+    take the next question. `recorded`: whether this answer becomes the record's timeline.
+    """
 
     __slots__ = (
         "_begun_s",
         "_blocks",
         "_connector",
+        "_context",
         "_control",
         "_device",
+        "_drafts",
         "_ended",
         "_freed",
-        "_journal",
         "_last_s",
-        "_level",
         "_lost_s",
-        "_own",
         "_prefill",
         "_recorded",
-        "_sent_bytes",
+        "_sender",
         "_session",
-        "_world",
         "asked_s",
         "first_s",
         "num_tokens",
@@ -55,9 +58,9 @@ class Generation:
 
     def __init__(
         self,
-        world: SimulationContext,
+        context: SimulationContext,
         device: Device,
-        connector: Connector,
+        connector: SimulatedConnector,
         request: Request,
         *,
         asked_s: float,
@@ -71,51 +74,52 @@ class Generation:
         self.num_tokens = 0
         self.round_trips = 0
         self.over = False
-        self._world = world
+        self._context = context
         self._device = device
         self._connector = connector
         self._ended = ended
         self._freed = freed
         self._recorded = recorded
         total = request.prompt_tokens + request.output_tokens
-        self._blocks = -(-total // world.scenario.servers.block_tokens)
-        self._level = world.levels[world.plan.level]
+        self._blocks = -(-total // context.scenario.servers.block_tokens)
         self._control: ControlState | None = None
-        if world.controller is not None:
-            self._control = world.controller.begin()
-        self._session: ServerSession | None = None
-        self._journal: list[Sent] = []
+        if context.controller is not None:
+            self._control = context.controller.begin()
+        self._session: SimulatedSession | None = None
+        self._sender = FrameSender(context, device)
+        self._drafts = SimulatedDrafts(context.drafting, device)
+        self._prefill = PrefillProgress()
         self._lost_s = -1.0  # when the session was lost, until the first answer after it
         self._begun_s = asked_s  # when the device took the question up
         self._last_s = asked_s  # when the last token came
-        self._own = OwnTime()
-        self._prefill = Prefill()
-        self._sent_bytes = 0
 
     def start(self) -> None:
-        """Knock at a server."""
-        self._begun_s = self._world.env.now
-        self._connector.connect(self, self._blocks, self._world.scenario.patience.connect_s)
+        """Ask a server for a session."""
+        self._begun_s = self._context.env.now
+        self._connector.connect(self, self._blocks, self._context.scenario.patience.connect_s)
 
     def abandon(self) -> None:
         """The simulation is over."""
-        self._end(self._world.env.now, "unfinished", closing=False)
+        self._end(self._context.env.now, "unfinished", closing=False)
 
     # --- the session ------------------------------------------------------------------------
 
-    def opened(self, session: ServerSession) -> None:
+    def opened(self, session: SimulatedSession) -> None:
         """See Opener."""
         self._session = session
         if session.closed:  # the server died while its answer was on the way
             self._recover(session)
-        elif self._journal:
-            self._replay(session)
+        elif self._sender.has_journal:
+            whole = self._prefill.position == self.request.prompt_tokens
+            self._sender.replay(session, want_last=whole, is_step=self.num_tokens > 0)
+            if not whole:
+                self._prefill_on(session)
         else:
             self._prefill_on(session)
 
     def shut_out(self, outcome: Outcome) -> None:
         """See Opener."""
-        self._end(self._world.env.now, "server_lost" if self._lost_s >= 0 else outcome)
+        self._end(self._context.env.now, "server_lost" if self._lost_s >= 0 else outcome)
 
     def _end(self, at_s: float, outcome: Outcome, *, closing: bool = True) -> None:
         if self.over:
@@ -129,160 +133,111 @@ class Generation:
         else:
             self._freed(at_s)
 
-    def _close(self, session: ServerSession, at_s: float) -> None:
-        """Say goodbye; the device is free when the server has ended the stream, or soon anyway."""
-        world, lanes, software = self._world, self._device.lanes, self._world.scenario.software
-        latest_s = at_s + world.scenario.patience.close_s
-        world.record.up_bytes += software.close_bytes
-        world.record.down_bytes += software.closed_bytes
+    def _close(self, session: SimulatedSession, at_s: float) -> None:
+        """Send a Close. The device is free when the server has ended the stream, or at a limit."""
+        context, lanes = self._context, self._device.lanes
+        software = context.scenario.software
+        latest_s = at_s + context.scenario.patience.close_s
+        context.record.up_bytes += software.close_bytes
+        context.record.down_bytes += software.closed_bytes
 
         def arrived(t: float) -> None:
-            world.at(t, lambda _: session.server.leave(session))
+            context.at(t, lambda _: session.server.leave(session))
             if t >= latest_s:
                 self._freed(latest_s)
                 return
             lanes.down.send(
-                t + world.cloud_message_s,
+                t + context.cloud_message_s,
                 software.closed_bytes,
                 lambda t: self._freed(min(t, latest_s)),
             )
 
         lanes.up.send(at_s + self._device.front.message_s, software.close_bytes, arrived)
 
-    # --- prefill and decode -----------------------------------------------------------------
-
-    def _prefill_on(self, session: ServerSession) -> None:
-        """The next chunk of the prompt, and so on until all have been sent."""
+    def lost(self, session: SimulatedSession, at_s: float) -> None:
+        """The server died at `at_s`. What it had sent still arrives; then the client reconnects."""
         if self._session is not session or self.over:
             return
-        world, prefill, prompt = self._world, self._prefill, self.request.prompt_tokens
-        position = prefill.position
-        rows = min(world.plan.prefill_chunk, prompt - position)
-        if world.next_chunk is not None:
-            rows = world.next_chunk(prompt - position, world.plan.prefill_chunk, prefill.answered)
-        is_last = position + rows == prompt
-        at_s = world.env.now
+        self._device.lanes.down.send(
+            max(at_s, self._last_s),
+            self._context.scenario.software.close_bytes,
+            lambda t: self._context.at(t, lambda _: self._recover(session)),
+        )
+
+    def _recover(self, session: SimulatedSession) -> None:
+        if self._session is not session or self.over:
+            return
+        self._session = None
+        if self._lost_s < 0:
+            self._lost_s = self._context.env.now
+        if self._sender.has_journal:
+            self._context.record.reconnects += 1
+        self._connector.connect(self, self._blocks, self._context.scenario.patience.recover_s)
+
+    # --- prefill and decode -----------------------------------------------------------------
+
+    def _prefill_on(self, session: SimulatedSession) -> None:
+        """Send the next chunk of the prompt, and so on until all have been sent."""
+        if self._session is not session or self.over:
+            return
+        context, prefill, sender = self._context, self._prefill, self._sender
+        position, planned = prefill.position, context.plan.prefill_chunk
+        num_left = self.request.prompt_tokens - position
+        rows = min(planned, num_left)
+        if context.scenario.adaptive_chunks:
+            rows = next_chunk(num_left, planned, prefill.answered)
+        at_s = context.env.now
         if not position:  # its rows were computed while the session opened
             at_s = max(at_s - self._device.front.seconds(rows, 0), self._begun_s)
-        sent_s = self._compute_and_send(
-            session, at_s, position, rows, num_logits=int(is_last), wanted=is_last
-        )
-        prefill.position += rows
-        prefill.front_s += self._own.front_s
-        prefill.encode_s += self._own.encode_s
+        is_last = rows == num_left
+        sent_s = sender.send_chunk(session, at_s, position=position, rows=rows, is_last=is_last)
+        prefill.sent(rows, sender.front_s, sender.encode_s)
         if not is_last:
-            world.at(sent_s, lambda _: self._prefill_on(session))
+            context.at(sent_s, lambda _: self._prefill_on(session))
 
-    def _step(self, session: ServerSession, now_s: float) -> None:
-        """The next decode step, with drafts if there are any."""
-        drafting = self._world.drafting
-        drafts, draft_s = 0, 0.0
+    def _step(self, session: SimulatedSession, now_s: float) -> None:
+        """Send the next decode step, with drafts if there are any."""
+        drafting = self._context.drafting
+        num_drafts, draft_s = 0, 0.0
         if drafting is not None:
-            drafts = self._proposed(drafting)
             left = self.request.output_tokens - self.num_tokens - 1
-            drafts = max(0, min(drafts, left))
+            num_drafts = max(0, min(self._drafts.propose(), left))
             if self._control is not None and self._control.max_drafts is not None:
-                drafts = min(drafts, self._control.max_drafts)
-            draft_s = drafts * drafting.draft_s
-            self._world.record.drafted += drafts
-        self._compute_and_send(
+                num_drafts = min(num_drafts, self._control.max_drafts)
+            draft_s = num_drafts * drafting.draft_s
+            self._context.record.drafted += num_drafts
+        self._sender.send_step(
             session,
             now_s,
-            self.request.prompt_tokens + self.num_tokens - 1,
-            drafts + 1,
-            num_logits=drafts + 1,
-            wanted=True,
+            position=self.request.prompt_tokens + self.num_tokens - 1,
+            rows=num_drafts + 1,
             draft_s=draft_s,
         )
 
-    def _proposed(self, drafting: Drafting) -> int:
-        """How many tokens the drafter has for the next step."""
-        device = self._device
-        if drafting.outcomes:
-            drawn = drafting.outcomes[int(device.draw() * len(drafting.outcomes))]
-            self._own.right = drawn.accepted
-            return drawn.drafts
-        return device.draft_length if device.draw() < drafting.proposal_share else 0
-
-    def _compute_and_send(
-        self,
-        session: ServerSession,
-        at_s: float,
-        position: int,
-        rows: int,
-        *,
-        num_logits: int,
-        wanted: bool,
-        draft_s: float = 0.0,
-    ) -> float:
-        """Front, codec, wire; returns when the device is free again."""
-        world, level, own, device = self._world, self._level, self._own, self._device
-        num_bytes, own.encode_s, decode_s = level.frame(rows, of_prompt=not self.num_tokens)
-        own.front_s = draft_s
-        if (
-            wanted and self.num_tokens
-        ):  # drafts go through the front one by one (edge.generation.draft_frames)
-            for at in range(position, position + rows):
-                own.front_s += device.front.seconds(1, at)
-        else:
-            own.front_s += device.front.seconds(rows, position)
-        sent_s = at_s + own.front_s + own.encode_s
-        record = world.record
-        record.up_bytes += num_bytes
-        record.level_counts[level.name] = record.level_counts.get(level.name, 0) + 1
-        self._sent_bytes = num_bytes
-        if world.keep_journal:
-            self._journal.append(Sent(position, rows, num_bytes, decode_s))
-        frame = Frame(
-            session,
-            num_rows=rows,
-            num_logits=num_logits,
-            position=position,
-            decode_s=decode_s,
-            sent_s=sent_s,
-            edge_s=own.front_s + own.encode_s,
-            wanted=wanted,
-        )
-        device.lanes.up.send(
-            sent_s + device.front.message_s, num_bytes, lambda t: world.at(t, frame.arrive)
-        )
-        return sent_s
-
-    def answered(self, frame: Frame, at_s: float) -> None:
-        """The server answers at `at_s`: the answer goes down."""
+    def answered(self, frame: FrameInFlight, at_s: float) -> None:
+        """The server answers at `at_s`: send the answer down."""
         if frame.session is not self._session:
             return
-        world, lanes = self._world, self._device.lanes
+        context, lanes = self._context, self._device.lanes
         if not frame.wanted:
-            world.record.down_bytes += ANSWER_BYTES - TOKEN_BYTES
+            context.record.down_bytes += ANSWER_BYTES - TOKEN_BYTES
             lanes.down.send(
-                at_s + world.cloud_message_s,
+                at_s + context.cloud_message_s,
                 ANSWER_BYTES - TOKEN_BYTES,
-                lambda t: world.at(t, lambda _: self._prefill.acknowledged(frame)),
+                lambda t: context.at(t, lambda _: self._prefill.acknowledged(frame)),
             )
             return
-        accepted = self._accepted(frame.num_rows - 1) if self.num_tokens else 0
+        accepted = self._drafts.accept(frame.num_rows - 1) if self.num_tokens else 0
         num_bytes = ANSWER_BYTES + TOKEN_BYTES * accepted
-        world.record.down_bytes += num_bytes
+        context.record.accepted += accepted
+        context.record.down_bytes += num_bytes
         lanes.down.send(
-            at_s + world.cloud_message_s,
+            at_s + context.cloud_message_s,
             num_bytes,
             lambda t: self._token(frame, accepted, at_s, t),
         )
 
-    def _accepted(self, drafts: int) -> int:
-        """How many of the drafts the model agrees with, until the first that it does not."""
-        drafting = self._world.drafting
-        accepted = 0
-        if drafting is not None and drafting.outcomes:
-            accepted = min(drafts, self._own.right)
-        elif drafting is not None:
-            while accepted < drafts and self._device.draw() < drafting.acceptance:
-                accepted += 1
-        self._world.record.accepted += accepted
-        return accepted
-
-    def _token(self, frame: Frame, accepted: int, answered_s: float, now_s: float) -> None:
+    def _token(self, frame: FrameInFlight, accepted: int, answered_s: float, now_s: float) -> None:
         """Tokens have come at `now_s`, now or a little later."""
         session = frame.session
         if self._session is not session or self.over:
@@ -306,79 +261,34 @@ class Generation:
 
     def _stalls(self, since_s: float) -> bool:
         """Whether the controller had stopped waiting before this answer came."""
-        controller = self._world.controller
+        controller = self._context.controller
         if controller is None or not self.num_tokens or since_s <= controller.stall_s:
             return False
-        self._end(max(self._last_s + controller.stall_s, self._world.env.now), "stopped")
+        self._end(max(self._last_s + controller.stall_s, self._context.env.now), "stopped")
         return True
 
-    def _gives_up(self, frame: Frame, answered_s: float, now_s: float, since_s: float) -> bool:
+    def _gives_up(
+        self, frame: FrameInFlight, answered_s: float, now_s: float, since_s: float
+    ) -> bool:
         """Tell the controller what the step took and take its decisions; whether to stop."""
-        controller = self._world.controller
+        controller = self._context.controller
         if controller is None or self._control is None:
             return False
         self._control = controller.after(
             self._control,
             step_s=since_s,
             wire_s=(now_s - frame.sent_s) - (answered_s - frame.arrived_s),
-            uplink_bytes=self._sent_bytes,
+            uplink_bytes=self._sender.num_bytes,
         )
-        self._level = self._world.levels[self._control.level]
+        self._sender.level = self._context.levels[self._control.level]
         return self._control.stop
 
-    # --- losing a server --------------------------------------------------------------------
-
-    def lost(self, session: ServerSession, at_s: float) -> None:
-        """The server died at `at_s`. What it had sent still arrives; then we knock again."""
-        if self._session is not session or self.over:
-            return
-        self._device.lanes.down.send(
-            max(at_s, self._last_s),
-            self._world.scenario.software.close_bytes,
-            lambda t: self._world.at(t, lambda _: self._recover(session)),
-        )
-
-    def _recover(self, session: ServerSession) -> None:
-        if self._session is not session or self.over:
-            return
-        self._session = None
-        if self._lost_s < 0:
-            self._lost_s = self._world.env.now
-        if self._journal:
-            self._world.record.reconnects += 1
-        self._connector.connect(self, self._blocks, self._world.scenario.patience.recover_s)
-
-    def _replay(self, session: ServerSession) -> None:
-        """Send every frame again; only the outstanding one brings tokens."""
-        world, device, now_s = self._world, self._device, self._world.env.now
-        whole = self._prefill.position == self.request.prompt_tokens
-        for left, sent in zip(reversed(range(len(self._journal))), self._journal, strict=True):
-            wanted = left == 0 and whole
-            frame = Frame(
-                session,
-                num_rows=sent.num_rows,
-                num_logits=(sent.num_rows if self.num_tokens else 1) if wanted else 0,
-                position=sent.position,
-                decode_s=sent.decode_s,
-                sent_s=now_s,
-                edge_s=0.0,
-                wanted=wanted,
-            )
-            world.record.up_bytes += sent.num_bytes
-            device.lanes.up.send(
-                now_s + device.front.message_s,
-                sent.num_bytes,
-                lambda t, frame=frame: world.at(t, frame.arrive),  # type: ignore[misc]
-            )
-        if not whole:
-            self._prefill_on(session)
-
-    def _count(self, frame: Frame, accepted: int, answered_s: float, now_s: float) -> None:
-        """Into the record."""
-        world, first = self._world, self.num_tokens == 0
-        own = self._prefill if first else self._own
-        world.record.add(
-            RoundTimes(
+    def _count(self, frame: FrameInFlight, accepted: int, answered_s: float, now_s: float) -> None:
+        """Put the round trip into the record."""
+        context, first = self._context, self.num_tokens == 0
+        own: PrefillProgress | FrameSender = self._prefill if first else self._sender
+        context.record.add(
+            RoundMoments(
                 self._last_s,
                 own.front_s,
                 own.encode_s,
@@ -394,8 +304,8 @@ class Generation:
             drawn=self._recorded,
         )
         self._lost_s = -1.0
-        if now_s <= world.scenario.duration_s:
-            world.record.tokens_in_time += 1 + accepted
+        if now_s <= context.scenario.duration_s:
+            context.record.tokens_in_time += 1 + accepted
 
 
 Ended: TypeAlias = Callable[[Generation, float, Outcome], None]

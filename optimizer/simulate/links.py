@@ -1,10 +1,10 @@
 """Links in the simulator: a client's own in closed form, a shared one as the emulator's queues.
 
-Both follow `hwprofiles.links.pipe.Pipe`: a message waits its turn, is sent at rate(t), then
-travels for delay(t) + jitter(t), and never overtakes the one before. On a link of its own a
-client's messages are first in, first out, so each arrival follows from the one before by two
-look-ups on the rate's integral, without an event. A link that several clients share is a `Pipe`
-driven by the simulator's clock, packet by packet and fair among them.
+Both follow `hwprofiles.links.pipe.Pipe`. A message waits in the queue, is sent at rate(t), travels
+for delay(t) + jitter(t), and never overtakes the message before it. A client that has its link for
+itself sends first in, first out. Each arrival then follows from the one before by two look-ups on
+the rate's integral, without an event. A link that several clients share is a `Pipe` on the
+simulator's clock. It works packet by packet and is fair among the clients.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from simpy import Environment
 from simpy.events import Timeout
@@ -28,24 +28,26 @@ from optimizer.cost.link import link_at
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import Link
 
-# Clients beyond this many share the drawn hours of their profile, each from a moment of its own:
-# an hour of drawn rates takes 10 ms and 300 KB to make.
-DRAWN_HOURS = 32
+# Clients beyond this number share the drawn hours of their profile, each from its own moment on.
+# An hour of drawn rates takes 10 ms and 300 KB to make.
+DRAWN_HOURS: Final = 32
 
 Arrived = Callable[[float], None]
 
 
-class Lane(Protocol):
+class LinkLane(Protocol):
     """One direction of a client's link."""
 
     def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
-        """A message of `num_bytes` enters at `at_s`, now or later, never before an earlier one;
-        `arrived(t)` is called no later than the moment t at which its last byte has come out."""
+        """Send `num_bytes` from `at_s` on: now or later, and never before an earlier message.
+
+        `arrived(t)` is called no later than the moment t at which the last byte has come out.
+        """
         ...
 
 
 def merged_outages(outages: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """In order, those that overlap made one."""
+    """The outages in order; overlapping ones become one."""
     merged: list[tuple[float, float]] = []
     for start_s, end_s in sorted(outages):
         if merged and start_s <= merged[-1][1]:
@@ -56,7 +58,7 @@ def merged_outages(outages: Sequence[tuple[float, float]]) -> list[tuple[float, 
 
 
 class Blocked:
-    """A rate schedule with further outages cut out: what is sent while a pipe pauses at times."""
+    """A rate schedule with further outages: nothing is sent during them."""
 
     __slots__ = ("_lost", "_rate")
 
@@ -87,7 +89,7 @@ class Blocked:
 
 
 class OwnLane:
-    """One direction of a link that one client has for itself."""
+    """One direction of a link that only one client uses."""
 
     __slots__ = ("_delay", "_last_s", "_origin_s", "_position", "_rate", "_shape")
 
@@ -100,7 +102,7 @@ class OwnLane:
         self._last_s = -math.inf
 
     def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
-        """See Lane: `arrived` is called at once, with the time to come."""
+        """See LinkLane: `arrived` is called at once, with the time to come."""
         arrived(self.arrival_s(at_s, num_bytes))
 
     def arrival_s(self, at_s: float, num_bytes: int) -> float:
@@ -125,7 +127,7 @@ class OwnLane:
         return arrive_s
 
     def _held_back_s(self, at_s: float, first_position: float, num_bytes: int) -> float:
-        """Until when the jitter of the message's earlier packets holds its last one back."""
+        """Until when the jitter of the message's earlier packets delays its last one."""
         rate, shape, held_s = self._rate, self._shape, -math.inf
         size = shape.packet_bytes(at_s)
         for sent_bytes in range(size, num_bytes, size):
@@ -135,7 +137,7 @@ class OwnLane:
 
 
 class FixedLane:
-    """One direction at a constant rate and delay, without jitter: less arithmetic."""
+    """One direction at a constant rate and delay without jitter, which needs less arithmetic."""
 
     __slots__ = ("_delay_s", "_free_s", "_s_per_byte")
 
@@ -145,7 +147,7 @@ class FixedLane:
         self._free_s = 0.0
 
     def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
-        """See Lane: `arrived` is called at once, with the time to come."""
+        """See LinkLane: `arrived` is called at once, with the time to come."""
         arrived(self.arrival_s(at_s, num_bytes))
 
     def arrival_s(self, at_s: float, num_bytes: int) -> float:
@@ -156,7 +158,7 @@ class FixedLane:
 
 
 class SharedLane:
-    """One client's way into a pipe that others use too."""
+    """One client's entry into a pipe that others use too."""
 
     __slots__ = ("_flow", "_pipe")
 
@@ -165,12 +167,15 @@ class SharedLane:
         self._flow = flow
 
     def send(self, at_s: float, num_bytes: int, arrived: Arrived) -> None:
-        """See Lane: `arrived` is called when the message has come out."""
+        """See LinkLane: `arrived` is called when the message has come out."""
         self._pipe.send(self._flow, at_s, num_bytes, arrived)
 
 
 class SharedPipe:
-    """A `Pipe` on the simulator's clock. Queues are endless: a sender's socket buffers the rest."""
+    """A `Pipe` on the simulator's clock.
+
+    Queues are unbounded, because a sender's socket buffers what the queue does not take.
+    """
 
     def __init__(
         self,
@@ -234,8 +239,8 @@ class SharedPipe:
 class LinkLanes:
     """Both directions of one client's link."""
 
-    up: Lane
-    down: Lane
+    up: LinkLane
+    down: LinkLane
 
 
 def own_lanes(
@@ -247,7 +252,7 @@ def own_lanes(
 ) -> LinkLanes:
     """One client's link; its schedule starts `start` (0 to 1) of the way through its period."""
 
-    def lane(pipe: PipeShape) -> Lane:
+    def lane(pipe: PipeShape) -> LinkLane:
         constant = len(pipe.rate.values) == 1 and len(pipe.delay_s.values) == 1
         if constant and pipe.jitter_s is None and not outages:
             return FixedLane(pipe.rate.values[0], pipe.delay_s.values[0])
@@ -271,7 +276,7 @@ def link_profile(name: str, link: Link, folder: Path | None = None) -> LinkProfi
 
 
 def link_shape(profile: LinkProfile, link: Link, *, seed: int) -> LinkShape:
-    """How the profile behaves: acted out by `seed`, or held at a quantile."""
+    """How the profile behaves: drawn from `seed`, or held at a quantile."""
     if link.quantile is not None:
         point = link_at(profile, epsilon=1 - link.quantile)
         return LinkShape.fixed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimizer.simulate.record import Record, RoundTimes
+from optimizer.simulate.record import Record, RoundMoments
 from optimizer.simulate.times import FrontTimes
 from optimizer.simulate.workload import Request
 
@@ -33,7 +33,7 @@ def answer_locally(
     for token in range(request.output_tokens):
         at_s += sample_s
         record.add(
-            RoundTimes(since_s, computed_s + sample_s, 0.0, at_s, at_s, at_s, 0.0, at_s),
+            RoundMoments(since_s, computed_s + sample_s, 0.0, at_s, at_s, at_s, 0.0, at_s),
             is_first=token == 0,
             accepted=0,
             is_recovered=False,

@@ -1,11 +1,16 @@
-"""Quantiles, shares and rates of one or several replications: what people and programs read."""
+"""Quantiles, shares and rates of one or several replications: what people and programs read.
+
+To add a metric: observe it where it happens (into `record`), then add a field to `Measures` and its
+line to `measure`. A field made by `shown` appears on the terminal and on the HTML page by itself.
+JSON and the sweep's CSV hold every field.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -17,9 +22,14 @@ from optimizer.simulate.scenario import Scenario
 Seconds = npt.NDArray[np.float64]
 
 
+def shown(label: str, form: str) -> Any:
+    """A field of `Measures` that people see: `label`, and its value in the format `form`."""
+    return field(metadata={"label": label, "form": form})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Three quantiles, in seconds; all 0 when there was nothing to measure."""
+    """Three quantiles, in seconds. All are 0 without values."""
 
     p50: float
     p95: float
@@ -37,37 +47,37 @@ class Spread:
 class Measures:
     """Everything a simulation says, in numbers. Pooled over replications.
 
-    `within_budget`: share of tokens in time, the first against the TTFT budget and the others
-    against the TBT budget; a request that never got its first token counts as one token out of
-    time. Without a budget only those count. `breakdown_*_s`: mean seconds of each part of a
-    first token, and of a step (a round trip: with drafting it may bring several tokens).
-    Utilisation and occupancy are means over servers and the scenario's duration.
+    `within_budget`: the share of tokens in time. The first token of a request is held against the
+    TTFT budget, the others against the TBT budget. A request that never got its first token counts
+    as one late token; without a budget only those count. `breakdown_*_s`: mean seconds of each part
+    of a first token, and of a step (a round trip, which may bring several tokens with drafting).
+    Utilisation and occupancy are means over the servers and the scenario's duration.
     """
 
     ttft_s: Spread
     tbt_s: Spread
     e2e_s: Spread
-    within_budget: float
-    tokens_per_s: float
+    within_budget: float = shown("tokens in time", "{:.1%}")
+    tokens_per_s: float = shown("tokens a second", "{:,.1f}")
     requests: dict[str, int]
     tokens: int
-    tokens_per_round_trip: float
+    tokens_per_round_trip: float = shown("tokens a round trip", "{:.2f}")
     breakdown_first_s: dict[str, float]
     breakdown_step_s: dict[str, float]
-    server_utilisation: float
-    mean_batch_sessions: float
+    server_utilisation: float = shown("servers busy", "{:.1%}")
+    mean_batch_sessions: float = shown("sessions a batch", "{:.1f}")
     mean_batch_rows: float
-    kv_occupancy_mean: float
-    kv_occupancy_peak: float
+    kv_occupancy_mean: float = shown("KV memory in use, mean", "{:.1%}")
+    kv_occupancy_peak: float = shown("KV memory in use, peak", "{:.1%}")
     peak_sessions: int
-    uplink_bytes: int
-    downlink_bytes: int
-    uplink_bytes_per_token: float
+    uplink_bytes: int = shown("bytes up", "{:,}")
+    downlink_bytes: int = shown("bytes down", "{:,}")
+    uplink_bytes_per_token: float = shown("bytes up a token", "{:,.0f}")
     drafts_accepted: float
-    reconnects: int
+    reconnects: int = shown("reconnects", "{:,}")
     level_counts: dict[str, int]
-    cost: float
-    cost_per_million_tokens: float
+    cost: float = shown("cost of the servers", "{:,.2f}")
+    cost_per_million_tokens: float = shown("cost a million tokens", "{:,.2f}")
     clients: int
     servers: int
     duration_s: float
@@ -82,6 +92,19 @@ class Measures:
         """Plain values, every number finite."""
         return asdict(self)
 
+    def for_people(self) -> list[tuple[str, str]]:
+        """Label and formatted value of how requests ended, and of every field made by `shown`."""
+        outcomes = ", ".join(
+            f"{count:,} {name.replace('_', ' ')}"
+            for name, count in self.requests.items()
+            if name != "asked"
+        )
+        return [("requests", outcomes or "none")] + [
+            (one.metadata["label"], one.metadata["form"].format(getattr(self, one.name)))
+            for one in fields(self)
+            if "label" in one.metadata
+        ]
+
 
 def ttft_s(records: Sequence[Record]) -> Seconds:
     """Seconds to the first token of every request that got one."""
@@ -90,7 +113,7 @@ def ttft_s(records: Sequence[Record]) -> Seconds:
 
 
 def tbt_s(records: Sequence[Record]) -> Seconds:
-    """Seconds between successive tokens; tokens that came together are 0 apart."""
+    """Seconds between successive tokens; 0 between tokens that came together."""
     return np.concatenate(
         [np.frombuffer(record.gaps_s) for record in records if record.gaps_s] or [np.empty(0)]
     )

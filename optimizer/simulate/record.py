@@ -1,4 +1,4 @@
-"""What a replication leaves behind: a row a request, gaps between tokens, the servers' sums."""
+"""What a replication leaves behind: a row for each request, token gaps, and the servers' sums."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Final, Literal, NamedTuple
 
 Outcome = Literal["done", "stopped", "busy", "refused", "server_lost", "unfinished"]
 
-# Where a token's time goes, in the order of its life. `open`: waiting for the device, for a place
-# on a server, and for the session's opening; `recover`: from a loss until the replay is sent.
+# Where a token's time goes, in the order of its life. `open`: the wait for the device, for a place
+# on a server and for the session to open. `recover`: from a loss until the replay is sent.
 PARTS: Final = ("open", "edge", "encode", "up", "queue", "cloud", "down", "recover")
 OPEN, EDGE, ENCODE, UP, QUEUE, CLOUD, DOWN, RECOVER = range(len(PARTS))
 
 
 class RequestRow(NamedTuple):
-    """One request. `ttft_s` and `e2e_s` are NaN when no token, or no end, came; `server` is -1
-    when none was asked."""
+    """One request. `ttft_s` is NaN without a first token, `e2e_s` without a last one; `server` is
+    -1 when none was asked."""
 
     client: int
     group: int
@@ -31,17 +31,17 @@ class RequestRow(NamedTuple):
 
 
 class Span(NamedTuple):
-    """One stretch of the recorded session: a part's name, from, to."""
+    """One stretch of the recorded answer: the part's name, its start and its end."""
 
     part: str
     start_s: float
     end_s: float
 
 
-class RoundTimes(NamedTuple):
-    """One round trip: the moments of its frame's life, and the seconds that were computed.
+class RoundMoments(NamedTuple):
+    """One round trip: the moments of its frame's life, and the seconds of computing.
 
-    `since_s`: when the token before came (for the first: when it was asked for).
+    `since_s`: when the token before came; for the first token, when the question was asked.
     """
 
     since_s: float
@@ -66,7 +66,7 @@ class ServerSums:
     kv_peak_blocks: int = 0
     total_blocks: int = 0
     peak_sessions: int = 0
-    peak_line: int = 0
+    peak_queue: int = 0
     refused: int = 0
 
 
@@ -96,21 +96,28 @@ class Record:
     peak_memory_bytes: int = 0
 
     def add(
-        self, times: RoundTimes, *, is_first: bool, accepted: int, is_recovered: bool, drawn: bool
+        self,
+        moments: RoundMoments,
+        *,
+        is_first: bool,
+        accepted: int,
+        is_recovered: bool,
+        drawn: bool,
     ) -> None:
         """Tokens have come: one, and `accepted` drafts with it. The parts add up to the wait.
 
-        is_recovered: the frame was sent again after a loss; all until then is recovery.
+        is_recovered: the frame was sent again after a loss, so all the time until then is recovery.
+        drawn: whether the round trip joins the timeline.
         """
-        edge_s, encode_s = (0.0, 0.0) if is_recovered else (times.edge_s, times.encode_s)
-        before_s = times.sent_s - times.since_s - edge_s - encode_s
+        edge_s, encode_s = (0.0, 0.0) if is_recovered else (moments.edge_s, moments.encode_s)
+        before_s = moments.sent_s - moments.since_s - edge_s - encode_s
         if is_first:
             parts = self.first_parts_s
             self.firsts += 1
         else:
             parts = self.step_parts_s
             self.steps += 1
-            self.gaps_s.append(times.received_s - times.since_s)
+            self.gaps_s.append(moments.received_s - moments.since_s)
             for _ in range(accepted):
                 self.gaps_s.append(0.0)
         if is_recovered:
@@ -119,22 +126,22 @@ class Record:
             parts[OPEN] += before_s
         parts[EDGE] += edge_s
         parts[ENCODE] += encode_s
-        parts[UP] += times.arrived_s - times.sent_s
-        parts[QUEUE] += times.answered_s - times.arrived_s - times.cloud_s
-        parts[CLOUD] += times.cloud_s
-        parts[DOWN] += times.received_s - times.answered_s
+        parts[UP] += moments.arrived_s - moments.sent_s
+        parts[QUEUE] += moments.answered_s - moments.arrived_s - moments.cloud_s
+        parts[CLOUD] += moments.cloud_s
+        parts[DOWN] += moments.received_s - moments.answered_s
         if drawn:
-            self._draw(times, edge_s, encode_s)
+            self._draw(moments, edge_s, encode_s)
 
-    def _draw(self, times: RoundTimes, edge_s: float, encode_s: float) -> None:
-        """The same as stretches of time; the prompt's chunks overlap and are drawn as one."""
-        encoded_s, begun_s = times.sent_s - encode_s, times.answered_s - times.cloud_s
+    def _draw(self, moments: RoundMoments, edge_s: float, encode_s: float) -> None:
+        """The same as stretches of time. The prompt's chunks overlap, so they make one stretch."""
+        encoded_s, begun_s = moments.sent_s - encode_s, moments.answered_s - moments.cloud_s
         self.timeline += (
             Span("edge", encoded_s - edge_s, encoded_s),
-            Span("encode", encoded_s, times.sent_s),
-            Span("up", times.sent_s, times.arrived_s),
-            Span("queue", times.arrived_s, begun_s),
-            Span("cloud", begun_s, times.answered_s),
-            Span("down", times.answered_s, times.received_s),
+            Span("encode", encoded_s, moments.sent_s),
+            Span("up", moments.sent_s, moments.arrived_s),
+            Span("queue", moments.arrived_s, begun_s),
+            Span("cloud", begun_s, moments.answered_s),
+            Span("down", moments.answered_s, moments.received_s),
         )
-        self.timeline_tokens_s.append(times.received_s)
+        self.timeline_tokens_s.append(moments.received_s)

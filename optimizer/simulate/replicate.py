@@ -7,28 +7,28 @@ import os
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Final
 
-from optimizer.simulate.ports import Parts
 from optimizer.simulate.record import Record
-from optimizer.simulate.simulation import Setup, simulate
+from optimizer.simulate.setup import Setup
+from optimizer.simulate.simulation import simulate
 
 Progress = Callable[[float], None]
 
-REFRESH_S = 0.2
+REFRESH_S: Final = 0.2
 
 
 def replicate(
     setups: Sequence[Setup],
-    parts: Parts,
     *,
     replications: int = 1,
     processes: int | None = None,
     progress: Progress = lambda share: None,
 ) -> list[list[Record]]:
-    """`replications` records of each setup, in order. The result does not depend on `processes`
-    (None: as many as there are cores).
+    """`replications` records of each setup, in order.
 
-    A single job runs here; more run in processes of their own. `progress` is told the share done.
+    processes: None means one for each core; the result does not depend on it. A single job runs in
+    this process. `progress` is told the share that is done.
     """
     jobs = [(setup, number) for setup in setups for number in range(replications)]
     processes = min(processes or os.cpu_count() or 1, len(jobs))
@@ -39,25 +39,24 @@ def replicate(
             records.append(
                 simulate(
                     setup,
-                    parts,
                     replication=number,
                     progress=lambda share, done=done: progress(done + share / len(jobs)),  # type: ignore[misc]
                 )
             )
     else:
-        records = _in_processes(jobs, parts, processes, progress)
+        records = _in_processes(jobs, processes, progress)
     return [records[i : i + replications] for i in range(0, len(records), replications)]
 
 
 def _in_processes(
-    jobs: Sequence[tuple[Setup, int]], parts: Parts, processes: int, progress: Progress
+    jobs: Sequence[tuple[Setup, int]], processes: int, progress: Progress
 ) -> list[Record]:
     # Spawned, not forked: a forked child would inherit the locks of threads that it does not have.
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
         shares = manager.dict()
         futures: list[Future[Record]] = [
-            pool.submit(_run, setup, parts, number, index, shares)
+            pool.submit(_run, setup, number, index, shares)
             for index, (setup, number) in enumerate(jobs)
         ]
         try:
@@ -71,9 +70,7 @@ def _in_processes(
             raise
 
 
-def _run(
-    setup: Setup, parts: Parts, number: int, index: int, shares: MutableMapping[int, float]
-) -> Record:
+def _run(setup: Setup, number: int, index: int, shares: MutableMapping[int, float]) -> Record:
     told_s = 0.0
 
     def tell(share: float) -> None:
@@ -82,4 +79,4 @@ def _run(
             told_s = time.monotonic()
             shares[index] = share
 
-    return simulate(setup, parts, replication=number, progress=tell)
+    return simulate(setup, replication=number, progress=tell)

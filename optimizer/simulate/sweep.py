@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -24,7 +24,7 @@ from optimizer.simulate.measures import Measures
 from optimizer.simulate.scenario import Scenario
 
 # Short names, and the option of the command that each stands for.
-SHORT = {
+SHORT: Final = {
     "clients": "num_clients",
     "servers": "num_servers",
     "link": "link",
@@ -34,13 +34,13 @@ SHORT = {
     "duration": "duration_s",
     "seed": "seed",
 }
-SHORT_TYPES: dict[str, type | tuple[type, ...]] = {
+SHORT_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "clients": int,
     "servers": int,
     "seed": int,
     "duration": (int, float),
 }
-IN_PARTITION = ("split", "front_bits", "back_bits")
+IN_PARTITION: Final = ("split", "front_bits", "back_bits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ def _enter(data: Any, step: str, key: str) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """Tuples as lists, all the way down, as YAML has them."""
+    """The value with every tuple as a list, as YAML has them."""
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

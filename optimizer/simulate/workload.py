@@ -1,9 +1,8 @@
 """Which requests come when: drawn by client from the scenario's seed, or read from a load trace.
 
 Every client has a Philox stream of its own (Salmon et al. 2011, "Parallel random numbers: as
-easy as 1, 2, 3"), keyed by seed and client number. So a client's requests do not depend on how
-many others there are, nor on the order in which events happen, and two scenarios that differ
-elsewhere see equal load.
+easy as 1, 2, 3"), keyed by seed and client number. So a client's requests depend neither on the
+number of clients nor on the order of events. Two scenarios that differ elsewhere get equal load.
 """
 
 from __future__ import annotations
@@ -13,16 +12,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import Arrivals, Clients, Lengths, Scenario
 
+# The shortest turn of a closed loop for which times are drawn.
+MIN_TURN_S: Final = 0.25
+
 
 class Request(NamedTuple):
-    """One question. `at_s`: when it is asked; in a closed loop, how long after the last end."""
+    """One question. `at_s`: when it is asked; in a closed loop, how long after the last answer."""
 
     at_s: float
     prompt_tokens: int
@@ -31,13 +33,14 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClientSpec:
-    """One client before anything happened: what it drew."""
+    """One client and what it drew. `start_s`: where its link's schedule starts, in [0, 1) of the
+    schedule's period."""
 
     number: int
     group: int
     device: str
     link: str
-    start_s: float  # where its link's schedule starts, in [0, 1) of the schedule's period
+    start_s: float
     requests: tuple[Request, ...]
     closed: bool
 
@@ -78,8 +81,7 @@ def _drawn(group: Clients, stream: np.random.Generator, duration_s: float) -> li
 
 
 def _gaps(arrivals: Arrivals, stream: np.random.Generator, duration_s: float) -> list[float]:
-    """Poisson: arrival times within the duration. Closed loop: thinking times, as many as could be
-    used if every answer took no time but a millisecond."""
+    """Poisson: arrival times in the duration. Closed loop: thinking times, more than are used."""
     if arrivals.kind == "poisson":
         count = stream.poisson(arrivals.rate_per_s * duration_s)
         # Given their number, Poisson arrivals are independent and uniform.
@@ -91,10 +93,6 @@ def _gaps(arrivals: Arrivals, stream: np.random.Generator, duration_s: float) ->
         return [mean] * most
     gaps: list[float] = stream.exponential(mean, 2 * most).tolist()
     return gaps
-
-
-# A closed loop without thinking still takes this long a turn, which bounds what is drawn for it.
-MIN_TURN_S = 0.25
 
 
 def _lengths(lengths: Lengths, stream: np.random.Generator, count: int) -> list[int]:

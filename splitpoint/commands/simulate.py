@@ -142,14 +142,12 @@ def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findin
     from optimizer.simulate.replicate import replicate
     from optimizer.simulate.report.files import Findings
     from optimizer.simulate.sweep import SweepPoint, sweep_points
-    from splitpoint.simulation_parts import REAL_PARTS
 
     points = sweep_points(inputs, runs.sweep or []) if runs.sweep else []
     many = [inputs, *(point for _, point in points)]
     with share_progress(f"simulating {inputs.scenario.name}") as progress:
         records = replicate(
             [one.setup() for one in many],
-            REAL_PARTS,
             replications=runs.replications,
             processes=runs.processes,
             progress=progress,
@@ -170,10 +168,9 @@ def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findin
 
 def _advice(inputs: Inputs, measures: Measures, runs: RunOptions) -> BudgetView:
     from optimizer.simulate.budget import budget_view
-    from splitpoint.simulation_parts import REAL_PARTS
 
     with stage_progress("budget") as stage:
-        return budget_view(inputs, REAL_PARTS, measures, processes=runs.processes, progress=stage)
+        return budget_view(inputs, measures, processes=runs.processes, progress=stage)
 
 
 def _warn_of_silence(measures: Sequence[Measures]) -> None:

@@ -13,7 +13,7 @@ from optimizer.simulate.sweep import SweepPoint
 
 
 def print_findings(findings: Findings) -> None:
-    """Latencies, where the time goes, what the servers did; then budget and sweep."""
+    """Print latencies, where the time goes and what the servers did; then budget and sweep."""
     screen = Console()
     _print_measures(screen, findings.scenario, findings.measures)
     if findings.budget is not None:
@@ -82,28 +82,10 @@ def _print_measures(screen: Console, scenario: Scenario, measures: Measures) -> 
     parts.add_row("first token", *map(seconds, measures.breakdown_first_s.values()))
     parts.add_row("step", *map(seconds, measures.breakdown_step_s.values()))
     screen.print(parts)
-    outcomes = ", ".join(
-        f"{count:,} {name.replace('_', ' ')}"
-        for name, count in measures.requests.items()
-        if name != "asked"
-    )
-    screen.print(f"requests          {outcomes or 'none'}")
-    screen.print(f"tokens in time    {measures.within_budget:.1%}")
-    screen.print(
-        f"servers           {measures.server_utilisation:.1%} busy, "
-        f"{measures.mean_batch_sessions:.1f} sessions a batch, "
-        f"KV {measures.kv_occupancy_mean:.1%} (peak {measures.kv_occupancy_peak:.1%}), "
-        f"{measures.tokens_per_s:,.1f} tokens/s"
-    )
-    screen.print(
-        f"bytes             {measures.uplink_bytes_per_token:,.0f} up a token, "
-        f"{measures.uplink_bytes:,} up and {measures.downlink_bytes:,} down in all"
-    )
-    if measures.cost:
-        screen.print(
-            f"cost              {measures.cost:,.2f} for the servers, "
-            f"{measures.cost_per_million_tokens:,.2f} a million tokens"
-        )
+    figures = Table("", "", title="Servers and bytes", show_header=False)
+    for row in measures.for_people():
+        figures.add_row(*row)
+    screen.print(figures)
 
 
 def seconds(value: float) -> str:

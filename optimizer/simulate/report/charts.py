@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from optimizer.simulate.budget import CurvePoint
-from optimizer.simulate.measures import Measures, tbt_s, ttft_s
+from optimizer.simulate.measures import Measures, Seconds, tbt_s, ttft_s
 from optimizer.simulate.record import PARTS, Record
 from optimizer.simulate.scenario import Scenario
 
-MAX_POINTS = 200  # of a curve: more cannot be seen
-TIMELINE_TOKENS = 8  # how many tokens the timeline follows
+MAX_POINTS: Final = 200  # of a curve: more cannot be seen
+TIMELINE_TOKENS: Final = 8  # how many tokens the timeline follows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One curve; `marked` shows its points."""
+class ChartLine:
+    """One curve through its points; `marked` shows them."""
 
     name: str
     xs: tuple[float, ...]
@@ -36,7 +35,7 @@ class LineChart:
     title: str
     x_label: str
     y_label: str
-    lines: tuple[Line, ...]
+    lines: tuple[ChartLine, ...]
     log_x: bool = False
     limit: tuple[float, str] | None = None
     unit_interval: bool = False  # y is a share, 0 to 1
@@ -75,7 +74,7 @@ def charts_of(
     measures: Measures,
     curve: Sequence[CurvePoint] = (),
 ) -> tuple[Chart, ...]:
-    """Every picture that the figures at hand make."""
+    """Every chart that these numbers allow."""
     budget = scenario.budget
     found: list[Chart] = []
     for name, title, values, limit_s in (
@@ -92,8 +91,8 @@ def charts_of(
     return tuple(found)
 
 
-def _distribution(name: str, title: str, values: np.ndarray, limit_s: float | None) -> LineChart:
-    """The share of values at or below x; logarithmic when they spread over a decade and more."""
+def _distribution(name: str, title: str, values: Seconds, limit_s: float | None) -> LineChart:
+    """The share of values at or below x, on a logarithmic axis if they spread widely."""
     levels = np.linspace(0, 1, MAX_POINTS)
     xs = np.quantile(values, levels) * 1e3
     positive = xs[xs > 0]
@@ -103,7 +102,7 @@ def _distribution(name: str, title: str, values: np.ndarray, limit_s: float | No
         title=title,
         x_label="milliseconds",
         y_label="share of tokens",
-        lines=(Line(name=title, xs=tuple(map(float, xs)), ys=tuple(map(float, levels))),),
+        lines=(ChartLine(name=title, xs=tuple(map(float, xs)), ys=tuple(map(float, levels))),),
         log_x=wide and bool((xs > 0).mean() > 0.99),
         limit=None if limit_s is None else (limit_s * 1e3, "budget"),
         unit_interval=True,
@@ -152,29 +151,11 @@ def _capacity(curve: Sequence[CurvePoint], scenario: Scenario) -> LineChart:
         title="How many clients the servers carry",
         x_label="clients",
         y_label="share of tokens in time",
-        lines=(Line(name="in time", xs=clients, ys=shares, marked=True),),
+        lines=(ChartLine(name="in time", xs=clients, ys=shares, marked=True),),
         log_x=clients[-1] > 20 * max(clients[0], 1.0),
         limit=(float(max(carried)), f"{max(carried):,} clients") if carried else None,
         unit_interval=True,
     )
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers within [low, high]: 1, 2 or 5 times a power of ten, apart."""
-    span = max(high - low, 1e-12)
-    raw = span / max(count, 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within [low, high], with 2 and 5 between them when there are few."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if high / low < 500 else (1,)
-    found = [factor * 10.0**power for power in powers for factor in factors]
-    return [value for value in found if low * 0.999 <= value <= high * 1.001]
 
 
 def tick_label(value: float) -> str:

@@ -21,8 +21,8 @@ from optimizer.simulate.budget import BudgetView
 from optimizer.simulate.measures import Measures, tbt_s
 from optimizer.simulate.record import Record, RequestRow
 from optimizer.simulate.report.charts import charts_of
+from optimizer.simulate.report.draw import write_png
 from optimizer.simulate.report.page import page
-from optimizer.simulate.report.png import write_png
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.sweep import SweepPoint
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Final
 
 from optimizer.simulate.budget import BudgetView
 from optimizer.simulate.measures import Measures
 from optimizer.simulate.report.charts import Chart
-from optimizer.simulate.report.svg import svg
+from optimizer.simulate.report.draw import DARK, LIGHT, svg
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.sweep import SweepPoint
 
-STYLE = """
-:root { color-scheme: light dark; --back: #fbfbfa; --ink: #1c1c1e; --soft: #6b6b70; --rule: #dcdcda;
-  --card: #ffffff; --c0: #1f6fb2; --limit: #b3261e;
-  --p0: #8a8a8f; --p1: #1f6fb2; --p2: #57a0d3; --p3: #c77700; --p4: #b3261e; --p5: #2e7d4f;
-  --p6: #e0a030; --p7: #7b4fa3; --on-bar: #ffffff; }
-@media (prefers-color-scheme: dark) { :root { --back: #141416; --ink: #ececee; --soft: #a0a0a8;
-  --rule: #3a3a40; --card: #1d1d20; --c0: #6cb4ee; --limit: #ff8a80;
-  --p0: #77777d; --p1: #4a9be0; --p2: #8cc6f0; --p3: #e0953a; --p4: #f2726b; --p5: #57b37f;
-  --p6: #f0c060; --p7: #b08ad8; --on-bar: #101012; } }
+STYLE: Final = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 1rem; background: var(--back); color: var(--ink);
   font: 16px/1.45 system-ui, sans-serif; }
@@ -32,14 +25,7 @@ figure { margin: 0; padding: .8rem; background: var(--card); border: 1px solid v
   border-radius: .5rem; }
 figcaption { font-weight: 600; margin-bottom: .4rem; }
 svg { width: 100%; height: auto; display: block; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
-svg .grid { stroke: var(--rule); } svg .mark { stroke: var(--soft); stroke-dasharray: 2 3; }
-svg .limit { stroke: var(--limit); stroke-dasharray: 5 4; } svg .limit-label { fill: var(--limit); }
-svg .line { fill: none; stroke: var(--c0); stroke-width: 2; } svg .dot { fill: var(--c0); }
-svg .on-bar { fill: var(--on-bar); }
-svg .p0 { fill: var(--p0); } svg .p1 { fill: var(--p1); } svg .p2 { fill: var(--p2); }
-svg .p3 { fill: var(--p3); } svg .p4 { fill: var(--p4); } svg .p5 { fill: var(--p5); }
-svg .p6 { fill: var(--p6); } svg .p7 { fill: var(--p7); }
+svg text { font-family: system-ui, sans-serif; }
 .scroll { overflow-x: auto; margin-bottom: 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--rule); text-align: right;
@@ -75,9 +61,21 @@ def page(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
-        f"<title>{escape(scenario.name)}: simulated latency</title><style>{STYLE}</style></head>"
+        f"<title>{escape(scenario.name)}: simulated latency</title>"
+        f"<style>{_colours()}{STYLE}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
+
+
+def _colours() -> str:
+    """The page's colours as CSS variables, light and dark."""
+
+    def variables(back: str, colours: Mapping[str, str]) -> str:
+        named = " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+        return f":root {{ color-scheme: light dark; --back: {back}; {named} }}"
+
+    dark = variables("#141416", DARK)
+    return f"{variables('#fbfbfa', LIGHT)}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
 
 
 def _summary(scenario: Scenario, measures: Measures) -> str:
@@ -177,24 +175,7 @@ def _latencies(scenario: Scenario, measures: Measures) -> str:
 
 
 def _servers(measures: Measures) -> str:
-    outcomes = ", ".join(
-        f"{count:,} {name.replace('_', ' ')}"
-        for name, count in measures.requests.items()
-        if name != "asked"
-    )
-    rows = [
-        ("requests", outcomes or "none"),
-        ("tokens a second", f"{measures.tokens_per_s:,.1f}"),
-        ("tokens a round trip", f"{measures.tokens_per_round_trip:.2f}"),
-        ("servers busy", f"{measures.server_utilisation:.1%}"),
-        ("sessions a batch", f"{measures.mean_batch_sessions:.1f}"),
-        ("KV memory, mean and peak",
-         f"{measures.kv_occupancy_mean:.1%}, {measures.kv_occupancy_peak:.1%}"),
-        ("bytes up a token", f"{measures.uplink_bytes_per_token:,.0f}"),
-        ("reconnects", f"{measures.reconnects:,}"),
-        ("cost a million tokens", f"{measures.cost_per_million_tokens:,.2f}"),
-    ]  # fmt: skip
-    return "<h2>Servers and bytes</h2>" + _table(("", ""), rows)
+    return "<h2>Servers and bytes</h2>" + _table(("", ""), measures.for_people())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from optimizer.policy.batching import Scheduler, Share, Waiting
+from optimizer.policy.batching import BatchShare, Scheduler, Waiting
 
 
 def step(key: str, num_rows: int = 1) -> Waiting[str]:
@@ -19,33 +19,33 @@ def prefill(key: str, num_rows: int, num_logits: int = 1) -> Waiting[str]:
     return Waiting(key=key, num_rows=num_rows, num_logits=num_logits)
 
 
-def share(key: str, num_rows: int) -> Share[str]:
-    return Share(key=key, num_rows=num_rows)
+def share(key: str, num_rows: int) -> BatchShare[str]:
+    return BatchShare(key=key, num_rows=num_rows)
 
 
 SMALL = Scheduler(max_rows=10, max_sessions=4, min_prefill_rows=3)
 
 
-def test_an_empty_line_gives_an_empty_batch() -> None:
+def test_an_empty_queue_gives_an_empty_batch() -> None:
     assert SMALL.next_batch([]) == ()
 
 
 def test_steps_go_first_and_prefill_fills_the_rest_of_the_budget() -> None:
-    line = [prefill("long", 100), step("a"), step("b", 3)]
-    assert SMALL.next_batch(line) == (share("a", 1), share("b", 3), share("long", 6))
+    queue = [prefill("long", 100), step("a"), step("b", 3)]
+    assert SMALL.next_batch(queue) == (share("a", 1), share("b", 3), share("long", 6))
 
 
 def test_prefill_keeps_its_share_under_a_flood_of_steps() -> None:
-    line = [*(step(str(i), 2) for i in range(20)), prefill("late", 100)]
-    batch = SMALL.next_batch(line)
+    queue = [*(step(str(i), 2) for i in range(20)), prefill("late", 100)]
+    batch = SMALL.next_batch(queue)
     assert batch[:3] == tuple(share(str(i), 2) for i in range(3))
     assert batch[-1].key == "late"
     assert batch[-1].num_rows >= 3
 
 
 def test_the_rows_that_need_logits_are_never_torn_apart() -> None:
-    line = [prefill("p", 12, num_logits=4)]
-    assert SMALL.next_batch(line) == (share("p", 8),)
+    queue = [prefill("p", 12, num_logits=4)]
+    assert SMALL.next_batch(queue) == (share("p", 8),)
     assert SMALL.next_batch([step("p", 4)]) == (share("p", 4),)
 
 
@@ -68,11 +68,11 @@ def test_every_batch_makes_progress_within_its_limits(
     sizes: list[tuple[int, int]], max_rows: int, max_sessions: int
 ) -> None:
     scheduler = Scheduler(max_rows=max_rows, max_sessions=max_sessions, min_prefill_rows=2)
-    line = [
+    queue = [
         Waiting(key=index, num_rows=rows, num_logits=logits)
         for index, (rows, logits) in enumerate(sizes)
     ]
-    batch = scheduler.next_batch(line)
+    batch = scheduler.next_batch(queue)
     assert batch
     assert len({part.key for part in batch}) == len(batch) <= max_sessions
     assert sum(part.num_rows for part in batch) <= max(max_rows, max(rows for rows, _ in sizes))
@@ -83,8 +83,8 @@ def test_every_batch_makes_progress_within_its_limits(
         assert left == 0 or left >= logits
     # Among steps, and among prefills, nobody is overtaken.
     for kind in (True, False):
-        order = [w.key for w in line if w.is_step is kind]
-        taken = [part.key for part in batch if line[part.key].is_step is kind]
+        order = [w.key for w in queue if w.is_step is kind]
+        taken = [part.key for part in batch if queue[part.key].is_step is kind]
         assert taken == order[: len(taken)]
 
 
@@ -93,31 +93,31 @@ def test_every_batch_makes_progress_within_its_limits(
 )
 @given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=2, max_size=12))
 def test_everybody_is_served_in_a_simulated_server(clients: list[tuple[int, bool]]) -> None:
-    """Closed loop: a client whose frame is done comes back at the end of the line with the next."""
+    """Closed loop: a client whose frame is done joins the end of the queue with the next one."""
     scheduler = Scheduler(max_rows=8, max_sessions=3, min_prefill_rows=2)
 
     def fresh(key: int) -> Waiting[int]:
         rows, is_prefill = clients[key]
         return Waiting(key=key, num_rows=rows * (6 if is_prefill else 1), num_logits=rows)
 
-    line = [fresh(key) for key in range(len(clients))]
+    queue = [fresh(key) for key in range(len(clients))]
     finished: Counter[int] = Counter()
     for _ in range(60 * len(clients)):
-        taken = {part.key: part.num_rows for part in scheduler.next_batch(line)}
+        taken = {part.key: part.num_rows for part in scheduler.next_batch(queue)}
         assert taken
-        done = [w.key for w in line if taken.get(w.key) == w.num_rows]
-        line = [
+        done = [w.key for w in queue if taken.get(w.key) == w.num_rows]
+        queue = [
             Waiting(
                 key=w.key,
                 num_rows=w.num_rows - taken.get(w.key, 0),
                 num_logits=w.num_logits,
                 begun=w.begun or w.key in taken,
             )
-            for w in line
+            for w in queue
             if w.key not in done
         ]
         finished.update(done)
-        line += [fresh(key) for key in done]
+        queue += [fresh(key) for key in done]
     for kind in (True, False):
         counts = [
             finished[key] for key, (_, is_prefill) in enumerate(clients) if is_prefill is kind

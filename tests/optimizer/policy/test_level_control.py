@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from optimizer.errors import PolicyError
-from optimizer.policy.level_control import MESSAGE_BYTES, Controller, ControlState, Rung
+from optimizer.policy.level_control import Controller, ControlState, Rung
+from protos.sizes import ONE_ROW_OVERHEAD_BYTES
 
 DEADLINE_S = 0.1
 RTT_S, LOCAL_S = 0.03, 0.03  # 40 ms are left for the bytes
@@ -49,7 +50,7 @@ def drive(
     state = controller.begin()
     run = Run([], [])
     for index in range(num_steps):
-        num_bytes = MESSAGE_BYTES + int(rungs[state.rung].bytes_per_row)
+        num_bytes = ONE_ROW_OVERHEAD_BYTES + int(rungs[state.rung].bytes_per_row)
         wire_s = RTT_S + num_bytes / rate_at(index) + rng.uniform(0, noise_s) + extra_s(index)
         step_s = LOCAL_S + wire_s
         state = controller.after(state, step_s=step_s, wire_s=wire_s, uplink_bytes=num_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from optimizer.policy.prefill_chunks import GRAIN, StageTimes, fit_line, next_chunk
+from optimizer.policy.prefill_chunks import GRAIN, StageTimes, fit_stage, next_chunk
 
 # Seconds a chunk and a token: (edge, link, cloud).
 BALANCED = ((0.001, 0.0005), (0.0, 0.0005), (0.02, 0.001))
@@ -76,8 +76,9 @@ def test_every_prompt_is_cut_up_whole() -> None:
             left -= chunk
 
 
-def test_a_line_through_noise_is_never_negative() -> None:
-    assert fit_line([16, 32], [0.2, 0.1]).per_token_s == 0.0
-    assert fit_line([16, 32], [0.01, 0.10]).fixed_s == 0.0
-    line = fit_line([10, 20, 30], [1.1, 1.2, 1.3])
-    assert (line.fixed_s, line.per_token_s) == (pytest.approx(1.0), pytest.approx(0.01))
+def test_a_fit_through_noise_is_never_negative() -> None:
+    assert fit_stage([16, 32], [0.2, 0.1]).per_token_s == 0.0
+    assert fit_stage([16, 32], [0.01, 0.10]).fixed_s == 0.0
+    stage = fit_stage([10, 20, 30], [1.1, 1.2, 1.3])
+    assert stage.fixed_s == pytest.approx(1.0)
+    assert stage.per_token_s == pytest.approx(0.01)

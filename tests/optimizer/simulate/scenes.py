@@ -12,8 +12,8 @@ from optimizer.artifacts.specs import load_spec
 from optimizer.cost.codec import LevelCost
 from optimizer.simulate.record import Record
 from optimizer.simulate.scenario import Arrivals, Clients, Lengths, Link, Scenario, Servers
-from optimizer.simulate.simulation import Setup, load_setup, simulate
-from splitpoint.simulation_parts import REAL_PARTS
+from optimizer.simulate.setup import Setup, load_setup
+from optimizer.simulate.simulation import simulate
 
 LEVEL = LevelCost(
     name="q3",
@@ -61,8 +61,8 @@ def setup_of(scenario: Scenario, plan: Plan = PLAN) -> Setup:
 
 
 def run(scenario: Scenario, plan: Plan = PLAN) -> Record:
-    """One replication with the real scheduler and controller."""
-    return simulate(setup_of(scenario, plan), REAL_PARTS)
+    """One replication."""
+    return simulate(setup_of(scenario, plan))
 
 
 def same(first: Record, second: Record) -> bool:

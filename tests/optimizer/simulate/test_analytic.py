@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from simpy import Environment
-from simpy.events import Timeout
 
 from hwprofiles.links.profile import load_link
 from hwprofiles.profiles.catalog import load_device
@@ -26,19 +23,17 @@ from optimizer.cost.request import (
     predict_request,
     round_parts,
 )
+from optimizer.policy.batching import Scheduler
 from optimizer.simulate.measures import ttft_s
 from optimizer.simulate.record import RequestRow
 from optimizer.simulate.scenario import (
     Arrivals,
-    BatchLimits,
-    Drafting,
+    DraftingScenario,
     Lengths,
     Link,
     Servers,
     Software,
 )
-from optimizer.simulate.server import Frame, Server, ServerSession
-from splitpoint.simulation_parts import REAL_PARTS
 from tests.optimizer.simulate.scenes import GROUP, LEVEL, PLAN, run, scene
 
 EDGE, CLOUD = load_device("raspberry-pi-5-8gb"), load_device("local-epyc-2core")
@@ -54,7 +49,7 @@ NO_BYTES = Software(
 )
 
 
-ONE_AT_A_TIME = BatchLimits(max_rows=1, max_sessions=1, min_prefill_rows=1)
+ONE_AT_A_TIME = Scheduler(max_rows=1, max_sessions=1, min_prefill_rows=1)
 
 
 def deployment(link: str = "4g") -> Deployment:
@@ -215,94 +210,12 @@ def lindley_waits(
     return waits
 
 
-class Customers:
-    """Frames of one row that come to a server at given moments, and what each of them waits."""
-
-    def __init__(self, env: Environment, server: Server, gaps_s: Sequence[float]) -> None:
-        self._env, self._server, self._gaps_s = env, server, iter(gaps_s)
-        self._sessions: list[ServerSession] = []
-        self.times_s: list[float] = []
-        self._next(None)
-
-    def _next(self, _: object) -> None:
-        if (gap_s := next(self._gaps_s, None)) is not None:
-            Timeout(self._env, gap_s).callbacks.append(self._come)
-
-    def _come(self, _: object) -> None:
-        if not self._sessions:
-            self._server.open(self, 1, lambda _, session: self._sessions.append(session))
-        session = self._sessions.pop()
-        self._server.receive(
-            Frame(
-                session,
-                num_rows=1,
-                num_logits=1,
-                position=0,
-                decode_s=0.0,
-                sent_s=self._env.now,
-                edge_s=0.0,
-                wanted=True,
-            )
-        )
-        self._next(None)
-
-    def answered(self, frame: Frame, at_s: float) -> None:
-        """See server.Owner."""
-        self.times_s.append(at_s - frame.arrived_s)
-        self._sessions.append(frame.session)
-
-    def lost(self, session: ServerSession, at_s: float) -> None:
-        """See server.Owner."""
-
-
-class OneSecond:
-    """A batch takes a second, whatever is in it."""
-
-    def seconds(self, sessions: object, num_logits: int) -> float:
-        """See BackTimes."""
-        return 1.0
-
-
-@pytest.mark.parametrize(("load", "count"), [(0.3, 30_000), (0.6, 60_000), (0.8, 140_000)])
-def test_a_server_that_takes_one_at_a_time_is_the_m_d_1_queue(load: float, count: int) -> None:
-    """The mean wait is Pollaczek and Khinchine's: load * service / (2 (1 - load)).
-
-    The Poisson stream's gaps are the exponential's evenly spaced quantiles, shuffled: only their
-    order is left to chance. At this length it moves the mean by 1 to 1.5 % (a standard deviation);
-    each wait is Lindley's on the same gaps, whatever the seed.
-    """
-    levels = (np.arange(count) + 0.5) / count
-    gaps_s = -np.log1p(-levels) / load
-    np.random.default_rng(4).shuffle(gaps_s)
-    env = Environment()
-    server = Server(
-        env,
-        scheduler=REAL_PARTS.scheduler(ONE_AT_A_TIME),
-        waiting=REAL_PARTS.waiting,
-        admission=REAL_PARTS.admission(Servers(device="", max_sessions=10**9)),
-        back=OneSecond(),
-        total_blocks=10**9,
-        sample_s=0.0,
-        horizon_s=math.inf,
-    )
-    customers = Customers(env, server, gaps_s.tolist())
-    env.run()
-    assert len(customers.times_s) == count
-    expected_s = load / (2 * (1 - load))
-    waits_s = np.array(customers.times_s) - 1
-    # Lindley's recursion unrolled: the work that came in since it was last used up.
-    work_s = np.concatenate([[0.0], np.cumsum(1 - gaps_s[1:])])
-    assert waits_s == pytest.approx(work_s - np.minimum.accumulate(work_s), abs=1e-6)
-    assert float(np.mean(waits_s)) == pytest.approx(expected_s, rel=0.02)
-    assert server.sums.busy_s == pytest.approx(count, rel=1e-6)
-
-
 def test_drafts_bring_the_expected_tokens_a_round() -> None:
     plan = replace(PLAN, drafting="ngram")
     record = run(
         scene(
             group={"output_tokens": Lengths(median=400), "arrivals": GROUP.arrivals},
-            drafting=Drafting(acceptance=0.7, length=4, best_length=False),
+            drafting=DraftingScenario(acceptance=0.7, length=4, best_length=False),
             duration_s=200.0,
         ),
         plan,

@@ -1,4 +1,4 @@
-"""When a call over a gRPC channel is heard: the connection that stands, and the one that failed."""
+"""When a call over a gRPC channel gets through: on a connection, and after one that failed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Life:
     since_s: float = 0.0
 
 
-def test_a_connection_stands_until_its_server_is_lost() -> None:
+def test_a_connection_holds_until_its_server_is_lost() -> None:
     server, channel = Life(), Channel()
     assert channel.state(server, 1.0) == "new"
     channel.connected(server, 0.2)
-    assert channel.state(server, 100.0) == "stands"
+    assert channel.state(server, 100.0) == "connected"
     server.life, server.alive = 1, False
     assert channel.state(server, 101.0) == "new"
 
@@ -41,4 +41,4 @@ def test_after_a_failed_attempt_calls_fail_until_grpc_has_tried_again(
     server.alive, server.since_s = True, back_s
     hello_s = 0.2
     assert channel.state(server, heard_s + hello_s - 1e-3) == "failing"
-    assert channel.state(server, heard_s + hello_s + 1e-3) == "stands"
+    assert channel.state(server, heard_s + hello_s + 1e-3) == "connected"

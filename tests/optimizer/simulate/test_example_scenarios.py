@@ -9,7 +9,6 @@ import pytest
 
 from optimizer.simulate.assemble import Overrides, load_inputs
 from optimizer.simulate.simulation import simulate
-from splitpoint.simulation_parts import REAL_PARTS
 
 FOLDER = Path(__file__).resolve().parents[3] / "examples" / "scenarios"
 SCENARIOS = sorted(
@@ -28,6 +27,6 @@ def test_an_example_simulates(path: Path) -> None:
     faults = tuple(fault for fault in inputs.scenario.faults if fault.at_s < 20)
     inputs = load_inputs(None, path, Overrides(duration_s=20.0, num_clients=clients))
     inputs = replace(inputs, scenario=replace(inputs.scenario, faults=faults, drain_s=20.0))
-    record = simulate(inputs.setup(), REAL_PARTS)
+    record = simulate(inputs.setup())
     assert record.requests
     assert record.firsts

@@ -59,7 +59,8 @@ def test_a_shared_pipe_with_one_sender_is_a_link_of_ones_own(
     outages: tuple[tuple[float, float], ...],
 ) -> None:
     shape = load_link("4g").shape(seed=1).up
-    env, found = Environment(), []
+    env = Environment()
+    found: list[float] = []
     sent = messages(3, 60.0)
     pipe = SharedPipe(env, shape, outages)
     for at_s, num_bytes in sent:

@@ -8,21 +8,20 @@ from dataclasses import replace
 import pytest
 
 from optimizer.cost.request import predict_request, round_parts
+from optimizer.policy.retry import RetryPolicy
 from optimizer.simulate.measures import measure
 from optimizer.simulate.record import RECOVER
 from optimizer.simulate.replicate import replicate
 from optimizer.simulate.scenario import (
     Arrivals,
-    Drafting,
+    DraftingScenario,
     DraftOutcome,
     Fault,
     Lengths,
     Link,
-    Patience,
     Servers,
 )
 from optimizer.simulate.workload import client_specs
-from splitpoint.simulation_parts import REAL_PARTS
 from tests.optimizer.simulate.scenes import GROUP, PLAN, run, same, scene, setup_of
 from tests.optimizer.simulate.test_analytic import deployment
 
@@ -45,8 +44,8 @@ def test_the_same_seed_tells_the_same_story_and_another_another() -> None:
 
 def test_replications_do_not_depend_on_the_number_of_processes() -> None:
     setups = [setup_of(scene(group=BUSY_GROUP, duration_s=20.0))]
-    alone = replicate(setups, REAL_PARTS, replications=2, processes=1)
-    apart = replicate(setups, REAL_PARTS, replications=2, processes=2)
+    alone = replicate(setups, replications=2, processes=1)
+    apart = replicate(setups, replications=2, processes=2)
     assert all(same(a, b) for a, b in zip(alone[0], apart[0], strict=True))
     assert alone[0][0].gaps_s != alone[0][1].gaps_s
 
@@ -68,12 +67,12 @@ def test_every_request_ends_and_gives_everything_back() -> None:
     assert tokens == record.firsts + len(record.gaps_s)
 
 
-def test_sessions_beyond_the_limit_are_sent_away_and_come_again() -> None:
+def test_sessions_beyond_the_limit_are_refused_and_come_again() -> None:
     group = {**BUSY_GROUP, "count": 2, "arrivals": Arrivals(kind="closed", think_s=0.0)}
     full = scene(
         group=group,
         servers=Servers(device="local-epyc-2core", max_sessions=1, waiting=0),
-        patience=Patience(connect_s=2.0),
+        patience=RetryPolicy(connect_s=2.0),
     )
     record = run(full)
     outcomes = Counter(row.outcome for row in record.requests)
@@ -82,7 +81,7 @@ def test_sessions_beyond_the_limit_are_sent_away_and_come_again() -> None:
     assert record.servers[0].peak_sessions == 1
     patient = run(replace(full, servers=replace(full.servers, waiting=4, max_wait_s=60.0)))
     assert Counter(row.outcome for row in patient.requests)["busy"] == 0
-    # Nobody stands in line for longer than the server lets them: one of two is sent away.
+    # Nobody waits in the queue for longer than the server allows: one of two is refused.
     brief = run(replace(full, servers=replace(full.servers, waiting=4, max_wait_s=0.5)))
     assert brief.servers[0].refused > 0
     waited = [row.ttft_s for row in brief.requests if row.outcome == "done"]
@@ -157,9 +156,9 @@ def test_the_controller_compresses_harder_on_a_slow_link_and_stops_when_nothing_
 
 def test_drafting_can_only_be_as_long_as_it_pays() -> None:
     plan = replace(PLAN, drafting="ngram")
-    hopeless = scene(drafting=Drafting(acceptance=0.01, length=8), duration_s=30.0)
+    hopeless = scene(drafting=DraftingScenario(acceptance=0.01, length=8), duration_s=30.0)
     assert run(hopeless, plan).drafted == 0
-    hopeful = replace(hopeless, drafting=Drafting(acceptance=0.95, length=8))
+    hopeful = replace(hopeless, drafting=DraftingScenario(acceptance=0.95, length=8))
     record = run(hopeful, plan)
     assert record.drafted > 0
     assert measure(hopeful, [record]).tokens_per_round_trip > 2
@@ -168,7 +167,7 @@ def test_drafting_can_only_be_as_long_as_it_pays() -> None:
 def test_measured_draft_rounds_are_drawn_as_they_are() -> None:
     plan = replace(PLAN, drafting="ngram")
     rounds = (DraftOutcome(drafts=5, accepted=3), DraftOutcome(drafts=0, accepted=0))
-    record = run(scene(drafting=Drafting(outcomes=rounds), duration_s=60.0), plan)
+    record = run(scene(drafting=DraftingScenario(outcomes=rounds), duration_s=60.0), plan)
     steps = record.steps
     assert 0.4 * steps < record.accepted / 3 < 0.6 * steps
     assert record.drafted == pytest.approx(record.accepted * 5 / 3, rel=0.1)  # answers end within

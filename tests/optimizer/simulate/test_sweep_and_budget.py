@@ -12,7 +12,6 @@ from optimizer.simulate.budget import budget_view
 from optimizer.simulate.measures import measure
 from optimizer.simulate.scenario import Arrivals, Budget, Lengths, Link
 from optimizer.simulate.sweep import sweep_points
-from splitpoint.simulation_parts import REAL_PARTS
 from tests.optimizer.simulate.scenes import PLAN, run, scene
 
 INPUTS = Inputs(scenario=scene(), plan=PLAN)
@@ -79,7 +78,7 @@ def budgeted(tbt_s: float) -> Inputs:
 def test_the_number_of_clients_carried_is_where_the_budget_breaks() -> None:
     inputs = budgeted(0.04)
     base = measure(inputs.scenario, [run(inputs.scenario)])
-    view = budget_view(inputs, REAL_PARTS, base, processes=1)
+    view = budget_view(inputs, base, processes=1)
     assert view.kept
     assert not view.at_least
     assert view.clients_carried > 2
@@ -95,7 +94,7 @@ def test_the_number_of_clients_carried_is_where_the_budget_breaks() -> None:
 def test_a_hopeless_budget_carries_nobody() -> None:
     inputs = budgeted(1e-6)
     base = measure(inputs.scenario, [run(inputs.scenario)])
-    view = budget_view(inputs, REAL_PARTS, base, processes=1)
+    view = budget_view(inputs, base, processes=1)
     assert (view.kept, view.clients_carried, view.breaks_at) == (False, 0, 0.05)
     assert not any(change.kept for change in view.changes)
 

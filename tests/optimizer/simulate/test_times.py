@@ -14,7 +14,7 @@ from optimizer.artifacts.specs import load_spec
 from optimizer.cost.cloud import SessionRows, back_step_s
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import MeasuredSteps, Servers, StepPoint
-from optimizer.simulate.simulation import _back_times
+from optimizer.simulate.server_setup import back_times
 from optimizer.simulate.times import MeasuredBack, ModelledBack
 from tests.optimizer.simulate.scenes import PLAN, scene, setup_of
 
@@ -101,7 +101,7 @@ def test_no_two_servers_and_no_two_seeds_draw_the_same_batches_and_decisions_dra
     setup = setup_of(scene(servers=Servers(device="local-epyc-2core", measured=measured)))
 
     def some(seed: int | None) -> list[float]:
-        back = _back_times(setup, seed)
+        back = back_times(setup, seed)
         return [back.seconds([SessionRows(1, 0)], 1) for _ in range(5)]
 
     assert some(1) == some(1) != some(2)

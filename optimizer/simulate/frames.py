@@ -1,0 +1,141 @@
+"""A generation's frames on the device: computed, encoded, sent, and sent again after a loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from optimizer.simulate.context import Device, SimulationContext
+from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
+
+
+class JournalEntry(NamedTuple):
+    """A frame that was sent, as a replay needs it."""
+
+    position: int
+    num_rows: int
+    num_bytes: int
+    decode_s: float
+
+
+class FrameSender:
+    """Sends one generation's frames.
+
+    `level`: the codec level of the next frame. `front_s`, `encode_s`, `num_bytes`: seconds on the
+    device and bytes of the frame sent last.
+    """
+
+    __slots__ = (
+        "_context",
+        "_device",
+        "_journal",
+        "encode_s",
+        "front_s",
+        "level",
+        "num_bytes",
+    )
+
+    def __init__(self, context: SimulationContext, device: Device) -> None:
+        self._context = context
+        self._device = device
+        self._journal: list[JournalEntry] = []
+        self.level = context.levels[context.plan.level]
+        self.front_s = self.encode_s = 0.0
+        self.num_bytes = 0
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether there are frames that a new session needs again."""
+        return bool(self._journal)
+
+    def send_chunk(
+        self, session: SimulatedSession, at_s: float, *, position: int, rows: int, is_last: bool
+    ) -> float:
+        """A chunk of the prompt, begun at `at_s`; returns when the device is free again."""
+        self.front_s = self._device.front.seconds(rows, position)
+        return self._send(
+            session,
+            at_s,
+            position=position,
+            rows=rows,
+            num_logits=int(is_last),
+            wanted=is_last,
+            of_prompt=True,
+        )
+
+    def send_step(
+        self, session: SimulatedSession, at_s: float, *, position: int, rows: int, draft_s: float
+    ) -> float:
+        """A decode step with its drafts, begun at `at_s`; returns when the device is free again.
+
+        draft_s: the drafter's seconds. Drafts go through the front one by one, as in
+        `edge.generation.draft_frames`.
+        """
+        self.front_s = draft_s
+        for at in range(position, position + rows):
+            self.front_s += self._device.front.seconds(1, at)
+        return self._send(
+            session,
+            at_s,
+            position=position,
+            rows=rows,
+            num_logits=rows,
+            wanted=True,
+            of_prompt=False,
+        )
+
+    def replay(self, session: SimulatedSession, *, want_last: bool, is_step: bool) -> None:
+        """Send every frame again, now. want_last: the last one still has to bring tokens."""
+        now_s = self._context.env.now
+        for left, entry in zip(reversed(range(len(self._journal))), self._journal, strict=True):
+            wanted = left == 0 and want_last
+            frame = FrameInFlight(
+                session,
+                num_rows=entry.num_rows,
+                num_logits=(entry.num_rows if is_step else 1) if wanted else 0,
+                position=entry.position,
+                decode_s=entry.decode_s,
+                sent_s=now_s,
+                edge_s=0.0,
+                wanted=wanted,
+            )
+            self._upload(frame, now_s, entry.num_bytes)
+
+    def _send(
+        self,
+        session: SimulatedSession,
+        at_s: float,
+        *,
+        position: int,
+        rows: int,
+        num_logits: int,
+        wanted: bool,
+        of_prompt: bool,
+    ) -> float:
+        context, level = self._context, self.level
+        self.num_bytes, self.encode_s, decode_s = level.frame(rows, of_prompt=of_prompt)
+        sent_s = at_s + self.front_s + self.encode_s
+        counts = context.record.level_counts
+        counts[level.name] = counts.get(level.name, 0) + 1
+        if context.keep_journal:
+            self._journal.append(JournalEntry(position, rows, self.num_bytes, decode_s))
+        frame = FrameInFlight(
+            session,
+            num_rows=rows,
+            num_logits=num_logits,
+            position=position,
+            decode_s=decode_s,
+            sent_s=sent_s,
+            edge_s=self.front_s + self.encode_s,
+            wanted=wanted,
+        )
+        self._upload(frame, sent_s, self.num_bytes)
+        return sent_s
+
+    def _upload(self, frame: FrameInFlight, sent_s: float, num_bytes: int) -> None:
+        context, device = self._context, self._device
+        context.record.up_bytes += num_bytes
+        device.lanes.up.send(
+            sent_s + device.front.message_s,
+            num_bytes,
+            lambda t: context.at(t, frame.arrive),
+        )

@@ -1,0 +1,91 @@
+"""What a scenario says of the software: the deployed model, its drafts, and costs around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optimizer.errors import ScenarioError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A plan in a few keys, for scenarios without a plan file. `model`: a shipped spec."""
+
+    model: str
+    split: int
+    front_bits: int = 4
+    back_bits: int = 8
+    kv_bits: int = 8
+    level: str = "q3"
+    max_tokens: int = 2048
+    prefill_chunk: int = 128
+    drafting: str = "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOutcome:
+    """One measured round: how many tokens were drafted, and how many of them were accepted.
+
+    Raises ScenarioError when more were accepted than drafted.
+    """
+
+    drafts: int
+    accepted: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.accepted <= self.drafts:
+            raise ScenarioError("a draft's outcome needs 0 <= accepted <= drafts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftingScenario:
+    """How many tokens are drafted, and how many of them are accepted.
+
+    Each drafted token is accepted with probability `acceptance`, until the first rejection. The
+    drafter finds a draft in `proposal_share` of the steps. `length`: most drafted tokens a step;
+    with `best_length` the edge's own rule picks fewer where they bring more tokens a second.
+    `draft_s`: seconds of the device for each drafted token. `outcomes`: measured rounds. Each step
+    draws one of them instead of the above, because real drafts are longer where more of them are
+    accepted. Raises ScenarioError for values out of range.
+    """
+
+    acceptance: float = 0.6
+    proposal_share: float = 1.0
+    length: int = 4
+    best_length: bool = True
+    draft_s: float = 0.0
+    outcomes: tuple[DraftOutcome, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.acceptance <= 1 or not 0 <= self.proposal_share <= 1 or self.length < 0:
+            raise ScenarioError("drafting needs chances in [0, 1] and length >= 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Software:
+    """Seconds and bytes of our own code around the models. None: as in the device profiles.
+
+    `edge_message_s`, `cloud_message_s`: each side's network stack, for a round trip. `sample_s`:
+    drawing one token. The bytes of an Open and of its answer are those of real messages.
+    `connect_round_trips`: round trips before a client's first Open to a server, for TCP, TLS 1.3
+    and HTTP/2's settings, for which gRPC waits (2 without TLS). `connect_up_bytes` and
+    `connect_down_bytes` are the bytes of all of them. `closed_bytes`: the end of a stream after the
+    edge's Close; the device waits for it. Raises ScenarioError for a negative number of trips.
+
+    The defaults were measured on this project's machine; `docs/simulating.md` says how.
+    """
+
+    edge_message_s: float | None = None
+    cloud_message_s: float | None = None
+    sample_s: float | None = None
+    open_bytes: int = 320
+    opened_bytes: int = 96
+    close_bytes: int = 64
+    closed_bytes: int = 64
+    connect_round_trips: int = 3
+    connect_up_bytes: int = 1_900
+    connect_down_bytes: int = 3_000
+
+    def __post_init__(self) -> None:
+        if self.connect_round_trips < 0:
+            raise ScenarioError("software: connect_round_trips must not be negative")

@@ -1,0 +1,88 @@
+"""What a simulated server holds for a client: the session, and the frames that come in for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+
+class SessionOwner(Protocol):
+    """Whoever opened a session. It is told the answers, and the loss of the server."""
+
+    def answered(self, frame: FrameInFlight, at_s: float) -> None: ...
+    def lost(self, session: SimulatedSession, at_s: float) -> None: ...
+
+
+class SessionHost(Protocol):
+    """The server of a session, as far as frames and clients call it."""
+
+    def receive(self, frame: FrameInFlight) -> None: ...
+    def leave(self, session: SimulatedSession) -> None: ...
+
+
+class SimulatedSession:
+    """One admitted session: its KV blocks, and its frames in order.
+
+    `current`: the frame in the server's queue. `frames`: those behind it.
+    """
+
+    __slots__ = ("blocks", "closed", "current", "frames", "owner", "server")
+
+    def __init__(self, server: SessionHost, owner: SessionOwner, blocks: int) -> None:
+        self.server = server
+        self.owner = owner
+        self.blocks = blocks
+        self.frames: deque[FrameInFlight] = deque()
+        self.current: FrameInFlight | None = None
+        self.closed = False
+
+
+class FrameInFlight:
+    """One message of rows, from the device through the server.
+
+    `left`: rows that have not run. `num_logits`: rows whose logits are computed. `position`: tokens
+    cached before its first row. `edge_s`, `decode_s`, `cloud_s`: seconds on the device, in the
+    server's decoder, and in the server so far. `wanted`: whether its answer has to bring tokens.
+    """
+
+    __slots__ = (
+        "arrived_s",
+        "cloud_s",
+        "decode_s",
+        "edge_s",
+        "left",
+        "num_logits",
+        "num_rows",
+        "position",
+        "sent_s",
+        "session",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        session: SimulatedSession,
+        *,
+        num_rows: int,
+        num_logits: int,
+        position: int,
+        decode_s: float,
+        sent_s: float,
+        edge_s: float,
+        wanted: bool,
+    ) -> None:
+        self.session = session
+        self.num_rows = num_rows
+        self.left = num_rows
+        self.num_logits = num_logits
+        self.position = position
+        self.decode_s = decode_s
+        self.sent_s = sent_s
+        self.edge_s = edge_s
+        self.wanted = wanted
+        self.arrived_s = 0.0
+        self.cloud_s = 0.0
+
+    def arrive(self, _: object) -> None:
+        """The last byte is in (an event's callback)."""
+        self.session.server.receive(self)

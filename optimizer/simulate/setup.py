@@ -1,0 +1,90 @@
+"""A scenario with everything that it names loaded: what a simulation runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from hwprofiles.errors import ProfileError
+from hwprofiles.links.profile import LinkProfile
+from hwprofiles.profiles.catalog import load_device
+from hwprofiles.profiles.device import DeviceProfile
+from optimizer.artifacts.plan import Plan
+from optimizer.cost.codec import LevelCost
+from optimizer.cost.levels import EXTRA_LEVELS
+from optimizer.errors import ScenarioError
+from optimizer.simulate.links import link_profile
+from optimizer.simulate.scenario import Scenario
+
+# Levels that a plan may name and the edge never chooses at run time.
+BESIDE_THE_LADDER: Final = frozenset(level.name for level in EXTRA_LEVELS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A scenario and its plan with all profiles and level costs.
+
+    `devices`: by name. `links`: by number of the group and name. `levels`: by name.
+    """
+
+    scenario: Scenario
+    plan: Plan
+    devices: Mapping[str, DeviceProfile]
+    links: Mapping[tuple[int, str], LinkProfile]
+    levels: Mapping[str, LevelCost]
+
+    @property
+    def server_device(self) -> DeviceProfile:
+        """The servers' device profile."""
+        return self.devices[self.scenario.servers.device]
+
+    @property
+    def cloud_message_s(self) -> float:
+        """Seconds of a server's network stack for a round trip, of the scenario or the profile."""
+        known_s = self.scenario.software.cloud_message_s
+        if known_s is not None:
+            return known_s
+        figure = self.server_device.overheads.message_s
+        return 0.0 if figure is None else figure.effective
+
+
+def load_setup(
+    scenario: Scenario, plan: Plan, levels: Mapping[str, LevelCost], *, folder: Path | None = None
+) -> Setup:
+    """Load the profiles that a scenario names; its relative paths start at `folder`.
+
+    Raises ScenarioError naming what does not exist or does not fit together.
+    """
+    names = {name for group in scenario.clients for name in group.devices}
+    names.add(scenario.servers.device)
+    devices = {}
+    for name in sorted(names):
+        local = folder / name if folder is not None and (folder / name).is_file() else Path(name)
+        devices[name] = _device(str(local) if local.suffix else name)
+    links = {
+        (index, name): link_profile(name, group.link, folder)
+        for index, group in enumerate(scenario.clients)
+        for name in group.link.mix
+    }
+    own = {level.name: level for level in scenario.levels}
+    setup = Setup(
+        scenario=scenario, plan=plan, devices=devices, links=links, levels={**levels, **own}
+    )
+    if plan.level not in setup.levels:
+        raise ScenarioError(
+            f"level '{plan.level}' has no costs here: known are {', '.join(sorted(setup.levels))}; "
+            "a scenario may list others under 'levels'"
+        )
+    return setup
+
+
+@lru_cache(maxsize=32)
+def _device(name: str) -> DeviceProfile:
+    """Cached, because a search sets up dozens of simulations and reading takes half a second."""
+    try:
+        return load_device(name)
+    except ProfileError as error:
+        raise ScenarioError(str(error)) from error
