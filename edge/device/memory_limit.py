@@ -60,7 +60,7 @@ def _chunks(plan: Plan) -> tuple[int, ...]:
 
 
 def needed_memory(plan: Plan, runtime_bytes: float, sequences: int) -> EdgeMemory:
-    """The formula for a frugal front, with as many caches and working sets as `sequences`."""
+    """The formula for a low-memory front, with as many caches and working sets as `sequences`."""
     needed = edge_memory_over(runtime_bytes, plan)
     # A front under a limit gives the embedding's and the codec's pages back every so many rows.
     geometry = plan.model.geometry

@@ -1,4 +1,4 @@
-"""Getting a stream: several addresses in turn, backoff with jitter, all within a time limit."""
+"""Opening streams: several addresses in turn, backoff with jitter, all within a time limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edge.errors import (
     RefusedError,
     TransportError,
 )
-from edge.generation.session import Session
+from edge.generation.session import EdgeSession
 from edge.net.transport import Stream, Transport
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open, Opened
@@ -28,9 +28,9 @@ MIN_TIMEOUT_S = 0.05
 class Connector:
     """Opens one generation's streams. It remembers which address it used last.
 
-    request: what to announce. transports: addresses to try, the first one first. Every open
-    after the first one means that a stream was lost; the next address is then tried only when
-    the last one does not answer.
+    request: what to announce. transports: addresses to try, the first one first. Every stream after
+    the first one replaces a stream that was lost. The same address is tried again first, and the
+    next one only when it does not answer. rng: spreads the attempts of many devices.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Connector:
         *,
         request: Open,
         transports: Sequence[Transport],
-        patience: RetryPolicy,
+        retry_policy: RetryPolicy,
         clock: Clock,
         rng: random.Random,
     ) -> None:
         self._request = request
         self._transports = transports
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._clock = clock
         self._rng = rng
         self._next = 0
@@ -52,7 +52,7 @@ class Connector:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Stop knocking: `connect` raises at its next turn. Safe from any thread."""
+        """Make no further attempt: `connect` raises at its next turn. Safe from any thread."""
         self._cancelled = True
 
     @property
@@ -62,18 +62,18 @@ class Connector:
 
     def connect(
         self,
-        session: Session,
+        session: EdgeSession,
         timeout_s: float,
         *,
         wait_first: bool = False,
         meanwhile: Callable[[], None] | None = None,
     ) -> Stream:
-        """A stream whose session is open, within `timeout_s`; knocks again while servers are busy.
+        """A stream whose session is open, within `timeout_s`; asks again while servers are busy.
 
-        wait_first: back off before the first try too, and try the next address: the last stream
-        was lost before it had brought anything. meanwhile: work to do while the server's answer
-        to an opening is on its way. Raises the last TransportError when none could be had in
-        time, or when every address refuses.
+        wait_first: back off before the first attempt too, and try the next address, because the
+        last stream was lost before it had brought anything. meanwhile: work to do while the
+        server's answer to an opening is on its way. Raises the last TransportError when no stream
+        opened in time, or when every address refuses.
         """
         deadline_s = self._clock.now() + timeout_s
         num_refused = 0
@@ -89,7 +89,7 @@ class Connector:
             try:
                 return self._open(session, transport, left_s, meanwhile)
             except RefusedError:
-                # Another server may be the right one; when all of them have refused, so it is.
+                # Another server may accept the session; the last refusal is the answer.
                 num_refused += 1
                 if num_refused >= len(self._transports):
                     raise
@@ -105,24 +105,24 @@ class Connector:
             self._next += 1
             self._clock.sleep(wait_s)
 
-    def _naming(self, session: Session) -> Open:
-        """The request with the names of the prompt's frames that are encoded already."""
+    def _with_prefix_hashes(self, session: EdgeSession) -> Open:
+        """The request with the hashes of the prompt's frames that are encoded already."""
         chain = begin_chain(self._request)
-        names: list[bytes] = []
-        for frame in session.journal[:MAX_PREFIX_HASHES]:
+        hashes: list[bytes] = []
+        for frame in session.journal.frames[:MAX_PREFIX_HASHES]:
             if frame.want_token or frame.ahead:
                 break
             chain = extend_chain(chain, frame)
-            names.append(chain)
+            hashes.append(chain)
         return replace(
             self._request,
-            prefix_hashes=tuple(names),
+            prefix_hashes=tuple(hashes),
             shareable_tokens=session.num_prompt_tokens,
         )
 
     def _backoff_s(self) -> float:
         """Twice as long after every failure, shortened by chance."""
-        patience = self._patience
+        patience = self._retry_policy
         full_s = patience.first_backoff_s * 2.0 ** min(self._num_failures - 1, 30)
         return min(full_s, patience.max_backoff_s) * self._rng.uniform(0.5, 1.0)
 
@@ -132,15 +132,15 @@ class Connector:
 
     def _open(
         self,
-        session: Session,
+        session: EdgeSession,
         transport: Transport,
         timeout_s: float,
         meanwhile: Callable[[], None] | None,
     ) -> Stream:
         session.open()
         # A path that swallows everything must not use up the time of the other addresses.
-        share_s = min(timeout_s / len(self._transports), self._patience.attempt_s)
-        stream = transport.open(self._naming(session), share_s)
+        share_s = min(timeout_s / len(self._transports), self._retry_policy.attempt_s)
+        stream = transport.open(self._with_prefix_hashes(session), share_s)
         try:
             if meanwhile is not None:
                 meanwhile()
