@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from splitpoint import CompletionRequest, EdgeClient
+from splitpoint import CompletionRequest, EdgeClient, EdgeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +51,6 @@ def serve(
     arguments: argparse.Namespace,
 ) -> None:
     """Answer every question; a failure is an answer too."""
-    from edge.errors import EdgeError
-
     request = CompletionRequest(max_new_tokens=arguments.max_new_tokens, deadline_tbt_s=1.0)
     for question in questions:
         try:

@@ -8,39 +8,18 @@ from edge.draft.base import Guess
 from edge.generation.draft_run import DraftRun, DraftSlot
 from edge.generation.drafting import MAX_ALTERNATIVES, DraftSelector
 from edge.generation.step_observer import AnsweredStep
-from edge.step_trace import StepTrace
 from tests.edge.draft.saying import Saying
+from tests.edge.generation.steps import answered_step
 
 
-def answered_step(sequence: int, token_id: int, *, rtt_s: float = 0.05) -> AnsweredStep:
-    trace = StepTrace(
-        sequence=sequence,
-        phase="decode",
-        first_position=10,
-        num_rows=1,
-        num_drafts=0,
-        num_new_tokens=1,
-        level="lossless",
-        front_s=0.002,
-        encode_s=0.0,
-        round_trip_s=rtt_s + 0.004,
-        wire_s=rtt_s,
-        cloud_codec_s=0.0,
-        cloud_queue_s=0.0,
-        cloud_compute_s=0.004,
-        cloud_sample_s=0.0,
-        batch_sessions=1,
-        hidden_bytes=700,
-        uplink_bytes=740,
-        downlink_bytes=40,
-    )
-    return AnsweredStep(trace, (token_id,), at_s=0.0, alone=True, step_s=rtt_s + 0.006)
+def answer(sequence: int, token_id: int, *, rtt_s: float = 0.05) -> AnsweredStep:
+    return answered_step(token_id, sequence=sequence, wire_s=rtt_s, round_trip_s=rtt_s + 0.004)
 
 
 def after_one_step(rtt_s: float = 0.05) -> DraftSelector:
     """A drafting that has seen one plain step."""
     drafting = DraftSelector(Saying(), clock=lambda: 0.0)
-    drafting.answered(answered_step(0, 1, rtt_s=rtt_s))
+    drafting.answered(answer(0, 1, rtt_s=rtt_s))
     return drafting
 
 
@@ -101,7 +80,7 @@ def test_a_wrong_guess_teaches_what_its_alternative_is_worth() -> None:
     right, _ = run.slots[0].alternatives
     for sequence in range(1, 60):
         drafting.sent(sequence, run)
-        drafting.answered(answered_step(sequence, right.token_id))
+        drafting.answered(answer(sequence, right.token_id))
     assert drafting.acceptance.probability(right) > 0.8
     assert drafting.acceptance.probability(run.slots[0].guess) < 0.1
 
@@ -119,7 +98,7 @@ def test_on_a_short_link_guesses_that_never_pay_are_asked_for_now_and_then(
 
     drafter = Counting()
     drafting = DraftSelector(drafter, clock=lambda: 0.0)
-    drafting.answered(answered_step(0, 1, rtt_s=rtt_s))
+    drafting.answered(answer(0, 1, rtt_s=rtt_s))
     for _ in range(48):
         assert drafting.extend(DraftRun(first_position=20)) is None
     assert drafter.count == asked
