@@ -5,7 +5,6 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
-from types import ModuleType
 
 import edge
 
@@ -32,15 +31,10 @@ def in_a_process_without_torch(modules: list[str]) -> subprocess.CompletedProces
     )
 
 
-def modules_under(package: ModuleType) -> list[str]:
-    """Every module of a package, its subpackages' too. The packages themselves are imported."""
-    found = pkgutil.walk_packages(package.__path__, prefix=f"{package.__name__}.")
-    return [module.name for module in found]
-
-
 def test_every_edge_module_imports_where_importing_torch_fails() -> None:
-    modules = ["edge", *modules_under(edge)]
-    assert {"edge.api.server", "edge.generation.loop", "edge.draft.model"} <= set(modules)
+    found = pkgutil.walk_packages(edge.__path__, "edge.")
+    modules = ["edge", *(module.name for module in found)]
+    assert len(modules) > 40
     finished = in_a_process_without_torch(modules)
     assert finished.returncode == 0, finished.stderr
 

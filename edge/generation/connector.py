@@ -1,4 +1,4 @@
-"""Opening streams: several addresses in turn, backoff with jitter, all within a time limit."""
+"""Getting a stream: several addresses in turn, backoff with jitter, all within a time limit."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ MIN_TIMEOUT_S = 0.05
 class Connector:
     """Opens one generation's streams. It remembers which address it used last.
 
-    request: what to announce. transports: addresses to try, the first one first. Every stream after
-    the first one replaces a stream that was lost. The same address is tried again first, and the
-    next one only when it does not answer. rng: spreads the attempts of many devices.
+    request: what to announce. transports: addresses to try, the first one first. Every open
+    after the first one means that a stream was lost; the next address is then tried only when
+    the last one does not answer.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Connector:
     ) -> Stream:
         """A stream whose session is open, within `timeout_s`; asks again while servers are busy.
 
-        wait_first: back off before the first attempt too, and try the next address, because the
-        last stream was lost before it had brought anything. meanwhile: work to do while the
-        server's answer to an opening is on its way. Raises the last TransportError when no stream
-        opened in time, or when every address refuses.
+        wait_first: back off before the first try too, and try the next address: the last stream
+        was lost before it had brought anything. meanwhile: work to do while the server's answer
+        to an opening is on its way. Raises the last TransportError when none could be had in
+        time, or when every address refuses.
         """
         deadline_s = self._clock.now() + timeout_s
         num_refused = 0
@@ -89,7 +89,7 @@ class Connector:
             try:
                 return self._open(session, transport, left_s, meanwhile)
             except RefusedError:
-                # Another server may accept the session; the last refusal is the answer.
+                # Another server may be the right one; when all of them have refused, so it is.
                 num_refused += 1
                 if num_refused >= len(self._transports):
                     raise
