@@ -1,4 +1,4 @@
-"""What can go wrong on the device.
+"""What can go wrong on the device: every error that the edge raises on purpose.
 
 EdgeError
 ├── InputError            the request itself: too long, unknown token ids, bad parameters
@@ -39,7 +39,7 @@ class SessionError(EdgeError):
 
 
 class TooSlowError(EdgeError):
-    """The deadline between tokens cannot be held, whatever is tried; what has come stands."""
+    """The deadline between tokens cannot be held. The tokens that have come stay valid."""
 
 
 class TransportError(EdgeError):

@@ -3,11 +3,11 @@
     python examples/convert_stories260k.py FOLDER_WITH_BIN_FILES OUT
 
 Reads `stories260K.bin` (llama2.c's version-0 layout) and `tok512.bin`; writes config.json,
-model.safetensors and the tokenizer. 260 thousand weights, never quantized: a model small enough
-to read every number of, and a start for converters of other formats.
+model.safetensors and the tokenizer. The model has 260 thousand weights, never quantized. It is
+small enough to look at every number, and a start for converters of other formats.
 
-ONNX Runtime's attention wants heads of a multiple of 16 channels; these have 8. Each head is
-widened to 16 with zeros that take no part in any product, so the model stays the same function.
+ONNX Runtime's attention needs heads of a multiple of 16 channels; these have 8. Each head is
+widened to 16 with zeros. They take part in no product, so the model stays the same function.
 """
 
 from __future__ import annotations

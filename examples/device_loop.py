@@ -3,10 +3,9 @@
     python examples/device_loop.py BUNDLE HOST:PORT                           # lines on stdin
     python examples/device_loop.py BUNDLE HOST:PORT --mqtt BROKER --topic T   # needs paho-mqtt
 
-On stdin every line is a question; on MQTT every message on T, and answers go to T/answer. Each
-answer is one JSON object with the text, how it ended and what it took. The loop survives what
-happens in the field: a server that is away costs one answer, which says so, and the next question
-tries again.
+On stdin every line is a question. On MQTT every message on T is one, and answers go to T/answer.
+Each answer is one JSON object with the text, how it ended and what it took. The loop survives a
+server that is away: that costs one answer, which says so, and the next question tries again.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from splitpoint import CompletionRequest, EdgeClient
+from splitpoint import CompletionRequest, EdgeClient, EdgeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,9 +49,7 @@ def serve(
     publish: Callable[[str], Any],
     arguments: argparse.Namespace,
 ) -> None:
-    """Answer every question; a failure is an answer too."""
-    from edge.errors import EdgeError
-
+    """Answer every question; a failure becomes an answer with an `error` field."""
     request = CompletionRequest(max_new_tokens=arguments.max_new_tokens, deadline_tbt_s=1.0)
     for question in questions:
         try:

@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     request = CompletionRequest(
         max_new_tokens=64,
         sampling=SamplingParams(temperature=0.7, top_p=0.9, seed=1),
-        # A step that takes longer makes the client compress harder; if nothing helps, the answer
-        # ends early with finish_reason "deadline".
+        # When steps take longer, the client compresses harder. If nothing helps, the answer ends
+        # early with finish_reason "deadline".
         deadline_tbt_s=0.5,
     )
     with EdgeClient(bundle, server) as client:

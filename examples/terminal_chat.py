@@ -1,8 +1,9 @@
-"""A chat in the terminal that goes on for ever: the context shifts when the plan's tokens are used.
+"""A chat in the terminal without an end: the context shifts when the plan's tokens are used up.
 
     python examples/terminal_chat.py BUNDLE HOST:PORT [HOST:PORT ...]
 
-Every further address is one to fall back on. /new begins a new conversation, an empty line ends it.
+The client falls back on the further addresses. /new begins a new conversation; an empty line ends
+the chat.
 """
 
 from __future__ import annotations

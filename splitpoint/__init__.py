@@ -1,8 +1,18 @@
 """Splitpoint: one large language model across an edge device and a cloud server.
 
-The public Python API, loaded on first use so that `import splitpoint` stays light:
+The public Python API. Names load on first use, so `import splitpoint` stays light:
 
-    from splitpoint import EdgeClient, CompletionRequest, SamplingParams
+    from splitpoint import CompletionRequest, EdgeClient, SamplingParams
+
+    with EdgeClient("bundle", server="127.0.0.1:50051") as client:
+        answer = client.complete("The capital of France is", CompletionRequest(max_new_tokens=16))
+        print(answer.text)
+
+- `EdgeClient`: one device with one bundle. `Credentials`, `RetryPolicy`: how it reaches a server.
+- `CompletionRequest`, `SamplingParams`: what to generate.
+- `CompletionRun`, `TextPiece`: an answer while it comes. `Completion`, `StepTrace`: what it cost.
+- `Plan`, `Partition`: what a bundle was built for.
+- `EdgeError`: the root of all errors that the client raises on purpose.
 """
 
 from __future__ import annotations
@@ -13,9 +23,13 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from decoding.params import SamplingParams as SamplingParams
     from edge.client import EdgeClient as EdgeClient
+    from edge.errors import EdgeError as EdgeError
     from edge.generation.completion import CompletionRequest as CompletionRequest
+    from edge.generation.completion import CompletionRun as CompletionRun
+    from edge.generation.completion import TextPiece as TextPiece
     from edge.generation.report import Completion as Completion
     from edge.net.grpc_transport import Credentials as Credentials
+    from edge.step_trace import StepTrace as StepTrace
     from optimizer.artifacts.plan import Partition as Partition
     from optimizer.artifacts.plan import Plan as Plan
     from optimizer.policy.retry import RetryPolicy as RetryPolicy
@@ -23,23 +37,31 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "SamplingParams": "decoding.params",
     "EdgeClient": "edge.client",
+    "EdgeError": "edge.errors",
     "CompletionRequest": "edge.generation.completion",
-    "RetryPolicy": "optimizer.policy.retry",
-    "Credentials": "edge.net.grpc_transport",
+    "CompletionRun": "edge.generation.completion",
+    "TextPiece": "edge.generation.completion",
     "Completion": "edge.generation.report",
+    "Credentials": "edge.net.grpc_transport",
+    "StepTrace": "edge.step_trace",
     "Partition": "optimizer.artifacts.plan",
     "Plan": "optimizer.artifacts.plan",
+    "RetryPolicy": "optimizer.policy.retry",
 }
 
 __all__ = [
     "Completion",
     "CompletionRequest",
+    "CompletionRun",
     "Credentials",
     "EdgeClient",
+    "EdgeError",
     "Partition",
     "Plan",
     "RetryPolicy",
     "SamplingParams",
+    "StepTrace",
+    "TextPiece",
 ]
 
 

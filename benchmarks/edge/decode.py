@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from edge.client import EdgeClient
+from edge.device.tokenizer import ChatMessage
 from edge.generation.completion import CompletionRequest
 from edge.generation.report import breakdown
 from optimizer.artifacts.plan import load_plan
@@ -64,7 +65,7 @@ def main() -> int:
         "lossless",
     )
     whole = source.load_model().eval()
-    chat = [{"role": "user", "content": PROMPT}]
+    chat: list[ChatMessage] = [{"role": "user", "content": PROMPT}]
     ids = source.load_tokenizer().apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
@@ -85,6 +86,7 @@ def main() -> int:
                 rates["split"].append(completion.tokens_per_s)
                 parts.append(breakdown(completion.steps, "decode"))
                 rates["transformers"].append(whole_rate(whole, ids, arguments.tokens))
+    step_ms = {name: 1e3 * statistics.median(part[name] for part in parts) for name in parts[0]}
     report = {
         "command": " ".join(["python", *sys.argv]),
         "machine": machine(),
@@ -94,15 +96,13 @@ def main() -> int:
             "back_bits": plan.partition.back_bits,
             "level": plan.level,
         },
-        "step_ms": {
-            name: 1e3 * statistics.median(part[name] for part in parts) for name in parts[0]
-        },
+        "step_ms": step_ms,
         "tokens_per_s": {name: summary(values) for name, values in rates.items()},
         "ratio_to_transformers": summary(
             [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
         ),
     }
-    for name, value in report["step_ms"].items():
+    for name, value in step_ms.items():
         print(f"{name:>14} {value:8.3f} ms", file=sys.stderr)
     print(json.dumps(report))
     return 0

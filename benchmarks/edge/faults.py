@@ -33,7 +33,7 @@ from optimizer.policy.retry import RetryPolicy
 
 PROMPT = "Tell me a long story about a fox who learns to sail a boat across the northern sea."
 SHAPE = LinkShape.fixed(rtt_s=0.01, up_bytes_per_s=2.5e6, down_bytes_per_s=2.5e6)
-PATIENCE = RetryPolicy(connect_s=60, step_s=30, recover_s=120)
+RETRY_POLICY = RetryPolicy(connect_s=60, step_s=30, recover_s=120)
 
 
 class Bench:
@@ -58,7 +58,7 @@ def linked(bench: Bench, *others: str) -> Iterator[tuple[EmulatedLink, EdgeClien
     with (
         EmulatedLink(target=("127.0.0.1", bench.server.port), shape=SHAPE) as link,
         EdgeClient(
-            bench.bundle, [f"127.0.0.1:{link.address[1]}", *others], patience=PATIENCE
+            bench.bundle, [f"127.0.0.1:{link.address[1]}", *others], retry_policy=RETRY_POLICY
         ) as client,
     ):
         yield link, client

@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks.edge.facts import machine
 from edge.client import EdgeClient
 from edge.generation.completion import CompletionRequest
-from edge.generation.report import Completion, StepTrace
+from edge.generation.report import Completion
+from edge.step_trace import StepTrace
 from hwprofiles.emulator.in_process import EmulatedLink
 from hwprofiles.links.schedule import read_trace
 from hwprofiles.links.shape import LinkShape
@@ -85,7 +86,7 @@ def decode(
     with (
         EmulatedLink(target=(host, int(port)), shape=shape) as link,
         EdgeClient(
-            bundle, f"127.0.0.1:{link.address[1]}", patience=RetryPolicy(connect_s=30)
+            bundle, f"127.0.0.1:{link.address[1]}", retry_policy=RetryPolicy(connect_s=30)
         ) as client,
     ):
         return client.complete([{"role": "user", "content": PROMPT}], request)

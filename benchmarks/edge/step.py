@@ -31,6 +31,7 @@ from benchmarks.edge.facts import machine
 from edge.client import EdgeClient
 from edge.generation.completion import CompletionRequest
 from edge.net.transport import Received
+from protos import wire
 from splitpoint.server_process import serving
 
 IDLE_S = 3.0
@@ -50,7 +51,8 @@ class Marks:
         """Wrap the stream's methods; the benchmark alone does this."""
         stream: Any = grpc_transport._GrpcStream
         send, requests, receive = stream.send, stream._requests, stream.receive
-        decode = grpc_transport.wire.decode_cloud
+        transport_wire: Any = wire  # the very module that grpc_transport calls
+        decode = transport_wire.decode_cloud
         marks = self
 
         def timed_send(self: Any, frame: Any) -> int:
@@ -73,7 +75,7 @@ class Marks:
             return received
 
         stream.send, stream._requests, stream.receive = timed_send, timed_requests, timed_receive
-        grpc_transport.wire.decode_cloud = timed_decode
+        transport_wire.decode_cloud = timed_decode
 
     def clear(self) -> None:
         for times in (self.encoded_s, self.taken_s, self.came_s, self.got_s):

@@ -26,7 +26,7 @@ from edge.generation.completion import CompletionRequest
 from edge.generation.report import Completion
 from optimizer.policy.retry import RetryPolicy
 
-PATIENCE = RetryPolicy(connect_s=120, step_s=120, recover_s=240)
+RETRY_POLICY = RetryPolicy(connect_s=120, step_s=120, recover_s=240)
 TOPICS = ("a fox", "the sea", "a lighthouse", "bread", "winter", "a train", "music", "the moon")
 
 
@@ -56,7 +56,7 @@ def main() -> int:
     rng = random.Random(7)
     server = ServerToKill(arguments.bundle, kv_memory="512MiB")
     clients = [
-        EdgeClient(arguments.bundle, server.address, patience=PATIENCE)
+        EdgeClient(arguments.bundle, server.address, retry_policy=RETRY_POLICY)
         for _ in range(arguments.clients)
     ]
     undisturbed = generate_all(clients, arguments.tokens, [0] * len(clients))

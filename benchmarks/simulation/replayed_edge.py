@@ -28,12 +28,13 @@ from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from edge.draft.ngram import NgramDrafter
 from edge.errors import TooSlowError, TransportError
+from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.connector import Connector
-from edge.generation.drafting import Drafting
+from edge.generation.drafting import DraftSelector
 from edge.generation.level_selector import LevelSelector
 from edge.generation.loop import RemoteGeneration
-from edge.generation.report import StepTrace
 from edge.net.grpc_transport import GrpcTransport
+from edge.step_trace import StepTrace
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.bundle import open_bundle
 from optimizer.artifacts.plan import Plan
@@ -51,8 +52,7 @@ class RecordedFront:
         self.num_tokens = 0
 
     def forward(self, token_ids: np.ndarray) -> np.ndarray:
-        """See edge.generation.loop.Front. The thread sleeps; the last stretch is waited out
-        awake."""
+        """See FrontSegment. The thread sleeps, and waits out the last stretch awake."""
         count, position = len(token_ids), self.num_tokens
         if self._times is not None:
             until_s = time.perf_counter() + self._times.seconds(count, position)
@@ -63,7 +63,7 @@ class RecordedFront:
         return self._rows[position : position + count]
 
     def rollback(self, num_tokens: int) -> None:
-        """See edge.generation.loop.Front."""
+        """See FrontSegment."""
         self.num_tokens = num_tokens
 
 
@@ -125,14 +125,14 @@ class Edge:
 
     def ask(self, transport: GrpcTransport) -> dict[str, Any]:
         """One question to the end; when it was asked, when each token came, how it ended."""
-        job, clock, patience = self.job, Clock(), RetryPolicy()
+        job, clock, retry_policy = self.job, Clock(), RetryPolicy()
+        selector = LevelSelector(
+            ladder=self.ladder, levels=self.levels, deadline_s=job["deadline_s"]
+        )
         begun_s = time.monotonic()
         generation = RemoteGeneration(
             front=RecordedFront(self.recording, self.times),
-            ladder=self.ladder,
-            selector=LevelSelector(
-                ladder=self.ladder, levels=self.levels, deadline_s=job["deadline_s"]
-            ),
+            selector=selector,
             connector=Connector(
                 request=Open(
                     session_id=secrets.token_hex(16),
@@ -144,14 +144,14 @@ class Edge:
                     sampling=SamplingParams(),
                 ),
                 transports=[transport],
-                patience=patience,
+                retry_policy=retry_policy,
                 clock=clock,
                 rng=random.Random(),
             ),
-            chunk_tokens=self.plan.prefill_chunk,
-            patience=patience,
+            chunks=ChunkSizer(self.plan.prefill_chunk, selector=selector),
+            retry_policy=retry_policy,
             clock=clock,
-            drafting=Drafting(NgramDrafter(), clock=clock.now, in_flight=False)
+            drafting=DraftSelector(NgramDrafter(), clock=clock.now, in_flight=False)
             if job["drafting"]
             else None,
         )

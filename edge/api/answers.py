@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from edge.device.tokenizer import ChatTokenizer
-from edge.generation.completion import Piece
+from edge.generation.completion import TextPiece
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason
 
-# What OpenAI's clients know. A missed deadline cuts the answer short, which is what "length" says;
-# the `splitpoint` object beside it names the reason.
+# The reasons that OpenAI's clients know. A missed deadline cuts the answer short, which is what
+# "length" says. The `splitpoint` object of the answer names the real reason.
 FINISH_REASONS: Final[dict[FinishReason, str]] = {
     "stop": "stop",
     "length": "length",
@@ -25,8 +25,8 @@ FINISH_REASONS: Final[dict[FinishReason, str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What all objects of one answer share. `fingerprint` names model and split."""
+class AnswerFormat:
+    """Makes the objects of one answer; holds what they share. `fingerprint`: of model and split."""
 
     tokenizer: ChatTokenizer
     model: str
@@ -39,7 +39,7 @@ class Answer:
     def whole(self, completion: Completion) -> dict[str, Any]:
         """The answer to a request without `stream`."""
         pieces = [
-            Piece(token_id, logprob, "")
+            TextPiece(token_id, logprob, "")
             for token_id, logprob in zip(completion.token_ids, completion.logprobs, strict=False)
         ]
         choice: dict[str, Any] = {
@@ -59,21 +59,21 @@ class Answer:
         }
 
     def first_chunk(self) -> dict[str, Any] | None:
-        """What opens a stream of a chat: who speaks."""
+        """The first chunk of a chat's stream: who speaks. None for a plain completion."""
         return self._chunk({"role": "assistant", "content": ""}) if self.is_chat else None
 
-    def chunk(self, text: str, pieces: Sequence[Piece], offset: int) -> dict[str, Any]:
+    def chunk(self, text: str, pieces: Sequence[TextPiece], offset: int) -> dict[str, Any]:
         """Text that can be shown, and the tokens it came with. offset: characters before it."""
         delta = {"content": text} if self.is_chat else {"text": text}
         return self._chunk(delta, logprobs=self._logprobs(pieces, offset))
 
     def last_chunk(self, completion: Completion) -> dict[str, Any]:
-        """Says how it ended."""
+        """The chunk that says how the answer ended."""
         delta: dict[str, Any] = {} if self.is_chat else {"text": ""}
         return self._chunk(delta, finish_reason=FINISH_REASONS[completion.finish_reason])
 
     def usage_chunk(self, completion: Completion) -> dict[str, Any]:
-        """What `stream_options.include_usage` asks for: no choice, the counts."""
+        """The chunk that `stream_options.include_usage` asks for: no choice, the counts."""
         return {
             **self._head(self._chunk_object),
             "choices": [],
@@ -106,7 +106,7 @@ class Answer:
             "system_fingerprint": self.fingerprint,
         }
 
-    def _logprobs(self, pieces: Sequence[Piece], offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, pieces: Sequence[TextPiece], offset: int) -> dict[str, Any] | None:
         """The chosen tokens' log-probabilities, in the shape of either endpoint."""
         if not self.with_logprobs or not pieces:
             return None
@@ -135,6 +135,7 @@ class Answer:
 
 
 def usage(completion: Completion) -> dict[str, Any]:
+    """OpenAI's token counts."""
     num_new = len(completion.token_ids)
     return {
         "prompt_tokens": completion.num_prompt_tokens,

@@ -3,18 +3,16 @@
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models[/ID]   GET /health
 
 As many generations run at once as the client has fronts; a request beyond that is answered with
-429 and Retry-After at once, instead of waiting in a line nobody sees. A client that goes away ends
-its generation, and with it the cloud's cache. Bodies have to be JSON by name: a page in a browser
-cannot send that to a loopback address without asking first. Nor may it come by another name than
-a loopback one where there is no key.
+429 and Retry-After at once, instead of waiting in a queue that nobody sees. A client that hangs up
+ends its generation, which frees the cloud's cache. The content type must be JSON: a web page cannot
+send that to a loopback address unless the server allows it first. Without a key, the Host header
+must name a loopback address.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
@@ -22,19 +20,17 @@ from typing import Any, Final
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from edge.api.access import check_host, check_key
-from edge.api.answers import Answer
+from edge.api.answers import AnswerFormat
 from edge.api.errors import ApiError, api_error
 from edge.api.requests import ApiRequest, chat_request, completions_request
+from edge.api.responses import streamed_response, whole_response
 from edge.api.stream import RunningAnswer
 from edge.client import EdgeClient
-from edge.generation.completion import CompletionRequest, CompletionRun, Piece
-
-logger = logging.getLogger(__name__)
+from edge.generation.completion import CompletionRequest, CompletionRun
 
 MAX_BODY_BYTES: Final = 4 << 20
 Parse = Callable[..., ApiRequest]
@@ -48,9 +44,12 @@ def make_app(
     loopback_only: bool = False,
     default: CompletionRequest | None = None,
 ) -> Starlette:
-    """An ASGI application. concurrency: at most the client's own. loopback_only: without keys,
-    answer only requests to a loopback host. default: level, deadline and context of requests that
-    name none."""
+    """An ASGI application.
+
+    concurrency: at most the client's own. keys: accepted API keys; empty: none is asked for.
+    loopback_only: without keys, answer only requests to a loopback host. default: level, deadline,
+    context and drafter of requests that name none.
+    """
     api = _Api(client, concurrency, keys, loopback_only, default or CompletionRequest())
     return Starlette(
         routes=[
@@ -118,7 +117,7 @@ class _Api:
             running = self._start(asked)
         except Exception as error:
             raise api_error(error) from error
-        answer = Answer(
+        answer = AnswerFormat(
             tokenizer=self._client.tokenizer,
             model=self._client.plan.model.id,
             fingerprint=self._fingerprint,
@@ -126,8 +125,10 @@ class _Api:
             with_logprobs=asked.completion.sampling.logprobs,
         )
         if asked.stream:
-            return await _streamed(request, running, answer, include_usage=asked.include_usage)
-        return await _whole(request, running, answer)
+            return await streamed_response(
+                request, running, answer, include_usage=asked.include_usage
+            )
+        return await whole_response(request, running, answer)
 
     def _start(self, asked: ApiRequest) -> RunningAnswer:
         """Take a slot and start generating. ApiError 429 when none is free."""
@@ -181,128 +182,6 @@ class _Api:
         }
 
 
-async def _whole(request: Request, running: RunningAnswer, answer: Answer) -> Response:
-    """Wait for the end of the answer, or of the connection."""
-
-    async def collect() -> None:
-        async for _ in running.pieces():
-            pass
-
-    work = asyncio.ensure_future(collect())
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            return Response(status_code=499)  # nobody reads it
-        work.result()
-    except Exception as error:
-        raise api_error(error) from error
-    finally:
-        gone.cancel()
-        if not work.done():
-            work.cancel()
-            running.cancel()
-    completion = running.run.completion
-    if completion.finish_reason == "server_lost":
-        raise ApiError(
-            f"the cloud server was lost after {len(completion.token_ids)} tokens: "
-            f"{completion.finish_detail}",
-            status=503,
-            kind="server_error",
-            code="server_lost",
-        )
-    return JSONResponse(answer.whole(completion))
-
-
-async def _streamed(
-    request: Request, running: RunningAnswer, answer: Answer, *, include_usage: bool
-) -> Response:
-    """Server-sent events. What fails before the first token is still an HTTP error."""
-    pieces = running.pieces()
-
-    async def begin() -> Piece | None:
-        return await anext(pieces, None)
-
-    beginning = asyncio.ensure_future(begin())
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({beginning, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not beginning.done():
-            return Response(status_code=499)  # nobody reads it
-        first = beginning.result()
-    except Exception as error:
-        raise api_error(error) from error
-    finally:
-        gone.cancel()
-        if not beginning.done():
-            beginning.cancel()
-            running.cancel()
-
-    async def events() -> AsyncIterator[str]:
-        async for event in _events(running, answer, first, pieces):
-            yield _sse(event)
-        if include_usage:
-            yield _sse(answer.usage_chunk(running.run.completion))
-        yield "data: [DONE]\n\n"
-
-    return _Events(events(), running)
-
-
-class _Events(StreamingResponse):
-    """The events of one answer. However they end, even before the first: so does the answer."""
-
-    def __init__(self, events: AsyncIterator[str], running: RunningAnswer) -> None:
-        super().__init__(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
-        self._running = running
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._running.cancel()  # a client that went away; nothing to do after the end
-
-
-async def _events(
-    running: RunningAnswer, answer: Answer, first: Piece | None, rest: AsyncIterator[Piece]
-) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of one answer; an error of its own kind when it breaks off."""
-    opening = answer.first_chunk()
-    if opening is not None:
-        yield opening
-    num_chars = 0
-    waiting: list[Piece] = []  # tokens whose text is held back
-    piece = first
-    try:
-        while piece is not None:
-            waiting.append(piece)
-            if piece.text:
-                yield answer.chunk(piece.text, waiting, num_chars)
-                num_chars += len(piece.text)
-                waiting = []
-            piece = await anext(rest, None)
-    except Exception as error:
-        logger.warning("an answer broke off: %s", error)
-        yield api_error(error).body
-        return
-    completion = running.run.completion
-    left = completion.text[num_chars:]
-    if left or (waiting and answer.with_logprobs):
-        yield answer.chunk(left, waiting, num_chars)
-    if completion.finish_reason == "server_lost":
-        yield api_error(
-            ApiError(completion.finish_detail, status=503, kind="server_error", code="server_lost")
-        ).body
-        return
-    yield answer.last_chunk(completion)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _json_body(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -319,10 +198,6 @@ async def _json_body(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError("the body must be a JSON object")
     return body
-
-
-def _sse(event: dict[str, Any]) -> str:
-    return f"data: {json.dumps(event)}\n\n"
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

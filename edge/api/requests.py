@@ -1,9 +1,9 @@
 """Request bodies of the OpenAI API as checked values.
 
-What this model cannot do is refused by name; nothing that changes the answer is silently ignored.
-Fields that only describe the caller (`user`, `metadata`, ...) are accepted and unused. Beside
-OpenAI's own there are top_k, min_p and repetition_penalty, as in other local servers, and level,
-draft and deadline_tbt_s.
+A field that asks for something this server cannot do is refused by name. No field that would change
+the answer is silently ignored. Fields that only describe the caller (`user`, `metadata`, ...) are
+accepted and unused. Beside OpenAI's own fields there are top_k, min_p and repetition_penalty, as in
+other local servers, and Splitpoint's level, draft and deadline_tbt_s.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHARED: Final = _SAMPLING | {
     "frequency_penalty",
     "presence_penalty",
     "logit_bias",
-    # Say something of the caller or of OpenAI's own service; they change no token here.
+    # They describe the caller or concern OpenAI's own service; they change no token here.
     "user",
     "metadata",
     "store",
@@ -57,7 +57,7 @@ _CHAT: Final = _SHARED | {
     "parallel_tool_calls",
 }
 _COMPLETIONS: Final = _SHARED | {"prompt", "suffix", "echo", "best_of"}
-# Values of fields that ask for nothing; any other value asks for something we do not have.
+# Values that ask for nothing special; any other value asks for something we do not have.
 _NOTHING: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (None, 1),
     "best_of": (None, 1),

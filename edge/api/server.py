@@ -64,6 +64,7 @@ class ApiServer:
             self._server.run(sockets=[listener])
 
     def stop(self) -> None:
+        """Make `run` return soon; open answers get a few seconds."""
         self._server.should_exit = True
 
 

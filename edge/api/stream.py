@@ -1,4 +1,4 @@
-"""From a blocking generation in a thread to pieces in the event loop, with a way to call it off."""
+"""From a blocking generation in a thread to text pieces in the event loop, with a way to cancel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 from edge.errors import EdgeError
-from edge.generation.completion import CompletionRun, Piece
+from edge.generation.completion import CompletionRun, TextPiece
 
 
 class RunningAnswer:
@@ -19,15 +19,15 @@ class RunningAnswer:
     def __init__(self, run: CompletionRun, on_end: Callable[[], None]) -> None:
         self.run = run
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[TextPiece | Exception | None] = asyncio.Queue()
         self._on_end = on_end
         threading.Thread(target=self._work, name="api-answer", daemon=True).start()
 
     def cancel(self) -> None:
-        """Nobody listens any more: end the generation, which frees the cloud's cache."""
+        """End the generation, which frees the cloud's cache: nobody listens any more."""
         self.run.cancel()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[TextPiece]:
         """The pieces as they come. Raises what the generation raised."""
         while (item := await self._queue.get()) is not None:
             if isinstance(item, Exception):
@@ -41,13 +41,13 @@ class RunningAnswer:
                 self._tell(piece)
         except EdgeError as error:
             last = error
-        except Exception as error:  # an answer of its own for a fault of ours; the server goes on
+        except Exception as error:  # a fault of ours fails this answer; the server goes on
             last = error
-        # The end of the answer comes last: who has seen it may ask again at once.
+        # The end of the answer comes last: a client that has seen it may ask again at once.
         self._call(self._on_end)
         self._tell(last)
 
-    def _tell(self, item: Piece | Exception | None) -> None:
+    def _tell(self, item: TextPiece | Exception | None) -> None:
         self._call(lambda: self._queue.put_nowait(item))
 
     def _call(self, function: Callable[[], None]) -> None:

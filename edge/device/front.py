@@ -1,8 +1,7 @@
 """The front on the device: ONNX Runtime, one KV buffer that past and present share.
 
-A step binds the input tokens and two integers; everything else (weights, cache, output for the
-usual one row) stays bound. The cache is allocated once at the plan's longest sequence, so
-rolling back is a change of one number.
+A step binds the input tokens and two integers; weights and cache stay bound. The cache is allocated
+once for the plan's longest sequence, so rolling back changes one number.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from edge.errors import FrontError, InputError
 from optimizer.artifacts.bundle import FRONT_NAME
 from optimizer.artifacts.plan import Plan
 
-RELEASE_ROWS: Final = 8  # a frugal engine gives pages back after so many
+RELEASE_ROWS: Final = 8  # a low-memory engine gives pages back after so many
 KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
 
 
@@ -58,22 +57,22 @@ class FrontEngine:
         count: int = 1,
         threads: int | None = None,
         spinning: bool = False,
-        frugal: bool = False,
+        low_memory: bool = False,
         mapped: tuple[Path, ...] = (),
     ) -> list[FrontEngine]:
         """Load `front.onnx` once, for `count` engines that share weights and have own caches.
 
-        threads: of the kernels (None: one for each CPU that may be used). spinning: threads
-        that wait for work within a step spin instead of sleeping, which is faster; between
-        steps they sleep all the same. frugal: no memory is kept for later that a step can get
-        again, and file pages go back as one goes (`edge.device.mapped_pages`), those of the weights
-        and of the other files that are `mapped`. FrontError when the file is not a front.
+        threads: of the kernels (None: one for each CPU that may be used). spinning: threads that
+        wait for work within a step spin instead of sleeping, which is faster; between steps they
+        sleep in any case. low_memory: keep no memory for later that a step can get again, and
+        give file pages back after some rows (`edge.device.mapped_pages`): those of the weights and
+        of the other files that are `mapped`. FrontError when the file is not a front.
         """
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = not frugal
+        options.enable_cpu_mem_arena = not low_memory
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
@@ -81,7 +80,7 @@ class FrontEngine:
                 str(edge_dir / FRONT_NAME), options, providers=["CPUExecutionProvider"]
             )
             pages = None
-            if frugal:  # the kernels have packed what they need of the file; loading leaves holes
+            if low_memory:  # the kernels have packed what they need; loading leaves holes
                 pages = MappedFiles(edge_dir / f"{FRONT_NAME}.data", *mapped)
                 pages.release()
                 trim_heap()

@@ -1,10 +1,10 @@
-"""Keep mapped files from filling the resident set: give their pages back as one goes.
+"""Keep mapped files from filling the resident set: release their pages now and then.
 
-ONNX Runtime maps the front's weights, the codec its predictions. Both are read a row at a time, and
-every row maps the pages around it, so over a long text a whole table becomes resident although
-each page was needed once. The same holds for libraries: most of their pages were needed to start.
-Releasing unmaps what is clean; a page that is needed again comes from the page cache, a fault of a
-microsecond. Linux only; elsewhere there is nothing to release.
+ONNX Runtime maps the front's weights, and the codec maps its predictions. Both are read a row at a
+time, and every row maps the pages around it. Over a long text a whole table becomes resident,
+although each page was needed once. The same holds for libraries: most of their pages were needed
+only to start. Releasing unmaps clean pages. A page that is needed again comes from the page cache,
+with a fault of a microsecond. Linux only; elsewhere there is nothing to release.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ MOST_HEAPS: Final = 2
 
 
 class Region(NamedTuple):
+    """A range of addresses."""
+
     start: int
     num_bytes: int
 
@@ -60,8 +62,8 @@ class MappedFiles:
 def release_read_only_pages() -> int:
     """Unmap every file that is mapped for reading alone, code above all; returns its bytes.
 
-    What runs on comes back at once, what only starting needed does not. None of these pages can
-    hold anything that its file does not: nobody may write them, and nobody has.
+    Pages that the process still uses come back at once; those that only starting needed do not.
+    The files hold everything that these pages hold, because no one may write to them.
     """
     regions = clean_regions(lambda mapping: bool(mapping.path) and "w" not in mapping.flags)
     _release(_libc(), regions)
@@ -71,8 +73,8 @@ def release_read_only_pages() -> int:
 def return_freed_blocks() -> None:
     """From now on a large block that is freed goes back to the system at once (glibc alone).
 
-    For the whole process. Costs page faults: about a tenth of a long prefill's time, and nothing
-    that shows while decoding.
+    For the whole process. It costs page faults: about a tenth of a long prefill's time, and nothing
+    measurable while decoding.
     """
     _mallopt(M_MMAP_THRESHOLD, MAPPED_BLOCK_BYTES)
 
@@ -80,14 +82,14 @@ def return_freed_blocks() -> None:
 def share_heaps() -> None:
     """From now on threads share two heaps instead of having up to eight a core (glibc alone).
 
-    For a process that answers each request in a thread of its own: what such threads leave behind
-    in many heaps adds up for thousands of requests, in two it does not.
+    For a process that answers each request in a thread of its own. What such threads leave behind
+    in many heaps adds up over thousands of requests; in two heaps it does not.
     """
     _mallopt(M_ARENA_MAX, MOST_HEAPS)
 
 
 def trim_heap() -> None:
-    """Give memory back that was freed and that the allocator keeps (glibc alone does)."""
+    """Return memory to the system that was freed and that the allocator keeps (glibc alone)."""
     gc.collect()
     libc = _libc()
     if libc is not None and hasattr(libc, "malloc_trim"):

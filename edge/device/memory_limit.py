@@ -1,8 +1,8 @@
 """Will the front fit? Asked before anything is loaded, with the plan's own formula.
 
-What the process takes already is measured, not looked up: by then the interpreter, the libraries,
-the tokenizer and the codec's tables are there. The rest is `optimizer.cost.memory`. When it does
-not fit, the error says part by part what would be needed, and the nearest plan that would fit.
+What the process takes already is measured: by then the interpreter, the libraries, the tokenizer
+and the codec's tables are loaded. The rest is computed by `optimizer.cost.memory`. When the front
+does not fit, the error says part by part what it would need, and names the nearest plan that fits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _chunks(plan: Plan) -> tuple[int, ...]:
 
 
 def needed_memory(plan: Plan, runtime_bytes: float, sequences: int) -> EdgeMemory:
-    """The formula for a frugal front, with as many caches and working sets as `sequences`."""
+    """The formula for a low-memory front, with as many caches and working sets as `sequences`."""
     needed = edge_memory_over(runtime_bytes, plan)
     # A front under a limit gives the embedding's and the codec's pages back every so many rows.
     geometry = plan.model.geometry

@@ -1,4 +1,4 @@
-"""Which CPUs this process may use, and with how many threads: what a battery pays for."""
+"""Which CPUs this process may use: their number sets the threads, and so the power drawn."""
 
 from __future__ import annotations
 

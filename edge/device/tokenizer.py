@@ -40,6 +40,7 @@ class ChatTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """How many token ids there are."""
         return self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:

@@ -1,7 +1,7 @@
-"""Several drafters at once: of their guesses the ones most likely to be right.
+"""Several drafters at once: of their guesses, the ones most likely to be right come first.
 
-When two name the same token, that is a kind of its own: agreement of a look-up and a head says
-more than either. Before it was measured, the two count as independent witnesses.
+When two drafters name the same token, that is a kind of guess of its own: agreement of a look-up
+and a head says more than either. Until it is measured, the two count as independent evidence.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge.draft.acceptance import Acceptance
-from edge.draft.drafter import Drafter, Guess, Rows
+from edge.draft.base import Drafter, Guess, Rows
 
 
 class BestOf:
@@ -30,8 +30,7 @@ class BestOf:
             drafter.rollback(num_tokens)
 
     def guesses(self) -> tuple[Guess, ...]:
-        """See Drafter. First choices compete for the first place; what is left follows in order
-        of its chance."""
+        """See Drafter. First guesses compete for the first place; the rest follow by chance."""
         lists = [guesses for drafter in self._drafters if (guesses := drafter.guesses())]
         if not lists:
             return ()
@@ -46,8 +45,8 @@ class BestOf:
             (_agreed(best, other) for other in firsts if other is not best and _same(best, other)),
             best,
         )
-        seconds = {guess.token_id: guess for guess in reversed(others)}
-        return agreed, *(guess for guess in others if seconds[guess.token_id] is guess)
+        kept = {guess.token_id: guess for guess in reversed(others)}
+        return agreed, *(guess for guess in others if kept[guess.token_id] is guess)
 
 
 def _same(one: Guess, other: Guess) -> bool:

@@ -1,13 +1,13 @@
-"""The trained head as a drafter: the front's last row in, the likely next token out.
+"""The trained head as a drafter: the front's last row in, the likely next tokens out.
 
-Made by `splitpoint train-draft`. It needs no cache and no state but that row: what came before is
-in the row already, through the front's layers.
+`splitpoint train-draft` makes the head. It needs no cache and no state but that row, because the
+front's layers have put what came before into it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edge.draft.drafter import Guess, Rows
+from edge.draft.base import Drafter, DrafterKind, DraftResources, Guess, Rows
 from edge.errors import FrontError
 
 HEAD_NAME: Final = "head.onnx"
 FACTS_NAME: Final = "head.json"
-LETTERS: Final = ("", "b", "c", "d", "e", "f", "g", "h")  # of first, second, ... choices
+LETTERS: Final = ("", "b", "c", "d", "e", "f", "g", "h")  # of the guess and its alternatives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class HeadFacts:
 
     @classmethod
     def load(cls, draft_dir: Path) -> HeadFacts:
+        """Read the facts beside the head in `draft_dir`; FrontError when they are unreadable."""
         path = draft_dir / FACTS_NAME
         try:
             values = json.loads(path.read_text())
@@ -45,7 +46,7 @@ class HeadFacts:
 
 
 class HeadModel:
-    """The network, shared by all generations of a device."""
+    """The network, shared by all generations of a device. FrontError when it cannot be loaded."""
 
     def __init__(self, draft_dir: Path) -> None:
         options = ort.SessionOptions()
@@ -65,8 +66,8 @@ class HeadModel:
     def guesses(self, row: npt.NDArray[np.float32]) -> tuple[Guess, ...]:
         """The likeliest tokens after `row` [D], in order.
 
-        Kinds: `head-N`, N the probability in tenths; then `head-Nb`, `head-Nc`, ..., N being
-        the share of what the ones before leave, in tenths.
+        Kinds: `head-N` for the first, N being its probability in tenths; then `head-Nb`,
+        `head-Nc`, ..., N being the share of the probability that the guesses before leave.
         """
         token_ids, shares = self._session.run(None, {"hidden": row[None]})
         found: list[Guess] = []
@@ -94,9 +95,25 @@ class HeadDrafter:
             self._row = None if rows is None else rows[-1]
 
     def rollback(self, num_tokens: int) -> None:
-        """See Drafter: the row of the token that is last now is not known any more."""
+        """See Drafter: the row of the token that is now the last one is no longer known."""
         self._row = None
 
     def guesses(self) -> tuple[Guess, ...]:
         """See Drafter."""
         return () if self._row is None else self._model.guesses(self._row)
+
+
+def _open(resources: DraftResources) -> Callable[[], Drafter] | None:
+    draft_dir = resources.bundle.draft_dir
+    if not (draft_dir / HEAD_NAME).is_file():
+        return None
+    model = HeadModel(draft_dir)
+    return lambda: HeadDrafter(model)
+
+
+KIND: Final = DrafterKind(
+    name="head",
+    open=_open,
+    missing="this bundle has no draft head ('splitpoint train-draft' makes one)",
+    in_auto=True,
+)

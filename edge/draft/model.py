@@ -7,17 +7,51 @@ every layer on the edge, so the front engine runs it, with a cache of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.device.front import FrontEngine
-from edge.draft.drafter import Guess, Rows
+from edge.draft.base import Drafter, DrafterKind, DraftResources, Guess, Rows
+from edge.errors import InputError
+from optimizer.artifacts.bundle import Bundle, open_bundle
+
+TOKENIZER: Final = "edge/tokenizer.json"
+
+
+class DraftModel:
+    """A small model's bundle, opened once for all generations of a device.
+
+    root: its folder. like: the bundle that it drafts for. Raises InputError when the model does not
+    lie wholly on the edge or has another tokenizer.
+    """
+
+    def __init__(self, root: Path, *, like: Bundle) -> None:
+        bundle = open_bundle(root, role="edge")
+        if not bundle.plan.edge_is_whole:
+            raise InputError(f"{root}: a draft model must lie wholly on the edge")
+        if bundle.files[TOKENIZER].sha256 != like.files[TOKENIZER].sha256:
+            raise InputError(f"{root}: its tokenizer is another one than {like.root}'s")
+        self._plan = bundle.plan
+        (self._engine,) = FrontEngine.load(bundle.edge_dir, plan=bundle.plan)
+
+    def drafter(self) -> ModelDrafter:
+        """A drafter with a cache of its own."""
+        return ModelDrafter(
+            self._engine.sibling(),
+            max_tokens=self._plan.max_tokens,
+            chunk_tokens=self._plan.prefill_chunk,
+        )
 
 
 class ModelDrafter:
-    """See the module's docstring. engine: of a whole-edge plan, with an empty cache."""
+    """See the module's docstring. engine: of a whole-edge plan, with an empty cache.
+
+    max_tokens: the longest sequence that it follows. chunk_tokens: the most tokens a forward.
+    """
 
     def __init__(self, engine: FrontEngine, *, max_tokens: int, chunk_tokens: int) -> None:
         self._engine = engine
@@ -52,3 +86,16 @@ class ModelDrafter:
         share = 1.0 / float(np.exp(self._logits - self._logits[best]).sum())
         tenth = min(int(10 * share), 9)
         return (Guess(best, f"model-{tenth}", tenth / 10 + 0.05),)
+
+
+def _open(resources: DraftResources) -> Callable[[], Drafter] | None:
+    if resources.model is None:
+        return None
+    return DraftModel(resources.model, like=resources.bundle).drafter
+
+
+KIND: Final = DrafterKind(
+    name="model",
+    open=_open,
+    missing="drafting by a model needs its bundle (--draft-model)",
+)

@@ -1,24 +1,24 @@
-"""Prompt lookup: what followed the last few tokens when they stood here before.
+"""Prompt lookup: what followed the last few tokens when they occurred before.
 
 Saxena 2023, "Prompt Lookup Decoding", and Yang et al. 2023 (LLMA, arXiv:2304.04487): answers
-copy from their prompts and from themselves. The place where the longest run of last tokens stood
-before comes first, the latest of equals. An index from short runs to positions leads there without
-a look at the rest of the sequence; longer matches are told apart by comparing backwards. It grows
-with each token and shrinks again when tokens are taken back.
+copy from their prompts and from themselves. The best match is the earlier occurrence with the
+longest run of equal tokens before it; of equal runs, the latest. An index from short runs to
+positions finds occurrences without a scan of the sequence, and comparing backwards tells how long
+each match is. The index grows with each token and shrinks when tokens are taken back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from edge.draft.drafter import Guess, Rows
+from edge.draft.base import Drafter, DrafterKind, DraftResources, Guess, Rows
 
 MAX_RUN: Final = 10
 MAX_KEY: Final = 3  # longest run in the index
 
-# How often the token after the best match came again, by the length of its run, and how often a
-# further choice was right where the ones before were wrong: where online estimates start. From
+# Where online estimates start: how often the token after the best match came again, by the length
+# of its run, and how often an alternative was right where the guesses before it were wrong. From
 # 223 answers that SmolLM2-135M wrote to itself (docs/drafting.md), none to a question evaluated.
 PRIOR_OF_RUN: Final = (0.0, 0.2, 0.52, 0.61, 0.72, 0.73, 0.81, 0.87, 0.86, 0.88, 0.95)
 PRIOR_OF_FURTHER: Final = (0.0, 0.15, 0.25, 0.35)  # by run, the last one for all longer
@@ -67,7 +67,7 @@ class NgramDrafter:
                         del self._after[run]
 
     def guesses(self) -> tuple[Guess, ...]:
-        """See Drafter. The kind is `ngram-RUN`; `b`, `c`, ... after it for further choices."""
+        """See Drafter. The kind is `ngram-RUN`; `b`, `c`, ... after it for alternatives."""
         found: dict[int, Guess] = {}
         for run, place in self._matches():
             token_id = self._tokens[place]
@@ -104,3 +104,10 @@ class NgramDrafter:
         ):
             run += 1
         return run
+
+
+def _open(_: DraftResources) -> Callable[[], Drafter]:
+    return NgramDrafter
+
+
+KIND: Final = DrafterKind(name="ngram", open=_open, in_auto=True)

@@ -1,27 +1,27 @@
 """What a round costs and brings on this device and this link, learned from the rounds themselves.
 
-The edge's time a row and the drafter's time a guess: exponential means. The link: LinkEstimate,
-which the controller uses too. The cloud's time by rows: least squares over recent frames. The rate:
-tokens over time between answers, which is what one more draft has to compete with.
+Exponential means hold the edge's time a row and the drafter's time a guess. The link is a
+LinkEstimate, which level control uses too. The cloud's time by rows is a least-squares fit over
+recent frames. The rate is tokens over time between answers; one more draft competes with it.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from edge.generation.report import StepTrace
+from edge.step_trace import StepTrace
 from optimizer.policy.draft_length import RoundTimes
 from optimizer.policy.link_estimate import LinkEstimate, observe
+from protos.sizes import ONE_ROW_OVERHEAD_BYTES
 
 MEMORY: Final = 0.9  # weight of the past in every mean
 # Before frames of different sizes have been seen: what a further row adds to a cloud step, as a
 # share of it. Between 0.03 (weights dominate) and 1; the first drafted rounds correct it.
 ROW_SHARE: Final = 0.1
-MESSAGE_BYTES: Final = 40.0  # protobuf, gRPC and HTTP/2 around a frame
 MIN_RATE_S: Final = 1e-6
 
 
-class Mean:
+class FadingMean:
     """An exponential mean that begins with its first value."""
 
     __slots__ = ("_value",)
@@ -31,9 +31,11 @@ class Mean:
 
     @property
     def value(self) -> float:
+        """The mean; 0 before the first value."""
         return self._value or 0.0
 
     def add(self, value: float) -> None:
+        """One more value."""
         self._value = (
             value if self._value is None else MEMORY * self._value + (1.0 - MEMORY) * value
         )
@@ -52,6 +54,7 @@ class CloudTime:
         self._weight = self._rows = self._rows_2 = self._seconds = self._rows_s = 0.0
 
     def add(self, num_rows: int, seconds: float) -> None:
+        """One more frame of `num_rows` rows."""
         for name, value in (
             ("_weight", 1.0),
             ("_rows", float(num_rows)),
@@ -81,17 +84,17 @@ class CloudTime:
         return max(mean_s + self.row_s * (num_rows - mean_rows), 0.1 * mean_s)
 
 
-class Pace:
+class RoundEstimator:
     """The estimates of one generation."""
 
     def __init__(self) -> None:
-        self._edge_row = Mean()
-        self._guess = Mean()
-        self._row_bytes = Mean()
+        self._edge_row = FadingMean()
+        self._guess = FadingMean()
+        self._row_bytes = FadingMean()
         self._cloud = CloudTime()
         self._link = LinkEstimate()
-        self._tokens = Mean()
-        self._seconds = Mean()
+        self._tokens = FadingMean()
+        self._seconds = FadingMean()
         self._answered_at_s: float | None = None
 
     @property
@@ -102,7 +105,7 @@ class Pace:
             guess_s=self._guess.value,
             rtt_s=self._link.rtt_s,
             up_bytes_per_s=self._link.up_bytes_per_s,
-            frame_bytes=MESSAGE_BYTES,
+            frame_bytes=float(ONE_ROW_OVERHEAD_BYTES),
             row_bytes=self._row_bytes.value,
             cloud_step_s=self._cloud.step_s(),
             cloud_row_s=self._cloud.row_s,
@@ -127,7 +130,7 @@ class Pace:
     def answered(self, step: StepTrace, at_s: float, *, alone: bool, guess_s: float) -> None:
         """One decode frame was answered with tokens at `at_s`.
 
-        alone: no other was on its way. guess_s: of its time on the edge, the drafter's.
+        alone: no other frame was on its way. guess_s: the drafter's part of its time on the edge.
         """
         self._edge_row.add(max(step.edge_s - guess_s, 0.0) / step.num_rows)
         self._row_bytes.add(step.hidden_bytes / step.num_rows)

@@ -1,7 +1,8 @@
 """From a stream of tokens to a completion: text, stop rules, times, and a clean ending.
 
-A `CompletionRun` is one answer under way. Iterate over it for its pieces; however it ends
-(stop, length, a lost server, or the caller walking away) `completion` then says how.
+A `CompletionRun` is one answer under way. Iterate over it for its text pieces. It may end by a stop
+rule, by length, by a lost server, or because the caller stops iterating; `completion` then says
+how.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import NamedTuple, TextIO
 from decoding.params import SamplingParams
 from edge.device.front import FrontEngine
 from edge.device.tokenizer import TextStream
-from edge.draft.factory import AUTO as AUTO_DRAFT
+from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
 from edge.generation.context import CONTEXT_POLICIES, ContextPolicy, ShiftingGeneration
-from edge.generation.loop import NewToken, TokenSource
-from edge.generation.report import Completion, StepTrace
+from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason, StopRule
+from edge.generation.token_source import NewToken, TokenSource
+from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
@@ -29,13 +31,18 @@ AUTO_LEVEL = "auto"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """What to generate. `max_new_tokens` None: as many as the plan leaves room for. ignore_eos: go
-    on after the model's own end (for measurements).
+    """What to generate, and how it may cross the link.
 
-    deadline_tbt_s: the longest that a decode step should take. With level "auto" the controller
-    then moves along the plan's ladder, from the plan's level downwards, and the generation ends
-    with `finish_reason` "deadline" when nothing helps. context: what happens beyond the plan's
-    tokens, see `edge.generation.context`. draft: a drafter's name, see `edge.draft.factory`.
+    max_new_tokens: the most tokens of the answer; None: as many as the plan leaves room for.
+    sampling: how tokens are drawn. stop: texts that end the answer; they are not part of it.
+    ignore_eos: go on after the model's own end (for measurements).
+    level: a compression level's name or number, or "auto" for the plan's.
+    deadline_tbt_s: the longest that a decode step should take, in seconds. With level "auto" the
+    client then compresses harder when steps take longer, from the plan's level downwards. When
+    nothing helps, the generation ends with `finish_reason` "deadline".
+    context: "refuse" or "shift", what happens beyond the plan's tokens; see
+    `edge.generation.context`. draft: a drafter's name, see `edge.draft.registry`.
+    Raises InputError for values that no generation can have.
     """
 
     max_new_tokens: int | None = 128
@@ -60,7 +67,7 @@ class CompletionRequest:
             raise InputError("a stop string must not be empty")
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """One step of a streamed answer: a token and the text that can be shown because of it."""
 
     token_id: int
@@ -69,7 +76,10 @@ class Piece(NamedTuple):
 
 
 class CompletionRun:
-    """One answer under way. Iterating takes a front out of `fronts` and puts it back."""
+    """One answer under way. Iterating takes a front out of `fronts` and puts it back.
+
+    generation_of: makes the generation that uses the front. trace: gets one JSON line a frame.
+    """
 
     def __init__(
         self,
@@ -94,7 +104,7 @@ class CompletionRun:
         self._clock = clock
         self._trace = trace
         self._steps: list[StepTrace] = []
-        self._pieces: list[Piece] = []
+        self._pieces: list[TextPiece] = []
         self._token_times_s: list[float] = []
         self._completion: Completion | None = None
         self._generation: TokenSource | None = None
@@ -108,12 +118,12 @@ class CompletionRun:
 
     @property
     def completion(self) -> Completion:
-        """The outcome, once the iteration has ended. InputError before that."""
+        """The outcome, once the iteration has ended. Raises InputError before that."""
         if self._completion is None:
             raise InputError("the generation has not ended yet")
         return self._completion
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[TextPiece]:
         """Pieces as they come. A TransportError leaves here only if no token had come yet."""
         started_s = self._clock.now()
         front = self._fronts.get()
@@ -145,10 +155,10 @@ class CompletionRun:
             self._fronts.put(front)
             self._finish(reason, detail, generation, self._clock.now() - started_s)
 
-    def _piece(self, token: NewToken) -> Piece:
+    def _piece(self, token: NewToken) -> TextPiece:
         is_stop = self._stop.is_stop_token(token.token_id)
         text = "" if is_stop else self._text.push(token.token_id)
-        piece = Piece(token.token_id, token.logprob, self._stop.push(token.token_id, text))
+        piece = TextPiece(token.token_id, token.logprob, self._stop.push(token.token_id, text))
         self._pieces.append(piece)
         return piece
 

@@ -19,7 +19,7 @@ from edge.errors import (
     RefusedError,
     TransportError,
 )
-from edge.generation.session import Session
+from edge.generation.session import EdgeSession
 from edge.net.transport import Stream, Transport
 from optimizer.policy.retry import Clock, ConnectAttempts, Failure, RetryPolicy
 from protos.messages import Open, Opened
@@ -42,13 +42,13 @@ class Connector:
         *,
         request: Open,
         transports: Sequence[Transport],
-        patience: RetryPolicy,
+        retry_policy: RetryPolicy,
         clock: Clock,
         rng: random.Random,
     ) -> None:
         self._request = request
         self._transports = transports
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._clock = clock
         self._rng = rng
         self._attempts = ConnectAttempts()
@@ -65,7 +65,7 @@ class Connector:
 
     def connect(
         self,
-        session: Session,
+        session: EdgeSession,
         timeout_s: float,
         *,
         wait_first: bool = False,
@@ -81,7 +81,7 @@ class Connector:
         deadline_s = self._clock.now() + timeout_s
         if wait_first:
             wait_s, self._attempts = self._attempts.after_early_loss(
-                self._patience, self._rng.random
+                self._retry_policy, self._rng.random
             )
             self._clock.sleep(min(wait_s, timeout_s))
         else:
@@ -94,7 +94,7 @@ class Connector:
             except (RefusedError, BusyError, ConnectError, LostError, DeadlineError) as error:
                 retry = self._attempts.after(
                     _failure_of(error),
-                    self._patience,
+                    self._retry_policy,
                     num_addresses=len(self._transports),
                     now_s=self._clock.now(),
                     deadline_s=deadline_s,
@@ -107,31 +107,31 @@ class Connector:
             self._attempts = retry.attempts
             self._clock.sleep(retry.wait_s)
 
-    def _naming(self, session: Session) -> Open:
-        """The request with the names of the prompt's frames that are encoded already."""
+    def _with_prefix_hashes(self, session: EdgeSession) -> Open:
+        """The request with the hashes of the prompt's frames that are encoded already."""
         chain = begin_chain(self._request)
-        names: list[bytes] = []
-        for frame in session.journal[:MAX_PREFIX_HASHES]:
+        hashes: list[bytes] = []
+        for frame in session.journal.frames[:MAX_PREFIX_HASHES]:
             if frame.want_token or frame.ahead:
                 break
             chain = extend_chain(chain, frame)
-            names.append(chain)
+            hashes.append(chain)
         return replace(
             self._request,
-            prefix_hashes=tuple(names),
+            prefix_hashes=tuple(hashes),
             shareable_tokens=session.num_prompt_tokens,
         )
 
     def _open(
         self,
-        session: Session,
+        session: EdgeSession,
         transport: Transport,
         timeout_s: float,
         meanwhile: Callable[[], None] | None,
     ) -> Stream:
         session.open()
-        limit_s = self._patience.attempt_limit_s(timeout_s, len(self._transports))
-        stream = transport.open(self._naming(session), limit_s)
+        limit_s = self._retry_policy.attempt_limit_s(timeout_s, len(self._transports))
+        stream = transport.open(self._with_prefix_hashes(session), limit_s)
         try:
             if meanwhile is not None:
                 meanwhile()

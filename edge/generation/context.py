@@ -2,13 +2,12 @@
 
 `shift` keeps the first tokens (the sink: where a system message begins) and the most recent ones,
 and starts a new session with these as its prompt. From there on the answer is, token for token,
-what a fresh generation with that prompt gives; everything in between is forgotten for good. Keeping
-first and last tokens is Xiao et al.'s (arXiv:2309.17453); they keep the cached keys and values
-and shift positions, we compute them anew, which is exact and needs no support from the cloud, and
-costs a prefill of the kept tokens on both sides and on the link.
+what a fresh generation with that prompt gives. Everything in between is forgotten for good.
 
-Half of the plan's tokens are kept, so that a prefill comes once in so many tokens: in the long run
-every generated token costs about one prefilled one more.
+The idea of keeping first and last tokens is Xiao et al.'s (arXiv:2309.17453). They keep the cached
+keys and values and shift positions. We compute them anew. That is exact and needs no support
+from the cloud; it costs a prefill of the kept tokens on both sides and on the link. Half of the
+plan's tokens are kept, so in the long run each generated token costs about one prefilled token.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from contextlib import closing
 from itertools import islice
 from typing import Final, Literal
 
-from edge.generation.loop import Front, NewToken, OnStep, TokenSource
+from edge.generation.token_source import FrontSegment, NewToken, OnStep, TokenSource
 
 ContextPolicy = Literal["refuse", "shift"]
 CONTEXT_POLICIES: Final[tuple[ContextPolicy, ...]] = ("refuse", "shift")
@@ -39,15 +38,15 @@ def kept_tokens(tokens: Sequence[int], capacity: int) -> list[int]:
 class ShiftingGeneration:
     """A token source without end, made of generations that each fit into `capacity` tokens.
 
-    generation_of(index, max_tokens): the index-th generation, for so many tokens in all; each
-    gets `front` with an empty cache.
+    generation_of(index, max_tokens): makes the index-th generation, for so many tokens in all.
+    Each gets `front` with an empty cache. max_new_tokens: of all generations together.
     """
 
     def __init__(
         self,
         *,
         generation_of: Callable[[int, int], TokenSource],
-        front: Front,
+        front: FrontSegment,
         capacity: int,
         max_new_tokens: int,
     ) -> None:
@@ -62,6 +61,7 @@ class ShiftingGeneration:
 
     @property
     def reconnects(self) -> int:
+        """Of all generations so far."""
         return self._past_reconnects + (0 if self._current is None else self._current.reconnects)
 
     def cancel(self) -> None:
@@ -77,7 +77,7 @@ class ShiftingGeneration:
         return part
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
-        """Yield new tokens; see RemoteGeneration for what it raises."""
+        """Yield new tokens; raises what the generations raise (see RemoteGeneration)."""
         tokens = list(prompt_ids)
         left = self._max_new_tokens
         index = 0

@@ -1,6 +1,6 @@
 """Frames with guesses in them: the front's rows made one by one, each guess after the row before.
 
-Rows of drafts go through the front one at a time, like rows of plain decoding: the 4- and 8-bit
+Rows of drafts go through the front one at a time, like rows of plain decoding. The 4- and 8-bit
 kernels give other values for several rows at once (docs/architecture.md), and drafting must not
 change a token. A row costs the edge the same either way; only the call is not shared.
 """
@@ -12,127 +12,132 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge.draft.drafter import Guess
-from edge.draft.drafter import Rows as Hidden
-from edge.generation.drafting import Chain, Drafting, SecondChoice
-from edge.generation.session import Rows, Session
+from edge.draft.base import Guess, Rows
+from edge.generation.draft_run import Alternative, DraftRun
+from edge.generation.drafting import DraftSelector
+from edge.generation.row_span import RowSpan
+from edge.generation.session import EdgeSession
 
-Compute = Callable[[Rows], Hidden]  # runs the front, rolling it back first where needed
+Compute = Callable[[RowSpan], Rows]  # runs the front, rolling it back first where needed
 
 
 class DraftedFrame(NamedTuple):
     """Rows to send, their hidden states [T, D], and the guesses among them."""
 
-    rows: Rows
-    hidden: Hidden
-    chain: Chain
+    rows: RowSpan
+    hidden: Rows
+    run: DraftRun
 
 
 class DraftedFrames:
-    """Makes them for one generation. max_tokens: the session's, prompt and output together.
+    """Makes the frames with guesses for one generation.
 
-    The front's cache holds one way at a time. A second choice replaces what was computed behind its
-    place, and what is needed of that again is computed again.
+    max_tokens: the session's, prompt and output together. The front's cache holds one sequence at a
+    time. An alternative replaces what was computed from its position on; rows that are needed
+    again are computed again.
     """
 
-    def __init__(self, drafting: Drafting, compute: Compute, *, max_tokens: int) -> None:
+    def __init__(self, drafting: DraftSelector, compute: Compute, *, max_tokens: int) -> None:
         self.drafting = drafting
         self._compute = compute
         self._max_tokens = max_tokens
         self._cached: list[int] = []  # tokens whose rows are in the front's cache
         self._num_sure = 0  # of them, those that will not be taken back
-        self._flight: list[Chain] = []  # what is under way, each standing on the one before
-        self._choices: list[SecondChoice] | None = None  # still to be sent, once they are made
+        self._flight: list[DraftRun] = []  # what is under way, each continuing the one before
+        self._alternatives: list[Alternative] | None = None  # still to be sent, once they are made
 
-    def prompt(self, rows: Rows) -> Hidden:
+    def prompt(self, rows: RowSpan) -> Rows:
         """A chunk of the prompt: computed as it is, and shown to the drafter."""
         hidden = self._compute(rows)
         self.drafting.follow(rows.first_position, rows.token_ids, hidden)
         self._cached[rows.first_position :] = rows.token_ids
         return hidden
 
-    def step(self, session: Session, max_drafts: int | None) -> DraftedFrame | None:
+    def step(self, session: EdgeSession, max_drafts: int | None) -> DraftedFrame | None:
         """The next decode step with the drafts that pay, at most `max_drafts` of them."""
         rows = session.next_rows()
         if rows is None:
             return None
-        chain = Chain(first_position=rows.first_position)
+        run = DraftRun(first_position=rows.first_position)
         hidden = [self._row(session.tokens, rows.first_position, rows.token_ids[0])]
         self._num_sure = rows.first_position + 1
-        way = list(session.tokens)
+        sequence = list(session.tokens)
         room = self._max_tokens - rows.first_position - 1
         room = room if max_drafts is None else min(room, max_drafts)
-        while len(chain.places) < room:
-            if (guess := self.drafting.extend(chain)) is None:
+        while len(run.slots) < room:
+            if (guess := self.drafting.extend(run)) is None:
                 break
-            hidden.append(self._row(way, len(way), guess.token_id))
-            way.append(guess.token_id)
-        self._flight, self._choices = [chain], None
-        with_drafts = session.next_rows(chain.token_ids)
-        return None if with_drafts is None else _frame(with_drafts, hidden, chain)
+            hidden.append(self._row(sequence, len(sequence), guess.token_id))
+            sequence.append(guess.token_id)
+        self._flight, self._alternatives = [run], None
+        with_drafts = session.next_rows(run.token_ids)
+        return None if with_drafts is None else _frame(with_drafts, hidden, run)
 
-    def ahead(self, session: Session, has_answer: Callable[[], bool]) -> DraftedFrame | None:
+    def ahead(self, session: EdgeSession, has_answer: Callable[[], bool]) -> DraftedFrame | None:
         """A frame to follow the last one while an answer is outstanding, if that is a good bet.
 
-        First what continues the guesses, then second choices for them. `has_answer` is asked
-        before each row: work on guesses ends when news is there.
+        First frames that continue the guesses, then alternatives to them. `has_answer` is asked
+        before each row: work on guesses ends when an answer is there.
         """
         if has_answer():
             return None
-        if self._choices is None:
+        if self._alternatives is None:
             before = self._flight[-1]
-            chain = self.drafting.begin_ahead(before)
-            if chain is not None and before.next_guess is not None:
-                frame = self._frame_ahead(session, chain, before.next_guess, has_answer)
+            run = self.drafting.begin_ahead(before)
+            if run is not None and before.next_guess is not None:
+                frame = self._frame_ahead(session, run, before.next_guess, has_answer)
                 if frame is not None:
-                    self._flight.append(chain)
+                    self._flight.append(run)
                 return frame
-            self._choices = self.drafting.second_choices(self._flight)
-        if not self._choices:
+            self._alternatives = self.drafting.alternatives(self._flight)
+        if not self._alternatives:
             return None
-        choice = self._choices.pop(0)
-        chain = Chain(first_position=choice.position, base=choice.chance)
-        return self._frame_ahead(session, chain, choice.guess, has_answer, at=choice.position)
+        choice = self._alternatives.pop(0)
+        run = DraftRun(first_position=choice.position, base=choice.chance)
+        return self._frame_ahead(session, run, choice.guess, has_answer, at=choice.position)
 
     def _frame_ahead(
         self,
-        session: Session,
-        chain: Chain,
+        session: EdgeSession,
+        run: DraftRun,
         guess: Guess,
         has_answer: Callable[[], bool],
         at: int | None = None,
     ) -> DraftedFrame | None:
+        """A frame that begins with `guess`; None when it is not possible or an answer came."""
         start = session.rows_ahead((guess.token_id,), at=at)
         if start is None or start.first_position >= self._max_tokens:
             return None
-        way = [*session.tokens, *session.guesses()][: start.first_position]
+        sequence = [*session.tokens, *session.guesses()][: start.first_position]
         guesses = [guess.token_id]
-        hidden = [self._row(way, len(way), guess.token_id)]
-        way.append(guess.token_id)
-        while len(way) < self._max_tokens:
+        hidden = [self._row(sequence, len(sequence), guess.token_id)]
+        sequence.append(guess.token_id)
+        while len(sequence) < self._max_tokens:
             if has_answer():
                 return None
-            if (more := self.drafting.extend_ahead(chain)) is None:
+            if (more := self.drafting.extend_ahead(run)) is None:
                 break
             guesses.append(more.token_id)
-            hidden.append(self._row(way, len(way), more.token_id))
-            way.append(more.token_id)
+            hidden.append(self._row(sequence, len(sequence), more.token_id))
+            sequence.append(more.token_id)
         rows = session.rows_ahead(guesses, at=at)
-        return None if rows is None else _frame(rows, hidden, chain)
+        return None if rows is None else _frame(rows, hidden, run)
 
-    def _row(self, way: Sequence[int], position: int, token_id: int) -> Hidden:
-        """The row of `token_id` at `position` behind way[:position], which is computed again from
-        where the cache holds another one."""
+    def _row(self, sequence: Sequence[int], position: int, token_id: int) -> Rows:
+        """The row [1, D] of `token_id` at `position`, behind sequence[:position].
+
+        Rows from the first position on where the cache holds another token are computed again.
+        """
         same = min(self._num_sure, position)
         most = min(len(self._cached), position)
-        while same < most and self._cached[same] == way[same]:
+        while same < most and self._cached[same] == sequence[same]:
             same += 1
-        for place, known in enumerate((*way[same:position], token_id), start=same):
-            hidden = self._compute(Rows(place, (known,), 0, True))
-            self.drafting.follow(place, (known,), hidden)
-        self._cached[same:] = (*way[same:position], token_id)
+        for at, known in enumerate((*sequence[same:position], token_id), start=same):
+            hidden = self._compute(RowSpan(at, (known,), 0, True))
+            self.drafting.follow(at, (known,), hidden)
+        self._cached[same:] = (*sequence[same:position], token_id)
         return hidden
 
 
-def _frame(rows: Rows, hidden: list[Hidden], chain: Chain) -> DraftedFrame:
-    return DraftedFrame(rows, np.concatenate(hidden), chain)
+def _frame(rows: RowSpan, hidden: list[Rows], run: DraftRun) -> DraftedFrame:
+    return DraftedFrame(rows, np.concatenate(hidden), run)

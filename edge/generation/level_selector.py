@@ -1,7 +1,7 @@
-"""The controller at the wheel of one generation: its state, its levels, what it decided.
+"""Which compression level one generation uses: level control with its state and its ladder.
 
-Without a deadline there is nothing to decide and the level stays. With one, the first rows of the
-prompt are encoded at every level that may be used, which tells what a row costs on each.
+Without a deadline there is nothing to decide and the level stays. With one, the prompt's first rows
+are encoded at every level that may be used; this tells what a row costs at each level.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codec.ladder import Ladder
-from edge.generation.report import StepTrace
+from edge.generation.step_observer import AnsweredStep
 from optimizer.policy.level_control import Controller, ControlState, Rung
 from optimizer.policy.link_estimate import LinkEstimate, observe
 
@@ -22,7 +22,7 @@ SAMPLE_ROWS: Final = 2
 
 
 class LevelSelector:
-    """Which level to encode at, and when to give up.
+    """Encodes at the selected level, and says when to give up. A StepWatcher.
 
     levels: those it may use, best first; it begins with the first one. deadline_s: the longest
     that a decode step should take; None: never change anything.
@@ -45,18 +45,31 @@ class LevelSelector:
 
     @property
     def max_drafts(self) -> int | None:
-        """Most drafts that the next step may carry; None: no limit."""
+        """The most drafts that the next step may carry; None: no limit."""
         return None if self._state is None else self._state.max_drafts
 
     @property
     def stall_s(self) -> float | None:
-        """How long a step may stay unanswered; None: as long as the patience lasts."""
+        """How long a step may stay unanswered; None: as long as the retry policy says."""
         return None if self._controller is None else self._controller.stall_s
 
     @property
     def gave_up(self) -> str | None:
-        """Why the generation should end now, if it should."""
+        """Why the generation should end now; None: it should go on."""
         return self._state.reason if self._state is not None and self._state.stop else None
+
+    @property
+    def seconds_per_byte(self) -> float:
+        """Of the uplink, as the prefill shows it; 0 while nothing is known."""
+        return self._link.seconds_per_byte
+
+    def encode(self, rows: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64]) -> bytes:
+        """The frame of `rows` [T, D] for tokens [T] at the level selected now."""
+        return self._ladder.encode(self.level, rows, token_ids)
+
+    def level_of(self, payload: bytes) -> str:
+        """The level at which an encoded frame was really encoded."""
+        return self._ladder.level_of(payload)
 
     def weigh(self, rows: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64]) -> None:
         """Learn the levels' sizes from the last of `rows` [T, D]; does its work once."""
@@ -79,27 +92,23 @@ class LevelSelector:
             ],
         )
 
-    @property
-    def seconds_per_byte(self) -> float:
-        """Of the uplink, as the prefill shows it; 0 while nothing is known."""
-        return self._link.seconds_per_byte
+    def answered(self, step: AnsweredStep) -> str:
+        """See StepWatcher: the prefill shows the link's rate, decode steps move the level.
 
-    def crossed(self, num_bytes: int, wire_s: float) -> None:
-        """A prefill message that had the link to itself: says something of its rate."""
-        self._link = observe(self._link, num_bytes, wire_s)
-
-    def after(self, step: StepTrace, step_s: float, *, alone: bool) -> str:
-        """Take one answered decode step; returns what was decided because of it, or ''.
-
-        step_s: from the front's start to the answer's arrival.
+        A frame that was sent ahead in vain brings no tokens and says nothing of the link.
         """
-        if self._controller is None:
+        trace = step.trace
+        if step.is_prefill:
+            if step.alone:  # the frame had the link to itself
+                self._link = observe(self._link, trace.uplink_bytes, trace.wire_s)
+            return ""
+        if self._controller is None or not step.token_ids:
             return ""
         self._state = self._controller.after(
             self._state or self._controller.begin(self._link),
-            step_s=step_s,
-            wire_s=max(step_s - step.edge_s - step.cloud_s, 0.0),
-            uplink_bytes=step.uplink_bytes,
-            alone=alone,
+            step_s=step.step_s,
+            wire_s=max(step.step_s - trace.edge_s - trace.cloud_s, 0.0),
+            uplink_bytes=trace.uplink_bytes,
+            alone=step.alone,
         )
         return self._state.reason

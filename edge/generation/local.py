@@ -1,4 +1,4 @@
-"""A generation that never leaves the device: the plan put every layer and the head here."""
+"""A generation that never leaves the device: the plan puts every layer and the head here."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ import numpy as np
 
 from decoding.params import SamplingParams
 from decoding.sampler import sample
-from edge.generation.loop import Front, NewToken
-from edge.generation.report import StepTrace
+from edge.generation.token_source import FrontSegment, NewToken
+from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock
 
 LOCAL_LEVEL = "none"  # nothing is sent, so nothing is encoded
 
 
 class LocalGeneration:
-    """Same face as RemoteGeneration; the front gives logits instead of hidden states."""
+    """A TokenSource without a cloud; the front gives logits instead of hidden states.
+
+    chunk_tokens: the most prompt tokens that go through the front at once.
+    """
 
     reconnects = 0
 
     def __init__(
         self,
         *,
-        front: Front,
+        front: FrontSegment,
         sampling: SamplingParams,
         chunk_tokens: int,
         clock: Clock,

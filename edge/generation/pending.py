@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from edge.generation.report import StepTrace
-from edge.generation.session import Rows
-from optimizer.policy.prefill_chunks import StageTimes
+from edge.generation.row_span import RowSpan
+from edge.step_trace import StepTrace
 from protos.messages import Result
 
 
-class Answer(NamedTuple):
-    """A result, its size on the wire, and when it had arrived."""
+class ArrivedResult(NamedTuple):
+    """A result, its size on the wire in bytes, and when it had arrived in seconds."""
 
     result: Result
     num_bytes: int
@@ -19,9 +18,9 @@ class Answer(NamedTuple):
 
 
 class PendingStep(NamedTuple):
-    """A frame that was sent. `alone`: no other one was on its way then."""
+    """A frame that was sent. `alone`: no other frame was on its way then. Seconds and bytes."""
 
-    rows: Rows
+    rows: RowSpan
     is_prefill: bool
     started_s: float
     front_s: float
@@ -33,12 +32,12 @@ class PendingStep(NamedTuple):
     alone: bool
     expected_tokens: float = 1.0
 
-    def trace(self, answer: Answer, num_new_tokens: int) -> StepTrace:
+    def trace(self, arrived: ArrivedResult, num_new_tokens: int) -> StepTrace:
         """This frame's life, now that its answer is there."""
-        timings = answer.result.timings
-        round_trip_s = answer.at_s - self.sent_s
+        timings = arrived.result.timings
+        round_trip_s = arrived.at_s - self.sent_s
         return StepTrace(
-            sequence=answer.result.sequence,
+            sequence=arrived.result.sequence,
             phase="prefill" if self.is_prefill else "decode",
             first_position=self.rows.first_position,
             num_rows=len(self.rows.token_ids),
@@ -56,17 +55,7 @@ class PendingStep(NamedTuple):
             batch_sessions=timings.batch_sessions,
             hidden_bytes=self.hidden_bytes,
             uplink_bytes=self.uplink_bytes,
-            downlink_bytes=answer.num_bytes,
+            downlink_bytes=arrived.num_bytes,
             ahead=self.rows.ahead,
             expected_tokens=self.expected_tokens,
         )
-
-
-def stage_times(step: StepTrace, seconds_per_byte: float) -> StageTimes:
-    """How long a prefill chunk kept each stage busy; the link's part from its estimated rate."""
-    return StageTimes(
-        num_tokens=step.num_rows,
-        edge_s=step.edge_s,
-        link_s=step.uplink_bytes * seconds_per_byte,
-        cloud_s=step.cloud_codec_s + step.cloud_compute_s + step.cloud_sample_s,
-    )

@@ -1,9 +1,9 @@
-"""What this device sent for its last prompts: a prompt that begins the same is not sent again.
+"""The frames of this device's last prompts: a prompt that begins the same is not sent again.
 
-A chat sends its whole history with every turn, and a system prompt with every request. The
-frames of those prompts are kept as they were encoded; a new session names them by hash, and
-those that the cloud still holds need not travel (`protos.prefix`). They go into the new session's
-journal all the same: when the cloud is lost they are replayed like any other frame.
+A chat sends its whole history with every turn, and a system prompt with every request. This
+module keeps the frames of those prompts as they were encoded. A new session names them by hash,
+and those that the cloud still holds need not travel (`protos.prefix`). They join the new session's
+journal all the same: if the cloud is lost, they are replayed like any other frame.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIN_LEFT: Final = 2
 
 
 class PrefixMemory:
-    """Prompt frames by compression level. Safe from several threads."""
+    """Prompt frames by compression level; at most `max_bytes`. Safe from several threads."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -28,14 +28,17 @@ class PrefixMemory:
         self._prompts: OrderedDict[tuple[str, tuple[Frame, ...]], int] = OrderedDict()
 
     def matching(self, level: str, prompt_ids: Sequence[int]) -> tuple[Frame, ...]:
-        """The most frames that such a prompt would begin with; at least two tokens are left, since
-        a single row may come out other than among others (`optimizer.policy.prefill_chunks`)."""
+        """The most known frames that `prompt_ids` begins with; at least two tokens are left.
+
+        A single row may come out different from the same row among others
+        (`optimizer.policy.prefill_chunks`).
+        """
         with self._lock:
             kept = [frames for known, frames in self._prompts if known == level]
         return max((_common(frames, prompt_ids) for frames in kept), key=len, default=())
 
     def remember(self, level: str, journal: Sequence[Frame]) -> None:
-        """Keep the frames of a prompt, which are those that asked for no token."""
+        """Keep the frames of a prompt: those before the first one that asked for a token."""
         frames: list[Frame] = []
         for frame in journal:
             if frame.want_token or frame.ahead:

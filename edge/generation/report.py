@@ -1,4 +1,4 @@
-"""What a generation cost: one trace line a frame, and the summary that `run --json` prints."""
+"""What a generation cost: the summary that `run --json` prints, from the traces of its frames."""
 
 from __future__ import annotations
 
@@ -10,60 +10,19 @@ from typing import Any
 import numpy as np
 
 from edge.generation.stopping import FinishReason
+from edge.step_trace import StepTrace
 from hwprofiles.peak_memory import peak_memory_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTrace:
-    """One frame's life. Times in seconds, on the edge's clock unless the cloud reported them.
-
-    The round trip runs from handing the frame to the transport until its answer has arrived;
-    `wire_s` is what the cloud's own times (codec, queue, compute, sample) leave of it: link,
-    kernel and gRPC on both sides. Prefill chunks overlap, so theirs include waiting for the
-    chunks ahead. `num_new_tokens` is 0 for a chunk that asked for none. `decision`: what the
-    controller changed because of this step, and why; empty when nothing. `ahead`: sent before the
-    answer to the frame before had come; with `num_new_tokens` 0 it stood on a wrong guess.
-    `expected_tokens`: what the drafter expected the frame to bring (1 without drafts).
-    """
-
-    sequence: int
-    phase: str  # "prefill" or "decode"
-    first_position: int
-    num_rows: int
-    num_drafts: int
-    num_new_tokens: int
-    level: str
-    front_s: float
-    encode_s: float
-    round_trip_s: float
-    wire_s: float
-    cloud_codec_s: float
-    cloud_queue_s: float
-    cloud_compute_s: float
-    cloud_sample_s: float
-    batch_sessions: int
-    hidden_bytes: int
-    uplink_bytes: int
-    downlink_bytes: int
-    decision: str = ""
-    ahead: bool = False
-    expected_tokens: float = 1.0
-
-    @property
-    def edge_s(self) -> float:
-        return self.front_s + self.encode_s
-
-    @property
-    def cloud_s(self) -> float:
-        return self.cloud_codec_s + self.cloud_queue_s + self.cloud_compute_s + self.cloud_sample_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A finished generation: the text, and where the time and the bytes went.
 
-    `token_times_s` holds the arrival of every token, counted from the call. TTFT is the first
-    of them; TBT are the differences (tokens that came in one message arrive together).
+    `token_times_s` holds the arrival of every token, in seconds since the call. The first of them
+    is the time to first token (TTFT). The differences are the times between tokens (TBT); tokens
+    that came in one message arrive together. `finish_reason`: "stop", "length", "deadline",
+    "server_lost" or "cancelled"; `finish_detail` says more where there is more to say.
+    `steps`: the trace of every answered frame. `logprobs` is empty unless the request asked.
     """
 
     text: str
@@ -81,10 +40,11 @@ class Completion:
 
     @property
     def ttft_s(self) -> float:
+        """Seconds from the call to the first token; 0 when none came."""
         return self.token_times_s[0] if self.token_times_s else 0.0
 
     def tbt_quantile_s(self, quantile: float) -> float:
-        """Quantile of the time between tokens; 0 when fewer than two came."""
+        """A quantile of the time between tokens, in seconds; 0 when fewer than two came."""
         gaps = np.diff(self.token_times_s)
         return float(np.quantile(gaps, quantile)) if gaps.size else 0.0
 

@@ -18,8 +18,8 @@ FINISH_REASONS: Final[tuple[FinishReason, ...]] = (
 class StopRule:
     """Watches one generation's tokens and text and says when it is over.
 
-    Text that might be the beginning of a stop string is held back until it is clear, so what
-    `push` has returned never contains one, nor a part of one at its end.
+    Text that might begin a stop string is held back until this is clear. So the text that `push`
+    has returned never contains a stop string, and never ends with a part of one.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class StopRule:
         self.reason: FinishReason | None = None
 
     def is_stop_token(self, token_id: int) -> bool:
+        """Whether the model ends its answer with this token."""
         return token_id in self._stop_token_ids
 
     def push(self, token_id: int, text: str) -> str:

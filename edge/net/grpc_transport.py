@@ -58,7 +58,12 @@ ERROR_OF_STATUS: Final[dict[grpc.StatusCode, type[TransportError]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """How to reach a server that is not plain loopback: a CA, a client certificate, a token."""
+    """How to reach a server that is not plain loopback.
+
+    ca_file: the authority that signed the server's certificate (PEM); turns TLS on. cert_file,
+    key_file: this device's own certificate, where the server asks for one. token: sent as a bearer
+    token, where the server asks for one.
+    """
 
     ca_file: Path | None = None
     cert_file: Path | None = None
@@ -78,8 +83,8 @@ class GrpcTransport:
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.http2.max_pings_without_data", 0),  # no limit: a long wait sends no data
-            # Answers are small, so there is no window to size; and a probe of its that is on its
-            # way takes the keepalive ping's place without its timeout.
+            # Answers are small, so the window needs no sizing. And a bandwidth probe on its way
+            # would take the keepalive ping's place without the ping's timeout.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.ping_timeout_ms", 5_000),
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -101,9 +106,11 @@ class GrpcTransport:
 
     @property
     def address(self) -> str:
+        """HOST:PORT."""
         return self._address
 
     def open(self, request: Open, timeout_s: float) -> Stream:
+        """See Transport. Does not wait: the first `receive` tells whether the server answers."""
         return _GrpcStream(self._generate, self._metadata, request, self._address)
 
     def describe(self, timeout_s: float) -> Description:
@@ -131,6 +138,7 @@ class GrpcTransport:
         return call(requests, metadata=self._metadata)
 
     def close(self) -> None:
+        """Close the channel and every stream on it."""
         self._channel.close()
 
 
@@ -233,7 +241,7 @@ class _GrpcStream:
 
 
 def connect_error(error: grpc.RpcError, address: str) -> TransportError:
-    """The error of a call that was never answered: whatever is not a refusal is a dead address."""
+    """The error of a call that was never answered: unless it is a refusal, the address is dead."""
     known = transport_error(error)
     if isinstance(known, (LostError, DeadlineError)):
         return ConnectError(f"no server answers at {address}: {known}")

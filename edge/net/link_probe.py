@@ -1,12 +1,13 @@
 """Measure the link to a server: round trips, then up and down rate with a full pipe.
 
-Ours. Round trips: small messages, one at a time, on the idle link, less what the network stacks
-take for the same exchange on loopback (`stack_s`; the far machine's is assumed to be like this
-one's), because costs count the stacks apart from the link. A rate: chunks sent back to
-back, so that the slower part of the path spaces them out; the answers' spacing is then the rate
-of that part, whatever the delay. The first chunks of a burst are not counted: they fill the pipe
-and the transport's window. Bursts grow until one keeps the link busy for long enough, or the byte
-cap is spent. The estimators are pure; the stream is a seam.
+The method is ours. Round trips: small messages, one at a time, on the idle link. The probe
+subtracts what the network stacks take for the same exchange on loopback (`stack_s`), because costs
+count the stacks apart from the link. It assumes equally fast stacks on both machines.
+
+A rate: chunks are sent back to back, so that the slowest part of the path spaces them out. The
+spacing of the answers is then the rate of that part, whatever the delay. The first chunks of a
+burst do not count: they fill the pipe and the transport's window. Bursts grow until one keeps the
+link busy for long enough, or the byte cap is spent. The estimators are pure functions.
 """
 
 from __future__ import annotations
@@ -67,9 +68,11 @@ class RateEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkMeasurement:
-    """What one probe found. `rtt_s` are the link's round trips, `stack_s` what was taken off each
-    for both sides' network stacks. `capped` says that a rate had to make do with fewer bytes than
-    it wanted, so it may be an underestimate."""
+    """What one probe found.
+
+    rtt_s: the link's round trips. stack_s: what was subtracted from each for both sides' network
+    stacks. capped: a rate was measured with fewer bytes than needed, so it may be too low.
+    """
 
     rtt_s: tuple[float, ...]
     stack_s: float

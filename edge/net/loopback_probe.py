@@ -1,6 +1,6 @@
 """What the network stacks take of a link probe's round trip, measured on loopback.
 
-The probe's own client asks a process that answers as a server does, without a link between: what
+The probe's own client asks a process that answers like a server, without a link between them. What
 remains is protobuf, gRPC, HTTP/2, system calls and threads of both sides. Run as a module, this
 file is the answering process.
 """
@@ -28,7 +28,7 @@ PAUSE_S: Final = 0.005  # threads that sleep for a link's round trip take longer
 
 
 def loopback_stack_s() -> float:
-    """Seconds of a probe's round trip that are no link: the median of some on loopback."""
+    """Seconds of a probe's round trip outside the link: the median of some on loopback."""
     command = [sys.executable, "-m", "edge.net.loopback_probe"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         if server.stdin is None or server.stdout is None:

@@ -1,7 +1,7 @@
-"""The seam between the session and the network: open a stream, send frames, receive answers.
+"""What a generation needs of the network: open a stream, send frames, receive answers.
 
-`grpc_transport` is the real one; tests put a scripted one in its place. Blocking calls, one
-thread a generation: the one concurrency style of this package.
+`edge.net.grpc_transport` implements these interfaces; tests put a scripted one in its place. All
+calls block, and each generation has one thread: the one concurrency style of this package.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Stream(Protocol):
         ...
 
     def hang_up(self) -> None:
-        """Say goodbye without waiting, from any thread; `receive` then raises. Never raises."""
+        """Send a Close without waiting, from any thread; `receive` then raises. Never raises."""
         ...
 
     def close(self) -> None:
-        """Say goodbye (the cloud frees its cache) and let the stream go. Never raises."""
+        """Send a Close (the cloud frees its cache) and end the stream. Never raises."""
         ...
 
     def abort(self) -> None:
-        """Drop the stream without a goodbye. Never raises."""
+        """End the stream without a Close. Never raises."""
         ...
 
 
@@ -54,7 +54,9 @@ class Transport(Protocol):
     """One server's address, ready to open streams."""
 
     @property
-    def address(self) -> str: ...
+    def address(self) -> str:
+        """HOST:PORT, for messages."""
+        ...
 
     def open(self, request: Open, timeout_s: float) -> Stream:
         """Open a generation and send `request`; the `Opened` answer is the first received."""

@@ -108,7 +108,7 @@ class DeviceOptions(CredentialOptions):
                 ),
                 prefill_chunk=self.prefill_chunk,
                 draft_model=self.draft_model,
-                patience=RetryPolicy(recover_s=self.recover_within),
+                retry_policy=RetryPolicy(recover_s=self.recover_within),
                 trace=sink,
             )
         )

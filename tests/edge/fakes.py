@@ -129,6 +129,7 @@ class FakeTransport:
     fault: Callable[[], TransportError | None] = lambda: None
     open_errors: list[TransportError] = field(default_factory=list)
     clouds: list[FakeCloud] = field(default_factory=list)
+    requests: list[Open] = field(default_factory=list)
     opens: int = 0
     closed: int = 0
     clock: Callable[[], float] = lambda: 0.0
@@ -136,6 +137,7 @@ class FakeTransport:
 
     def open(self, request: Open, timeout_s: float) -> FakeStream:
         self.opens += 1
+        self.requests.append(request)
         if self.open_errors:
             raise self.open_errors.pop(0)
         self.clouds.append(FakeCloud())

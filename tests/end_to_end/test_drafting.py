@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import torch
 
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
-from edge.draft.drafter import Guess
+from edge.draft.base import Guess
 from edge.draft.head import FACTS_NAME, HEAD_NAME
-from edge.draft.ngram import NgramDrafter
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest
-from edge.generation.drafting import Chain, Drafting
+from edge.generation.draft_run import DraftRun
+from edge.generation.drafting import DraftSelector
 from edge.generation.report import Completion
 from hwprofiles.emulator.in_process import EmulatedLink
 from hwprofiles.links.shape import LinkShape
@@ -83,15 +82,14 @@ def test_drafting_changes_nothing_but_the_number_of_round_trips(
     assert num_trips["ngram"] < num_trips["off"]
 
 
-class Reckless(Drafting):
-    """Sends two guesses a frame, frames ahead whenever there is one to begin with, and every second
-    choice there is."""
+class Reckless(DraftSelector):
+    """Sends two guesses a frame, frames ahead whenever possible, and every alternative."""
 
-    def extend(self, chain: Chain) -> Guess | None:
-        place, reach = self._next(chain)
-        return None if place is None or len(chain.places) >= 2 else self._add(chain, place, reach)
+    def extend(self, run: DraftRun) -> Guess | None:
+        slot, reach = self._next(run)
+        return None if slot is None or len(run.slots) >= 2 else self._add(run, slot, reach)
 
-    def flies(self) -> bool:
+    def sends_ahead(self) -> bool:
         return True
 
     extend_ahead = extend
@@ -104,11 +102,7 @@ def test_frames_sent_ahead_stand_or_fall_and_change_no_token(
     client: EdgeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = [ask(client, prompt, "off", SamplingParams()) for prompt in PROMPTS]
-    monkeypatch.setattr(
-        client._draft_choice,
-        "drafting",
-        lambda name: Reckless(NgramDrafter(), clock=time.monotonic),
-    )
+    monkeypatch.setattr("edge.generation.factory.DraftSelector", Reckless)
     drafted = [ask(client, prompt, "ngram", SamplingParams()) for prompt in PROMPTS]
     assert [run.token_ids for run in drafted] == [run.token_ids for run in plain]
     figures = [run.to_json()["drafts"] for run in drafted]
@@ -147,8 +141,8 @@ def calibrated(bench: ModelBench, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_at_any_level_every_drafter_gives_the_tokens_of_that_level(
     calibrated: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, level: str, draft: str
 ) -> None:
-    """Through a server: with frames ahead and second choices, whether they pay or not."""
-    monkeypatch.setattr("edge.draft.factory.Drafting", Reckless)
+    """Through a server: with frames ahead and alternatives, whether they pay or not."""
+    monkeypatch.setattr("edge.generation.factory.DraftSelector", Reckless)
     edge, cloud = calibrated
     with (
         running_server(cloud) as server,

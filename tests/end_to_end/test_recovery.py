@@ -66,7 +66,9 @@ def test_a_server_killed_and_started_again_changes_no_token(
     bench: ModelBench, undisturbed: tuple[int, ...]
 ) -> None:
     server = ServerProcess(bench.cloud_bundle())
-    with EdgeClient(bench.edge_bundle(2), f"127.0.0.1:{server.port}", patience=PATIENT) as client:
+    with EdgeClient(
+        bench.edge_bundle(2), f"127.0.0.1:{server.port}", retry_policy=PATIENT
+    ) as client:
         run = client.start(PROMPT, REQUEST)
         for index, _ in enumerate(run):
             if index == 10:
@@ -82,7 +84,7 @@ def test_cut_connections_change_no_token(bench: ModelBench, undisturbed: tuple[i
         running_server(bench.cloud_bundle()) as server,
         EmulatedLink(target=("127.0.0.1", server.server.port), shape=FAST_LINK) as link,
         EdgeClient(
-            bench.edge_bundle(2), f"127.0.0.1:{link.address[1]}", patience=PATIENT
+            bench.edge_bundle(2), f"127.0.0.1:{link.address[1]}", retry_policy=PATIENT
         ) as client,
     ):
         run = client.start(PROMPT, REQUEST)
@@ -107,7 +109,7 @@ def test_a_silent_link_is_noticed_and_the_next_address_takes_over(
         EdgeClient(
             bench.edge_bundle(2),
             [f"127.0.0.1:{link.address[1]}", second.address],
-            patience=impatient,
+            retry_policy=impatient,
         ) as client,
     ):
         run = client.start(PROMPT, REQUEST)
@@ -123,7 +125,7 @@ def test_a_server_that_never_comes_back_leaves_the_text_so_far(
 ) -> None:
     server = ServerProcess(bench.cloud_bundle())
     short = RetryPolicy(connect_s=5, step_s=5, recover_s=0.5)
-    with EdgeClient(bench.edge_bundle(2), f"127.0.0.1:{server.port}", patience=short) as client:
+    with EdgeClient(bench.edge_bundle(2), f"127.0.0.1:{server.port}", retry_policy=short) as client:
         run = client.start(PROMPT, REQUEST)
         for index, _ in enumerate(run):
             if index == 10:

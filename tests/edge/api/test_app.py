@@ -295,7 +295,7 @@ def test_a_generation_that_cannot_be_set_up_gives_its_front_back(
     def broken(*_: object) -> None:
         raise InputError("no such thing")
 
-    monkeypatch.setattr(edge, "_part", broken)
+    monkeypatch.setattr(edge._generations, "part", broken)
     with pytest.raises(InputError, match="no such thing"):
         edge.complete("x", CompletionRequest(max_new_tokens=1))
     assert edge._fronts.qsize() == CONCURRENCY
@@ -356,10 +356,10 @@ def test_listening_beyond_loopback_needs_tls_and_a_key(host: str, tmp_path: Path
 def test_a_lost_cloud_server_is_a_503(bench: ModelBench, tmp_path: Path) -> None:
     from optimizer.policy.retry import RetryPolicy
 
-    patience = RetryPolicy(connect_s=0.3)
+    retry_policy = RetryPolicy(connect_s=0.3)
     bundle = bench.edge_bundle(SPLIT)
     with (
-        EdgeClient(bundle, "127.0.0.1:1", patience=patience) as lonely,
+        EdgeClient(bundle, "127.0.0.1:1", retry_policy=retry_policy) as lonely,
         running_api(lonely, ApiConfig(port=0)) as base,
     ):
         body = {"model": lonely.plan.model.id, "prompt": "x"}

@@ -19,6 +19,7 @@ from edge.device.memory_limit import (
     session_bytes,
 )
 from edge.errors import MemoryLimitError
+from optimizer.artifacts.bundle import Role
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.specs import load_spec
@@ -125,6 +126,7 @@ def test_without_a_limit_the_one_of_the_plan_holds(
     monkeypatch.setattr(FrontEngine, "load", lambda *args, **kwargs: pytest.fail("loaded"))
     bench: ModelBench = tiny("llama")
     plan = replace(bench.plan(2), limits=Limits(edge_memory_bytes=20.0 * MIB))
-    build_bundle(bench.source, plan, tmp_path / "b", progress=lambda stage: None, sides=("edge",))
+    edge_only: tuple[Role, ...] = ("edge",)
+    build_bundle(bench.source, plan, tmp_path / "b", progress=lambda stage: None, sides=edge_only)
     with pytest.raises(MemoryLimitError, match=r"of the 20\.0 MiB allowed"):
         EdgeClient(tmp_path / "b", "127.0.0.1:1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge.draft.acceptance import Acceptance
-from edge.draft.drafter import Guess
+from edge.draft.base import Guess
 
 
 def guesses(*kinds: str) -> list[Guess]:
@@ -31,12 +31,12 @@ def test_guesses_behind_the_first_wrong_one_do_not_count() -> None:
     assert acceptance.probability(Guess(1, "c", 0.5)) == 0.5
 
 
-def test_places_are_conditional_chances() -> None:
+def test_slots_hold_conditional_chances() -> None:
     acceptance = Acceptance()
     for trial in range(1000):
         # The first guess is right half of the time, and then the second always is.
         acceptance.observe(guesses("a", "a"), 2 if trial % 2 else 0)
-    first, second, third = acceptance.by_place(3)
+    first, second, third = acceptance.by_slot(3)
     assert first == pytest.approx(0.5, abs=0.03)
     assert second > 0.95
     assert third == second

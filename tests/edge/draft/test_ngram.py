@@ -56,7 +56,7 @@ def test_a_longer_match_is_believed_more() -> None:
     assert long.prior > short.prior
 
 
-def test_the_second_choice_is_another_token_after_an_earlier_or_shorter_match() -> None:
+def test_the_alternative_is_another_token_after_an_earlier_or_shorter_match() -> None:
     drafter = NgramDrafter()
     drafter.extend([3, 4, 1, 2, 3, 9, 1, 2, 3])
     first, second = drafter.guesses()

@@ -9,9 +9,9 @@ import pytest
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest
 from edge.generation.context import ShiftingGeneration, kept_tokens
-from edge.generation.loop import TokenSource
+from edge.generation.token_source import TokenSource
 from tests.edge.fakes import FakeFront, FakeTransport, expected_tokens
-from tests.edge.generation.test_loop import PROMPT, ManualTime, generation
+from tests.edge.generation.remote import PROMPT, generation
 
 
 def test_everything_is_kept_while_it_fits() -> None:
@@ -31,9 +31,7 @@ def shifting(capacity: int, count: int) -> tuple[ShiftingGeneration, list[int]]:
 
     def part(index: int, max_tokens: int) -> TokenSource:
         limits.append(max_tokens)
-        made = generation([FakeTransport()], ManualTime())
-        made._front = front
-        return made
+        return generation([FakeTransport()], front=front)
 
     source = ShiftingGeneration(
         generation_of=part, front=front, capacity=capacity, max_new_tokens=count
@@ -68,7 +66,7 @@ def test_an_unknown_policy_is_refused() -> None:
 def test_cancelling_while_a_part_is_being_made_ends_it_before_its_first_token() -> None:
     def part(index: int, max_tokens: int) -> TokenSource:
         source.cancel()
-        return generation([FakeTransport()], ManualTime())
+        return generation([FakeTransport()])
 
     source = ShiftingGeneration(
         generation_of=part, front=FakeFront(), capacity=100, max_new_tokens=20

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge.generation.drafting import Drafting
+from edge.generation.drafting import DraftSelector
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,6 @@ def test_the_server_limits_frames_in_flight_but_never_to_none(
     server_frames: int, most: int
 ) -> None:
     drafter: Any = None
-    drafting = Drafting(drafter, clock=lambda: 0.0)
+    drafting = DraftSelector(drafter, clock=lambda: 0.0)
     drafting.limit_in_flight(server_frames)
     assert drafting.max_in_flight == most

@@ -1,8 +1,7 @@
-"""The controller at work inside a generation: levels that follow, decisions traced, early ends."""
+"""Level control inside a generation: levels that follow the link, decisions traced, early ends."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,15 +10,13 @@ import pytest
 
 from codec.ladder import Ladder
 from edge.errors import DeadlineError, LostError, TooSlowError
-from edge.generation.connector import Connector
 from edge.generation.level_selector import LevelSelector
-from edge.generation.loop import RemoteGeneration
-from edge.generation.report import StepTrace
 from edge.net.transport import Received
+from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
-from tests.edge.fakes import WIDTH, FakeFront, FakeStream, FakeTransport, expected_tokens
-from tests.edge.generation.test_loop import PROMPT, SHA, ManualTime, generation
+from tests.edge.fakes import WIDTH, FakeStream, FakeTransport, expected_tokens
+from tests.edge.generation.remote import PROMPT, ManualTime, generation
 
 DEADLINE_S = 0.1
 
@@ -83,33 +80,14 @@ class SlowStream(FakeStream):
         return received._replace(at_s=link.now_s)
 
 
-def run_over(
-    link: SlowLink, count: int, patience: RetryPolicy | None = None
-) -> tuple[list[int], list[StepTrace]]:
-    patience = patience or RetryPolicy()
-    clock = Clock(now=lambda: link.now_s, sleep=lambda seconds: None)
+def run_over(link: SlowLink, count: int) -> tuple[list[int], list[StepTrace]]:
+    selector = LevelSelector(ladder=ladder(), levels=PaddedLadder.names, deadline_s=DEADLINE_S)
     steps: list[StepTrace] = []
-    run = RemoteGeneration(
-        front=FakeFront(),
-        ladder=ladder(),
-        selector=LevelSelector(ladder=ladder(), levels=PaddedLadder.names, deadline_s=DEADLINE_S),
-        connector=Connector(
-            request=Open(
-                session_id="s",
-                model_sha256=SHA,
-                split=1,
-                hidden_size=WIDTH,
-                codec_tables_sha256=SHA,
-                max_tokens=200,
-            ),
-            transports=[link],
-            patience=patience,
-            clock=clock,
-            rng=random.Random(0),
-        ),
-        chunk_tokens=4,
-        patience=patience,
-        clock=clock,
+    run = generation(
+        [link],
+        Clock(now=lambda: link.now_s, sleep=lambda seconds: None),
+        selector=selector,
+        max_tokens=200,
     )
     tokens: list[int] = []
     try:
@@ -151,7 +129,7 @@ def test_a_hopeless_link_ends_the_answer_and_says_why() -> None:
     assert tokens == expected_tokens(PROMPT, len(tokens))
 
 
-def test_a_step_that_is_never_answered_ends_it_sooner_than_patience_would() -> None:
+def test_a_step_that_is_never_answered_ends_it_sooner_than_the_retry_policy_would() -> None:
     link = SlowLink(cut_after=8)
     with pytest.raises(TooSlowError, match="no answer within 5 s"):
         run_over(link, 100)
@@ -177,7 +155,7 @@ def test_a_server_that_takes_the_session_and_loses_it_again_is_given_up() -> Non
 
     flaky = FakeTransport(fault=fault)
     time = ManualTime()
-    run = generation([flaky], time, RetryPolicy(recover_s=20.0))
+    run = generation([flaky], time.clock(), RetryPolicy(recover_s=20.0))
     with pytest.raises(LostError, match="no way back within 20 s"):
         list(run.tokens(PROMPT, lambda step: None))
     assert 10.0 <= time.now_s <= 25.0

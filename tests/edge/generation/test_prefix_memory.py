@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge.generation.prefix_memory import PrefixMemory
-from edge.generation.session import Session
+from edge.generation.session import EdgeSession
 from protos.messages import Frame, Result
 
 PROMPT = tuple(range(100, 140))
@@ -44,7 +44,7 @@ def test_the_oldest_prompts_are_forgotten_first() -> None:
 
 def test_a_session_goes_on_behind_what_the_cloud_holds_and_can_still_replay_it() -> None:
     known = frames()[:2]
-    session = Session(PROMPT, chunk_tokens=16, known=known)
+    session = EdgeSession(PROMPT, chunk_tokens=16, known=known)
     session.open()
     session.opened(held_frames=1)
     rows = session.next_rows()
@@ -54,7 +54,7 @@ def test_a_session_goes_on_behind_what_the_cloud_holds_and_can_still_replay_it()
     last = session.next_rows()
     assert last is not None
     session.sent(last, b"y")
-    assert [frame.sequence for frame in session.journal] == [0, 1, 2]
+    assert [frame.sequence for frame in session.journal.frames] == [0, 1, 2]
     session.received(Result(sequence=1, token_ids=(), num_tokens=32))
     session.lost()
     session.open()

@@ -32,7 +32,7 @@ class FakeRpcError(grpc.RpcError):
     def details(self) -> str:
         return "because"
 
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+    def trailing_metadata(self) -> Any:
         return self._trailers
 
 

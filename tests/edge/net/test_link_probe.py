@@ -161,7 +161,6 @@ def probe_server() -> Iterator[int]:
         server = grpc.aio.server()
         method = wire.PROBE_PATH.rsplit("/", 1)[1]
         handlers = {method: grpc.stream_stream_rpc_method_handler(handle)}
-        server.add_registered_method_handlers(wire.SERVICE_NAME, handlers)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(wire.SERVICE_NAME, handlers),)
         )

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from codec.ladder import Ladder
-from edge.generation.session import Phase, Rows, Session
+from edge.generation.phases import Phase
+from edge.generation.row_span import RowSpan
+from edge.generation.session import EdgeSession
 from protos.messages import Result
 from tests.edge.fakes import VOCAB, WIDTH, FakeCloud, FakeFront, expected_tokens
 
@@ -25,7 +27,7 @@ class InFlight(RuleBasedStateMachine):
         super().__init__()
         self.front = FakeFront()
         self.ladder = Ladder.lossless(WIDTH)
-        self.session = Session(PROMPT, chunk_tokens=3)
+        self.session = EdgeSession(PROMPT, chunk_tokens=3)
         self.cloud = FakeCloud()
         self.answers: list[Result] = []
         self.connect()
@@ -45,14 +47,14 @@ class InFlight(RuleBasedStateMachine):
         ]
 
     @property
-    def way(self) -> list[int]:
+    def path(self) -> list[int]:
         """All tokens up to the last guess."""
         return [*self.session.tokens, *self.session.guesses()]
 
-    def send(self, rows: Rows) -> None:
+    def send(self, rows: RowSpan) -> None:
         """Compute the rows behind what they stand on, whatever the front has in its cache."""
         self.front.rollback(0)
-        before = [*self.way[: rows.first_position], *rows.token_ids]
+        before = [*self.path[: rows.first_position], *rows.token_ids]
         hidden = self.front.forward(np.asarray(before, dtype=np.int64))[rows.first_position :]
         ids = np.asarray(rows.token_ids, dtype=np.int64)
         frame = self.session.sent(rows, self.ladder.encode("lossless", hidden, ids))
@@ -72,23 +74,23 @@ class InFlight(RuleBasedStateMachine):
     @rule(right=st.lists(st.booleans(), min_size=1, max_size=4))
     @precondition(lambda self: self.session.phase is Phase.WAITING)
     def send_ahead(self, right: list[bool]) -> None:
-        rows = self.session.rows_ahead(self.guesses(len(self.way), right))
+        rows = self.session.rows_ahead(self.guesses(len(self.path), right))
         if rows is not None:
             self.send(rows)
 
     @rule(choices=st.lists(st.tuples(st.integers(1, 4), branch), min_size=1, max_size=4))
     @precondition(lambda self: self.session.phase is Phase.WAITING)
-    def send_second_choices(self, choices: list[tuple[int, list[bool]]]) -> None:
+    def send_alternatives(self, choices: list[tuple[int, list[bool]]]) -> None:
         for back, right in choices:
-            at = max(len(self.way) - back, len(PROMPT))
+            at = max(len(self.path) - back, len(PROMPT))
             rows = self.session.rows_ahead(self.guesses(at, right), at=at)
             if rows is not None:
                 self.send(rows)
 
     @rule(at=st.integers(0, 400))
     @precondition(lambda self: self.session.phase is Phase.WAITING)
-    def no_second_choice_for_what_is_known(self, at: int) -> None:
-        if at < len(self.session.tokens) or at > len(self.way):
+    def no_alternative_for_what_is_known(self, at: int) -> None:
+        if at < len(self.session.tokens) or at > len(self.path):
             assert self.session.rows_ahead((1,), at=at) is None
 
     @rule()
@@ -129,15 +131,15 @@ InFlight.TestCase.settings = settings(max_examples=150, stateful_step_count=40, 
 TestInFlight = InFlight.TestCase
 
 
-def waiting_session() -> Session:
+def waiting_session() -> EdgeSession:
     """The prompt is answered, the first token is on its way, and two guesses went ahead."""
-    session = Session(PROMPT, chunk_tokens=9)
+    session = EdgeSession(PROMPT, chunk_tokens=9)
     session.open()
     session.opened()
     cloud = FakeCloud()
     front, ladder = FakeFront(), Ladder.lossless(WIDTH)
 
-    def send(rows: Rows | None) -> Result:
+    def send(rows: RowSpan | None) -> Result:
         assert rows is not None
         front.rollback(rows.first_position)
         ids = np.asarray(rows.token_ids, dtype=np.int64)
@@ -149,18 +151,18 @@ def waiting_session() -> Session:
     return session
 
 
-def test_second_choices_go_from_the_last_place_to_the_first() -> None:
+def test_alternatives_go_from_the_last_place_to_the_first() -> None:
     session = waiting_session()
     at = len(PROMPT) + 1
     early = session.rows_ahead((TRUTH[1],), at=at)
     assert early is not None
     session.sent(early, b"")
-    # With the first choice gone, its answer could name just this token, for another way.
+    # With the first guess gone, its answer could name just this token, behind other tokens.
     assert session.rows_ahead((TRUTH[2],), at=at + 1) is None
     assert session.rows_ahead((9,), at=at) is not None
 
 
-def test_no_guess_goes_on_while_a_second_choice_is_open() -> None:
+def test_no_guess_goes_on_while_an_alternative_is_open() -> None:
     session = waiting_session()
     at = len(PROMPT) + 1
     assert session.rows_ahead((5,)) is not None
@@ -169,6 +171,6 @@ def test_no_guess_goes_on_while_a_second_choice_is_open() -> None:
     session.sent(branch_rows, b"")
     assert session.rows_ahead((5,)) is None
     session.received(Result(sequence=1, token_ids=(TRUTH[1],), num_tokens=at))
-    assert session.phase is Phase.WAITING  # the second choice is under way already
+    assert session.phase is Phase.WAITING  # the alternative is under way already
     assert session.received(Result(sequence=2, token_ids=(), num_tokens=at)) == ()
-    assert session.rows_ahead((TRUTH[2],)) == Rows(at + 1, (TRUTH[2],), 0, True, ahead=True)
+    assert session.rows_ahead((TRUTH[2],)) == RowSpan(at + 1, (TRUTH[2],), 0, True, ahead=True)

@@ -8,28 +8,17 @@ from itertools import islice
 
 import pytest
 
-from codec.ladder import Ladder
-from edge.draft.drafter import Guess, Rows
+from edge.draft.base import Guess, Rows
 from edge.draft.ngram import NgramDrafter
-from edge.generation.connector import Connector
-from edge.generation.drafting import Drafting
-from edge.generation.level_selector import LevelSelector
-from edge.generation.loop import RemoteGeneration
-from edge.generation.report import StepTrace, draft_figures
+from edge.generation.drafting import DraftSelector
+from edge.generation.report import draft_figures
 from edge.net.transport import Received
+from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
-from tests.edge.fakes import (
-    WIDTH,
-    FakeFront,
-    FakeStream,
-    FakeTransport,
-    expected_tokens,
-    random_faults,
-)
+from tests.edge.fakes import FakeStream, FakeTransport, expected_tokens, random_faults
+from tests.edge.generation.remote import PROMPT, generation
 
-SHA = "0" * 64
-PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 MAX_TOKENS = 300
 
 
@@ -107,30 +96,12 @@ def run_drafted(
     for transport in transports:
         transport.tick = transport.clock = tick
         transport.rng = random.Random(0)
-    ladder = Ladder.lossless(WIDTH)
-    patience = RetryPolicy(recover_s=1e6)
-    run = RemoteGeneration(
-        front=FakeFront(),
-        ladder=ladder,
-        selector=LevelSelector(ladder=ladder, levels=("lossless",)),
-        connector=Connector(
-            request=Open(
-                session_id="s",
-                model_sha256=SHA,
-                split=1,
-                hidden_size=WIDTH,
-                codec_tables_sha256=SHA,
-                max_tokens=MAX_TOKENS,
-            ),
-            transports=transports,
-            patience=patience,
-            clock=clock,
-            rng=random.Random(1),
-        ),
-        chunk_tokens=4,
-        patience=patience,
-        clock=clock,
-        drafting=Drafting(drafter, clock=tick),
+    run = generation(
+        transports,
+        clock,
+        RetryPolicy(recover_s=1e6),
+        drafting=DraftSelector(drafter, clock=tick),
+        max_tokens=MAX_TOKENS,
     )
     steps: list[StepTrace] = []
     iterator = run.tokens(PROMPT, steps.append)

@@ -1,0 +1,163 @@
+"""The generations of one device: from a request to a source of tokens, with or without a cloud.
+
+The factory holds what all generations share: the plan, the ladder, the transports, the drafters
+and the memory of prompts. Each generation gets a session, a connector and a level selector of its
+own.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+from codec.ladder import Ladder
+from edge.device.front import FrontEngine
+from edge.draft.acceptance import Acceptance
+from edge.draft.factory import DrafterFactory
+from edge.errors import InputError
+from edge.generation.chunk_sizer import ChunkSizer
+from edge.generation.completion import AUTO_LEVEL, CompletionRequest
+from edge.generation.connector import Connector
+from edge.generation.context import ShiftingGeneration
+from edge.generation.drafting import DraftSelector
+from edge.generation.level_selector import LevelSelector
+from edge.generation.local import LocalGeneration
+from edge.generation.loop import RemoteGeneration
+from edge.generation.prefix_memory import PrefixMemory
+from edge.generation.token_source import TokenSource
+from edge.net.transport import Transport
+from optimizer.artifacts.plan import Plan
+from optimizer.policy.retry import Clock, RetryPolicy
+from protos.messages import Open
+from protos.wire import MAX_RESUME_S
+
+
+class GenerationFactory:
+    """See the module's docstring.
+
+    transports: the servers, the first one first; empty when the plan is whole on the edge.
+    chunk_tokens: the most prompt tokens a frame, or always so many if not `adaptive_chunks`.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        ladder: Ladder,
+        transports: Sequence[Transport],
+        drafters: DrafterFactory,
+        chunk_tokens: int,
+        adaptive_chunks: bool,
+        retry_policy: RetryPolicy,
+        clock: Clock,
+    ) -> None:
+        self._plan = plan
+        self._ladder = ladder
+        self._transports = tuple(transports)
+        self._drafters = drafters
+        self._chunk_tokens = chunk_tokens
+        self._adaptive_chunks = adaptive_chunks
+        self._retry_policy = retry_policy
+        self._clock = clock
+        self._prefixes = PrefixMemory()
+
+    def check(self, request: CompletionRequest) -> None:
+        """InputError when this device has no such level or no such drafter."""
+        self.levels(request.level)
+        self._drafters.check(request.draft)
+
+    def levels(self, wanted: str) -> tuple[str, ...]:
+        """The levels a generation may use, the first one to begin with. InputError for none."""
+        names = self._ladder.names
+        if wanted == AUTO_LEVEL:
+            level = self._plan.level
+            return names[names.index(level) :] if level in names else (level,)
+        if wanted.isdecimal() and int(wanted) < len(names):
+            return (names[int(wanted)],)
+        if wanted not in (*names, *self._ladder.extra_names):
+            raise InputError(f"no level {wanted!r}: this bundle has {', '.join(names)}")
+        return (wanted,)
+
+    def generation(
+        self,
+        front: FrontEngine,
+        request: CompletionRequest,
+        *,
+        num_prompt_tokens: int,
+        max_new_tokens: int,
+    ) -> TokenSource:
+        """The source of one answer's tokens. It shifts when the answer may outgrow the plan.
+
+        Every part after a shift gets a seed of its own: its positions start anew, and the
+        sampler's random numbers depend on seed and position.
+        """
+        total = num_prompt_tokens + max_new_tokens
+        if request.context == "refuse" or total <= self._plan.max_tokens:
+            return self.part(front, request, total)
+
+        def part(index: int, max_tokens: int) -> TokenSource:
+            sampling = replace(request.sampling, seed=(request.sampling.seed + index) % (1 << 64))
+            return self.part(front, replace(request, sampling=sampling), max_tokens)
+
+        return ShiftingGeneration(
+            generation_of=part,
+            front=front,
+            capacity=self._plan.max_tokens,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def part(self, front: FrontEngine, request: CompletionRequest, max_tokens: int) -> TokenSource:
+        """One generation of at most `max_tokens` tokens, prompt and output together."""
+        if self._plan.edge_is_whole:
+            return LocalGeneration(
+                front=front,
+                sampling=request.sampling,
+                chunk_tokens=self._chunk_tokens,
+                clock=self._clock,
+            )
+        selector = LevelSelector(
+            ladder=self._ladder,
+            levels=self.levels(request.level),
+            deadline_s=request.deadline_tbt_s,
+        )
+        return RemoteGeneration(
+            front=front,
+            selector=selector,
+            connector=Connector(
+                request=self._announcement(request, max_tokens),
+                transports=self._transports,
+                retry_policy=self._retry_policy,
+                clock=self._clock,
+                rng=random.Random(),
+            ),
+            chunks=ChunkSizer(
+                self._chunk_tokens, selector=selector, adaptive=self._adaptive_chunks
+            ),
+            retry_policy=self._retry_policy,
+            clock=self._clock,
+            drafting=self._drafting(request.draft),
+            prefixes=self._prefixes,
+        )
+
+    def _drafting(self, name: str) -> DraftSelector | None:
+        acceptance = Acceptance()
+        drafter = self._drafters.drafter(name, acceptance)
+        if drafter is None:
+            return None
+        return DraftSelector(drafter, clock=self._clock.now, acceptance=acceptance)
+
+    def _announcement(self, request: CompletionRequest, max_tokens: int) -> Open:
+        """What the edge tells a server when it opens a session."""
+        return Open(
+            session_id=secrets.token_hex(16),
+            model_sha256=self._plan.model.sha256,
+            split=self._plan.partition.split,
+            hidden_size=self._plan.model.geometry.hidden_size,
+            codec_tables_sha256=self._ladder.tables_sha256,
+            max_tokens=max_tokens,
+            sampling=request.sampling,
+            # Long enough for every attempt to come back to this server.
+            resume_s=min(self._retry_policy.recover_s, MAX_RESUME_S),
+        )

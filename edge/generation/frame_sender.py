@@ -1,0 +1,125 @@
+"""From token ids to a frame on the wire: compute, encode, journal, send, and note the times."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.generation.draft_frames import DraftedFrame, DraftedFrames
+from edge.generation.level_selector import LevelSelector
+from edge.generation.pending import PendingStep
+from edge.generation.row_span import RowSpan
+from edge.generation.session import EdgeSession
+from edge.generation.step_observer import StepObserver
+from edge.generation.token_source import FrontSegment, compute_rows
+from edge.net.transport import Stream
+from optimizer.policy.retry import Clock
+
+
+class ComputedRows(NamedTuple):
+    """Rows that wait to be sent, their hidden states [T, D], and the seconds they took."""
+
+    rows: RowSpan
+    hidden: npt.NDArray[np.float32]
+    front_s: float
+
+
+class FrameSender:
+    """Sends the frames of one generation.
+
+    observer: is told of every frame sent. drafted: makes frames with guesses, and sees the
+    prompt's rows; None: plain decoding.
+    """
+
+    def __init__(
+        self,
+        *,
+        front: FrontSegment,
+        selector: LevelSelector,
+        observer: StepObserver,
+        clock: Clock,
+        drafted: DraftedFrames | None = None,
+    ) -> None:
+        self._front = front
+        self._selector = selector
+        self._observer = observer
+        self._clock = clock
+        self._drafted = drafted
+        self._early: ComputedRows | None = None  # the first chunk, until it is sent
+
+    @property
+    def has_early_rows(self) -> bool:
+        """Whether rows are computed that wait to be sent."""
+        return self._early is not None
+
+    def now_s(self) -> float:
+        """Seconds on the generation's clock."""
+        return self._clock.now()
+
+    def compute(self, rows: RowSpan) -> npt.NDArray[np.float32]:
+        """The hidden states [T, D] of known tokens."""
+        if self._drafted is not None:
+            return self._drafted.prompt(rows)
+        return compute_rows(self._front, rows)
+
+    def compute_early(self, rows: RowSpan) -> None:
+        """Compute `rows` before the session is open; `send` uses them if it gets the same."""
+        started_s = self._clock.now()
+        hidden = self.compute(rows)
+        self._early = ComputedRows(rows, hidden, self._clock.now() - started_s)
+
+    def send(self, session: EdgeSession, stream: Stream, rows: RowSpan) -> None:
+        """Send one frame of known tokens."""
+        started_s = self._clock.now()
+        early, self._early = self._early, None
+        if early is not None and early.rows == rows:
+            hidden, front_s = early.hidden, early.front_s
+            computed_s = self._clock.now()
+        else:
+            hidden = self.compute(rows)
+            computed_s = self._clock.now()
+            front_s = computed_s - started_s
+        self._dispatch(session, stream, ComputedRows(rows, hidden, front_s), started_s, computed_s)
+
+    def send_drafted(
+        self, session: EdgeSession, stream: Stream, frame: DraftedFrame, started_s: float
+    ) -> None:
+        """Send a frame with guesses, computed since `started_s`."""
+        computed_s = self._clock.now()
+        computed = ComputedRows(frame.rows, frame.hidden, computed_s - started_s)
+        self._dispatch(session, stream, computed, started_s, computed_s, frame.run.expected)
+
+    def _dispatch(
+        self,
+        session: EdgeSession,
+        stream: Stream,
+        computed: ComputedRows,
+        started_s: float,
+        computed_s: float,
+        expected_tokens: float = 1.0,
+    ) -> None:
+        """Encode, journal, wire."""
+        rows, hidden, front_s = computed
+        token_ids = np.asarray(rows.token_ids, dtype=np.int64)
+        payload = self._selector.encode(hidden, token_ids)
+        is_alone = not session.journal.undecided()
+        frame = session.sent(rows, payload)
+        sent_s = self._clock.now()
+        uplink_bytes = stream.send(frame)
+        pending = PendingStep(
+            rows=rows,
+            is_prefill=rows.first_position < session.num_prompt_tokens,
+            started_s=started_s,
+            front_s=front_s,
+            encode_s=sent_s - computed_s,
+            sent_s=sent_s,
+            level=self._selector.level_of(payload),
+            hidden_bytes=len(payload),
+            uplink_bytes=uplink_bytes,
+            alone=is_alone,
+            expected_tokens=expected_tokens,
+        )
+        self._observer.sent(frame.sequence, pending)
+        self._selector.weigh(hidden, token_ids)  # after sending: the first chunk is on its way

@@ -1,0 +1,56 @@
+"""What one frame cost, from the front's first row to the cloud's answer.
+
+Every subpackage of the edge may import this module: drafters learn from traces, and the client
+reports them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTrace:
+    """One frame's life. Times in seconds, on the edge's clock unless the cloud reported them.
+
+    `round_trip_s` runs from handing the frame to the transport until its answer has arrived.
+    `wire_s` is that time less the cloud's own times (codec, queue, compute, sample): link, kernel
+    and gRPC on both sides. Prefill chunks overlap, so theirs include waiting for earlier chunks.
+    `num_new_tokens` is 0 for a chunk that asked for none. `decision`: what the level control
+    changed because of this step, and why; empty when nothing changed. `ahead`: the frame was sent
+    before the previous answer had arrived; `num_new_tokens` 0 then means a wrong guess.
+    `expected_tokens`: how many tokens the drafter expected from the frame (1 without drafts).
+    """
+
+    sequence: int
+    phase: str  # "prefill" or "decode"
+    first_position: int
+    num_rows: int
+    num_drafts: int
+    num_new_tokens: int
+    level: str
+    front_s: float
+    encode_s: float
+    round_trip_s: float
+    wire_s: float
+    cloud_codec_s: float
+    cloud_queue_s: float
+    cloud_compute_s: float
+    cloud_sample_s: float
+    batch_sessions: int
+    hidden_bytes: int
+    uplink_bytes: int
+    downlink_bytes: int
+    decision: str = ""
+    ahead: bool = False
+    expected_tokens: float = 1.0
+
+    @property
+    def edge_s(self) -> float:
+        """Seconds that the edge worked on the frame: front and encoder."""
+        return self.front_s + self.encode_s
+
+    @property
+    def cloud_s(self) -> float:
+        """Seconds that the cloud held the frame, its queue included."""
+        return self.cloud_codec_s + self.cloud_queue_s + self.cloud_compute_s + self.cloud_sample_s

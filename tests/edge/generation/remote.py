@@ -1,0 +1,87 @@
+"""A remote generation over fakes, with the parts that a test does not name filled in."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from codec.ladder import Ladder
+from edge.generation.chunk_sizer import ChunkSizer
+from edge.generation.connector import Connector
+from edge.generation.drafting import DraftSelector
+from edge.generation.level_selector import LevelSelector
+from edge.generation.loop import RemoteGeneration
+from optimizer.policy.retry import Clock, RetryPolicy
+from protos.messages import Open
+from tests.edge.fakes import WIDTH, FakeFront, FakeTransport
+
+SHA = "0" * 64
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+CHUNK_TOKENS = 4
+
+
+class ManualTime:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.slept_s: list[float] = []
+
+    def clock(self) -> Clock:
+        return Clock(now=lambda: self.now_s, sleep=self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        self.now_s += seconds
+
+
+def open_request(max_tokens: int = 100) -> Open:
+    return Open(
+        session_id="s",
+        model_sha256=SHA,
+        split=1,
+        hidden_size=WIDTH,
+        codec_tables_sha256=SHA,
+        max_tokens=max_tokens,
+    )
+
+
+def connector(
+    transports: Sequence[FakeTransport],
+    clock: Clock,
+    retry_policy: RetryPolicy | None = None,
+    *,
+    max_tokens: int = 100,
+) -> Connector:
+    return Connector(
+        request=open_request(max_tokens),
+        transports=transports,
+        retry_policy=retry_policy or RetryPolicy(),
+        clock=clock,
+        rng=random.Random(1),
+    )
+
+
+def generation(
+    transports: Sequence[FakeTransport],
+    clock: Clock | None = None,
+    retry_policy: RetryPolicy | None = None,
+    *,
+    front: FakeFront | None = None,
+    selector: LevelSelector | None = None,
+    drafting: DraftSelector | None = None,
+    max_tokens: int = 100,
+) -> RemoteGeneration:
+    """Lossless, in chunks of four tokens, without a deadline, on a clock that stands still."""
+    clock = clock or ManualTime().clock()
+    retry_policy = retry_policy or RetryPolicy()
+    selector = selector or LevelSelector(ladder=Ladder.lossless(WIDTH), levels=("lossless",))
+    return RemoteGeneration(
+        front=front or FakeFront(),
+        selector=selector,
+        connector=connector(transports, clock, retry_policy, max_tokens=max_tokens),
+        chunks=ChunkSizer(CHUNK_TOKENS, selector=selector),
+        retry_policy=retry_policy,
+        clock=clock,
+        drafting=drafting,
+    )

@@ -1,0 +1,132 @@
+"""From a request to a generation: levels, seeds after a shift, and what a server is told."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from decoding.params import SamplingParams
+from edge.errors import InputError
+from edge.generation.completion import CompletionRequest
+from edge.generation.context import ShiftingGeneration
+from edge.generation.factory import GenerationFactory
+from edge.generation.local import LocalGeneration
+from edge.generation.loop import RemoteGeneration
+from edge.generation.token_source import TokenSource
+from optimizer.policy.retry import Clock, RetryPolicy
+from tests.edge.draft.saying import Saying
+from tests.edge.fakes import FakeFront, FakeTransport
+from tests.edge.generation.remote import SHA
+
+LADDER: Any = SimpleNamespace(
+    names=("q4", "q2", "q1"), extra_names=("lossless",), tables_sha256=SHA
+)
+MAX_TOKENS = 20
+
+
+class Drafters:
+    """Remembers which drafter was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def check(self, name: str) -> None:
+        if name == "head":
+            raise InputError("no head here")
+
+    def drafter(self, name: str, acceptance: object) -> Saying | None:
+        self.asked.append(name)
+        return None if name == "off" else Saying()
+
+
+def factory(
+    *, level: str = "q2", edge_is_whole: bool = False, recover_s: float = 60.0
+) -> GenerationFactory:
+    model = SimpleNamespace(sha256=SHA, geometry=SimpleNamespace(hidden_size=4))
+    plan: Any = SimpleNamespace(
+        level=level,
+        edge_is_whole=edge_is_whole,
+        max_tokens=MAX_TOKENS,
+        model=model,
+        partition=SimpleNamespace(split=3),
+    )
+    drafters: Any = Drafters()
+    return GenerationFactory(
+        plan=plan,
+        ladder=LADDER,
+        transports=[FakeTransport()],
+        drafters=drafters,
+        chunk_tokens=4,
+        adaptive_chunks=True,
+        retry_policy=RetryPolicy(recover_s=recover_s),
+        clock=Clock(),
+    )
+
+
+def generation(made: GenerationFactory, request: CompletionRequest, total: int) -> TokenSource:
+    front: Any = FakeFront()
+    return made.generation(front, request, num_prompt_tokens=2, max_new_tokens=total - 2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "levels"),
+    [
+        ("auto", ("q2", "q1")),
+        ("0", ("q4",)),
+        ("q1", ("q1",)),
+        ("lossless", ("lossless",)),
+    ],
+)
+def test_a_level_is_the_plans_or_a_name_or_a_number(wanted: str, levels: tuple[str, ...]) -> None:
+    assert factory().levels(wanted) == levels
+
+
+def test_a_plan_whose_level_is_no_rung_stays_at_it() -> None:
+    assert factory(level="lossless").levels("auto") == ("lossless",)
+
+
+@pytest.mark.parametrize("wanted", ["3", "q9", ""])
+def test_an_unknown_level_is_refused_with_those_there_are(wanted: str) -> None:
+    with pytest.raises(InputError, match="this bundle has q4, q2, q1"):
+        factory().check(CompletionRequest(level=wanted))
+
+
+def test_a_drafter_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no head here"):
+        factory().check(CompletionRequest(draft="head"))
+
+
+def test_where_the_tokens_come_from_depends_on_plan_and_context() -> None:
+    shift = CompletionRequest(context="shift")
+    assert isinstance(generation(factory(), CompletionRequest(), MAX_TOKENS), RemoteGeneration)
+    assert isinstance(generation(factory(), shift, MAX_TOKENS), RemoteGeneration)
+    assert isinstance(generation(factory(), shift, MAX_TOKENS + 1), ShiftingGeneration)
+    whole = factory(edge_is_whole=True)
+    assert isinstance(generation(whole, CompletionRequest(), MAX_TOKENS), LocalGeneration)
+
+
+def test_every_part_after_a_shift_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = factory()
+    seeds: list[int] = []
+
+    def part(front: object, request: CompletionRequest, max_tokens: int) -> Any:
+        seeds.append(request.sampling.seed)
+
+    monkeypatch.setattr(made, "part", part)
+    last = (1 << 64) - 1
+    request = CompletionRequest(context="shift", sampling=SamplingParams(seed=last))
+    source: Any = generation(made, request, 3 * MAX_TOKENS)
+    for index in range(3):
+        source._generation_of(index, MAX_TOKENS)
+    assert seeds == [last, 0, 1]
+
+
+def test_a_server_is_told_the_model_the_split_and_how_long_to_hold_the_session() -> None:
+    request = CompletionRequest(sampling=SamplingParams(temperature=0.5))
+    told = factory(recover_s=12.0)._announcement(request, 17)
+    assert (told.model_sha256, told.split, told.hidden_size) == (SHA, 3, 4)
+    assert (told.max_tokens, told.sampling, told.resume_s) == (17, request.sampling, 12.0)
+    other = factory(recover_s=12.0)._announcement(request, 17)
+    assert other.session_id != told.session_id
