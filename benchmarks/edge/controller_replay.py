@@ -27,8 +27,9 @@ import numpy as np
 from hwprofiles.links.profile import load_link
 from hwprofiles.links.schedule import read_trace
 from hwprofiles.links.shape import LinkShape
-from optimizer.policy.level_control import MESSAGE_BYTES, Controller, Rung
+from optimizer.policy.level_control import Controller, Rung
 from optimizer.simulate.links import OwnLane
+from protos.sizes import ONE_ROW_OVERHEAD_BYTES
 
 # Bytes a row, measured with `benchmarks/edge/lte_deadline.py` and `splitpoint certify` at split 10.
 RUNGS: Final = tuple(
@@ -78,7 +79,7 @@ class Link:
 
 
 def fixed(link: Link, rung: int, num_steps: int) -> list[float]:
-    num_bytes = MESSAGE_BYTES + int(RUNGS[rung].bytes_per_row)
+    num_bytes = ONE_ROW_OVERHEAD_BYTES + int(RUNGS[rung].bytes_per_row)
     return [link.step(num_bytes)[0] for _ in range(num_steps)]
 
 
@@ -88,7 +89,7 @@ def controlled(link: Link, deadline_s: float, num_steps: int) -> Replay:
     run = Replay([], [], [], False)
     for _ in range(num_steps):
         rung = FIRST + state.rung
-        num_bytes = MESSAGE_BYTES + int(RUNGS[rung].bytes_per_row)
+        num_bytes = ONE_ROW_OVERHEAD_BYTES + int(RUNGS[rung].bytes_per_row)
         step_s, wire_s = link.step(num_bytes)
         run.steps_s.append(step_s)
         run.rungs.append(rung)

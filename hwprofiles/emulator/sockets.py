@@ -166,6 +166,7 @@ class Side(asyncio.BufferedProtocol):
         self._ended_in = self._ended_out = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the socket; it is not read before both ends are there."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=SOCKET_BUFFER_BYTES)
         tune(self.transport.get_extra_info("socket"))
@@ -192,21 +193,25 @@ class Side(asyncio.BufferedProtocol):
         return False
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go: at most a packet, and what the lane has room for."""
         pipe = self.lane.pipe
         room = pipe.room_bytes(self.flow) or pipe.packet_bytes()
         return self._buffer[: min(pipe.packet_bytes(), room)]
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Send what was read across the lane."""
         self.lane.offer(self, bytes(self._buffer[:nbytes]))
         if not self.try_reading():
             self.lane.wait_for_room(self)
 
     def eof_received(self) -> bool:
+        """Send the end of this direction; the other one stays open."""
         self._ended_in = True
         self.lane.offer(self, Signal.END)
         return True  # keep our half open: the other direction may go on
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget what was on its way here, and tell the peer of a reset."""
         self.transport = None
         self._allowed = False
         self.peer.lane.forget(self.peer)  # what was on its way here has nowhere to go
@@ -215,11 +220,13 @@ class Side(asyncio.BufferedProtocol):
         self._owner.side_closed(self)
 
     def pause_writing(self) -> None:
+        """The socket takes no more for now: the peer stops reading."""
         self._congested = True
         if not self.peer.try_reading():
             self.peer.lane.wait_for_room(self.peer)
 
     def resume_writing(self) -> None:
+        """The socket takes bytes again."""
         self._congested = False
         self.peer.lane.wake()
 

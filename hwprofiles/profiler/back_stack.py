@@ -155,6 +155,7 @@ def back_bytes(num_weights: float, num_outputs: float, bits: int) -> float:
 
 
 def timed(call: Call, effort: BackEffort, spreads: list[float]) -> Timing:
+    """Time one call within the effort's budget, and keep its spread."""
     timing = measure(call, budget_s=effort.budget_s, patience_s=PATIENCE_S)
     spreads.append(timing.spread)
     return timing

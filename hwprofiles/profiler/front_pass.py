@@ -67,6 +67,7 @@ class Rates:
 
 
 def one_pass(threads: int, effort: Effort, spreads: list[float], progress: Progress) -> Rates:
+    """Measure every kernel of the edge once: matrices, attention, whole layers."""
     kernels = []
     for index, (bits, compute) in enumerate(PRECISIONS):
         progress(0.7 * index / len(PRECISIONS), f"{bits}-bit weights, {compute} compute")

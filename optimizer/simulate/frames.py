@@ -17,7 +17,7 @@ class JournalEntry(NamedTuple):
     decode_s: float
 
 
-class FrameSender:
+class SimulatedFrameSender:
     """Sends one generation's frames.
 
     `level`: the codec level of the next frame. `front_s`, `encode_s`, `num_bytes`: seconds on the

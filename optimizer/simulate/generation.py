@@ -17,7 +17,7 @@ from optimizer.policy.prefill_chunks import next_chunk
 from optimizer.simulate.connector import SimulatedConnector
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.drafts import SimulatedDrafts
-from optimizer.simulate.frames import FrameSender
+from optimizer.simulate.frames import SimulatedFrameSender
 from optimizer.simulate.prefill import PrefillProgress
 from optimizer.simulate.record import Outcome, RoundMoments
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
@@ -86,7 +86,7 @@ class Generation:
         if context.controller is not None:
             self._control = context.controller.begin()
         self._session: SimulatedSession | None = None
-        self._sender = FrameSender(context, device)
+        self._sender = SimulatedFrameSender(context, device)
         self._drafts = SimulatedDrafts(context.drafting, device)
         self._prefill = PrefillProgress()
         self._lost_s = -1.0  # when the session was lost, until the first answer after it
@@ -286,7 +286,7 @@ class Generation:
     def _count(self, frame: FrameInFlight, accepted: int, answered_s: float, now_s: float) -> None:
         """Put the round trip into the record."""
         context, first = self._context, self.num_tokens == 0
-        own: PrefillProgress | FrameSender = self._prefill if first else self._sender
+        own: PrefillProgress | SimulatedFrameSender = self._prefill if first else self._sender
         context.record.add(
             RoundMoments(
                 self._last_s,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadOptions:
+class DraftHeadOptions:
     """Size and training of the head."""
 
     PANEL: ClassVar = "Draft head"
@@ -41,7 +41,7 @@ class HeadOptions:
 def train_draft(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; the head goes into it.")],
     model: Annotated[Path, typer.Option(help="The model it was built from.", show_default=False)],
-    head: HeadOptions,
+    head: DraftHeadOptions,
     text: Annotated[
         Path | None,
         typer.Option(help="UTF-8 text for half of the corpus (the model writes the rest)."),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edge.api.access import ApiAccess, check_host, check_key, is_loopback
+from edge.api.access import ApiAccess, check_host, check_key
 from edge.api.errors import ApiError
 from edge.errors import InputError
+from protos.addresses import is_loopback
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1"])

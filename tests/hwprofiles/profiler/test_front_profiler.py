@@ -78,7 +78,7 @@ def test_usable_memory_obeys_the_cgroup(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_usable_memory_obeys_rlimits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system_facts, "cgroup_limit_bytes", lambda: None)
-    monkeypatch.setattr(system_facts.resource, "getrlimit", lambda _which: (777, 777))
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (777, 777))
     assert system_facts.usable_memory_bytes() == 777
 
 

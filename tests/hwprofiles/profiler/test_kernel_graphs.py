@@ -10,6 +10,7 @@ import pytest
 
 from hwprofiles.profiler import kernel_graphs as graphs
 from hwprofiles.profiler.onnx_writer import FLOAT, GraphWriter
+from hwprofiles.profiles.device import Compute
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -49,7 +50,7 @@ def test_negative_and_large_numbers_survive() -> None:
 
 
 @pytest.mark.parametrize(("bits", "compute"), [(4, "int8"), (4, "fp32"), (8, "int8"), (32, "fp32")])
-def test_a_matrix_chain_keeps_its_activations_near_one(bits: int, compute: str) -> None:
+def test_a_matrix_chain_keeps_its_activations_near_one(bits: int, compute: Compute) -> None:
     model = graphs.matmul_chain(width=64, inner=192, num_pairs=4, weight_bits=bits, compute=compute)
     x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
     (y,) = run(model, {"x": x})
