@@ -1,0 +1,1 @@
+"""Activation compression: levels, entropy coding, and the frame that carries them."""

@@ -1,0 +1,1 @@
+"""The device: front engine, session, drafting, transport, and the local API."""

@@ -1,0 +1,1 @@
+"""Devices and links: profiles, the profiler that measures them, the link emulator."""

@@ -1,0 +1,1 @@
+"""Plans, costs, run-time decisions, search, simulation, and the export of bundles."""

@@ -101,11 +101,7 @@ def is_public(name: str) -> bool:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    silent = [
-        name_of(path)
-        for path in product_files()
-        if path.read_text(encoding="utf-8").strip() and ast.get_docstring(parsed(path)) is None
-    ]
+    silent = [name_of(path) for path in product_files() if ast.get_docstring(parsed(path)) is None]
     assert silent == []
 
 

@@ -1,0 +1,1 @@
+"""The compiled 8-bit decoder layers, and the library that loads them."""

@@ -1,0 +1,1 @@
+"""Keys and values of all sessions: blocks, leases, and shared prefixes."""

@@ -1,0 +1,1 @@
+"""The server process: gRPC service, streams, access, metrics and logs."""

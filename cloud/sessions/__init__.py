@@ -1,0 +1,1 @@
+"""A session from admission to its end: lifecycle, resumable sessions, tenants."""

@@ -1,0 +1,1 @@
+"""Entropy coding: rANS, signed integers, trellis-coded integers."""

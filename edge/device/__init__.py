@@ -1,0 +1,1 @@
+"""What the device holds: the front, the tokenizer, memory and processors."""

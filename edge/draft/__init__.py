@@ -1,0 +1,1 @@
+"""Drafters: an interface, one drafter a file, and the registry."""

@@ -1,0 +1,1 @@
+"""One generation from prompt to text: session, loop, drafts, recovery."""

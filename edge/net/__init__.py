@@ -1,0 +1,1 @@
+"""The network of the device: transport, gRPC, and the link probe."""

@@ -1,0 +1,1 @@
+"""Link profiles, recorded traces, and the model of a link."""

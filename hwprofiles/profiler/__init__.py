@@ -1,0 +1,1 @@
+"""The profiler: measures this machine as an edge or as a server."""

@@ -1,0 +1,1 @@
+"""Device profiles: their values, the shipped ones, and rates read off them."""

@@ -1,0 +1,1 @@
+"""Strict YAML files as dataclasses, and their JSON Schema."""

@@ -1,0 +1,1 @@
+"""Fitting the compression levels of a split to text."""

@@ -1,0 +1,1 @@
+"""What levels and front layers cost in quality, measured on held-out text."""

@@ -1,0 +1,1 @@
+"""The trained draft head: corpus, training, export."""

@@ -1,0 +1,1 @@
+"""The front as an ONNX graph, its weights rounded."""

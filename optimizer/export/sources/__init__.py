@@ -1,0 +1,1 @@
+"""Reading models: folders, GGUF files, hubs."""
