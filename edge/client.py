@@ -29,6 +29,7 @@ from edge.generation.stopping import StopRule
 from edge.net.grpc_transport import Credentials, GrpcTransport
 from optimizer.artifacts.bundle import Bundle, EdgeSettings, open_bundle
 from optimizer.artifacts.plan import Plan
+from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
 
 
@@ -185,7 +186,7 @@ class EdgeClient:
     def _max_new_tokens(self, num_prompt_tokens: int, request: CompletionRequest) -> int:
         """How many tokens to generate. InputError when they do not fit and may not shift."""
         room = self.plan.max_tokens - num_prompt_tokens
-        if request.context == "shift":
+        if kv_policy(request.context).evicts:
             return max(room, 1) if request.max_new_tokens is None else request.max_new_tokens
         if room < 1:
             raise InputError(

@@ -19,11 +19,13 @@ from edge.device.front import FrontEngine
 from edge.device.tokenizer import TextStream
 from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
-from edge.generation.context import CONTEXT_POLICIES, ContextPolicy, ShiftingGeneration
+from edge.generation.context import ShiftingGeneration
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason, StopRule
 from edge.generation.token_source import NewToken, TokenSource
 from edge.step_trace import StepTrace
+from optimizer.errors import PolicyError
+from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
@@ -40,8 +42,8 @@ class CompletionRequest:
     deadline_tbt_s: the longest that a decode step should take, in seconds. With level "auto" the
     client then compresses harder when steps take longer, from the plan's level downwards. When
     nothing helps, the generation ends with `finish_reason` "deadline".
-    context: "refuse" or "shift", what happens beyond the plan's tokens; see
-    `edge.generation.context`. draft: a drafter's name, see `edge.draft.registry`.
+    context: a KV policy's name, what happens beyond the plan's tokens; see
+    `optimizer.policy.kv.registry`. draft: a drafter's name, see `edge.draft.registry`.
     Raises InputError for values that no generation can have.
     """
 
@@ -51,14 +53,14 @@ class CompletionRequest:
     ignore_eos: bool = False
     level: str = AUTO_LEVEL
     deadline_tbt_s: float | None = None
-    context: ContextPolicy = "refuse"
+    context: str = "refuse"
     draft: str = AUTO_DRAFT
 
     def __post_init__(self) -> None:
-        if self.context not in CONTEXT_POLICIES:
-            raise InputError(
-                f"context {self.context!r}: choose one of {', '.join(CONTEXT_POLICIES)}"
-            )
+        try:
+            kv_policy(self.context)
+        except PolicyError as error:
+            raise InputError(str(error)) from error
         if self.deadline_tbt_s is not None and not self.deadline_tbt_s > 0:
             raise InputError(f"a deadline of {self.deadline_tbt_s:g} s: must be above 0")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:

@@ -29,6 +29,7 @@ from edge.generation.prefix_memory import PrefixMemory
 from edge.generation.token_source import TokenSource
 from edge.net.transport import Transport
 from optimizer.artifacts.plan import Plan
+from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
 from protos.wire import MAX_RESUME_S
@@ -94,7 +95,8 @@ class GenerationFactory:
         sampler's random numbers depend on seed and position.
         """
         total = num_prompt_tokens + max_new_tokens
-        if request.context == "refuse" or total <= self._plan.max_tokens:
+        policy = kv_policy(request.context)
+        if not policy.evicts or total <= self._plan.max_tokens:
             return self.part(front, request, total)
 
         def part(index: int, max_tokens: int) -> TokenSource:
@@ -105,6 +107,7 @@ class GenerationFactory:
             generation_of=part,
             front=front,
             capacity=self._plan.max_tokens,
+            policy=policy,
             max_new_tokens=max_new_tokens,
         )
 

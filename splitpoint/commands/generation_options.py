@@ -11,6 +11,7 @@ import typer
 
 from decoding.params import SamplingParams
 from edge.errors import InputError
+from optimizer.policy.kv.registry import KV_POLICIES
 from splitpoint.views.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -137,7 +138,10 @@ class ControlOptions:
     ] = "auto"
     context: Annotated[
         str,
-        typer.Option(help="Beyond the plan's tokens: refuse, or shift (forget the middle, go on)."),
+        typer.Option(
+            help="Beyond the plan's tokens: "
+            f"{', or '.join(policy.summary for policy in KV_POLICIES.values())}."
+        ),
     ] = "refuse"
 
 
@@ -182,7 +186,7 @@ def completion_request(
             level=control.level,
             draft=control.draft,
             deadline_tbt_s=control.deadline_tbt,
-            context=control.context,  # type: ignore[arg-type] # checked by the request
+            context=control.context,
         )
     except (ValueError, InputError) as error:
         raise typer.BadParameter(str(error)) from error

@@ -8,21 +8,15 @@ import pytest
 
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest
-from edge.generation.context import ShiftingGeneration, kept_tokens
+from edge.generation.context import ShiftingGeneration
 from edge.generation.token_source import TokenSource
+from optimizer.policy.kv.shift import Shift
 from tests.edge.fakes import FakeFront, FakeTransport, expected_tokens
 from tests.edge.generation.remote import PROMPT, generation
 
 
-def test_everything_is_kept_while_it_fits() -> None:
-    assert kept_tokens([1, 2, 3], 4) == [1, 2, 3]
-
-
-def test_beyond_that_the_first_and_the_last_are_kept() -> None:
-    tokens = list(range(100))
-    assert kept_tokens(tokens, 64) == [0, 1, 2, 3, *range(72, 100)]
-    assert kept_tokens(list(range(10_000)), 2_048)[:65] == [*range(64), 9_040]
-    assert kept_tokens([1, 2, 3], 1) == [3]
+def kept_tokens(tokens: list[int], capacity: int) -> list[int]:
+    return [tokens[position] for position in Shift().kept(len(tokens), capacity)]
 
 
 def shifting(capacity: int, count: int) -> tuple[ShiftingGeneration, list[int]]:
@@ -34,7 +28,7 @@ def shifting(capacity: int, count: int) -> tuple[ShiftingGeneration, list[int]]:
         return generation([FakeTransport()], front=front)
 
     source = ShiftingGeneration(
-        generation_of=part, front=front, capacity=capacity, max_new_tokens=count
+        generation_of=part, front=front, capacity=capacity, policy=Shift(), max_new_tokens=count
     )
     return source, limits
 
@@ -60,7 +54,7 @@ def test_nothing_shifts_while_the_answer_fits() -> None:
 
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(InputError, match="refuse, shift"):
-        CompletionRequest(context="slide")  # type: ignore[arg-type]
+        CompletionRequest(context="slide")
 
 
 def test_cancelling_while_a_part_is_being_made_ends_it_before_its_first_token() -> None:
@@ -69,6 +63,6 @@ def test_cancelling_while_a_part_is_being_made_ends_it_before_its_first_token() 
         return generation([FakeTransport()])
 
     source = ShiftingGeneration(
-        generation_of=part, front=FakeFront(), capacity=100, max_new_tokens=20
+        generation_of=part, front=FakeFront(), capacity=100, policy=Shift(), max_new_tokens=20
     )
     assert list(source.tokens(PROMPT, lambda step: None)) == []

@@ -1,0 +1,1 @@
+"""Which cached tokens stay when a sequence outgrows its cache: an interface, one policy a file."""

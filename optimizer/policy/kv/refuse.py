@@ -1,0 +1,19 @@
+"""`refuse`: a sequence never outgrows its cache; a request that would is an input error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """Keep everything, and end where the cache ends."""
+
+    name: str = "refuse"
+    summary: str = "refuse"
+    evicts: bool = False
+
+    def kept(self, num_tokens: int, capacity: int) -> Sequence[int]:
+        """See KvPolicy; the caller refuses before it comes to that."""
+        return range(num_tokens)

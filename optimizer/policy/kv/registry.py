@@ -1,0 +1,24 @@
+"""The KV policies, by name. A new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from optimizer.errors import PolicyError
+from optimizer.policy.kv.base import KvPolicy
+from optimizer.policy.kv.refuse import Refuse
+from optimizer.policy.kv.shift import Shift
+
+_POLICIES: Final[tuple[KvPolicy, ...]] = (Refuse(), Shift())
+KV_POLICIES: Final[Mapping[str, KvPolicy]] = MappingProxyType(
+    {policy.name: policy for policy in _POLICIES}
+)
+
+
+def kv_policy(name: str) -> KvPolicy:
+    """The policy of this name. Raises PolicyError that lists the names."""
+    if name not in KV_POLICIES:
+        raise PolicyError(f"context {name!r}: choose one of {', '.join(KV_POLICIES)}")
+    return KV_POLICIES[name]
