@@ -34,7 +34,13 @@ PAGES: Final = sorted(
 )
 LINK: Final = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND_OF_READER: Final = re.compile(r"splitpoint ((?!import\b)[a-z][a-z-]*(?: [a-z][a-z-]*)?)")
+GENERATED: Final = re.compile(r"<!-- (\w+): begin -->.*?<!-- \1: end -->", re.DOTALL)
 every_page: Final = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def written(page: Path) -> str:
+    """The text of a page without the blocks that a benchmark writes between its markers."""
+    return GENERATED.sub("", page.read_text(encoding="utf-8"))
 
 
 def without_code_blocks(text: str) -> list[str]:
@@ -132,14 +138,14 @@ def test_links_and_images_resolve(page: Path) -> None:
 
 @every_page
 def test_lines_are_short(page: Path) -> None:
-    lines = page.read_text(encoding="utf-8").splitlines()
+    lines = written(page).splitlines()
     long = [line for line in lines if len(line) > MOST_LINE_CHARACTERS and not is_table(line)]
     assert long == []
 
 
 @every_page
 def test_sentences_are_short(page: Path) -> None:
-    sentences = sentences_of(page.read_text(encoding="utf-8"))
+    sentences = sentences_of(written(page))
     long = [text for text in sentences if len(text.split()) > MOST_SENTENCE_WORDS]
     assert long == []
     if len(sentences) >= FEWEST_SENTENCES_FOR_A_MEAN:
