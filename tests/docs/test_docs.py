@@ -28,10 +28,8 @@ MOST_SENTENCE_WORDS: Final = 35
 MOST_MEAN_SENTENCE_WORDS: Final = 18
 FEWEST_SENTENCES_FOR_A_MEAN: Final = 5
 
-PAGES: Final = sorted(
-    [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]
-    + [ROOT / "benchmarks" / "METHODOLOGY.md"]
-)
+OUTSIDE: Final = (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "METHODOLOGY.md")
+PAGES: Final = sorted([*DOCS.rglob("*.md"), *OUTSIDE])
 LINK: Final = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND_OF_READER: Final = re.compile(r"splitpoint ((?!import\b)[a-z][a-z-]*(?: [a-z][a-z-]*)?)")
 GENERATED: Final = re.compile(r"<!-- (\w+): begin -->.*?<!-- \1: end -->", re.DOTALL)
