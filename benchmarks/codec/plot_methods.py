@@ -1,6 +1,7 @@
 """One picture of rate_quality.py's results: every split a panel, every method a mark.
 
-    python benchmarks/codec/plot_methods.py --out docs/codec.png RESULTS.json [RESULTS.json ...]
+    python benchmarks/codec/plot_methods.py --out docs/images/codec.png RESULTS.json [RESULTS.json
+    ...]
 
 Certificates of `splitpoint certify --json` are taken as well. Files are merged by split and name;
 of two results the later file's counts. KL over bits an element in one-row frames.

@@ -1,9 +1,9 @@
-"""The worked tables of docs/planning.md: Llama 2 on two small boards. JSON last.
+"""The worked tables of the planning results: Llama 2 on two small boards.
 
-    python benchmarks/planning/plan_table.py [--write docs/planning.md]
+    python benchmarks/planning/plan_table.py [--write docs/results/planning-and-predictions.md]
 
 Planned from shipped data-sheet profiles: predictions, nothing is measured. With `--write` the
-tables replace what stands between the markers of that page.
+tables replace what stands between the markers of that page. Prints JSON last.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ def started_at(scenario: Scenario, start_s: float) -> Scenario:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table in docs/simulating.md."""
+    """A row of the table in docs/results/simulator.md."""
     cells = [row["link"], str(row["clients"])]
     for key in ("ttft_p50", "tbt_p50", "tbt_p95", "tbt_mean"):
         both, ms = row[key], 1e3

@@ -19,7 +19,8 @@ MAX_KEY: Final = 3  # longest run in the index
 
 # Where online estimates start: how often the token after the best match came again, by the length
 # of its run, and how often an alternative was right where the guesses before it were wrong. From
-# 223 answers that SmolLM2-135M wrote to itself (docs/drafting.md), none to a question evaluated.
+# 223 answers that SmolLM2-135M wrote to itself (docs/concepts/drafting.md), none to a question
+# evaluated.
 PRIOR_OF_RUN: Final = (0.0, 0.2, 0.52, 0.61, 0.72, 0.73, 0.81, 0.87, 0.86, 0.88, 0.95)
 PRIOR_OF_FURTHER: Final = (0.0, 0.15, 0.25, 0.35)  # by run, the last one for all longer
 NUM_CHOICES: Final = 4

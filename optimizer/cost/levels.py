@@ -3,8 +3,8 @@
 Bits come from certificates where there are some, seconds from device profiles that timed the codec.
 What stands here otherwise is what each level's kind assumes (`codec.levels`). Bits: what
 SmolLM2-135M needed at the dearest of splits 5, 10, 15 and 20 (20, but for lossless), in one-row
-frames, rounded up (docs/codec.md). Seconds: one core of this project's machine with the compiled
-kernel at widths of 576 and 4,096, rounded up.
+frames, rounded up (docs/results/codec.md). Seconds: one core of this project's machine with the
+compiled kernel at widths of 576 and 4,096, rounded up.
 """
 
 from __future__ import annotations

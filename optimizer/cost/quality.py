@@ -10,12 +10,13 @@ and caches, the numbers are *assumed*, and plans say so. They are meant to err o
 
 - weights of the front: 4 bits (`optimizer.export.front.rounding`, blocks of 32) 10 %, 8 bits 0.5 %,
   16 bits 0.05 % with all layers quantized, in proportion to the layers that are. SmolLM2-135M, ten
-  of 30 layers: 3.2 % and 0.06 % (docs/planning.md); larger models lose less.
+  of 30 layers: 3.2 % and 0.06 % (docs/results/planning-and-predictions.md); larger models lose
+  less.
 - weights of the back: 8 bits, a scale a row, 0.5 %; 16 bits 0.05 %, in proportion likewise.
 - KV cache: 8 bits 1 %, 16 bits 0.05 %, in proportion to the layers on the edge.
 - levels (each kind in `codec.levels`): about twice what SmolLM2-135M lost at the worst of splits 5
-  to 20 (docs/codec.md), where it was measured: `q2`, `q3`, `q4` and `tabq2`. The others by the KL
-  that they aim at, likewise doubled.
+  to 20 (docs/results/codec.md), where it was measured: `q2`, `q3`, `q4` and `tabq2`. The others by
+  the KL that they aim at, likewise doubled.
 """
 
 from __future__ import annotations

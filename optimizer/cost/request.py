@@ -27,7 +27,7 @@ from optimizer.cost.link import LinkPoint, pipeline_s
 # Round trips before a request's first chunk leaves: Open and Opened on a connection that stands;
 # on a new one TCP's, TLS 1.3's and that of HTTP/2's settings (RFC 9113, section 3.4: the server's
 # follow its accepting, and gRPC sends nothing before they are there) come first. Counted on the
-# real edge over the link emulator, docs/simulating.md.
+# real edge over the link emulator, docs/results/simulator.md.
 OPEN_ROUND_TRIPS = 1.0
 NEW_CONNECTION_ROUND_TRIPS = 4.0
 

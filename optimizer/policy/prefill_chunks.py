@@ -17,7 +17,7 @@ The plan's chunk is also the upper limit, because the edge's working memory was 
 
 Times differ from run to run, and so do the chunks. A row computed alone may differ from the same
 row computed among others (with 16-bit KV, 0.9 % of them). Any two larger sizes gave the same bits
-(docs/edge.md). So no chunk leaves a single token to the next one.
+(docs/results/edge.md). So no chunk leaves a single token to the next one.
 """
 
 from __future__ import annotations

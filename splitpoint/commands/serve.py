@@ -75,7 +75,9 @@ class AccessOptions:
     ] = None
     token_file: Annotated[
         Path | None,
-        typer.Option(help="Accepted access tokens, one a line, with limits: docs/server.md."),
+        typer.Option(
+            help="Accepted access tokens, one a line, with limits: docs/reference/server.md."
+        ),
     ] = None
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond loopback without TLS and token.")

@@ -9,7 +9,7 @@ the mean square of its input channel. Source: ours; weighting by activations is 
 et al. 2023, arXiv:2306.00978) and llama.cpp's importance matrices.
 
 Compensating the error in the columns that follow (GPTQ, Frantar et al. 2022, arXiv:2210.17323) was
-tried and gave no gain: docs/planning.md has the figures.
+tried and gave no gain: docs/results/planning-and-predictions.md has the figures.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Software:
     `connect_down_bytes` are the bytes of all of them. `closed_bytes`: the end of a stream after the
     edge's Close; the device waits for it. Raises ScenarioError for a negative number of trips.
 
-    The defaults were measured on this project's machine; `docs/simulating.md` says how.
+    The defaults were measured on this project's machine; `docs/results/simulator.md` says how.
     """
 
     edge_message_s: float | None = None

@@ -190,7 +190,8 @@ def test_the_probe_crosses_a_real_server_and_an_emulated_link() -> None:
         with GrpcProbeStream(transport) as stream:
             found = probe_link(stream, cap_bytes=4 << 20)
         transport.close()
-    # Loose, because timings are no test assertions: the table in docs/predictions.md is exact.
+    # Loose, because timings are no test assertions: the table in
+    # docs/results/planning-and-predictions.md is exact.
     assert 0.025 < float(np.median(found.rtt_s)) < 0.3
     assert 0.1e6 < found.up.bytes_per_s < 2.5e6
     assert 0.2e6 < found.down.bytes_per_s < 5e6
