@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optimizer.cost.link import LinkPoint
     from optimizer.cost.quality import QualityModel
     from optimizer.search.planner import Found, Planner
-    from optimizer.search.problem import DraftChoice, Objective
+    from optimizer.search.problem import DraftOption, Objective
 
 
 def plan(
@@ -255,14 +255,14 @@ def sensitivity_of(reference: ModelRef, path: Path) -> Sensitivity:
     return found
 
 
-def drafts_of(bundle: Path | None, ngram_acceptance: float | None) -> list[DraftChoice]:
+def drafts_of(bundle: Path | None, ngram_acceptance: float | None) -> list[DraftOption]:
     """The ways to draft that were asked for."""
-    from optimizer.search.drafts import DraftCost, draft_choices, head_of_bundle
+    from optimizer.search.drafts import DraftCost, draft_options, head_of_bundle
 
     costs = [] if bundle is None else [head_of_bundle(bundle)]
     if ngram_acceptance is not None:
         costs.append(DraftCost(kind="ngram", acceptance=ngram_acceptance))
-    return [choice for cost in costs for choice in draft_choices(cost)]
+    return [choice for cost in costs for choice in draft_options(cost)]
 
 
 def quality_of(

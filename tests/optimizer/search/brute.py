@@ -11,7 +11,7 @@ from optimizer.cost.cloud import back_compute_bits, back_kv_bits
 from optimizer.cost.levels import level_at
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.memory import edge_memory
-from optimizer.cost.request import Deployment, predict_request, round_parts
+from optimizer.cost.request import RequestSetting, predict_request, round_parts
 from optimizer.cost.weights import back_weight_bytes
 from optimizer.search.problem import Cell, Problem
 
@@ -128,7 +128,7 @@ class BruteForce:
         split, front = space.splits[cell.split], space.fronts[cell.front]
         bits = front.bits_at(split)
         assert bits is not None
-        deployment = Deployment(
+        deployment = RequestSetting(
             edge=problem.edge,
             cloud=problem.cloud,
             link=self.link,
