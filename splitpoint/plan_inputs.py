@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from optimizer.artifacts.plan import ModelRef
     from optimizer.artifacts.sensitivity import Sensitivity
     from optimizer.cost.quality import QualityModel
-    from optimizer.search.problem import DraftChoice
+    from optimizer.search.problem import DraftOption
 
 
 def model_ref(model: str) -> ModelRef:
@@ -49,14 +49,14 @@ def sensitivity_of(reference: ModelRef, path: Path) -> Sensitivity:
     return found
 
 
-def drafts_of(bundle: Path | None, ngram_acceptance: float | None) -> list[DraftChoice]:
+def drafts_of(bundle: Path | None, ngram_acceptance: float | None) -> list[DraftOption]:
     """The ways to draft that were asked for."""
-    from optimizer.search.drafts import DraftCost, draft_choices, head_of_bundle
+    from optimizer.search.drafts import DraftCost, draft_options, head_of_bundle
 
     costs = [] if bundle is None else [head_of_bundle(bundle)]
     if ngram_acceptance is not None:
         costs.append(DraftCost(kind="ngram", acceptance=ngram_acceptance))
-    return [choice for cost in costs for choice in draft_choices(cost)]
+    return [choice for cost in costs for choice in draft_options(cost)]
 
 
 def quality_of(

@@ -82,7 +82,7 @@ class StackProbe:
             head_dim=shape.head_dim,
             working_set_bytes=0.0,
         )
-        return (deep - one) / (layers - 1) - sessions * attended
+        return (deep - one) / (layers - 1) - sessions * float(attended)
 
     def attention(self, kv_bits: int) -> AttentionKernel:
         """The slope in cached tokens: of one row (mean of one and of eight sessions, whose caches
@@ -138,12 +138,14 @@ class StackProbe:
     def _matrices_s(self, num_layers: int, num_rows: int) -> float:
         """Of one layer, as predictions will have it."""
         return sum(
-            matrix_s(
-                self._kernel,
-                num_weights=weights,
-                matrix_bytes=back_bytes(weights, outputs, self._bits),
-                num_rows=num_rows,
-                working_set_bytes=num_layers * self._layer_bytes(),
+            float(
+                matrix_s(
+                    self._kernel,
+                    num_weights=weights,
+                    matrix_bytes=back_bytes(weights, outputs, self._bits),
+                    num_rows=num_rows,
+                    working_set_bytes=num_layers * self._layer_bytes(),
+                )
             )
             for weights, outputs in self._sizes()
         )

@@ -265,7 +265,7 @@ def _known_layer_s(
         )
         for size in sizes
     )
-    return matrices + attention_s(
+    attended = attention_s(
         cache,
         num_rows=num_rows,
         num_tokens=STACK_TOKENS,
@@ -273,6 +273,7 @@ def _known_layer_s(
         head_dim=64,
         working_set_bytes=working_set,
     )
+    return float(matrices + attended)
 
 
 def _overheads(step: Timing, kernels: Sequence[Kernel], message: Timing | None) -> Overheads:

@@ -1,51 +1,84 @@
 """Read rates off a device profile's curves: between measured points, and held beyond them.
 
-Interpolation is linear in seconds a byte (or seconds a FLOP) over the logarithm of a size: time
-adds up, rates do not, and caches fill by ratios. Over rows it is linear in seconds.
+Interpolation is linear in seconds a byte (or seconds a FLOP) over the logarithm of a size: times
+add up, rates do not, and caches fill by ratios. Over rows it is linear in seconds.
+
+Working sets and numbers of tokens may be arrays: a search asks for thousands of them at once. A
+plain number gives one value (0-d). Formulas: ours.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from typing import NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from hwprofiles.profiles.device import AttentionKernel, BatchCurve, DecodeCurve, Kernel, Overheads
 
+Floats: TypeAlias = npt.NDArray[np.float64]
+Quantity: TypeAlias = float | Floats  # one number, or an array of them
+
+_Point = TypeVar("_Point")
+
+
+class AttentionLine(NamedTuple):
+    """Seconds of attention as a line over the tokens attended to."""
+
+    fixed_s: Floats
+    s_per_token: Floats
+
+    def seconds(self, num_tokens: Quantity) -> Floats:
+        """Seconds over `num_tokens` tokens."""
+        return self.fixed_s + self.s_per_token * num_tokens
+
 
 def decode_s_per_byte(
-    curve: DecodeCurve, *, working_set_bytes: float, matrix_bytes: float
-) -> float:
-    """Seconds a weight byte of one-row work in matrices of this size, within this working set."""
-    sizes, values = [], []
-    for size, group in groupby(curve.points, key=lambda point: point.matrix_bytes):
-        points = list(group)
-        sets = [point.working_set_bytes for point in points]
-        slowness = [1 / point.bytes_per_s for point in points]
-        sizes.append(size)
-        values.append(interpolate(sets, slowness, working_set_bytes))
-    return interpolate(sizes, values, matrix_bytes) / curve.efficiency
+    curve: DecodeCurve, *, working_set_bytes: Quantity, matrix_bytes: float
+) -> Floats:
+    """Seconds for each weight byte of one-row work in matrices of this size, for every working
+    set."""
+
+    def slowness(points: Sequence[tuple[float, float]]) -> Floats:
+        sets, values = _columns(points)
+        return interpolate(sets, values, working_set_bytes)
+
+    by_size = _grouped(
+        (point.matrix_bytes, (point.working_set_bytes, 1 / point.bytes_per_s))
+        for point in curve.points
+    )
+    return _between(by_size, slowness, matrix_bytes) / curve.efficiency
 
 
 def batch_s_per_flop(
-    curve: BatchCurve, *, num_rows: int, num_weights: float, working_set_bytes: float = 0.0
-) -> float:
-    """Seconds a floating-point operation of `num_rows` rows at once, in matrices of this size,
-    within this working set."""
-    sizes, values = [], []
-    for size, of_size in groupby(curve.points, key=lambda point: point.num_weights):
-        sets, slownesses = [], []
-        for working_set, group in groupby(of_size, key=lambda point: point.working_set_bytes):
-            # Time is nearly a fixed part (reading weights) and a part a row, so it is what is
-            # linear between two measured numbers of rows.
-            times = [(point.num_rows, point.num_rows / point.flops_per_s) for point in group]
-            per_row = times[0][1] / times[0][0]
-            known = len(times) > 1 and num_rows > times[0][0]
-            sets.append(working_set)
-            slownesses.append(rows_line(times, num_rows) / num_rows if known else per_row)
-        sizes.append(size)
-        values.append(interpolate(sets, slownesses, working_set_bytes))
-    return interpolate(sizes, values, num_weights) / curve.efficiency
+    curve: BatchCurve, *, num_rows: int, num_weights: float, working_set_bytes: Quantity = 0.0
+) -> Floats:
+    """Seconds for each floating-point operation of `num_rows` rows at once, in matrices of this
+    size, for every working set."""
+
+    def slowness(points: Sequence[tuple[float, tuple[int, float]]]) -> Floats:
+        by_set = _grouped(points)
+        values = [_row_slowness(times, num_rows) for _, times in by_set]
+        return interpolate([size for size, _ in by_set], values, working_set_bytes)
+
+    by_size = _grouped(
+        (
+            point.num_weights,
+            (point.working_set_bytes, (point.num_rows, point.num_rows / point.flops_per_s)),
+        )
+        for point in curve.points
+    )
+    return _between(by_size, slowness, num_weights) / curve.efficiency
+
+
+def _row_slowness(times: Sequence[tuple[int, float]], num_rows: int) -> float:
+    """Seconds a row and FLOP of a row. A fixed part reads weights and a part grows with the rows,
+    so the time is what is linear between two measured numbers of rows."""
+    if len(times) > 1 and num_rows > times[0][0]:
+        return rows_line(times, num_rows) / num_rows
+    return times[0][1] / times[0][0]
 
 
 def matrix_s(
@@ -54,57 +87,84 @@ def matrix_s(
     num_weights: int,
     matrix_bytes: float,
     num_rows: int,
-    working_set_bytes: float,
-) -> float:
-    """Seconds of one matrix: dispatch, and walking its bytes or doing its work.
+    working_set_bytes: Quantity,
+) -> Floats:
+    """Seconds of one matrix, for every working set: dispatch, and reading its bytes or computing.
 
-    Many rows: as measured for that many within that working set; where no working set is known,
-    the slower of the two.
+    Many rows: as measured for that many within that working set. Where the profile knows no
+    working set: the slower of reading and computing.
     """
-    walk = matrix_bytes * decode_s_per_byte(
-        kernel.decode, working_set_bytes=working_set_bytes, matrix_bytes=matrix_bytes
-    )
+
+    def read_s() -> Floats:
+        return matrix_bytes * decode_s_per_byte(
+            kernel.decode, working_set_bytes=working_set_bytes, matrix_bytes=matrix_bytes
+        )
+
     if num_rows <= 1:
-        return kernel.dispatch_s + walk
+        return kernel.dispatch_s + read_s()
     slowness = batch_s_per_flop(
         kernel.batch,
         num_rows=num_rows,
         num_weights=num_weights,
         working_set_bytes=working_set_bytes,
     )
-    work = 2 * num_rows * num_weights * slowness
+    work_s = 2 * num_rows * num_weights * slowness
     knows_sets = kernel.batch.points[0].working_set_bytes > 0
-    return kernel.dispatch_s + (work if knows_sets else max(work, walk))
+    return kernel.dispatch_s + (work_s if knows_sets else np.maximum(work_s, read_s()))
+
+
+def attention_line(
+    kernel: AttentionKernel,
+    *,
+    num_rows: int,
+    num_heads: int,
+    head_dim: int,
+    working_set_bytes: Quantity,
+) -> AttentionLine:
+    """One layer's attention of `num_rows` new tokens, in a step that reads `working_set_bytes`
+    in all."""
+
+    def slowness(points: Sequence[tuple[float, float, float]]) -> Floats:
+        sets, values, _ = _columns(points)
+        return interpolate(sets, values, working_set_bytes)
+
+    def fixed_part(points: Sequence[tuple[float, float, float]]) -> Floats:
+        sets, _, values = _columns(points)
+        return interpolate(sets, values, working_set_bytes)
+
+    width = num_heads * head_dim
+    by_rows = _grouped(
+        (
+            point.num_rows,
+            (point.working_set_bytes, 1 / point.flops_per_s, point.fixed_s / point.num_rows),
+        )
+        for point in kernel.points
+    )
+    fixed = _between(by_rows, fixed_part, num_rows) * num_rows
+    if kernel.width and num_rows > 1:
+        fixed = fixed * (width / kernel.width)
+    flops = 4 * num_rows * width
+    return AttentionLine(fixed, flops * _between(by_rows, slowness, num_rows) / kernel.efficiency)
 
 
 def attention_s(
     kernel: AttentionKernel,
     *,
     num_rows: int,
-    num_tokens: int,
+    num_tokens: Quantity,
     num_heads: int,
     head_dim: int,
-    working_set_bytes: float,
-) -> float:
-    """Seconds of one layer's attention of `num_rows` new tokens over `num_tokens` in all, in a
-    step that walks `working_set_bytes`."""
-    width = num_heads * head_dim
-    rows, slownesses, fixed_parts = [], [], []
-    for count, group in groupby(kernel.points, key=lambda point: point.num_rows):
-        points = list(group)
-        sets = [point.working_set_bytes for point in points]
-        rows.append(count)
-        slownesses.append(
-            interpolate(sets, [1 / point.flops_per_s for point in points], working_set_bytes)
-        )
-        fixed_parts.append(
-            interpolate(sets, [point.fixed_s / count for point in points], working_set_bytes)
-        )
-    slowness = interpolate(rows, slownesses, num_rows)
-    fixed = interpolate(rows, fixed_parts, num_rows) * num_rows
-    if kernel.width and num_rows > 1:
-        fixed *= width / kernel.width
-    return fixed + 4 * num_rows * width * num_tokens * slowness / kernel.efficiency
+    working_set_bytes: Quantity,
+) -> Floats:
+    """Seconds of one layer's attention of `num_rows` new tokens over `num_tokens` in all."""
+    line = attention_line(
+        kernel,
+        num_rows=num_rows,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        working_set_bytes=working_set_bytes,
+    )
+    return line.seconds(num_tokens)
 
 
 def layer_rest_s(
@@ -138,7 +198,7 @@ def layer_rest_s(
         values.append(rest)
     if width > widths[-1]:
         return values[-1] * width / widths[-1]
-    return interpolate(widths, values, width)
+    return float(interpolate(widths, values, width))
 
 
 def rows_line(points: Sequence[tuple[int, float]], x: float) -> float:
@@ -151,13 +211,46 @@ def rows_line(points: Sequence[tuple[int, float]], x: float) -> float:
     return below + (above - below) * (x - low) / (high - low)
 
 
-def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """Piecewise linear in log x through rising points; held constant outside them."""
-    if x <= xs[0]:
-        return ys[0]
-    for left in range(len(xs) - 1):
-        if x < xs[left + 1]:
-            low, high = xs[left], xs[left + 1]
-            share = math.log(x / low) / math.log(high / low) if low > 0 else x / high
-            return ys[left] + share * (ys[left + 1] - ys[left])
-    return ys[-1]
+def interpolate(xs: Sequence[float], ys: Sequence[float], x: Quantity) -> Floats:
+    """Piecewise linear in log x through rising points, for every x; held constant outside them.
+
+    A first point at 0 has no logarithm: up to the second point it is linear in x itself.
+    """
+    if len(xs) == 1:
+        return np.full(np.shape(x), ys[0])
+    start = 1 if xs[0] <= 0 else 0
+    inside = np.interp(np.log(np.maximum(x, xs[start])), np.log(xs[start:]), ys[start:])
+    if start == 0:
+        return np.asarray(inside)
+    share = np.clip(x, 0.0, xs[1]) / xs[1]
+    return np.where(np.less(x, xs[1]), ys[0] + share * (ys[1] - ys[0]), inside)
+
+
+def _grouped(
+    keyed: Iterable[tuple[float, _Point]],
+) -> list[tuple[float, list[_Point]]]:
+    """Points with equal keys together, in the order in which they come."""
+    return [
+        (key, [point for _, point in group])
+        for key, group in groupby(keyed, key=lambda pair: pair[0])
+    ]
+
+
+def _columns(points: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    return list(zip(*points, strict=True))
+
+
+def _between(
+    groups: Sequence[tuple[float, list[_Point]]],
+    value_of: Callable[[list[_Point]], Floats],
+    x: float,
+) -> Floats:
+    """`interpolate` at one x between the values of whole groups of points. Only the groups on
+    either side of x are evaluated."""
+    place = float(interpolate([key for key, _ in groups], range(len(groups)), x))
+    low = int(place)
+    share = place - low
+    value = value_of(groups[low][1])
+    if share == 0:
+        return value
+    return (1 - share) * value + share * value_of(groups[low + 1][1])

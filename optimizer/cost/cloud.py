@@ -1,4 +1,4 @@
-"""Seconds of the back on the server: one step of a packed batch, and the batch a load settles at.
+"""Seconds of the back on the server: one step of a packed batch.
 
 Ours; each part is what the profiler measured in the server's own engine:
 
@@ -8,23 +8,30 @@ Ours; each part is what the profiler measured in the server's own engine:
              + sum over sessions of attention(rows, tokens))
          + head(logits)
 
-A packed batch of sessions walks the back's weights once, each session its own cache.
+A packed batch of sessions reads the back's weights once, each session its own cache. `BackCost` has
+the parts, for one number of layers or for many; `back_step_s` adds them up for one batch.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from hwprofiles.profiles.device import DeviceProfile
-from hwprofiles.profiles.rates import attention_s, layer_rest_s, matrix_s
+from hwprofiles.profiles.rates import Floats, Quantity, layer_rest_s, matrix_s
 from optimizer.artifacts.geometry import ModelGeometry
-from optimizer.cost.weights import (
-    Matrix,
-    back_layer_matrices,
-    back_matrix_bytes,
+from optimizer.cost.attention import (
+    WindowAttention,
+    attended_s,
+    layers_by_window,
+    window_attention,
 )
+from optimizer.cost.weights import Matrix, back_layer_matrices, back_matrix_bytes, head_matrix
 
 
 class SessionRows(NamedTuple):
@@ -32,6 +39,16 @@ class SessionRows(NamedTuple):
 
     num_rows: int
     position: int
+
+
+class SessionGroup(NamedTuple):
+    """Sessions that bring the same to a batch: rows each, and tokens cached before them (an array
+    of positions asks for as many batches). `skipped`: the layers below their split."""
+
+    num_rows: int
+    position: Quantity
+    num_sessions: int = 1
+    skipped: int = 0
 
 
 def back_kv_bits(device: DeviceProfile) -> int:
@@ -43,6 +60,131 @@ def back_compute_bits(device: DeviceProfile, back_bits: int) -> int:
     """Bits that the kernels read for weights stored at `back_bits`: a CPU widens 16 to 32 at load
     (halves are slow there)."""
     return 32 if back_bits == 16 and device.platform.engine.endswith("cpu") else back_bits
+
+
+class BackCost:
+    """Seconds of a back's step, part by part.
+
+    `num_layers`: the last layers, which the back has; an array [S, 1] stands for S backs, and
+    every result is then an array of [S, 1] or, over P positions, [S, P]. Seconds of matrices are
+    kept by their rows, because batches differ in all but those. Raises ProfileError when the device
+    has no kernel for these precisions.
+    """
+
+    def __init__(
+        self,
+        device: DeviceProfile,
+        geometry: ModelGeometry,
+        *,
+        num_layers: int | npt.NDArray[np.int_],
+        back_bits: int,
+        kv_bits: int,
+    ) -> None:
+        self._overheads = device.overheads
+        self._geometry = geometry
+        self._num_layers = num_layers
+        self._bits = back_compute_bits(device, back_bits)
+        self._kernel = device.kernel(self._bits)
+        self._cache = device.attention_kernel(kv_bits)
+        self._matrices = back_layer_matrices(geometry)
+        layer_bytes = sum(back_matrix_bytes(matrix, self._bits) for matrix in self._matrices)
+        # What one step reads decides which level of the caches it runs from.
+        head_bytes = back_matrix_bytes(head_matrix(geometry), self._bits)
+        self._layer_matrices_s: dict[int, Floats] = {}
+        self._head_s: dict[int, Floats] = {}
+        self._working_set_bytes: Quantity = np.asarray(num_layers * layer_bytes + head_bytes)
+
+    def layer_s(self, num_rows: int, num_sessions: int) -> Floats:
+        """One layer without its attention, for so many rows of so many sessions."""
+        rest_s = layer_rest_s(
+            self._kernel,
+            self._overheads,
+            width=self._geometry.hidden_size,
+            inner=self._geometry.intermediate_size,
+            num_rows=num_rows,
+            num_sessions=num_sessions,
+        )
+        return rest_s + self.layer_matrices_s(num_rows)
+
+    def layer_matrices_s(self, num_rows: int) -> Floats:
+        """The matrices of one layer."""
+        if num_rows not in self._layer_matrices_s:
+            seconds = [self._matrix_s(matrix, num_rows) for matrix in self._matrices]
+            self._layer_matrices_s[num_rows] = np.asarray(sum(seconds))
+        return self._layer_matrices_s[num_rows]
+
+    def head_s(self, num_logits: int) -> Floats:
+        """The head for `num_logits` rows."""
+        if not num_logits:
+            return np.zeros(())
+        if num_logits not in self._head_s:
+            self._head_s[num_logits] = self._matrix_s(head_matrix(self._geometry), num_logits)
+        return self._head_s[num_logits]
+
+    def batch_s(self, num_rows: int, num_sessions: int, num_logits: int) -> Floats:
+        """A step of so many rows in all, without attention."""
+        session_s = self._overheads.session_s
+        fixed_s = self._overheads.step_s.effective
+        fixed_s += 0.0 if session_s is None else num_sessions * session_s.effective
+        layers_s = self._num_layers * self.layer_s(num_rows, num_sessions)
+        return fixed_s + layers_s + self.head_s(num_logits)
+
+    def attention(self, num_rows: int, *, skipped: int = 0) -> tuple[WindowAttention, ...]:
+        """Attention of one session's rows in all its layers, window by window."""
+        last = self._geometry.num_layers
+        return window_attention(
+            self._cache,
+            self._geometry,
+            layers_by_window(self._geometry, last - self._num_layers + skipped, last),
+            num_rows=num_rows,
+            working_set_bytes=self._working_set_bytes,
+        )
+
+    def step_s(self, groups: Iterable[SessionGroup], num_logits: int) -> Floats:
+        """One step of a batch, `num_logits` rows of which go through the head."""
+        groups = list(groups)
+        num_rows = sum(group.num_sessions * group.num_rows for group in groups)
+        num_sessions = sum(group.num_sessions for group in groups)
+        total = self.batch_s(num_rows, num_sessions, num_logits)
+        for group in groups:
+            windows = self.attention(group.num_rows, skipped=group.skipped)
+            attention_s = attended_s(windows, group.position + group.num_rows)
+            total = total + group.num_sessions * attention_s
+        return total - self._not_entered_s(groups, num_rows, num_sessions)
+
+    def shared_step_s(
+        self, *, num_rows: int, position: Quantity, num_logits: int, batch: int
+    ) -> Floats:
+        """One step for our rows beside those of the `batch` - 1 other sessions. When all our rows
+        make logits, the others decode as we do; otherwise each of them brings one row."""
+        other_rows = num_rows if num_logits == num_rows else 1
+        groups = [SessionGroup(num_rows, position)]
+        if batch > 1:
+            groups.append(SessionGroup(other_rows, position, batch - 1))
+        return self.step_s(groups, num_logits + (batch - 1) * other_rows)
+
+    def _not_entered_s(
+        self, groups: Sequence[SessionGroup], num_rows: int, num_sessions: int
+    ) -> Floats:
+        """What the lower layers save because some sessions enter above them."""
+        saved = np.zeros(())
+        starts = sorted({0, *(group.skipped for group in groups)})
+        for start, stop in itertools.pairwise(starts):
+            active = [group for group in groups if group.skipped <= start]
+            rows = sum(group.num_sessions * group.num_rows for group in active)
+            inside = sum(group.num_sessions for group in active)
+            inside_s = self.layer_s(rows, inside) if active else 0.0
+            saved = saved + (stop - start) * (self.layer_s(num_rows, num_sessions) - inside_s)
+        return saved
+
+    def _matrix_s(self, matrix: Matrix, num_rows: int) -> Floats:
+        return matrix_s(
+            self._kernel,
+            num_weights=matrix.num_weights,
+            matrix_bytes=back_matrix_bytes(matrix, self._bits),
+            num_rows=num_rows,
+            working_set_bytes=self._working_set_bytes,
+        )
 
 
 def back_step_s(
@@ -59,94 +201,22 @@ def back_step_s(
     """Seconds of one batch through the last `num_layers` layers, each session from its split on,
     and the head.
 
-    `skipped_layers`: of each session, how many of these layers lie below its split (ragged entry;
+    skipped_layers: of each session, how many of these layers lie below its split (ragged entry;
     empty: none). The head runs for `num_logits` rows, one a session unless given, and is stored
     like the other matrices. Raises ProfileError when the device has no kernel for these precisions.
     """
     if not sessions:
         return 0.0
-    logits = len(sessions) if num_logits is None else num_logits
-    bits = back_compute_bits(device, back_bits)
-    kernel = device.kernel(bits)
-    matrices = back_layer_matrices(geometry)
-    head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
-    working_set = num_layers * sum(back_matrix_bytes(matrix, bits) for matrix in matrices)
-    working_set += back_matrix_bytes(head, bits)
-
-    def seconds_of(matrix: Matrix, num_rows: int) -> float:
-        return matrix_s(
-            kernel,
-            num_weights=matrix.num_weights,
-            matrix_bytes=back_matrix_bytes(matrix, bits),
-            num_rows=num_rows,
-            working_set_bytes=working_set,
-        )
-
-    overheads = device.overheads
-    total = overheads.step_s.effective
-    skipped = skipped_layers or (0,) * len(sessions)
-    starts = sorted({min(skip, num_layers) for skip in skipped})
-    for start, stop in zip(starts, [*starts[1:], num_layers], strict=True):
-        active = [s.num_rows for s, skip in zip(sessions, skipped, strict=True) if skip <= start]
-        rest = layer_rest_s(
-            kernel,
-            overheads,
-            width=geometry.hidden_size,
-            inner=geometry.intermediate_size,
-            num_rows=sum(active),
-            num_sessions=len(active),
-        )
-        work = sum(seconds_of(matrix, sum(active)) for matrix in matrices)
-        total += (stop - start) * (rest + work)
-    cache = device.attention_kernel(kv_bits)
-
-    def attention_of(session: SessionRows, window: int | None) -> float:
-        tokens = session.position + session.num_rows
-        return attention_s(
-            cache,
-            num_rows=session.num_rows,
-            num_tokens=tokens if window is None else min(tokens, window + session.num_rows - 1),
-            num_heads=geometry.num_heads,
-            head_dim=geometry.head_dim,
-            working_set_bytes=working_set,
-        )
-
-    first = geometry.num_layers - num_layers
-    for (session, skip), count in Counter(zip(sessions, skipped, strict=True)).items():
-        entered = range(first + skip, geometry.num_layers)
-        for window, layers in Counter(map(geometry.window_of_layer, entered)).items():
-            total += layers * count * attention_of(session, window)
-    if overheads.session_s is not None:
-        total += len(sessions) * overheads.session_s.effective
-    return total + (seconds_of(head, logits) if logits else 0.0)
+    back = BackCost(device, geometry, num_layers=num_layers, back_bits=back_bits, kv_bits=kv_bits)
+    skipped = [min(skip, num_layers) for skip in skipped_layers] or [0] * len(sessions)
+    groups = [
+        SessionGroup(rows.num_rows, rows.position, count, skip)
+        for (rows, skip), count in Counter(zip(sessions, skipped, strict=True)).items()
+    ]
+    return float(back.step_s(groups, len(sessions) if num_logits is None else num_logits))
 
 
 def sample_s(device: DeviceProfile, geometry: ModelGeometry, *, num_logits: int) -> float:
     """Seconds of drawing `num_logits` tokens from logits over the vocabulary, where measured."""
     figure = device.overheads.sample_s_per_logit
     return 0.0 if figure is None else num_logits * geometry.vocab_size * figure.effective
-
-
-def steady_batch(
-    num_sessions: int, think_s: float, step_s: Callable[[float], float], *, tolerance: float = 1e-6
-) -> float:
-    """The batch size that `num_sessions` closed-loop sessions settle at, between 1 and all.
-
-    Each session is away for `think_s` (edge, wire) and then waits half a step on average for the
-    running batch to end and a whole step for its own, so the number inside is
-        b = N * 1.5 t(b) / (think_s + 1.5 t(b)),
-    a fixed point, unique because t grows no faster than its argument; found by bisection.
-    `step_s` must not fall as the batch grows.
-    """
-
-    def inside(batch: float) -> float:
-        held = 1.5 * step_s(batch)
-        return num_sessions * held / (think_s + held)
-
-    low, high = 1.0, float(max(num_sessions, 1))
-    if inside(low) <= low:
-        return low
-    while high - low > tolerance * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) > middle else (low, middle)
-    return (low + high) / 2

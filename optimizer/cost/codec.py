@@ -72,7 +72,7 @@ def _at_width(device: DeviceProfile, kind: str, hidden_size: int) -> CodecSpeed 
     widths = [float(speed.hidden_size) for speed in speeds]
 
     def between(values: list[float]) -> float:
-        return interpolate(widths, values, hidden_size)
+        return float(interpolate(widths, values, hidden_size))
 
     return replace(
         speeds[0],

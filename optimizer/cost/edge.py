@@ -7,50 +7,117 @@ The model is ours; each part is what the profiler measured in isolation, added u
            + attention(rows, tokens)
            + rest(rows): what whole layers take beyond these
 
-`decode_rate` depends on the working set of the whole step (weights and KV walked), because a
+`decode_rate` depends on the working set of the whole step (weights and KV that it reads), because a
 front that fits in a cache runs several times faster than one that does not.
+
+`front_steps` is the formula, over many fronts and positions at once; `front_step` asks it for one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hwprofiles.profiles.device import DeviceProfile, Kernel
-from hwprofiles.profiles.rates import attention_s, layer_rest_s, matrix_s
+import numpy as np
+
+from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.profiles.rates import Floats, Quantity, layer_rest_s, matrix_s
 from optimizer.artifacts.geometry import ModelGeometry
-from optimizer.cost.weights import (
-    Matrix,
-    front_layer_bytes,
-    front_matrix_bytes,
-    layer_matrices,
-)
+from optimizer.cost.attention import attended_s, layers_by_window, window_attention
+from optimizer.cost.front_kernels import FrontKernel, front_kernel
+from optimizer.cost.weights import front_layer_bytes, head_matrix, layer_matrices
+
+LayerBits = tuple[int, ...]  # weight bits of each layer of one front
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Where one forward pass of the front spends its time, in seconds."""
+    """Where one forward pass of the front spends its time, in seconds: numbers or arrays."""
 
-    matrices_s: float
-    attention_s: float
-    elementwise_s: float
-    head_s: float
-    step_s: float
+    matrices_s: Quantity
+    attention_s: Quantity
+    elementwise_s: Quantity
+    head_s: Quantity
+    step_s: Quantity
 
     @property
-    def total_s(self) -> float:
+    def total_s(self) -> Quantity:
         """The sum of the parts."""
         return self.matrices_s + self.attention_s + self.elementwise_s + self.head_s + self.step_s
 
 
-def front_kernel(device: DeviceProfile, weight_bits: int, *, exact: bool) -> Kernel:
-    """The kernel that the front uses: int8 compute for 4 and 8 bits, unless fp32 is asked for.
+def front_steps(
+    device: DeviceProfile,
+    geometry: ModelGeometry,
+    *,
+    layer_bits: Sequence[LayerBits],
+    weight_bits: int,
+    kv_bits: int,
+    num_rows: int,
+    positions: Sequence[int],
+    exact: bool = False,
+) -> StepTime:
+    """Seconds of one forward pass of `num_rows` tokens, for S fronts and P positions: [S, P].
 
-    16-bit weights are stored so and widened once at load: their kernel is that of 32 bits.
+    layer_bits: for each front, the bits of its layers [0, split); with split = L it runs the head
+    for one row too. weight_bits: the bits of the embedding's front and of the head. positions:
+    tokens cached before the step. Raises ProfileError when the device has no kernel for these
+    precisions.
     """
-    if weight_bits > 8:
-        return device.kernel(32, compute="fp32")
-    return device.kernel(weight_bits, compute="fp32" if exact else "int8")
+    counts = _layers_by_kernel(layer_bits)
+    head_kernel = front_kernel(front_kernel(weight_bits).computed_bits)
+    splits = np.array([[len(bits)] for bits in layer_bits])  # [S, 1]
+    tokens = np.asarray(positions, dtype=np.float64) + num_rows  # [P]
+    kv_bytes = geometry.kv_bytes(num_layers=1, num_tokens=1, kv_bits=kv_bits)
+    working_set: Floats = splits * tokens * kv_bytes  # [S, P]
+    for kernel, count in counts.items():
+        working_set = working_set + count * front_layer_bytes(geometry, kernel.bits)
+
+    def seconds_of(kernel: FrontKernel, num_weights: int, rows: int) -> Floats:
+        return matrix_s(
+            kernel.on(device, exact=exact),
+            num_weights=num_weights,
+            matrix_bytes=kernel.stored_bytes(num_weights),
+            num_rows=rows,
+            working_set_bytes=working_set,
+        )
+
+    matrices_s, rest_s = np.zeros(working_set.shape), np.zeros(splits.shape)
+    sizes = Counter(matrix.num_weights for matrix in layer_matrices(geometry))
+    for kernel, count in counts.items():
+        for size, number in sizes.items():
+            matrices_s += number * count * seconds_of(kernel, size, num_rows)
+        rest_s += count * layer_rest_s(
+            kernel.on(device, exact=exact),
+            device.overheads,
+            width=geometry.hidden_size,
+            inner=geometry.intermediate_size,
+            num_rows=num_rows,
+        )
+    windows = window_attention(
+        device.attention_kernel(kv_bits),
+        geometry,
+        layers_by_window(geometry, 0, splits),
+        num_rows=num_rows,
+        working_set_bytes=working_set,
+    )
+    whole = splits == geometry.num_layers
+    head_s = (
+        np.where(whole, seconds_of(head_kernel, head_matrix(geometry).num_weights, 1), 0.0)
+        if whole.any()
+        else np.zeros(splits.shape)
+    )
+    lookup_s = num_rows * geometry.hidden_size * head_kernel.on(
+        device, exact=exact
+    ).lookup_s_per_element  # fmt: skip
+    return StepTime(
+        matrices_s=matrices_s,
+        attention_s=attended_s(windows, tokens),
+        elementwise_s=rest_s,
+        head_s=head_s,
+        step_s=device.overheads.step_s.effective + lookup_s,
+    )
 
 
 def front_step(
@@ -63,80 +130,29 @@ def front_step(
     num_rows: int,
     position: int,
     exact: bool = False,
-    layer_bits: tuple[int, ...] = (),
+    layer_bits: LayerBits = (),
 ) -> StepTime:
-    """Seconds of one forward pass of `num_rows` tokens with `position` tokens already cached.
+    """Seconds of one forward pass of one front, after `position` cached tokens: `front_steps`.
 
-    Covers the embedding look-up and layers [0, split); with split = L the head of one row too.
-    `layer_bits`: bits of each layer where they differ (mixed precision); `weight_bits` are then
-    the embedding's and the head's. Raises ProfileError when the device has no kernel for these
-    precisions.
+    layer_bits: bits of each layer where they differ (mixed precision).
     """
-    bits_of_layer = layer_bits or (weight_bits,) * split
-    layers = Counter(
-        (_computed_bits(bits), geometry.window_of_layer(layer))
-        for layer, bits in enumerate(bits_of_layer)
+    step = front_steps(
+        device,
+        geometry,
+        layer_bits=[layer_bits or (weight_bits,) * split],
+        weight_bits=weight_bits,
+        kv_bits=kv_bits,
+        num_rows=num_rows,
+        positions=[position],
+        exact=exact,
     )
-    kernels = {
-        bits: front_kernel(device, bits, exact=exact)
-        for bits in {_computed_bits(weight_bits), *(bits for bits, _ in layers)}
-    }
-    kernel = kernels[_computed_bits(weight_bits)]
-    cache = device.attention_kernel(kv_bits)
-    tokens = position + num_rows
-    working_set = geometry.kv_bytes(num_layers=split, num_tokens=tokens, kv_bits=kv_bits) + sum(
-        count * front_layer_bytes(geometry, bits) for (bits, _), count in layers.items()
-    )
-
-    def seconds_of(matrix: Matrix, bits: int, rows: int) -> float:
-        return matrix_s(
-            kernels[bits],
-            num_weights=matrix.num_weights,
-            matrix_bytes=front_matrix_bytes(matrix.num_weights, bits),
-            num_rows=rows,
-            working_set_bytes=working_set,
-        )
-
-    def attention_of(window: int | None) -> float:
-        return attention_s(
-            cache,
-            num_rows=num_rows,
-            num_tokens=tokens if window is None else min(tokens, window + num_rows - 1),
-            num_heads=geometry.num_heads,
-            head_dim=geometry.head_dim,
-            working_set_bytes=working_set,
-        )
-
-    matrices = {
-        bits: sum(seconds_of(matrix, bits, num_rows) for matrix in layer_matrices(geometry))
-        for bits in {bits for bits, _ in layers}
-    }
-    attention = {window: attention_of(window) for window in {window for _, window in layers}}
-    rest = {
-        bits: layer_rest_s(
-            kernels[bits],
-            device.overheads,
-            width=geometry.hidden_size,
-            inner=geometry.intermediate_size,
-            num_rows=num_rows,
-        )
-        for bits in {bits for bits, _ in layers}
-    }
-    head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
-    whole = split == geometry.num_layers
     return StepTime(
-        matrices_s=sum(count * matrices[bits] for (bits, _), count in layers.items()),
-        attention_s=sum(count * attention[window] for (_, window), count in layers.items()),
-        elementwise_s=sum(count * rest[bits] for (bits, _), count in layers.items()),
-        head_s=seconds_of(head, _computed_bits(weight_bits), 1) if whole else 0.0,
-        step_s=device.overheads.step_s.effective
-        + num_rows * geometry.hidden_size * kernel.lookup_s_per_element,
+        matrices_s=_only(step.matrices_s),
+        attention_s=_only(step.attention_s),
+        elementwise_s=_only(step.elementwise_s),
+        head_s=_only(step.head_s),
+        step_s=_only(step.step_s),
     )
-
-
-def _computed_bits(bits: int) -> int:
-    """16-bit weights are widened to 32 at load."""
-    return 32 if bits > 8 else bits
 
 
 def front_prefill(
@@ -149,20 +165,41 @@ def front_prefill(
     num_tokens: int,
     chunk: int,
     exact: bool = False,
-    layer_bits: tuple[int, ...] = (),
-) -> tuple[float, ...]:
-    """Seconds of each chunk of a prompt of `num_tokens`, in order; the last may be shorter."""
-    return tuple(
-        front_step(
+    layer_bits: LayerBits = (),
+) -> Floats:
+    """Seconds of each chunk of a prompt of `num_tokens`, in order, [N]; the last may be shorter."""
+    parts = []
+    for rows, starts in chunk_runs(num_tokens, chunk):
+        steps = front_steps(
             device,
             geometry,
-            split=split,
+            layer_bits=[layer_bits or (weight_bits,) * split],
             weight_bits=weight_bits,
             kv_bits=kv_bits,
-            num_rows=min(chunk, num_tokens - start),
-            position=start,
+            num_rows=rows,
+            positions=starts,
             exact=exact,
-            layer_bits=layer_bits,
-        ).total_s
-        for start in range(0, num_tokens, chunk)
-    )
+        )
+        parts.append(np.broadcast_to(steps.total_s, (1, len(starts)))[0])
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def chunk_runs(num_tokens: int, chunk: int) -> list[tuple[int, list[int]]]:
+    """A prompt cut into chunks: first all but the last, which are full, then the last. Each entry
+    has the rows of its chunks, and where each chunk starts."""
+    starts = list(range(0, num_tokens, chunk))
+    runs = [(chunk, starts[:-1]), (num_tokens - starts[-1], starts[-1:])] if starts else []
+    return [(rows, places) for rows, places in runs if places]
+
+
+def _layers_by_kernel(layer_bits: Sequence[LayerBits]) -> dict[FrontKernel, Floats]:
+    """How many layers of each front are computed at each precision: kernel -> [S, 1]."""
+    counts = [Counter(front_kernel(bits).computed_bits for bits in bits_) for bits_ in layer_bits]
+    return {
+        front_kernel(bits): np.array([[float(count[bits])] for count in counts])
+        for bits in sorted({bits for count in counts for bits in count})
+    }
+
+
+def _only(values: Quantity) -> float:
+    return float(np.asarray(values).item())

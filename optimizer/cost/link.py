@@ -1,4 +1,4 @@
-"""Seconds on the wire at a quantile of the link, and what outages add.
+"""Seconds on the wire at a quantile of the link, and seconds of a pipeline over it.
 
 Ours: one direction takes half the round trip plus the bytes at the rate that holds with
 probability 1 - eps (epsilon-outage: the eps-quantile of the rate, the (1 - eps)-quantile of the
@@ -8,9 +8,14 @@ safe side when they are not fully dependent.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from hwprofiles.links.profile import LinkProfile
+from hwprofiles.profiles.rates import Floats, Quantity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,31 +36,32 @@ def link_at(profile: LinkProfile, *, epsilon: float) -> LinkPoint:
     )
 
 
-def exchange_s(link: LinkPoint, *, up_bytes: float, down_bytes: float) -> float:
-    """Seconds of one message up and its answer down, the cloud's time left out; infinite when a
-    rate is zero."""
-    if link.up_bytes_per_s <= 0 or link.down_bytes_per_s <= 0:
-        return float("inf")
-    return link.rtt_s + up_bytes / link.up_bytes_per_s + down_bytes / link.down_bytes_per_s
+def transfer_s(num_bytes: Quantity, bytes_per_s: float) -> Quantity:
+    """Seconds of so many bytes at this rate; infinite when the rate is zero."""
+    return num_bytes / bytes_per_s if bytes_per_s > 0 else math.inf
 
 
-def outage_wait_s(profile: LinkProfile) -> float:
-    """Mean seconds that a message waits for an outage to end: the share of time that is outage,
-    times the mean remainder of one, which for exponential lengths is its mean length."""
-    if profile.outage is None:
-        return 0.0
-    return profile.outage.share_of_time * profile.outage.mean_duration_s
-
-
-def pipeline_s(front: tuple[float, ...], wire: tuple[float, ...], back: tuple[float, ...]) -> float:
+def pipeline_s(
+    front_s: npt.ArrayLike,
+    wire_s: npt.ArrayLike,
+    back_s: npt.ArrayLike,
+    *,
+    ahead_s: Quantity = 0.0,
+) -> Floats:
     """Seconds until the last chunk leaves a three-stage pipeline: edge, uplink, cloud.
 
-    Chunk i enters a stage when it has left the one before and chunk i-1 has left this one
-    (a permutation flow shop; exact by this recurrence).
+    The last axis of each argument holds the chunks; the others broadcast. Chunk i enters a stage
+    when it has left the one before and chunk i-1 has left this one (a permutation flow shop; exact
+    by this recurrence). `ahead_s`: the front began so long before the clock starts.
     """
-    done_front = done_wire = done_back = 0.0
-    for edge_s, wire_s, cloud_s in zip(front, wire, back, strict=True):
-        done_front += edge_s
-        done_wire = max(done_wire, done_front) + wire_s
-        done_back = max(done_back, done_wire) + cloud_s
+    front, wire, back = (np.asarray(stage, dtype=np.float64) for stage in (front_s, wire_s, back_s))
+    ahead = np.asarray(ahead_s, dtype=np.float64)
+    done_front = np.zeros(np.broadcast_shapes(front.shape[:-1], ahead.shape)) - ahead
+    done_wire = np.zeros(())
+    done_back = np.zeros(np.broadcast_shapes(done_front.shape, wire.shape[:-1], back.shape[:-1]))
+    for chunk in range(front.shape[-1]):
+        done_front = done_front + front[..., chunk]
+        done_wire = np.maximum(done_wire, done_front) + wire[..., chunk]
+        np.maximum(done_back, done_wire, out=done_back)
+        done_back += back[..., chunk]
     return done_back

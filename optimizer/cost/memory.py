@@ -4,22 +4,24 @@
 
 Source: B_kv is arXiv:2511.04002's; the rest is ours, from how ONNX Runtime loads a front.
 Weights stay memory-mapped files, but kernels re-pack their matrices into memory of their own, so a
-weight costs more than its bits: at 4 bits (codes 1/2 + scales, block sums and the file's scales of
-4/32 each) times the allocator's rounding. The factors were measured with onnxruntime 1.32 on
-x86-64 (difference between fronts of 3, 10 and 20 layers; `benchmarks/planning/predict_edge.py`
-checks them anew). The embedding is read in place, a page at a time.
+weight costs more than its bits (`front_kernels.py` has the measured factors). The embedding is read
+in place, a page at a time.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Final
+
+import numpy as np
 
 from codec.levels.registry import kind_of, rotation_bytes
 from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import Plan
+from optimizer.cost.front_kernels import front_kernel
 from optimizer.cost.weights import (
     FP32_BYTES,
     embedding_bytes,
@@ -27,20 +29,14 @@ from optimizer.cost.weights import (
     layer_vector_bytes,
 )
 
-# Resident bytes a weight, measured. 16 bits are widened to 32 at load.
-RESIDENT_BYTES_PER_WEIGHT = {4: 0.951, 8: 1.43, 16: 4.041, 32: 4.041}
 # A kernel that maps its file a page at a time maps up to 16 neighbours with it (fault-around).
-FAULT_BYTES = 64 << 10
+FAULT_BYTES: Final = 64 << 10
 # Live activations a row, in floats: 3 I + 4 D + qkv; the arena keeps about twice that, because
 # chunks of several sizes leave gaps and it grows by powers of two.
-ARENA_FACTOR = 2.1
+ARENA_FACTOR: Final = 2.1
 # The tokenizer's tables, by entry of the vocabulary: measured with tokenizers 0.23 on SmolLM2's
 # 49,152 (byte-level BPE).
-TOKENIZER_BYTES_PER_TOKEN = 600.0
-# Packing a vocabulary-sized head: bytes a weight that are freed again only after loading, and
-# bytes that stay with the allocator, where later steps reuse them.
-HEAD_TRANSIENT_BYTES_PER_WEIGHT = {4: 0.2, 8: 0.72, 16: 4.0, 32: 4.0}
-HEAD_LEFTOVER_BYTES_PER_WEIGHT = {4: 0.38, 8: 0.38, 16: 0.0, 32: 0.0}
+TOKENIZER_BYTES_PER_TOKEN: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +51,31 @@ class EdgeMemory:
     head_leftover_bytes: float
     load_peak_bytes: float
     codec_bytes: float = 0.0
+    draft_bytes: float = 0.0
 
     @property
     def total_bytes(self) -> float:
-        """The high-water mark: of running at the longest sequence, or of loading."""
-        steady = self.runtime_bytes + self.weight_bytes + self.embedding_bytes + self.kv_bytes
-        steady += self.codec_bytes
-        return max(
-            steady + max(self.workspace_bytes, self.head_leftover_bytes), self.load_peak_bytes
-        )
+        """The high-water mark: see `peak_bytes`."""
+        return float(peak_bytes(**{item.name: getattr(self, item.name) for item in fields(self)}))
 
-    @property
-    def above_base_bytes(self) -> float:
-        """What the model adds to a process with nothing loaded."""
-        return self.total_bytes - self.runtime_bytes
+
+def peak_bytes(
+    *,
+    runtime_bytes: Quantity,
+    weight_bytes: Quantity,
+    embedding_bytes: Quantity,
+    kv_bytes: Quantity,
+    workspace_bytes: Quantity,
+    head_leftover_bytes: Quantity,
+    load_peak_bytes: Quantity,
+    codec_bytes: Quantity = 0.0,
+    draft_bytes: Quantity = 0.0,
+) -> Floats:
+    """The high-water mark of a process, or of many (arrays): of running at the longest sequence, or
+    of loading the front. A drafter is loaded before either."""
+    steady = runtime_bytes + weight_bytes + kv_bytes + embedding_bytes + codec_bytes
+    running = steady + np.maximum(workspace_bytes, head_leftover_bytes)
+    return np.asarray(np.maximum(running, load_peak_bytes) + draft_bytes)
 
 
 def workspace_bytes(geometry: ModelGeometry, num_rows: int) -> float:
@@ -78,10 +85,16 @@ def workspace_bytes(geometry: ModelGeometry, num_rows: int) -> float:
     return ARENA_FACTOR * FP32_BYTES * floats * num_rows
 
 
-def touched_bytes(table_bytes: float, num_tokens: float) -> float:
-    """Bytes of a mapped table after `num_tokens` evenly drawn look-ups, each of which maps the
+def pages_touched(table_bytes: Quantity, num_tokens: Quantity) -> Floats:
+    """Bytes of mapped tables after `num_tokens` evenly drawn look-ups, each of which maps the
     64 KiB around it: S (1 - exp(-n 64 KiB / S)), balls into boxes."""
-    return table_bytes * -math.expm1(-num_tokens * FAULT_BYTES / table_bytes)
+    size = np.maximum(table_bytes, 1.0)
+    return np.asarray(table_bytes * -np.expm1(-num_tokens * FAULT_BYTES / size))
+
+
+def touched_bytes(table_bytes: float, num_tokens: float) -> float:
+    """`pages_touched` of one table."""
+    return float(pages_touched(table_bytes, num_tokens))
 
 
 def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
@@ -114,22 +127,20 @@ def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:
     counts; text repeats its tokens and touches less.
     """
     geometry, split = plan.model.geometry, plan.partition.split
-    bits = plan.partition.front_bits
-    resident = RESIDENT_BYTES_PER_WEIGHT[bits]
+    kernel = front_kernel(plan.partition.front_bits)
     per_layer = sum(matrix.num_weights for matrix in layer_matrices(geometry))
-    layers = Counter(plan.layer_bits)
     weights: float = split * layer_vector_bytes(geometry) + sum(
-        count * per_layer * RESIDENT_BYTES_PER_WEIGHT[layer_bits]
-        for layer_bits, count in layers.items()
+        count * per_layer * front_kernel(bits).resident_bytes_per_weight
+        for bits, count in Counter(plan.layer_bits).items()
     )
     head_weights = geometry.vocab_size * geometry.hidden_size if plan.edge_is_whole else 0
-    weights += head_weights * resident
-    leftover = head_weights * HEAD_LEFTOVER_BYTES_PER_WEIGHT[bits]
-    transient = head_weights * HEAD_TRANSIENT_BYTES_PER_WEIGHT[bits]
+    weights += head_weights * kernel.resident_bytes_per_weight
+    leftover = head_weights * kernel.head_leftover_bytes_per_weight
+    transient = head_weights * kernel.head_transient_bytes_per_weight
     return EdgeMemory(
         runtime_bytes=runtime_bytes,
         weight_bytes=weights,
-        embedding_bytes=touched_bytes(embedding_bytes(geometry, bits), plan.max_tokens),
+        embedding_bytes=touched_bytes(embedding_bytes(geometry, kernel.bits), plan.max_tokens),
         kv_bytes=plan.front_kv_bytes(),
         workspace_bytes=workspace_bytes(geometry, plan.prefill_chunk),
         head_leftover_bytes=leftover,

@@ -1,39 +1,42 @@
-"""One request end to end, part by part: time to the first token, and time between tokens.
+"""One request end to end over one deployment: time to the first token, and time between tokens.
 
-Ours, from the other cost models. One round trip is a chain without overlap,
-
-    front -> encode -> up -> queue -> decode -> back -> sample -> down,
-
-because a token is needed before the next step begins. A prompt's chunks do overlap: while one
-travels and runs in the cloud, the next is computed (`pipeline_s`, exact for three stages in line).
-With drafting a round carries the last token and k guesses and brings home `tokens_per_round` of
-them, so the time between tokens is the round's over that number.
+The formulas are `round_trip.py`'s, the parts the other cost models'. With drafting a round carries
+the last token and k guesses and brings home `tokens_per_round` of them, so the time between tokens
+is the round's over that number.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
 
 from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.profiles.rates import Floats
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import Partition
-from optimizer.cost.cloud import SessionRows, back_kv_bits, back_step_s, sample_s
+from optimizer.cost.cloud import BackCost, back_kv_bits, sample_s
 from optimizer.cost.codec import LevelCost, answer_bytes, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import front_prefill, front_step
-from optimizer.cost.link import LinkPoint, pipeline_s
-
-# Round trips before a request's first chunk leaves: Open and Opened on a connection that stands;
-# on a new one TCP's, TLS 1.3's and that of HTTP/2's settings (RFC 9113, section 3.4: the server's
-# follow its accepting, and gRPC sends nothing before they are there) come first. Counted on the
-# real edge over the link emulator, docs/results/simulator.md.
-OPEN_ROUND_TRIPS = 1.0
-NEW_CONNECTION_ROUND_TRIPS = 4.0
+from optimizer.cost.edge import chunk_runs, front_prefill, front_step
+from optimizer.cost.link import LinkPoint
+from optimizer.cost.round_trip import (
+    OPEN_ROUND_TRIPS,
+    PromptChunks,
+    RequestParts,
+    between_tokens_s,
+    cloud_share_s,
+    first_answer_s,
+    opening_s,
+    prompt_stages_s,
+    queue_s,
+    round_over,
+    stacks_s,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
+class RequestSetting:
     """What a request runs on. `level` has the codec's bits and, where known, its times.
 
     `kv_bits` are the edge's; the cloud keeps its caches in its own compute type.
@@ -55,37 +58,25 @@ class Deployment:
         """Whether the edge has all layers and the head, and so no cloud is asked."""
         return self.partition.split == self.geometry.num_layers
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestParts:
-    """Seconds of one round trip, in the order in which they pass.
-
-    `up_s` and `down_s` are half the link's round trip, the message at the link's rate, and half of
-    what both sides' network stacks take. `queue_s` is waiting for a place in the server's batch.
-    """
-
-    front_s: float = 0.0
-    encode_s: float = 0.0
-    up_s: float = 0.0
-    queue_s: float = 0.0
-    decode_s: float = 0.0
-    back_s: float = 0.0
-    sample_s: float = 0.0
-    down_s: float = 0.0
+    @property
+    def back(self) -> BackCost:
+        """The cloud's layers."""
+        return BackCost(
+            self.cloud,
+            self.geometry,
+            num_layers=self.geometry.num_layers - self.partition.split,
+            back_bits=self.partition.back_bits,
+            kv_bits=back_kv_bits(self.cloud),
+        )
 
     @property
-    def total_s(self) -> float:
-        """The sum of the parts."""
-        return math.fsum(getattr(self, part.name) for part in fields(self))
-
-    @property
-    def cloud_s(self) -> float:
-        """What keeps the server busy: decoding, the back and sampling."""
-        return self.decode_s + self.back_s + self.sample_s
+    def stack_s(self) -> float:
+        """What both network stacks add to a round trip."""
+        return stacks_s(self.edge, self.cloud)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drafting:
+class DraftedRound:
     """How a round guesses: `num_drafts` guesses that take `draft_s` to make, after which a round
     brings `tokens_per_round` tokens on average (1: none was right)."""
 
@@ -94,7 +85,7 @@ class Drafting:
     draft_s: float = 0.0
 
 
-NO_DRAFTS = Drafting(num_drafts=0, tokens_per_round=1.0)
+NO_DRAFTS: Final = DraftedRound(num_drafts=0, tokens_per_round=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,62 +113,67 @@ def expected_tokens(acceptance: float, num_drafts: int) -> float:
     return (1 - acceptance ** (num_drafts + 1)) / (1 - acceptance)
 
 
+def middle_position(prompt_tokens: int, new_tokens: int) -> int:
+    """Tokens cached before the round in the middle of the answer, which stands for all rounds:
+    step time is linear in the position."""
+    return prompt_tokens + max(new_tokens - 1, 0) // 2
+
+
 def round_parts(
-    deployment: Deployment,
+    setting: RequestSetting,
     *,
     position: int,
     num_rows: int = 1,
     num_logits: int | None = None,
     batch: int = 1,
-    queue_s: float | None = None,
     num_answers: float = 1.0,
 ) -> RequestParts:
     """One round trip of `num_rows` rows with `position` tokens cached before them.
 
-    `batch` sessions like this one share the server's steps. `queue_s`: waiting for a place; by
-    default half a step when others are there (on average the running batch is half done), none
-    alone. `num_logits` (all rows unless given) rows go through the head; `num_answers` tokens come
-    back. Infinite over a dead link.
+    `batch` sessions like this one share the server's steps. `num_logits` (all rows unless given)
+    rows go through the head; `num_answers` tokens come back. Infinite over a dead link.
     """
-    geometry, hidden = deployment.geometry, deployment.geometry.hidden_size
-    front = front_step(
-        deployment.edge,
+    geometry, hidden = setting.geometry, setting.geometry.hidden_size
+    front_s = front_step(
+        setting.edge,
         geometry,
-        split=deployment.partition.split,
-        weight_bits=deployment.partition.front_bits,
-        kv_bits=deployment.kv_bits,
+        split=setting.partition.split,
+        weight_bits=setting.partition.front_bits,
+        kv_bits=setting.kv_bits,
         num_rows=num_rows,
         position=position,
-        exact=deployment.exact_front,
-        layer_bits=deployment.front_layer_bits,
+        exact=setting.exact_front,
+        layer_bits=setting.front_layer_bits,
     ).total_s
-    if deployment.is_whole:
+    if setting.is_whole:
         return RequestParts(
-            front_s=front, sample_s=sample_s(deployment.edge, geometry, num_logits=1)
+            front_s=front_s, sample_s=sample_s(setting.edge, geometry, num_logits=1)
         )
     logits = num_rows if num_logits is None else num_logits
-    back = _back_s(deployment, num_rows, position, logits, batch)
-    stack_s, link = message_s(deployment), deployment.link
-    num_bytes = frame_bytes(deployment.level, hidden_size=hidden, num_rows=num_rows)
-    answer = answer_bytes(num_answers)
-    return RequestParts(
-        front_s=front,
-        encode_s=encode_s(deployment.level, hidden_size=hidden, num_rows=num_rows),
-        up_s=link.rtt_s / 2 + _seconds(num_bytes, link.up_bytes_per_s) + stack_s / 2,
-        queue_s=(back / 2 if batch > 1 else 0.0) if queue_s is None else queue_s,
-        decode_s=decode_s(deployment.level, hidden_size=hidden, num_rows=num_rows),
-        back_s=back,
-        sample_s=sample_s(deployment.cloud, geometry, num_logits=logits),
-        down_s=link.rtt_s / 2 + _seconds(answer, link.down_bytes_per_s) + stack_s / 2,
+    back_s = float(
+        setting.back.shared_step_s(
+            num_rows=num_rows, position=position, num_logits=logits, batch=batch
+        )
+    )
+    return round_over(
+        setting.link,
+        front_s=front_s,
+        encode_s=encode_s(setting.level, hidden_size=hidden, num_rows=num_rows),
+        num_bytes=frame_bytes(setting.level, hidden_size=hidden, num_rows=num_rows),
+        queue_s=queue_s(back_s, batch),
+        decode_s=decode_s(setting.level, hidden_size=hidden, num_rows=num_rows),
+        back_s=back_s,
+        sample_s=sample_s(setting.cloud, geometry, num_logits=logits),
+        num_answer_bytes=answer_bytes(num_answers),
+        stack_s=setting.stack_s,
     )
 
 
 def prefill_s(
-    deployment: Deployment,
+    setting: RequestSetting,
     *,
     num_tokens: int,
     batch: int = 1,
-    queue_s: float | None = None,
     ahead_s: float = 0.0,
 ) -> float:
     """Seconds from the first chunk's start to the first token at the edge; `ahead_s`: the front
@@ -185,84 +181,79 @@ def prefill_s(
 
     Chunks go through front and encoder, the uplink, and decoder and back, each stage one chunk at
     a time; the last chunk's logits then make the token. With others on the server (`batch`), every
-    chunk shares its step with their decode rows and waits `queue_s` for it (half a step unless
-    given; a pipeline stage's start, so it adds up only while the cloud is the slowest stage).
+    chunk shares its step with their decode rows and waits half a step for it. The wait is part of
+    the cloud's stage, so it adds up only while the cloud is the slowest stage.
     """
-    chunk = deployment.chunk
-    front = front_prefill(
-        deployment.edge,
-        deployment.geometry,
-        split=deployment.partition.split,
-        weight_bits=deployment.partition.front_bits,
-        kv_bits=deployment.kv_bits,
+    front_s = front_prefill(
+        setting.edge,
+        setting.geometry,
+        split=setting.partition.split,
+        weight_bits=setting.partition.front_bits,
+        kv_bits=setting.kv_bits,
         num_tokens=num_tokens,
-        chunk=chunk,
-        exact=deployment.exact_front,
-        layer_bits=deployment.front_layer_bits,
+        chunk=setting.chunk,
+        exact=setting.exact_front,
+        layer_bits=setting.front_layer_bits,
     )
-    if deployment.is_whole:
-        return sum(front) + sample_s(deployment.edge, deployment.geometry, num_logits=1)
-    edge, wire, cloud = [], [], []
-    level, hidden = deployment.level.of_prompt, deployment.geometry.hidden_size
-    for index, seconds in enumerate(front):
-        start = index * chunk
-        rows = min(chunk, num_tokens - start)
-        is_last = start + rows == num_tokens
-        num_bytes = frame_bytes(level, hidden_size=hidden, num_rows=rows)
-        front_s = max(seconds - ahead_s, 0.0) if index == 0 else seconds
-        edge.append(front_s + encode_s(level, hidden_size=hidden, num_rows=rows))
-        wire.append(_seconds(num_bytes, deployment.link.up_bytes_per_s))
-        back = _back_s(deployment, rows, start, int(is_last), batch)
-        wait = (back / 2 if batch > 1 else 0.0) if queue_s is None else queue_s
-        cloud.append(wait + decode_s(level, hidden_size=hidden, num_rows=rows) + back)
-    answer = _seconds(answer_bytes(1), deployment.link.down_bytes_per_s)
-    sampled = sample_s(deployment.cloud, deployment.geometry, num_logits=1)
-    stages = pipeline_s(tuple(edge), tuple(wire), tuple(cloud))
-    return stages + sampled + answer + deployment.link.rtt_s + message_s(deployment)
+    if setting.is_whole:
+        return float(front_s.sum()) + sample_s(setting.edge, setting.geometry, num_logits=1)
+    rows = _chunk_rows(num_tokens, setting.chunk)
+    level, hidden = setting.level.of_prompt, setting.geometry.hidden_size
+    back_s = _chunk_backs(setting, num_tokens, batch)
+    decoding_s = np.array([decode_s(level, hidden_size=hidden, num_rows=n) for n in rows])
+    encoding_s = np.array([encode_s(level, hidden_size=hidden, num_rows=n) for n in rows])
+    chunks = PromptChunks(
+        edge_s=front_s + encoding_s,
+        first_front_s=front_s[0],
+        cloud_s=queue_s(back_s, batch) + decoding_s + back_s,
+        frame_bytes=np.array(
+            [float(frame_bytes(level, hidden_size=hidden, num_rows=n)) for n in rows]
+        ),
+    )
+    sampled = sample_s(setting.cloud, setting.geometry, num_logits=1)
+    stages_s = float(prompt_stages_s(chunks, setting.link, ahead_s=ahead_s))
+    return stages_s + first_answer_s(setting.link, sample_s=sampled, stack_s=setting.stack_s)
 
 
 def predict_request(
-    deployment: Deployment,
+    setting: RequestSetting,
     *,
     prompt_tokens: int,
     new_tokens: int,
     batch: int = 1,
-    queue_s: float | None = None,
-    drafting: Drafting = NO_DRAFTS,
+    drafting: DraftedRound = NO_DRAFTS,
     open_round_trips: float = OPEN_ROUND_TRIPS,
 ) -> RequestTime:
     """TTFT, TBT and what they are made of, for one request of `prompt_tokens` and `new_tokens`.
 
     `open_round_trips` are spent before the first chunk leaves: OPEN_ROUND_TRIPS in a client's later
     requests, NEW_CONNECTION_ROUND_TRIPS in its first (one fewer without TLS); none when the edge
-    holds the whole model. Meanwhile the front computes the first chunk. The round in the middle of
-    the answer stands for all: step time is linear in the position.
+    holds the whole model. Meanwhile the front computes the first chunk.
     """
-    whole = deployment.is_whole
-    opened = 0.0 if whole else open_round_trips * (deployment.link.rtt_s + message_s(deployment))
-    prefill = prefill_s(
-        deployment, num_tokens=prompt_tokens, batch=batch, queue_s=queue_s, ahead_s=opened
+    whole = setting.is_whole
+    if whole:
+        drafting = NO_DRAFTS
+    opened = (
+        0.0
+        if whole
+        else opening_s(setting.link, round_trips=open_round_trips, stack_s=setting.stack_s)
     )
-    rows = 1 + (0 if whole else drafting.num_drafts)
-    tokens_per_round = 1.0 if whole else drafting.tokens_per_round
+    prefill = prefill_s(setting, num_tokens=prompt_tokens, batch=batch, ahead_s=opened)
+    rows, tokens_per_round = 1 + drafting.num_drafts, drafting.tokens_per_round
     parts = round_parts(
-        deployment,
-        position=prompt_tokens + max(new_tokens - 1, 0) // 2,
+        setting,
+        position=middle_position(prompt_tokens, new_tokens),
         num_rows=rows,
         batch=batch,
-        queue_s=queue_s,
         num_answers=tokens_per_round,
     )
-    draft = 0.0 if whole else drafting.draft_s
-    tbt = (draft + parts.total_s) / tokens_per_round
-    hidden, level = deployment.geometry.hidden_size, deployment.level
-    sizes = _chunk_rows(prompt_tokens, deployment.chunk)
+    beside_s = drafting.draft_s + parts.beside_layers_s
+    tbt = float(between_tokens_s(parts.layers_s, beside_s, tokens_per_round))
     rounds = max(new_tokens - 1, 0) / tokens_per_round
-    prompt_bytes = sum(frame_bytes(level.of_prompt, hidden_size=hidden, num_rows=n) for n in sizes)
-    round_bytes = frame_bytes(level, hidden_size=hidden, num_rows=rows)
-    cloud = 0.0 if whole else cloud_prefill_s(deployment, num_tokens=prompt_tokens)
-    cloud += 0.0 if whole else rounds * parts.cloud_s / batch
-    uplink = 0.0 if whole else prompt_bytes + rounds * round_bytes
+    round_bytes = frame_bytes(
+        setting.level, hidden_size=setting.geometry.hidden_size, num_rows=rows
+    )
+    cloud_s = 0.0 if whole else float(cloud_share_s(parts.cloud_s, batch, 1.0))
     return RequestTime(
         ttft_s=opened + prefill,
         open_s=opened,
@@ -270,52 +261,49 @@ def predict_request(
         round_parts=parts,
         tbt_s=tbt,
         total_s=opened + prefill + max(new_tokens - 1, 0) * tbt,
-        uplink_bytes=uplink,
+        uplink_bytes=0.0 if whole else _prompt_bytes(setting, prompt_tokens) + rounds * round_bytes,
         uplink_bytes_per_token=0.0 if whole else round_bytes / tokens_per_round,
-        cloud_s=cloud,
-        cloud_s_per_token=0.0 if whole else parts.cloud_s / batch / tokens_per_round,
+        cloud_s=0.0
+        if whole
+        else cloud_prefill_s(setting, num_tokens=prompt_tokens) + rounds * cloud_s,
+        cloud_s_per_token=cloud_s / tokens_per_round,
     )
 
 
-def cloud_prefill_s(deployment: Deployment, *, num_tokens: int) -> float:
+def cloud_prefill_s(setting: RequestSetting, *, num_tokens: int) -> float:
     """Seconds that a prompt keeps the server busy: decoding, the back, one row of logits."""
-    sizes = _chunk_rows(num_tokens, deployment.chunk)
-    level, hidden = deployment.level, deployment.geometry.hidden_size
-    total = sample_s(deployment.cloud, deployment.geometry, num_logits=1)
-    for index, rows in enumerate(sizes):
-        is_last = index == len(sizes) - 1
-        total += decode_s(level, hidden_size=hidden, num_rows=rows)
-        total += _back_s(deployment, rows, index * deployment.chunk, int(is_last), 1)
-    return total
-
-
-def message_s(deployment: Deployment) -> float:
-    """What both sides' network stacks add to a round trip, where they were measured."""
-    found = (device.overheads.message_s for device in (deployment.edge, deployment.cloud))
-    return sum(figure.effective for figure in found if figure is not None)
-
-
-def _back_s(
-    deployment: Deployment, num_rows: int, position: int, num_logits: int, batch: int
-) -> float:
-    """One step of the back for `num_rows` rows of ours, and one row of each of the others."""
-    others: Sequence[SessionRows] = [SessionRows(1, position)] * (batch - 1)
-    if num_logits == num_rows:  # everybody decodes as we do
-        others = [SessionRows(num_rows, position)] * (batch - 1)
-    return back_step_s(
-        deployment.cloud,
-        deployment.geometry,
-        num_layers=deployment.geometry.num_layers - deployment.partition.split,
-        back_bits=deployment.partition.back_bits,
-        kv_bits=back_kv_bits(deployment.cloud),
-        sessions=[SessionRows(num_rows, position), *others],
-        num_logits=num_logits + sum(other.num_rows for other in others),
+    hidden = setting.geometry.hidden_size
+    decoding_s = sum(
+        decode_s(setting.level, hidden_size=hidden, num_rows=rows)
+        for rows in _chunk_rows(num_tokens, setting.chunk)
     )
+    sampled = sample_s(setting.cloud, setting.geometry, num_logits=1)
+    return sampled + decoding_s + float(_chunk_backs(setting, num_tokens, 1).sum())
+
+
+def _chunk_backs(setting: RequestSetting, num_tokens: int, batch: int) -> Floats:
+    """Seconds of the back for each chunk of a prompt, [N]. The last chunk alone makes logits."""
+    back = setting.back
+    parts = [
+        np.broadcast_to(
+            back.shared_step_s(
+                num_rows=rows,
+                position=np.array(starts, dtype=np.float64),
+                num_logits=int(starts[-1] + rows == num_tokens),
+                batch=batch,
+            ),
+            len(starts),
+        )
+        for rows, starts in chunk_runs(num_tokens, setting.chunk)
+    ]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def _prompt_bytes(setting: RequestSetting, num_tokens: int) -> int:
+    level, hidden = setting.level.of_prompt, setting.geometry.hidden_size
+    rows = _chunk_rows(num_tokens, setting.chunk)
+    return sum(frame_bytes(level, hidden_size=hidden, num_rows=n) for n in rows)
 
 
 def _chunk_rows(num_tokens: int, chunk: int) -> list[int]:
-    return [min(chunk, num_tokens - start) for start in range(0, num_tokens, chunk)]
-
-
-def _seconds(num_bytes: float, bytes_per_s: float) -> float:
-    return num_bytes / bytes_per_s if bytes_per_s > 0 else math.inf
+    return [rows for rows, starts in chunk_runs(num_tokens, chunk) for _ in starts]

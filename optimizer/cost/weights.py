@@ -1,24 +1,21 @@
-"""Bytes of weights by layer kind and precision, as the front and back formats store them.
+"""Bytes of weights by layer and precision, as the front's and the back's formats store them.
 
 Source: arXiv:2511.04002, M = sum over front layers of B_w(i; Q_w1) + sum over back layers of
-B_w(j; Q_w2); B_w itself is ours, from the formats:
-4 and 8 bits in the front: blocks of 32 weights with one fp32 scale, at 4 bits a 4-bit zero point
-too (MatMulNBits, and GatherBlockQuantized for the embedding); 16 and 32 bits: plain tensors.
-Norms, biases and rotary tables stay fp32. 8 bits in the back: one fp32 scale a row.
+B_w(j; Q_w2). B_w itself is ours, from the formats: the front's are in `front_kernels.py`; in the
+back 8 bits have one fp32 scale a row. Norms and biases stay fp32.
 
-These are bytes on disk, and bytes walked by a step. What the process needs in memory is more, and
-is `optimizer.cost.memory`'s business.
+These are bytes on disk, and the bytes that a step reads. What the process needs in memory is more:
+see `optimizer.cost.memory`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.cost.front_kernels import SCALE_BYTES, front_kernel
 
-BLOCK_SIZE = 32
-SCALE_BYTES = 4
-FP32_BYTES = 4
+FP32_BYTES: Final = 4
 
 
 class Matrix(NamedTuple):
@@ -54,10 +51,9 @@ def back_layer_matrices(geometry: ModelGeometry) -> tuple[Matrix, ...]:
     return (qkv, o, Matrix("gate_up", gate.inputs, 2 * gate.outputs), down)
 
 
-def front_matrix_bytes(num_weights: int, bits: int) -> float:
-    """Bytes of a front matrix: bits / 8 a weight, plus scales and zero points of its blocks."""
-    block = {4: SCALE_BYTES + 0.5, 8: SCALE_BYTES}.get(bits, 0.0)
-    return num_weights * (bits / 8 + block / BLOCK_SIZE)
+def head_matrix(geometry: ModelGeometry) -> Matrix:
+    """The output head, D to the vocabulary."""
+    return Matrix("head", geometry.hidden_size, geometry.vocab_size)
 
 
 def layer_vector_bytes(geometry: ModelGeometry) -> int:
@@ -70,36 +66,12 @@ def layer_vector_bytes(geometry: ModelGeometry) -> int:
 def front_layer_bytes(geometry: ModelGeometry, bits: int) -> float:
     """B_w of one front layer at `bits`."""
     matrices = sum(matrix.num_weights for matrix in layer_matrices(geometry))
-    return front_matrix_bytes(matrices, bits) + layer_vector_bytes(geometry)
+    return front_kernel(bits).stored_bytes(matrices) + layer_vector_bytes(geometry)
 
 
 def embedding_bytes(geometry: ModelGeometry, bits: int) -> float:
-    """The token embedding on the edge, V x D with scales, for a front of `bits`: its own bits are
-    8 where the matrices have 4 (its error reaches every layer, and one row a token is read), and
-    with 8 bits it has a zero point a block, which the matrices have not."""
-    weights = geometry.vocab_size * geometry.hidden_size
-    zeros = weights / BLOCK_SIZE if bits <= 8 else 0.0
-    return front_matrix_bytes(weights, max(bits, 8)) + zeros
-
-
-def rotary_bytes(geometry: ModelGeometry) -> int:
-    """cos and sin tables: two fp32 [context, head_dim / 2]."""
-    return FP32_BYTES * geometry.context_length * geometry.head_dim
-
-
-def front_weight_bytes(geometry: ModelGeometry, split: int, bits: int) -> float:
-    """All that the edge's front holds: embedding, `split` layers, rotary tables.
-
-    With the split at the last layer the edge holds the final norm and the head as well; a tied
-    head is a matrix of its own there, because a look-up table has another layout.
-    """
-    total = embedding_bytes(geometry, bits) + split * front_layer_bytes(geometry, bits)
-    if split:
-        total += rotary_bytes(geometry)
-    if split == geometry.num_layers:
-        total += front_matrix_bytes(geometry.vocab_size * geometry.hidden_size, bits)
-        total += FP32_BYTES * geometry.hidden_size
-    return total
+    """The token embedding on the edge, [vocabulary, D] with its scales, for a front of `bits`."""
+    return front_kernel(bits).embedding_bytes(geometry.vocab_size * geometry.hidden_size)
 
 
 def back_matrix_bytes(matrix: Matrix, bits: int) -> float:
@@ -113,5 +85,5 @@ def back_weight_bytes(geometry: ModelGeometry, back_start: int, bits: int) -> fl
     matrix at `bits`."""
     layer = sum(back_matrix_bytes(matrix, bits) for matrix in layer_matrices(geometry))
     layer += layer_vector_bytes(geometry)
-    head = back_matrix_bytes(Matrix("head", geometry.hidden_size, geometry.vocab_size), bits)
+    head = back_matrix_bytes(head_matrix(geometry), bits)
     return (geometry.num_layers - back_start) * layer + head + FP32_BYTES * geometry.hidden_size

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.cost.request import Drafting, expected_tokens
+from optimizer.cost.request import DraftedRound, expected_tokens
 from optimizer.errors import PlanError
-from optimizer.search.problem import DraftChoice
+from optimizer.search.problem import DraftOption
 
 MOST_DRAFTS = 8
 
@@ -39,12 +39,12 @@ class DraftCost:
             raise PlanError(f"drafting by {self.kind}: acceptance must lie between 0 and 1")
 
 
-def draft_choices(cost: DraftCost) -> tuple[DraftChoice, ...]:
+def draft_options(cost: DraftCost) -> tuple[DraftOption, ...]:
     """One choice for each number of guesses."""
     return tuple(
-        DraftChoice(
+        DraftOption(
             kind=cost.kind,
-            drafting=Drafting(
+            drafting=DraftedRound(
                 num_drafts=count,
                 tokens_per_round=expected_tokens(cost.acceptance, count),
                 draft_s=count * cost.guess_s,

@@ -1,7 +1,7 @@
 """Peak bytes of the edge process for every configuration, at any sequence length.
 
-`optimizer.cost.memory.edge_memory` is the definition and is asked for each part; this adds the
-parts up over the axes (named in `tables.py`). Everything in it grows with the length, so the
+`optimizer.cost.memory` has the formulas: each part is asked for once, and `peak_bytes` adds them up
+over the axes (named in `link_independent.py`). Everything in it grows with the length, so the
 longest sequence that fits a limit is found by bisection.
 """
 
@@ -11,17 +11,18 @@ import math
 
 import numpy as np
 
+from hwprofiles.profiles.rates import Floats
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.cost.memory import (
-    FAULT_BYTES,
     EdgeMemory,
     codec_bytes,
     edge_memory,
+    pages_touched,
+    peak_bytes,
     workspace_bytes,
 )
 from optimizer.cost.weights import embedding_bytes
-from optimizer.search.problem import Front, Problem
-from optimizer.search.rates import Floats
+from optimizer.search.problem import FrontPrecision, Problem
 
 
 class EdgeBytes:
@@ -42,8 +43,8 @@ class EdgeBytes:
         self._weights = over_fronts("weight_bytes")
         self._leftover = over_fronts("head_leftover_bytes")
         self._load_peak = over_fronts("load_peak_bytes")
-        tables = [embedding_bytes(geometry, front.front_bits) for front in space.fronts]
-        self._tables = np.array(tables)[:, None, None, None, None, None]
+        embeddings = [embedding_bytes(geometry, front.front_bits) for front in space.fronts]
+        self._embeddings = np.array(embeddings)[:, None, None, None, None, None]
         per_token = [
             [
                 geometry.kv_bytes(num_layers=split, num_tokens=1, kv_bits=bits)
@@ -66,12 +67,17 @@ class EdgeBytes:
 
     def total(self, num_tokens: int | Floats) -> Floats:
         """Peak bytes at a length (or one for each configuration)."""
-        steady = self._runtime + self._weights + self._kv * num_tokens
-        for table in (self._tables, self._codec):
-            size = np.maximum(table, 1.0)
-            steady = steady + table * -np.expm1(-num_tokens * FAULT_BYTES / size)
-        running = steady + np.maximum(self._workspace, self._leftover)
-        return np.asarray(np.maximum(running, self._load_peak) + self._drafts)
+        return peak_bytes(
+            runtime_bytes=self._runtime,
+            weight_bytes=self._weights,
+            embedding_bytes=pages_touched(self._embeddings, num_tokens),
+            kv_bytes=self._kv * num_tokens,
+            workspace_bytes=self._workspace,
+            head_leftover_bytes=self._leftover,
+            load_peak_bytes=self._load_peak,
+            codec_bytes=pages_touched(self._codec, num_tokens),
+            draft_bytes=self._drafts,
+        )
 
     def longest(self, limit_bytes: float) -> Floats:
         """The longest sequence within `limit_bytes`, up to the model's context; 0 where not even
@@ -92,7 +98,7 @@ class EdgeBytes:
         return low
 
 
-def _parts_of(problem: Problem, split: int, front: Front) -> EdgeMemory:
+def _parts_of(problem: Problem, split: int, front: FrontPrecision) -> EdgeMemory:
     """The parts that neither cache, chunk nor length changes."""
     bits = front.bits_at(split)
     mixed = bits is not None and len(set(bits)) > 1

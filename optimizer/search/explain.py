@@ -185,7 +185,7 @@ def relaxations(grid: Grid) -> tuple[Relaxation, ...]:
         needed = float(values.min()) if values.size else None
         out.append(Relaxation(limit=constraint.name, given=constraint.limit, needed=needed))
     fixed = ("TTFT", "quality drop")
-    mask = grid.tables.exists
+    mask = grid.fixed.exists
     for constraint in grid.constraints:
         if constraint.name in fixed:
             mask = mask & constraint.kept

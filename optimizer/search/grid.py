@@ -1,23 +1,32 @@
-"""One link put to the tables: what every configuration predicts, and which limits it keeps.
+"""One link put to a problem: what every configuration predicts, and which limits it keeps.
 
-The formulas are `optimizer.cost.request.predict_request`'s (a test holds them to it); axes are
-those of `tables.py`.
+The formulas are those of `optimizer.cost.round_trip`, as for a single request; axes are those of
+`link_independent.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.artifacts.prediction import Limits
-from optimizer.cost.codec import answer_bytes
 from optimizer.cost.link import LinkPoint
-from optimizer.cost.request import OPEN_ROUND_TRIPS
+from optimizer.cost.round_trip import (
+    OPEN_ROUND_TRIPS,
+    RequestParts,
+    between_tokens_s,
+    cloud_share_s,
+    first_answer_s,
+    opening_s,
+    prompt_stages_s,
+    queue_s,
+    round_over,
+)
 from optimizer.errors import PlanError
-from optimizer.search.link_independent import Chunks, Mask, Tables
-from optimizer.search.rates import Floats
+from optimizer.search.link_independent import LinkIndependent, Mask
 
 _OF_SPLITS = (slice(None), None, None, None, None)  # [S] to [S, 1, 1, 1, 1]
 
@@ -42,70 +51,76 @@ class Grid:
     Raises PlanError for a link that carries nothing.
     """
 
-    def __init__(self, tables: Tables, link: LinkPoint, limits: Limits | None = None) -> None:
+    def __init__(
+        self, fixed: LinkIndependent, link: LinkPoint, limits: Limits | None = None
+    ) -> None:
         if min(link.up_bytes_per_s, link.down_bytes_per_s) <= 0:
             raise PlanError("the link's rate is 0 at this quantile: nothing can be planned over it")
-        self.tables = tables
+        self.fixed = fixed
         self.link = link
-        self.problem = tables.problem
-        self.limits = limits or tables.problem.limits
+        self.problem = fixed.problem
+        self.limits = limits or fixed.problem.limits
 
     @cached_property
-    def wire_s(self) -> Floats:
-        """A round's message up and answer down, [S, 1, 1, 1, C, 1, D]; 0 on a whole edge."""
-        tables, link = self.tables, self.link
-        seconds = link.rtt_s + tables.message_s + tables.round_bytes / link.up_bytes_per_s
-        seconds = seconds + tables.answer_bytes / link.down_bytes_per_s
-        return np.where(tables.is_whole, 0.0, seconds)
-
-    @cached_property
-    def _beside_steps_s(self) -> Floats:
-        """A round without front and back, [S, 1, 1, 1, C, 1, D]."""
-        tables = self.tables
-        coding = tables.draft_s + tables.encode_s + tables.decode_s
-        return np.where(tables.is_whole, 0.0, coding) + self.wire_s + tables.sample_s
+    def round(self) -> RequestParts:
+        """A round in the middle of the answer, part by part; a whole edge sends nothing."""
+        fixed = self.fixed
+        parts = round_over(
+            self.link,
+            front_s=fixed.front_mid_s,
+            encode_s=fixed.times.encode_s,
+            num_bytes=fixed.times.round_bytes,
+            queue_s=queue_s(fixed.back_mid_s, self.problem.limits.num_sessions),
+            decode_s=fixed.times.decode_s,
+            back_s=fixed.back_mid_s,
+            sample_s=fixed.sample_s,
+            num_answer_bytes=fixed.answer_bytes,
+            stack_s=fixed.stack_s,
+        )
+        return replace(
+            parts,
+            up_s=np.where(fixed.is_whole, 0.0, parts.up_s),
+            down_s=np.where(fixed.is_whole, 0.0, parts.down_s),
+        )
 
     @cached_property
     def tbt_s(self) -> Floats:
         """Time between tokens in the middle of the answer, [S, F, B, K, C, 1, D]."""
-        tables = self.tables
-        steps = tables.front_mid_s + (1 + tables.queue_share) * tables.back_mid_s
-        return np.asarray((steps + self._beside_steps_s) / tables.tokens_per_round)
+        return self._between_tokens_s(self.round.layers_s)
 
     def longest_tbt_s(self, index: int) -> Floats:
         """The slowest step up to length number `index`, [S, F, B, K, C, 1, D]."""
-        steps = self.tables.longest_steps_s[..., index]
-        return np.asarray((steps + self._beside_steps_s) / self.tables.tokens_per_round)
+        return self._between_tokens_s(self.fixed.longest_layers_s[..., index])
+
+    def _between_tokens_s(self, layers_s: Quantity) -> Floats:
+        values = between_tokens_s(layers_s, self._beside_layers_s, self.fixed.tokens_per_round)
+        return np.asarray(values)
+
+    @cached_property
+    def _beside_layers_s(self) -> Quantity:
+        """A round without its layers, drafting included, [S, 1, 1, 1, C, 1, D]."""
+        return self.fixed.draft_s + self.round.beside_layers_s
+
+    @cached_property
+    def cloud_s_per_token(self) -> Floats:
+        """Seconds of the server a token, [S, 1, B, 1, C, 1, D]; 0 where it is not needed."""
+        fixed = self.fixed
+        busy_s = np.where(fixed.is_whole, 0.0, self.round.cloud_s)
+        batch = self.problem.limits.num_sessions
+        return np.asarray(cloud_share_s(busy_s, batch, fixed.tokens_per_round))
 
     @cached_property
     def ttft_s(self) -> Floats:
         """Time to the first token, [S, F, B, K, C, H, 1]."""
-        tables, link = self.tables, self.link
-        round_trip = link.rtt_s + tables.message_s
-        beside = (1 + OPEN_ROUND_TRIPS) * round_trip + answer_bytes(1) / link.down_bytes_per_s
-        beside += tables.cloud_sample_s
-        beside_whole = tables.edge_sample_s
-        opened_s = np.where(tables.whole, 0.0, OPEN_ROUND_TRIPS * round_trip)[_OF_SPLITS]
-        stages = np.stack([self._pipeline(chunks, opened_s) for chunks in tables.prompts], axis=-1)
-        out = stages[..., None]
-        return np.asarray(out + np.where(tables.is_whole, beside_whole, beside))
-
-    def _pipeline(self, chunks: Chunks, opened_s: Floats) -> Floats:
-        """`pipeline_s` for every configuration: a chunk enters a stage when it has left the one
-        before and the chunk before has left this one. The front's first chunk has had `opened_s`
-        [S, 1, 1, 1, 1] before. [S, F, B, K, C]."""
-        shape = np.broadcast_shapes(chunks.edge_s.shape[:-1], chunks.cloud_s.shape[:-1])
-        ahead_s = np.minimum(chunks.first_front_s, opened_s)
-        done_front = np.zeros(chunks.edge_s.shape[:-1]) - ahead_s
-        done_wire = np.zeros(chunks.edge_s.shape[:-1])
-        done_back = np.zeros(shape)
-        wire_s = chunks.frame_bytes / self.link.up_bytes_per_s
-        for n in range(chunks.edge_s.shape[-1]):
-            done_front = done_front + chunks.edge_s[..., n]
-            done_wire = np.maximum(done_wire, done_front) + wire_s[..., n]
-            np.maximum(done_back, done_wire, out=done_back)
-            done_back += chunks.cloud_s[..., n]
-        return done_back
+        fixed, link = self.fixed, self.link
+        opened_s = opening_s(link, round_trips=OPEN_ROUND_TRIPS, stack_s=fixed.stack_s)
+        ahead_s = np.where(fixed.whole, 0.0, opened_s)[_OF_SPLITS]
+        stages_s = np.stack(
+            [prompt_stages_s(chunks, link, ahead_s=ahead_s) for chunks in fixed.prompts], axis=-1
+        )
+        answer_s = first_answer_s(link, sample_s=fixed.cloud_sample_s, stack_s=fixed.stack_s)
+        beside_s = np.where(fixed.is_whole, fixed.edge_sample_s, opened_s + answer_s)
+        return np.asarray(stages_s[..., None] + beside_s)
 
     @cached_property
     def max_tokens(self) -> Floats:
@@ -113,8 +128,8 @@ class Grid:
         or, for the objective `context`, the longest within the limits (0: none at all).
 
         Each limit bounds it on its own: memory of the edge by bisection, memory of the cloud in
-        closed form (linear), TBT among `tables.lengths` (a running maximum), so the least of these
-        is the longest that keeps all of them.
+        closed form (linear), TBT among `LinkIndependent.lengths` (a running maximum). The least of
+        these is the longest that keeps all of them.
         """
         problem = self.problem
         if problem.objective != "context":
@@ -124,18 +139,18 @@ class Grid:
     @cached_property
     def longest_tokens(self) -> Floats:
         """The longest sequence within the limits, whatever the objective, up to the model's."""
-        tables, limits = self.tables, self.limits
-        longest = tables.edge_bytes.longest(self.edge_memory_limit_bytes)
-        kv = np.maximum(tables.cloud_kv_bytes_per_token, 1e-9)
-        room = self.cloud_memory_limit_bytes - tables.cloud_weight_bytes
+        fixed, limits = self.fixed, self.limits
+        longest = fixed.edge_bytes.longest(self.edge_memory_limit_bytes)
+        kv = np.maximum(fixed.cloud_kv_bytes_per_token, 1e-9)
+        room = self.cloud_memory_limit_bytes - fixed.cloud_weight_bytes
         per_session = np.floor(room / limits.num_sessions / kv)
         if limits.cloud_memory_per_session_bytes is not None:
             own = np.floor(limits.cloud_memory_per_session_bytes / kv)
             per_session = np.minimum(per_session, own)
-        longest = np.minimum(longest, np.where(tables.is_whole, np.inf, np.maximum(per_session, 0)))
+        longest = np.minimum(longest, np.where(fixed.is_whole, np.inf, np.maximum(per_session, 0)))
         if limits.max_tbt_s is not None:
             reached = np.zeros(self.tbt_s.shape)
-            for index, length in enumerate(tables.lengths):
+            for index, length in enumerate(fixed.lengths):
                 reached = np.where(self.longest_tbt_s(index) <= limits.max_tbt_s, length, reached)
             longest = np.minimum(longest, reached)
         return np.asarray(longest)
@@ -144,26 +159,26 @@ class Grid:
     def edge_memory_bytes(self) -> Floats:
         """Peak bytes of the edge process at `max_tokens`, [S, F, ., K, ., H, D]."""
         tokens = np.maximum(self.max_tokens, self.problem.max_tokens)
-        return self.tables.edge_bytes.total(tokens)
+        return self.fixed.edge_bytes.total(tokens)
 
     @cached_property
     def cloud_memory_per_session_bytes(self) -> Floats:
         """A session's cache on the server at `max_tokens`."""
         tokens = np.maximum(self.max_tokens, self.problem.max_tokens)
-        return np.asarray(self.tables.cloud_kv_bytes_per_token * tokens)
+        return np.asarray(self.fixed.cloud_kv_bytes_per_token * tokens)
 
     @cached_property
     def cloud_memory_bytes(self) -> Floats:
         """The server's process with all sessions; 0 where it is not needed."""
         sessions = self.limits.num_sessions * self.cloud_memory_per_session_bytes
-        return np.asarray(self.tables.cloud_weight_bytes + sessions)
+        return np.asarray(self.fixed.cloud_weight_bytes + sessions)
 
     @cached_property
     def constraints(self) -> tuple[Constraint, ...]:
         """The limits that there are. With the objective `context` they are kept by
         `max_tokens`, and what is left to ask is whether that is long enough."""
-        limits, tables, problem = self.limits, self.tables, self.problem
-        index = tables.lengths.index(problem.max_tokens)
+        limits, fixed, problem = self.limits, self.fixed, self.problem
+        index = fixed.lengths.index(problem.max_tokens)
         found: list[tuple[str, Floats, float | None]] = [
             (
                 "edge memory",
@@ -172,13 +187,13 @@ class Grid:
             ),
             (
                 "cloud memory per session",
-                tables.cloud_kv_bytes_per_token * problem.max_tokens,
+                fixed.cloud_kv_bytes_per_token * problem.max_tokens,
                 limits.cloud_memory_per_session_bytes,
             ),
             (
                 "cloud memory",
-                tables.cloud_weight_bytes
-                + limits.num_sessions * problem.max_tokens * tables.cloud_kv_bytes_per_token,
+                fixed.cloud_weight_bytes
+                + limits.num_sessions * problem.max_tokens * fixed.cloud_kv_bytes_per_token,
                 self.cloud_memory_limit_bytes,
             ),
         ]
@@ -187,7 +202,7 @@ class Grid:
         if limits.max_ttft_s is not None:
             found.append(("TTFT", self.ttft_s, limits.max_ttft_s))
         if limits.max_quality_drop_pct is not None:
-            found.append(("quality drop", tables.quality_drop_pct, limits.max_quality_drop_pct))
+            found.append(("quality drop", fixed.quality_drop_pct, limits.max_quality_drop_pct))
         return tuple(
             Constraint(name=name, values=values, limit=limit)
             for name, values, limit in found
@@ -197,7 +212,7 @@ class Grid:
     def _at_required(self, memory: Floats) -> Floats:
         if self.problem.objective != "context":
             return memory
-        return self.tables.edge_bytes.total(self.problem.max_tokens)
+        return self.fixed.edge_bytes.total(self.problem.max_tokens)
 
     @property
     def edge_memory_limit_bytes(self) -> float:
@@ -213,7 +228,7 @@ class Grid:
 
     def feasible(self, *, without: str | None = None) -> Mask:
         """Which configurations keep every limit (but one), [S, F, B, K, C, H, D]."""
-        out = self.tables.exists
+        out = self.fixed.exists
         for constraint in self.constraints:
             if constraint.name != without:
                 out = out & constraint.kept

@@ -13,14 +13,14 @@ from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import LAYER_BITS
 from optimizer.cost.weights import front_layer_bytes
 from optimizer.search.layer_bits import choose_layer_bits
-from optimizer.search.problem import Front
+from optimizer.search.problem import FrontPrecision
 
 EIGHTHS = range(1, 8)
 
 
 def mixed_fronts(
     geometry: ModelGeometry, losses: Sequence[Mapping[int, float]]
-) -> tuple[Front, ...]:
+) -> tuple[FrontPrecision, ...]:
     """Fronts for every split up to the number of layers with known `losses` (layer -> bits ->
     loss), short of the whole model."""
     sizes = {bits: front_layer_bytes(geometry, bits) for bits in LAYER_BITS}
@@ -36,5 +36,5 @@ def mixed_fronts(
             if chosen is not None and len(set(chosen)) == 2:
                 layer_bits[split] = chosen
         if layer_bits:
-            fronts.append(Front(front_bits=low, layer_bits=layer_bits))
+            fronts.append(FrontPrecision(front_bits=low, layer_bits=layer_bits))
     return tuple(fronts)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from optimizer.artifacts.prediction import Limits
 from optimizer.cost.link import LinkPoint
 from optimizer.search.grid import Grid
-from optimizer.search.link_independent import Tables
+from optimizer.search.link_independent import LinkIndependent
 from optimizer.search.problem import Cell, Problem
 from optimizer.search.solve import best, least
 
@@ -29,11 +29,11 @@ class Planner:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.tables = Tables(problem)
+        self.fixed = LinkIndependent(problem)
 
     def grid(self, link: LinkPoint, limits: Limits | None = None) -> Grid:
         """Predictions of every configuration over `link`; `limits` in place of the problem's."""
-        return Grid(self.tables, link, limits)
+        return Grid(self.fixed, link, limits)
 
     def solve(self, link: LinkPoint, limits: Limits | None = None) -> Found | None:
         """The best configuration over `link`; None when no configuration keeps the limits."""

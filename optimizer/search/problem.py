@@ -12,7 +12,7 @@ from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
 from optimizer.artifacts.prediction import Limits
 from optimizer.cost.codec import LevelCost
 from optimizer.cost.quality import QualityModel
-from optimizer.cost.request import NO_DRAFTS, Drafting
+from optimizer.cost.request import NO_DRAFTS, DraftedRound
 from optimizer.errors import PlanError
 
 Objective = Literal["tbt", "ttft", "cloud-cost", "context", "quality"]
@@ -21,7 +21,7 @@ CHUNKS = (16, 32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Front:
+class FrontPrecision:
     """One way to quantize fronts. `layer_bits` has, for every split at which this one exists, the
     bits of each layer; empty: all layers have `front_bits`, at every split."""
 
@@ -36,19 +36,19 @@ class Front:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DraftChoice:
+class DraftOption:
     """One way to draft: who, how many a round with what success, and bytes on the device.
 
     `split`: the only split it works at (a draft head is trained on one front); None: any.
     """
 
     kind: str = "off"
-    drafting: Drafting = NO_DRAFTS
+    drafting: DraftedRound = NO_DRAFTS
     memory_bytes: float = 0.0
     split: int | None = None
 
 
-NO_DRAFTING = DraftChoice()
+NO_DRAFTING = DraftOption()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +57,14 @@ class Space:
     equal in everything that counts, the one listed first is taken."""
 
     splits: tuple[int, ...]
-    fronts: tuple[Front, ...] = tuple(Front(front_bits=bits) for bits in FRONT_BITS)
+    fronts: tuple[FrontPrecision, ...] = tuple(
+        FrontPrecision(front_bits=bits) for bits in FRONT_BITS
+    )
     back_bits: tuple[int, ...] = BACK_BITS
     kv_bits: tuple[int, ...] = KV_BITS
     levels: tuple[LevelCost, ...]
     chunks: tuple[int, ...] = CHUNKS
-    drafts: tuple[DraftChoice, ...] = (NO_DRAFTING,)
+    drafts: tuple[DraftOption, ...] = (NO_DRAFTING,)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -10,14 +10,15 @@ from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
 from optimizer.artifacts.prediction import Limits
 from optimizer.cost.cloud import back_compute_bits
 from optimizer.cost.codec import level_on
+from optimizer.cost.front_kernels import front_kernel
 from optimizer.cost.levels import DEFAULT_LEVELS
 from optimizer.cost.quality import QualityModel
 from optimizer.errors import PlanError
 from optimizer.search.problem import (
     CHUNKS,
     NO_DRAFTING,
-    DraftChoice,
-    Front,
+    DraftOption,
+    FrontPrecision,
     Objective,
     Problem,
     Space,
@@ -44,8 +45,8 @@ def make_problem(
     kv_bits: Sequence[int] = KV_BITS,
     levels: Sequence[str] | None = None,
     chunks: Sequence[int] = CHUNKS,
-    mixed_fronts: Sequence[Front] = (),
-    drafts: Sequence[DraftChoice] = (),
+    mixed_fronts: Sequence[FrontPrecision] = (),
+    drafts: Sequence[DraftOption] = (),
     exact_front: bool = False,
     back_from: int | None = None,
     slack: float = DEFAULT_SLACK,
@@ -71,7 +72,11 @@ def make_problem(
     unknown = [name for name in levels or () if name not in named]
     if unknown:
         raise PlanError(f"level {unknown[0]!r}: choose among {', '.join(named)}")
-    fronts = [Front(front_bits=b) for b in front_bits if (b if b <= 8 else 32) in edge_bits]
+    fronts = [
+        FrontPrecision(front_bits=bits)
+        for bits in front_bits
+        if front_kernel(bits).computed_bits in edge_bits
+    ]
     space = Space(
         splits=tuple(range(geometry.num_layers + 1)) if splits is None else tuple(splits),
         fronts=(*fronts, *mixed_fronts),

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from hwprofiles.profiles.rates import Floats
 from optimizer.search.grid import Grid
 from optimizer.search.link_independent import Mask
 from optimizer.search.problem import Cell, Objective
-from optimizer.search.rates import Floats
 
 TIE = 1e-9
 PARETO_AXES = ("tbt", "cloud-cost", "edge-memory", "quality")
@@ -33,9 +33,9 @@ ORDER: Mapping[Objective, tuple[str, ...]] = {
 KEYS: Mapping[str, Callable[[Grid], Floats]] = {
     "tbt": lambda grid: grid.tbt_s,
     "ttft": lambda grid: grid.ttft_s,
-    "cloud-cost": lambda grid: grid.tables.cloud_s_per_token,
+    "cloud-cost": lambda grid: grid.cloud_s_per_token,
     "context": lambda grid: -grid.max_tokens,
-    "quality": lambda grid: grid.tables.quality_drop_pct,
+    "quality": lambda grid: grid.fixed.quality_drop_pct,
     "edge-memory": lambda grid: grid.edge_memory_bytes,
 }
 

@@ -10,17 +10,16 @@ from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.prediction import EdgeMemoryParts, Predicted, ProfilesUsed, StepParts
 from optimizer.cost.cloud import back_kv_bits
 from optimizer.cost.levels import level_at
-from optimizer.cost.memory import edge_memory
+from optimizer.cost.memory import EdgeMemory, edge_memory
 from optimizer.cost.request import (
-    NEW_CONNECTION_ROUND_TRIPS,
     NO_DRAFTS,
-    OPEN_ROUND_TRIPS,
-    Deployment,
+    RequestSetting,
     RequestTime,
     predict_request,
 )
+from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS, OPEN_ROUND_TRIPS, RequestParts
 from optimizer.search.grid import Grid
-from optimizer.search.problem import Cell, DraftChoice, Front
+from optimizer.search.problem import Cell, DraftOption, FrontPrecision
 
 
 def plan_of(
@@ -55,7 +54,7 @@ def plan_of(
     return replace(plan, predicted=_predicted(grid, cell, plan))
 
 
-def _stored_layer_bits(front: Front, split: int) -> tuple[int, ...]:
+def _stored_layer_bits(front: FrontPrecision, split: int) -> tuple[int, ...]:
     return front.layer_bits.get(split, ())
 
 
@@ -63,7 +62,7 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
     problem, space = grid.problem, grid.problem.space
     draft = space.drafts[cell.draft]
     level = level_at(space.levels[cell.level], problem.quality, plan.partition.split)
-    deployment = Deployment(
+    setting = RequestSetting(
         edge=problem.edge,
         cloud=problem.cloud,
         link=grid.link,
@@ -76,8 +75,8 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
         front_layer_bits=plan.front_layer_bits,
     )
     whole = plan.edge_is_whole
-    time = _request(grid, deployment, draft)
-    memory = _memory_parts(grid, draft, plan)
+    time = _request(grid, setting, draft)
+    memory = _edge_memory(grid, draft, plan)
     quality = {
         "split": plan.partition.split,
         "layer_bits": plan.layer_bits,
@@ -90,14 +89,13 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
         num_tokens=plan.max_tokens,
         kv_bits=back_kv_bits(problem.cloud),
     )
-    parts = time.round_parts
     shape = space.shape
-    index = next(i for i, n in enumerate(grid.tables.lengths) if n >= plan.max_tokens)
+    index = next(i for i, n in enumerate(grid.fixed.lengths) if n >= plan.max_tokens)
     return Predicted(
-        edge_memory_bytes=_total(memory),
+        edge_memory_bytes=memory.total_bytes,
         ttft_s=time.ttft_s,
         first_ttft_s=_request(
-            grid, deployment, draft, open_round_trips=NEW_CONNECTION_ROUND_TRIPS
+            grid, setting, draft, open_round_trips=NEW_CONNECTION_ROUND_TRIPS
         ).ttft_s,
         tbt_s=time.tbt_s,
         longest_tbt_s=float(np.broadcast_to(grid.longest_tbt_s(index), shape)[cell]),
@@ -105,34 +103,36 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
         quality_drop_pct=problem.quality.drop_pct(**quality),  # type: ignore[arg-type]
         quality_source=problem.quality.source_of(**quality),  # type: ignore[arg-type]
         cloud_s_per_token=time.cloud_s_per_token,
-        cloud_cost_ratio=None
-        if whole
-        else _cloud_only_s(grid, deployment) / time.cloud_s_per_token,
+        cloud_cost_ratio=None if whole else _cloud_only_s(grid, setting) / time.cloud_s_per_token,
         cloud_memory_per_session_bytes=float(session),
         cloud_memory_bytes=float(np.broadcast_to(grid.cloud_memory_bytes, shape)[cell]),
         longest_tokens=int(np.broadcast_to(grid.longest_tokens, shape)[cell]),
         tokens_per_round=1.0 if whole else draft.drafting.tokens_per_round,
-        edge_memory=memory,
-        step=StepParts(
-            front_s=parts.front_s,
-            encode_s=parts.encode_s,
-            wire_s=parts.up_s + parts.down_s,
-            cloud_s=0.0 if whole else parts.queue_s + parts.cloud_s,
-            draft_s=0.0 if whole else draft.drafting.draft_s,
-            sample_s=parts.sample_s if whole else 0.0,
-        ),
+        edge_memory=_memory_parts(memory),
+        step=_step_parts(time.round_parts, draft, whole=whole),
+    )
+
+
+def _step_parts(parts: RequestParts, draft: DraftOption, *, whole: bool) -> StepParts:
+    return StepParts(
+        front_s=float(parts.front_s),
+        encode_s=float(parts.encode_s),
+        wire_s=float(parts.wire_s),
+        cloud_s=0.0 if whole else float(parts.queue_s + parts.cloud_s),
+        draft_s=0.0 if whole else draft.drafting.draft_s,
+        sample_s=float(parts.sample_s) if whole else 0.0,
     )
 
 
 def _request(
     grid: Grid,
-    deployment: Deployment,
-    draft: DraftChoice,
+    setting: RequestSetting,
+    draft: DraftOption,
     *,
     open_round_trips: float = OPEN_ROUND_TRIPS,
 ) -> RequestTime:
     return predict_request(
-        deployment,
+        setting,
         prompt_tokens=grid.limits.prompt_tokens,
         new_tokens=grid.problem.answer_tokens,
         batch=grid.limits.num_sessions,
@@ -141,33 +141,30 @@ def _request(
     )
 
 
-def _cloud_only_s(grid: Grid, deployment: Deployment) -> float:
+def _cloud_only_s(grid: Grid, setting: RequestSetting) -> float:
     """Seconds of the server a token when it runs the whole model itself: no frames, no drafts."""
     alone = replace(
-        deployment,
-        partition=replace(deployment.partition, split=0),
+        setting,
+        partition=replace(setting.partition, split=0),
         front_layer_bits=(),
-        level=replace(deployment.level, decode_fixed_s=0.0, decode_s_per_element=0.0),
+        level=replace(setting.level, decode_fixed_s=0.0, decode_s_per_element=0.0),
     )
-    return _request(grid, alone, DraftChoice(drafting=NO_DRAFTS)).cloud_s_per_token
+    return _request(grid, alone, DraftOption(drafting=NO_DRAFTS)).cloud_s_per_token
 
 
-def _memory_parts(grid: Grid, draft: DraftChoice, plan: Plan) -> EdgeMemoryParts:
+def _edge_memory(grid: Grid, draft: DraftOption, plan: Plan) -> EdgeMemory:
     memory = edge_memory(grid.problem.edge, plan)
-    draft_bytes = 0.0 if plan.edge_is_whole else draft.memory_bytes
+    return replace(memory, draft_bytes=0.0 if plan.edge_is_whole else draft.memory_bytes)
+
+
+def _memory_parts(memory: EdgeMemory) -> EdgeMemoryParts:
     return EdgeMemoryParts(
         runtime_bytes=memory.runtime_bytes,
         weight_bytes=memory.weight_bytes,
         embedding_bytes=memory.embedding_bytes,
         kv_bytes=memory.kv_bytes,
         workspace_bytes=max(memory.workspace_bytes, memory.head_leftover_bytes),
-        load_peak_bytes=memory.load_peak_bytes + draft_bytes,
-        draft_bytes=draft_bytes,
+        load_peak_bytes=memory.load_peak_bytes + memory.draft_bytes,
+        draft_bytes=memory.draft_bytes,
         codec_bytes=memory.codec_bytes,
     )
-
-
-def _total(parts: EdgeMemoryParts) -> float:
-    steady = parts.runtime_bytes + parts.weight_bytes + parts.embedding_bytes + parts.kv_bytes
-    running = steady + parts.workspace_bytes + parts.draft_bytes + parts.codec_bytes
-    return max(running, parts.load_peak_bytes)

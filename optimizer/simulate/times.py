@@ -1,34 +1,29 @@
-"""Seconds of the front and of a packed batch: the cost models, taken apart so that each part is
-computed once.
+"""Seconds of the front and of a packed batch, remembered.
 
-A simulation asks for the same few thousand values millions of times. The front's seconds depend on
-device, rows and position and are remembered as they are. A batch's seconds (optimizer.cost.cloud)
-are a sum, so its parts are remembered: matrices by rows in all, head by sessions, and attention by
-rows of a session, which is linear in the tokens it attends to:
-
-    batch = base(rows, sessions, logits) + sum over sessions of [fixed(r) + slope(r) * tokens]
-
-Nothing is rounded into buckets: the sum is `back_step_s`, and a test says so.
+A simulation asks for the same few thousand values millions of times. The formulas are the cost
+models' (`optimizer.cost`); this asks for each value once. The front's seconds are kept by rows and
+position. Of a batch (`BackCost`) the parts are kept, because hardly two batches are alike: all but
+attention by rows, sessions and logits; attention by the rows of a session, a line over the tokens
+that it attends to. Nothing is rounded into buckets: the sum is `back_step_s`, and a test says so.
 """
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
 
 from hwprofiles.links.shape import Curve, uniform
 from hwprofiles.profiles.device import DeviceProfile
-from hwprofiles.profiles.rates import attention_s
 from optimizer.artifacts.plan import Plan
-from optimizer.cost.cloud import SessionRows, back_compute_bits, back_step_s, sample_s
+from optimizer.cost.attention import WindowAttention
+from optimizer.cost.cloud import BackCost, SessionRows, sample_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import front_step
-from optimizer.cost.weights import Matrix, back_layer_matrices, back_matrix_bytes
+from optimizer.cost.edge import front_steps
 from optimizer.simulate.scenario import MeasuredSteps
 
-FAR_TOKENS = 4096  # where attention's slope is read off; it is linear, so anywhere would do
+POSITIONS_AT_ONCE: Final = 64  # asking the front's model for these costs what asking for one does
 
 
 class FrameCost(NamedTuple):
@@ -78,22 +73,28 @@ class FrontTimes:
 
     def seconds(self, num_rows: int, position: int) -> float:
         """One forward pass of `num_rows` rows after `position` cached tokens."""
-        key = (num_rows, position)
-        found = self._known.get(key)
+        found = self._known.get((num_rows, position))
         if found is None:
-            plan = self._plan
-            found = self._known[key] = front_step(
-                self._device,
-                plan.model.geometry,
-                split=plan.partition.split,
-                weight_bits=plan.partition.front_bits,
-                kv_bits=plan.kv_bits,
-                num_rows=num_rows,
-                position=position,
-                exact=plan.exact_front,
-                layer_bits=plan.front_layer_bits,
-            ).total_s
+            self._ask(num_rows, position)
+            found = self._known[num_rows, position]
         return found
+
+    def _ask(self, num_rows: int, position: int) -> None:
+        """Remember this position and its neighbours."""
+        plan, start = self._plan, position - position % POSITIONS_AT_ONCE
+        positions = range(start, start + POSITIONS_AT_ONCE)
+        steps = front_steps(
+            self._device,
+            plan.model.geometry,
+            layer_bits=[plan.layer_bits],
+            weight_bits=plan.partition.front_bits,
+            kv_bits=plan.kv_bits,
+            num_rows=num_rows,
+            positions=positions,
+            exact=plan.exact_front,
+        )
+        seconds = np.broadcast_to(steps.total_s, (1, len(positions)))[0].tolist()
+        self._known.update(zip(((num_rows, at) for at in positions), seconds, strict=True))
 
 
 class BackTimes(Protocol):
@@ -104,91 +105,47 @@ class BackTimes(Protocol):
         ...
 
 
-class _Attention(NamedTuple):
-    """Attention of one session's rows in all layers of one window."""
-
-    fixed_s: float
-    slope_s: float  # each token attended to
-    most_tokens: int
-
-
 class ModelledBack:
     """The cost model's batch."""
 
     def __init__(self, device: DeviceProfile, plan: Plan, *, kv_bits: int) -> None:
-        self._device = device
-        self._geometry = geometry = plan.model.geometry
-        self._num_layers = geometry.num_layers - plan.partition.split
-        self._back_bits = plan.partition.back_bits
-        self._kv_bits = kv_bits
-        layers = range(plan.partition.split, geometry.num_layers)
-        self._windows = Counter(geometry.window_of_layer(layer) for layer in layers)
-        # As in back_step_s: what one step walks decides which cache level it runs from.
-        bits = back_compute_bits(device, self._back_bits)
-        head = Matrix("head", geometry.hidden_size, geometry.vocab_size)
-        self._working_set_bytes = back_matrix_bytes(head, bits) + self._num_layers * sum(
-            back_matrix_bytes(matrix, bits) for matrix in back_layer_matrices(geometry)
+        self._back = BackCost(
+            device,
+            plan.model.geometry,
+            num_layers=plan.model.geometry.num_layers - plan.partition.split,
+            back_bits=plan.partition.back_bits,
+            kv_bits=kv_bits,
         )
-        self._base: dict[tuple[int, int, int], float] = {}
-        self._attention: dict[int, tuple[_Attention, ...]] = {}
+        self._without_attention: dict[tuple[int, int, int], float] = {}
+        self._attention: dict[int, tuple[tuple[float, float, float], ...]] = {}
 
     def seconds(self, sessions: Iterable[SessionRows], num_logits: int) -> float:
         """See BackTimes."""
+        # Asked millions of times: this is `attended_s` over plain numbers.
         total, num_rows, count = 0.0, 0, 0
         known = self._attention
         for rows, position in sessions:
             tokens = position + rows
-            for fixed_s, slope_s, most in known.get(rows) or self._attend(rows):
-                total += fixed_s + slope_s * (tokens if tokens < most else most)
+            for fixed_s, s_per_token, most in known.get(rows) or self._attend(rows):
+                total += fixed_s + s_per_token * (tokens if tokens < most else most)
             num_rows += rows
             count += 1
         if not count:
             return 0.0
         key = (num_rows, count, num_logits)
-        base = self._base.get(key)
+        base = self._without_attention.get(key)
         if base is None:
-            base = self._base[key] = self._without_attention(*key)
+            base = self._without_attention[key] = float(self._back.batch_s(*key))
         return base + total
 
-    def _without_attention(self, num_rows: int, count: int, num_logits: int) -> float:
-        """The whole model on any batch of this size, less that batch's attention."""
-        batch = [SessionRows(1, 0)] * (count - 1) + [SessionRows(num_rows - count + 1, 0)]
-        whole = back_step_s(
-            self._device,
-            self._geometry,
-            num_layers=self._num_layers,
-            back_bits=self._back_bits,
-            kv_bits=self._kv_bits,
-            sessions=batch,
-            num_logits=num_logits,
-        )
-        for rows, position in batch:
-            for fixed_s, slope_s, most in self._attention.get(rows) or self._attend(rows):
-                whole -= fixed_s + slope_s * min(position + rows, most)
-        return whole
+    def _attend(self, rows: int) -> tuple[tuple[float, float, float], ...]:
+        windows = self._back.attention(rows)
+        found = self._attention[rows] = tuple(map(_numbers, windows))
+        return found
 
-    def _attend(self, rows: int) -> tuple[_Attention, ...]:
-        def seconds(num_tokens: int) -> float:
-            return attention_s(
-                self._device.attention_kernel(self._kv_bits),
-                num_rows=rows,
-                num_tokens=num_tokens,
-                num_heads=self._geometry.num_heads,
-                head_dim=self._geometry.head_dim,
-                working_set_bytes=self._working_set_bytes,
-            )
 
-        slope_s = (seconds(FAR_TOKENS) - seconds(0)) / FAR_TOKENS
-        parts = tuple(
-            _Attention(
-                layers * seconds(0),
-                layers * slope_s,
-                sys.maxsize if window is None else window + rows - 1,
-            )
-            for window, layers in self._windows.items()
-        )
-        self._attention[rows] = parts
-        return parts
+def _numbers(window: WindowAttention) -> tuple[float, float, float]:
+    return float(window.fixed_s), float(window.s_per_token), window.most_tokens
 
 
 class MeasuredBack:

@@ -45,7 +45,7 @@ def _along_splits(found: Found, values: Any) -> Any:
     back where the edge is whole, as the grid has it)."""
     grid, cell = found.grid, found.cell
     full = np.broadcast_to(values, grid.problem.space.shape)
-    whole = grid.tables.whole
+    whole = grid.fixed.whole
     return np.array(
         [
             full[
@@ -59,19 +59,15 @@ def _along_splits(found: Found, values: Any) -> Any:
 
 
 def _latency(axes: Any, planner: Planner, found: Found) -> None:
-    grid, tables = found.grid, found.grid.tables
+    grid, fixed = found.grid, found.grid.fixed
     splits = planner.problem.space.splits
     parts = {
-        "front": tables.front_mid_s,
-        "cloud": np.where(
-            tables.is_whole,
-            0.0,
-            (1 + tables.queue_share) * tables.back_mid_s + tables.decode_s + tables.sample_s,
-        ),
-        "wire": grid.wire_s,
+        "front": grid.round.front_s,
+        "cloud": np.where(fixed.is_whole, 0.0, grid.round.queue_s + grid.round.cloud_s),
+        "wire": grid.round.wire_s,
     }
     shares = [
-        1e3 * _along_splits(found, value / tables.tokens_per_round) for value in parts.values()
+        1e3 * _along_splits(found, value / fixed.tokens_per_round) for value in parts.values()
     ]
     axes.stackplot(splits, *shares, labels=list(parts), alpha=0.75)
     axes.plot(splits, 1e3 * _along_splits(found, grid.tbt_s), color="black", label="TBT")
@@ -162,8 +158,6 @@ def _map(figure: Any, axes: Any, planner: Planner, link: LinkPoint, found: Found
 def _memory_range(grid: Grid) -> Any:
     """Memory limits from what the least plan needs to what the largest one does, and the limit
     that is given among them."""
-    needed = np.broadcast_to(KEYS["edge-memory"](grid), grid.tables.exists.shape)[
-        grid.tables.exists
-    ]
+    needed = np.broadcast_to(KEYS["edge-memory"](grid), grid.fixed.exists.shape)[grid.fixed.exists]
     ends = [needed.min(), needed.max(), grid.edge_memory_limit_bytes]
     return np.geomspace(min(ends), max(ends) * 1.02, MAP_MEMORIES)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwprofiles.links.profile import Outage, load_link
+from hwprofiles.links.profile import load_link
 from hwprofiles.profiles.catalog import load_device
 from hwprofiles.profiles.device import CodecSpeed
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.specs import load_spec
-from optimizer.cost.cloud import SessionRows, back_step_s, steady_batch
+from optimizer.cost.cloud import SessionRows, back_step_s
 from optimizer.cost.codec import (
     LevelCost,
     decode_s,
@@ -22,7 +22,7 @@ from optimizer.cost.codec import (
     frame_bytes,
     level_on,
 )
-from optimizer.cost.link import exchange_s, link_at, outage_wait_s, pipeline_s
+from optimizer.cost.link import link_at, pipeline_s, transfer_s
 from optimizer.cost.memory import edge_memory, workspace_bytes
 from protos.sizes import ONE_ROW_OVERHEAD_BYTES
 
@@ -57,7 +57,6 @@ def test_edge_memory_adds_up_and_counts_the_papers_kv() -> None:
     # The empty process, a tokenizer of 49,152 entries, two rotations of 576 x 576.
     base = PI.memory.runtime_base_bytes.value
     assert memory.runtime_bytes == base + 600 * 49152 + 2 * 4 * 576 * 576
-    assert memory.above_base_bytes == memory.total_bytes - memory.runtime_bytes
     calibrated = edge_memory(PI, dataclasses.replace(plan_of(10, 4, 32), level="q2"))
     assert memory.codec_bytes == 0
     assert 0.98 * 49152 * 576 < calibrated.codec_bytes < 49152 * 576
@@ -120,32 +119,9 @@ def test_fewer_layers_in_the_cloud_cost_less() -> None:
     assert times[2] - times[1] == pytest.approx(2 * (times[1] - times[0]), rel=0.05)
 
 
-@given(
-    sessions=st.integers(min_value=1, max_value=10_000),
-    think_s=st.floats(min_value=1e-4, max_value=10),
-    fixed_s=st.floats(min_value=1e-5, max_value=0.1),
-    slope_s=st.floats(min_value=0, max_value=0.01),
-)
-def test_the_steady_batch_is_a_fixed_point(
-    sessions: int, think_s: float, fixed_s: float, slope_s: float
-) -> None:
-    def step_s(batch: float) -> float:
-        return fixed_s + slope_s * batch
-
-    batch = steady_batch(sessions, think_s, step_s)
-    assert 1 <= batch <= max(1, sessions)
-    held = 1.5 * step_s(batch)
-    inside = sessions * held / (think_s + held)
-    assert batch == pytest.approx(max(1.0, inside), rel=1e-3)
-
-
-def test_an_exchange_is_one_round_trip_and_both_transfers() -> None:
-    link = link_at(load_link("wifi"), epsilon=0.5) if "wifi" in _names() else None
-    point = link or link_at(load_link(_names()[0]), epsilon=0.5)
-    expected = point.rtt_s + 1000 / point.up_bytes_per_s + 100 / point.down_bytes_per_s
-    assert exchange_s(point, up_bytes=1000, down_bytes=100) == pytest.approx(expected)
-    dead = dataclasses.replace(point, up_bytes_per_s=0.0)
-    assert exchange_s(dead, up_bytes=1, down_bytes=1) == float("inf")
+def test_a_transfer_takes_its_bytes_at_the_rate() -> None:
+    assert transfer_s(1000, 250.0) == pytest.approx(4.0)
+    assert transfer_s(1, 0.0) == float("inf")
 
 
 def test_a_surer_plan_counts_on_a_worse_link() -> None:
@@ -154,13 +130,6 @@ def test_a_surer_plan_counts_on_a_worse_link() -> None:
         surer, likely = link_at(profile, epsilon=0.05), link_at(profile, epsilon=0.5)
         assert surer.up_bytes_per_s <= likely.up_bytes_per_s
         assert surer.rtt_s >= likely.rtt_s
-
-
-def test_outages_add_their_share_times_their_length() -> None:
-    profile = load_link(_names()[0])
-    outage = Outage(share_of_time=0.02, mean_duration_s=3.0, source="x", measured=False)
-    assert outage_wait_s(dataclasses.replace(profile, outage=outage)) == pytest.approx(0.06)
-    assert outage_wait_s(dataclasses.replace(profile, outage=None)) == 0.0
 
 
 @given(st.lists(st.tuples(SECONDS, SECONDS, SECONDS), min_size=1, max_size=6))

@@ -18,14 +18,14 @@ from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes
 from optimizer.cost.edge import front_step
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.request import (
-    Deployment,
-    Drafting,
-    RequestParts,
+    DraftedRound,
+    RequestSetting,
     expected_tokens,
     predict_request,
     prefill_s,
     round_parts,
 )
+from optimizer.cost.round_trip import RequestParts
 
 LEVEL = LevelCost(
     name="x", bits_per_element=4.0, encode_fixed_s=1e-4, encode_s_per_element=1e-8,
@@ -33,7 +33,7 @@ LEVEL = LevelCost(
 )  # fmt: skip
 LINK = LinkPoint(up_bytes_per_s=2.5e5, down_bytes_per_s=1.25e6, rtt_s=0.05)
 LLAMA = load_spec("llama-2-7b").geometry
-BASE = Deployment(
+BASE = RequestSetting(
     edge=load_device("jetson-orin-nano-8gb"),
     cloud=load_device("a100-80gb"),
     link=LINK,
@@ -84,7 +84,6 @@ def test_company_costs_queueing_and_a_longer_step() -> None:
     assert alone.queue_s == 0
     assert company.back_s > alone.back_s
     assert company.queue_s == pytest.approx(company.back_s / 2)
-    assert round_parts(BASE, position=100, batch=16, queue_s=0.0).queue_s == 0
     shared = predict_request(BASE, prompt_tokens=10, new_tokens=10, batch=16)
     single = predict_request(BASE, prompt_tokens=10, new_tokens=10)
     assert shared.tbt_s > single.tbt_s
@@ -112,11 +111,11 @@ def test_with_all_layers_on_the_edge_nothing_travels() -> None:
 
 def test_drafts_that_are_right_divide_the_round_trip() -> None:
     plain = predict_request(BASE, prompt_tokens=100, new_tokens=101)
-    drafting = Drafting(num_drafts=3, tokens_per_round=4.0, draft_s=1e-3)
+    drafting = DraftedRound(num_drafts=3, tokens_per_round=4.0, draft_s=1e-3)
     found = predict_request(BASE, prompt_tokens=100, new_tokens=101, drafting=drafting)
     assert found.tbt_s == pytest.approx((found.round_parts.total_s + 1e-3) / 4)
     assert found.tbt_s < plain.tbt_s / 2
-    useless = Drafting(num_drafts=3, tokens_per_round=1.0)
+    useless = DraftedRound(num_drafts=3, tokens_per_round=1.0)
     wasted = predict_request(BASE, prompt_tokens=100, new_tokens=101, drafting=useless)
     assert wasted.tbt_s > plain.tbt_s
     assert wasted.uplink_bytes_per_token > 3 * plain.uplink_bytes_per_token

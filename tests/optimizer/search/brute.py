@@ -11,9 +11,9 @@ from optimizer.cost.cloud import back_compute_bits, back_kv_bits
 from optimizer.cost.levels import level_at
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.memory import edge_memory
-from optimizer.cost.request import Deployment, predict_request, round_parts
 from optimizer.cost.weights import back_weight_bytes
 from optimizer.search.problem import Cell, Problem
+from tests.optimizer.reference.request import Deployment, predict_request, round_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from optimizer.artifacts.prediction import Limits
 from optimizer.cost.codec import LevelCost
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.quality import LevelCertificate, QualityModel
-from optimizer.cost.request import Drafting, expected_tokens
-from optimizer.search.problem import DraftChoice, Front, Problem, Space
+from optimizer.cost.request import DraftedRound, expected_tokens
+from optimizer.search.problem import DraftOption, FrontPrecision, Problem, Space
 
 EDGES = ("raspberry-pi-5-8gb", "jetson-orin-nano-8gb", "local-epyc-2core")
 CLOUDS = ("a100-80gb", "l4-24gb", "local-epyc-2core")
@@ -60,22 +60,22 @@ def problems(draw: Any) -> Problem:
     layers = geometry.num_layers
     splits = draw(st.lists(st.integers(0, layers), min_size=1, max_size=3, unique=True))
     bits = draw(st.lists(st.sampled_from([4, 8, 16, 32]), min_size=1, max_size=2, unique=True))
-    fronts = [Front(front_bits=b) for b in bits]
+    fronts = [FrontPrecision(front_bits=b) for b in bits]
     if draw(st.booleans()):
         mixed = {split: (8,) * (split // 2) + (4,) * (split - split // 2) for split in splits}
         mixed = {split: of for split, of in mixed.items() if len(set(of)) == 2}
         if mixed:
-            fronts.append(Front(front_bits=4, layer_bits=mixed))
-    drafts = [DraftChoice()]
+            fronts.append(FrontPrecision(front_bits=4, layer_bits=mixed))
+    drafts = [DraftOption()]
     if draw(st.booleans()):
         acceptance, length = draw(st.floats(0, 0.95)), draw(st.integers(1, 4))
-        drafting = Drafting(
+        drafting = DraftedRound(
             num_drafts=length,
             tokens_per_round=expected_tokens(acceptance, length),
             draft_s=draw(st.floats(0, 0.01)),
         )
         only = draw(st.sampled_from([None, splits[0]]))
-        drafts.append(DraftChoice(kind="head", drafting=drafting, memory_bytes=1e6, split=only))
+        drafts.append(DraftOption(kind="head", drafting=drafting, memory_bytes=1e6, split=only))
     certificates = {}
     if draw(st.booleans()):
         drop = draw(st.floats(0, 5))

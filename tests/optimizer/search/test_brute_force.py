@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from optimizer.artifacts.prediction import Limits
 from optimizer.cost.link import LinkPoint
 from optimizer.search.grid import Grid
-from optimizer.search.link_independent import Tables
+from optimizer.search.link_independent import LinkIndependent
 from optimizer.search.problem import OBJECTIVES, Problem
 from optimizer.search.solve import KEYS, ORDER, best, pareto, value_of
 from tests.optimizer.search.brute import BruteForce, Outcome
@@ -66,14 +66,14 @@ def value(brute: BruteForce, outcome: Outcome, key: str, tokens: int) -> float:
 @given(problem=problems(), link=links, seed=st.integers(0, 2**32))
 def test_search_equals_brute_force(problem: Problem, link: LinkPoint, seed: int) -> None:
     rng = random.Random(seed)
-    tables = Tables(problem)
-    brute = BruteForce(problem, link, tables.lengths)
+    fixed = LinkIndependent(problem)
+    brute = BruteForce(problem, link, fixed.lengths)
     for _ in range(LIMITS_AN_EXAMPLE):
         limits = draw_limits(brute, rng)
         kept = [o for o in brute.outcomes if brute.keeps(o, limits, problem.max_tokens)]
         for objective in OBJECTIVES:
-            tables.problem = replace(problem, objective=objective)
-            grid = Grid(tables, link, limits)
+            fixed.problem = replace(problem, objective=objective)
+            grid = Grid(fixed, link, limits)
             found = best(grid, grid.feasible())
             if not kept:
                 assert found is None
@@ -100,16 +100,16 @@ def test_search_equals_brute_force(problem: Problem, link: LinkPoint, seed: int)
 def test_every_cell_predicts_what_the_scalar_models_predict(
     problem: Problem, link: LinkPoint
 ) -> None:
-    tables = Tables(problem)
-    grid = Grid(tables, link)
-    brute = BruteForce(problem, link, tables.lengths)
-    assert int(tables.exists.sum()) == len(brute.outcomes)
+    fixed = LinkIndependent(problem)
+    grid = Grid(fixed, link)
+    brute = BruteForce(problem, link, fixed.lengths)
+    assert int(fixed.exists.sum()) == len(brute.outcomes)
     for outcome in brute.outcomes:
         for key in KEYS:
             expected = value(brute, outcome, key, problem.max_tokens)
             assert value_of(grid, outcome.cell, key) == pytest.approx(expected, **CLOSE), key
         slowest = 0.0
-        for index, length in enumerate(tables.lengths):
+        for index, length in enumerate(fixed.lengths):
             slowest = max(slowest, outcome.longest_tbt_s[length])
             array = np.broadcast_to(grid.longest_tbt_s(index), problem.space.shape)
             assert array[outcome.cell] == pytest.approx(slowest, **CLOSE)
@@ -119,7 +119,7 @@ def test_every_cell_predicts_what_the_scalar_models_predict(
 @given(problem=problems(), link=links)
 def test_the_pareto_front_is_what_nothing_beats(problem: Problem, link: LinkPoint) -> None:
     axes = ("tbt", "cloud-cost", "edge-memory", "quality")
-    grid = Grid(Tables(problem), link)
+    grid = Grid(LinkIndependent(problem), link)
     mask = grid.feasible()
     front = pareto(grid, mask, axes)
     points = {

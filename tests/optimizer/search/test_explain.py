@@ -37,7 +37,7 @@ def limits_between(planner: Planner, link: LinkPoint, shares: list[float]) -> Li
     grid = planner.grid(link, replace(limits, max_tbt_s=1e9, max_ttft_s=1e9))
     changes = {}
     for constraint, share in zip(grid.constraints, shares, strict=False):
-        values = np.broadcast_to(constraint.values, grid.tables.exists.shape)[grid.tables.exists]
+        values = np.broadcast_to(constraint.values, grid.fixed.exists.shape)[grid.fixed.exists]
         low, high = float(values.min()), float(values.max())
         changes[LIMIT_FIELDS[constraint.name]] = max(low + share * (high - low), 1e-9)
     return replace(limits, **changes)

@@ -16,13 +16,12 @@ from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes
 from optimizer.cost.edge import front_step
 from optimizer.cost.link import link_at
 from optimizer.cost.request import (
-    NEW_CONNECTION_ROUND_TRIPS,
-    Deployment,
+    RequestSetting,
     expected_tokens,
-    message_s,
     predict_request,
     round_parts,
 )
+from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS
 from optimizer.policy.batching import Scheduler
 from optimizer.simulate.measures import ttft_s
 from optimizer.simulate.record import RequestRow
@@ -52,8 +51,8 @@ NO_BYTES = Software(
 ONE_AT_A_TIME = Scheduler(max_rows=1, max_sessions=1, min_prefill_rows=1)
 
 
-def deployment(link: str = "4g") -> Deployment:
-    return Deployment(
+def deployment(link: str = "4g") -> RequestSetting:
+    return RequestSetting(
         edge=EDGE,
         cloud=CLOUD,
         link=link_at(load_link(link), epsilon=0.5),
@@ -176,7 +175,7 @@ def test_every_wait_of_many_clients_is_lindleys() -> None:
         )
     )
     unhindered_s = predict_request(place, prompt_tokens=1, new_tokens=1).ttft_s
-    closing_s = place.link.rtt_s + message_s(place)
+    closing_s = place.link.rtt_s + place.stack_s
     lindley = lindley_waits(record.requests, service_s, unhindered_s, closing_s)
     assert len(lindley) > 7_500
     assert ttft_s([record]) - unhindered_s == pytest.approx(np.array(lindley), abs=1e-9)

@@ -1,0 +1,182 @@
+"""Seconds of front, back and codec at every split, for the rounds and prompts of one problem.
+
+The formulas are `optimizer.cost`'s, asked for all splits and positions at once; this puts what they
+say on the axes of the grid (letters as in `link_independent.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from hwprofiles.profiles.rates import Floats
+from optimizer.cost.cloud import BackCost, back_kv_bits
+from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
+from optimizer.cost.edge import LayerBits, chunk_runs, front_steps
+from optimizer.cost.levels import level_at
+from optimizer.cost.round_trip import PromptChunks, queue_s
+from optimizer.search.problem import Problem
+
+
+class LevelFormula(Protocol):
+    """A cost of one message: of `optimizer.cost.codec`."""
+
+    def __call__(self, level: LevelCost, /, *, hidden_size: int, num_rows: int) -> float: ...
+
+
+class StepTimes:
+    """The rounds and prompts of a problem. Raises ProfileError where a device has no kernel."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        geometry, space = problem.geometry, problem.space
+        self._whole = np.array([split == geometry.num_layers for split in space.splits])
+        self._levels = [
+            [level_at(level, problem.quality, split) for level in space.levels]
+            for split in space.splits
+        ]
+        self.round_rows = [1 + draft.drafting.num_drafts for draft in space.drafts]
+
+    @cached_property
+    def encode_s(self) -> Floats:
+        """Encoding a round's frame, [S, 1, 1, 1, C, 1, D]; 0 on a whole edge."""
+        return self._round_level(encode_s)
+
+    @cached_property
+    def decode_s(self) -> Floats:
+        """Decoding a round's frame, [S, 1, 1, 1, C, 1, D]; 0 on a whole edge."""
+        return self._round_level(decode_s)
+
+    @cached_property
+    def round_bytes(self) -> Floats:
+        """Bytes of a round's message on the wire, [S, 1, 1, 1, C, 1, D]; 0 on a whole edge."""
+        return self._round_level(frame_bytes)
+
+    def rounds_front_s(self, tokens: Sequence[int], *, ends: bool = False) -> Floats:
+        """Fronts of a round, [S, F, 1, K, 1, 1, D, N]; `tokens` are cached before it, or, with
+        `ends`, after it."""
+        space = self._problem.space
+        out = np.empty((*(space.shape[i] for i in (0, 1, 3, 6)), len(tokens)))
+        for rows in set(self.round_rows):
+            values = self._fronts(rows, _positions(tokens, rows, ends=ends))
+            out[:, :, :, [r == rows for r in self.round_rows]] = values[:, :, :, None]
+        if self._whole.any():  # nobody drafts for a whole edge
+            alone = self._fronts(1, _positions(tokens, 1, ends=ends))
+            out[self._whole] = alone[self._whole][:, :, :, None]
+        return out[:, :, None, :, None, None]
+
+    def rounds_back_s(self, tokens: Sequence[int], *, ends: bool = False) -> Floats:
+        """Backs of a round, [S, 1, B, 1, 1, 1, D, N]; 0 on a whole edge."""
+        space = self._problem.space
+        out = np.empty((*(space.shape[i] for i in (0, 2, 6)), len(tokens)))
+        for d, rows in enumerate(self.round_rows):
+            positions = _positions(tokens, rows, ends=ends)
+            out[:, :, d] = self._backs(rows, positions, num_logits=rows)
+        return out[:, None, :, None, None, None]
+
+    def prompt(self, chunk: int) -> PromptChunks:
+        """The prompt of `Limits.prompt_tokens` in chunks of `chunk`: edge_s [S, F, 1, K, C, N],
+        first_front_s [S, F, 1, K, 1], cloud_s [S, 1, B, 1, C, N], frame_bytes [S, 1, 1, 1, C, N].
+        """
+        limits = self._problem.limits
+        runs = chunk_runs(limits.prompt_tokens, chunk)
+        fronts, backs, encoding, decoding, sizes = [], [], [], [], []
+        for rows, starts in runs:
+            is_last = starts[-1] + rows == limits.prompt_tokens
+            fronts.append(self._fronts(rows, starts))
+            backs.append(self._backs(rows, starts, num_logits=int(is_last)))
+            count = len(starts)
+            encoding.append(np.repeat(self._of_prompt(encode_s, rows), count, axis=-1))
+            decoding.append(np.repeat(self._of_prompt(decode_s, rows), count, axis=-1))
+            sizes.append(np.repeat(self._of_prompt(frame_bytes, rows), count, axis=-1))
+        front_s = np.concatenate(fronts, axis=-1)[:, :, None, :, None]
+        back_s = np.concatenate(backs, axis=-1)[:, None, :, None, None]
+        over_levels = (slice(None), None, None, None)
+        return PromptChunks(
+            edge_s=front_s + np.concatenate(encoding, axis=-1)[over_levels],
+            first_front_s=front_s[..., 0],
+            cloud_s=queue_s(back_s, limits.num_sessions)
+            + np.concatenate(decoding, axis=-1)[over_levels]
+            + back_s,
+            frame_bytes=np.concatenate(sizes, axis=-1)[over_levels],
+        )
+
+    def _fronts(self, num_rows: int, positions: Sequence[int]) -> Floats:
+        """Seconds of the front, [S, F, K, N]."""
+        problem, space = self._problem, self._problem.space
+        out = np.empty((*(space.shape[i] for i in (0, 1, 3)), len(positions)))
+        for f, front in enumerate(space.fronts):
+            layer_bits: list[LayerBits] = [
+                front.bits_at(split) or (front.front_bits,) * split for split in space.splits
+            ]
+            for k, kv_bits in enumerate(space.kv_bits):
+                out[:, f, k] = front_steps(
+                    problem.edge,
+                    problem.geometry,
+                    layer_bits=layer_bits,
+                    weight_bits=front.front_bits,
+                    kv_bits=kv_bits,
+                    num_rows=num_rows,
+                    positions=positions,
+                    exact=problem.exact_front,
+                ).total_s
+        return out
+
+    def _backs(self, num_rows: int, positions: Sequence[int], *, num_logits: int) -> Floats:
+        """Seconds of the back beside the other sessions' rows, [S, B, N]; 0 on a whole edge."""
+        space = self._problem.space
+        out = np.empty((space.shape[0], space.shape[2], len(positions)))
+        for b, back in enumerate(self._back_costs):
+            out[:, b] = back.shared_step_s(
+                num_rows=num_rows,
+                position=np.asarray(positions, dtype=np.float64),
+                num_logits=num_logits,
+                batch=self._problem.limits.num_sessions,
+            )
+        out[self._whole] = 0.0
+        return out
+
+    @cached_property
+    def _back_costs(self) -> list[BackCost]:
+        """For each of the back's bits, the backs of all splits."""
+        problem = self._problem
+        return [
+            BackCost(
+                problem.cloud,
+                problem.geometry,
+                num_layers=problem.geometry.num_layers - np.array(problem.space.splits)[:, None],
+                back_bits=bits,
+                kv_bits=back_kv_bits(problem.cloud),
+            )
+            for bits in problem.space.back_bits
+        ]
+
+    def _round_level(self, cost: LevelFormula) -> Floats:
+        values = [self._of_levels(cost, rows) for rows in self.round_rows]
+        return np.stack(values, axis=-1)[:, None, None, None, :, None, :]
+
+    def _of_prompt(self, cost: LevelFormula, num_rows: int) -> Floats:
+        return self._of_levels(cost, num_rows, of_prompt=True)[:, :, None]
+
+    def _of_levels(self, cost: LevelFormula, num_rows: int, *, of_prompt: bool = False) -> Floats:
+        """`cost` at every split and level, [S, C]; equal levels are asked once. 0 on a whole edge,
+        which nothing leaves."""
+        known: dict[LevelCost, float] = {}
+        hidden_size = self._problem.geometry.hidden_size
+        out = np.zeros((len(self._levels), len(self._levels[0])))
+        for s, levels in enumerate(self._levels):
+            for c, level in enumerate(levels):
+                if self._whole[s]:
+                    continue
+                if level not in known:
+                    asked = level.of_prompt if of_prompt else level
+                    known[level] = cost(asked, hidden_size=hidden_size, num_rows=num_rows)
+                out[s, c] = known[level]
+        return out
+
+
+def _positions(tokens: Sequence[int], num_rows: int, *, ends: bool) -> list[int]:
+    return [max(n - num_rows, 0) for n in tokens] if ends else list(tokens)
