@@ -75,6 +75,8 @@ def main() -> None:
     for k in sorted({round(split * step / arguments.steps) for step in range(arguments.steps + 1)}):
         budget = k * sizes[8] + (split - k) * sizes[4]
         chosen = choose_layer_bits(found.losses, [sizes] * split, budget)
+        if chosen is None:
+            raise ValueError("the budget holds the front at 4 bits")
         gains = [loss[4] - loss[8] for loss in found.losses]
         least = sorted(range(split), key=lambda layer: gains[layer])[:k]
         others = {

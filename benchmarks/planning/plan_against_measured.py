@@ -33,9 +33,9 @@ from benchmarks.planning.plan_cases import MIB, Case, report, run_key
 from hwprofiles.emulator.in_process import EmulatedLink
 from hwprofiles.links.shape import LinkShape
 from hwprofiles.profiles.catalog import load_device
-from optimizer.artifacts.bundle import PLAN_NAME, write_manifest
+from optimizer.artifacts.bundle import PLAN_NAME, Role, write_manifest
 from optimizer.artifacts.plan import ModelRef, Plan
-from optimizer.artifacts.prediction import Limits, ProfilesUsed
+from optimizer.artifacts.prediction import Limits, Predicted, ProfilesUsed
 from optimizer.cost.memory import edge_runtime_bytes
 from optimizer.search.planner import Planner
 from optimizer.search.problem import Cell
@@ -51,6 +51,16 @@ LEVELS: tuple[str, ...] | None = ("lossless",)  # None: all, and every split is 
 MAX_QUALITY_DROP_PCT = 12.0
 CALIBRATION_TOKENS = 3072
 TEXT = Path("../shared/data/wikitext2/wiki.valid.raw")
+
+EDGE: tuple[Role, ...] = ("edge",)
+CLOUD: tuple[Role, ...] = ("cloud",)
+
+
+def _predicted(plan: Plan) -> Predicted:
+    """What a searched plan promises; plans made by flags promise nothing."""
+    if plan.predicted is None:
+        raise ValueError("this plan was not searched: it has no predictions")
+    return plan.predicted
 
 
 def main() -> None:
@@ -69,7 +79,9 @@ def main() -> None:
     parser.add_argument("--measure", nargs=3, metavar=("BUNDLE", "ADDRESS", "LEVEL"))
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, arguments.repeats, arguments.text)))
+        bundle, address, level = arguments.measure
+        found = measure(bundle, address, level, arguments.repeats, arguments.text)
+        print(json.dumps(found))
         return
     begun = time.monotonic()
     folder: Path = arguments.folder
@@ -207,7 +219,7 @@ def build_bundles(plans: list[Plan], arguments: argparse.Namespace, folder: Path
     source = open_source(arguments.model)
     if not cloud.is_dir():
         first = next(plan for plan in plans if not plan.edge_is_whole)
-        build_bundle(source, replace(first, back_start=0), cloud, progress=say, sides=("cloud",))
+        build_bundle(source, replace(first, back_start=0), cloud, progress=say, sides=CLOUD)
         (cloud / "codec").mkdir(exist_ok=True)
     model, ids = None, None
     for path, plan in missing.items():
@@ -218,7 +230,7 @@ def build_bundles(plans: list[Plan], arguments: argparse.Namespace, folder: Path
             (path / PLAN_NAME).write_text(plan.to_yaml())
             write_manifest(path)
             continue
-        build_bundle(source, plan, path, progress=lambda stage: None, sides=("edge",))
+        build_bundle(source, plan, path, progress=lambda stage: None, sides=EDGE)
         if plan.edge_is_whole:
             continue
         if LEVELS == ("lossless",):
@@ -264,8 +276,8 @@ def run(
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     say(
         f"{run_key(case, plan)}: TBT {1e3 * result['tbt_s']:.2f} ms "
-        f"({1e3 * plan.predicted.tbt_s:.2f}), TTFT {1e3 * result['ttft_s']:.0f} ms "
-        f"({1e3 * plan.predicted.ttft_s:.0f}); {time.monotonic() - started:.0f} s"
+        f"({1e3 * _predicted(plan).tbt_s:.2f}), TTFT {1e3 * result['ttft_s']:.0f} ms "
+        f"({1e3 * _predicted(plan).ttft_s:.0f}); {time.monotonic() - started:.0f} s"
     )
     return result
 

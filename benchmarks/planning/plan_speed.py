@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from dataclasses import replace
+from typing import Any
 
 from hwprofiles.links.profile import link_names, load_link
 from hwprofiles.profiles.catalog import load_device
@@ -86,7 +87,7 @@ def main() -> None:
                 "replan_range_s": [min(again), max(again)],
             }
         )
-        row = rows[-1]
+        row: dict[str, Any] = rows[-1]
         print(
             f"{objective}, prompt {prompt}: plan {row['plan_s']:.3f} s "
             f"({min(first):.3f} to {max(first):.3f}), link only {1e3 * row['replan_s']:.1f} ms "

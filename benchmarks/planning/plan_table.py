@@ -97,6 +97,8 @@ def planned(
         profiles=ProfilesUsed(edge=edge, cloud=cloud, link=link),
     )
     promise = plan.predicted
+    if promise is None:
+        raise ValueError("a searched plan has predictions")
     return row | {
         "split": plan.partition.split,
         "layers": reference.geometry.num_layers,

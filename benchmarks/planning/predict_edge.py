@@ -18,11 +18,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edge.device.front import FrontEngine
-from hwprofiles.profiler.front_profiler import median_of, profile_device
+from hwprofiles.profiler.front_profiler import profile_device
+from hwprofiles.profiler.parts import median_of
 from hwprofiles.profiler.system_facts import process_base_bytes
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
 from hwprofiles.profiles.device import DeviceProfile, Figure
@@ -50,7 +52,7 @@ def main() -> None:
         print(peak_bytes(arguments.one_memory_point))
         return
     plans = build_fronts(arguments.model, arguments.fronts)
-    result: dict[str, object] = {"benchmark": "predict_edge"}
+    result: dict[str, Any] = {"benchmark": "predict_edge"}
     if arguments.only != "memory":
         if arguments.real_time:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
@@ -94,7 +96,7 @@ def build_fronts(model: Path, folder: Path) -> dict[Path, Plan]:
     return plans
 
 
-def time_rows(plans: dict[Path, Plan], rounds_file: Path) -> list[dict[str, object]]:
+def time_rows(plans: dict[Path, Plan], rounds_file: Path) -> list[dict[str, Any]]:
     """Measured and predicted seconds of every case with a 32-bit cache, one more round added."""
     rounds = json.loads(rounds_file.read_text()) if rounds_file.is_file() else []
     profile = profile_device(name="this-machine", quick=True)
@@ -167,7 +169,7 @@ def time_round(plans: dict[Path, Plan]) -> list[list[object]]:
     return out
 
 
-def print_times(rows: list[dict[str, object]]) -> dict[str, float]:
+def print_times(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Tables of decode and prefill; the median and largest absolute errors."""
     summary = {}
     for name, chosen in (
@@ -196,7 +198,7 @@ def print_times(rows: list[dict[str, object]]) -> dict[str, float]:
     return summary
 
 
-def memory_rows(plans: dict[Path, Plan]) -> list[dict[str, object]]:
+def memory_rows(plans: dict[Path, Plan]) -> list[dict[str, Any]]:
     """Measured and predicted peak bytes of every front, one fresh process each."""
     device = dataclasses.replace(
         load_device("local-epyc-2core"),
@@ -239,7 +241,7 @@ def peak_bytes(edge_dir: Path) -> int:
     return int(line.split()[1]) * 1024
 
 
-def print_memory(points: list[dict[str, object]]) -> dict[str, float]:
+def print_memory(points: list[dict[str, Any]]) -> dict[str, float]:
     """A table of peak memory; the largest errors in either direction."""
     print("\npeak memory of the edge process: measured / predicted in MiB (error)\n")
     print("| split | bits | KV 32 | KV 8 |\n| ---: | ---: | ---: | ---: |")
@@ -257,7 +259,7 @@ def print_memory(points: list[dict[str, object]]) -> dict[str, float]:
     return {"memory_lowest_error": min(errors), "memory_highest_error": max(errors)}
 
 
-def _cell(row: dict[str, object], measured: str, predicted: str, scale: float) -> str:
+def _cell(row: dict[str, Any], measured: str, predicted: str, scale: float) -> str:
     error = row[predicted] / row[measured] - 1
     return f"{row[measured] * scale:.4g} / {row[predicted] * scale:.4g} ({error:+.0%})"
 

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
 
@@ -69,7 +70,7 @@ def main() -> None:
             with process("-c", RELAY, "--to", to, *shape) as at:
                 plain_s = echo_s(at)
             rtts = [statistics.median(f.rtt_s) for f in found]
-            row = {
+            row: dict[str, Any] = {
                 "link": name,
                 "rtt_s": [rtt_s, statistics.median(rtts)],
                 "up_mbps": [up_mbps, statistics.median(f.up.bytes_per_s for f in found) / MBIT],

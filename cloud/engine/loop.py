@@ -39,7 +39,7 @@ class BatchEngine(Protocol):
     def forward(self, batch: Sequence[BatchEntry]) -> list[Tensor]: ...
 
 
-class StepObserver(Protocol):
+class BatchObserver(Protocol):
     """Who is told how long frames wait and steps take, in seconds."""
 
     def frame_waited(self, wait_s: float) -> None: ...
@@ -113,7 +113,7 @@ class EngineLoop:
         engine: BatchEngine,
         scheduler: Scheduler | None = None,
         *,
-        observer: StepObserver | None = None,
+        observer: BatchObserver | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine = engine

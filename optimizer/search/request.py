@@ -9,7 +9,7 @@ from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
 from optimizer.artifacts.prediction import Limits
 from optimizer.cost.cloud import back_compute_bits
-from optimizer.cost.codec import level_on
+from optimizer.cost.codec import LevelCost, level_on
 from optimizer.cost.front_kernels import front_kernel
 from optimizer.cost.levels import DEFAULT_LEVELS
 from optimizer.cost.quality import QualityModel
@@ -68,10 +68,6 @@ def make_problem(
     edge_bits = {kernel.weight_bits for kernel in edge.kernels}
     cloud_bits = {kernel.weight_bits for kernel in cloud.kernels}
     caches = {kernel.kv_bits for kernel in edge.attention}
-    named = {level.name: level for level in DEFAULT_LEVELS}
-    unknown = [name for name in levels or () if name not in named]
-    if unknown:
-        raise PlanError(f"level {unknown[0]!r}: choose among {', '.join(named)}")
     fronts = [
         FrontPrecision(front_bits=bits)
         for bits in front_bits
@@ -83,8 +79,8 @@ def make_problem(
         back_bits=tuple(b for b in back_bits if back_compute_bits(cloud, b) in cloud_bits),
         kv_bits=tuple(b for b in kv_bits if b in caches),
         levels=tuple(
-            level_on(named[name], edge=edge, cloud=cloud, hidden_size=geometry.hidden_size)
-            for name in levels or named
+            level_on(level, edge=edge, cloud=cloud, hidden_size=geometry.hidden_size)
+            for level in _levels_named(levels)
         ),
         chunks=tuple(chunks),
         drafts=(NO_DRAFTING, *drafts),
@@ -110,3 +106,12 @@ def make_problem(
         back_from=back_from,
         slack=slack,
     )
+
+
+def _levels_named(names: Sequence[str] | None) -> list[LevelCost]:
+    """The planner's levels of these names; None: all of them. PlanError for an unknown one."""
+    named = {level.name: level for level in DEFAULT_LEVELS}
+    for name in names or ():
+        if name not in named:
+            raise PlanError(f"level {name!r}: choose among {', '.join(named)}")
+    return [named[name] for name in names or named]

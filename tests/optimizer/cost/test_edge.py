@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -74,8 +75,8 @@ def test_few_rows_depend_on_the_working_set_and_many_do_not_walk_it() -> None:
     curve = BatchCurve(source="x", points=points)
 
     def slowness(rows: int, working_set: float) -> float:
-        return batch_s_per_flop(
-            curve, num_rows=rows, num_weights=1e6, working_set_bytes=working_set
+        return float(
+            batch_s_per_flop(curve, num_rows=rows, num_weights=1e6, working_set_bytes=working_set)
         )
 
     assert slowness(2, 1e6) == pytest.approx(1 / 4)
@@ -136,7 +137,7 @@ def test_batch_and_attention_read_off_their_points() -> None:
         ),
         width=10,
     )
-    sizes = {"num_heads": 2, "head_dim": 10, "working_set_bytes": 0.0}
+    sizes: dict[str, Any] = {"num_heads": 2, "head_dim": 10, "working_set_bytes": 0.0}
     one = attention_s(kernel, num_rows=1, num_tokens=50, **sizes)
     assert one == pytest.approx(3.0 + 4 * 20 * 50 / 100)  # a single row's fixed part is dispatch
     four = attention_s(kernel, num_rows=4, num_tokens=50, **sizes)
@@ -164,10 +165,10 @@ def test_time_grows_with_layers_position_and_rows(name: str, bits: int) -> None:
     device = load_device(name)
 
     def seconds(split: int, rows: int, position: int) -> float:
-        return front_step(
+        return float(front_step(
             device, SMOL, split=split, weight_bits=bits, kv_bits=32, num_rows=rows,
             position=position,
-        ).total_s  # fmt: skip
+        ).total_s)  # fmt: skip
 
     layers = [seconds(split, 1, 100) for split in range(31)]
     assert all(after > before for before, after in itertools.pairwise(layers))
@@ -179,7 +180,7 @@ def test_time_grows_with_layers_position_and_rows(name: str, bits: int) -> None:
 
 def test_a_prompt_is_its_chunks() -> None:
     device = load_device("raspberry-pi-5-8gb")
-    chosen = {"split": 5, "weight_bits": 8, "kv_bits": 8}
+    chosen: dict[str, Any] = {"split": 5, "weight_bits": 8, "kv_bits": 8}
     chunks = front_prefill(device, SMOL, num_tokens=300, chunk=128, **chosen)
     assert len(chunks) == 3
     last = front_step(device, SMOL, num_rows=44, position=256, **chosen)

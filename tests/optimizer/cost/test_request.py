@@ -149,7 +149,7 @@ def test_a_front_of_mixed_precision_lies_between_its_uniform_ones() -> None:
     def front(bits: int, layers: tuple[int, ...] = ()) -> float:
         partition = Partition(split=8, front_bits=bits, back_bits=16)
         mixed = dataclasses.replace(BASE, partition=partition, front_layer_bits=layers)
-        return round_parts(mixed, position=10).front_s
+        return float(round_parts(mixed, position=10).front_s)
 
     assert front(8, (8,) * 8) == pytest.approx(front(8))
     assert front(4, (4,) * 8) == pytest.approx(front(4))

@@ -13,7 +13,12 @@ from optimizer.cost.link import LinkPoint
 from optimizer.cost.memory import edge_memory
 from optimizer.cost.weights import back_weight_bytes
 from optimizer.search.problem import Cell, Problem
-from tests.optimizer.reference.request import Deployment, predict_request, round_parts
+from tests.optimizer.reference.request import (
+    Deployment,
+    Drafting,
+    predict_request,
+    round_parts,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +154,11 @@ class BruteForce:
             prompt_tokens=problem.limits.prompt_tokens,
             new_tokens=problem.answer_tokens,
             batch=batch,
-            drafting=drafting,
+            drafting=Drafting(
+                num_drafts=drafting.num_drafts,
+                tokens_per_round=drafting.tokens_per_round,
+                draft_s=drafting.draft_s,
+            ),
         )
         rows = 1 if deployment.is_whole else 1 + drafting.num_drafts
         steps = {

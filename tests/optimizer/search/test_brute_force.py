@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +21,13 @@ from optimizer.artifacts.prediction import Limits
 from optimizer.cost.link import LinkPoint
 from optimizer.search.grid import Grid
 from optimizer.search.link_independent import LinkIndependent
-from optimizer.search.problem import OBJECTIVES, Problem
+from optimizer.search.problem import OBJECTIVES, Cell, Problem
 from optimizer.search.solve import KEYS, ORDER, best, pareto, value_of
 from tests.optimizer.search.brute import BruteForce, Outcome
 from tests.optimizer.search.instances import links, problems
 
 EXAMPLES, LIMITS_AN_EXAMPLE = 40, 16  # times five objectives: 3,200 instances
-CLOSE = {"rel": 1e-9, "abs": 1e-12}
+CLOSE: dict[str, Any] = {"rel": 1e-9, "abs": 1e-12}
 LIMIT_FIELDS = {
     "edge memory": "edge_memory_bytes",
     "cloud memory": "cloud_memory_bytes",
@@ -46,7 +47,8 @@ def draw_limits(brute: BruteForce, rng: random.Random) -> Limits:
             outcome = rng.choice(brute.outcomes)
             value = brute.values(outcome, base, brute.problem.max_tokens)[name]
             found[field] = max(value * rng.choice([0.7, 0.999, 1.001, 1.3, 2.0]), 1e-9)
-    return replace(base, **found)
+    fields: dict[str, Any] = dict(found)
+    return replace(base, **fields)
 
 
 def value(brute: BruteForce, outcome: Outcome, key: str, tokens: int) -> float:
@@ -123,8 +125,8 @@ def test_the_pareto_front_is_what_nothing_beats(problem: Problem, link: LinkPoin
     mask = grid.feasible()
     front = pareto(grid, mask, axes)
     points = {
-        tuple(map(int, cell)): np.array([value_of(grid, cell, axis) for axis in axes])
-        for cell in map(tuple, np.argwhere(mask))
+        tuple(map(int, cell)): np.array([value_of(grid, Cell(*cell), axis) for axis in axes])
+        for cell in np.argwhere(mask).tolist()
     }
     on_front = [points[tuple(cell)] for cell in front]
     for point in points.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, assume, given, settings
@@ -30,6 +31,12 @@ LINK = LinkPoint(up_bytes_per_s=4e5, down_bytes_per_s=4e5, rtt_s=0.05)
 RELAXED = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+def relaxed(limits: Limits, changes: dict[str, float]) -> Limits:
+    """The limits with these fields changed."""
+    fields: dict[str, Any] = dict(changes)
+    return replace(limits, **fields)
+
+
 def limits_between(planner: Planner, link: LinkPoint, shares: list[float]) -> Limits:
     """Limits that lie at these shares between the least and the most of what configurations
     need."""
@@ -40,7 +47,7 @@ def limits_between(planner: Planner, link: LinkPoint, shares: list[float]) -> Li
         values = np.broadcast_to(constraint.values, grid.fixed.exists.shape)[grid.fixed.exists]
         low, high = float(values.min()), float(values.max())
         changes[LIMIT_FIELDS[constraint.name]] = max(low + share * (high - low), 1e-9)
-    return replace(limits, **changes)
+    return relaxed(limits, changes)
 
 
 @RELAXED
@@ -58,11 +65,11 @@ def test_a_relaxation_is_enough_and_nothing_less_is(
             continue
         field = LIMIT_FIELDS[item.limit]
         if item.needed is None:
-            assert planner.solve(link, replace(limits, **{field: math.inf})) is None
+            assert planner.solve(link, relaxed(limits, {field: math.inf})) is None
             continue
         assert item.needed > item.given
-        enough = planner.solve(link, replace(limits, **{field: item.needed * (1 + 1e-9)}))
-        less = planner.solve(link, replace(limits, **{field: item.needed * (1 - 1e-6)}))
+        enough = planner.solve(link, relaxed(limits, {field: item.needed * (1 + 1e-9)}))
+        less = planner.solve(link, relaxed(limits, {field: item.needed * (1 - 1e-6)}))
         assert enough is not None
         assert less is None
 
@@ -78,13 +85,13 @@ def test_a_binding_limit_holds_the_objective_back(
     assume(found is not None)
     assert found is not None
     binding = binding_limits(planner, link, found)
-    lifted = replace(limits, **{LIMIT_FIELDS[name]: math.inf for name in binding})
+    lifted = relaxed(limits, {LIMIT_FIELDS[name]: math.inf for name in binding})
     free = planner.solve(link, lifted)
     assert free is not None
     if binding:
         assert free.value < found.value
     everything = dict.fromkeys(LIMIT_FIELDS.values(), math.inf)
-    unlimited = planner.solve(link, replace(limits, **everything))
+    unlimited = planner.solve(link, relaxed(limits, everything))
     assert unlimited is not None
     if not binding:
         assert unlimited.value >= found.value * (1 - 1e-5)

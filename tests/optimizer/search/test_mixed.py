@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.plan import ModelRef
 from optimizer.artifacts.prediction import Limits, ProfilesUsed
@@ -40,7 +42,7 @@ def test_at_every_split_the_sensitive_layers_come_first() -> None:
 def test_a_plan_takes_mixed_precision_where_uniform_bits_waste_memory_or_quality() -> None:
     limits = Limits(max_quality_drop_pct=3.0, prompt_tokens=64)
 
-    def plan(**changes: object):  # type: ignore[no-untyped-def]
+    def plan(**changes: Any):
         problem = make_problem(
             SMOL,
             load_device("raspberry-pi-5-8gb"),
@@ -52,7 +54,7 @@ def test_a_plan_takes_mixed_precision_where_uniform_bits_waste_memory_or_quality
             levels=("lossless",),
             back_bits=(32,),
             max_tokens=512,
-            **changes,  # type: ignore[arg-type]
+            **changes,
         )
         planner = Planner(problem)
         found = planner.solve(LINK)

@@ -121,7 +121,7 @@ def test_one_short_request_is_its_parts_written_out_by_hand() -> None:
         num_bytes = frame_bytes(LEVEL, hidden_size=GEOMETRY.hidden_size, num_rows=rows)
         wire = num_bytes / link.up_bytes_per_s + answer_bytes(1) / link.down_bytes_per_s
         drawn = sample_s(CLOUD, GEOMETRY, num_logits=1)
-        return front + codec + wire + link.rtt_s + stacks + back + drawn
+        return float(front + codec + wire + link.rtt_s + stacks + back + drawn)
 
     round_trip = link.rtt_s + stacks
     front_s = front_step(
@@ -151,7 +151,7 @@ def test_every_wait_of_many_clients_is_lindleys() -> None:
     free = LevelCost(name="q3", bits_per_element=2.68)
     place = replace(deployment("lan"), level=free)
     one_row = round_parts(place, position=0)
-    service_s = one_row.back_s + one_row.sample_s
+    service_s = float(one_row.back_s + one_row.sample_s)
     clients, requests, load = 800, 8_000, 0.6
     duration_s = requests * service_s / load
     record = run(
