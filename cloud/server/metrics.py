@@ -54,7 +54,7 @@ class Metrics:
         Gauge(_PREFIX + name, text, registry=self.registry).set_function(value)
 
     def frame_waited(self, wait_s: float) -> None:
-        """A frame waited so many seconds for its first batch (`cloud.engine.loop.BatchObserver`)."""
+        """A frame waited so many seconds for its batch (`cloud.engine.loop.BatchObserver`)."""
         self.queue_s.observe(wait_s)
 
     def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None:
