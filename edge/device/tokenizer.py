@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
@@ -42,6 +43,12 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """How many token ids there are."""
         return self._tokenizer.get_vocab_size()
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """An upper bound on the bytes of text that one token stands for."""
+        tokens = map(self._tokenizer.id_to_token, range(self.vocab_size))
+        return max((len(token.encode()) for token in tokens if token), default=1)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens the model expects around it."""
