@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Final, TextIO
@@ -199,8 +200,12 @@ class EdgeClient:
         Every token stands for at most as many bytes as the longest one has. context: what happens
         beyond the plan's tokens.
         """
-        most = self.plan.max_tokens * self.tokenizer.longest_token_bytes + PROMPT_SLACK
+        most = self.plan.max_tokens * self._longest_token_bytes + PROMPT_SLACK
         return most if context == "refuse" else SHIFTED_PLANS * most
+
+    @cached_property
+    def _longest_token_bytes(self) -> int:
+        return self.tokenizer.longest_token_bytes(self.plan.model.geometry.vocab_size)
 
     def _check_length(
         self, prompt: str | Sequence[ChatMessage], request: CompletionRequest

@@ -24,6 +24,7 @@ from edge.api.errors import ApiError
 logger = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0  # how often the watch looks, at most; its limits are exact to this
+HEADERS_TOO_LONG: Final = 431  # HTTP's status, as h11 hints at it
 LOOKS_PER_LIMIT: Final = 4  # more often where a limit is short
 
 
@@ -127,15 +128,11 @@ class GuardedConnection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """uvicorn's, while it handles h11's error: what has come is no HTTP request."""
         error = sys.exc_info()[1]
-        is_too_long = isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431
-        self.refuse(
-            ApiError(
-                "the request's headers are too long"
-                if is_too_long
-                else f"this is no HTTP request that can be read: {error or msg}",
-                status=431 if is_too_long else 400,
-            )
-        )
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        message = "the request's headers are too long"
+        if status != HEADERS_TOO_LONG:
+            message = f"this is no HTTP request that can be read: {error or msg}"
+        self.refuse(ApiError(message, status=status))
 
     def shutdown(self) -> None:
         """uvicorn's: the server stops."""

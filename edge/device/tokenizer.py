@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
@@ -44,10 +43,9 @@ class ChatTokenizer:
         """How many token ids there are."""
         return self._tokenizer.get_vocab_size()
 
-    @cached_property
-    def longest_token_bytes(self) -> int:
-        """An upper bound on the bytes of text that one token stands for."""
-        tokens = map(self._tokenizer.id_to_token, range(self.vocab_size))
+    def longest_token_bytes(self, num_ids: int) -> int:
+        """An upper bound on the bytes of text that one of the ids below `num_ids` stands for."""
+        tokens = map(self._tokenizer.id_to_token, range(num_ids))
         return max((len(token.encode()) for token in tokens if token), default=1)
 
     def encode(self, text: str) -> list[int]:

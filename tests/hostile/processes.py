@@ -19,7 +19,6 @@ import psutil
 
 ROOT: Final = Path(__file__).parent.parent.parent
 READY_PREFIX: Final = "listening on "
-START_LIMIT_S: Final = 60.0
 STOP_LIMIT_S: Final = 30.0
 
 
