@@ -35,6 +35,11 @@ from optimizer.policy.retry import Clock, RetryPolicy
 
 # A prompt's text may have so many characters beyond what its tokens hold.
 PROMPT_SLACK: Final = 1024
+# Tokens have about four bytes each. A text with more for each of the plan's tokens is counted in
+# slices first, until it is certain that it does not fit: tokenizing all of it takes memory.
+SURE_BYTES_PER_TOKEN: Final = 16
+SLICE_CHARS: Final = 1 << 14
+COUNT_MARGIN: Final = 2  # slices have more tokens than the whole, where they cut words
 # A conversation that shifts may be longer than the plan, by this factor.
 SHIFTED_PLANS: Final = 8
 
@@ -210,15 +215,28 @@ class EdgeClient:
     def _check_length(
         self, prompt: str | Sequence[ChatMessage], request: CompletionRequest
     ) -> None:
-        """ContextLengthError when the text cannot fit. Tokenizing a long one takes long."""
+        """ContextLengthError when the text cannot fit, as far as that shows without much work."""
         texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+        max_tokens = self.plan.max_tokens
         num_chars = sum(map(len, texts))  # at most as many as bytes
         most = self.max_prompt_bytes(request.context)
         if num_chars > most:
             raise ContextLengthError(
-                f"the prompt has {num_chars} characters; the plan's {self.plan.max_tokens} tokens "
-                f"hold at most {most}"
+                f"the prompt has {num_chars} characters; the plan's {max_tokens} tokens hold at "
+                f"most {most}"
             )
+        text = "".join(texts)
+        if len(text.encode("utf-8", "replace")) <= SURE_BYTES_PER_TOKEN * max_tokens:
+            return
+        certain = COUNT_MARGIN * max_tokens * (1 if request.context == "refuse" else SHIFTED_PLANS)
+        num_tokens = 0
+        for begin in range(0, num_chars, SLICE_CHARS):
+            num_tokens += len(self.tokenizer.encode(text[begin : begin + SLICE_CHARS]))
+            if num_tokens > certain:
+                raise ContextLengthError(
+                    f"the prompt has more than {max_tokens} tokens, which is what the plan allows "
+                    "for prompt and answer together"
+                )
 
     def _max_new_tokens(self, num_prompt_tokens: int, request: CompletionRequest) -> int:
         """How many tokens to generate. ContextLengthError when they neither fit nor may shift."""
