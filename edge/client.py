@@ -11,9 +11,10 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Final, TextIO
 
 from codec.ladder import Ladder
 from edge.device.front import FrontEngine
@@ -21,8 +22,9 @@ from edge.device.mapped_pages import return_freed_blocks
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
 from edge.device.tokenizer import ChatMessage, ChatTokenizer
 from edge.draft.factory import DrafterFactory
-from edge.errors import InputError
+from edge.errors import ContextLengthError, InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
+from edge.generation.context import ContextPolicy
 from edge.generation.factory import GenerationFactory
 from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
@@ -31,6 +33,16 @@ from optimizer.artifacts.bundle import Bundle, EdgeSettings, open_bundle
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
+
+# A prompt's text may have so many characters beyond what its tokens hold.
+PROMPT_SLACK: Final = 1024
+# Tokens have about four bytes each. A text with more for each of the plan's tokens is counted in
+# slices first, until it is certain that it does not fit: tokenizing all of it takes memory.
+SURE_BYTES_PER_TOKEN: Final = 16
+SLICE_CHARS: Final = 1 << 14
+COUNT_MARGIN: Final = 2  # slices have more tokens than the whole, where they cut words
+# A conversation that shifts may be longer than the plan, by this factor.
+SHIFTED_PLANS: Final = 8
 
 
 class EdgeClient:
@@ -147,8 +159,10 @@ class EdgeClient:
     ) -> CompletionRun:
         """Begin a generation; iterate over it for its text pieces, then read `completion`.
 
-        Raises InputError when the request does not fit the plan. See `complete`.
+        Raises InputError when the request does not fit the plan. A text that is too long for the
+        plan whatever its tokens are is refused before it is tokenized. See `complete`.
         """
+        self._check_length(prompt, request or CompletionRequest())
         ids = (
             self.tokenizer.encode(prompt)
             if isinstance(prompt, str)
@@ -159,10 +173,13 @@ class EdgeClient:
     def start_ids(
         self, prompt_ids: Sequence[int], request: CompletionRequest | None = None
     ) -> CompletionRun:
-        """Like `start`, from token ids. InputError when they do not fit the plan."""
+        """Like `start`, from token ids. InputError when they do not fit the plan or the model."""
         asked = request or CompletionRequest()
         if not prompt_ids:
             raise InputError("the prompt is empty")
+        vocab_size = self.plan.model.geometry.vocab_size
+        if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
+            raise InputError(f"token ids must lie between 0 and {vocab_size - 1}")
         max_new_tokens = self._max_new_tokens(len(prompt_ids), asked)
         self._generations.check(asked)
         return CompletionRun(
@@ -183,19 +200,58 @@ class EdgeClient:
             trace=self._trace,
         )
 
+    def max_prompt_bytes(self, context: ContextPolicy) -> int:
+        """The most bytes of UTF-8 text, templates aside, that a prompt can have and still fit.
+
+        Every token stands for at most as many bytes as the longest one has. context: what happens
+        beyond the plan's tokens.
+        """
+        most = self.plan.max_tokens * self._longest_token_bytes + PROMPT_SLACK
+        return most if context == "refuse" else SHIFTED_PLANS * most
+
+    @cached_property
+    def _longest_token_bytes(self) -> int:
+        return self.tokenizer.longest_token_bytes(self.plan.model.geometry.vocab_size)
+
+    def _check_length(
+        self, prompt: str | Sequence[ChatMessage], request: CompletionRequest
+    ) -> None:
+        """ContextLengthError when the text cannot fit, as far as that shows without much work."""
+        texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+        max_tokens = self.plan.max_tokens
+        num_chars = sum(map(len, texts))  # at most as many as bytes
+        most = self.max_prompt_bytes(request.context)
+        if num_chars > most:
+            raise ContextLengthError(
+                f"the prompt has {num_chars} characters; the plan's {max_tokens} tokens hold at "
+                f"most {most}"
+            )
+        text = "".join(texts)
+        if len(text.encode("utf-8", "replace")) <= SURE_BYTES_PER_TOKEN * max_tokens:
+            return
+        certain = COUNT_MARGIN * max_tokens * (1 if request.context == "refuse" else SHIFTED_PLANS)
+        num_tokens = 0
+        for begin in range(0, num_chars, SLICE_CHARS):
+            num_tokens += len(self.tokenizer.encode(text[begin : begin + SLICE_CHARS]))
+            if num_tokens > certain:
+                raise ContextLengthError(
+                    f"the prompt has more than {max_tokens} tokens, which is what the plan allows "
+                    "for prompt and answer together"
+                )
+
     def _max_new_tokens(self, num_prompt_tokens: int, request: CompletionRequest) -> int:
-        """How many tokens to generate. InputError when they do not fit and may not shift."""
+        """How many tokens to generate. ContextLengthError when they neither fit nor may shift."""
         room = self.plan.max_tokens - num_prompt_tokens
         if kv_policy(request.context).evicts:
             return max(room, 1) if request.max_new_tokens is None else request.max_new_tokens
         if room < 1:
-            raise InputError(
+            raise ContextLengthError(
                 f"the prompt has {num_prompt_tokens} tokens; the plan allows "
                 f"{self.plan.max_tokens} for prompt and answer together"
             )
         max_new_tokens = room if request.max_new_tokens is None else request.max_new_tokens
         if max_new_tokens > room:
-            raise InputError(
+            raise ContextLengthError(
                 f"prompt ({num_prompt_tokens}) and new tokens ({max_new_tokens}) exceed the plan's "
                 f"{self.plan.max_tokens} tokens: ask for at most {room} new ones"
             )

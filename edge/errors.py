@@ -2,6 +2,7 @@
 
 EdgeError
 ├── InputError            the request itself: too long, unknown token ids, bad parameters
+│   └── ContextLengthError    prompt and answer are longer than the plan allows
 ├── MemoryLimitError      the limit set for this process would be exceeded
 ├── FrontError            the front segment cannot be loaded or run
 ├── TooSlowError          the deadline between tokens cannot be held
@@ -24,6 +25,10 @@ class EdgeError(Exception):
 
 class InputError(EdgeError):
     """The request cannot be served as it is: too long, unknown token ids, bad parameters."""
+
+
+class ContextLengthError(InputError):
+    """Prompt and answer together are longer than the plan allows."""
 
 
 class MemoryLimitError(EdgeError):

@@ -2,55 +2,75 @@
 
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models[/ID]   GET /health
 
-As many generations run at once as the client has fronts; a request beyond that is answered with
-429 and Retry-After at once, instead of waiting in a queue that nobody sees. A client that hangs up
-ends its generation, which frees the cloud's cache. The content type must be JSON: a web page cannot
-send that to a loopback address unless the server allows it first. Without a key, the Host header
-must name a loopback address.
+As many generations run at once as the client has fronts. A request beyond that is answered with 429
+and Retry-After before its body is read, instead of waiting in a queue that nobody sees. Bodies are
+parsed and prompts tokenized in threads, one for each front, so that the event loop stays free. A
+client that hangs up ends its generation, which frees the cloud's cache. The content type must be
+JSON: a web page cannot send that to a loopback address unless the server allows it first. Without a
+key, the Host header must name a loopback address.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edge.api.access import check_host, check_key
 from edge.api.answers import AnswerFormat
-from edge.api.errors import ApiError, api_error
+from edge.api.bodies import BodyReader, body_limit, parse_body
+from edge.api.connection import ConnectionLimits
+from edge.api.errors import ApiError, api_error, shown, shown_value
 from edge.api.requests import ApiRequest, chat_request, completions_request
 from edge.api.responses import streamed_response, whole_response
-from edge.api.stream import RunningAnswer
+from edge.api.slots import AnswerSlots
 from edge.client import EdgeClient
 from edge.generation.completion import CompletionRequest, CompletionRun
 
-MAX_BODY_BYTES: Final = 4 << 20
+logger = logging.getLogger(__name__)
+
+HUNG_UP: Final = 499  # nginx's status; nobody reads it
+# How long the end of the server waits until running answers have told the cloud to free its cache.
+END_S: Final = 2.0
 Parse = Callable[..., ApiRequest]
 
 
 def make_app(
     client: EdgeClient,
+    slots: AnswerSlots,
     *,
     concurrency: int,
     keys: tuple[bytes, ...] = (),
     loopback_only: bool = False,
     default: CompletionRequest | None = None,
+    limits: ConnectionLimits | None = None,
 ) -> Starlette:
     """An ASGI application.
 
-    concurrency: at most the client's own. keys: accepted API keys; empty: none is asked for.
-    loopback_only: without keys, answer only requests to a loopback host. default: level, deadline,
-    context and drafter of requests that name none.
+    slots: of the answers, as many as the client has fronts. concurrency: how many. keys: accepted
+    API keys; empty: none is asked for. loopback_only: without keys, answer only requests to a
+    loopback host. default: level, deadline, context and drafter of requests that name none.
+    limits: None for the defaults.
     """
-    api = _Api(client, concurrency, keys, loopback_only, default or CompletionRequest())
+    api = _Api(
+        client,
+        slots,
+        workers=ThreadPoolExecutor(concurrency, thread_name_prefix="api-prompt"),
+        keys=keys,
+        loopback_only=loopback_only,
+        default=default or CompletionRequest(),
+        limits=limits or ConnectionLimits(),
+    )
     return Starlette(
         routes=[
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -59,7 +79,12 @@ def make_app(
             Route("/v1/models/{name:path}", api.model),
             Route("/health", api.health),
         ],
-        exception_handlers={ApiError: _answer_error, HTTPException: _answer_http_error},
+        exception_handlers={
+            ApiError: _answer_error,
+            HTTPException: _answer_http_error,
+            ClientDisconnect: _answer_nobody,
+            Exception: _answer_error,
+        },
         lifespan=api.lifespan,
     )
 
@@ -68,30 +93,39 @@ class _Api:
     def __init__(
         self,
         client: EdgeClient,
-        concurrency: int,
+        slots: AnswerSlots,
+        *,
+        workers: ThreadPoolExecutor,
         keys: tuple[bytes, ...],
         loopback_only: bool,
         default: CompletionRequest,
+        limits: ConnectionLimits,
     ) -> None:
         self._client = client
-        self._concurrency = concurrency
+        self._slots = slots
+        self._workers = workers
         self._keys = keys
         self._loopback_only = loopback_only and not keys
         self._default = default
-        self._running: set[RunningAnswer] = set()
-        self._typical_s = 1.0  # how long an answer takes, for Retry-After
         plan = client.plan
+        self._bodies = BodyReader(
+            max_bytes=body_limit(
+                max_prompt_bytes=client.max_prompt_bytes(default.context),
+                max_tokens=plan.max_tokens,
+            ),
+            limit_s=limits.body_s,
+        )
         self._created = int(time.time())
         self._fingerprint = f"{plan.model.sha256[:12]}-split{plan.partition.split}"
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
-        for answer in tuple(self._running):
-            answer.cancel()
+        await self._slots.end_all(END_S)
+        self._workers.shutdown(wait=False, cancel_futures=True)
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "running": len(self._running)})
+        return JSONResponse({"status": "ok", "running": self._slots.num_taken})
 
     async def models(self, request: Request) -> Response:
         self._check_caller(request)
@@ -110,13 +144,15 @@ class _Api:
 
     async def _answer(self, request: Request, parse: Parse) -> Response:
         self._check_caller(request)
-        body = await _json_body(request)
-        self._check_model(body.get("model"))
-        asked = parse(body, default=self._default)
+        self._slots.check()
+        asked, run = await self._prepared(await self._bodies.read(request), parse)
         try:
-            running = self._start(asked)
-        except Exception as error:
-            raise api_error(error) from error
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            running = self._slots.run(run)
+        except BaseException:
+            self._slots.free()
+            raise
         answer = AnswerFormat(
             tokenizer=self._client.tokenizer,
             model=self._client.plan.model.id,
@@ -130,31 +166,26 @@ class _Api:
             )
         return await whole_response(request, running, answer)
 
-    def _start(self, asked: ApiRequest) -> RunningAnswer:
-        """Take a slot and start generating. ApiError 429 when none is free."""
-        if len(self._running) >= self._concurrency:
-            raise ApiError(
-                f"{self._concurrency} requests are running already",
-                status=429,
-                kind="rate_limit_error",
-                code="rate_limit_exceeded",
-                retry_after_s=self._typical_s,
-            )
+    async def _prepared(self, data: bytes, parse: Parse) -> tuple[ApiRequest, CompletionRun]:
+        """Take a slot, then parse and tokenize in a thread. The slot is free again on an error."""
+        self._slots.take()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._workers, self._prepare, data, parse)
+        except BaseException as error:
+            self._slots.free()
+            if isinstance(error, Exception):
+                raise api_error(error) from error
+            raise
+
+    def _prepare(self, data: bytes, parse: Parse) -> tuple[ApiRequest, CompletionRun]:
+        body = parse_body(data)
+        self._check_model(body.get("model"))
+        asked = parse(body, default=self._default)
         prompt, completion = asked.prompt, asked.completion
-        run: CompletionRun
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
-            run = self._client.start_ids([int(str(item)) for item in prompt], completion)
-        else:
-            run = self._client.start(prompt, completion)  # type: ignore[arg-type]
-        started_s = time.monotonic()
-
-        def ended() -> None:
-            self._running.discard(running)
-            self._typical_s += 0.2 * (time.monotonic() - started_s - self._typical_s)
-
-        running = RunningAnswer(run, ended)
-        self._running.add(running)
-        return running
+            return asked, self._client.start_ids([int(str(id_)) for id_ in prompt], completion)
+        return asked, self._client.start(prompt, completion)  # type: ignore[arg-type]
 
     def _check_caller(self, request: Request) -> None:
         if self._loopback_only:
@@ -163,9 +194,11 @@ class _Api:
 
     def _check_model(self, name: Any) -> None:
         known = self._client.plan.model.id
+        if name is None:
+            raise ApiError(f"model is missing: this server has {known!r}", param="model")
         if name != known:
             raise ApiError(
-                f"the model {name!r} does not exist: this server has {known!r}",
+                f"the model {shown_value(name)} does not exist: this server has {known!r}",
                 status=404,
                 param="model",
                 code="model_not_found",
@@ -182,24 +215,6 @@ class _Api:
         }
 
 
-async def _json_body(request: Request) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError("the body must be JSON (Content-Type: application/json)", status=415)
-    data = bytearray()
-    async for block in request.stream():
-        data += block
-        if len(data) > MAX_BODY_BYTES:
-            raise ApiError(f"a body of more than {MAX_BODY_BYTES} bytes", status=413)
-    try:
-        body = json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
-        raise ApiError(f"the body is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise ApiError("the body must be a JSON object")
-    return body
-
-
 async def _answer_error(request: Request, error: Exception) -> Response:
     known = api_error(error)
     return JSONResponse(known.body, status_code=known.status, headers=known.headers)
@@ -207,6 +222,14 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, no such method."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    detail = f"{request.method} {request.url.path}: {getattr(error, 'detail', error)}"
-    return await _answer_error(request, ApiError(detail, status=status))
+    known = error if isinstance(error, HTTPException) else HTTPException(500)
+    detail = f"{request.method} {shown(request.url.path)}: {known.detail}"
+    return await _answer_error(
+        request, ApiError(detail, status=known.status_code, headers=known.headers)
+    )
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    """The client has hung up before its request was complete."""
+    logger.debug("a client hung up: %s", request.client)
+    return Response(status_code=HUNG_UP)

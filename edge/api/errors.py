@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import math
+import reprlib
+from collections.abc import Mapping
 from typing import Any, Final
 
 from edge.errors import (
     BusyError,
+    ContextLengthError,
     EdgeError,
     InputError,
     RefusedError,
@@ -18,10 +21,26 @@ from edge.errors import (
 
 INVALID_REQUEST: Final = "invalid_request_error"
 DEFAULT_RETRY_AFTER_S: Final = 1.0
+CONTEXT_LENGTH: Final = "context_length_exceeded"
+MAX_SHOWN_CHARS: Final = 80  # of a client's own words, in an error
+
+
+def shown(text: str) -> str:
+    """A client's own words for an error: not too many, and only what UTF-8 can say."""
+    cut = text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
+    return cut.encode("utf-8", "replace").decode("utf-8")
+
+
+def shown_value(value: Any) -> str:
+    """A value of a client's body for an error, as Python writes it."""
+    return shown(reprlib.repr(value))
 
 
 class ApiError(EdgeError):
-    """A request that ends with an HTTP error. `retry_after_s` becomes the Retry-After header."""
+    """A request that ends with an HTTP error.
+
+    `retry_after_s` becomes the Retry-After header. headers: further ones.
+    """
 
     def __init__(
         self,
@@ -32,9 +51,11 @@ class ApiError(EdgeError):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self._headers = dict(headers or {})
         self.kind = kind
         self.param = param
         self.code = code
@@ -44,9 +65,9 @@ class ApiError(EdgeError):
     def body(self) -> dict[str, Any]:
         """The JSON object that a client gets."""
         error = {
-            "message": str(self),
+            "message": str(self).encode("utf-8", "replace").decode("utf-8"),
             "type": self.kind,
-            "param": self.param,
+            "param": None if self.param is None else shown(self.param),
             "code": self.code,
         }
         return {"error": error}
@@ -54,7 +75,9 @@ class ApiError(EdgeError):
     @property
     def headers(self) -> dict[str, str]:
         """Retry-After in whole seconds, at least one, where it says something."""
-        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        headers = dict(self._headers)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(max(math.ceil(self.retry_after_s), 1))
         return headers
@@ -65,7 +88,7 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InputError):
-        code = "context_length_exceeded" if "tokens" in str(error) else None
+        code = CONTEXT_LENGTH if isinstance(error, ContextLengthError) else None
         return ApiError(str(error), code=code)
     if isinstance(error, BusyError):
         return ApiError(

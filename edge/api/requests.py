@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from decoding.params import SamplingParams
-from edge.api.errors import ApiError
+from edge.api.errors import ApiError, shown, shown_value
+from edge.api.messages import NO_TOOLS, check_message_fields, check_part_fields
 from edge.device.tokenizer import ChatMessage
 from edge.generation.completion import AUTO_LEVEL, CompletionRequest
 
@@ -55,6 +56,8 @@ _CHAT: Final = _SHARED | {
     "tools",
     "tool_choice",
     "parallel_tool_calls",
+    "functions",
+    "function_call",
 }
 _COMPLETIONS: Final = _SHARED | {"prompt", "suffix", "echo", "best_of"}
 # Values that ask for nothing special; any other value asks for something we do not have.
@@ -68,9 +71,13 @@ _NOTHING: Final[Mapping[str, tuple[Any, ...]]] = {
     "logit_bias": (None, {}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
     "top_logprobs": (None, 0),
 }
+_TOOL_FIELDS: Final = frozenset({"tools", "tool_choice", "functions", "function_call"})
+_STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +133,7 @@ def _request(
     with_logprobs: bool,
     default: CompletionRequest,
 ) -> ApiRequest:
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise ApiError("stream_options must be an object", param="stream_options")
-    if options and not body.get("stream"):
-        raise ApiError("stream_options needs stream", param="stream_options")
+    include_usage = _include_usage(body)
     level = _name(body, "level", AUTO_LEVEL)
     try:
         completion = CompletionRequest(
@@ -149,7 +152,7 @@ def _request(
         completion=completion,
         is_chat=is_chat,
         stream=_flag(body, "stream"),
-        include_usage=bool(options.get("include_usage")),
+        include_usage=include_usage,
     )
 
 
@@ -170,10 +173,33 @@ def _sampling(body: Mapping[str, Any], with_logprobs: bool) -> SamplingParams:
 def _check_fields(body: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
     for name in body:
         if name not in known:
-            raise ApiError(f"unrecognized request argument supplied: {name}", param=name)
+            raise ApiError(f"unrecognized request argument supplied: {shown(name)}", param=name)
     for name, values in _NOTHING.items():
-        if name in body and body[name] not in values:
-            raise ApiError(f"{name}: {body[name]!r} is not supported here", param=name)
+        if name in body and not _says_nothing(body[name], values):
+            given = f"{shown_value(body[name])} is not supported here"
+            raise ApiError(f"{name}: {NO_TOOLS if name in _TOOL_FIELDS else given}", param=name)
+
+
+def _says_nothing(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether `value` is one of `values`; true and false are no numbers."""
+    return any(
+        value == known and isinstance(value, bool) is isinstance(known, bool) for known in values
+    )
+
+
+def _include_usage(body: Mapping[str, Any]) -> bool:
+    """What `stream_options` asks for. ApiError for options that would be ignored."""
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise ApiError("stream_options must be an object", param="stream_options")
+    if options and not body.get("stream"):
+        raise ApiError("stream_options needs stream", param="stream_options")
+    for name in options:
+        if name not in _STREAM_OPTIONS:
+            raise ApiError(f"stream_options.{shown(name)}: unknown option", param="stream_options")
+    if _flag(options, "include_obfuscation"):
+        raise ApiError("include_obfuscation is not supported here", param="stream_options")
+    return _flag(options, "include_usage")
 
 
 def _messages(value: Any) -> list[ChatMessage]:
@@ -182,6 +208,8 @@ def _messages(value: Any) -> list[ChatMessage]:
     messages: list[ChatMessage] = []
     for index, message in enumerate(value):
         where = f"messages[{index}]"
+        if isinstance(message, dict):
+            check_message_fields(message, where)
         if not isinstance(message, dict) or not _is_role(message.get("role")):
             raise ApiError(f"{where}: role must be one of {', '.join(ROLES)}", param=where)
         content = _content(message.get("content"), where)
@@ -201,6 +229,8 @@ def _content(value: Any, where: str) -> str:
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
         for part in value
     ):
+        for part in value:
+            check_part_fields(part, where)
         return "".join(part["text"] for part in value)
     raise ApiError(f"{where}: content must be text", param=f"{where}.content")
 

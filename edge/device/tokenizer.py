@@ -43,13 +43,18 @@ class ChatTokenizer:
         """How many token ids there are."""
         return self._tokenizer.get_vocab_size()
 
+    def longest_token_bytes(self, num_ids: int) -> int:
+        """An upper bound on the bytes of text that one of the ids below `num_ids` stands for."""
+        tokens = map(self._tokenizer.id_to_token, range(num_ids))
+        return max((len(token.encode()) for token in tokens if token), default=1)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens the model expects around it."""
-        return self._tokenizer.encode(text).ids
+        return token_ids(self._tokenizer, text)
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Token ids of a conversation, ending where the assistant has to speak."""
-        return self._tokenizer.encode(self.render(messages), add_special_tokens=False).ids
+        return token_ids(self._tokenizer, self.render(messages), add_special_tokens=False)
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The conversation as the model was trained to read it."""
@@ -76,6 +81,11 @@ class ChatTokenizer:
     def stream(self) -> TextStream:
         """A decoder for one generation's tokens, one at a time."""
         return TextStream(self._tokenizer)
+
+
+def token_ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of `text`. Other threads run meanwhile: `encode` alone would keep Python's lock."""
+    return tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
 
 class TextStream:

@@ -136,8 +136,11 @@ class Connector:
             if meanwhile is not None:
                 meanwhile()
             received = stream.receive(limit_s)
-        except BaseException:
+        except TransportError:
             stream.abort()
+            raise
+        except BaseException:  # ours: nobody comes back to the session, so the cloud must not wait
+            stream.close()
             raise
         if not isinstance(received.message, Opened):
             stream.abort()

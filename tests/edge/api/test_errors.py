@@ -8,6 +8,7 @@ from edge.api.errors import ApiError, api_error
 from edge.errors import (
     BusyError,
     ConnectError,
+    ContextLengthError,
     EdgeError,
     FrontError,
     InputError,
@@ -20,7 +21,8 @@ from edge.errors import (
     ("error", "status", "code"),
     [
         (InputError("bad stop"), 400, None),
-        (InputError("too many tokens"), 400, "context_length_exceeded"),
+        (InputError("a template that speaks of tokens"), 400, None),
+        (ContextLengthError("too long"), 400, "context_length_exceeded"),
         (BusyError("full", retry_after_s=2.5), 429, "server_full"),
         (RefusedError("another model"), 502, "server_refused"),
         (ConnectError("away"), 503, "server_lost"),

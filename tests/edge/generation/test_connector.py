@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from edge.errors import BusyError, ConnectError, LostError, RefusedError, TransportError
+from edge.errors import (
+    BusyError,
+    ConnectError,
+    InputError,
+    LostError,
+    RefusedError,
+    TransportError,
+)
 from edge.generation.session import EdgeSession
 from optimizer.policy.retry import RetryPolicy
 from protos.messages import Frame
@@ -57,6 +64,18 @@ def test_a_busy_server_beyond_the_time_limit_is_reported_at_once() -> None:
     with pytest.raises(BusyError, match="full"):
         connect([busy], time, 10.0)
     assert time.slept_s == []
+
+
+def test_an_error_of_ours_while_the_session_opens_closes_it() -> None:
+    """Else the cloud would keep it for somebody who does not come back."""
+
+    def broken() -> None:
+        raise InputError("an unknown token")
+
+    server = FakeTransport()
+    with pytest.raises(InputError):
+        connector([server], ManualTime().clock()).connect(session(), 10.0, meanwhile=broken)
+    assert (server.opens, server.closed) == (1, 1)
 
 
 def test_a_refusing_server_gives_way_to_the_next_at_once() -> None:
