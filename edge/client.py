@@ -24,7 +24,6 @@ from edge.device.tokenizer import ChatMessage, ChatTokenizer
 from edge.draft.factory import DrafterFactory
 from edge.errors import ContextLengthError, InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
-from edge.generation.context import ContextPolicy
 from edge.generation.factory import GenerationFactory
 from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
@@ -200,7 +199,7 @@ class EdgeClient:
             trace=self._trace,
         )
 
-    def max_prompt_bytes(self, context: ContextPolicy) -> int:
+    def max_prompt_bytes(self, context: str) -> int:
         """The most bytes of UTF-8 text, templates aside, that a prompt can have and still fit.
 
         Every token stands for at most as many bytes as the longest one has. context: what happens
