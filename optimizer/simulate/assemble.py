@@ -166,6 +166,23 @@ def _given(value: T | None, otherwise: T) -> T:
     return otherwise if value is None else value
 
 
+def _with_found_profiles(plan: Plan, folder: Path) -> Plan:
+    """The plan with its profiles' files found: a relative path starts at the plan's `folder`.
+
+    Plans of earlier versions wrote paths as they were typed, so the working folder comes second.
+    """
+    used = plan.profiles
+    if used is None:
+        return plan
+
+    def found(name: str) -> str:
+        local = folder / name
+        return str(local) if local.is_file() else name
+
+    profiles = replace(used, edge=found(used.edge), cloud=found(used.cloud), link=found(used.link))
+    return replace(plan, profiles=profiles)
+
+
 def load_inputs(plan_file: Path | None, scenario_file: Path | None, overrides: Overrides) -> Inputs:
     """Read what a command was given. A plan wins over the scenario's own deployment.
 
@@ -173,7 +190,7 @@ def load_inputs(plan_file: Path | None, scenario_file: Path | None, overrides: O
     """
     scenario = None if scenario_file is None else load_scenario(scenario_file)
     if plan_file is not None:
-        plan = load_plan(plan_file)
+        plan = _with_found_profiles(load_plan(plan_file), plan_file.parent)
     elif scenario is not None and scenario.deployment is not None:
         plan = plan_of(scenario.deployment)
     else:

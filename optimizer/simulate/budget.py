@@ -1,6 +1,7 @@
 """Three questions about a budget, answered by simulation: how many clients, which link, what helps.
 
-The budget is kept when `budget.share` of the tokens come in time (see `measures.Measures`).
+The budget is kept when `budget.share` of the first tokens and `budget.share` of the further ones
+come in time, each against its own limit (see `measures.Measures`).
 """
 
 from __future__ import annotations

@@ -47,9 +47,11 @@ class Spread:
 class Measures:
     """Everything a simulation says, in numbers. Pooled over replications.
 
-    `within_budget`: the share of tokens in time. The first token of a request is held against the
-    TTFT budget, the others against the TBT budget. A request that never got its first token counts
-    as one late token; without a budget only those count. `breakdown_*_s`: mean seconds of each part
+    `first_in_time`: the share of requests whose first token came within the TTFT budget; a request
+    that never got one was late. `further_in_time`: the share of further tokens within the TBT
+    budget; a request that ended before its answer did counts as one late token. `within_budget`:
+    the smaller of the two, so that many tokens in time hide no late first ones. A budget that is
+    not set is kept by every token that came. `breakdown_*_s`: mean seconds of each part
     of a first token, and of a step (a round trip, which may bring several tokens with drafting).
     Utilisation and occupancy are means over the servers and the scenario's duration.
     """
@@ -57,7 +59,9 @@ class Measures:
     ttft_s: Spread
     tbt_s: Spread
     e2e_s: Spread
-    within_budget: float = shown("tokens in time", "{:.1%}")
+    first_in_time: float = shown("first tokens in time", "{:.1%}")
+    further_in_time: float = shown("further tokens in time", "{:.1%}")
+    within_budget: float
     tokens_per_s: float = shown("tokens a second", "{:,.1f}")
     requests: dict[str, int]
     tokens: int
@@ -131,9 +135,7 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
     sums = [server for record in records for server in record.servers]
     outcomes: Counter[str] = Counter(row.outcome for record in records for row in record.requests)
     asked = sum(outcomes.values())
-    budget = scenario.budget
-    in_time = int(np.count_nonzero(firsts <= (budget.ttft_s or math.inf)))
-    in_time += int(np.count_nonzero(gaps <= (budget.tbt_s or math.inf)))
+    first_in_time, further_in_time = _in_time(scenario, records, firsts, gaps)
     tokens = len(firsts) + len(gaps)
     duration_s, count = scenario.duration_s, len(records)
     server_s = duration_s * len(sums)  # 0: the whole model on the edge
@@ -150,7 +152,9 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         ttft_s=Spread.of(firsts),
         tbt_s=Spread.of(gaps),
         e2e_s=Spread.of(ends),
-        within_budget=in_time / max(len(gaps) + asked, 1),
+        first_in_time=first_in_time,
+        further_in_time=further_in_time,
+        within_budget=min(first_in_time, further_in_time),
         tokens_per_s=sum(record.tokens_in_time for record in records) / (duration_s * count),
         requests={"asked": asked, **outcomes},
         tokens=tokens,
@@ -184,6 +188,23 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         cpu_s=sum(record.cpu_s for record in records),
         peak_memory_bytes=max(record.peak_memory_bytes for record in records),
     )
+
+
+def _in_time(
+    scenario: Scenario, records: Sequence[Record], firsts: Seconds, gaps: Seconds
+) -> tuple[float, float]:
+    """Shares of first and of further tokens that came in time; see `Measures`."""
+    budget = scenario.budget
+    rows = [row for record in records for row in record.requests]
+    cut = sum(row.outcome != "done" and math.isfinite(row.ttft_s) for row in rows)
+    first = int(np.count_nonzero(firsts <= (budget.ttft_s or math.inf)))
+    further = int(np.count_nonzero(gaps <= (budget.tbt_s or math.inf)))
+    return _share(first, len(rows)), _share(further, len(gaps) + cut)
+
+
+def _share(part: int, whole: int) -> float:
+    """1 where there is nothing to be late."""
+    return part / whole if whole else 1.0
 
 
 def _means(sums: Sequence[Sequence[float]], count: int) -> dict[str, float]:

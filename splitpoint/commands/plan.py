@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -17,6 +18,9 @@ from splitpoint.commands.plan_options import (
     PlanOutputOptions,
 )
 from splitpoint.views.output import print_json
+
+# The one engine that the edge runs its front with.
+EDGE_ENGINE: Final = "onnxruntime-cpu"
 
 if TYPE_CHECKING:
     from hwprofiles.profiles.device import DeviceProfile
@@ -51,7 +55,7 @@ def plan(
     found = planner.solve(point)
     if found is None:
         raise _infeasible(planner, point, as_json=output.as_json)
-    decided = _decided(planner, point, found, reference, deployment)
+    decided = _decided(planner, point, found, reference, deployment, output.out)
     if output.out is not None:
         output.out.parent.mkdir(parents=True, exist_ok=True)
         output.out.write_text(decided.to_yaml(), encoding="utf-8")
@@ -72,6 +76,14 @@ def _machines(deployment: DeploymentOptions) -> tuple[DeviceProfile, DeviceProfi
                 f"with other kernels than the {role} runs: what is predicted for it means little",
                 err=True,
             )
+    engine = machines[0].platform.engine
+    if engine != EDGE_ENGINE:
+        typer.echo(
+            f"splitpoint: {machines[0].name} has figures of {engine}, and the edge runs "
+            f"{EDGE_ENGINE} only: expect it to be several times slower than planned; measure it "
+            "there with 'splitpoint profile device'",
+            err=True,
+        )
     return machines
 
 
@@ -115,6 +127,7 @@ def _decided(
     found: Found,
     reference: ModelRef,
     deployment: DeploymentOptions,
+    out: Path | None,
 ) -> Plan:
     """The best cell as a plan, with its predictions and what binds it."""
     from optimizer.artifacts.prediction import ProfilesUsed
@@ -126,13 +139,21 @@ def _decided(
         found.cell,
         model=reference,
         profiles=ProfilesUsed(
-            edge=deployment.edge,
-            cloud=deployment.cloud,
-            link=deployment.link,
+            edge=_from_plan(deployment.edge, out),
+            cloud=_from_plan(deployment.cloud, out),
+            link=_from_plan(deployment.link, out),
             epsilon=deployment.epsilon,
         ),
         binding=binding_limits(planner, point, found),
     )
+
+
+def _from_plan(name: str, out: Path | None) -> str:
+    """A profile as the plan names it: a file by its path from the plan's folder, so that the plan
+    can be used from any working folder."""
+    if out is None or not Path(name).is_file():
+        return name
+    return Path(os.path.relpath(name, out.parent)).as_posix()
 
 
 def _infeasible(planner: Planner, point: LinkPoint, *, as_json: bool) -> PlanError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
@@ -17,6 +17,9 @@ from splitpoint.views.sizes import parse_size
 
 if TYPE_CHECKING:
     from optimizer.search.problem import Objective
+
+# A loss that few readers notice; a plan that gives up more says so because it was asked to.
+DEFAULT_MAX_QUALITY_DROP: Final = "3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +80,18 @@ class LimitOptions:
         float | None, typer.Option(help="Most seconds between tokens, up to the longest sequence.")
     ] = None
     max_quality_drop: Annotated[
-        float | None, typer.Option(help="Most percent of perplexity to give up.")
-    ] = None
+        str,
+        typer.Option(
+            help="Most percent of perplexity to give up; 'none' for no limit.", metavar="PCT"
+        ),
+    ] = DEFAULT_MAX_QUALITY_DROP
     prompt_tokens: Annotated[int, typer.Option(help="Prompt that TTFT is predicted for.")] = 128
     sessions: Annotated[int, typer.Option(help="Sessions that share the server.")] = 1
 
     def limits(self) -> Limits:
         """The options as Limits; BadParameter for one that is not positive or infinite."""
-        if math.inf in (self.max_ttft, self.max_tbt, self.max_quality_drop):
+        max_quality_drop_pct = _percent(self.max_quality_drop)
+        if math.inf in (self.max_ttft, self.max_tbt, max_quality_drop_pct):
             raise typer.BadParameter("an infinite limit: leave the option out instead")
         try:
             return Limits(
@@ -93,7 +100,7 @@ class LimitOptions:
                 cloud_memory_per_session_bytes=_size(self.cloud_memory_per_session),
                 max_ttft_s=self.max_ttft,
                 max_tbt_s=self.max_tbt,
-                max_quality_drop_pct=self.max_quality_drop,
+                max_quality_drop_pct=max_quality_drop_pct,
                 prompt_tokens=self.prompt_tokens,
                 num_sessions=self.sessions,
             )
@@ -209,6 +216,18 @@ class PlanOutputOptions:
         bool, typer.Option("--pareto", help="Print every plan that no other one beats.")
     ] = False
     as_json: JsonOption = False
+
+
+def _percent(text: str) -> float | None:
+    """The percent of --max-quality-drop; None for 'none'."""
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"--max-quality-drop {text!r}: give a percentage, or 'none'"
+        ) from None
 
 
 def _size(text: str | None) -> int | None:

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +20,8 @@ from optimizer.search.solve import KEYS, pareto, value_of
 from splitpoint.views.sizes import size_text, time_text
 
 Text = Callable[[float], str]
+
+NOTICED_DROP_PCT: Final = 1.0  # of perplexity
 
 
 def rate_text(bytes_per_s: float) -> str:
@@ -244,10 +246,17 @@ def _promise_table(plan: Plan, predicted: Predicted) -> Table:
     table.add_row(
         "quality",
         f"{percent_text(predicted.quality_drop_pct)} of perplexity",
-        predicted.quality_source,
+        _quality_text(predicted.quality_drop_pct, predicted.quality_source),
     )
     table.add_row("longest possible", f"{predicted.longest_tokens:,} tokens", "within the limits")
     return table
+
+
+def _quality_text(drop_pct: float, source: str) -> str:
+    """Where the loss is known from; a loss that readers notice must not rest on assumptions."""
+    if source == "certified" or drop_pct <= NOTICED_DROP_PCT:
+        return source
+    return f"{source}: measure it with 'splitpoint certify'"
 
 
 def _quantity(flip: Flip) -> str:

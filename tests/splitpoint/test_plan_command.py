@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hwprofiles.links.profile import load_link
+from hwprofiles.profiles.catalog import device_to_yaml, load_device
 from optimizer.artifacts.bundle import open_bundle
 from optimizer.artifacts.plan import load_plan
 from optimizer.errors import BuildError
@@ -18,7 +19,8 @@ from splitpoint.cli import main
 from tests.conftest import ModelBench
 
 PI = ("--edge", "raspberry-pi-5-8gb", "--cloud", "a100-80gb")
-SMOL = ("plan", "--model", "smollm2-135m", *PI)
+SMOL_WITH_LIMIT = ("plan", "--model", "smollm2-135m", *PI)
+SMOL = (*SMOL_WITH_LIMIT, "--max-quality-drop", "none")  # tests of other limits
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -276,3 +278,55 @@ def test_a_profile_of_the_other_role_is_pointed_out(capsys: pytest.CaptureFixtur
     captured = capsys.readouterr()
     json.loads(captured.out)
     assert "profile of cloud" in captured.err
+
+
+def test_a_plan_is_simulated_from_any_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, other = tmp_path / "work", tmp_path / "elsewhere"
+    work.mkdir()
+    other.mkdir()
+    edge = load_device("raspberry-pi-5-8gb")
+    (work / "mine.yaml").write_text(device_to_yaml(edge), encoding="utf-8")
+    monkeypatch.chdir(work)
+    arguments = ("--edge", "mine.yaml", "--cloud", "a100-80gb", "--link", "4g")
+    planned(
+        capsys, "plan", "--model", "smollm2-135m", *arguments, "--out", "plans/plan.yaml"
+    )  # fmt: skip
+    plan = load_plan(work / "plans" / "plan.yaml")
+    assert plan.profiles is not None
+    assert plan.profiles.edge == "../mine.yaml"
+    monkeypatch.chdir(other)
+    file = str(work / "plans" / "plan.yaml")
+    assert main(["simulate", file, "--duration", "5", "--json"]) == 0
+
+
+def test_quality_has_a_default_limit_that_shows_and_can_be_lifted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = (*SMOL_WITH_LIMIT, "--link", "4g", "--edge-memory", "400MiB")
+    kept = planned(capsys, *arguments)
+    assert kept["predicted"]["quality_drop_pct"] <= 3.0
+    assert kept["limits"]["max_quality_drop_pct"] == 3.0
+    lifted = planned(capsys, *arguments, "--max-quality-drop", "none")
+    assert lifted["limits"]["max_quality_drop_pct"] is None
+    status, line = refused(capsys, *arguments, "--max-quality-drop", "some")
+    assert status == 2
+    assert "--max-quality-drop" in line
+
+
+def test_an_assumed_loss_of_quality_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMOL, "--link", "4g", "--edge-memory", "270MiB"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "assumed: measure" in text
+    assert "certify" in text
+
+
+def test_a_profile_of_kernels_that_the_edge_does_not_run_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ("--edge", "jetson-orin-nano-8gb", "--cloud", "a100-80gb", "--link", "4g")
+    assert main(["plan", "--model", "smollm2-135m", *arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "onnxruntime-cuda, and the edge runs onnxruntime-cpu only" in captured.err
+    json.loads(captured.out)

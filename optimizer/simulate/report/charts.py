@@ -150,7 +150,7 @@ def _capacity(curve: Sequence[CurvePoint], scenario: Scenario) -> LineChart:
         name="capacity",
         title="How many clients the servers carry",
         x_label="clients",
-        y_label="share of tokens in time",
+        y_label="share in time (first or further tokens, the smaller)",
         lines=(ChartLine(name="in time", xs=clients, ys=shares, marked=True),),
         log_x=clients[-1] > 20 * max(clients[0], 1.0),
         limit=(float(max(carried)), f"{max(carried):,} clients") if carried else None,

@@ -100,7 +100,10 @@ def _budget_line(scenario: Scenario, measures: Measures) -> str:
         )
         if limit is not None
     ]
-    share = f"<strong>{measures.within_budget:.1%}</strong> of tokens in time"
+    share = (
+        f"<strong>{measures.first_in_time:.1%}</strong> of first tokens and "
+        f"<strong>{measures.further_in_time:.1%}</strong> of further tokens in time"
+    )
     if not limits:
         return f"{share} (no budget given: only requests without any token count as late)."
     return f"{share} (budget: {', '.join(limits)}; wanted {scenario.budget.share:.0%})."

@@ -46,7 +46,8 @@ class Fault:
 class Budget:
     """The seconds that a first and a further token may take (None: no limit).
 
-    The budget is kept when at least `share` of the tokens are in time.
+    The budget is kept when at least `share` of the first tokens and at least `share` of the
+    further tokens are in time, each against its own limit.
     """
 
     ttft_s: float | None = None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from optimizer.errors import OptimizerError
 from optimizer.simulate.assemble import Inputs
 from optimizer.simulate.budget import budget_view
-from optimizer.simulate.measures import measure
+from optimizer.simulate.measures import measure, ttft_s
 from optimizer.simulate.scenario import Arrivals, Budget, Lengths, Link
 from optimizer.simulate.sweep import sweep_points
 from tests.optimizer.simulate.scenes import PLAN, run, scene
@@ -103,3 +104,24 @@ def test_without_limits_every_token_that_comes_is_in_time() -> None:
     inputs = budgeted(1.0)
     unlimited = replace(inputs.scenario, budget=Budget())
     assert measure(unlimited, [run(unlimited)]).within_budget == 1.0
+
+
+def test_many_tokens_in_time_do_not_hide_late_first_tokens() -> None:
+    inputs = budgeted(1.0)
+    firsts = ttft_s([run(inputs.scenario)])
+    late = replace(inputs.scenario, budget=Budget(ttft_s=float(np.median(firsts)), tbt_s=1.0))
+    found = measure(late, [run(late)])
+    assert found.further_in_time == 1.0
+    assert 0.3 < found.first_in_time < 0.7
+    assert found.within_budget == found.first_in_time
+    assert not budget_view(Inputs(scenario=late, plan=PLAN), found, processes=1).kept
+
+
+def test_a_request_that_never_finished_is_late() -> None:
+    inputs = budgeted(1.0)
+    record = run(inputs.scenario)
+    row = record.requests[0]
+    record.requests[0] = row._replace(outcome="server_lost")
+    found = measure(inputs.scenario, [record])
+    assert found.first_in_time == 1.0
+    assert 0.9 < found.further_in_time < 1.0
