@@ -171,7 +171,7 @@ class EdgeClient:
             ),
             prompt_ids=tuple(prompt_ids),
             hidden_size=self.plan.model.geometry.hidden_size,
-            text=self.tokenizer.stream(),
+            text=self.tokenizer.stream(prompt_ids),
             stop=StopRule(
                 stop_token_ids=() if asked.ignore_eos else self._settings.stop_token_ids,
                 stop_strings=asked.stop,

@@ -118,7 +118,6 @@ class _Api:
         except Exception as error:
             raise api_error(error) from error
         answer = AnswerFormat(
-            tokenizer=self._client.tokenizer,
             model=self._client.plan.model.id,
             fingerprint=self._fingerprint,
             is_chat=asked.is_chat,

@@ -16,7 +16,7 @@ from typing import NamedTuple, TextIO
 
 from decoding.params import SamplingParams
 from edge.device.front import FrontEngine
-from edge.device.tokenizer import TextStream
+from edge.device.detokenizer import DecodedToken, TextStream
 from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
 from edge.generation.context import CONTEXT_POLICIES, ContextPolicy, ShiftingGeneration
@@ -68,11 +68,19 @@ class CompletionRequest:
 
 
 class TextPiece(NamedTuple):
-    """One step of a streamed answer: a token and the text that can be shown because of it."""
+    """One step of a streamed answer: a token and the text that can be shown because of it.
+
+    text: without a stop string, and without what may become one. token: what the token itself adds
+    to the text (or the name of a special token, which adds nothing), token_bytes: in bytes, which
+    may be a part of a character. offset: characters that the tokens before it add.
+    """
 
     token_id: int
     logprob: float
     text: str
+    token: str = ""
+    token_bytes: bytes = b""
+    offset: int = 0
 
 
 class CompletionRun:
@@ -105,6 +113,7 @@ class CompletionRun:
         self._trace = trace
         self._steps: list[StepTrace] = []
         self._pieces: list[TextPiece] = []
+        self._num_chars = 0
         self._token_times_s: list[float] = []
         self._completion: Completion | None = None
         self._generation: TokenSource | None = None
@@ -156,9 +165,25 @@ class CompletionRun:
             self._finish(reason, detail, generation, self._clock.now() - started_s)
 
     def _piece(self, token: NewToken) -> TextPiece:
-        is_stop = self._stop.is_stop_token(token.token_id)
-        text = "" if is_stop else self._text.push(token.token_id)
-        piece = TextPiece(token.token_id, token.logprob, self._stop.push(token.token_id, text))
+        tail = ""
+        if self._stop.is_stop_token(token.token_id):
+            # It adds nothing, whatever the tokenizer says. A character in pieces stays in pieces.
+            tail = self._text.flush()
+            added = DecodedToken("", self._text.push(token.token_id).token, b"")
+        else:
+            added = self._text.push(token.token_id)
+            if self._stop.is_last(token.token_id):
+                rest = self._text.flush()
+                added = DecodedToken(added.text + rest, added.token + rest, added.data)
+        piece = TextPiece(
+            token_id=token.token_id,
+            logprob=token.logprob,
+            text=self._stop.push(token.token_id, tail + added.text),
+            token=added.token,
+            token_bytes=added.data,
+            offset=self._num_chars,
+        )
+        self._num_chars += len(added.text)
         self._pieces.append(piece)
         return piece
 
@@ -170,7 +195,9 @@ class CompletionRun:
     def _finish(
         self, reason: FinishReason, detail: str, generation: TokenSource, total_s: float
     ) -> None:
-        text = "".join(piece.text for piece in self._pieces) + self._stop.flush()
+        text = "".join(piece.text for piece in self._pieces)
+        if self._stop.reason is None:  # ended from outside: what waited has nothing to wait for
+            text += self._stop.flush() + self._text.flush()
         self._completion = Completion(
             text=text,
             token_ids=tuple(piece.token_id for piece in self._pieces),
