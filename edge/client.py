@@ -16,17 +16,19 @@ from types import TracebackType
 from typing import TextIO
 
 from codec.ladder import Ladder
+from decoding.params import whole_in
 from edge.device.front import FrontEngine
 from edge.device.mapped_pages import return_freed_blocks
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
 from edge.device.tokenizer import ChatMessage, ChatTokenizer
 from edge.draft.factory import DrafterFactory
-from edge.errors import InputError
+from edge.errors import EdgeError, InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
 from edge.generation.factory import GenerationFactory
 from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
 from edge.net.grpc_transport import Credentials, GrpcTransport
+from edge.text_input import check_text
 from optimizer.artifacts.bundle import Bundle, EdgeSettings, open_bundle
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -148,11 +150,12 @@ class EdgeClient:
 
         Raises InputError when the request does not fit the plan. See `complete`.
         """
-        ids = (
-            self.tokenizer.encode(prompt)
-            if isinstance(prompt, str)
-            else self.tokenizer.encode_chat(prompt)
-        )
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(check_text(prompt, "the prompt"))
+        else:
+            for index, message in enumerate(prompt):
+                check_text(message["content"], f"message {index}")
+            ids = self.tokenizer.encode_chat(prompt)
         return self.start_ids(ids, request)
 
     def start_ids(
@@ -162,6 +165,12 @@ class EdgeClient:
         asked = request or CompletionRequest()
         if not prompt_ids:
             raise InputError("the prompt is empty")
+        vocab_size = self.plan.model.geometry.vocab_size
+        for token_id in prompt_ids:  # before anything is computed or sent
+            try:
+                whole_in("a token id", token_id, 0, vocab_size - 1)
+            except ValueError as error:
+                raise InputError(f"the prompt: {error}") from error
         max_new_tokens = self._max_new_tokens(len(prompt_ids), asked)
         self._generations.check(asked)
         return CompletionRun(
@@ -210,7 +219,12 @@ def _planned_limit(plan: Plan) -> int | None:
 def _tokenizer(bundle: Bundle, settings: EdgeSettings) -> ChatTokenizer:
     """The bundle's tokenizer, with its chat template if it has one."""
     template_path = bundle.edge_dir / "chat_template.jinja"
-    template = template_path.read_text() if template_path.is_file() else None
+    try:
+        # People edit templates, and their editors may write a byte order mark.
+        is_there = template_path.is_file()
+        template = template_path.read_text(encoding="utf-8-sig") if is_there else None
+    except UnicodeDecodeError as error:
+        raise EdgeError(f"{template_path}: not UTF-8 at offset {error.start}") from error
     return ChatTokenizer(bundle.edge_dir / "tokenizer.json", template, settings)
 
 

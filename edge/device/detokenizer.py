@@ -261,9 +261,7 @@ def _pieces(steps: Sequence[dict[str, Any]]) -> ByteRules | None:
             return bytes([int(byte[1], 16)])
         return name.encode()
 
-    return ByteRules(
-        bytes_of=bytes_of, first_bytes_of=bytes_of, strip=strip, num_strip=num_strip
-    )
+    return ByteRules(bytes_of=bytes_of, first_bytes_of=bytes_of, strip=strip, num_strip=num_strip)
 
 
 def _letters_of_bytes() -> dict[str, int]:

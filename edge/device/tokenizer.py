@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from edge.device.detokenizer import Detokenizer, TextStream
 from edge.errors import EdgeError, InputError
+from edge.text_input import utf8_path
 from optimizer.artifacts.bundle import EdgeSettings
 
 
@@ -32,7 +33,9 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer_path: Path, template: str | None, settings: EdgeSettings) -> None:
         try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_path))
+            self._tokenizer = Tokenizer.from_file(utf8_path(tokenizer_path))
+        except InputError:
+            raise
         except Exception as error:  # `tokenizers` raises bare Exception
             raise EdgeError(f"{tokenizer_path}: not a readable tokenizer ({error})") from error
         self._detokenizer = Detokenizer(self._tokenizer)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple, TextIO
+from typing import Final, NamedTuple, TextIO
 
-from decoding.params import SamplingParams
-from edge.device.front import FrontEngine
+from decoding.params import SamplingParams, shown, whole_in
 from edge.device.detokenizer import DecodedToken, TextStream
+from edge.device.front import FrontEngine
 from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
 from edge.generation.context import CONTEXT_POLICIES, ContextPolicy, ShiftingGeneration
@@ -24,9 +24,15 @@ from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason, StopRule
 from edge.generation.token_source import NewToken, TokenSource
 from edge.step_trace import StepTrace
+from edge.text_input import check_text
 from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
+# Each token is compared with every stop string, so their number and their length cost time.
+MAX_STOPS: Final = 64
+MAX_STOP_CHARS: Final = 1000
+MAX_NEW_TOKENS: Final = (1 << 31) - 1
+MAX_DEADLINE_S: Final = 86_400.0  # a day; the clocks of locks and sockets end not far above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +61,45 @@ class CompletionRequest:
     draft: str = AUTO_DRAFT
 
     def __post_init__(self) -> None:
+        check_text(self.level, "level")
+        check_text(self.draft, "draft")
         if self.context not in CONTEXT_POLICIES:
             raise InputError(
                 f"context {self.context!r}: choose one of {', '.join(CONTEXT_POLICIES)}"
             )
-        if self.deadline_tbt_s is not None and not self.deadline_tbt_s > 0:
-            raise InputError(f"a deadline of {self.deadline_tbt_s:g} s: must be above 0")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise InputError(f"max new tokens is {self.max_new_tokens}, must be at least 1")
-        if "" in self.stop:
+        if self.deadline_tbt_s is not None:
+            _check_deadline(self.deadline_tbt_s)
+        if self.max_new_tokens is not None:
+            _check_max_new_tokens(self.max_new_tokens)
+        _check_stops(self.stop)
+
+
+def _check_deadline(deadline_s: float) -> None:
+    is_number = isinstance(deadline_s, (int, float)) and not isinstance(deadline_s, bool)
+    if not is_number or not deadline_s > 0:
+        raise InputError(f"a deadline of {shown(deadline_s)} s: must be above 0")
+    if deadline_s > MAX_DEADLINE_S:
+        raise InputError(f"a deadline of {shown(deadline_s)} s: at most {MAX_DEADLINE_S:g}")
+
+
+def _check_max_new_tokens(count: int) -> None:
+    try:
+        whole_in("max new tokens", count, 1, MAX_NEW_TOKENS)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _check_stops(stops: Sequence[str]) -> None:
+    if isinstance(stops, str):
+        raise InputError("stop must be several strings, not one")
+    if len(stops) > MAX_STOPS:
+        raise InputError(f"{len(stops)} stop strings: at most {MAX_STOPS}")
+    for stop in stops:
+        check_text(stop, "a stop string")
+        if not stop:
             raise InputError("a stop string must not be empty")
+        if len(stop) > MAX_STOP_CHARS:
+            raise InputError(f"a stop string of {len(stop)} characters: at most {MAX_STOP_CHARS}")
 
 
 class TextPiece(NamedTuple):

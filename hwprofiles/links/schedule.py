@@ -98,7 +98,7 @@ def read_trace(path: str | Path) -> LinkTrace:
     count from the first row. Raises ProfileError naming file, line and column.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
             columns = reader.fieldnames or []

@@ -125,7 +125,7 @@ def read_workload(path: str) -> tuple[Request, ...]:
     Raises ScenarioError naming file, line and column.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             rows, columns = list(reader), reader.fieldnames or []
     except OSError as error:

@@ -1,0 +1,64 @@
+"""Text that people write for a command: files and arguments, UTF-8 whatever the locale says."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from edge.errors import InputError
+from edge.text_input import surrogate_in
+
+_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark and with "\\n" as line ends.
+
+    InputError naming the file and the first byte that is not UTF-8; OSError when it is unreadable.
+    """
+    data = path.read_bytes()
+    num_mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    try:
+        text = data[num_mark:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        kind = "this looks like UTF-16" if data.startswith(_UTF16) else "not UTF-8"
+        at = num_mark + error.start
+        raise InputError(
+            f"{path}: {kind} (byte 0x{data[at]:02x} at offset {at}): save the file as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_argument(value: str, option: str) -> str:
+    """An option's text, or a line of the terminal. BadParameter when its bytes are not UTF-8.
+
+    Python reads both in the locale's encoding and keeps what does not fit as surrogates (PEP 383).
+    Under an ASCII locale that is every other character, so the bytes are read anew here.
+    """
+    if surrogate_in(value) is None:
+        return value
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        reason = f"not UTF-8 (byte 0x{byte:02x} at offset {error.start})"
+    except UnicodeEncodeError:  # surrogates that do not stand for bytes
+        reason = "not UTF-8 (half of a surrogate pair)"
+    raise typer.BadParameter(f"{option}: {reason}: give the text as UTF-8, or in a file")
+
+
+def accept_any_text() -> None:
+    """Let no character end a command: show what the terminal cannot as '?', read what it can.
+
+    Standard error keeps Python's own escapes. Bytes on standard input that do not fit the locale
+    arrive as surrogates, for `text_argument`.
+    """
+    for stream, errors in ((sys.stdout, "replace"), (sys.stdin, "surrogateescape")):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors=errors)
