@@ -29,6 +29,7 @@ from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
 from edge.net.grpc_transport import Credentials, GrpcTransport
 from edge.text_input import check_text
+from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
 from optimizer.artifacts.bundle import Bundle, EdgeSettings, open_bundle
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -154,6 +155,7 @@ class EdgeClient:
             ids = self.tokenizer.encode(check_text(prompt, "the prompt"))
         else:
             for index, message in enumerate(prompt):
+                check_text(message["role"], f"the role of message {index}")
                 check_text(message["content"], f"message {index}")
             ids = self.tokenizer.encode_chat(prompt)
         return self.start_ids(ids, request)
@@ -220,11 +222,9 @@ def _tokenizer(bundle: Bundle, settings: EdgeSettings) -> ChatTokenizer:
     """The bundle's tokenizer, with its chat template if it has one."""
     template_path = bundle.edge_dir / "chat_template.jinja"
     try:
-        # People edit templates, and their editors may write a byte order mark.
-        is_there = template_path.is_file()
-        template = template_path.read_text(encoding="utf-8-sig") if is_there else None
-    except UnicodeDecodeError as error:
-        raise EdgeError(f"{template_path}: not UTF-8 at offset {error.start}") from error
+        template = utf8_text(template_path.read_bytes()) if template_path.is_file() else None
+    except NotUtf8Error as error:
+        raise EdgeError(f"{template_path}: {error}") from error
     return ChatTokenizer(bundle.edge_dir / "tokenizer.json", template, settings)
 
 

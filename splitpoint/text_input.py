@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import sys
 from pathlib import Path
-from typing import Final
 
 import typer
 
 from edge.errors import InputError
 from edge.text_input import surrogate_in
-
-_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
 
 
 def read_text(path: Path) -> str:
@@ -21,16 +18,10 @@ def read_text(path: Path) -> str:
 
     InputError naming the file and the first byte that is not UTF-8; OSError when it is unreadable.
     """
-    data = path.read_bytes()
-    num_mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
-        text = data[num_mark:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        kind = "this looks like UTF-16" if data.startswith(_UTF16) else "not UTF-8"
-        at = num_mark + error.start
-        raise InputError(
-            f"{path}: {kind} (byte 0x{data[at]:02x} at offset {at}): save the file as UTF-8"
-        ) from error
+        text = utf8_text(path.read_bytes())
+    except NotUtf8Error as error:
+        raise InputError(f"{path}: {error}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
