@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from edge.device.detokenizer import Detokenizer, byte_rules
+from edge.device.detokenizer import Detokenizer
+from edge.device.token_bytes import byte_rules
 from edge.device.tokenizer import ChatTokenizer
 from edge.generation.stopping import StopRule
 from tests.conftest import ModelBench
@@ -55,9 +56,8 @@ UNKNOWN = [len(WORDS) + 900, 1 << 33, -1]
 
 
 def ids_of(kind: str, *names: str) -> list[int]:
-    ids = [TOKENIZERS[kind].token_to_id(name) for name in names]
-    assert None not in ids
-    return ids
+    vocabulary: dict[str, int] = TOKENIZERS[kind].get_vocab()
+    return [vocabulary[name] for name in names]
 
 
 def streamed(kind: str, prompt: list[int], ids: list[int]) -> str:
@@ -114,33 +114,21 @@ def test_token_bytes_and_token_texts_join_to_the_text(kind: str, data: st.DataOb
     assert all(token.token == token.text or token.token in ("<s>", "</s>") for token in tokens)
 
 
+@pytest.fixture(scope="module")
+def real_tokenizer(real: ModelBench) -> Tokenizer:
+    return Tokenizer.from_str(real.source.tokenizer_files().tokenizer_json)
+
+
 @given(st.lists(st.integers(0, 49151), max_size=20), st.lists(st.integers(0, 49151), max_size=20))
-def test_the_real_tokenizer_streams_what_it_decodes(prompt: list[int], ids: list[int]) -> None:
-    tokenizer = _real()
-    before: str = tokenizer.decode(prompt)
-    stream = Detokenizer(tokenizer).stream(prompt)
+def test_the_real_tokenizer_streams_what_it_decodes(
+    real_tokenizer: Tokenizer, prompt: list[int], ids: list[int]
+) -> None:
+    before: str = real_tokenizer.decode(prompt)
+    stream = Detokenizer(real_tokenizer).stream(prompt)
     text = "".join([stream.push(token_id).text for token_id in ids]) + stream.flush()
-    assert Detokenizer(tokenizer).decode(ids) == tokenizer.decode(ids)
+    assert Detokenizer(real_tokenizer).decode(ids) == real_tokenizer.decode(ids)
     if not before.endswith("\ufffd"):
-        assert before + text == tokenizer.decode([*prompt, *ids])
-
-
-_REAL: list[Tokenizer] = []
-
-
-def _real() -> Tokenizer:
-    if not _REAL:
-        pytest.skip("the real model is not here")
-    return _REAL[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _load_real(request: pytest.FixtureRequest) -> None:
-    try:
-        bench: ModelBench = request.getfixturevalue("real")
-    except pytest.skip.Exception:
-        return
-    _REAL.append(Tokenizer.from_str(bench.source.tokenizer_files().tokenizer_json))
+        assert before + text == real_tokenizer.decode([*prompt, *ids])
 
 
 def test_an_answer_keeps_its_first_space_and_a_whole_text_does_not() -> None:

@@ -231,7 +231,7 @@ def test_the_trace_has_one_json_line_a_frame() -> None:
     [
         ({"deadline_tbt_s": 0.0}, "must be above 0"),
         ({"deadline_tbt_s": float("nan")}, "must be above 0"),
-        ({"max_new_tokens": 0}, "must be at least 1"),
+        ({"max_new_tokens": 0}, "max new tokens is 0, must lie between 1"),
         ({"stop": ("a", "")}, "must not be empty"),
         ({"context": "slide"}, "refuse, shift"),
     ],
