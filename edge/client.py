@@ -17,17 +17,20 @@ from types import TracebackType
 from typing import Final, TextIO
 
 from codec.ladder import Ladder
+from decoding.params import whole_in
 from edge.device.front import FrontEngine
 from edge.device.mapped_pages import return_freed_blocks
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
 from edge.device.tokenizer import ChatMessage, ChatTokenizer
 from edge.draft.factory import DrafterFactory
-from edge.errors import ContextLengthError, InputError
+from edge.errors import ContextLengthError, EdgeError, InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
 from edge.generation.factory import GenerationFactory
 from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
 from edge.net.grpc_transport import Credentials, GrpcTransport
+from edge.text_input import check_text
+from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
 from optimizer.artifacts.bundle import Bundle, EdgeSettings, open_bundle
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.kv.registry import kv_policy
@@ -161,6 +164,12 @@ class EdgeClient:
         Raises InputError when the request does not fit the plan. A text that is too long for the
         plan whatever its tokens are is refused before it is tokenized. See `complete`.
         """
+        if isinstance(prompt, str):
+            check_text(prompt, "the prompt")
+        else:
+            for index, message in enumerate(prompt):
+                check_text(message["role"], f"the role of message {index}")
+                check_text(message["content"], f"message {index}")
         self._check_length(prompt, request or CompletionRequest())
         ids = (
             self.tokenizer.encode(prompt)
@@ -177,8 +186,11 @@ class EdgeClient:
         if not prompt_ids:
             raise InputError("the prompt is empty")
         vocab_size = self.plan.model.geometry.vocab_size
-        if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
-            raise InputError(f"token ids must lie between 0 and {vocab_size - 1}")
+        for token_id in prompt_ids:  # before anything is computed or sent
+            try:
+                whole_in("a token id", token_id, 0, vocab_size - 1)
+            except ValueError as error:
+                raise InputError(f"the prompt: {error}") from error
         max_new_tokens = self._max_new_tokens(len(prompt_ids), asked)
         self._generations.check(asked)
         return CompletionRun(
@@ -188,7 +200,7 @@ class EdgeClient:
             ),
             prompt_ids=tuple(prompt_ids),
             hidden_size=self.plan.model.geometry.hidden_size,
-            text=self.tokenizer.stream(),
+            text=self.tokenizer.stream(prompt_ids),
             stop=StopRule(
                 stop_token_ids=() if asked.ignore_eos else self._settings.stop_token_ids,
                 stop_strings=asked.stop,
@@ -266,7 +278,10 @@ def _planned_limit(plan: Plan) -> int | None:
 def _tokenizer(bundle: Bundle, settings: EdgeSettings) -> ChatTokenizer:
     """The bundle's tokenizer, with its chat template if it has one."""
     template_path = bundle.edge_dir / "chat_template.jinja"
-    template = template_path.read_text() if template_path.is_file() else None
+    try:
+        template = utf8_text(template_path.read_bytes()) if template_path.is_file() else None
+    except NotUtf8Error as error:
+        raise EdgeError(f"{template_path}: {error}") from error
     return ChatTokenizer(bundle.edge_dir / "tokenizer.json", template, settings)
 
 

@@ -16,6 +16,7 @@ import typer
 from typer.exceptions import TyperException
 
 from splitpoint.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, one_line
+from splitpoint.text_input import accept_any_text
 
 # Where each subcommand is, by what people come for and in the order of the help. Only the one that
 # runs is imported: on a small device the others' imports are memory and a second of start-up.
@@ -94,6 +95,7 @@ def options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. `argv` without the program's name."""
+    accept_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     wanted = next((word for word in arguments if not word.startswith("-")), "")
     app = make_app([wanted] if wanted in COMMANDS else COMMANDS)

@@ -20,12 +20,12 @@ STOP_TIMEOUT_S: Final = 10.0
 def serving(bundle: Path, options: Sequence[str] = ()) -> Iterator[str]:
     """Serve `bundle` on a free loopback port; yields its HOST:PORT, stops it at the end."""
     command = [sys.executable, "-m", "splitpoint", "serve", str(bundle)]
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             [*command, "--listen", "127.0.0.1:0", *options],
             stdout=subprocess.PIPE,
             stderr=log,
-            text=True,
+            encoding="utf-8",
         )
         try:
             line = process.stdout.readline() if process.stdout is not None else ""

@@ -11,6 +11,7 @@ must give the same ones. Nothing here reads a clock: the caller passes times in.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class Tenants:
         """Read the content of a token file. A StartError names `source` and the line."""
         found: list[tuple[bytes, Tenant]] = []
         by_name: dict[str, Tenant] = {}
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
             words = line.split()
             if not words or words[0].startswith(b"#"):
                 continue

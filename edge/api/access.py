@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hmac
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,10 @@ class ApiAccess:
         """The accepted keys: one a line, blank lines and #-comments left out."""
         if self.key_file is None:
             return ()
-        lines = (line.strip() for line in self.key_file.read_bytes().splitlines())
+        lines = (
+            line.strip()
+            for line in self.key_file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+        )
         keys = tuple(line for line in lines if line and not line.startswith(b"#"))
         if not keys:
             raise InputError(f"{self.key_file}: no key in it")

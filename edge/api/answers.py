@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from edge.device.tokenizer import ChatTokenizer
 from edge.generation.completion import TextPiece
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason
@@ -28,7 +27,6 @@ FINISH_REASONS: Final[dict[FinishReason, str]] = {
 class AnswerFormat:
     """Makes the objects of one answer; holds what they share. `fingerprint`: of model and split."""
 
-    tokenizer: ChatTokenizer
     model: str
     fingerprint: str
     is_chat: bool
@@ -36,15 +34,11 @@ class AnswerFormat:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, completion: Completion) -> dict[str, Any]:
-        """The answer to a request without `stream`."""
-        pieces = [
-            TextPiece(token_id, logprob, "")
-            for token_id, logprob in zip(completion.token_ids, completion.logprobs, strict=False)
-        ]
+    def whole(self, completion: Completion, pieces: Sequence[TextPiece]) -> dict[str, Any]:
+        """The answer to a request without `stream`. pieces: all of them."""
         choice: dict[str, Any] = {
             "index": 0,
-            "logprobs": self._logprobs(pieces, 0),
+            "logprobs": self._logprobs(pieces),
             "finish_reason": FINISH_REASONS[completion.finish_reason],
         }
         if self.is_chat:
@@ -62,10 +56,10 @@ class AnswerFormat:
         """The first chunk of a chat's stream: who speaks. None for a plain completion."""
         return self._chunk({"role": "assistant", "content": ""}) if self.is_chat else None
 
-    def chunk(self, text: str, pieces: Sequence[TextPiece], offset: int) -> dict[str, Any]:
-        """Text that can be shown, and the tokens it came with. offset: characters before it."""
+    def chunk(self, text: str, pieces: Sequence[TextPiece]) -> dict[str, Any]:
+        """Text that can be shown, and the tokens it came with."""
         delta = {"content": text} if self.is_chat else {"text": text}
-        return self._chunk(delta, logprobs=self._logprobs(pieces, offset))
+        return self._chunk(delta, logprobs=self._logprobs(pieces))
 
     def last_chunk(self, completion: Completion) -> dict[str, Any]:
         """The chunk that says how the answer ended."""
@@ -106,31 +100,30 @@ class AnswerFormat:
             "system_fingerprint": self.fingerprint,
         }
 
-    def _logprobs(self, pieces: Sequence[TextPiece], offset: int) -> dict[str, Any] | None:
-        """The chosen tokens' log-probabilities, in the shape of either endpoint."""
+    def _logprobs(self, pieces: Sequence[TextPiece]) -> dict[str, Any] | None:
+        """The chosen tokens' log-probabilities, in the shape of either endpoint.
+
+        A token that is a part of a character has no text of its own. Its last part has the
+        character. `bytes` are the token's own; a special token, which is not in the text, has none.
+        """
         if not self.with_logprobs or not pieces:
             return None
-        tokens = [self.tokenizer.token_text(piece.token_id) for piece in pieces]
         if self.is_chat:
             content = [
                 {
-                    "token": token,
+                    "token": piece.token,
                     "logprob": piece.logprob,
-                    "bytes": list(token.encode()),
+                    "bytes": list(piece.token_bytes),
                     "top_logprobs": [],
                 }
-                for token, piece in zip(tokens, pieces, strict=True)
+                for piece in pieces
             ]
             return {"content": content, "refusal": None}
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
         return {
-            "tokens": tokens,
+            "tokens": [piece.token for piece in pieces],
             "token_logprobs": [piece.logprob for piece in pieces],
             "top_logprobs": None,
-            "text_offset": offsets,
+            "text_offset": [piece.offset for piece in pieces],
         }
 
 

@@ -154,7 +154,6 @@ class _Api:
             self._slots.free()
             raise
         answer = AnswerFormat(
-            tokenizer=self._client.tokenizer,
             model=self._client.plan.model.id,
             fingerprint=self._fingerprint,
             is_chat=asked.is_chat,

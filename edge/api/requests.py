@@ -17,7 +17,9 @@ from decoding.params import SamplingParams
 from edge.api.errors import ApiError, shown, shown_value
 from edge.api.messages import NO_TOOLS, check_message_fields, check_part_fields
 from edge.device.tokenizer import ChatMessage
+from edge.errors import InputError
 from edge.generation.completion import AUTO_LEVEL, CompletionRequest
+from edge.text_input import check_text
 
 COMPLETIONS_MAX_TOKENS: Final = 16  # what OpenAI's completions give when nothing is asked for
 MAX_STOPS: Final = 16
@@ -93,6 +95,7 @@ class ApiRequest:
 
 def chat_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiRequest:
     """The body of /v1/chat/completions. ApiError names the field that is wrong."""
+    _check_texts(body, "")
     _check_fields(body, _CHAT)
     max_tokens = _maximum(body, "max_completion_tokens") or _maximum(body, "max_tokens")
     with_logprobs = _flag(body, "logprobs")
@@ -108,6 +111,7 @@ def chat_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiR
 
 def completions_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiRequest:
     """The body of /v1/completions. ApiError names the field that is wrong."""
+    _check_texts(body, "")
     _check_fields(body, _COMPLETIONS)
     num_logprobs = _number(body, "logprobs", None)
     if num_logprobs is not None and num_logprobs not in (0, 1):
@@ -145,7 +149,7 @@ def _request(
             deadline_tbt_s=_number(body, "deadline_tbt_s", default.deadline_tbt_s),
             context=default.context,
         )
-    except ValueError as error:  # decoding's own, naming the parameter
+    except (ValueError, InputError) as error:  # both name the parameter
         raise ApiError(str(error)) from error
     return ApiRequest(
         prompt=prompt,
@@ -168,6 +172,23 @@ def _sampling(body: Mapping[str, Any], with_logprobs: bool) -> SamplingParams:
         seed=secrets.randbits(63) if seed is None else seed % (1 << 64),
         logprobs=with_logprobs,
     )
+
+
+def _check_texts(value: Any, where: str) -> None:
+    """ApiError when a string anywhere in the body is no text: JSON may say "\\ud83d" alone."""
+    if isinstance(value, str):
+        try:
+            check_text(value, where)
+        except InputError as error:
+            raise ApiError(str(error), param=where) from error
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if not isinstance(item, int):  # token ids are many
+                _check_texts(item, f"{where}[{index}]")
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_texts(name, f"a name in {where or 'the body'}")
+            _check_texts(item, f"{where}.{name}" if where else name)
 
 
 def _check_fields(body: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:

@@ -28,9 +28,11 @@ async def whole_response(
     A client that hangs up ends the generation. Raises ApiError when the generation fails.
     """
 
+    pieces: list[TextPiece] = []
+
     async def collect() -> None:
-        async for _ in running.pieces():
-            pass
+        async for piece in running.pieces():
+            pieces.append(piece)
 
     work = asyncio.ensure_future(collect())
     gone = asyncio.ensure_future(_disconnected(request))
@@ -55,7 +57,7 @@ async def whole_response(
             kind="server_error",
             code="server_lost",
         )
-    return JSONResponse(answer.whole(completion))
+    return JSONResponse(answer.whole(completion, pieces))
 
 
 async def streamed_response(
@@ -128,7 +130,7 @@ async def _events(
         while piece is not None:
             waiting.append(piece)
             if piece.text:
-                yield answer.chunk(piece.text, waiting, num_chars)
+                yield answer.chunk(piece.text, waiting)
                 num_chars += len(piece.text)
                 waiting = []
             piece = await anext(rest, None)
@@ -139,7 +141,7 @@ async def _events(
     completion = running.run.completion
     left = completion.text[num_chars:]
     if left or (waiting and answer.with_logprobs):
-        yield answer.chunk(left, waiting, num_chars)
+        yield answer.chunk(left, waiting)
     if completion.finish_reason == "server_lost":
         yield api_error(
             ApiError(completion.finish_detail, status=503, kind="server_error", code="server_lost")

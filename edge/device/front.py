@@ -16,6 +16,7 @@ import onnxruntime as ort
 from edge.device.mapped_pages import MappedFiles, release_read_only_pages, trim_heap
 from edge.device.power import usable_cpus
 from edge.errors import FrontError, InputError
+from edge.text_input import utf8_path
 from optimizer.artifacts.bundle import FRONT_NAME
 from optimizer.artifacts.plan import Plan
 
@@ -77,7 +78,7 @@ class FrontEngine:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = ort.InferenceSession(
-                str(edge_dir / FRONT_NAME), options, providers=["CPUExecutionProvider"]
+                utf8_path(edge_dir / FRONT_NAME), options, providers=["CPUExecutionProvider"]
             )
             pages = None
             if low_memory:  # the kernels have packed what they need; loading leaves holes
@@ -86,6 +87,8 @@ class FrontEngine:
                 trim_heap()
                 release_read_only_pages()
             return [cls(session, plan, pages) for _ in range(count)]
+        except InputError:
+            raise
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             raise FrontError(f"{edge_dir / FRONT_NAME}: cannot be loaded ({error})") from error
 

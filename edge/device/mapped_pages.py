@@ -105,7 +105,7 @@ def clean_regions(wanted: Callable[[Mapping], bool]) -> tuple[Region, ...]:
         return ()
     regions: list[Region] = []
     current: Region | None = None
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
         fields = line.split(maxsplit=5)
         if "-" in fields[0] and not fields[0].endswith(":"):
             start, end = (int(part, 16) for part in fields[0].split("-"))

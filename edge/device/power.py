@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from edge.errors import InputError
+
+MAX_CPU_DIGITS: Final = 5
 
 
 def usable_cpus() -> int:
@@ -35,6 +38,8 @@ def parse_cpus(text: str) -> frozenset[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise InputError(f"{text!r} is not a list of CPUs such as 0-3 or 0,2")
+        if max(len(first), len(last)) > MAX_CPU_DIGITS:
+            raise InputError(f"{text!r} names a CPU beyond any that exists")
         chosen.update(range(int(first), int(last or first) + 1))
     if not chosen:
         raise InputError(f"{text!r} names no CPU")

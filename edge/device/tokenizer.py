@@ -9,9 +9,10 @@ from typing import TypedDict
 import jinja2
 import jinja2.sandbox
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
+from edge.device.detokenizer import Detokenizer, TextStream
 from edge.errors import EdgeError, InputError
+from edge.text_input import utf8_path
 from optimizer.artifacts.bundle import EdgeSettings
 
 
@@ -32,9 +33,12 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer_path: Path, template: str | None, settings: EdgeSettings) -> None:
         try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_path))
+            self._tokenizer = Tokenizer.from_file(utf8_path(tokenizer_path))
+        except InputError:
+            raise
         except Exception as error:  # `tokenizers` raises bare Exception
             raise EdgeError(f"{tokenizer_path}: not a readable tokenizer ({error})") from error
+        self._detokenizer = Detokenizer(self._tokenizer)
         self._settings = settings
         self._template = None if template is None else _environment().from_string(template)
 
@@ -72,32 +76,16 @@ class ChatTokenizer:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of tokens, special tokens left out."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return self._detokenizer.decode(token_ids)
 
-    def token_text(self, token_id: int) -> str:
-        """One token as text, special or not; bytes that are no whole character as U+FFFD."""
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
-
-    def stream(self) -> TextStream:
-        """A decoder for one generation's tokens, one at a time."""
-        return TextStream(self._tokenizer)
+    def stream(self, prompt_ids: Sequence[int] = ()) -> TextStream:
+        """A decoder for one generation's tokens, one at a time, which follow `prompt_ids`."""
+        return self._detokenizer.stream(prompt_ids)
 
 
 def token_ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
     """Token ids of `text`. Other threads run meanwhile: `encode` alone would keep Python's lock."""
     return tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-
-
-class TextStream:
-    """Tokens to text one at a time; text appears once its last byte is there."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-
-    def push(self, token_id: int) -> str:
-        """The text that `token_id` completes; empty while a character is still in pieces."""
-        return self._stream.step(self._tokenizer, token_id) or ""
 
 
 def _environment() -> jinja2.Environment:

@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from edge.draft.base import Drafter, DrafterKind, DraftResources, Guess, Rows
 from edge.errors import FrontError
+from edge.text_input import utf8_path
 
 HEAD_NAME: Final = "head.onnx"
 FACTS_NAME: Final = "head.json"
@@ -36,7 +37,7 @@ class HeadFacts:
         """Read the facts beside the head in `draft_dir`; FrontError when they are unreadable."""
         path = draft_dir / FACTS_NAME
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             sure = tuple(
                 (float(low), float(share), float(top1)) for low, share, top1 in values["sure"]
             )
@@ -56,7 +57,7 @@ class HeadModel:
         path = draft_dir / HEAD_NAME
         try:
             self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                utf8_path(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             raise FrontError(f"{path}: cannot be loaded ({error})") from error

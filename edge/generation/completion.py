@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple, TextIO
+from typing import Final, NamedTuple, TextIO
 
-from decoding.params import SamplingParams
+from decoding.params import SamplingParams, shown, whole_in
+from edge.device.detokenizer import DecodedToken, TextStream
 from edge.device.front import FrontEngine
-from edge.device.tokenizer import TextStream
 from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
 from edge.generation.context import ShiftingGeneration
@@ -24,11 +24,17 @@ from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason, StopRule
 from edge.generation.token_source import NewToken, TokenSource
 from edge.step_trace import StepTrace
+from edge.text_input import check_text
 from optimizer.errors import PolicyError
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
+# Each token is compared with every stop string, so their number and their length cost time.
+MAX_STOPS: Final = 64
+MAX_STOP_CHARS: Final = 1000
+MAX_NEW_TOKENS: Final = (1 << 31) - 1
+MAX_DEADLINE_S: Final = 86_400.0  # a day; the clocks of locks and sockets end not far above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,24 +63,62 @@ class CompletionRequest:
     draft: str = AUTO_DRAFT
 
     def __post_init__(self) -> None:
+        check_text(self.level, "level")
+        check_text(self.draft, "draft")
+        check_text(self.context, "context")
         try:
             kv_policy(self.context)
         except PolicyError as error:
             raise InputError(str(error)) from error
-        if self.deadline_tbt_s is not None and not self.deadline_tbt_s > 0:
-            raise InputError(f"a deadline of {self.deadline_tbt_s:g} s: must be above 0")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise InputError(f"max new tokens is {self.max_new_tokens}, must be at least 1")
-        if "" in self.stop:
+        if self.deadline_tbt_s is not None:
+            _check_deadline(self.deadline_tbt_s)
+        if self.max_new_tokens is not None:
+            _check_max_new_tokens(self.max_new_tokens)
+        _check_stops(self.stop)
+
+
+def _check_deadline(deadline_s: float) -> None:
+    is_number = isinstance(deadline_s, (int, float)) and not isinstance(deadline_s, bool)
+    if not is_number or not deadline_s > 0:
+        raise InputError(f"a deadline of {shown(deadline_s)} s: must be above 0")
+    if deadline_s > MAX_DEADLINE_S:
+        raise InputError(f"a deadline of {shown(deadline_s)} s: at most {MAX_DEADLINE_S:g}")
+
+
+def _check_max_new_tokens(count: int) -> None:
+    try:
+        whole_in("max new tokens", count, 1, MAX_NEW_TOKENS)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _check_stops(stops: Sequence[str]) -> None:
+    if isinstance(stops, str):
+        raise InputError("stop must be several strings, not one")
+    if len(stops) > MAX_STOPS:
+        raise InputError(f"{len(stops)} stop strings: at most {MAX_STOPS}")
+    for stop in stops:
+        check_text(stop, "a stop string")
+        if not stop:
             raise InputError("a stop string must not be empty")
+        if len(stop) > MAX_STOP_CHARS:
+            raise InputError(f"a stop string of {len(stop)} characters: at most {MAX_STOP_CHARS}")
 
 
 class TextPiece(NamedTuple):
-    """One step of a streamed answer: a token and the text that can be shown because of it."""
+    """One step of a streamed answer: a token and the text that can be shown because of it.
+
+    text: without a stop string, and without what may become one. token: what the token itself adds
+    to the text (or the name of a special token, which adds nothing), token_bytes: in bytes, which
+    may be a part of a character. offset: characters that the tokens before it add.
+    """
 
     token_id: int
     logprob: float
     text: str
+    token: str = ""
+    token_bytes: bytes = b""
+    offset: int = 0
 
 
 class CompletionRun:
@@ -107,6 +151,7 @@ class CompletionRun:
         self._trace = trace
         self._steps: list[StepTrace] = []
         self._pieces: list[TextPiece] = []
+        self._num_chars = 0
         self._token_times_s: list[float] = []
         self._completion: Completion | None = None
         self._generation: TokenSource | None = None
@@ -158,9 +203,25 @@ class CompletionRun:
             self._finish(reason, detail, generation, self._clock.now() - started_s)
 
     def _piece(self, token: NewToken) -> TextPiece:
-        is_stop = self._stop.is_stop_token(token.token_id)
-        text = "" if is_stop else self._text.push(token.token_id)
-        piece = TextPiece(token.token_id, token.logprob, self._stop.push(token.token_id, text))
+        tail = ""
+        if self._stop.is_stop_token(token.token_id):
+            # It adds nothing, whatever the tokenizer says. A character in pieces stays in pieces.
+            tail = self._text.flush()
+            added = DecodedToken("", self._text.push(token.token_id).token, b"")
+        else:
+            added = self._text.push(token.token_id)
+            if self._stop.is_last(token.token_id):
+                rest = self._text.flush()
+                added = DecodedToken(added.text + rest, added.token + rest, added.data)
+        piece = TextPiece(
+            token_id=token.token_id,
+            logprob=token.logprob,
+            text=self._stop.push(token.token_id, tail + added.text),
+            token=added.token,
+            token_bytes=added.data,
+            offset=self._num_chars,
+        )
+        self._num_chars += len(added.text)
         self._pieces.append(piece)
         return piece
 
@@ -172,7 +233,9 @@ class CompletionRun:
     def _finish(
         self, reason: FinishReason, detail: str, generation: TokenSource, total_s: float
     ) -> None:
-        text = "".join(piece.text for piece in self._pieces) + self._stop.flush()
+        text = "".join(piece.text for piece in self._pieces)
+        if self._stop.reason is None:  # ended from outside: what waited has nothing to wait for
+            text += self._stop.flush() + self._text.flush()
         self._completion = Completion(
             text=text,
             token_ids=tuple(piece.token_id for piece in self._pieces),

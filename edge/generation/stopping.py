@@ -36,15 +36,17 @@ class StopRule:
         """Whether the model ends its answer with this token."""
         return token_id in self._stop_token_ids
 
+    def is_last(self, token_id: int) -> bool:
+        """Whether the answer ends with this next token, whatever its text is."""
+        return self.is_stop_token(token_id) or self._num_tokens + 1 >= self._max_new_tokens
+
     def push(self, token_id: int, text: str) -> str:
         """Take one token and the text it completed; returns the text that may be shown.
 
         Sets `reason` when this token ends the generation. Must not be called afterwards.
         """
+        is_stop_token = self.is_stop_token(token_id)
         self._num_tokens += 1
-        if self.is_stop_token(token_id):
-            self.reason = "stop"
-            return self.flush()
         self._held += text
         cut = min(
             (at for stop in self._stop_strings if (at := self._held.find(stop)) >= 0), default=-1
@@ -53,6 +55,9 @@ class StopRule:
             self.reason = "stop"
             shown, self._held = self._held[:cut], ""
             return shown
+        if is_stop_token:
+            self.reason = "stop"
+            return self.flush()
         if self._num_tokens >= self._max_new_tokens:
             self.reason = "length"
             return self.flush()

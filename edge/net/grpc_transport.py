@@ -22,6 +22,7 @@ from edge.errors import (
     TransportError,
 )
 from edge.net.transport import Received, Stream
+from edge.text_input import check_token
 from optimizer.policy.retry import RetryPolicy
 from protos import wire
 from protos.errors import RemoteWireError
@@ -62,13 +63,17 @@ class Credentials:
 
     ca_file: the authority that signed the server's certificate (PEM); turns TLS on. cert_file,
     key_file: this device's own certificate, where the server asks for one. token: sent as a bearer
-    token, where the server asks for one.
+    token, where the server asks for one. InputError for a token that no HTTP header carries.
     """
 
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
     token: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            check_token(self.token, "credentials")
 
 
 class GrpcTransport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from hwprofiles.errors import ProfileError
+from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
 
 BYTES_PER_S_PER_MBPS = 125_000.0
 
@@ -98,13 +100,13 @@ def read_trace(path: str | Path) -> LinkTrace:
     count from the first row. Raises ProfileError naming file, line and column.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = reader.fieldnames or []
+        text = utf8_text(Path(path).read_bytes())
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = list(reader)
+        columns = reader.fieldnames or []
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (NotUtf8Error, csv.Error) as error:
         raise ProfileError(f"{path}: cannot be read: {error}") from error
     missing = [name for name in ("t_s", "down_mbps") if name not in columns]
     if missing or not rows:

@@ -108,7 +108,7 @@ def process_base_bytes(load: str | None = None) -> int:
     code = (edge if load is None else load) + (
         "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     return int(done.stdout) * 1024
 
 

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 import yaml
 
 from hwprofiles.errors import ProfileError
+from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
 
 T = TypeVar("T")
 
@@ -45,10 +46,10 @@ def load_strict(path: str | Path, cls: type[T]) -> T:
     try:
         with Path(path).open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
-        text = data.decode("utf-8-sig")
+        text = utf8_text(data)
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+    except NotUtf8Error as error:
         raise ProfileError(f"{path}: cannot be read: {error}") from error
     if len(data) > MAX_BYTES:
         raise ProfileError(f"{path}: larger than {MAX_BYTES >> 20} MiB")

@@ -51,14 +51,16 @@ class EdgeSettings:
 
     def save(self, edge_dir: Path) -> None:
         """Write `edge.json` into the folder."""
-        (edge_dir / EDGE_SETTINGS_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (edge_dir / EDGE_SETTINGS_NAME).write_text(
+            json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, edge_dir: Path) -> EdgeSettings:
         """Read `edge.json` of the folder. Raises BundleError naming the file."""
         path = edge_dir / EDGE_SETTINGS_NAME
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**values, "stop_token_ids": tuple(map(int, values["stop_token_ids"]))})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{path}: not readable edge settings ({error!r})") from error
@@ -105,7 +107,7 @@ def write_manifest(root: Path) -> None:
         if path.is_file() and path.name != MANIFEST_NAME
     }
     manifest = {"format": BUNDLE_FORMAT, "model_sha256": plan.model.sha256, "files": files}
-    (root / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n")
+    (root / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def open_bundle(root: Path, *, role: Role) -> Bundle:
@@ -148,7 +150,7 @@ def sha256_of(path: Path) -> str:
 
 def _read_manifest(path: Path) -> tuple[dict[str, FileRecord], str]:
     try:
-        manifest: Any = json.loads(path.read_text())
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != BUNDLE_FORMAT:
             raise BundleError(
                 f"{path}: bundle format {manifest['format']}, this version reads {BUNDLE_FORMAT}"

@@ -29,7 +29,9 @@ SHARD_BYTES: Final = 512 << 20
 def write_back(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
     """Write the back of `plan` into `cloud_dir`, with one shard in memory at a time."""
     config = source.config.to_dict()
-    (cloud_dir / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
+    (cloud_dir / "config.json").write_text(
+        json.dumps(config, indent=1, default=str) + "\n", encoding="utf-8"
+    )
     shard: dict[str, torch.Tensor] = {}
     num_shards = 0
     for name, tensor in back_tensors(source, plan):

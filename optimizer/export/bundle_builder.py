@@ -113,9 +113,9 @@ def _fill(
         edge_dir.mkdir()
         progress("tokenizer")
         tokenizer = source.tokenizer_files()
-        (edge_dir / "tokenizer.json").write_text(tokenizer.tokenizer_json)
+        (edge_dir / "tokenizer.json").write_text(tokenizer.tokenizer_json, encoding="utf-8")
         if tokenizer.chat_template is not None:
-            (edge_dir / "chat_template.jinja").write_text(tokenizer.chat_template)
+            (edge_dir / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
         tokenizer.settings.save(edge_dir)
         progress("front")
         export_front(source, plan, edge_dir)
@@ -124,7 +124,7 @@ def _fill(
         cloud_dir = root / "cloud"
         cloud_dir.mkdir()
         write_back(source, plan, cloud_dir)
-    (root / PLAN_NAME).write_text(plan.to_yaml())
+    (root / PLAN_NAME).write_text(plan.to_yaml(), encoding="utf-8")
 
 
 def _calibrate(

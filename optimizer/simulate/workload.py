@@ -8,6 +8,7 @@ number of clients nor on the order of events. Two scenarios that differ elsewher
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import Arrivals, Clients, Lengths, Scenario
 
@@ -125,12 +127,12 @@ def read_workload(path: str) -> tuple[Request, ...]:
     Raises ScenarioError naming file, line and column.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
+        text = utf8_text(Path(path).read_bytes())
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows, columns = list(reader), reader.fieldnames or []
     except OSError as error:
         raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (NotUtf8Error, csv.Error) as error:
         raise ScenarioError(f"{path}: cannot be read: {error}") from error
     missing = [name for name in ("t_s", "prompt_tokens", "output_tokens") if name not in columns]
     if missing or not rows:

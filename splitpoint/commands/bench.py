@@ -129,7 +129,7 @@ def _rate_quality(bundle: Path, model: Path, text: Path, tokens: int, plot: Path
         command += ["--tables", f"{tables.stem.removeprefix('split-')}={tables}"]
     if plot is not None:
         command += ["--plot", str(plot)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     if done.returncode:
         raise BuildError("the rate-quality benchmark failed; its own words are above")
     return json.loads(done.stdout.splitlines()[-1])

@@ -10,6 +10,7 @@ import typer
 
 from optimizer.artifacts.bundle import Role
 from splitpoint.commands.option_groups import ModelOption, with_options
+from splitpoint.text_input import read_text
 from splitpoint.views.progress import stage_progress
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class CalibrationOptions:
         if not self.calibrate:
             return None
         path = self.calibration_text
-        text = None if path is None else path.read_text("utf-8")
+        text = None if path is None else read_text(path)
         return Calibration(num_tokens=self.calibration_tokens, text=text)
 
 

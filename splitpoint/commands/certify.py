@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitpoint.commands.option_groups import BundleArgument, JsonOption
+from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
 from splitpoint.views.progress import stage_progress
 
@@ -53,7 +54,7 @@ def certify(
             if tables.is_file()
             else Ladder.lossless(hidden_size)
         )
-        ids = source.load_tokenizer()(text.read_text(encoding="utf-8"))["input_ids"]
+        ids = source.load_tokenizer()(read_text(text))["input_ids"]
         result = certify_ladder(
             source.load_model(),
             ladder,

@@ -5,19 +5,23 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
 from decoding.params import SamplingParams
 from edge.errors import InputError
+from edge.text_input import check_token
 from optimizer.policy.kv.registry import KV_POLICIES
+from splitpoint.text_input import read_text, text_argument
 from splitpoint.views.sizes import parse_size
 
 if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
     from edge.net.grpc_transport import Credentials
+
+MAX_THREADS: Final = 1024  # a typing error beyond this takes the machine's memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,10 @@ class DeviceOptions(CredentialOptions):
         typer.Option(help="HOST:PORT of the cloud server; more to fall back on.", metavar="H:P"),
     ] = None
     threads: Annotated[
-        int | None, typer.Option(help="Threads of the front's kernels (default: chosen).", min=1)
+        int | None,
+        typer.Option(
+            help="Threads of the front's kernels (default: chosen).", min=1, max=MAX_THREADS
+        ),
     ] = None
     spin: Annotated[
         bool, typer.Option("--spin", help="Idle kernel threads spin: faster, costs a core.")
@@ -95,7 +102,11 @@ class DeviceOptions(CredentialOptions):
 
         if self.affinity is not None:
             pin_to(self.affinity)
-        sink = None if self.trace is None else stack.enter_context(self.trace.open("w"))
+        sink = (
+            None
+            if self.trace is None
+            else stack.enter_context(self.trace.open("w", encoding="utf-8"))
+        )
         return stack.enter_context(
             EdgeClient(
                 bundle,
@@ -181,7 +192,7 @@ def completion_request(
                 seed=sampling.seed,
                 logprobs=logprobs,
             ),
-            stop=tuple(sampling.stop or ()),
+            stop=tuple(text_argument(stop, "--stop") for stop in sampling.stop or ()),
             ignore_eos=sampling.ignore_eos,
             level=control.level,
             draft=control.draft,
@@ -193,8 +204,8 @@ def completion_request(
 
 
 def read_token(path: Path) -> str:
-    """The access token: the file's only line."""
-    token = path.read_text().strip()
+    """The access token: the file's only line. InputError for what no HTTP header carries."""
+    token = read_text(path).strip()
     if not token or len(token.split()) != 1:
         raise InputError(f"{path}: must hold one access token and nothing else")
-    return token
+    return check_token(token, str(path))

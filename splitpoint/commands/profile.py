@@ -21,6 +21,7 @@ from hwprofiles.profiles.compare import compare_devices, key_figures
 from hwprofiles.profiles.device import DeviceProfile
 from splitpoint.commands.generation_options import CredentialOptions
 from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
 from splitpoint.views.progress import share_and_stage_progress
 
@@ -230,7 +231,7 @@ def _load(name: str) -> DeviceProfile | LinkProfile:
     path = Path(name)
     if name in link_names() or path.suffix == ".csv":
         return load_link(name)
-    if path.is_file() and "rtt_s:" in path.read_text(encoding="utf-8"):
+    if path.is_file() and "rtt_s:" in read_text(path):
         return load_link(path)
     return load_device(name)
 

@@ -11,10 +11,12 @@ import typer
 
 from splitpoint.commands import generation_options as options
 from splitpoint.commands.option_groups import BundleArgument, JsonOption, with_options
+from splitpoint.text_input import read_text, text_argument
 from splitpoint.views.output import print_json
 
 if TYPE_CHECKING:
     from edge.device.tokenizer import ChatMessage
+    from edge.generation.completion import CompletionRun
     from edge.generation.report import Completion
 
 
@@ -36,10 +38,10 @@ class QuestionOptions:
         if len(given) != 1:
             raise typer.BadParameter("give exactly one of --prompt, --prompt-file and --chat")
         if self.chat is not None:
-            return [{"role": "user", "content": self.chat}]
+            return [{"role": "user", "content": text_argument(self.chat, "--chat")}]
         if self.prompt_file is not None:
-            return self.prompt_file.read_text()
-        return self.prompt or ""
+            return read_text(self.prompt_file)
+        return text_argument(self.prompt or "", "--prompt")
 
 
 @with_options()
@@ -58,15 +60,24 @@ def run(
     with ExitStack() as stack:
         client = device.open_client(stack, bundle)
         answer = client.start(question, request)
-        for piece in answer:
-            if not as_json:
-                typer.echo(piece.text, nl=False)
-        completion = answer.completion
+        completion = shown(answer, silent=as_json)
     if as_json:
         print_json(completion.to_json())
     else:
         typer.echo()
         typer.echo(summary(completion), err=True)
+
+
+def shown(answer: CompletionRun, *, silent: bool = False) -> Completion:
+    """Print the text of an answer as it comes, and what was held back at its end."""
+    num_shown = 0
+    for piece in answer:
+        num_shown += len(piece.text)
+        if not silent:
+            typer.echo(piece.text, nl=False)
+    if not silent:
+        typer.echo(answer.completion.text[num_shown:], nl=False)
+    return answer.completion
 
 
 def summary(completion: Completion) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from splitpoint.text_input import read_text
 from splitpoint.views.progress import stage_progress
 
 
@@ -28,7 +29,7 @@ def sensitivity(
         progress("reading the model")
         source = open_source(model)
         whole = source.load_model().eval()
-        ids = list(source.load_tokenizer()(text.read_text("utf-8")[: 16 * tokens])["input_ids"])
+        ids = list(source.load_tokenizer()(read_text(text)[: 16 * tokens])["input_ids"])
         found = measure_sensitivity(
             source,
             whole,

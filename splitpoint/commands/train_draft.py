@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
 from splitpoint.views.progress import step_progress
 
@@ -76,7 +77,7 @@ def train_draft(
             opened,
             front=_rows_of(front),
             work=work or bundle.with_name(f"{bundle.name}.draft-work"),
-            text=None if text is None else text.read_text("utf-8"),
+            text=None if text is None else read_text(text),
             options=HeadOptions(
                 num_tokens=tokens,
                 vocabulary=head.vocabulary,

@@ -161,7 +161,7 @@ def _write(
         "sure": exported.sure,
         "shape": asdict(head.shape),
     }
-    (folder / "head.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / "head.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     write_manifest(bundle.root)
     return facts
 

@@ -59,7 +59,7 @@ def write_kv_scales(staged: Path, out: Path) -> None:
         "k_scales": [_scale(_pair_length(_cached(cache, i, "keys"))) for i in layers],
         "v_scales": [_scale(_cached(cache, i, "values").abs()) for i in layers],
     }
-    out.write_text(json.dumps({"qmax": INT8_MAX, "scales": scales}))
+    out.write_text(json.dumps({"qmax": INT8_MAX, "scales": scales}), encoding="utf-8")
 
 
 def _cached(cache: Any, layer: int, part: str) -> torch.Tensor:

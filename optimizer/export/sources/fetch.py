@@ -79,7 +79,8 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     finished = subprocess.run(
         [*command, "--disable-pip-version-check", "--dest", str(folder), requirement],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     wheels = list(folder.glob("*.whl"))

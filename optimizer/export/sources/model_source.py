@@ -85,7 +85,7 @@ class ModelSource(ABC):
             path = Path(folder) / "tokenizer.json"
             if not path.is_file():
                 raise ModelError(f"{self.id}: its tokenizer has no fast form (tokenizer.json)")
-            tokenizer_json = path.read_text()
+            tokenizer_json = path.read_text(encoding="utf-8")
         template = tokenizer.chat_template
         if isinstance(template, dict):
             template = template.get("default")
@@ -166,7 +166,7 @@ class FolderSource(ModelSource):
         path = self.folder / "generation_config.json"
         stops = list(super()._configured_stops())
         if path.is_file():
-            value = json.loads(path.read_text()).get("eos_token_id")
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
             stops += value if isinstance(value, list) else [] if value is None else [value]
         return stops
 

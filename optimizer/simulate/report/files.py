@@ -59,7 +59,9 @@ def write_files(findings: Findings, folder: Path) -> None:
         write_png(chart, folder / f"{chart.name}.png")
     html = page(scenario, measures, charts, budget=findings.budget, sweep=findings.sweep)
     (folder / "report.html").write_text(html, encoding="utf-8")
-    (folder / "measures.json").write_text(json.dumps(findings.to_json(), indent=1) + "\n")
+    (folder / "measures.json").write_text(
+        json.dumps(findings.to_json(), indent=1) + "\n", encoding="utf-8"
+    )
     _write_csv(
         folder / "requests.csv",
         ("replication", *RequestRow._fields),

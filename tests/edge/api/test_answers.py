@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
@@ -12,17 +12,8 @@ from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason
 
 
-class Tokens:
-    """Every token is its number in brackets."""
-
-    def token_text(self, token_id: int) -> str:
-        return f"[{token_id}]"
-
-
 def answer(*, is_chat: bool, with_logprobs: bool = False) -> AnswerFormat:
-    tokenizer: Any = Tokens()
     return AnswerFormat(
-        tokenizer=tokenizer,
         model="m",
         fingerprint="f",
         is_chat=is_chat,
@@ -53,7 +44,7 @@ def test_every_way_to_end_has_a_name_that_clients_know() -> None:
 
 @pytest.mark.parametrize("is_chat", [True, False])
 def test_the_whole_answer_carries_text_counts_and_the_real_reason(is_chat: bool) -> None:
-    body = answer(is_chat=is_chat).whole(completion("deadline"))
+    body = answer(is_chat=is_chat).whole(completion("deadline"), [])
     (choice,) = body["choices"]
     assert (choice["message"]["content"] if is_chat else choice["text"]) == "hi"
     assert choice["finish_reason"] == "length"
@@ -65,20 +56,29 @@ def test_all_objects_of_one_answer_share_their_id() -> None:
     chat = answer(is_chat=True)
     opening = chat.first_chunk()
     assert opening is not None
-    ids = {body["id"] for body in (opening, chat.chunk("a", [], 0), chat.usage_chunk(completion()))}
+    ids = {body["id"] for body in (opening, chat.chunk("a", []), chat.usage_chunk(completion()))}
     assert len(ids) == 1
     assert answer(is_chat=True).id != chat.id
     assert answer(is_chat=False).first_chunk() is None
 
 
 def test_log_probabilities_have_the_shape_of_their_endpoint() -> None:
-    pieces = [TextPiece(1, -0.5, ""), TextPiece(22, -1.0, "ab")]
-    chat = answer(is_chat=True, with_logprobs=True).chunk("ab", pieces, 0)
+    pieces = [
+        TextPiece(1, -0.5, "", "", b"\xe2\x82", 10),
+        TextPiece(22, -1.0, "€b", "€b", b"\xacb", 10),
+        TextPiece(2, -2.0, "", "</s>", b"", 12),
+    ]
+    chat = answer(is_chat=True, with_logprobs=True).chunk("€b", pieces)
     content = chat["choices"][0]["logprobs"]["content"]
     assert [(entry["token"], entry["logprob"]) for entry in content] == [
-        ("[1]", -0.5),
-        ("[22]", -1),
+        ("", -0.5),
+        ("€b", -1),
+        ("</s>", -2),
     ]
-    plain = answer(is_chat=False, with_logprobs=True).chunk("ab", pieces, 10)
-    assert plain["choices"][0]["logprobs"]["text_offset"] == [10, 13]
-    assert answer(is_chat=False).chunk("ab", pieces, 10)["choices"][0]["logprobs"] is None
+    assert b"".join(bytes(entry["bytes"]) for entry in content).decode() == "€b"
+    plain = answer(is_chat=False, with_logprobs=True).chunk("€b", pieces)
+    assert plain["choices"][0]["logprobs"]["text_offset"] == [10, 10, 12]
+    assert plain["choices"][0]["logprobs"]["tokens"] == ["", "€b", "</s>"]
+    assert answer(is_chat=False).chunk("€b", pieces)["choices"][0]["logprobs"] is None
+    whole = answer(is_chat=True, with_logprobs=True).whole(completion(), pieces)
+    assert whole["choices"][0]["logprobs"]["content"] == content

@@ -374,3 +374,60 @@ def assert_comes_true(condition: Callable[[], bool], within_s: float = 15.0) -> 
     while not condition():
         assert time.monotonic() < deadline, "did not come true in time"
         time.sleep(0.01)
+
+
+BAD_BODIES = [
+    '"prompt": "\\ud83d"',
+    '"prompt": "a", "stop": ["\\ud83d"]',
+    '"prompt": "a", "\\ud83d": 1',
+    '"prompt": [1, 99999999999999999999]',
+    '"prompt": [-1]',
+    '"prompt": "a", "top_p": 1e-50',
+    '"prompt": "a", "temperature": 1e-308',
+    '"prompt": "a", "repetition_penalty": 1e-300',
+    '"prompt": "a", "deadline_tbt_s": 0',
+    '"prompt": "a", "deadline_tbt_s": 1e11',
+    '"prompt": "a", "max_tokens": 99999999999999999999',
+]
+
+
+@pytest.mark.parametrize("fields", BAD_BODIES)
+def test_what_the_next_layer_cannot_carry_is_a_400(url: str, model: str, fields: str) -> None:
+    answer = httpx.post(
+        f"{url}/v1/completions",
+        content=f'{{"model": "{model}", {fields}}}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_bytes_and_tokens_of_the_log_probabilities_join_to_the_text(
+    client: openai.OpenAI, model: str, stream: bool
+) -> None:
+    request: Any = {"model": model, "messages": MESSAGES, "max_tokens": 60, "temperature": 1.5}
+    request |= {"seed": 3, "logprobs": True, "extra_body": {"repetition_penalty": 1.5}}
+    answer: Any = client.chat.completions.create(**request, stream=stream)
+    chunks = list(answer) if stream else [answer]
+    choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    text = "".join((c.delta if stream else c.message).content or "" for c in choices)
+    tokens = [entry for c in choices if c.logprobs for entry in c.logprobs.content]
+    assert b"".join(bytes(entry.bytes) for entry in tokens).decode("utf-8", "replace") == text
+    assert "\ufffd" in text  # random bytes: the case is there
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_and_tokens_of_a_completion_are_places_in_its_text(
+    client: openai.OpenAI, model: str, stream: bool
+) -> None:
+    request: Any = {"model": model, "prompt": "a", "max_tokens": 40, "temperature": 1.5, "seed": 4}
+    answer: Any = client.completions.create(**request, logprobs=1, stream=stream)
+    choices = [c for chunk in (answer if stream else [answer]) for c in chunk.choices]
+    text = "".join(choice.text for choice in choices)
+    told = [choice.logprobs for choice in choices if choice.logprobs]
+    tokens = [token for part in told for token in part.tokens]
+    offsets = [offset for part in told for offset in part.text_offset]
+    assert "".join(token for token in tokens if token != "</s>") == text
+    for token, offset in zip(tokens, offsets, strict=True):
+        assert token == "</s>" or text[offset : offset + len(token)] == token

@@ -131,3 +131,34 @@ def test_every_error_of_ours_has_a_status(
     known = api_error(error)
     assert (known.status, known.headers.get("Retry-After")) == (status, retry_after)
     assert set(known.body["error"]) == {"message", "type", "param", "code"}
+
+
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"messages": [{"role": "user", "content": f"a{HALF}"}]}, r"messages\[0\].content: char"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]}, "half of"),
+        ({"messages": [{"role": HALF, "content": "a"}]}, r"messages\[0\].role: character 0"),
+        ({HALF: 1}, "a name in the body: character 0"),
+        ({"metadata": {HALF: "a"}}, "a name in metadata: character 0"),
+        ({"stop": ["a", HALF]}, r"stop\[1\]: character 0"),
+        ({"level": HALF}, "level: character 0"),
+        ({"deadline_tbt_s": 0}, "must be above 0"),
+        ({"deadline_tbt_s": 1e11}, "at most 86400"),
+        ({"temperature": 1e-308}, "temperature is 1e-308"),
+        ({"top_p": 1e-50}, "top-p is 1e-50"),
+        ({"repetition_penalty": 1e-300}, "repetition penalty is 1e-300"),
+        ({"top_k": 10**20}, "top-k"),
+        ({"max_tokens": 10**20}, "max new tokens"),
+        ({"temperature": float("nan")}, "temperature is out of range"),
+        ({"stop": ["a" * 2000]}, "at most 1000"),
+    ],
+)
+def test_values_that_would_break_later_are_a_400(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ApiError, match=reason) as caught:
+        chat_request({**CHAT, **change}, default=DEFAULT)
+    assert caught.value.status == 400
+    str(caught.value.body).encode()

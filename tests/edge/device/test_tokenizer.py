@@ -27,7 +27,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ChatTokenizer,
     fixture = request.getfixturevalue(request.param)
     bench: ModelBench = fixture("llama") if request.param == "tiny" else fixture
     files = bench.source.tokenizer_files()
-    (tmp_path / "tokenizer.json").write_text(files.tokenizer_json)
+    (tmp_path / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
     ours = ChatTokenizer(tmp_path / "tokenizer.json", files.chat_template, files.settings)
     return ours, bench.source.load_tokenizer()
 
@@ -50,7 +50,7 @@ def test_streamed_text_is_the_whole_text_and_never_a_broken_character(
     ours, theirs = pair
     ids = theirs("naïve 🙂 日本語, said the café").input_ids
     stream = ours.stream()
-    pieces = [stream.push(token) for token in ids]
+    pieces = [stream.push(token).text for token in ids]
     assert "".join(pieces) == theirs.decode(ids, skip_special_tokens=True)
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 

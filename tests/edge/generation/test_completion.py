@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edge.device.detokenizer import DecodedToken
 from edge.errors import EdgeError, InputError, LostError, TooSlowError
 from edge.generation.completion import CompletionRequest, CompletionRun
 from edge.generation.stopping import StopRule
@@ -54,8 +55,12 @@ class Front:
 class Letters:
     """Token 1 is 'a', 2 is 'b', and so on."""
 
-    def push(self, token_id: int) -> str:
-        return chr(ord("a") + token_id - 1)
+    def push(self, token_id: int) -> DecodedToken:
+        letter = chr(ord("a") + token_id - 1)
+        return DecodedToken(letter, letter, letter.encode())
+
+    def flush(self) -> str:
+        return ""
 
 
 class Ticks:
@@ -120,6 +125,55 @@ def test_a_stop_string_is_no_part_of_the_text() -> None:
     assert (run.completion.text, run.completion.finish_reason) == ("a", "stop")
 
 
+class Euros(Letters):
+    """Token 1 is the first byte of a euro sign, 2 the second, 3 the last."""
+
+    def __init__(self) -> None:
+        self.held = b""
+
+    def push(self, token_id: int) -> DecodedToken:
+        data = "€".encode()[token_id - 1 : token_id] if token_id else b""
+        self.held += data
+        if self.held != "€".encode():
+            return DecodedToken("", "", data)
+        self.held = b""
+        return DecodedToken("€", "€", data)
+
+    def flush(self) -> str:
+        rest, self.held = self.held, b""
+        return rest.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "reason"),
+    [
+        ((1, 2, 3, EOS), "€", "stop"),
+        ((1, 2, 3, 1, 2, EOS), "€\ufffd", "stop"),
+        ((1, 2, 3, 1, 2, 3, 1), "€€\ufffd", "length"),
+        ((1, 2, 3, 1), "€\ufffd", "server_lost"),
+    ],
+)
+def test_a_character_that_never_ends_is_replaced_once(
+    tokens: tuple[int, ...], text: str, reason: str
+) -> None:
+    run, _ = run_of(Script(*tokens, error=LostError("gone")), max_new_tokens=7)
+    run._text = Euros()  # type: ignore[assignment]
+    pieces = list(run)
+    assert (run.completion.text, run.completion.finish_reason) == (text, reason)
+    assert b"".join(piece.token_bytes for piece in pieces).decode("utf-8", "replace") == text
+    shown = "".join(piece.text for piece in pieces)
+    assert text.startswith(shown)
+    assert [piece.offset for piece in pieces][:4] == [0, 0, 0, 1]
+
+
+def test_after_a_stop_string_nothing_more_is_shown() -> None:
+    run, _ = run_of(Script(1, 2, 3, 1), stop=("€",))
+    run._text = Euros()  # type: ignore[assignment]
+    run._text.held = b""  # type: ignore[attr-defined]
+    list(run)
+    assert run.completion.text == ""
+
+
 def test_a_server_lost_after_the_first_token_leaves_the_text_so_far() -> None:
     run, _ = run_of(Script(1, 2, error=LostError("gone")))
     list(run)
@@ -177,7 +231,7 @@ def test_the_trace_has_one_json_line_a_frame() -> None:
     [
         ({"deadline_tbt_s": 0.0}, "must be above 0"),
         ({"deadline_tbt_s": float("nan")}, "must be above 0"),
-        ({"max_new_tokens": 0}, "must be at least 1"),
+        ({"max_new_tokens": 0}, "max new tokens is 0, must lie between 1"),
         ({"stop": ("a", "")}, "must not be empty"),
         ({"context": "slide"}, "refuse, shift"),
     ],
