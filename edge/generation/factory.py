@@ -139,6 +139,7 @@ class GenerationFactory:
             clock=self._clock,
             drafting=self._drafting(request.draft),
             prefixes=self._prefixes,
+            vocab_size=self._plan.model.geometry.vocab_size,
         )
 
     def _drafting(self, name: str) -> DraftSelector | None:
