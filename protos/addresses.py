@@ -36,7 +36,7 @@ def parse_address(text: str, *, lowest_port: int = 0) -> Address:
     if why is None and not (colon and port.isascii() and port.isdigit()):
         why = f"the port is missing, as in {text}:50051" if _HOST.fullmatch(text) else ""
     if why is None and (not host or not _is_host(host)):
-        why = "" if not host else f"{host!r} is no host name and no IP address"
+        why = "" if not host else f"{shown(host)} is no host name and no IP address"
     if why is not None:
         raise AddressError(f"{shown(text)} is not HOST:PORT" + (f": {why}" if why else ""))
     if not lowest_port <= int(port[:6]) <= MAX_PORT or len(port) > 6:
@@ -45,7 +45,9 @@ def parse_address(text: str, *, lowest_port: int = 0) -> Address:
 
 
 def shown(text: str) -> str:
-    """What was written, in quotes and on one line, and not longer than a message can be."""
+    """What was written, in quotes, on one short line, and without a password."""
+    _, is_secret, place = text.rpartition("@")
+    text = f"...@{place}" if is_secret else text
     return repr(text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}...")
 
 

@@ -70,7 +70,7 @@ class Deadlines:
         """The time for a new stream, counted from the first loss since something new came."""
         limit_s = self._recover_s(has_tokens)
         now_s = self._clock.now()
-        is_first = self._recovery.lost_at_s is None
+        is_first = not self._recovery.is_recovering
         self._recovery = self._recovery.after_loss(now_s)
         self._is_answered = False
         return RecoveryLimit(limit_s, self._recovery.left_s(limit_s, now_s), is_first)

@@ -81,6 +81,11 @@ class Recovery:
 
     lost_at_s: float | None = None
 
+    @property
+    def is_recovering(self) -> bool:
+        """Whether a stream was lost and nothing new has come since."""
+        return self.lost_at_s is not None
+
     def after_loss(self, now_s: float) -> Recovery:
         """A stream was lost. Only the first loss since the last progress starts the time."""
         return replace(self, lost_at_s=now_s) if self.lost_at_s is None else self
