@@ -18,8 +18,6 @@ from edge.net.credentials import Credentials
 from protos.addresses import Address
 
 MAX_DIAGNOSIS_S: Final = 1.5
-# An open TLS 1.3 handshake ends before the server has looked at the client's certificate.
-ALERT_WAIT_S: Final = 0.2
 # The beginning of HTTP/2 (RFC 9113, section 3.4): the preface and an empty SETTINGS frame.
 HTTP2_HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 SETTINGS_TYPE: Final = 4
@@ -28,6 +26,7 @@ FRAME_HEAD_BYTES: Final = 9
 TLS_HEADS: Final = (b"\x15\x03", b"\x16\x03")
 
 SPEAKS_TLS: Final = "this server speaks TLS: give --tls-ca"
+FOREIGN: Final = "something answers there that is no Splitpoint server: check the port"
 SPEAKS_NO_TLS: Final = "this server does not speak TLS: leave out --tls-ca"
 
 
@@ -111,7 +110,7 @@ def _reason_without_tls(address: Address, deadline_s: float) -> str | None:
     if head.startswith(TLS_HEADS):
         return SPEAKS_TLS
     if head:
-        return "something answers there that is no Splitpoint server: check the port"
+        return FOREIGN
     return SPEAKS_TLS if _answers_tls(address, deadline_s) else None
 
 
@@ -133,29 +132,45 @@ def _answers_tls(address: Address, deadline_s: float) -> bool:
 
 def _reason_with_tls(address: Address, credentials: Credentials, deadline_s: float) -> str | None:
     context = credentials.tls_context()
-    with _connect(address, deadline_s) as plain:
-        try:
-            with context.wrap_socket(plain, server_hostname=address.host) as secured:
-                secured.settimeout(ALERT_WAIT_S)
-                secured.sendall(HTTP2_HELLO)
-                secured.recv(1)
-                return None
-        except ssl.SSLCertVerificationError as error:
-            return (
-                f"its certificate does not match the name or the CA of --tls-ca "
-                f"({error.verify_message})"
-            )
-        except ssl.SSLError as error:
-            if "ALERT" in (error.reason or ""):
-                return _reason_of_alert(error.reason, credentials)
-        except OSError:
-            pass
-    return SPEAKS_NO_TLS if _is_http2(_first_bytes(address, deadline_s)) else None
+    try:
+        with (
+            _connect(address, deadline_s) as plain,
+            context.wrap_socket(plain, server_hostname=address.host) as secured,
+        ):
+            secured.settimeout(max(deadline_s - time.monotonic(), 0.05))
+            return _reason_after_handshake(secured, credentials)
+    except ssl.SSLCertVerificationError as error:
+        why = error.verify_message
+        return f"its certificate does not match the name or the CA of --tls-ca ({why})"
+    except ssl.SSLError as error:
+        if "ALERT" in (error.reason or ""):
+            return _reason_of_refusal(credentials)
+    except ConnectionRefusedError:
+        return None
+    except OSError:
+        pass  # it hung up on a TLS hello: ask it without TLS
+    head = _first_bytes(address, deadline_s)
+    if _is_http2(head):
+        return SPEAKS_NO_TLS
+    return FOREIGN if head and not head.startswith(TLS_HEADS) else None
 
 
-def _reason_of_alert(alert: str, credentials: Credentials) -> str:
-    """What a server that broke the handshake off wants; `alert` is OpenSSL's name of it."""
-    words = alert.lower().replace("_", " ")
+def _reason_after_handshake(secured: ssl.SSLSocket, credentials: Credentials) -> str | None:
+    """A TLS 1.3 handshake ends before the server has looked at the client's certificate."""
+    try:
+        secured.sendall(HTTP2_HELLO)
+        head = secured.recv(FRAME_HEAD_BYTES)
+    except TimeoutError:
+        return None
+    except OSError:  # an alert, or a reset
+        head = b""
+    if not head:
+        return _reason_of_refusal(credentials)
+    return None if _is_http2(head) else FOREIGN
+
+
+def _reason_of_refusal(credentials: Credentials) -> str:
+    """What a server that broke TLS off wants of this device."""
     if credentials.cert_file is None:
-        return f"it asks for a client certificate: give --tls-cert and --tls-key ({words})"
-    return f"it does not take the certificate of --tls-cert ({words})"
+        return "this server asks for a client certificate: give --tls-cert and --tls-key"
+    return "this server does not take the certificate of --tls-cert: its CA has not signed it"

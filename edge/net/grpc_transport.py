@@ -40,6 +40,8 @@ CLOSE_TIMEOUT_S: Final = RetryPolicy().close_s
 MAX_UNREAD: Final = 4096
 # A server that is silent for so long at first may be spoken to in the wrong way: look.
 SILENCE_S: Final = 1.0
+# How gRPC itself ends a call whose answer exceeds the channel's limit, with RESOURCE_EXHAUSTED.
+OVERSIZED: Final = "larger than max"
 MAX_RETRY_AFTER_S: Final = 60.0
 
 # A status that ends a stream, as our own error. Every code is here; a test holds that.
@@ -307,6 +309,8 @@ def transport_error(error: grpc.RpcError) -> TransportError:
     said = call.details() if hasattr(call, "details") else str(error)
     detail = plain_text(said or "") or status.name
     kind = ERROR_OF_STATUS[status]
+    if kind is BusyError and OVERSIZED in detail:
+        return PeerError(f"the server sent too large a message: {detail}")
     if kind is BusyError:
         return BusyError(detail, retry_after_s=_retry_after(call.trailing_metadata() or ()))
     return kind(detail)
