@@ -84,7 +84,7 @@ def _resolves(address: Address, timeout_s: float) -> bool:
 def _connect(address: Address, deadline_s: float) -> socket.socket:
     """A TCP connection whose calls end at `deadline_s`; OSError when there is none."""
     left_s = max(deadline_s - time.monotonic(), 0.05)
-    return socket.create_connection(tuple(address), timeout=left_s)
+    return socket.create_connection((address.host, address.port), timeout=left_s)
 
 
 def _first_bytes(address: Address, deadline_s: float) -> bytes:

@@ -183,6 +183,16 @@ def sends_a_huge_answer(request: Open, frames: Iterator[Frame], context: Any) ->
     yield bytes(wire.MAX_ANSWER_BYTES + 1)
 
 
+def one_token_more(result: pb.Result) -> None:
+    result.token_ids.append(9)
+    result.logprobs.append(-1.0)
+
+
+def no_token(result: pb.Result) -> None:
+    result.ClearField("token_ids")
+    result.ClearField("logprobs")
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
@@ -198,8 +208,8 @@ def sends_a_huge_answer(request: Open, frames: Iterator[Frame], context: Any) ->
         ),
         (lying(lambda r: r.ClearField("logprobs")), "0 log-probabilities for 1 tokens"),
         (lying(lambda r: r.logprobs.append(-1.0)), "as many logprobs as tokens"),
-        (lying(lambda r: (r.token_ids.append(9), r.logprobs.append(-1.0))), "2 tokens for 0 dr"),
-        (lying(lambda r: (r.ClearField("token_ids"), r.ClearField("logprobs"))), "has 0 tokens"),
+        (lying(one_token_more), "has 2 tokens for 0 drafts"),
+        (lying(no_token), "has 0 tokens"),
         (lying(lambda r: setattr(r, "num_tokens", 1)), "cache holds 1 tokens"),
         (lying(lambda r: setattr(r, "num_tokens", 1 << 30)), "num_tokens"),
         (lying(lambda r: setattr(r, "num_tokens", 0), about_tokens=False), "cache holds 0 tokens"),

@@ -8,7 +8,7 @@ import pytest
 
 from edge.errors import SessionError
 from edge.generation.phases import TRANSITIONS, Event, Phase
-from edge.generation.session import EdgeSession
+from edge.generation.session import MAX_REPEATED, EdgeSession
 from protos.messages import Result
 
 
@@ -253,3 +253,32 @@ def test_every_event_outside_the_table_is_an_error() -> None:
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(SessionError, match="no tokens"):
         EdgeSession([], chunk_tokens=4)
+
+
+def test_answers_that_repeat_what_is_known_are_few_or_an_error() -> None:
+    session = opened_session(list(range(6)), chunk_tokens=4)
+    send(session), send(session)
+    take(session, answer(0))
+    for _ in range(MAX_REPEATED):
+        assert take(session, answer(0)) == ()
+    with pytest.raises(SessionError, match="answer 0 does not belong"):
+        take(session, answer(0))
+
+
+def test_after_a_replay_each_frame_is_answered_once_and_in_order() -> None:
+    session = opened_session(list(range(6)), chunk_tokens=4)
+    send(session), send(session)
+    take(session, answer(0))
+    session.lost()
+    session.open()
+    session.opened()
+    assert len(session.replay()) == 2
+    with pytest.raises(SessionError, match="answer 1 does not belong"):
+        take(session, answer(1, 20))  # before the answer to frame 0
+
+
+def test_a_cloud_cannot_hold_frames_that_were_never_sent() -> None:
+    session = EdgeSession([1, 2, 3], chunk_tokens=4)
+    session.open()
+    with pytest.raises(SessionError, match="holds 1 frames of 0"):
+        session.opened(1)

@@ -103,7 +103,7 @@ def test_an_address_that_refuses_twice_does_not_speak_for_one_that_is_away() -> 
     """Address 0 is away for a while, address 1 serves another model."""
     attempts = ConnectAttempts()
     for failure in ("unreachable", "refused") * 3:
-        retry = after(attempts, failure, num_addresses=2)  # type: ignore[arg-type]
+        retry = after(attempts, failure, num_addresses=2)
         assert retry is not None
         attempts = retry.attempts
 
