@@ -45,12 +45,13 @@ class Deadlines:
     def for_answer(self, *, has_tokens: bool) -> AnswerLimit:
         """How long to wait for the next message. has_tokens: the answer has begun.
 
-        A stream that replaced a lost one must answer within the time that is left to recover.
+        A stream that replaced a lost one must answer first within the time that is left to
+        recover. It gets half of that time at least: a first frame may be large.
         """
-        step_s = self._retry_policy.step_s
+        step_s, recover_s = self._retry_policy.step_s, self._retry_policy.recover_s
         if not self._is_answered:
-            left_s = self._recovery.left_s(self._recover_s(has_tokens), self._clock.now())
-            step_s = max(min(step_s, left_s), MIN_TIMEOUT_S)
+            left_s = self._recovery.left_s(recover_s, self._clock.now())
+            step_s = max(min(step_s, max(left_s, recover_s / 2)), MIN_TIMEOUT_S)
         stall_s = self._selector.stall_s if has_tokens else None
         if stall_s is None or stall_s > step_s:
             return AnswerLimit(step_s, is_deadline=False)
@@ -68,15 +69,11 @@ class Deadlines:
 
     def for_recovery(self, *, has_tokens: bool) -> RecoveryLimit:
         """The time for a new stream, counted from the first loss since something new came."""
-        limit_s = self._recover_s(has_tokens)
+        limit_s = self._retry_policy.recover_s
+        if (stall_s := self._selector.stall_s) is not None and has_tokens:
+            limit_s = min(limit_s, stall_s)
         now_s = self._clock.now()
         is_first = not self._recovery.is_recovering
         self._recovery = self._recovery.after_loss(now_s)
         self._is_answered = False
         return RecoveryLimit(limit_s, self._recovery.left_s(limit_s, now_s), is_first)
-
-    def _recover_s(self, has_tokens: bool) -> float:
-        """Seconds for recovering; a deadline between tokens shortens them once tokens have come."""
-        limit_s = self._retry_policy.recover_s
-        stall_s = self._selector.stall_s if has_tokens else None
-        return limit_s if stall_s is None else min(limit_s, stall_s)

@@ -55,7 +55,10 @@ class ConnectDiagnosis:
         if self._has_answered:
             return None
         deadline_s = time.monotonic() + MAX_DIAGNOSIS_S
-        if not _resolves(self._address, MAX_DIAGNOSIS_S):
+        resolves = _resolves(self._address, MAX_DIAGNOSIS_S)
+        if resolves is None:
+            return None
+        if not resolves:
             return f"no host is called {self._address.host!r}: check the name and the DNS"
         try:
             if self._credentials.ca_file is None:
@@ -65,20 +68,22 @@ class ConnectDiagnosis:
             return None
 
 
-def _resolves(address: Address, timeout_s: float) -> bool:
-    """False when the system knows no such host. A resolver that does not answer in time: True."""
-    failed = threading.Event()
+def _resolves(address: Address, timeout_s: float) -> bool | None:
+    """Whether the system knows such a host; None when its resolver does not answer in time."""
+    found: list[bool] = []
 
     def look_up() -> None:
         try:
             socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            found.append(True)
         except (OSError, UnicodeError):  # UnicodeError: a name that IDNA cannot carry
-            failed.set()
+            found.append(False)
 
+    # A thread, because nothing ends a look-up that waits for the network.
     thread = threading.Thread(target=look_up, name="look-up", daemon=True)
     thread.start()
     thread.join(timeout_s)
-    return not failed.is_set()
+    return found[0] if found else None
 
 
 def _connect(address: Address, deadline_s: float) -> socket.socket:

@@ -67,9 +67,15 @@ def test_a_new_stream_must_answer_within_what_is_left_to_recover() -> None:
     limits = deadlines(time)
     assert limits.for_answer(has_tokens=True).wait_s == 60.0
     limits.for_recovery(has_tokens=True)
-    time.sleep(30.0)
-    assert limits.for_answer(has_tokens=True).wait_s == 10.0
-    time.sleep(30.0)
-    assert limits.for_answer(has_tokens=True).wait_s == MIN_TIMEOUT_S
+    time.sleep(10.0)
+    assert limits.for_answer(has_tokens=True).wait_s == 30.0
+    time.sleep(25.0)
+    assert limits.for_answer(has_tokens=True).wait_s == 20.0  # half of it at least
     limits.answered(is_new=False)  # it answers: a long replay may take its time
     assert limits.for_answer(has_tokens=True).wait_s == 60.0
+
+
+def test_without_time_to_recover_an_answer_still_has_a_moment() -> None:
+    limits = deadlines(ManualTime(), policy=RetryPolicy(recover_s=0.0))
+    limits.for_recovery(has_tokens=True)
+    assert limits.for_answer(has_tokens=True).wait_s == MIN_TIMEOUT_S

@@ -186,6 +186,16 @@ def test_a_name_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "no host is called 'gpu.invalid'" in (reason(5, host="gpu.invalid") or "")
 
 
+def test_a_resolver_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: done.wait(20.0))
+    monkeypatch.setattr("edge.net.diagnosis.MAX_DIAGNOSIS_S", 0.1)
+    assert reason(5, host="gpu.invalid") is None
+    done.set()
+
+
 def test_an_address_that_has_answered_is_lost_not_misconfigured() -> None:
     diagnosis = ConnectDiagnosis(Address("gpu.invalid", 5), Credentials())
     diagnosis.answered()
