@@ -28,13 +28,16 @@ from edge.generation.completion import CompletionRequest, CompletionRun
 from edge.generation.factory import GenerationFactory
 from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
-from edge.net.grpc_transport import Credentials, GrpcTransport
+from edge.net.credentials import Credentials
+from edge.net.grpc_transport import GrpcTransport
 from edge.text_input import check_text
 from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
 from optimizer.artifacts.bundle import Bundle, EdgeSettings, open_bundle
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
+from protos.addresses import parse_address
+from protos.errors import AddressError
 
 # A prompt's text may have so many characters beyond what its tokens hold.
 PROMPT_SLACK: Final = 1024
@@ -78,9 +81,11 @@ class EdgeClient:
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
     ) -> None:
+        addresses = checked_addresses(server)
+        credentials = credentials or Credentials()
+        credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
         self.plan = opened.plan
-        addresses = [server] if isinstance(server, str) else list(server or ())
         if not addresses and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         if memory_limit_bytes is None:
@@ -267,6 +272,15 @@ class EdgeClient:
                 f"{self.plan.max_tokens} tokens: ask for at most {room} new ones"
             )
         return max_new_tokens
+
+
+def checked_addresses(server: str | Sequence[str] | None) -> list[str]:
+    """The servers' addresses as HOST:PORT. InputError for one that is none, or port 0."""
+    given = [server] if isinstance(server, str) else list(server or ())
+    try:
+        return [str(parse_address(address, lowest_port=1)) for address in given]
+    except AddressError as error:
+        raise InputError(f"server {error}") from error
 
 
 def _planned_limit(plan: Plan) -> int | None:

@@ -9,6 +9,7 @@ EdgeError
 ├── SessionError          an event that the session's state does not allow
 └── TransportError        the link or the server
     ├── ConnectError          nothing answers at this address
+    │   └── MisconfiguredError    this address cannot work as it is given: name, TLS, certificate
     ├── DeadlineError         no answer within the step's deadline
     ├── BusyError             the server is full; `retry_after_s` says when to ask again
     ├── RefusedError          the server will not serve this session: mismatch, no permission
@@ -53,6 +54,10 @@ class TransportError(EdgeError):
 
 class ConnectError(TransportError):
     """Nothing answers at this address."""
+
+
+class MisconfiguredError(ConnectError):
+    """The address cannot work as it is given: an unknown name, TLS, or a certificate."""
 
 
 class DeadlineError(TransportError):

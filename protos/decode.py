@@ -24,11 +24,15 @@ from protos.limits import (
     MAX_FRAME_DRAFTS,
     MAX_FRAME_TOKENS,
     MAX_FRAMES_IN_FLIGHT,
+    MAX_LAYERS,
+    MAX_LOGPROB_ERROR,
     MAX_MESSAGE_BYTES,
     MAX_PREFIX_HASHES,
     MAX_PROBE_BYTES,
     MAX_RESUME_S,
+    MAX_TIMING_S,
     MAX_TOKENS,
+    MAX_WIDTH,
     PROTOCOL_VERSION,
     SMALL_MESSAGE_BYTES,
 )
@@ -80,7 +84,7 @@ def decode_cloud(data: bytes) -> CloudMessage:
             max_frame_tokens=_in_range(
                 "max_frame_tokens", opened.max_frame_tokens, 1, MAX_FRAME_TOKENS
             ),
-            held_frames=opened.held_frames,
+            held_frames=_in_range("held_frames", opened.held_frames, 0, MAX_TOKENS),
             max_frames_in_flight=_in_range(
                 "max_frames_in_flight",
                 opened.max_frames_in_flight
@@ -91,7 +95,7 @@ def decode_cloud(data: bytes) -> CloudMessage:
             ),
         )
     if kind == "closed":
-        return Closed(detail=message.closed.detail[:MAX_DETAIL_CHARS])
+        return Closed(detail=plain_text(message.closed.detail))
     raise RemoteWireError("cloud message of no known kind")
 
 
@@ -99,12 +103,13 @@ def decode_description(data: bytes) -> Description:
     """The answer of `Describe`."""
     message = _parse(pb.Description, data)
     _check_version(message.protocol_version)
+    num_layers = _in_range("num_layers", message.num_layers, 0, MAX_LAYERS)
     return Description(
-        model_id=message.model_id[:MAX_DETAIL_CHARS],
+        model_id=plain_text(message.model_id),
         model_sha256=_sha256("model_sha256", message.model_sha256),
-        first_layer=message.first_layer,
-        num_layers=message.num_layers,
-        hidden_size=message.hidden_size,
+        first_layer=_in_range("first_layer", message.first_layer, 0, num_layers),
+        num_layers=num_layers,
+        hidden_size=_in_range("hidden_size", message.hidden_size, 1, MAX_WIDTH),
         max_tokens=message.max_tokens,
         active_sessions=message.active_sessions,
         kv_bytes_in_use=message.kv_bytes_in_use,
@@ -122,14 +127,20 @@ def decode_probe(data: bytes) -> ProbeChunk:
     )
 
 
+def plain_text(text: str) -> str:
+    """What a peer said in words, as one line that a terminal can show: no control characters."""
+    shown = text[:MAX_DETAIL_CHARS]
+    return "".join(letter if letter.isprintable() else "?" for letter in shown)
+
+
 def _open_from_proto(message: pb.Open) -> Open:
     _check_version(message.protocol_version)
     sampling = message.sampling
     return Open(
         session_id=_session_id(message.session_id),
         model_sha256=_sha256("model_sha256", message.model_sha256),
-        split=_in_range("split", message.split, 0, 1 << 16),
-        hidden_size=_in_range("hidden_size", message.hidden_size, 1, 1 << 16),
+        split=_in_range("split", message.split, 0, MAX_LAYERS),
+        hidden_size=_in_range("hidden_size", message.hidden_size, 1, MAX_WIDTH),
         codec_tables_sha256=_sha256("codec_tables_sha256", message.codec_tables_sha256),
         max_tokens=_in_range("max_tokens", message.max_tokens, 1, MAX_TOKENS),
         sampling=_sampling_from_proto(sampling),
@@ -173,10 +184,14 @@ def _result_from_proto(message: pb.Result) -> Result:
     _in_range("token_ids", len(message.token_ids), 0, MAX_FRAME_DRAFTS + 1)
     if len(message.logprobs) not in (0, len(message.token_ids)):
         raise RemoteWireError("result: as many logprobs as tokens, or none")
+    if not all(math.isfinite(value) and value <= MAX_LOGPROB_ERROR for value in message.logprobs):
+        raise RemoteWireError("result: log-probabilities must be finite and not above 0")
     timings = message.timings
     seconds = (timings.codec_s, timings.queue_s, timings.compute_s, timings.sample_s)
-    if not all(math.isfinite(value) and value >= 0 for value in seconds):
-        raise RemoteWireError("result: timings must be finite and not negative")
+    if not all(math.isfinite(value) and 0 <= value <= MAX_TIMING_S for value in seconds):
+        raise RemoteWireError(
+            f"result: timings must be finite, not negative and at most {MAX_TIMING_S:g} s"
+        )
     return Result(
         sequence=message.sequence,
         token_ids=tuple(message.token_ids),

@@ -18,6 +18,13 @@ MAX_FRAME_TOKENS: Final = 1024
 # Most drafts that one frame may carry.
 MAX_FRAME_DRAFTS: Final = 64
 MAX_TOKENS: Final = 1 << 24
+# Layers and hidden width of a model.
+MAX_LAYERS: Final = 1 << 16
+MAX_WIDTH: Final = 1 << 16
+# A log-probability of a certain token may round to a little above 0.
+MAX_LOGPROB_ERROR: Final = 1e-3
+# No part of a frame's work in the cloud takes longer than a day, in seconds.
+MAX_TIMING_S: Final = 86_400.0
 MAX_DETAIL_CHARS: Final = 400
 MAX_PROBE_BYTES: Final = 1 << 20
 # A server sends small messages: a result of few tokens, or the answer to a probe.

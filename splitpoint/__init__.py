@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edge.generation.completion import CompletionRun as CompletionRun
     from edge.generation.completion import TextPiece as TextPiece
     from edge.generation.report import Completion as Completion
-    from edge.net.grpc_transport import Credentials as Credentials
+    from edge.net.credentials import Credentials as Credentials
     from edge.step_trace import StepTrace as StepTrace
     from optimizer.artifacts.plan import Partition as Partition
     from optimizer.artifacts.plan import Plan as Plan
@@ -42,7 +42,7 @@ _HOMES: Final = {
     "CompletionRun": "edge.generation.completion",
     "TextPiece": "edge.generation.completion",
     "Completion": "edge.generation.report",
-    "Credentials": "edge.net.grpc_transport",
+    "Credentials": "edge.net.credentials",
     "StepTrace": "edge.step_trace",
     "Partition": "optimizer.artifacts.plan",
     "Plan": "optimizer.artifacts.plan",

@@ -6,6 +6,7 @@ Exit status: 0 success, 1 a failure with one clear line on stderr, 2 bad usage, 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -97,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. `argv` without the program's name."""
     accept_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # gRPC's core logs to stderr below Python's logging; every failure gets its one line from us.
+    os.environ.setdefault("GRPC_VERBOSITY", "INFO" if "--debug" in arguments else "NONE")
     wanted = next((word for word in arguments if not word.startswith("-")), "")
     app = make_app([wanted] if wanted in COMMANDS else COMMANDS)
     try:

@@ -26,6 +26,7 @@ from transformers import LlamaConfig
 
 from cloud.engine.back_engine import BackEngine, BatchEntry
 from cloud.engine.int8_linear import Int8Linear, int8_linear
+from cloud.engine.threads import use_threads
 from cloud.kv.pool import KvLease, KvPool
 from decoding.params import SamplingParams
 from decoding.sampler import verify
@@ -47,7 +48,7 @@ class TorchKernels:
         on_cpu = self._device.type == "cpu"
         self.engine: Engine = "torch-cpu" if on_cpu else "torch-cuda"
         self.accelerator = None if on_cpu else torch.cuda.get_device_name(self._device)
-        self.num_threads = torch.get_num_threads()
+        self.num_threads = use_threads()  # as many as a server on this machine
         # A CPU widens 16 bits to 32 at load.
         self.weight_bits: tuple[int, ...] = (8, 32) if on_cpu else (8, 16, 32)
         self.kv_bits = 32 if on_cpu else 16

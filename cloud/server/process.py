@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import grpc
-import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.threads import use_threads
 from cloud.errors import StartError
 from cloud.server.access import TokenInterceptor
 from cloud.server.assembly import ServerParts, assemble
@@ -87,8 +87,7 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
     """
     config.access.check(config.host)
     bundle = open_bundle(config.bundle, role="cloud")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     engine = BackEngine.load(
         bundle.cloud_dir,
         first_layer=bundle.plan.back_start,

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.device.mapped_pages import MappedFiles, release_read_only_pages, trim_heap
-from edge.device.power import usable_cpus
 from edge.errors import FrontError, InputError
 from edge.text_input import utf8_path
+from hwprofiles.cpus import usable_cpus
 from optimizer.artifacts.bundle import FRONT_NAME
 from optimizer.artifacts.plan import Plan
 

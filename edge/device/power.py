@@ -1,4 +1,4 @@
-"""Which CPUs this process may use: their number sets the threads, and so the power drawn."""
+"""Which CPUs this process runs on. Their number (`hwprofiles.cpus`) sets the threads."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from typing import Final
 from edge.errors import InputError
 
 MAX_CPU_DIGITS: Final = 5
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on: its affinity where the system knows one."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def pin_to(cpus: str) -> None:

@@ -44,6 +44,7 @@ class DraftModel:
             self._engine.sibling(),
             max_tokens=self._plan.max_tokens,
             chunk_tokens=self._plan.prefill_chunk,
+            vocab_size=self._plan.model.geometry.vocab_size,
         )
 
 
@@ -51,12 +52,17 @@ class ModelDrafter:
     """See the module's docstring. engine: of a whole-edge plan, with an empty cache.
 
     max_tokens: the longest sequence that it follows. chunk_tokens: the most tokens a forward.
+    vocab_size: of the small model. Models of one tokenizer may have different numbers of rows; a
+    token that only the large one has ends the guessing.
     """
 
-    def __init__(self, engine: FrontEngine, *, max_tokens: int, chunk_tokens: int) -> None:
+    def __init__(
+        self, engine: FrontEngine, *, max_tokens: int, chunk_tokens: int, vocab_size: int
+    ) -> None:
         self._engine = engine
         self._max_tokens = max_tokens
         self._chunk_tokens = chunk_tokens
+        self._vocab_size = vocab_size
         self._pending: list[int] = []  # tokens that the model has not seen yet
         self._logits: npt.NDArray[np.float32] | None = None  # after the last token it saw
 
@@ -75,6 +81,8 @@ class ModelDrafter:
     def guesses(self) -> tuple[Guess, ...]:
         """See Drafter: one. The kind is `model-N`, N the token's probability in tenths."""
         if self._engine.num_tokens + len(self._pending) > self._max_tokens:
+            return ()
+        if any(token_id >= self._vocab_size for token_id in self._pending):
             return ()
         while self._pending:
             chunk = np.asarray(self._pending[: self._chunk_tokens], dtype=np.int64)

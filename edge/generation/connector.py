@@ -13,16 +13,18 @@ from typing import Final
 
 from edge.errors import (
     BusyError,
-    ConnectError,
-    DeadlineError,
     LostError,
+    MisconfiguredError,
+    PeerError,
     RefusedError,
+    SessionError,
     TransportError,
 )
+from edge.generation.answer_checks import AnswerTerms
 from edge.generation.session import EdgeSession
 from edge.net.transport import Stream, Transport
 from optimizer.policy.retry import Clock, ConnectAttempts, Failure, RetryPolicy
-from protos.messages import Open, Opened
+from protos.messages import Closed, CloudMessage, Open, Opened
 from protos.prefix import begin_chain, extend_chain
 from protos.wire import MAX_PREFIX_HASHES
 
@@ -63,6 +65,14 @@ class Connector:
         """What the session may grow to, prompt and output together."""
         return self._request.max_tokens
 
+    def answer_terms(self, vocab_size: int | None) -> AnswerTerms:
+        """What the answers to these sessions must keep to; vocab_size: None, where unknown."""
+        return AnswerTerms(
+            vocab_size=vocab_size,
+            with_logprobs=self._request.sampling.logprobs,
+            max_tokens=self.max_tokens,
+        )
+
     def connect(
         self,
         session: EdgeSession,
@@ -75,15 +85,16 @@ class Connector:
 
         wait_first: the last stream was lost before it brought anything, so back off before the
         first attempt too, and make it at the next address. meanwhile: work to do while the server's
-        answer to an Open is on its way. Raises the last TransportError when the time is up or every
-        address has refused.
+        answer to an Open is on its way. Raises the last TransportError when the time is up, when
+        every address has refused, or after too many attempts.
         """
         deadline_s = self._clock.now() + timeout_s
         if wait_first:
-            wait_s, self._attempts = self._attempts.after_early_loss(
-                self._retry_policy, self._rng.random
-            )
-            self._clock.sleep(min(wait_s, timeout_s))
+            early = self._attempts.after_early_loss(self._retry_policy, self._rng.random)
+            if early is None:
+                raise LostError(f"given up after {self._attempts.num_attempts + 1} attempts")
+            self._attempts = early.attempts
+            self._clock.sleep(min(early.wait_s, timeout_s))
         else:
             self._attempts = self._attempts.begin()
         while True:
@@ -91,7 +102,7 @@ class Connector:
             left_s = max(deadline_s - self._clock.now(), MIN_TIMEOUT_S)
             try:
                 return self._open(session, transport, left_s, meanwhile)
-            except (RefusedError, BusyError, ConnectError, LostError, DeadlineError) as error:
+            except TransportError as error:
                 retry = self._attempts.after(
                     _failure_of(error),
                     self._retry_policy,
@@ -142,17 +153,34 @@ class Connector:
         except BaseException:  # ours: nobody comes back to the session, so the cloud must not wait
             stream.close()
             raise
-        if not isinstance(received.message, Opened):
+        try:
+            self._take_opened(session, transport.address, received.message)
+        except TransportError:
             stream.abort()
-            raise RefusedError(f"{transport.address} did not open the session")
-        session.max_frame_tokens = received.message.max_frame_tokens
-        session.max_frames_in_flight = received.message.max_frames_in_flight
-        session.opened(received.message.held_frames)
+            raise
         return stream
+
+    def _take_opened(self, session: EdgeSession, address: str, answer: CloudMessage) -> None:
+        """Tell the session what the server has opened.
+
+        Raises RefusedError when it closed the session, and PeerError for nonsense.
+        """
+        if isinstance(answer, Closed):
+            raise RefusedError(f"{address} did not open the session: {answer.detail or 'closed'}")
+        if not isinstance(answer, Opened):
+            raise PeerError(f"{address} broke the protocol: an answer before it opened the session")
+        if answer.session_id != self._request.session_id:
+            raise PeerError(f"{address} broke the protocol: it opened another session")
+        session.max_frame_tokens = answer.max_frame_tokens
+        session.max_frames_in_flight = answer.max_frames_in_flight
+        try:
+            session.opened(answer.held_frames)
+        except SessionError as error:
+            raise PeerError(f"{address} broke the protocol: {error}") from error
 
 
 def _failure_of(error: TransportError) -> Failure:
     """What an attempt's error means for the next one."""
-    if isinstance(error, RefusedError):
+    if isinstance(error, RefusedError | PeerError | MisconfiguredError):
         return "refused"
     return "busy" if isinstance(error, BusyError) else "unreachable"

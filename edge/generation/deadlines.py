@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from edge.generation.connector import MIN_TIMEOUT_S
 from edge.generation.level_selector import LevelSelector
-from optimizer.policy.retry import Clock, RetryPolicy
+from optimizer.policy.retry import Clock, Recovery, RetryPolicy
 
 
 class AnswerLimit(NamedTuple):
@@ -33,7 +34,8 @@ class Deadlines:
         self._retry_policy = retry_policy
         self._clock = clock
         self._selector = selector
-        self._lost_at_s: float | None = None  # since when nothing new was answered
+        self._recovery = Recovery()
+        self._is_answered = True  # whether the stream that replaced a lost one has answered
 
     @property
     def connect_s(self) -> float:
@@ -41,28 +43,37 @@ class Deadlines:
         return self._retry_policy.connect_s
 
     def for_answer(self, *, has_tokens: bool) -> AnswerLimit:
-        """How long to wait for the next message. has_tokens: the answer has begun."""
-        step_s = self._retry_policy.step_s
+        """How long to wait for the next message. has_tokens: the answer has begun.
+
+        A stream that replaced a lost one must answer first within the time that is left to
+        recover. It gets half of that time at least: a first frame may be large.
+        """
+        step_s, recover_s = self._retry_policy.step_s, self._retry_policy.recover_s
+        if not self._is_answered:
+            left_s = self._recovery.left_s(recover_s, self._clock.now())
+            step_s = max(min(step_s, max(left_s, recover_s / 2)), MIN_TIMEOUT_S)
         stall_s = self._selector.stall_s if has_tokens else None
         if stall_s is None or stall_s > step_s:
             return AnswerLimit(step_s, is_deadline=False)
         return AnswerLimit(stall_s, is_deadline=True)
 
-    def answered(self) -> None:
-        """An answer came: the next loss starts its time limit anew."""
-        self._lost_at_s = None
+    def answered(self, *, is_new: bool) -> None:
+        """An answer came. is_new: no earlier stream had brought it.
+
+        Only then does the next loss start its time limit anew: a server that repeats what the
+        device knows has brought nothing.
+        """
+        self._is_answered = True
+        if is_new:
+            self._recovery = Recovery()
 
     def for_recovery(self, *, has_tokens: bool) -> RecoveryLimit:
-        """The time for a new stream, counted from the first loss.
-
-        A server that takes the session and loses it again, with nothing answered in between, does
-        not start the limit anew.
-        """
+        """The time for a new stream, counted from the first loss since something new came."""
         limit_s = self._retry_policy.recover_s
         if (stall_s := self._selector.stall_s) is not None and has_tokens:
             limit_s = min(limit_s, stall_s)
         now_s = self._clock.now()
-        is_first = self._lost_at_s is None
-        if self._lost_at_s is None:
-            self._lost_at_s = now_s
-        return RecoveryLimit(limit_s, self._lost_at_s + limit_s - now_s, is_first)
+        is_first = not self._recovery.is_recovering
+        self._recovery = self._recovery.after_loss(now_s)
+        self._is_answered = False
+        return RecoveryLimit(limit_s, self._recovery.left_s(limit_s, now_s), is_first)

@@ -43,7 +43,8 @@ class DraftSelector:
     """See the module's docstring. One generation's, and a StepWatcher.
 
     clock: seconds. acceptance: may outlive the generation. limit: the most drafts a frame.
-    in_flight: whether to send ahead of outstanding answers.
+    in_flight: whether to send ahead of outstanding answers. vocab_size: of the model that is
+    drafted for (None: unknown); a drafter's guess beyond it is no guess.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class DraftSelector:
         acceptance: Acceptance | None = None,
         limit: int = MAX_ROUND_DRAFTS,
         in_flight: bool = True,
+        vocab_size: int | None = None,
     ) -> None:
         self.acceptance = acceptance or Acceptance()
         self.estimator = RoundEstimator()
@@ -61,6 +63,7 @@ class DraftSelector:
         self._drafter = drafter
         self._clock = clock
         self._in_flight = in_flight
+        self._vocab_size = vocab_size
         self._num_tokens = 0
         self._rounds_without = 0  # since a guess was worth its time
         self._sent: dict[int, DraftRun] = {}
@@ -206,7 +209,7 @@ class DraftSelector:
     def _next(self, run: DraftRun) -> tuple[DraftSlot | None, float]:
         """The drafter's next guess, and the chance that the run is right up to it."""
         started_s = self._clock()
-        guesses = self._drafter.guesses()
+        guesses = self._known(self._drafter.guesses())
         took_s = self._clock() - started_s
         self.estimator.guessed(took_s)
         run.guess_s += took_s
@@ -219,6 +222,13 @@ class DraftSelector:
         )
         run.following = DraftSlot(guesses[0], alternatives)
         return run.following, run.reach * self.acceptance.probability(guesses[0])
+
+    def _known(self, guesses: tuple[Guess, ...]) -> tuple[Guess, ...]:
+        """The guesses that the model has: a drafter of another vocabulary may name others."""
+        vocab_size = self._vocab_size
+        if vocab_size is None or all(0 <= guess.token_id < vocab_size for guess in guesses):
+            return guesses
+        return tuple(guess for guess in guesses if 0 <= guess.token_id < vocab_size)
 
     def _add(self, run: DraftRun, slot: DraftSlot, reach: float) -> Guess:
         run.slots.append(slot)

@@ -142,6 +142,7 @@ class GenerationFactory:
             clock=self._clock,
             drafting=self._drafting(request.draft),
             prefixes=self._prefixes,
+            vocab_size=self._plan.model.geometry.vocab_size,
         )
 
     def _drafting(self, name: str) -> DraftSelector | None:
@@ -149,7 +150,12 @@ class GenerationFactory:
         drafter = self._drafters.drafter(name, acceptance)
         if drafter is None:
             return None
-        return DraftSelector(drafter, clock=self._clock.now, acceptance=acceptance)
+        return DraftSelector(
+            drafter,
+            clock=self._clock.now,
+            acceptance=acceptance,
+            vocab_size=self._plan.model.geometry.vocab_size,
+        )
 
     def _announcement(self, request: CompletionRequest, max_tokens: int) -> Open:
         """What the edge tells a server when it opens a session."""

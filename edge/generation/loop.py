@@ -49,6 +49,7 @@ class RemoteGeneration:
     front: with an empty cache. selector: encodes at the level it selects. connector: gives the
     streams. chunks: the sizes of the prompt's frames. drafting: guesses that go along with decode
     steps; None: plain decoding. prefixes: frames of earlier prompts; None: remember none.
+    vocab_size: of the model: a server's token beyond it is a PeerError. None: unknown.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class RemoteGeneration:
         clock: Clock,
         drafting: DraftSelector | None = None,
         prefixes: PrefixMemory | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         self.reconnects = 0
+        self._terms = connector.answer_terms(vocab_size)
         self._selector = selector
         self._connector = connector
         self._chunks = chunks
@@ -96,7 +99,9 @@ class RemoteGeneration:
         """
         level = self._selector.level
         known = self._prefixes.matching(level, prompt_ids)
-        session = EdgeSession(prompt_ids, chunk_tokens=self._chunks.max_tokens, known=known)
+        session = EdgeSession(
+            prompt_ids, chunk_tokens=self._chunks.max_tokens, known=known, terms=self._terms
+        )
         self._observer.begin(on_step)
         try:
             # If the cloud may know the prompt's beginning, the first chunk is not known yet.
@@ -215,12 +220,13 @@ class RemoteGeneration:
         if isinstance(result, Closed):
             raise LostError(f"the server closed the session: {result.detail}")
         if isinstance(result, Opened):
-            raise LostError("the server opened the session twice")
+            raise PeerError("the server broke the protocol: it opened the session twice")
+        num_before = session.journal.num_answered
         try:
             new_ids = session.received(result)
         except SessionError as error:
             raise PeerError(f"the server broke the protocol: {error}") from error
-        self._deadlines.answered()
+        self._deadlines.answered(is_new=session.journal.num_answered > num_before)
         self._observer.answered(ArrivedResult(result, received.num_bytes, received.at_s), new_ids)
         logprobs = result.logprobs or (0.0,) * len(new_ids)
         return [

@@ -8,31 +8,46 @@ are void, are in the journal (`edge.generation.journal`).
 When an answer contradicts a guess, the session is READY at once to send the token that it was told;
 it does not wait for the answers to the void frames. After a loss, `open` the session again and send
 `replay()`.
+
+What a server says is checked like what a client says (`edge.generation.answer_checks`). Each frame
+sent on a stream is answered once, in the order in which it was sent.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from edge.errors import SessionError
+from edge.generation.answer_checks import AnswerTerms, check_answer
 from edge.generation.journal import Journal
 from edge.generation.phases import RESUMING, Event, Phase, next_phase
 from edge.generation.row_span import RowSpan
 from protos.messages import Frame, Result
 from protos.wire import DEFAULT_FRAMES_IN_FLIGHT
 
+# Answers of one stream that repeat what is known, and that no frame of it asked for.
+MAX_REPEATED: Final = 16
+
 
 class EdgeSession:
     """See the module's docstring. `prompt_ids` must not be empty."""
 
     def __init__(
-        self, prompt_ids: Sequence[int], *, chunk_tokens: int, known: Sequence[Frame] = ()
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        chunk_tokens: int,
+        known: Sequence[Frame] = (),
+        terms: AnswerTerms | None = None,
     ) -> None:
         """Start in IDLE.
 
         chunk_tokens: the most prompt tokens a frame. known: frames that the prompt begins with, as
         an earlier session sent them. Those that the cloud does not hold are forgotten when the
-        session opens. Raises SessionError for an empty prompt.
+        session opens. terms: what answers must keep to besides (None: nothing). Raises
+        SessionError for an empty prompt.
         """
         if not prompt_ids:
             raise SessionError("the prompt has no tokens")
@@ -42,6 +57,9 @@ class EdgeSession:
         self.max_frame_tokens = chunk_tokens  # the server's limit, once it has told
         self.max_frames_in_flight = DEFAULT_FRAMES_IN_FLIGHT  # likewise
         self.journal = Journal(known)
+        self._terms = terms or AnswerTerms()
+        self._asked: deque[int] = deque()  # frames of this stream that wait for their answer
+        self._num_repeated = 0  # answers of this stream that no frame of it asked for
         self._phase = Phase.IDLE
         self._lost_phase = Phase.PREFILLING  # where a reopened stream goes on
         self._num_sent = 0  # tokens whose rows have been sent, refused drafts left out
@@ -65,13 +83,17 @@ class EdgeSession:
     def open(self) -> None:
         """A stream is being opened, for the first time or again."""
         self._step(Event.OPEN)
+        self._asked.clear()
+        self._num_repeated = 0
 
     def opened(self, held_frames: int = 0) -> None:
         """The cloud has admitted the session; after a loss, send `replay()` next.
 
         held_frames: how many of the first frames it has, from a stream that broke or from a
-        session that began the same.
+        session that began the same. SessionError for more than there are.
         """
+        if held_frames > len(self.journal):
+            raise SessionError(f"it holds {held_frames} frames of {len(self.journal)}")
         self._step(RESUMING[self._lost_phase])
         self._num_held = held_frames
         if self._num_sent == 0 and len(self.journal):  # only frames of earlier sessions
@@ -145,6 +167,7 @@ class EdgeSession:
         if not is_alternative:
             self._num_sent = rows.first_position + len(rows.token_ids)
         self.journal.append(frame, is_alternative=is_alternative)
+        self._asked.append(frame.sequence)
         return frame
 
     def received(self, result: Result) -> tuple[int, ...]:
@@ -152,9 +175,10 @@ class EdgeSession:
 
         An answer to a frame that was answered before gives nothing (after a replay the cloud
         answers again). Raises SessionError for anything that does not answer the oldest
-        outstanding frame as it was asked.
+        outstanding frame as it was asked, and for too many answers that no frame asked for.
         """
         journal = self.journal
+        self._count_answer(result.sequence)
         if result.sequence < journal.num_answered:
             return ()
         if result.sequence != journal.num_answered or not journal.num_outstanding:
@@ -163,10 +187,11 @@ class EdgeSession:
         if not frame.want_token or journal.is_void(result.sequence):
             if result.token_ids:
                 raise SessionError(f"answer {result.sequence} has tokens that nobody asked for")
+            check_answer(frame, result, self._terms, is_void=journal.is_void(result.sequence))
             self._step(Event.ACKNOWLEDGED)
             journal.num_answered += 1
             return ()
-        _check_tokens(frame, result)
+        check_answer(frame, result, self._terms, is_void=False)
         journal.num_answered += 1
         self.tokens.extend(result.token_ids)
         position = len(self.tokens) - 1
@@ -182,20 +207,19 @@ class EdgeSession:
 
     def replay(self) -> list[Frame]:
         """The frames that rebuild the cloud's cache, in order; after `opened`. See Journal."""
-        return self.journal.replay(self._num_held)
+        frames = self.journal.replay(self._num_held)
+        self._asked.extend(frame.sequence for frame in frames)
+        return frames
+
+    def _count_answer(self, sequence: int) -> None:
+        """Match an answer with the oldest frame of this stream that waits for one."""
+        if self._asked and self._asked[0] == sequence:
+            self._asked.popleft()
+            return
+        self._num_repeated += 1
+        if sequence >= self.journal.num_answered or self._num_repeated > MAX_REPEATED:
+            raise SessionError(f"answer {sequence} does not belong to an open question")
 
     def _step(self, event: Event) -> None:
         """The only place where the phase changes."""
         self._phase = next_phase(self._phase, event)
-
-
-def _check_tokens(frame: Frame, result: Result) -> None:
-    """SessionError unless the tokens are one more than accepted drafts, and these were sent."""
-    if not 1 <= len(result.token_ids) <= frame.num_drafts + 1:
-        raise SessionError(
-            f"answer {result.sequence} has {len(result.token_ids)} tokens for "
-            f"{frame.num_drafts} drafts"
-        )
-    num_accepted = len(result.token_ids) - 1
-    if result.token_ids[:-1] != frame.token_ids[-frame.num_drafts :][:num_accepted]:
-        raise SessionError(f"answer {result.sequence} accepts drafts that were not sent")

@@ -10,10 +10,17 @@ from types import TracebackType
 
 import grpc
 
-from edge.errors import DeadlineError
-from edge.net.grpc_transport import GrpcTransport, transport_error
+from edge.errors import DeadlineError, TransportError
+from edge.net.grpc_transport import (
+    MAX_UNREAD,
+    GrpcTransport,
+    connect_error,
+    malformed,
+    transport_error,
+)
 from edge.net.link_probe import Arrival
 from protos import wire
+from protos.errors import RemoteWireError
 from protos.messages import ProbeChunk
 
 
@@ -23,7 +30,7 @@ class GrpcProbeStream:
     def __init__(self, transport: GrpcTransport) -> None:
         self._transport = transport
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._inbox: queue.SimpleQueue[Arrival | grpc.RpcError | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Arrival | TransportError | None] = queue.SimpleQueue()
 
     def __enter__(self) -> GrpcProbeStream:
         self._call = self._transport.raw_stream(wire.PROBE_PATH, self._requests())
@@ -51,8 +58,8 @@ class GrpcProbeStream:
             item = self._inbox.get(timeout=timeout_s)
         except queue.Empty as error:
             raise DeadlineError(f"the link probe had no answer within {timeout_s:g} s") from error
-        if isinstance(item, grpc.RpcError):
-            raise transport_error(item) from item
+        if isinstance(item, TransportError):
+            raise item
         if item is None:
             raise DeadlineError("the server ended the link probe early")
         return item
@@ -62,10 +69,23 @@ class GrpcProbeStream:
             yield data
 
     def _read(self) -> None:
+        is_answered = False
         try:
             for data in self._call:
                 at_s = time.perf_counter()
-                self._inbox.put(Arrival(wire.decode_probe(data), at_s))
+                chunk = wire.decode_probe(data)
+                is_answered = True
+                if self._inbox.qsize() >= MAX_UNREAD:
+                    raise RemoteWireError("more answers than there were questions")
+                self._inbox.put(Arrival(chunk, at_s))
             self._inbox.put(None)
+        except RemoteWireError as error:
+            self._call.cancel()
+            self._inbox.put(malformed(error))
         except grpc.RpcError as error:
-            self._inbox.put(error)
+            transport = self._transport
+            self._inbox.put(
+                transport_error(error)
+                if is_answered
+                else transport.explained(connect_error(error, transport.address))
+            )

@@ -7,8 +7,6 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -17,15 +15,21 @@ from edge.errors import (
     BusyError,
     ConnectError,
     DeadlineError,
+    InputError,
     LostError,
+    MisconfiguredError,
+    PeerError,
     RefusedError,
     TransportError,
 )
+from edge.net.credentials import Credentials
+from edge.net.diagnosis import ConnectDiagnosis
 from edge.net.transport import Received, Stream
-from edge.text_input import check_token
 from optimizer.policy.retry import RetryPolicy
 from protos import wire
-from protos.errors import RemoteWireError
+from protos.addresses import parse_address
+from protos.decode import plain_text
+from protos.errors import AddressError, RemoteWireError
 from protos.messages import Close, Description, Frame, Open
 
 DEFAULT_RETRY_AFTER_S: Final = 1.0
@@ -34,6 +38,11 @@ MESSAGE_PREFIX_BYTES: Final = 5
 CLOSE_TIMEOUT_S: Final = RetryPolicy().close_s
 # Answers that nobody has taken yet. A session has far fewer frames on their way.
 MAX_UNREAD: Final = 4096
+# A server that is silent for so long at first may be spoken to in the wrong way: look.
+SILENCE_S: Final = 1.0
+# How gRPC itself ends a call whose answer exceeds the channel's limit, with RESOURCE_EXHAUSTED.
+OVERSIZED: Final = "larger than max"
+MAX_RETRY_AFTER_S: Final = 60.0
 
 # A status that ends a stream, as our own error. Every code is here; a test holds that.
 ERROR_OF_STATUS: Final[dict[grpc.StatusCode, type[TransportError]]] = {
@@ -57,31 +66,21 @@ ERROR_OF_STATUS: Final[dict[grpc.StatusCode, type[TransportError]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """How to reach a server that is not plain loopback.
+class GrpcTransport:
+    """A channel to one server. `address` is HOST:PORT; TLS when `credentials` name a CA.
 
-    ca_file: the authority that signed the server's certificate (PEM); turns TLS on. cert_file,
-    key_file: this device's own certificate, where the server asks for one. token: sent as a bearer
-    token, where the server asks for one. InputError for a token that no HTTP header carries.
+    Raises InputError for an address or a file that cannot be used.
     """
 
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    token: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.token is not None:
-            check_token(self.token, "credentials")
-
-
-class GrpcTransport:
-    """A channel to one server. `address` is HOST:PORT; TLS when `credentials` name a CA."""
-
     def __init__(self, address: str, credentials: Credentials | None = None) -> None:
-        self._address = address
         credentials = credentials or Credentials()
+        credentials.check()
+        try:
+            parsed = parse_address(address, lowest_port=1)
+        except AddressError as error:
+            raise InputError(f"server {error}") from error
+        self._address = str(parsed)
+        self._diagnosis = ConnectDiagnosis(parsed, credentials)
         options = [
             ("grpc.max_receive_message_length", wire.MAX_ANSWER_BYTES),
             ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
@@ -97,10 +96,15 @@ class GrpcTransport:
             ("grpc.enable_http_proxy", 0),
         ]
         if credentials.ca_file is None:
-            self._channel = grpc.insecure_channel(address, options=options)
+            self._channel = grpc.insecure_channel(self._address, options=options)
         else:
+            ca, key, certificate = credentials.read_files()
             self._channel = grpc.secure_channel(
-                address, _tls_credentials(credentials), options=options
+                self._address,
+                grpc.ssl_channel_credentials(
+                    root_certificates=ca, private_key=key, certificate_chain=certificate
+                ),
+                options=options,
             )
         self._metadata = (
             ((wire.AUTHORIZATION_KEY, f"Bearer {credentials.token}"),) if credentials.token else ()
@@ -116,10 +120,13 @@ class GrpcTransport:
 
     def open(self, request: Open, timeout_s: float) -> Stream:
         """See Transport. Does not wait: the first `receive` tells whether the server answers."""
-        return _GrpcStream(self._generate, self._metadata, request, self._address)
+        return _GrpcStream(self._generate, self._metadata, request, self._address, self._diagnosis)
 
     def describe(self, timeout_s: float) -> Description:
-        """Ask the server what it serves. TransportError when it does not answer in time."""
+        """Ask the server what it serves.
+
+        TransportError when it does not answer in time; PeerError when its answer is malformed.
+        """
         call = self._channel.unary_unary(
             wire.DESCRIBE_PATH, request_serializer=None, response_deserializer=None
         )
@@ -132,8 +139,16 @@ class GrpcTransport:
             )
         except grpc.RpcError as error:
             waited = f"{self._address} (waited {timeout_s:g} s)"
-            raise connect_error(error, waited) from error
-        return wire.decode_description(reply)
+            raise self.explained(connect_error(error, waited)) from error
+        self._diagnosis.answered()
+        try:
+            return wire.decode_description(reply)
+        except RemoteWireError as error:
+            raise malformed(error) from error
+
+    def explained(self, error: TransportError) -> TransportError:
+        """`error`, or what is wrong with an address that has never answered (`diagnosis`)."""
+        return self._diagnosis.explain(error) if isinstance(error, ConnectError) else error
 
     def raw_stream(self, path: str, requests: Iterator[bytes]) -> Any:
         """A bidirectional call of `path` in bytes, for the link probe: iterate, or cancel."""
@@ -160,16 +175,18 @@ class _GrpcStream:
         metadata: tuple[tuple[str, str], ...],
         request: Open,
         address: str,
+        diagnosis: ConnectDiagnosis | None = None,
     ) -> None:
         self._address = address
+        self._diagnosis = diagnosis
         self._is_answered = False
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Received | TransportError] = queue.SimpleQueue()
+        self._finished = False
         self._outbox.put(wire.encode_edge(request))
         self._call: Any = generate(self._requests(), metadata=metadata)
         self._reader = threading.Thread(target=self._read, name="stream-reader", daemon=True)
         self._reader.start()
-        self._finished = False
 
     def send(self, frame: Frame) -> int:
         data = wire.encode_edge(frame)
@@ -178,14 +195,29 @@ class _GrpcStream:
 
     def receive(self, timeout_s: float) -> Received:
         try:
-            received = self._inbox.get(timeout=timeout_s)
+            return self._unless_broken(self._wait(timeout_s))
         except queue.Empty:
             if not self._is_answered:
                 raise ConnectError(
                     f"no server answers at {self._address} (waited {timeout_s:g} s)"
                 ) from None
             raise DeadlineError(f"no answer within {timeout_s:g} s") from None
-        return self._unless_broken(received)
+
+    def _wait(self, timeout_s: float) -> Received | TransportError:
+        """The next item of the inbox; queue.Empty when none comes.
+
+        A server that says nothing at first is looked at once, while its answer may still come.
+        """
+        if self._is_answered or self._diagnosis is None or timeout_s <= SILENCE_S:
+            return self._inbox.get(timeout=timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            return self._inbox.get(timeout=SILENCE_S)
+        except queue.Empty:
+            reason, self._diagnosis = self._diagnosis.reason(), None
+            if reason is not None and not self._is_answered:
+                return MisconfiguredError(f"{self._address}: {reason}")
+            return self._inbox.get(timeout=max(deadline_s - time.monotonic(), 0.0))
 
     def poll(self) -> Received | None:
         try:
@@ -232,17 +264,34 @@ class _GrpcStream:
                 at_s = time.monotonic()
                 message = wire.decode_cloud(data)
                 self._is_answered = True
+                if self._diagnosis is not None:
+                    self._diagnosis.answered()
                 if self._inbox.qsize() >= MAX_UNREAD:
                     raise RemoteWireError("more answers than there were questions")
                 self._inbox.put(Received(message, len(data) + MESSAGE_PREFIX_BYTES, at_s))
             self._inbox.put(LostError("the server ended the stream"))
         except RemoteWireError as error:
             self._call.cancel()
-            self._inbox.put(LostError(f"the server sent a malformed message: {error}"))
+            self._inbox.put(malformed(error))
         except grpc.RpcError as error:
-            self._inbox.put(
-                transport_error(error) if self._is_answered else connect_error(error, self._address)
-            )
+            self._inbox.put(self._broken(error))
+
+    def _broken(self, error: grpc.RpcError) -> TransportError:
+        """Why the call ended; looks at an address that has never answered."""
+        if self._is_answered:
+            return transport_error(error)
+        known, diagnosis = connect_error(error, self._address), self._diagnosis
+        if diagnosis is None or self._finished:
+            return known
+        if isinstance(known, ConnectError):
+            return diagnosis.explain(known)
+        diagnosis.answered()  # by a refusal, but it speaks our language
+        return known
+
+
+def malformed(error: RemoteWireError) -> PeerError:
+    """The error of a message that does not decode."""
+    return PeerError(f"the server sent a malformed message: {error}")
 
 
 def connect_error(error: grpc.RpcError, address: str) -> TransportError:
@@ -257,34 +306,25 @@ def transport_error(error: grpc.RpcError) -> TransportError:
     """The one place where a gRPC status becomes an error of ours."""
     call: Any = error  # what gRPC raises from a call is a grpc.Call as well
     status = call.code() if hasattr(call, "code") else grpc.StatusCode.UNKNOWN
-    detail = (call.details() if hasattr(call, "details") else str(error)) or status.name
+    said = call.details() if hasattr(call, "details") else str(error)
+    detail = plain_text(said or "") or status.name
     kind = ERROR_OF_STATUS[status]
+    if kind is BusyError and OVERSIZED in detail:
+        return PeerError(f"the server sent too large a message: {detail}")
     if kind is BusyError:
         return BusyError(detail, retry_after_s=_retry_after(call.trailing_metadata() or ()))
     return kind(detail)
 
 
 def _retry_after(trailers: Iterable[tuple[str, str | bytes]]) -> float:
-    """The server's wish in seconds, kept between 0 and 60 whatever it says."""
+    """The server's wish in seconds, kept between 0 and a minute whatever it says."""
     for key, value in trailers:
         if key == wire.RETRY_AFTER_KEY:
             try:
                 seconds = float(value)
             except ValueError:
                 break
-            return min(max(seconds, 0.0), 60.0) if math.isfinite(seconds) else DEFAULT_RETRY_AFTER_S
+            if not math.isfinite(seconds):
+                break
+            return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
     return DEFAULT_RETRY_AFTER_S
-
-
-def _tls_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
-    def read(path: Path | None) -> bytes | None:
-        try:
-            return None if path is None else path.read_bytes()
-        except OSError as error:
-            raise ConnectError(f"{path}: {error.strerror}") from error
-
-    return grpc.ssl_channel_credentials(
-        root_certificates=read(credentials.ca_file),
-        private_key=read(credentials.key_file),
-        certificate_chain=read(credentials.cert_file),
-    )

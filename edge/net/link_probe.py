@@ -15,13 +15,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from edge.errors import InputError
+from edge.errors import InputError, PeerError
 from hwprofiles.links.profile import LinkProfile, Quantiles
 from protos.messages import ProbeChunk
 
@@ -191,23 +192,36 @@ class _Sender:
         self._stream = stream
         self._cap_bytes = cap_bytes
         self._sequence = 0
+        self._asked: deque[tuple[int, int]] = deque()  # sequence and bytes wanted, not answered yet
         self.spent_bytes = 0
 
     def ping(self, clock: Callable[[], float]) -> float:
         """Seconds of one small round trip."""
         sent_s = clock()
         self._send(0, 0)
-        return self._stream.receive(TIMEOUT_S).at_s - sent_s
+        return self._receive() - sent_s
 
     def burst(self, count: int, *, up: bool) -> list[float]:
         """When each of `count` chunks, sent or asked for back to back, was answered."""
         for _ in range(count):
             self._send(CHUNK_BYTES if up else 0, 0 if up else CHUNK_BYTES)
-        return [self._stream.receive(TIMEOUT_S).at_s for _ in range(count)]
+        return [self._receive() for _ in range(count)]
+
+    def _receive(self) -> float:
+        """When the oldest question was answered; PeerError for an answer to another one."""
+        chunk, at_s = self._stream.receive(TIMEOUT_S)
+        sequence, want_bytes = self._asked.popleft()
+        if (chunk.sequence, chunk.padding_bytes) != (sequence, want_bytes):
+            raise PeerError(
+                f"the server answered probe {chunk.sequence} with {chunk.padding_bytes} bytes; "
+                f"probe {sequence} had asked for {want_bytes}"
+            )
+        return at_s
 
     def _send(self, padding_bytes: int, want_bytes: int) -> None:
         self._sequence += 1
         self.spent_bytes += padding_bytes + want_bytes + 2 * OVERHEAD_BYTES
+        self._asked.append((self._sequence, want_bytes))
         self._stream.send(
             ProbeChunk(sequence=self._sequence, padding_bytes=padding_bytes, want_bytes=want_bytes)
         )

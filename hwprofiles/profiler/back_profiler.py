@@ -17,6 +17,7 @@ from datetime import date
 
 import psutil
 
+from hwprofiles.cpus import usable_cpus
 from hwprofiles.profiler import system_facts
 from hwprofiles.profiler.back_stack import (
     PATIENCE_S,
@@ -139,12 +140,12 @@ def profile_server(
     hardware = kernels.accelerator or system_facts.processor_name()
     return DeviceProfile(
         name=name or socket.gethostname().split(".")[0] or "this-machine",
-        summary=f"{hardware}, {system_facts.num_cores()} cores",
+        summary=f"{hardware}, {usable_cpus()} cores",
         roles=("cloud",),
         measured=True,
         platform=Platform(
             processor=system_facts.processor_name(),
-            num_cores=system_facts.num_cores(),
+            num_cores=usable_cpus(),
             num_threads=kernels.num_threads,
             operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
             engine=kernels.engine,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from hwprofiles.cpus import usable_cpus
 from hwprofiles.profiler import kernel_runs, system_facts
 from hwprofiles.profiler.front_pass import ATTENTION, Effort, one_pass
 from hwprofiles.profiler.measured_backends import CodecKernels
@@ -96,12 +97,12 @@ def profile_device(
     progress(1.0, "done")
     return DeviceProfile(
         name=name or socket.gethostname().split(".")[0] or "this-machine",
-        summary=f"{system_facts.processor_name()}, {system_facts.num_cores()} cores",
+        summary=f"{system_facts.processor_name()}, {usable_cpus()} cores",
         roles=("edge",),
         measured=True,
         platform=Platform(
             processor=system_facts.processor_name(),
-            num_cores=system_facts.num_cores(),
+            num_cores=usable_cpus(),
             num_threads=threads,
             operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
             engine="onnxruntime-cpu",
@@ -138,7 +139,7 @@ def _reference(effort: Effort, threads: int) -> Timing:
 
 def _thread_sweep(effort: Effort) -> dict[int, float]:
     """Seconds of single-row layers with 1, 2, 4 ... threads, up to all cores."""
-    cores = system_facts.num_cores()
+    cores = usable_cpus()
     counts = sorted({min(1 << power, cores) for power in range(cores.bit_length() + 1)})
     return {
         count: kernel_runs.time_decoder(

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from hwprofiles.cgroups import CGROUP_ROOT, group_folders, text_of
 from hwprofiles.profiler.timing import Timing, measure
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
 # What an edge process imports besides this project; those not installed are left out.
 EDGE_LIBRARIES = (
     "numpy", "onnxruntime", "grpc", "google.protobuf", "tokenizers", "jinja2",
@@ -38,42 +38,22 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def num_cores() -> int:
-    """Cores this process may run on (affinity aware)."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def cgroup_limit_bytes(root: Path = CGROUP_ROOT, membership: str | None = None) -> int | None:
     """The tightest memory limit of our cgroup and its parents, v2 or v1; None without one."""
-    if membership is None:
-        try:
-            membership = Path("/proc/self/cgroup").read_text(encoding="utf-8")
-        except OSError:
-            return None
-    limits = []
-    for line in membership.splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
-            continue
-        base = root if controllers == "" else root / "memory"
-        name = "memory.max" if controllers == "" else "memory.limit_in_bytes"
-        folder = base / group.lstrip("/")
-        for place in (folder, *folder.parents):
-            if place != base and base not in place.parents:
-                break
-            limits.append(_read_limit(place / name))
-    found = [limit for limit in limits if limit is not None]
-    return min(found) if found else None
+    found = [
+        limit
+        for folder, is_v2 in group_folders("memory", root, membership)
+        if (limit := _limit(folder / ("memory.max" if is_v2 else "memory.limit_in_bytes")))
+        is not None
+    ]
+    return min(found, default=None)
 
 
-def _read_limit(path: Path) -> int | None:
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
+def _limit(path: Path) -> int | None:
+    text = text_of(path)
     # cgroup v1 writes "no limit" as a huge number of whole pages.
-    return None if text == "max" or int(text) >= 1 << 62 else int(text)
+    is_limit = text is not None and text.isascii() and text.isdigit() and int(text[:32]) < 1 << 62
+    return int(text) if text is not None and is_limit else None
 
 
 def usable_memory_bytes() -> int:

@@ -47,11 +47,25 @@ class SimulatedConnector:
         """Which server it used last."""
         return self._attempts.next_address % len(self._context.servers)
 
-    def connect(self, opener: Opener, blocks: int, timeout_s: float) -> None:
-        """Ask for a session of `blocks` KV blocks within `timeout_s`, and tell `opener` the end."""
-        self._deadline_s = self._context.env.now + timeout_s
-        self._attempts = self._attempts.begin()
-        self._attempt(opener, blocks)
+    def connect(
+        self, opener: Opener, blocks: int, timeout_s: float, *, wait_first: bool = False
+    ) -> None:
+        """Ask for a session of `blocks` KV blocks within `timeout_s`, and tell `opener` the end.
+
+        wait_first: the last session was lost before it brought anything; see `edge.generation`.
+        """
+        now_s = self._context.env.now
+        self._deadline_s = now_s + timeout_s
+        if not wait_first:
+            self._attempts = self._attempts.begin()
+            self._attempt(opener, blocks)
+            return
+        early = self._attempts.after_early_loss(self._context.scenario.patience, self._device.draw)
+        if early is None:
+            opener.shut_out("server_lost")
+            return
+        self._attempts = early.attempts
+        self._attempt_at(now_s + min(early.wait_s, timeout_s), opener, blocks)
 
     def give_up(self) -> None:
         """Ignore whatever is answered from now on."""
@@ -172,13 +186,17 @@ class SimulatedConnector:
             opener.shut_out(_OUTCOMES[failure])
             return
         self._attempts = retry.attempts
+        self._attempt_at(now_s + retry.wait_s, opener, blocks)
+
+    def _attempt_at(self, at_s: float, opener: Opener, blocks: int) -> None:
+        """Make the next attempt at `at_s`, unless the client has given up by then."""
         number = self._number
 
         def again(_: object) -> None:
             if number == self._number:
                 self._attempt(opener, blocks)
 
-        context.at(now_s + retry.wait_s, again)
+        self._context.at(at_s, again)
 
 
 _OUTCOMES: dict[Failure, Outcome] = {

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from optimizer.policy.level_control import ControlState
 from optimizer.policy.prefill_chunks import next_chunk
+from optimizer.policy.retry import Recovery
 from optimizer.simulate.connector import SimulatedConnector
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.drafts import SimulatedDrafts
@@ -43,9 +44,9 @@ class Generation:
         "_ended",
         "_freed",
         "_last_s",
-        "_lost_s",
         "_prefill",
         "_recorded",
+        "_recovery",
         "_sender",
         "_session",
         "asked_s",
@@ -89,7 +90,7 @@ class Generation:
         self._sender = SimulatedFrameSender(context, device)
         self._drafts = SimulatedDrafts(context.drafting, device)
         self._prefill = PrefillProgress()
-        self._lost_s = -1.0  # when the session was lost, until the first answer after it
+        self._recovery = Recovery()  # begins anew with every token
         self._begun_s = asked_s  # when the device took the question up
         self._last_s = asked_s  # when the last token came
 
@@ -119,7 +120,10 @@ class Generation:
 
     def shut_out(self, outcome: Outcome) -> None:
         """See Opener."""
-        self._end(self._context.env.now, "server_lost" if self._lost_s >= 0 else outcome)
+        self._end(
+            self._context.env.now,
+            "server_lost" if self._recovery.is_recovering else outcome,
+        )
 
     def _end(self, at_s: float, outcome: Outcome, *, closing: bool = True) -> None:
         if self.over:
@@ -168,11 +172,16 @@ class Generation:
         if self._session is not session or self.over:
             return
         self._session = None
-        if self._lost_s < 0:
-            self._lost_s = self._context.env.now
+        now_s = self._context.env.now
+        is_first = not self._recovery.is_recovering
+        self._recovery = self._recovery.after_loss(now_s)
+        left_s = self._recovery.left_s(self._context.scenario.patience.recover_s, now_s)
+        if left_s <= 0:
+            self._end(now_s, "server_lost")
+            return
         if self._sender.has_journal:
             self._context.record.reconnects += 1
-        self._connector.connect(self, self._blocks, self._context.scenario.patience.recover_s)
+        self._connector.connect(self, self._blocks, left_s, wait_first=not is_first)
 
     # --- prefill and decode -----------------------------------------------------------------
 
@@ -300,10 +309,10 @@ class Generation:
             ),
             is_first=first,
             accepted=accepted,
-            is_recovered=self._lost_s >= 0,
+            is_recovered=self._recovery.is_recovering,
             drawn=self._recorded,
         )
-        self._lost_s = -1.0
+        self._recovery = Recovery()
         if now_s <= context.scenario.duration_s:
             context.record.tokens_in_time += 1 + accepted
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Final
 
+from hwprofiles.cpus import usable_cpus
 from optimizer.simulate.record import Record
 from optimizer.simulate.setup import Setup
 from optimizer.simulate.simulation import simulate
@@ -27,11 +27,11 @@ def replicate(
 ) -> list[list[Record]]:
     """`replications` records of each setup, in order.
 
-    processes: None means one for each core; the result does not depend on it. A single job runs in
-    this process. `progress` is told the share that is done.
+    processes: None means one for each usable CPU; the result does not depend on it. A single job
+    runs in this process. `progress` is told the share that is done.
     """
     jobs = [(setup, number) for setup in setups for number in range(replications)]
-    processes = min(processes or os.cpu_count() or 1, len(jobs))
+    processes = min(processes or usable_cpus(), len(jobs))
     if processes == 1:
         records = []
         for index, (setup, number) in enumerate(jobs):

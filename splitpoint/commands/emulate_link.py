@@ -124,7 +124,8 @@ def emulate_link(
     runs until interrupted. Every connection shares the one link.
     """
     shape = link.shape()
-    where, target = address_of(listen, "--listen"), address_of(to, "--to")
+    where = address_of(listen, "--listen")
+    target = address_of(to, "--to", lowest_port=1)
     if not (insecure or is_loopback(where.host)):
         raise typer.BadParameter(
             f"{where.host} is not loopback, and the relay asks nobody who they are: "

@@ -13,13 +13,17 @@ from decoding.params import SamplingParams
 from edge.errors import InputError
 from edge.text_input import check_token
 from optimizer.policy.kv.registry import KV_POLICIES
+from splitpoint.commands.option_groups import address_of
 from splitpoint.text_input import read_text, text_argument
 from splitpoint.views.sizes import parse_size
 
 if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
-    from edge.net.grpc_transport import Credentials
+    from edge.net.credentials import Credentials
+
+# A server is given this long for the first connection, however short --recover-within is.
+MIN_CONNECT_S: Final = 1.0
 
 MAX_THREADS: Final = 1024  # a typing error beyond this takes the machine's memory
 
@@ -44,7 +48,7 @@ class CredentialOptions:
 
     def credentials(self) -> Credentials:
         """The options as the transport takes them; InputError for a bad token file."""
-        from edge.net.grpc_transport import Credentials
+        from edge.net.credentials import Credentials
 
         return Credentials(
             ca_file=self.tls_ca,
@@ -95,7 +99,13 @@ class DeviceOptions(CredentialOptions):
     ] = None
 
     def open_client(self, stack: ExitStack, bundle: Path, *, concurrency: int = 1) -> EdgeClient:
-        """An EdgeClient that lives as long as `stack`."""
+        """An EdgeClient that lives as long as `stack`.
+
+        Bad usage for an address that cannot be dialled, and InputError for bad credentials, before
+        anything is loaded.
+        """
+        servers = [str(address_of(text, "--server", lowest_port=1)) for text in self.server or ()]
+        credentials = self.credentials()
         from edge.client import EdgeClient
         from edge.device.power import pin_to
         from optimizer.policy.retry import RetryPolicy
@@ -110,8 +120,8 @@ class DeviceOptions(CredentialOptions):
         return stack.enter_context(
             EdgeClient(
                 bundle,
-                self.server,
-                credentials=self.credentials(),
+                servers,
+                credentials=credentials,
                 concurrency=concurrency,
                 threads=self.threads,
                 spinning=self.spin,
@@ -120,7 +130,10 @@ class DeviceOptions(CredentialOptions):
                 ),
                 prefill_chunk=self.prefill_chunk,
                 draft_model=self.draft_model,
-                retry_policy=RetryPolicy(recover_s=self.recover_within),
+                retry_policy=RetryPolicy(
+                    recover_s=self.recover_within,
+                    connect_s=min(RetryPolicy().connect_s, max(self.recover_within, MIN_CONNECT_S)),
+                ),
                 trace=sink,
             )
         )

@@ -20,7 +20,7 @@ from hwprofiles.profiles.catalog import device_to_yaml, load_device, shipped_dev
 from hwprofiles.profiles.compare import compare_devices, key_figures
 from hwprofiles.profiles.device import DeviceProfile
 from splitpoint.commands.generation_options import CredentialOptions
-from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.commands.option_groups import JsonOption, address_of, with_options
 from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
 from splitpoint.views.progress import share_and_stage_progress
@@ -122,10 +122,11 @@ def link(
     from edge.net.link_probe import probe_link
     from edge.net.loopback_probe import loopback_stack_s
 
+    address = str(address_of(server, "--server", lowest_port=1))
+    transport = GrpcTransport(address, access.credentials())
     typer.echo(f"link probe: at most {max_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
-    stack_s = loopback_stack_s()
-    transport = GrpcTransport(server, access.credentials())
     try:
+        stack_s = loopback_stack_s()
         with share_and_stage_progress("probing") as report, GrpcProbeStream(transport) as stream:
             found = probe_link(stream, cap_bytes=max_bytes, stack_s=stack_s, progress=report)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
 
@@ -31,6 +32,14 @@ def client(bench: ModelBench) -> Iterator[EdgeClient]:
 def test_a_plan_with_layers_in_the_cloud_needs_a_server(bench: ModelBench) -> None:
     with pytest.raises(InputError, match="needs a server"):
         EdgeClient(bench.edge_bundle(2))
+
+
+@pytest.mark.parametrize("server", ["gpu", "http://gpu:1", "gpu:0", ["gpu:1", "gpu:99999"]])
+def test_an_address_that_cannot_be_dialled_is_refused_before_anything_loads(
+    tmp_path: Path, server: str | list[str]
+) -> None:
+    with pytest.raises(InputError, match=r"^server '"):
+        EdgeClient(tmp_path / "no bundle is here", server)
 
 
 def test_an_empty_prompt_is_refused(client: EdgeClient) -> None:

@@ -62,3 +62,34 @@ def test_nobody_connects_to_port_zero() -> None:
 )
 def test_loopback_is_what_only_this_machine_reaches(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "cure"),
+    [
+        ("gpu", "the port is missing, as in gpu:50051"),
+        ("http://gpu:50051/v1", "leave out 'http://' and what follows the port, as in gpu:50051"),
+        ("grpc://me:secret@gpu:50051", "as in gpu:50051"),
+        ("me:secret@gpu:50051", "holds no user and no password"),
+        ("gpu:50051/v1", "leave out '/' and what follows it"),
+        ("gpu:50051?x=1", "leave out '?'"),
+        ("gpu: 50051", "leave out the spaces"),
+        ("gpu:50051\n", "leave out the spaces"),
+        ("gpu:1,cpu:2", "an option of its own"),
+        ("ipv4:1.2.3.4:50051", "no host name and no IP address"),
+        ("::1", "no host name and no IP address"),
+        ("[::1:50051", "no host name and no IP address"),
+        ("[1.2.3.4]:50051", "no host name and no IP address"),
+        ("gpu..lan:50051", "no host name and no IP address"),
+        ("gpu\x1b[2J:50051", "no host name and no IP address"),
+        ("x" * 64 + ":50051", "no host name and no IP address"),
+    ],
+)
+def test_the_error_says_how_to_write_it_on_one_line_and_without_the_password(
+    text: str, cure: str
+) -> None:
+    with pytest.raises(AddressError, match="is not HOST:PORT") as caught:
+        parse_address(text, lowest_port=1)
+    assert cure in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert "secret" not in str(caught.value)

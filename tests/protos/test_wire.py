@@ -174,3 +174,30 @@ def test_an_oversized_message_is_refused_on_both_sides() -> None:
 def test_a_negative_number_is_a_local_error() -> None:
     with pytest.raises(LocalWireError):
         wire.encode_edge(Frame(sequence=-1, first_position=0, token_ids=(1,), hidden=b""))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 0.01])
+def test_log_probabilities_that_are_none_are_refused(value: float) -> None:
+    result = Result(sequence=0, token_ids=(1,), logprobs=(value,), num_tokens=1)
+    with pytest.raises(RemoteWireError, match="finite and not above 0"):
+        wire.decode_cloud(wire.encode_cloud(result))
+
+
+def test_a_log_probability_may_round_to_just_above_zero() -> None:
+    result = Result(sequence=0, token_ids=(1,), logprobs=(1e-6,), num_tokens=1)
+    decoded = wire.decode_cloud(wire.encode_cloud(result))
+    assert isinstance(decoded, Result)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1e-9, 1e6])
+def test_times_that_are_none_are_refused(value: float) -> None:
+    result = Result(sequence=0, token_ids=(), num_tokens=1, timings=Timings(queue_s=value))
+    with pytest.raises(RemoteWireError, match="timings must be finite"):
+        wire.decode_cloud(wire.encode_cloud(result))
+
+
+def test_a_peers_words_become_one_line_that_a_terminal_can_show() -> None:
+    closed = wire.decode_cloud(wire.encode_cloud(Closed(detail="bye\n\x1b[31m" + "x" * 380)))
+    assert isinstance(closed, Closed)
+    assert closed.detail.startswith("bye??[31m")
+    assert closed.detail.isprintable()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge.errors import EdgeError
 from splitpoint.cli import main
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import RunningServer
@@ -116,3 +117,47 @@ def test_the_api_is_not_open_to_the_network_by_accident(
     assert "refusing to listen" in line
     status, line = failing(capsys, "api", bundle, "--server", "h:1", "--listen", "nowhere")
     assert (status, "HOST:PORT" in line) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "no-bundle", "--prompt", "x", "--server", "gpu"),
+        ("run", "no-bundle", "--prompt", "x", "--server", "gpu:1", "--server", "http://gpu:1"),
+        ("api", "no-bundle", "--server", "gpu:0"),
+        ("profile", "link", "--server", "gpu:99999"),
+        ("profile", "link", "--server", "me@gpu:1"),
+        (
+            *("emulate-link", "--to", "gpu:0", "--rtt-ms", "1"),
+            *("--up-mbps", "1", "--down-mbps", "1"),
+        ),
+    ],
+)
+def test_an_address_that_cannot_be_dialled_is_bad_usage_before_anything_loads(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    status, line = failing(capsys, *arguments)
+    assert status == 2
+    assert "--server" in line or "--to" in line
+    assert "HOST:PORT" in line or "a port lies between 1 and 65535" in line
+
+
+def test_a_short_time_to_recover_is_a_short_time_to_connect(
+    capsys: pytest.CaptureFixture[str], bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def stop(*_: object, **options: Any) -> None:
+        seen.append(options["retry_policy"])
+        raise EdgeError("seen enough")
+
+    monkeypatch.setattr("edge.client.EdgeClient", stop)
+    for within in ("2", "0", "100"):
+        failing(
+            capsys, "run", bundle, "--server", "h:1", "--prompt", "x", "--recover-within", within
+        )
+    assert [(policy.recover_s, policy.connect_s) for policy in seen] == [
+        (2.0, 2.0),
+        (0.0, 1.0),
+        (100.0, 10.0),
+    ]

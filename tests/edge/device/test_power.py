@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from edge.device.power import parse_cpus, pin_to, usable_cpus
+from edge.device.power import parse_cpus, pin_to
 from edge.errors import InputError
+from hwprofiles.cpus import usable_cpus
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class SmallModel(FakeFront):
 
 def drafter(sure: float = 0.75, max_tokens: int = 100) -> tuple[ModelDrafter, SmallModel]:
     engine: Any = SmallModel(sure)
-    return ModelDrafter(engine, max_tokens=max_tokens, chunk_tokens=2), engine
+    return ModelDrafter(engine, max_tokens=max_tokens, chunk_tokens=2, vocab_size=VOCAB), engine
 
 
 def test_the_likeliest_token_is_guessed_with_its_probability_in_tenths() -> None:
@@ -69,3 +69,12 @@ def test_a_sequence_longer_than_the_models_plan_has_no_guess() -> None:
     made.extend(PROMPT, None)
     assert made.guesses() == ()
     assert engine.calls == []
+
+
+def test_a_token_that_only_the_large_model_has_ends_the_guessing() -> None:
+    made, engine = drafter()
+    made.extend([*PROMPT, VOCAB], None)
+    assert made.guesses() == ()
+    assert engine.calls == []
+    made.rollback(len(PROMPT))
+    assert len(made.guesses()) == 1

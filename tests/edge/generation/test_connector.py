@@ -9,11 +9,13 @@ from edge.errors import (
     ConnectError,
     InputError,
     LostError,
+    MisconfiguredError,
+    PeerError,
     RefusedError,
     TransportError,
 )
 from edge.generation.session import EdgeSession
-from optimizer.policy.retry import RetryPolicy
+from optimizer.policy.retry import MAX_ATTEMPTS, RetryPolicy
 from protos.messages import Frame
 from protos.prefix import begin_chain, extend_chain
 from tests.edge.fakes import FakeTransport
@@ -154,3 +156,46 @@ def test_known_frames_of_the_prompt_are_announced_by_hash() -> None:
     chain = extend_chain(begin_chain(open_request()), frames[0])
     assert request.prefix_hashes == (chain,)  # the frame that asks for a token is no prefix
     assert request.shareable_tokens == 5
+
+
+def test_the_backoff_goes_on_over_all_attempts_without_progress() -> None:
+    time = ManualTime()
+    made = connector([FakeTransport()], time.clock())
+    lost = session()
+    made.connect(lost, 10.0)
+    for _ in range(5):
+        lost.lost()
+        made.connect(lost, 100.0, wait_first=True)
+    for slept_s, full_s in zip(time.slept_s, [0.1, 0.2, 0.4, 0.8, 1.6], strict=True):
+        assert full_s / 2 <= slept_s <= full_s
+    lost.lost()
+    made.connect(lost, 10.0)  # after progress
+    assert len(time.slept_s) == 5
+
+
+def test_attempts_without_progress_have_an_end_however_long_the_time() -> None:
+    time = ManualTime()
+    policy = RetryPolicy(first_backoff_s=0.0, max_backoff_s=0.0)
+    transport = FakeTransport()
+    made = connector([transport], time.clock(), policy)
+    lost = session()
+    made.connect(lost, 10.0)
+    for _ in range(MAX_ATTEMPTS - 1):
+        lost.lost()
+        made.connect(lost, 1e9, wait_first=True)
+    lost.lost()
+    with pytest.raises(LostError, match=f"given up after {MAX_ATTEMPTS} attempts"):
+        made.connect(lost, 1e9, wait_first=True)
+    assert transport.opens == MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize("kind", [PeerError, MisconfiguredError, RefusedError])
+def test_an_address_that_cannot_work_gives_way_to_the_next_at_once(
+    kind: type[TransportError],
+) -> None:
+    time = ManualTime()
+    right = FakeTransport()
+    connect([FakeTransport(open_errors=[kind("no")]), right], time)
+    assert (right.opens, time.slept_s) == (1, [0.0])
+    with pytest.raises(kind, match="no"):
+        connect([FakeTransport(open_errors=[kind("no")])], time)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from codec.ladder import Ladder
+from edge.generation.connector import MIN_TIMEOUT_S
 from edge.generation.deadlines import Deadlines
 from edge.generation.level_selector import LevelSelector
 from optimizer.policy.retry import RetryPolicy
@@ -55,5 +56,26 @@ def test_the_time_to_recover_counts_from_the_first_loss_until_something_is_answe
     assert limits.for_recovery(has_tokens=True) == (40.0, 25.0, False)
     time.sleep(30.0)
     assert limits.for_recovery(has_tokens=True).left_s < 0
-    limits.answered()
+    limits.answered(is_new=False)  # a replayed answer: nothing has come
+    assert limits.for_recovery(has_tokens=True).left_s < 0
+    limits.answered(is_new=True)
     assert limits.for_recovery(has_tokens=True) == (40.0, 40.0, True)
+
+
+def test_a_new_stream_must_answer_within_what_is_left_to_recover() -> None:
+    time = ManualTime()
+    limits = deadlines(time)
+    assert limits.for_answer(has_tokens=True).wait_s == 60.0
+    limits.for_recovery(has_tokens=True)
+    time.sleep(10.0)
+    assert limits.for_answer(has_tokens=True).wait_s == 30.0
+    time.sleep(25.0)
+    assert limits.for_answer(has_tokens=True).wait_s == 20.0  # half of it at least
+    limits.answered(is_new=False)  # it answers: a long replay may take its time
+    assert limits.for_answer(has_tokens=True).wait_s == 60.0
+
+
+def test_without_time_to_recover_an_answer_still_has_a_moment() -> None:
+    limits = deadlines(ManualTime(), policy=RetryPolicy(recover_s=0.0))
+    limits.for_recovery(has_tokens=True)
+    assert limits.for_answer(has_tokens=True).wait_s == MIN_TIMEOUT_S

@@ -102,3 +102,13 @@ def test_on_a_short_link_guesses_that_never_pay_are_asked_for_now_and_then(
     for _ in range(48):
         assert drafting.extend(DraftRun(first_position=20)) is None
     assert drafter.count == asked
+
+
+def test_a_guess_beyond_the_vocabulary_is_no_guess() -> None:
+    said = (Guess(50, "a", 0.9), Guess(7, "a", 0.9), Guess(-1, "a", 0.9))
+    drafting = DraftSelector(Saying(*said), clock=lambda: 0.0, vocab_size=50)
+    run = DraftRun(first_position=0)
+    drafting.extend(run)
+    assert run.following is not None
+    assert run.following.guess.token_id == 7
+    assert run.following.alternatives == ()

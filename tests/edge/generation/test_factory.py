@@ -44,7 +44,7 @@ class Drafters:
 def factory(
     *, level: str = "q2", edge_is_whole: bool = False, recover_s: float = 60.0
 ) -> GenerationFactory:
-    model = SimpleNamespace(sha256=SHA, geometry=SimpleNamespace(hidden_size=4))
+    model = SimpleNamespace(sha256=SHA, geometry=SimpleNamespace(hidden_size=4, vocab_size=50))
     plan: Any = SimpleNamespace(
         level=level,
         edge_is_whole=edge_is_whole,

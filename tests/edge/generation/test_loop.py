@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import islice
 
 import pytest
@@ -101,3 +102,24 @@ def test_a_trace_accounts_for_the_whole_round_trip() -> None:
     for step in steps:
         assert step.round_trip_s == pytest.approx(step.wire_s + step.cloud_s)
         assert step.front_s == step.encode_s == 1.0
+
+
+def test_replayed_answers_do_not_restart_the_time_to_recover() -> None:
+    """The server answers all it has answered before, and breaks at the next token, every time."""
+    heard = itertools.count()
+    transport = FakeTransport()
+
+    def fault() -> TransportError | None:
+        next(heard)
+        frames = transport.clouds[-1].next_sequence if transport.clouds else 0
+        return LostError("the step failed") if frames > 5 else None
+
+    transport.fault = fault
+    time = ManualTime()
+    run = generation([transport], time.clock(), RetryPolicy(recover_s=10.0))
+    tokens: list[int] = []
+    with pytest.raises(LostError, match="no way back within 10 s"):
+        tokens.extend(token.token_id for token in run.tokens(PROMPT, lambda step: None))
+    assert tokens == expected_tokens(PROMPT, 3)
+    assert 5.0 <= time.now_s <= 10.0
+    assert 2 < transport.opens < 20

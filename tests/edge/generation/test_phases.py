@@ -114,6 +114,7 @@ def test_a_session_takes_every_change_of_phase_from_the_table(
         session.lost()
         session.open()
         session.opened()
+        session.replay()
         seen.append(session.phase)
 
     session.open()

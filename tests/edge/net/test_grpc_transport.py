@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import grpc
 import pytest
 
-from edge.errors import BusyError, ConnectError, LostError, RefusedError, TransportError
+from edge.errors import BusyError, ConnectError, PeerError, RefusedError, TransportError
 from edge.net.grpc_transport import (
     ERROR_OF_STATUS,
     MAX_UNREAD,
@@ -105,5 +105,5 @@ def test_a_server_that_answers_without_end_fills_no_memory() -> None:
     assert flood.left > MAX_UNREAD
     for _ in range(MAX_UNREAD):
         stream.receive(1.0)
-    with pytest.raises(LostError, match="more answers"):
+    with pytest.raises(PeerError, match="more answers"):
         stream.receive(1.0)

@@ -72,7 +72,8 @@ class FluidLink:
         self.up_free_s = max(self.now_s, self.up_free_s) + (chunk.padding_bytes + 22) / self.up
         there_s = self.up_free_s + self.rtt_s / 2
         self.down_free_s = max(there_s, self.down_free_s) + (chunk.want_bytes + 22) / self.down
-        self.answers.append(Arrival(chunk, self.down_free_s + self.rtt_s / 2))
+        answer = ProbeChunk(sequence=chunk.sequence, padding_bytes=chunk.want_bytes)
+        self.answers.append(Arrival(answer, self.down_free_s + self.rtt_s / 2))
 
     def receive(self, timeout_s: float) -> Arrival:
         arrival = self.answers.pop(0)

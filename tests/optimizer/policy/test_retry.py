@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.policy.retry import ConnectAttempts, Failure, Retry, RetryPolicy
+from optimizer.policy.retry import (
+    MAX_ATTEMPTS,
+    ConnectAttempts,
+    Failure,
+    Recovery,
+    Retry,
+    RetryPolicy,
+)
 
 POLICY = RetryPolicy(first_backoff_s=0.1, max_backoff_s=5.0)
 
@@ -53,7 +60,7 @@ def test_unreachable_addresses_are_tried_in_turn_with_doubling_waits() -> None:
 
 def test_a_busy_server_says_how_long_to_wait_and_is_no_failure() -> None:
     retry = after(ConnectAttempts(num_failures=2), "busy", retry_after_s=1.5)
-    assert retry == Retry(1.5, ConnectAttempts(next_address=1, num_failures=2))
+    assert retry == Retry(1.5, ConnectAttempts(next_address=1, num_failures=2, num_attempts=1))
 
 
 def test_a_refusal_leads_to_the_next_address_at_once_and_the_last_one_ends_it() -> None:
@@ -74,12 +81,47 @@ def test_a_wait_that_would_end_too_late_is_not_begun() -> None:
     assert after(ConnectAttempts(), "unreachable", now_s=9.95) is None
 
 
-def test_an_early_loss_counts_as_a_failure_where_a_new_call_forgets_them() -> None:
-    attempts = ConnectAttempts(next_address=4, num_failures=1, num_refused=2)
-    wait_s, lost = attempts.after_early_loss(POLICY, longest)
-    assert wait_s == pytest.approx(0.2)
-    assert lost == ConnectAttempts(next_address=5, num_failures=2)
+@pytest.mark.parametrize("said_s", [0.0, 1e-9])
+def test_a_busy_server_that_asks_for_no_wait_is_not_asked_without_end(said_s: float) -> None:
+    retry = after(ConnectAttempts(), "busy", retry_after_s=said_s)
+    assert retry is not None
+    assert retry.wait_s == POLICY.first_backoff_s
+
+
+def test_an_early_loss_counts_as_a_failure_where_progress_forgets_them() -> None:
+    attempts = ConnectAttempts(
+        next_address=4, num_failures=1, refused=frozenset({0}), num_attempts=7
+    )
+    lost = attempts.after_early_loss(POLICY, longest)
+    assert lost is not None
+    assert lost.wait_s == pytest.approx(0.2)
+    assert lost.attempts == ConnectAttempts(next_address=5, num_failures=2, num_attempts=8)
     assert attempts.begin() == ConnectAttempts(next_address=4)
+
+
+def test_an_address_that_refuses_twice_does_not_speak_for_one_that_is_away() -> None:
+    """Address 0 is away for a while, address 1 serves another model."""
+    attempts = ConnectAttempts()
+    for failure in ("unreachable", "refused") * 3:
+        retry = after(attempts, failure, num_addresses=2)
+        assert retry is not None
+        attempts = retry.attempts
+
+
+@pytest.mark.parametrize("failure", ["busy", "unreachable"])
+def test_attempts_without_progress_are_bounded_whatever_the_time(failure: Failure) -> None:
+    attempts, count = ConnectAttempts(), 1
+    while (retry := after(attempts, failure)) is not None:
+        attempts, count = retry.attempts, count + 1
+    assert count == MAX_ATTEMPTS
+    assert attempts.after_early_loss(POLICY, longest) is None
+
+
+def test_only_the_first_loss_since_progress_starts_the_time_to_recover() -> None:
+    recovery = Recovery().after_loss(5.0).after_loss(9.0)
+    assert recovery.left_s(10.0, now_s=12.0) == 3.0
+    assert recovery.left_s(10.0, now_s=16.0) < 0
+    assert Recovery().left_s(10.0, now_s=99.0) == 10.0
 
 
 @given(st.integers(1, 5000), st.floats(0, 1, exclude_max=True))

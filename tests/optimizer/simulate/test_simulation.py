@@ -122,6 +122,20 @@ def test_a_lost_server_costs_time_and_no_tokens() -> None:
     assert tokens == record.firsts + len(record.gaps_s)
 
 
+def test_a_server_that_dies_before_every_token_is_given_up_in_the_time_to_recover() -> None:
+    """Sessions that bring nothing new neither restart the time nor are opened without a wait."""
+    group = {"prompt_tokens": Lengths(median=900), "link": Link(mix={"3g": 1.0})}
+    deaths = tuple(
+        Fault(kind="server_loss", at_s=0.5 + 0.4 * index, duration_s=0.02) for index in range(100)
+    )
+    crashing = scene(group=group, faults=deaths, patience=RetryPolicy(recover_s=3.0))
+    record = run(crashing)
+    assert {row.outcome for row in record.requests} <= {"server_lost", "unfinished"}
+    answers = sum(row.outcome == "server_lost" for row in record.requests)
+    assert answers >= 2
+    assert record.reconnects <= 8 * len(record.requests)
+
+
 def test_clients_go_to_another_server_when_theirs_is_lost() -> None:
     group = {**BUSY_GROUP, "arrivals": Arrivals(kind="closed", think_s=0.5)}
     record = run(

@@ -1,0 +1,79 @@
+"""Whether an answer fits the frame it answers: what a server says is checked before it is used.
+
+`protos.decode` has checked every number's range by then. These checks need the question. They are
+pure, and each failure is a SessionError in one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.errors import SessionError
+from protos.limits import MAX_TOKENS
+from protos.messages import Frame, Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerTerms:
+    """What one generation's answers must keep to.
+
+    vocab_size: of the model; None: any token id. with_logprobs: whether log-probabilities were
+    asked for. max_tokens: the session's, prompt and output together.
+    """
+
+    vocab_size: int | None = None
+    with_logprobs: bool = False
+    max_tokens: int = MAX_TOKENS
+
+
+def check_answer(frame: Frame, result: Result, terms: AnswerTerms, *, is_void: bool) -> None:
+    """Raise SessionError unless `result` is an answer that `frame` can have.
+
+    is_void: the frame was sent ahead on a wrong guess, so the server has run nothing for it.
+    """
+    if is_void or not frame.want_token:
+        kept = frame.first_position + len(frame.token_ids)
+        if result.num_tokens > terms.max_tokens or not (is_void or result.num_tokens == kept):
+            raise _wrong_count(result, min(kept, terms.max_tokens))
+        return
+    _check_tokens(frame, result)
+    _check_vocabulary(result, terms.vocab_size)
+    if terms.with_logprobs and len(result.logprobs) != len(result.token_ids):
+        raise SessionError(
+            f"answer {result.sequence} has {len(result.logprobs)} log-probabilities for "
+            f"{len(result.token_ids)} tokens"
+        )
+    # The last token of an answer is not in the cache yet: the next frame brings it.
+    kept = frame.first_position + len(frame.token_ids) - frame.num_drafts
+    kept += len(result.token_ids) - 1
+    if result.num_tokens != kept:
+        raise _wrong_count(result, kept)
+
+
+def _check_tokens(frame: Frame, result: Result) -> None:
+    """The tokens are one more than accepted drafts, and these were sent."""
+    if not 1 <= len(result.token_ids) <= frame.num_drafts + 1:
+        raise SessionError(
+            f"answer {result.sequence} has {len(result.token_ids)} tokens for "
+            f"{frame.num_drafts} drafts"
+        )
+    num_accepted = len(result.token_ids) - 1
+    if result.token_ids[:-1] != frame.token_ids[-frame.num_drafts :][:num_accepted]:
+        raise SessionError(f"answer {result.sequence} accepts drafts that were not sent")
+
+
+def _check_vocabulary(result: Result, vocab_size: int | None) -> None:
+    unknown = [
+        token for token in result.token_ids if vocab_size is not None and token >= vocab_size
+    ]
+    if unknown:
+        raise SessionError(
+            f"the server answered token {unknown[0]}, the vocabulary has {vocab_size}"
+        )
+
+
+def _wrong_count(result: Result, expected: int) -> SessionError:
+    return SessionError(
+        f"answer {result.sequence} says that the server's cache holds {result.num_tokens} tokens, "
+        f"where the frames make {expected}"
+    )
