@@ -61,7 +61,7 @@ def test_prompt_and_answer_have_to_fit_the_plan(client: EdgeClient) -> None:
 def test_an_unknown_token_id_is_refused_before_a_generation_begins(
     client: EdgeClient, ids: list[int]
 ) -> None:
-    with pytest.raises(InputError, match="token ids must lie between 0 and 319"):
+    with pytest.raises(InputError, match="must lie between 0 and 319"):
         client.start_ids(ids)
 
 

@@ -11,7 +11,7 @@ import pytest
 from edge.client import EdgeClient
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest
-from edge.net.grpc_transport import Credentials
+from edge.net.credentials import Credentials
 from edge.text_input import check_text, utf8_path
 from tests.conftest import ModelBench
 
