@@ -90,9 +90,10 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engine = BackEngine.load(
-        bundle.cloud_dir,
+        bundle.path("cloud/config.json").parent,
         first_layer=bundle.plan.back_start,
         device=choose_device(config.device),
+        weight_files=bundle.paths("cloud", ".safetensors"),
     )
     parts = assemble(config, bundle, engine)
     grpc_server, health_servicer = _grpc_server(parts)
