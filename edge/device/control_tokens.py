@@ -14,6 +14,7 @@ A conversation without such texts, which is nearly every one, is tokenized as on
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -177,9 +178,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _with_marks(rendered: str, marks: tuple[str, str]) -> str:
-    """The text with marks that JSON has escaped (`tojson(ensure_ascii=true)`) as themselves."""
+    """The text with marks as themselves, where JSON in ASCII or Python's `repr` escaped them."""
     for mark in marks:
-        number = ord(mark) - 0x10000
-        high, low = 0xD800 + (number >> 10), 0xDC00 + (number & 0x3FF)
-        rendered = rendered.replace(f"\\u{high:04x}\\u{low:04x}", mark)
+        for escaped in (json.dumps(mark)[1:-1], repr(mark)[1:-1]):
+            rendered = rendered.replace(escaped, mark)
     return rendered

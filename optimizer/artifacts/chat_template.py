@@ -23,7 +23,7 @@ from optimizer.artifacts.template_limits import BoundedEnvironment, Budget, boun
 from optimizer.errors import ChatTemplateError
 
 MAX_TEMPLATE_CHARS: Final = 256 << 10
-MAX_NODES: Final = 50_000
+MAX_NODES: Final = 20_000
 # Work for a rendering: as much as the largest templates need, and so much for each character given.
 BASE_UNITS: Final = 16 << 20
 UNITS_A_CHAR: Final = 32

@@ -87,10 +87,10 @@ class OverBudgetError(Exception):
 class Budget:
     """What one rendering may still do. One unit: a step, or a character that is made."""
 
-    def __init__(self, units: int, *, seconds: float = MAX_SECONDS) -> None:
+    def __init__(self, units: int, *, seconds: float | None = None) -> None:
         self._left = units
-        self._seconds = seconds
-        self._ends_s = time.monotonic() + seconds
+        self._seconds = MAX_SECONDS if seconds is None else seconds
+        self._ends_s = time.monotonic() + self._seconds
 
     def spend(self, units: int) -> None:
         """Charge `units`. Raises OverBudgetError when they are not there, or time is up."""

@@ -159,10 +159,3 @@ def test_what_pyyaml_stumbles_over_is_one_clear_line(text: str, reason: str) -> 
         parse_value(text, source="config.yaml")
     assert str(caught.value).startswith("config.yaml: ")
     assert "\n" not in str(caught.value)
-
-
-def test_aliases_that_stand_for_more_values_than_memory_holds_are_refused() -> None:
-    lines = ["a0: &a0 [1, 1]"]
-    lines += [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)]
-    with pytest.raises(ProfileError, match="more than 1000000 values"):
-        parse_value("\n".join(lines), source="config.yaml")
