@@ -70,12 +70,34 @@ def read_tables(path: Path) -> tuple[dict[str, Any], Arrays, str]:
     if size > min(_MAX_HEADER_BYTES, len(data) - 12):
         raise TablesError(f"{path}: header of {size} bytes does not fit")
     try:
-        header = json.loads(bytes(data[12 : 12 + size]))
+        header = json.loads(
+            bytes(data[12 : 12 + size]),
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
         body = data[12 + size :]
         arrays = {str(name): _array(body, entry) for name, entry in header["arrays"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise TablesError(f"{path}: damaged header: {error}") from error
     return header, arrays, _sha256_of(path)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header. The codec imports no other room, so it has checks of its own."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key is written twice")
+    return values
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is no number")
+    return value
 
 
 def _sha256_of(path: Path) -> str:

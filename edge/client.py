@@ -23,7 +23,7 @@ from edge.device.mapped_pages import return_freed_blocks
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
 from edge.device.tokenizer import ChatMessage, ChatTokenizer
 from edge.draft.factory import DrafterFactory
-from edge.errors import ContextLengthError, EdgeError, InputError
+from edge.errors import ContextLengthError, InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
 from edge.generation.factory import GenerationFactory
 from edge.generation.report import Completion
@@ -31,8 +31,15 @@ from edge.generation.stopping import StopRule
 from edge.net.credentials import Credentials
 from edge.net.grpc_transport import GrpcTransport
 from edge.text_input import check_text
-from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
-from optimizer.artifacts.bundle import Bundle, EdgeSettings, open_bundle
+from optimizer.artifacts.bundle import (
+    EDGE_SETTINGS_NAME,
+    FRONT_NAME,
+    TEMPLATE_NAME,
+    Bundle,
+    EdgeSettings,
+    open_bundle,
+    tables_name,
+)
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -61,8 +68,9 @@ class EdgeClient:
     limit that the plan was made for, if it has one). prefill_chunk: prompt tokens a frame, always
     (None: at most the plan's, and as many as suit what is measured, see
     `optimizer.policy.prefill_chunks`). draft_model: a bundle of a small model that lies wholly on
-    the edge, for drafting by `model`. retry_policy: how long to wait for a server (None: its
-    defaults). trace: a text stream that gets one JSON line a frame.
+    the edge, for drafting by `model`. allow_control_tokens: texts of control tokens in a message
+    are control tokens, not text (only for messages that you trust). retry_policy: how long to wait
+    for a server (None: its defaults). trace: a text stream that gets one JSON line a frame.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -78,6 +86,7 @@ class EdgeClient:
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
         draft_model: Path | str | None = None,
+        allow_control_tokens: bool = False,
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
     ) -> None:
@@ -92,9 +101,11 @@ class EdgeClient:
             memory_limit_bytes = _planned_limit(self.plan)
         if memory_limit_bytes is not None:
             return_freed_blocks()  # before the first large blocks are allocated and freed
-        self._settings = EdgeSettings.load(opened.edge_dir)
-        self.tokenizer = _tokenizer(opened, self._settings)
-        tables = opened.codec_dir / f"split-{self.plan.partition.split}.tables"
+        self._settings = EdgeSettings.load(opened.path(f"edge/{EDGE_SETTINGS_NAME}").parent)
+        self.tokenizer = _tokenizer(
+            opened, self._settings, allow_control_tokens=allow_control_tokens
+        )
+        tables = _tables(opened)
         self.ladder = _ladder(tables, self.plan)
         chunk_tokens = prefill_chunk or self.plan.prefill_chunk
         if memory_limit_bytes is not None:
@@ -106,13 +117,13 @@ class EdgeClient:
             )
         self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
         for front in FrontEngine.load(
-            opened.edge_dir,
+            opened.path(f"edge/{FRONT_NAME}").parent,
             plan=self.plan,
             count=concurrency,
             threads=threads,
             spinning=spinning,
             low_memory=memory_limit_bytes is not None,
-            mapped=(tables,),
+            mapped=() if tables is None else (tables,),
         ):
             self._fronts.put(front)
         self._transports = [GrpcTransport(address, credentials) for address in addresses]
@@ -289,19 +300,28 @@ def _planned_limit(plan: Plan) -> int | None:
     return None if limit is None else int(limit)
 
 
-def _tokenizer(bundle: Bundle, settings: EdgeSettings) -> ChatTokenizer:
+def _tokenizer(
+    bundle: Bundle, settings: EdgeSettings, *, allow_control_tokens: bool
+) -> ChatTokenizer:
     """The bundle's tokenizer, with its chat template if it has one."""
-    template_path = bundle.edge_dir / "chat_template.jinja"
-    try:
-        template = utf8_text(template_path.read_bytes()) if template_path.is_file() else None
-    except NotUtf8Error as error:
-        raise EdgeError(f"{template_path}: {error}") from error
-    return ChatTokenizer(bundle.edge_dir / "tokenizer.json", template, settings)
+    template = bundle.read_text(TEMPLATE_NAME) if bundle.has(TEMPLATE_NAME) else None
+    return ChatTokenizer(
+        bundle.path("edge/tokenizer.json"),
+        template,
+        settings,
+        allow_control_tokens=allow_control_tokens,
+    )
 
 
-def _ladder(tables: Path, plan: Plan) -> Ladder:
+def _tables(bundle: Bundle) -> Path | None:
+    """The codec tables of the bundle's own split, if it has any."""
+    name = tables_name(bundle.plan.partition.split)
+    return bundle.path(name) if bundle.has(name) else None
+
+
+def _ladder(tables: Path | None, plan: Plan) -> Ladder:
     """The levels of the codec's tables; the lossless one alone without tables."""
     hidden_size = plan.model.geometry.hidden_size
-    if tables.is_file():
+    if tables is not None:
         return Ladder.load(tables, hidden_size=hidden_size)
     return Ladder.lossless(hidden_size)

@@ -5,6 +5,7 @@ OptimizerError
 ├── ModelError           a model source that cannot be read, or is not supported
 ├── BuildError           the exporter or the calibration failed
 ├── BundleError          a bundle that is incomplete, changed, or of another format
+├── ChatTemplateError    a chat template that cannot be parsed, or fails on a conversation
 ├── ScenarioError        a scenario that contradicts itself, or names what is not there
 └── PolicyError          settings that a run-time decision cannot work with
 """
@@ -30,6 +31,10 @@ class BuildError(OptimizerError):
 
 class BundleError(OptimizerError):
     """The bundle is incomplete, was changed after it was built, or has another format."""
+
+
+class ChatTemplateError(OptimizerError):
+    """The chat template cannot be parsed, refuses the conversation, or goes beyond its limits."""
 
 
 class ScenarioError(OptimizerError):

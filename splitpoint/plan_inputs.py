@@ -64,13 +64,15 @@ def quality_of(
 ) -> QualityModel:
     """The quality model: certificates from files and bundles, measured losses of front layers,
     the rest assumed."""
+    from optimizer.artifacts.bundle import checked_files
     from optimizer.cost.quality import QualityModel, read_certificates
 
-    files = []
+    files: list[Path] = []
     for path in certificates:
-        files += sorted((path / "codec").glob("split-*.quality.json")) if path.is_dir() else [path]
-        if path.is_dir() and not files:
+        found = checked_files(path, "codec", ".quality.json") if path.is_dir() else (path,)
+        if not found:
             raise PlanError(f"{path}: no certificates in it (make them with 'splitpoint certify')")
+        files += found
     return QualityModel(
         num_layers=reference.geometry.num_layers,
         certificates=read_certificates(files),

@@ -78,10 +78,16 @@ class BackEngine:
 
     @classmethod
     def load(
-        cls, folder: Path, *, first_layer: int, device: torch.device | str = "cpu"
+        cls,
+        folder: Path,
+        *,
+        first_layer: int,
+        device: torch.device | str = "cpu",
+        weight_files: Sequence[Path] | None = None,
     ) -> BackEngine:
-        """Load the back from a bundle's `cloud/` folder. Raises WeightsError."""
-        return cls(load_back(folder, first_layer=first_layer, device=device))
+        """Load the back from a bundle's `cloud/` folder; see `load_back`. Raises WeightsError."""
+        model = load_back(folder, first_layer=first_layer, device=device, weight_files=weight_files)
+        return cls(model)
 
     @property
     def first_layer(self) -> int:

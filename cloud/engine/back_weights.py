@@ -6,7 +6,7 @@ that are read take memory; every other layer takes none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +19,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cloud.attention.transformers_interface import ATTENTION_NAME
 from cloud.engine.int8_linear import int8_linear
 from cloud.errors import WeightsError
+from hwprofiles.errors import ProfileError
+from hwprofiles.schema.strict_json import read_json
+from optimizer.artifacts.geometry import MAX_LAYERS
 from optimizer.errors import ModelError
 from optimizer.families import back_family
 
 CODES_SUFFIX: Final = ".int8"
 SCALE_SUFFIX: Final = ".scale"
+MAX_CONFIG_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,28 +60,36 @@ class BackModel:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def load_back(folder: Path, *, first_layer: int, device: torch.device | str = "cpu") -> BackModel:
-    """Read `config.json` and the `*.safetensors` of `folder` (names as transformers has them).
+def load_back(
+    folder: Path,
+    *,
+    first_layer: int,
+    device: torch.device | str = "cpu",
+    weight_files: Sequence[Path] | None = None,
+) -> BackModel:
+    """Read `config.json` and the weights of `folder` (tensor names as transformers has them).
+
+    weight_files: the safetensors files to read, such as those that a bundle's manifest lists.
+    None: all of the folder, which is for folders without a manifest.
 
     A linear layer's weight is NAME, or NAME.int8 [out, in] with NAME.scale [out]. On a CPU 16-bit
     weights become float32, which is exact and faster there; on CUDA they stay. Raises WeightsError
     for a model that is not supported, and for a tensor that is missing or of the wrong shape.
     """
-    if not (folder / "config.json").is_file():
-        raise WeightsError(f"{folder}: config.json is missing")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    try:
-        back_family(config)
-    except ModelError as error:
-        raise WeightsError(f"{folder}: {error}") from error
+    config = _config(folder)
     if not 0 <= first_layer <= config.num_hidden_layers:
         raise WeightsError(f"first layer {first_layer}: the model has {config.num_hidden_layers}")
-    tensors = _TensorFiles(folder, torch.device(device))
+    if weight_files is None:
+        weight_files = sorted(folder.glob("*.safetensors"))
+    tensors = _TensorFiles(folder, weight_files, torch.device(device))
     dtype = tensors.compute_dtype()
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
-            config, attn_implementation=ATTENTION_NAME, dtype=dtype
-        )
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, attn_implementation=ATTENTION_NAME, dtype=dtype
+            )
+    except Exception as error:  # sizes that fit no model raise whatever the layers raise
+        raise WeightsError(f"{folder}/config.json: makes no model ({error!r:.200})") from error
     model.eval()
     decoder: Any = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
@@ -100,18 +112,45 @@ def load_back(folder: Path, *, first_layer: int, device: torch.device | str = "c
     )
 
 
-class _TensorFiles(Mapping[str, Tensor]):
-    """All tensors of a folder's safetensors files by name, read when asked for."""
+def _config(folder: Path) -> Any:
+    """The transformers config of `folder`. Raises WeightsError, naming the file."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise WeightsError(f"{folder}: config.json is missing")
+    try:
+        read_json(path, max_bytes=MAX_CONFIG_BYTES)  # transformers reads it without any bounds
+    except ProfileError as error:
+        raise WeightsError(str(error)) from error
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a hostile config makes transformers raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path}: not a readable model config ({reason})") from error
+    try:
+        back_family(config)
+    except ModelError as error:
+        raise WeightsError(f"{folder}: {error}") from error
+    num_layers = config.num_hidden_layers
+    if type(num_layers) is not int or not 1 <= num_layers <= MAX_LAYERS:
+        raise WeightsError(f"{path}: num_hidden_layers must lie between 1 and {MAX_LAYERS}")
+    return config
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+
+class _TensorFiles(Mapping[str, Tensor]):
+    """All tensors of some safetensors files by name, read when asked for."""
+
+    def __init__(self, folder: Path, paths: Sequence[Path], device: torch.device) -> None:
         self._folder = folder
         self._device = device
         self._file_of: dict[str, Any] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in paths:
             try:
                 file = safe_open(path, framework="pt", device=str(device))
             except Exception as error:
                 raise WeightsError(f"{path}: not readable as safetensors ({error})") from error
+            twice = self._file_of.keys() & file.keys()
+            if twice:
+                raise WeightsError(f"{path}: another file holds {min(twice)} too")
             self._file_of |= dict.fromkeys(file.keys(), file)
         if not self._file_of:
             raise WeightsError(f"{folder}: no safetensors file")

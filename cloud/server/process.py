@@ -89,9 +89,10 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
     bundle = open_bundle(config.bundle, role="cloud")
     use_threads(config.threads)
     engine = BackEngine.load(
-        bundle.cloud_dir,
+        bundle.path("cloud/config.json").parent,
         first_layer=bundle.plan.back_start,
         device=choose_device(config.device),
+        weight_files=bundle.paths("cloud", ".safetensors"),
     )
     parts = assemble(config, bundle, engine)
     grpc_server, health_servicer = _grpc_server(parts)

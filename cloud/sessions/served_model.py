@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from cloud.errors import BadOpenError, MismatchError
 from codec.ladder import Ladder
-from optimizer.artifacts.bundle import Bundle
+from optimizer.artifacts.bundle import Bundle, tables_name
 from optimizer.artifacts.plan import Plan
 from protos.messages import Description, Open
 from protos.wire import MAX_FRAME_TOKENS, MAX_MESSAGE_BYTES
@@ -108,8 +107,10 @@ class ServedModel:
 
 def load_ladders(bundle: Bundle) -> dict[int, Ladder]:
     """The calibrated ladders of a bundle by split; `codec/split-N.tables`. Raises TablesError."""
-    hidden_size = bundle.plan.model.geometry.hidden_size
+    geometry = bundle.plan.model.geometry
+    names = {split: tables_name(split) for split in range(geometry.num_layers + 1)}
     return {
-        int(path.stem.removeprefix("split-")): Ladder.load(path, hidden_size=hidden_size)
-        for path in map(Path, sorted(bundle.codec_dir.glob("split-*.tables")))
+        split: Ladder.load(bundle.path(name), hidden_size=geometry.hidden_size)
+        for split, name in names.items()
+        if bundle.has(name)
     }

@@ -1,19 +1,21 @@
-"""Text to tokens and back on the device: `tokenizers` for the ids, jinja2 for the chat template."""
+"""Text to tokens and back on the device: `tokenizers` for the ids, the model's chat template."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-import jinja2
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
+from edge.device.control_tokens import ControlTokens
 from edge.device.detokenizer import Detokenizer, TextStream
+from edge.device.token_ids import token_ids
 from edge.errors import EdgeError, InputError
 from edge.text_input import utf8_path
-from optimizer.artifacts.bundle import EdgeSettings
+from optimizer.artifacts.chat_template import ChatTemplate
+from optimizer.artifacts.edge_settings import EdgeSettings
+from optimizer.errors import ChatTemplateError
 
 
 class ChatMessage(TypedDict):
@@ -27,11 +29,20 @@ class ChatTokenizer:
     """The bundle's tokenizer with its chat template.
 
     tokenizer_path: a `tokenizers` JSON file. template: jinja2 source as Hugging Face models
-    carry it (None: the model has none, and `encode_chat` refuses). It comes with the bundle,
-    whose hash is checked, and still runs in jinja2's sandbox.
+    carry it (None: the model has none). It comes with the bundle, whose hash is checked, and still
+    runs in a sandbox with limits. Without a template, or with one that cannot be parsed,
+    `encode_chat` refuses and plain text works. allow_control_tokens: texts of control tokens in a
+    message are control tokens (else they are plain text; see `edge.device.control_tokens`).
     """
 
-    def __init__(self, tokenizer_path: Path, template: str | None, settings: EdgeSettings) -> None:
+    def __init__(
+        self,
+        tokenizer_path: Path,
+        template: str | None,
+        settings: EdgeSettings,
+        *,
+        allow_control_tokens: bool = False,
+    ) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(utf8_path(tokenizer_path))
         except InputError:
@@ -40,7 +51,10 @@ class ChatTokenizer:
             raise EdgeError(f"{tokenizer_path}: not a readable tokenizer ({error})") from error
         self._detokenizer = Detokenizer(self._tokenizer)
         self._settings = settings
-        self._template = None if template is None else _environment().from_string(template)
+        self._template, self._no_template = _parsed(template)
+        self._control: ControlTokens | None = None
+        if self._template is not None and not allow_control_tokens:
+            self._control = ControlTokens(self._tokenizer, self._template.literals)
 
     @property
     def vocab_size(self) -> int:
@@ -57,22 +71,29 @@ class ChatTokenizer:
         return token_ids(self._tokenizer, text)
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Token ids of a conversation, ending where the assistant has to speak."""
-        return token_ids(self._tokenizer, self.render(messages), add_special_tokens=False)
+        """Token ids of a conversation, ending where the assistant has to speak.
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The conversation as the model was trained to read it."""
+        InputError without a chat template, and for a conversation that it refuses.
+        """
+        if self._control is None:
+            return token_ids(self._tokenizer, self.render(messages), add_special_tokens=False)
+        return self._control.encode_chat(messages, self.render)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The conversation as the model was trained to read it. InputError as `encode_chat`."""
         if self._template is None:
-            raise InputError("this model has no chat template: give a plain prompt")
+            raise InputError(f"{self._no_template}: give a plain prompt")
+        tokens = {
+            **self._settings.special_tokens,
+            "bos_token": self._settings.bos_token or "",
+            "eos_token": self._settings.eos_token or "",
+        }
         try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=True,
-                bos_token=self._settings.bos_token or "",
-                eos_token=self._settings.eos_token or "",
-            )
-        except jinja2.TemplateError as error:
-            raise InputError(f"the chat template refuses this conversation: {error}") from error
+            return self._template.render(messages, tokens)
+        except ChatTemplateError as error:
+            raise InputError(
+                f"the chat template (chat_template.jinja) refuses this conversation: {error}"
+            ) from error
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of tokens, special tokens left out."""
@@ -83,18 +104,11 @@ class ChatTokenizer:
         return self._detokenizer.stream(prompt_ids)
 
 
-def token_ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of `text`. Other threads run meanwhile: `encode` alone would keep Python's lock."""
-    return tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment.globals["raise_exception"] = refuse
-    return environment
+def _parsed(template: str | None) -> tuple[ChatTemplate | None, str]:
+    """The template, or why there is none."""
+    if template is None:
+        return None, "this model has no chat template"
+    try:
+        return ChatTemplate(template), ""
+    except ChatTemplateError as error:
+        return None, f"this model's chat template (chat_template.jinja) does not work: {error}"

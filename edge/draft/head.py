@@ -6,7 +6,6 @@ front's layers have put what came before into it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ import onnxruntime as ort
 from edge.draft.base import Drafter, DrafterKind, DraftResources, Guess, Rows
 from edge.errors import FrontError
 from edge.text_input import utf8_path
+from hwprofiles.errors import ProfileError
+from hwprofiles.schema.strict_json import read_json
 
 HEAD_NAME: Final = "head.onnx"
 FACTS_NAME: Final = "head.json"
@@ -37,12 +38,14 @@ class HeadFacts:
         """Read the facts beside the head in `draft_dir`; FrontError when they are unreadable."""
         path = draft_dir / FACTS_NAME
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             sure = tuple(
                 (float(low), float(share), float(top1)) for low, share, top1 in values["sure"]
             )
             return cls(split=int(values["split"]), sure=sure)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except ProfileError as error:
+            raise FrontError(f"not readable facts of a draft head: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise FrontError(f"{path}: not readable facts of a draft head ({error!r})") from error
 
 
@@ -105,10 +108,10 @@ class HeadDrafter:
 
 
 def _open(resources: DraftResources) -> Callable[[], Drafter] | None:
-    draft_dir = resources.bundle.draft_dir
-    if not (draft_dir / HEAD_NAME).is_file():
+    bundle = resources.bundle
+    if not bundle.has(f"draft/{HEAD_NAME}"):
         return None
-    model = HeadModel(draft_dir)
+    model = HeadModel(bundle.path(f"draft/{HEAD_NAME}").parent)
     return lambda: HeadDrafter(model)
 
 

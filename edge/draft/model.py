@@ -17,9 +17,10 @@ import numpy.typing as npt
 from edge.device.front import FrontEngine
 from edge.draft.base import Drafter, DrafterKind, DraftResources, Guess, Rows
 from edge.errors import InputError
-from optimizer.artifacts.bundle import Bundle, open_bundle
+from optimizer.artifacts.bundle import FRONT_NAME, Bundle, open_bundle
 
 TOKENIZER: Final = "edge/tokenizer.json"
+FRONT: Final = f"edge/{FRONT_NAME}"
 
 
 class DraftModel:
@@ -33,10 +34,12 @@ class DraftModel:
         bundle = open_bundle(root, role="edge")
         if not bundle.plan.edge_is_whole:
             raise InputError(f"{root}: a draft model must lie wholly on the edge")
+        for opened in (bundle, like):
+            opened.path(TOKENIZER)  # which must be listed
         if bundle.files[TOKENIZER].sha256 != like.files[TOKENIZER].sha256:
             raise InputError(f"{root}: its tokenizer is another one than {like.root}'s")
         self._plan = bundle.plan
-        (self._engine,) = FrontEngine.load(bundle.edge_dir, plan=bundle.plan)
+        (self._engine,) = FrontEngine.load(bundle.path(FRONT).parent, plan=bundle.plan)
 
     def drafter(self) -> ModelDrafter:
         """A drafter with a cache of its own."""

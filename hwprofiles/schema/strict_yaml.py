@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 MAX_BYTES: Final = 16 << 20
 MAX_VALUES: Final = 1_000_000
+MAX_DIGITS: Final = 1000  # of a number: float64 ends at 309
 _NAMES: Final = {str: "text", bool: "true or false", int: "an integer", float: "a number"}
 
 
@@ -58,15 +59,22 @@ def load_strict(path: str | Path, cls: type[T]) -> T:
 
 def parse_strict(text: str, cls: type[T], *, source: str) -> T:
     """As `load_strict`, from text; `source` is the name that errors mention."""
+    return build_strict(parse_value(text, source=source), cls, source=source)
+
+
+def parse_value(text: str, *, source: str) -> Any:
+    """The plain value that YAML text stands for. Raises ProfileError as `load_strict` does."""
     try:
         data = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise ProfileError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise ProfileError(f"{source}: nested too deeply") from None
-    except ValueError as error:  # a date that is none, a number of thousands of digits
-        raise ProfileError(f"{source}: not valid YAML: {error}") from error
-    return build_strict(data, cls, source=source)
+    except (ValueError, LookupError, AttributeError) as error:
+        # A date that is none, `!!bool maybe`, `!!int ''`: PyYAML's constructors raise what they do.
+        raise ProfileError(f"{source}: not valid YAML: {error!r}") from error
+    _check_count(data, source)
+    return data
 
 
 def build_strict(data: object, cls: type[T], *, source: str) -> T:
@@ -208,6 +216,19 @@ class _Builder:
         return ProfileError(f"{self._source}: {what}")
 
 
+def _check_count(data: object, source: str) -> None:
+    """ProfileError where aliases stand for more values than MAX_VALUES, or for themselves."""
+    num_left, waiting = MAX_VALUES, [data]
+    while waiting:
+        value = waiting.pop()
+        children = [*value.values()] if isinstance(value, Mapping) else value
+        if isinstance(children, list | tuple):
+            num_left -= len(children)
+            if num_left < 0:
+                raise ProfileError(f"{source}: more than {MAX_VALUES} values")
+            waiting.extend(children)
+
+
 def _short(value: object) -> str:
     """A value as an error shows it: one line, never long."""
     try:
@@ -224,12 +245,43 @@ def _join(path: str, key: object) -> str:
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads `1e9` as a number."""
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        """One text. Refuses half of a surrogate pair, which no UTF-8 text can hold."""
+        value = str(super().construct_scalar(node))
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise yaml.constructor.ConstructorError(
+                None, None, "half of a surrogate pair", node.start_mark
+            ) from None
+        return value
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """One integer. Refuses long ones: `1:1:1:...` in base 60 takes hours."""
+        if len(self.construct_scalar(node)) > MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"an integer of more than {MAX_DIGITS} digits", node.start_mark
+            )
+        return int(super().construct_yaml_int(node))
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """One number. Refuses long ones, as for integers."""
+        if len(self.construct_scalar(node)) > MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a number of more than {MAX_DIGITS} digits", node.start_mark
+            )
+        return float(super().construct_yaml_float(node))
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build one mapping; a key written twice is an error, not the last one winning."""
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be text or a number", key_node.start_mark
+                )
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"duplicate key {key!r}", key_node.start_mark
                 )
@@ -237,6 +289,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_yaml_float)
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),

@@ -10,176 +10,199 @@
 
 A device needs `plan.yaml`, `manifest.json`, `codec/`, `edge/` and `draft/`. A copy may leave out
 the other side's folder, so each side checks only the files that it loads.
+
+Only files that the manifest lists are opened. `open_bundle` refuses a bundle with any other file,
+and gives a handle that turns a listed name into a path. Nothing looks for files in the folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+from optimizer.artifacts.edge_settings import EDGE_SETTINGS_NAME, EdgeSettings
+from optimizer.artifacts.manifest import (
+    BUNDLE_FORMAT,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    FileRecord,
+    check_file,
+    names_below,
+    read_manifest,
+    record_files,
+    sha256_of,
+    shown,
+    write_manifest,
+)
+from optimizer.artifacts.onnx_files import external_files
 from optimizer.artifacts.plan import Plan, load_plan
 from optimizer.errors import BundleError
 
-BUNDLE_FORMAT: Final = 1
-MANIFEST_NAME: Final = "manifest.json"
-PLAN_NAME: Final = "plan.yaml"
-EDGE_SETTINGS_NAME: Final = "edge.json"
+__all__ = [
+    "BUNDLE_FORMAT",
+    "EDGE_SETTINGS_NAME",
+    "FRONT_NAME",
+    "MANIFEST_NAME",
+    "PLAN_NAME",
+    "TEMPLATE_NAME",
+    "Bundle",
+    "EdgeSettings",
+    "FileRecord",
+    "Role",
+    "checked_files",
+    "open_bundle",
+    "record_files",
+    "sha256_of",
+    "tables_name",
+    "write_manifest",
+]
+
 FRONT_NAME: Final = "front.onnx"  # in edge/; its weights are beside it, in front.onnx.data
+TEMPLATE_NAME: Final = "edge/chat_template.jinja"
 Role = Literal["edge", "cloud"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileRecord:
-    """Size and hash of one file in the bundle."""
-
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeSettings:
-    """`edge/edge.json`: what the device must know of the model besides plan and tokenizer."""
-
-    stop_token_ids: tuple[int, ...]
-    bos_token: str | None = None
-    eos_token: str | None = None
-
-    def save(self, edge_dir: Path) -> None:
-        """Write `edge.json` into the folder."""
-        (edge_dir / EDGE_SETTINGS_NAME).write_text(
-            json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8"
-        )
-
-    @classmethod
-    def load(cls, edge_dir: Path) -> EdgeSettings:
-        """Read `edge.json` of the folder. Raises BundleError naming the file."""
-        path = edge_dir / EDGE_SETTINGS_NAME
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**values, "stop_token_ids": tuple(map(int, values["stop_token_ids"]))})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{path}: not readable edge settings ({error!r})") from error
+# The top-level names that each side loads.
+_OPENED: Final[Mapping[Role, frozenset[str]]] = {
+    "edge": frozenset({PLAN_NAME, "codec", "edge", "draft"}),
+    "cloud": frozenset({PLAN_NAME, "codec", "cloud"}),
+}
+_TEXT_BYTES: Final = 1 << 20  # of a chat template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """An opened and checked bundle. files: by POSIX path relative to `root`."""
+    """An opened and checked bundle of one side. files: by POSIX path relative to `root`."""
 
     root: Path
+    role: Role
     plan: Plan
     files: Mapping[str, FileRecord]
 
-    @property
-    def edge_dir(self) -> Path:
-        """What the device loads."""
-        return self.root / "edge"
+    def has(self, name: str) -> bool:
+        """Whether the manifest lists this file of the side that the bundle was opened for."""
+        return name in self.files and _top(name) in _OPENED[self.role]
 
-    @property
-    def cloud_dir(self) -> Path:
-        """What the server loads."""
-        return self.root / "cloud"
+    def path(self, name: str) -> Path:
+        """Where a listed file lies. Raises BundleError for a file that is not listed."""
+        if not self.has(name):
+            raise BundleError(f"{self.root}: {MANIFEST_NAME} lists no {shown(name)} to load")
+        return self.root / name
 
-    @property
-    def draft_dir(self) -> Path:
-        """The draft head, if one was trained."""
-        return self.root / "draft"
+    def paths(self, folder: str, suffix: str) -> tuple[Path, ...]:
+        """The listed files right in `folder` whose names end in `suffix`, sorted by name."""
+        return tuple(
+            self.path(name)
+            for name in sorted(self.files)
+            if PurePosixPath(name).parent.as_posix() == folder and name.endswith(suffix)
+        )
 
-    @property
-    def codec_dir(self) -> Path:
-        """Tables and certificates of the compression levels, one file a split."""
-        return self.root / "codec"
+    def read_text(self, name: str) -> str:
+        """A listed text file (UTF-8, with or without BOM). Raises BundleError."""
+        path = self.path(name)
+        if self.files[name].num_bytes > _TEXT_BYTES:
+            raise BundleError(f"{path}: larger than {_TEXT_BYTES >> 10} KiB")
+        try:
+            return path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path}: not UTF-8 ({error})") from error
 
 
-def write_manifest(root: Path) -> None:
-    """Hash every file below `root` except the manifest, and write `manifest.json`."""
-    plan = load_plan(root / PLAN_NAME)
-    files = {
-        path.relative_to(root).as_posix(): {
-            "num_bytes": path.stat().st_size,
-            "sha256": sha256_of(path),
-        }
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
-    }
-    manifest = {"format": BUNDLE_FORMAT, "model_sha256": plan.model.sha256, "files": files}
-    (root / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+def tables_name(split: int) -> str:
+    """The name of a split's codec tables in a bundle."""
+    return f"codec/split-{split}.tables"
 
 
 def open_bundle(root: Path, *, role: Role) -> Bundle:
     """Open `root` for one side, and check the hash of every file that this side will load.
 
-    Raises BundleError naming the file that is missing, changed or in the wrong place, and PlanError
-    for a plan that is not readable.
+    Raises BundleError naming the file that is missing, changed, not listed or in the wrong place,
+    and PlanError for a plan that is not readable.
     """
     manifest_path = root / MANIFEST_NAME
     if not root.is_dir():
         raise BundleError(f"{root}: no such bundle folder (make one with 'splitpoint build')")
     if not manifest_path.is_file():
         raise BundleError(f"{root}: not a bundle, {MANIFEST_NAME} is missing")
-    files, model_sha256 = _read_manifest(manifest_path)
-    for name in _names_of_role(files, role):
-        _check_file(root, name, files[name])
+    manifest = read_manifest(manifest_path)
+    files = manifest.files
     if PLAN_NAME not in files:
         raise BundleError(f"{manifest_path}: lists no {PLAN_NAME}")
+    _check_nothing_else(root, files, role)
+    for name in _names_of_role(files, role):
+        check_file(root, name, files[name])
+    for name in _names_of_role(files, role):
+        if name.endswith(".onnx"):
+            _check_external_files(root, name, files)
     plan = load_plan(root / PLAN_NAME)
-    if plan.model.sha256 != model_sha256:
+    if plan.model.sha256 != manifest.model_sha256:
         raise BundleError(f"{root}: {PLAN_NAME} and {MANIFEST_NAME} name different models")
     if role == "cloud" and plan.edge_is_whole:
         raise BundleError(
             f"{root}: split {plan.partition.split} puts the whole model on the edge; "
             "there is nothing to serve"
         )
-    if not any(name.startswith(f"{role}/") for name in files):
+    if not any(_top(name) == role for name in files):
         raise BundleError(f"{root}: the manifest lists no files for the {role}")
-    return Bundle(root=root, plan=plan, files=MappingProxyType(files))
+    return Bundle(root=root, role=role, plan=plan, files=MappingProxyType(dict(files)))
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as lower-case hex, read in blocks."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def checked_files(root: Path, folder: str, suffix: str) -> tuple[Path, ...]:
+    """The listed files right in one folder of a bundle whose names end in `suffix`, checked.
+
+    For a reader of one kind of file, such as certificates, who needs no other file of the bundle.
+    Raises BundleError for a file that is missing or changed, and for one that is not listed.
+    """
+    files = read_manifest(root / MANIFEST_NAME).files
+    for name in sorted(names_below(root)):
+        if PurePosixPath(name).parent.as_posix() == folder and name not in files:
+            raise _not_listed(root, name)
+    names = [
+        name
+        for name in sorted(files)
+        if PurePosixPath(name).parent.as_posix() == folder and name.endswith(suffix)
+    ]
+    for name in names:
+        check_file(root, name, files[name])
+    return tuple(root / name for name in names)
 
 
-def _read_manifest(path: Path) -> tuple[dict[str, FileRecord], str]:
-    try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != BUNDLE_FORMAT:
-            raise BundleError(
-                f"{path}: bundle format {manifest['format']}, this version reads {BUNDLE_FORMAT}"
-            )
-        files = {
-            str(name): FileRecord(num_bytes=int(record["num_bytes"]), sha256=str(record["sha256"]))
-            for name, record in manifest["files"].items()
-        }
-        return files, str(manifest["model_sha256"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path}: not a readable manifest ({error!r})") from error
+def _top(name: str) -> str:
+    return PurePosixPath(name).parts[0]
 
 
 def _names_of_role(files: Mapping[str, FileRecord], role: Role) -> Iterator[str]:
-    for name in files:
-        parts = PurePosixPath(name).parts
-        if PurePosixPath(name).is_absolute() or ".." in parts:
-            raise BundleError(f"{MANIFEST_NAME}: {name!r} lies outside the bundle")
-        if parts[0] in (role, "codec", PLAN_NAME) or (role == "edge" and parts[0] == "draft"):
-            yield name
+    return (name for name in files if _top(name) in _OPENED[role])
 
 
-def _check_file(root: Path, name: str, record: FileRecord) -> None:
-    path = root / name
-    if not path.is_file():
-        raise BundleError(f"{root}: {name} is missing")
-    if path.stat().st_size != record.num_bytes:
-        raise BundleError(
-            f"{root}: {name} has {path.stat().st_size} bytes, the manifest says {record.num_bytes}"
-        )
-    if sha256_of(path) != record.sha256:
-        raise BundleError(f"{root}: {name} was changed after the bundle was built (SHA-256)")
+def _check_nothing_else(root: Path, files: Collection[str], role: Role) -> None:
+    """BundleError for a file that the manifest does not list; the other side's are not looked at.
+
+    The other side's folder may be half copied, and nothing in it is opened here.
+    """
+    other: Role = "cloud" if role == "edge" else "edge"
+    not_opened = _OPENED[other] - _OPENED[role]
+    for name in sorted(names_below(root, leave_out=not_opened)):
+        if name not in files and name != MANIFEST_NAME:
+            raise _not_listed(root, name)
+
+
+def _not_listed(root: Path, name: str) -> BundleError:
+    return BundleError(
+        f"{root}: {shown(name)} is not listed in {MANIFEST_NAME} "
+        "(remove it, or build the bundle again)"
+    )
+
+
+def _check_external_files(root: Path, name: str, files: Collection[str]) -> None:
+    """BundleError where a model points to weights that are not a listed file beside it."""
+    folder = PurePosixPath(name).parent
+    for location in sorted(external_files(root / name)):
+        beside = "/" not in location and (folder / location).as_posix() in files
+        if not beside:
+            raise BundleError(
+                f"{root}: {name} takes weights from {shown(location)}, which is no listed file "
+                f"in {folder}/ (build the bundle again)"
+            )

@@ -7,8 +7,13 @@ stores them, and a device reads them back without torch or transformers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from optimizer.errors import ModelError
+
+# Far beyond every model there is. A plan with more is a mistake, or meant to fill the memory.
+MAX_LAYERS: Final = 1024
+MAX_SIZE: Final = 1 << 31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +52,9 @@ class ModelGeometry:
             "vocab_size",
             "context_length",
         ):
-            if getattr(self, name) < 1:
-                raise ModelError(f"model geometry: {name} must be at least 1")
+            most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
+            if not 1 <= getattr(self, name) <= most:
+                raise ModelError(f"model geometry: {name} must lie between 1 and {most}")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
                 f"model geometry: {self.num_heads} heads do not divide among "

@@ -17,7 +17,7 @@ from hwprofiles.errors import ProfileError
 from hwprofiles.schema.strict_yaml import load_strict
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.prediction import Limits, Predicted, ProfilesUsed
-from optimizer.errors import PlanError
+from optimizer.errors import ModelError, PlanError
 
 PLAN_FORMAT: Final = 2
 READABLE_FORMATS: Final = (1, 2)  # 1 has none of the fields from `drafting` on
@@ -172,7 +172,7 @@ def load_plan(path: Path) -> Plan:
     """Read a plan. Raises PlanError naming the file, the key and the keys allowed."""
     try:
         return load_strict(path, Plan)
-    except (ProfileError, PlanError) as error:
+    except (ProfileError, PlanError, ModelError) as error:
         message = str(error)
         prefix = "" if str(path) in message else f"{path}: "
         raise PlanError(f"{prefix}{message}") from error

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hwprofiles.errors import ProfileError
+from hwprofiles.schema.strict_json import read_json
 from optimizer.errors import PlanError
 
 
@@ -45,7 +46,7 @@ class Sensitivity:
     def load(cls, path: Path) -> Sensitivity:
         """Read what `save` wrote. Raises PlanError naming the file where it is something else."""
         try:
-            values: Any = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             return cls(
                 model_sha256=str(values["model_sha256"]),
                 split=int(values["split"]),
@@ -55,7 +56,7 @@ class Sensitivity:
                     for layer in values["losses"]
                 ),
             )
-        except OSError as error:
-            raise PlanError(f"{path}: {error.strerror}") from error
+        except ProfileError as error:
+            raise PlanError(f"no layer sensitivities: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"{path}: no layer sensitivities ({error!r})") from error

@@ -21,15 +21,16 @@ and caches, the numbers are *assumed*, and plans say so. They are meant to err o
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from codec.levels.lossless import LOSSLESS
 from codec.levels.registry import EXTRA_LEVELS, LADDER_LEVELS
+from hwprofiles.errors import ProfileError
+from hwprofiles.schema.strict_json import read_json
 from optimizer.artifacts.prediction import QualitySource
 from optimizer.errors import PlanError
 
@@ -144,7 +145,7 @@ def read_certificates(paths: list[Path]) -> dict[int, dict[str, LevelCertificate
     found: dict[int, dict[str, LevelCertificate]] = {}
     for path in paths:
         try:
-            values: Any = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             found[int(values["split"])] = {
                 str(level["name"]): LevelCertificate(
                     bits_per_element=float(level["bits_per_element"]),
@@ -157,9 +158,9 @@ def read_certificates(paths: list[Path]) -> dict[int, dict[str, LevelCertificate
                 )
                 for level in values["levels"]
             }
-        except OSError as error:
-            raise PlanError(f"{path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except ProfileError as error:
+            raise PlanError(f"not a certificate of 'splitpoint certify': {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"{path}: not a certificate of 'splitpoint certify'") from error
     return found
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwprofiles.peak_memory import peak_memory_bytes
-from optimizer.artifacts.bundle import PLAN_NAME, Role, write_manifest
+from optimizer.artifacts.bundle import PLAN_NAME, TEMPLATE_NAME, Role, write_manifest
+from optimizer.artifacts.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from optimizer.artifacts.plan import ModelRef, Plan
-from optimizer.errors import BuildError
+from optimizer.errors import BuildError, ChatTemplateError
 from optimizer.export.back import write_back
 from optimizer.export.front.front_graph import export_front
 from optimizer.export.sources.model_source import ModelSource
@@ -32,12 +33,16 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What was built: sizes on disk, and this process's peak memory."""
+    """What was built: sizes on disk, and this process's peak memory.
+
+    warnings: one line each, of what the device will not be able to do with this bundle.
+    """
 
     bundle: Path
     edge_bytes: int
     cloud_bytes: int
     peak_memory_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 def build_bundle(
@@ -64,7 +69,7 @@ def build_bundle(
     out.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _fill(source, plan, working, progress, sides)
+        warnings = _fill(source, plan, working, progress, sides)
         if calibration is not None and not plan.edge_is_whole:
             _calibrate(source, plan, working, progress, calibration)
         progress("manifest")
@@ -81,6 +86,7 @@ def build_bundle(
         edge_bytes=_folder_bytes(out / "edge"),
         cloud_bytes=_folder_bytes(out / "cloud"),
         peak_memory_bytes=peak_memory_bytes(),
+        warnings=warnings,
     )
 
 
@@ -107,15 +113,19 @@ def for_model(plan: Plan, source: ModelSource) -> Plan:
 
 def _fill(
     source: ModelSource, plan: Plan, root: Path, progress: Progress, sides: Collection[Role]
-) -> None:
+) -> tuple[str, ...]:
+    """Write everything but tables and manifest. Returns warnings for whoever builds."""
+    warnings: tuple[str, ...] = ()
     if "edge" in sides:
         edge_dir = root / "edge"
         edge_dir.mkdir()
         progress("tokenizer")
         tokenizer = source.tokenizer_files()
         (edge_dir / "tokenizer.json").write_text(tokenizer.tokenizer_json, encoding="utf-8")
-        if tokenizer.chat_template is not None:
-            (edge_dir / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+        template = tokenizer.chat_template
+        if template is not None and len(template) <= MAX_TEMPLATE_CHARS:
+            (root / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+        warnings += _template_faults(template)
         tokenizer.settings.save(edge_dir)
         progress("front")
         export_front(source, plan, edge_dir)
@@ -125,6 +135,21 @@ def _fill(
         cloud_dir.mkdir()
         write_back(source, plan, cloud_dir)
     (root / PLAN_NAME).write_text(plan.to_yaml(), encoding="utf-8")
+    return warnings
+
+
+def _template_faults(template: str | None) -> tuple[str, ...]:
+    """What to tell whoever builds a bundle whose chat template the device cannot use."""
+    if template is None:
+        return ()
+    try:
+        ChatTemplate(template)
+    except ChatTemplateError as error:
+        return (
+            f"the model's chat template does not work here ({error}): "
+            "chats will be refused, --prompt works",
+        )
+    return ()
 
 
 def _calibrate(

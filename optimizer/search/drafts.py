@@ -7,16 +7,18 @@ number.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hwprofiles.errors import ProfileError
+from hwprofiles.schema.strict_json import read_json
+from optimizer.artifacts.bundle import checked_files
 from optimizer.cost.request import DraftedRound, expected_tokens
 from optimizer.errors import PlanError
 from optimizer.search.problem import DraftOption
 
 MOST_DRAFTS = 8
+FACTS_NAME = "head.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +60,12 @@ def draft_options(cost: DraftCost) -> tuple[DraftOption, ...]:
 
 def head_of_bundle(bundle: Path) -> DraftCost:
     """The draft head of a bundle with its measured figures. PlanError when it has none."""
-    path = bundle / "draft" / "head.json"
+    found = [path for path in checked_files(bundle, "draft", ".json") if path.name == FACTS_NAME]
+    if not found:
+        raise PlanError(f"{bundle}: has no draft head ('splitpoint train-draft')")
+    (path,) = found
     try:
-        facts: Any = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         return DraftCost(
             kind="head",
             acceptance=float(facts["top1"]),
@@ -68,7 +73,7 @@ def head_of_bundle(bundle: Path) -> DraftCost:
             memory_bytes=float(facts["num_bytes"]),
             split=int(facts["split"]),
         )
-    except OSError as error:
-        raise PlanError(f"{bundle}: has no draft head ('splitpoint train-draft')") from error
+    except ProfileError as error:
+        raise PlanError(f"not readable facts of a draft head: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{path}: does not describe a draft head ({error!r})") from error

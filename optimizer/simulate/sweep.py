@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
-import yaml
-
 from hwprofiles.errors import ProfileError
-from hwprofiles.schema.strict_yaml import build_strict
+from hwprofiles.schema.strict_yaml import build_strict, parse_value
 from optimizer.artifacts.plan import Plan
 from optimizer.errors import ScenarioError
 from optimizer.simulate.assemble import Inputs, Overrides, overridden
@@ -64,7 +62,7 @@ def sweep_points(inputs: Inputs, sweeps: Sequence[str]) -> list[tuple[dict[str, 
     axes = []
     for sweep in sweeps:
         key, equals, text = sweep.partition("=")
-        values = [yaml.safe_load(part) for part in text.split(",")] if text else []
+        values = _values(sweep, text) if text else []
         if not equals or not values or not key.strip():
             raise ScenarioError(f"sweep '{sweep}': write key=value,value,...")
         axes.append([(key.strip(), value) for value in values])
@@ -75,6 +73,14 @@ def sweep_points(inputs: Inputs, sweeps: Sequence[str]) -> list[tuple[dict[str, 
             point = with_value(point, key, value)
         found.append((dict(combination), point))
     return found
+
+
+def _values(sweep: str, text: str) -> list[Any]:
+    """The values that stand between the commas, each as YAML. Raises ScenarioError."""
+    try:
+        return [parse_value(part, source=f"sweep '{sweep}'") for part in text.split(",")]
+    except ProfileError as error:
+        raise ScenarioError(str(error)) from error
 
 
 def with_value(inputs: Inputs, key: str, value: Any) -> Inputs:

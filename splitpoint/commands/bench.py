@@ -101,12 +101,12 @@ def server(
     if not counts or min(counts) < 1:
         raise typer.BadParameter(f"--sessions {sessions!r}: give numbers, such as 1,8,32")
     from cloud.engine.bench import run_server_bench
-    from optimizer.artifacts.plan import load_plan
+    from optimizer.artifacts.bundle import open_bundle
 
-    plan = load_plan(bundle / "plan.yaml")
+    opened = open_bundle(bundle, role="cloud")
     report = run_server_bench(
-        bundle / "cloud",
-        first_layer=plan.partition.split,
+        opened.path("cloud/config.json").parent,
+        first_layer=opened.plan.partition.split,
         sessions=counts,
         history=history,
         repeats=repeats,
@@ -116,9 +116,10 @@ def server(
 
 def _rate_quality(bundle: Path, model: Path, text: Path, tokens: int, plot: Path | None) -> Any:
     """What the repository's rate-quality benchmark prints for every split the bundle has."""
+    from optimizer.artifacts.bundle import open_bundle
     from optimizer.errors import BuildError
 
-    found = sorted((bundle / "codec").glob("split-*.tables"))
+    found = open_bundle(bundle, role="edge").paths("codec", ".tables")
     if not found:
         raise BuildError(f"{bundle}: no codec tables; build it with calibration")
     if not RATE_QUALITY.is_file():

@@ -130,6 +130,8 @@ def build(
             calibration=calibration.wanted(),
         )
     typer.echo(str(report.bundle))
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(
         f"edge {report.edge_bytes / 2**20:.1f} MiB, cloud {report.cloud_bytes / 2**20:.1f} MiB, "
         f"peak memory of this build {report.peak_memory_bytes / 2**20:.0f} MiB",

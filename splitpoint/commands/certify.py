@@ -34,13 +34,14 @@ def certify(
 ) -> None:
     """Measure bits, perplexity, KL and top-1 agreement of every level; store them in the bundle."""
     from codec.ladder import Ladder
-    from optimizer.artifacts.bundle import open_bundle
+    from optimizer.artifacts.bundle import open_bundle, tables_name
     from optimizer.errors import BuildError
     from optimizer.export.certify.certificate import certify as certify_ladder
     from optimizer.export.certify.certificate import store_certificate, text_windows
     from optimizer.export.sources.model_source import open_source
 
-    plan = open_bundle(bundle, role="edge").plan
+    opened = open_bundle(bundle, role="edge")
+    plan = opened.plan
     split = plan.partition.split
     with stage_progress(f"certifying {bundle}") as progress:
         progress("reading the model")
@@ -48,10 +49,10 @@ def certify(
         if source.sha256 != plan.model.sha256:
             raise BuildError(f"{bundle} was built from {plan.model.id}, not from {source.id}")
         hidden_size = source.geometry.hidden_size
-        tables = bundle / "codec" / f"split-{split}.tables"
+        tables = tables_name(split)
         ladder = (
-            Ladder.load(tables, hidden_size=hidden_size)
-            if tables.is_file()
+            Ladder.load(opened.path(tables), hidden_size=hidden_size)
+            if opened.has(tables)
             else Ladder.lossless(hidden_size)
         )
         ids = source.load_tokenizer()(read_text(text))["input_ids"]

@@ -94,6 +94,13 @@ class DeviceOptions(CredentialOptions):
     draft_model: Annotated[
         Path | None, typer.Option(help="Bundle of a small model for --draft model.")
     ] = None
+    allow_control_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--allow-control-tokens",
+            help="Control tokens in a message are real ones, not text: for trusted text only.",
+        ),
+    ] = False
     trace: Annotated[
         Path | None, typer.Option(help="Write one JSON line a frame to this file.")
     ] = None
@@ -130,6 +137,7 @@ class DeviceOptions(CredentialOptions):
                 ),
                 prefill_chunk=self.prefill_chunk,
                 draft_model=self.draft_model,
+                allow_control_tokens=self.allow_control_tokens,
                 retry_policy=RetryPolicy(
                     recover_s=self.recover_within,
                     connect_s=min(RetryPolicy().connect_s, max(self.recover_within, MIN_CONNECT_S)),

@@ -62,7 +62,7 @@ def train_draft(
     if head.head_bits not in (4, 8):
         raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
     from edge.device.front import FrontEngine
-    from optimizer.artifacts.bundle import open_bundle
+    from optimizer.artifacts.bundle import FRONT_NAME, open_bundle
     from optimizer.export.draft_head.head_builder import HeadOptions, build_head
     from optimizer.export.draft_head.training import TrainOptions
     from optimizer.export.sources.model_source import open_source
@@ -71,7 +71,7 @@ def train_draft(
     with step_progress("train-draft") as progress:
         progress("reading the model", 0, 1)
         source = open_source(model)
-        (front,) = FrontEngine.load(opened.edge_dir, plan=opened.plan)
+        (front,) = FrontEngine.load(opened.path(f"edge/{FRONT_NAME}").parent, plan=opened.plan)
         report = build_head(
             source,
             opened,

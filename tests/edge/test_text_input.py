@@ -91,20 +91,30 @@ def test_a_template_may_begin_with_a_byte_order_mark_and_is_utf8(
     bench: ModelBench, tmp_path: Path
 ) -> None:
     from edge.client import _tokenizer
-    from optimizer.artifacts.bundle import EdgeSettings, open_bundle
+    from optimizer.artifacts.bundle import (
+        EDGE_SETTINGS_NAME,
+        TEMPLATE_NAME,
+        EdgeSettings,
+        open_bundle,
+    )
 
     opened = open_bundle(bench.chat_bundle(bench.num_layers), role="edge")
-    settings = EdgeSettings.load(opened.edge_dir)
-    plain = _tokenizer(opened, settings).encode_chat([{"role": "user", "content": "é"}])
-    template = opened.edge_dir / "chat_template.jinja"
+    settings = EdgeSettings.load(opened.root / "edge")
+    assert opened.has(f"edge/{EDGE_SETTINGS_NAME}")
+
+    def encoded() -> list[int]:
+        tokenizer = _tokenizer(opened, settings, allow_control_tokens=False)
+        return tokenizer.encode_chat([{"role": "user", "content": "é"}])
+
+    plain = encoded()
+    template = opened.path(TEMPLATE_NAME)
     data = template.read_bytes()
     try:
         template.write_bytes(b"\xef\xbb\xbf" + data)
-        marked = _tokenizer(opened, settings).encode_chat([{"role": "user", "content": "é"}])
-        assert marked == plain
+        assert encoded() == plain
         template.write_bytes(data + b"\xff")
         with pytest.raises(Exception, match=r"chat_template\.jinja.*UTF-8"):
-            _tokenizer(opened, settings)
+            encoded()
     finally:
         template.write_bytes(data)
 

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from codec.ladder import Ladder
-from optimizer.artifacts.bundle import write_manifest
+from optimizer.artifacts.bundle import record_files
 from optimizer.errors import BuildError
 from optimizer.export.calibration.hidden_states import back_logits, hidden_and_logits
 
@@ -212,5 +212,5 @@ def store_certificate(bundle: Path, certificate: Certificate) -> Path:
     path = bundle / "codec" / f"split-{certificate.split}.quality.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(certificate.to_json(), indent=1) + "\n", encoding="utf-8")
-    write_manifest(bundle)
+    record_files(bundle, (path.relative_to(bundle).as_posix(),))
     return path

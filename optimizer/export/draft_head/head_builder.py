@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import torch
 
-from optimizer.artifacts.bundle import Bundle, write_manifest
+from optimizer.artifacts.bundle import Bundle, record_files
 from optimizer.errors import BuildError
 from optimizer.export.draft_head.corpus import FrontRows, Progress, Shard, make_corpus, split_shard
 from optimizer.export.draft_head.head import DraftHead, HeadShape, frequent_tokens, output_embedding
@@ -162,7 +162,7 @@ def _write(
         "shape": asdict(head.shape),
     }
     (folder / "head.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    write_manifest(bundle.root)
+    record_files(bundle.root, ("draft/head.onnx", "draft/head.json"))
     return facts
 
 

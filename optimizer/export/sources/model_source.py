@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 
 from optimizer.artifacts.bundle import EdgeSettings, sha256_of
+from optimizer.artifacts.chat_template import SPECIAL_TOKENS
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import ModelError
 from optimizer.export.sources.config_geometry import geometry_of
@@ -93,6 +94,7 @@ class ModelSource(ABC):
             stop_token_ids=tuple(sorted(self._stop_token_ids(tokenizer))),
             bos_token=tokenizer.bos_token,
             eos_token=tokenizer.eos_token,
+            special_tokens=_other_tokens(tokenizer),
         )
         return TokenizerFiles(
             tokenizer_json=tokenizer_json, chat_template=template, settings=settings
@@ -266,6 +268,13 @@ def open_source(path: Path) -> ModelSource:
     if len(files) == 1:
         return GgufSource(files[0])
     raise ModelError(f"{path}: holds {len(files)} GGUF files and no config.json: name one")
+
+
+def _other_tokens(tokenizer: Any) -> dict[str, str]:
+    """The tokens that a chat template may insert, beside those of begin and end."""
+    found = tokenizer.special_tokens_map
+    names = [name for name in SPECIAL_TOKENS if name not in ("bos_token", "eos_token")]
+    return {name: found[name] for name in names if isinstance(found.get(name), str)}
 
 
 def _names_in(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hwprofiles.errors import ProfileError
-from hwprofiles.schema.strict_yaml import load_strict
+from hwprofiles.schema.strict_yaml import load_strict, parse_value
 
 
 class Colour(Enum):
@@ -137,3 +137,25 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     path = tmp_path / "bom.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
     assert load_strict(path, Config).name == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{[1, 2]: 3}", "a key must be text or a number"),
+        ("&x {? *x : 1}", "a key must be text or a number"),
+        ("a: !!bool maybe", "not valid YAML"),
+        ("a: !!int ''", "not valid YAML"),
+        ("a: !!float ''", "not valid YAML"),
+        ("a: !!timestamp soon", "not valid YAML"),
+        ("a: &x [*x]", "more than 1000000 values"),
+        ("a: 1" + ":1" * 100_000, "more than 1000 digits"),
+        ("a: 1." + "0" * 2000, "more than 1000 digits"),
+        ('a: "\\ud83d"', "half of a surrogate pair"),
+    ],
+)
+def test_what_pyyaml_stumbles_over_is_one_clear_line(text: str, reason: str) -> None:
+    with pytest.raises(ProfileError, match=reason) as caught:
+        parse_value(text, source="config.yaml")
+    assert str(caught.value).startswith("config.yaml: ")
+    assert "\n" not in str(caught.value)

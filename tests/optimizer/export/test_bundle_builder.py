@@ -34,15 +34,15 @@ def test_a_built_bundle_opens_on_both_sides(source: ModelSource, tmp_path: Path)
     report = build_bundle(source, plan, tmp_path / "bundle", progress=stages.append)
     edge = open_bundle(report.bundle, role="edge")
     assert open_bundle(report.bundle, role="cloud").plan == edge.plan == plan
-    assert {path.name for path in edge.edge_dir.iterdir()} == {
+    assert {path.name for path in (edge.root / "edge").iterdir()} == {
         "front.onnx",
         "front.onnx.data",
         "tokenizer.json",
         "chat_template.jinja",
         "edge.json",
     }
-    assert EdgeSettings.load(edge.edge_dir).stop_token_ids == (2,)
-    assert FrontEngine.load(edge.edge_dir, plan=plan)
+    assert EdgeSettings.load(edge.root / "edge").stop_token_ids == (2,)
+    assert FrontEngine.load(edge.root / "edge", plan=plan)
     assert stages == ["tokenizer", "front", "back", "manifest"]
 
 

@@ -198,7 +198,7 @@ def test_a_second_run_takes_nothing_over_from_another_front_or_text(tmp_path: Pa
 
     def bundle(record: FileRecord) -> Bundle:
         files = {"edge/front.onnx": record, "codec/split-1.tables": record}
-        return Bundle(root=tmp_path, plan=None, files=files)  # type: ignore[arg-type]
+        return Bundle(root=tmp_path, role="edge", plan=None, files=files)  # type: ignore[arg-type]
 
     same = run_digest(bundle(front), "text", HeadOptions())
     assert run_digest(bundle(front), "text", HeadOptions(training=replace(plan, epochs=9))) == same
