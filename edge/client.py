@@ -44,7 +44,9 @@ class EdgeClient:
     (None: at most the plan's, and as many as suit what is measured, see
     `optimizer.policy.prefill_chunks`). draft_model: a bundle of a small model that lies wholly on
     the edge, for drafting by `model`. retry_policy: how long to wait for a server (None: its
-    defaults). trace: a text stream that gets one JSON line a frame.
+    defaults). trace: a text stream that gets one JSON line a frame. share_prefixes: let the cloud
+    reuse the beginnings of prompts among all devices with this tenant's tokens. A device of the
+    tenant can then find out whether a text that it guesses was sent; so not by default.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -62,6 +64,7 @@ class EdgeClient:
         draft_model: Path | str | None = None,
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
+        share_prefixes: bool = False,
     ) -> None:
         opened = open_bundle(Path(bundle), role="edge")
         self.plan = opened.plan
@@ -108,6 +111,7 @@ class EdgeClient:
             adaptive_chunks=prefill_chunk is None,
             retry_policy=retry_policy or RetryPolicy(),
             clock=self._clock,
+            share_prefixes=share_prefixes,
         )
         self._trace = trace
 

@@ -28,7 +28,9 @@ from protos.limits import (
     MAX_PREFIX_HASHES,
     MAX_PROBE_BYTES,
     MAX_RESUME_S,
+    MAX_SALT_BYTES,
     MAX_TOKENS,
+    MIN_SALT_BYTES,
     PROTOCOL_VERSION,
     SMALL_MESSAGE_BYTES,
 )
@@ -136,6 +138,7 @@ def _open_from_proto(message: pb.Open) -> Open:
         resume_s=_seconds("resume_s", message.resume_s),
         prefix_hashes=_hashes(message.prefix_hashes),
         shareable_tokens=_in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
+        prefix_salt=_salt(message.prefix_salt),
     )
 
 
@@ -226,6 +229,12 @@ def _hashes(values: Sequence[bytes]) -> tuple[bytes, ...]:
     if any(len(value) != 32 for value in values):
         raise RemoteWireError("prefix_hashes are SHA-256 digests of 32 bytes")
     return tuple(values)
+
+
+def _salt(value: bytes) -> bytes:
+    if value:  # a short one could be guessed, and would only seem to keep names secret
+        _in_range("the length of prefix_salt", len(value), MIN_SALT_BYTES, MAX_SALT_BYTES)
+    return value
 
 
 def _sha256(name: str, value: str) -> str:

@@ -24,6 +24,9 @@ MAX_PROBE_BYTES: Final = 1 << 20
 MAX_ANSWER_BYTES: Final = MAX_PROBE_BYTES + (64 << 10)
 MAX_RESUME_S: Final = 3600.0
 MAX_PREFIX_HASHES: Final = 1024
+# The secret that a device's chains begin with; none at all is allowed too.
+MIN_SALT_BYTES: Final = 16
+MAX_SALT_BYTES: Final = 64
 # Unanswered frames that a server takes from one session when `Opened` does not say how many.
 DEFAULT_FRAMES_IN_FLIGHT: Final = 16
 MAX_FRAMES_IN_FLIGHT: Final = 1024

@@ -90,6 +90,7 @@ class Conversations:
         """
         request = await stream.read_open()
         key = SessionKey(tenant.name, request.session_id)
+        self._check_open(key)
         held = self._take_over(key, request, stream)
         how = "opened" if held is None else "resumed"
         if held is None:
@@ -195,6 +196,18 @@ class Conversations:
             return held
         held.close()
         return None
+
+    def _check_open(self, key: SessionKey) -> None:
+        """Refuse an Open where no session may begin or go on: a server that drains or has failed.
+
+        Its client gave up an older stream of this session, so that one ends too.
+        """
+        try:
+            self._admission.check_open()
+        except CloudError:
+            if key in self._latest:
+                _replace(self._latest[key])
+            raise
 
     def _log(self, name: str, on_stream: _OnStream, **fields: object) -> None:
         stream = on_stream.stream

@@ -93,7 +93,7 @@ class Parts:
         self.lifecycle = Lifecycle()
         self.resumable = ResumableSessions(self.lifecycle)
         self.model_thread = ModelThreadByHand()
-        prefixes = PrefixCache()
+        self.prefixes = prefixes = PrefixCache()
         self.pool = KvPool(SHAPE, limit_bytes=num_bytes, reclaim=prefixes.drop_oldest)
         self.served = ServedModel(
             small_plan(), layers=range(LAYERS), hidden_size=WIDTH, max_tokens=64
