@@ -12,6 +12,7 @@ CloudError
 ├── ReplacedError        the client opened the same session again on another stream
 ├── CapacityError        full for now: come back after `retry_after_s`
 ├── DrainingError        the server is shutting down: go to another one
+├── ServerFailedError    a part of the server has stopped for good: go to another one
 ├── EngineError          our fault
 └── LifecycleError       our fault: an event that a session's state does not allow
 """
@@ -75,6 +76,10 @@ class DrainingError(CloudError):
     """The server is shutting down and takes no new sessions."""
 
 
+class ServerFailedError(CloudError):
+    """A part that the server cannot do without has stopped for good. The process ends soon."""
+
+
 class EngineError(CloudError):
     """The model's step failed."""
 
@@ -95,6 +100,7 @@ STATUS_OF_ERROR: Final[dict[type[CloudError], grpc.StatusCode]] = {
     ReplacedError: grpc.StatusCode.ABORTED,
     CapacityError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
+    ServerFailedError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
     LifecycleError: grpc.StatusCode.INTERNAL,
 }

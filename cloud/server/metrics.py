@@ -54,11 +54,11 @@ class Metrics:
         Gauge(_PREFIX + name, text, registry=self.registry).set_function(value)
 
     def frame_waited(self, wait_s: float) -> None:
-        """A frame waited so many seconds for its first batch (`cloud.engine.loop.StepObserver`)."""
+        """A frame waited so many seconds for its first batch (`LoopObserver`)."""
         self.queue_s.observe(wait_s)
 
     def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None:
-        """A batch ran (`cloud.engine.loop.StepObserver`)."""
+        """A batch ran (`LoopObserver`)."""
         self.step_s.observe(duration_s)
         self.batch_sessions.observe(num_sessions)
         self.batch_rows.observe(num_rows)
