@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cloud.engine.back_engine import BatchEntry
 from cloud.engine.frame_work import FloatRows, FrameSession, FrameWork
-from cloud.engine.loop_observer import NoObserver, LoopObserver
+from cloud.engine.loop_observer import LoopObserver, NoObserver
 from cloud.errors import CloudError, EngineError, ServerFailedError
 from optimizer.policy.batching import BatchShare, Scheduler, Waiting
 from protos.messages import Frame, Result, Timings
@@ -175,7 +175,7 @@ class EngineLoop:
         if self._failure is None:
             return
         with self._settling:
-            orphans = {active: None for active in self._runs}
+            orphans = dict.fromkeys(self._runs)
             while not self._inbox.empty():
                 command = self._inbox.get()
                 if isinstance(command, _Submit):

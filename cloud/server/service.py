@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -19,12 +20,15 @@ from cloud.errors import (
     status_of,
 )
 from cloud.server.access import tenant_of
+from cloud.server.byte_budget import ByteBudget
 from cloud.server.conversations import Conversations
-from cloud.server.link_probe import answer_probe
+from cloud.server.link_probe import MAX_CALLS, MAX_CALLS_PER_PEER, answer_call
 from cloud.server.logs import event, trace_id
 from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
+from cloud.server.places import Places
 from cloud.server.stream import Answer, Context, ServerStream, StreamLimits
+from cloud.server.timers import within
 from cloud.sessions.admission import Admission
 from cloud.sessions.served_model import ServedModel
 from cloud.sessions.tenants import RateLimits, Tenant, Tenants
@@ -32,6 +36,8 @@ from protos import wire
 from protos.errors import RemoteWireError
 
 logger = logging.getLogger(__name__)
+
+ABORT_TIMEOUT_S: Final = 2.0
 
 
 class InferenceService:
@@ -46,9 +52,10 @@ class InferenceService:
         metrics: Metrics,
         tenants: Tenants | None = None,
         stream_limits: StreamLimits | None = None,
+        budget: ByteBudget | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """tenants: who may call; None: everybody."""
+        """tenants: who may call; None: everybody. budget: for the bytes of all frames."""
         self._served = served
         self._admission = admission
         self._conversations = conversations
@@ -56,7 +63,9 @@ class InferenceService:
         self._tenants = tenants or Tenants()
         self._stream_limits = stream_limits or StreamLimits()
         self._clock = clock
+        self._budget = budget or ByteBudget()
         self._rate_limits = RateLimits()
+        self._probes = Places("link probes", total=MAX_CALLS, per_peer=MAX_CALLS_PER_PEER)
         self._mail: Mailbox[Answer] | None = None  # made by the first stream: it needs the loop
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
@@ -87,17 +96,23 @@ class InferenceService:
         """Describe: what this server serves, and how full it is."""
         return wire.encode_description(self._admission.describe())
 
-    async def probe(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    async def probe(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Probe: messages of the sizes that the client asks for."""
         try:
-            async for answer in answer_probe(requests):
-                yield answer
+            with self._probes.one(context):
+                await answer_call(context)
         except RemoteWireError as error:
             await _abort(context, BadFrameError(str(error)), None)
+        except CloudError as error:
+            await _abort(context, error, None)
 
     def hand_back(self) -> None:
         """End every session with DrainingError: the edges go on elsewhere with their journals."""
-        self._conversations.end_all(DrainingError("this server is shutting down: go on elsewhere"))
+        self.end_all(DrainingError("this server is shutting down: go on elsewhere"))
+
+    def end_all(self, error: CloudError) -> None:
+        """End every session with `error`."""
+        self._conversations.end_all(error)
 
     def _stream(self, context: Context, tenant: Tenant) -> ServerStream:
         return ServerStream(
@@ -105,6 +120,8 @@ class InferenceService:
             metrics=self._metrics,
             rate_limit=partial(self._wait_s, tenant),
             max_hidden_bytes=self._served.max_hidden_bytes,
+            hidden_size=self._served.hidden_size,
+            room=self._budget.stream(tenant.name),
             mailbox=self._mailbox(),
             limits=self._stream_limits,
             clock=self._clock,
@@ -125,4 +142,7 @@ async def _abort(context: Context, error: CloudError, trace: str | None) -> None
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, CapacityError):
         trailers = ((wire.RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
-    await context.abort(status_of(error), str(error)[: wire.MAX_DETAIL_CHARS], trailers)
+    ended = context.abort(status_of(error), str(error)[: wire.MAX_DETAIL_CHARS], trailers)
+    # The status waits behind answers that the client does not read. Leaving the handler cancelled
+    # then resets the stream: gRPC lets go of the call and of what was written.
+    await within(ABORT_TIMEOUT_S, ended, asyncio.CancelledError())

@@ -12,7 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def within(timeout_s: float, waited_for: Awaitable[T], error: Exception) -> T:
+async def within(timeout_s: float, waited_for: Awaitable[T], error: BaseException) -> T:
     """What `waited_for` gives, or `error` once `timeout_s` seconds have passed."""
     task = asyncio.current_task()
     if task is None:
