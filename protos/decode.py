@@ -33,6 +33,7 @@ from protos.limits import (
     MIN_SALT_BYTES,
     PROTOCOL_VERSION,
     SMALL_MESSAGE_BYTES,
+    TINY_MESSAGE_BYTES,
 )
 from protos.messages import (
     Close,
@@ -55,8 +56,8 @@ _SESSION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def decode_edge(data: bytes) -> EdgeMessage:
-    """One message of an edge. A large one is measured before it is parsed (`protos.bulk`)."""
-    if SMALL_MESSAGE_BYTES < len(data) <= MAX_MESSAGE_BYTES:
+    """One message of an edge. All but tiny ones are measured before parsing (`protos.bulk`)."""
+    if TINY_MESSAGE_BYTES < len(data) <= MAX_MESSAGE_BYTES:
         check_rest(data, SMALL_MESSAGE_BYTES)
     message = _parse(pb.EdgeMessage, data)
     kind = message.WhichOneof("kind")

@@ -11,9 +11,11 @@ PROTOCOL_VERSION: Final = 1
 
 # 1,024 rows of 8,192 float32 are 32 MiB: no honest message is larger.
 MAX_MESSAGE_BYTES: Final = 33 << 20
-# A message up to this size is parsed at once. Of a larger one, all but this much must be hidden
-# states (1,024 token ids of 5 bytes are a tenth of it).
+# All of a message but this much must be hidden states (1,024 token ids of 5 bytes are a tenth of
+# it).
 SMALL_MESSAGE_BYTES: Final = 64 << 10
+# A message up to this size is parsed at once: nothing in it takes long.
+TINY_MESSAGE_BYTES: Final = 512
 MAX_FRAME_TOKENS: Final = 1024
 # Most drafts that one frame may carry.
 MAX_FRAME_DRAFTS: Final = 64
