@@ -9,6 +9,7 @@ CloudError
 │   ├── MismatchError    another model, another codec or another protocol than this server's
 │   └── AccessError      no token, or a wrong one
 ├── IdleError            a client that was silent for too long
+│   └── UnreadError      a client that reads no answers: no status reaches it either
 ├── ReplacedError        the client opened the same session again on another stream
 ├── CapacityError        full for now: come back after `retry_after_s`
 ├── DrainingError        the server is shutting down: go to another one
@@ -58,6 +59,10 @@ class AccessError(RequestError):
 
 class IdleError(CloudError):
     """The client was silent for longer than the server keeps a session for it."""
+
+
+class UnreadError(IdleError):
+    """The client left an answer unread for too long. A status would wait behind that answer."""
 
 
 class ReplacedError(CloudError):

@@ -17,8 +17,12 @@ from cloud.server.places import Places
 from cloud.server.timers import within
 from protos import wire
 
+# Calls that are answered, such as watches.
 MAX_CALLS: Final = 64
 MAX_CALLS_PER_PEER: Final = 16
+# Calls whose request is still to come. They cost little, and they end soon.
+MAX_SILENT_CALLS: Final = 1024
+MAX_SILENT_CALLS_PER_PEER: Final = 256
 REQUEST_TIMEOUT_S: Final = 10.0
 MAX_CALL_S: Final = 3600.0
 
@@ -29,6 +33,9 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self) -> None:
         self._places = Places(
             "health and reflection calls", total=MAX_CALLS, per_peer=MAX_CALLS_PER_PEER
+        )
+        self._silent = Places(
+            "calls without a request", total=MAX_SILENT_CALLS, per_peer=MAX_SILENT_CALLS_PER_PEER
         )
 
     async def intercept_service(
@@ -43,14 +50,15 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return handler
 
         async def behave(requests: Any, context: Any) -> None:
+            too_long = CapacityError(f"a call may last {MAX_CALL_S:g} s; ask again")
             try:
+                request = None if is_stream else await self._request(context)
                 with self._places.one(context):
-                    answering = _stream(handler, requests, context) if is_stream else None
-                    await within(
-                        MAX_CALL_S,
-                        answering or _answer(handler, context),
-                        CapacityError(f"a call may last {MAX_CALL_S:g} s; ask again"),
-                    )
+                    if is_stream:
+                        answering = _stream(handler, requests, context)
+                    else:
+                        answering = _answer(handler, request, context)
+                    await within(MAX_CALL_S, answering, too_long)
             except CloudError as error:
                 await context.abort(status_of(error), str(error))
 
@@ -61,12 +69,16 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             response_serializer=handler.response_serializer,
         )
 
+    async def _request(self, context: Any) -> Any:
+        silent = IdleError(f"no request for {REQUEST_TIMEOUT_S:g} s")
+        with self._silent.one(context):
+            request = await within(REQUEST_TIMEOUT_S, context.read(), silent)
+        if request is grpc.aio.EOF:
+            raise IdleError("the call ended without a request")
+        return request
 
-async def _answer(handler: Any, context: Any) -> None:
-    silent = IdleError(f"no request for {REQUEST_TIMEOUT_S:g} s")
-    request = await within(REQUEST_TIMEOUT_S, context.read(), silent)
-    if request is grpc.aio.EOF:
-        raise IdleError("the call ended without a request")
+
+async def _answer(handler: Any, request: Any, context: Any) -> None:
     if handler.response_streaming:
         await handler.unary_stream(request, context)
     else:

@@ -161,6 +161,7 @@ class Conversations:
             if reader is not None:
                 reader.cancel()
             freed = self._leave(on_stream, failed)
+            del failed  # it refers to this frame by its traceback
         if freed is None:
             return
         # Only a stream that ends in peace waits for its memory to be free and says so.

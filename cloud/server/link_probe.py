@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from cloud.errors import IdleError
+from cloud.errors import IdleError, UnreadError
 from cloud.server.timers import within
 from protos import wire
 from protos.errors import RemoteWireError
@@ -62,5 +62,5 @@ async def answer_call(context: Any) -> None:
             yield data
 
     async for answer in answer_probe(requests()):
-        unread = IdleError("the link probe read no answer, or took too long")
+        unread = UnreadError("the link probe read no answer, or took too long")
         await within(left_s(), context.write(answer), unread)

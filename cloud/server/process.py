@@ -56,6 +56,10 @@ _GRPC_OPTIONS: Final = (
     # A connection that says nothing, and one that has no stream, make room for others.
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 900_000),
+    # No connection lasts for ever, because streams that nobody reads last as long as it. Streams
+    # have an hour to end; an edge whose stream is cut resumes its session on a new connection.
+    ("grpc.max_connection_age_ms", 24 * 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 3_600_000),
     # Clients ping every 10 s to notice a dead server; and a dead client is noticed here.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),

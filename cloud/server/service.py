@@ -17,6 +17,7 @@ from cloud.errors import (
     CapacityError,
     CloudError,
     DrainingError,
+    UnreadError,
     status_of,
 )
 from cloud.server.access import tenant_of
@@ -28,6 +29,7 @@ from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
 from cloud.server.places import Places
 from cloud.server.stream import Answer, Context, ServerStream, StreamLimits
+from cloud.server.stuck_calls import StuckCalls
 from cloud.server.timers import within
 from cloud.sessions.admission import Admission
 from cloud.sessions.served_model import ServedModel
@@ -65,6 +67,7 @@ class InferenceService:
         self._clock = clock
         self._budget = budget or ByteBudget()
         self._rate_limits = RateLimits()
+        self._stuck = StuckCalls()
         self._probes = Places("link probes", total=MAX_CALLS, per_peer=MAX_CALLS_PER_PEER)
         self._mail: Mailbox[Answer] | None = None  # made by the first stream: it needs the loop
 
@@ -85,12 +88,13 @@ class InferenceService:
             tenant = tenant_of(self._tenants, metadata)
             if tenant is None:
                 raise AccessError("a valid access token is needed")
+            self._stuck.check(context)
             await self._conversations.hold(
                 self._stream(context, tenant), tenant, trace, timeout_s=context.time_remaining()
             )
         except CloudError as error:
             self._metrics.failed(error)
-            await _abort(context, error, trace)
+            await self._end(context, error, trace)
 
     async def describe(self, request: bytes, context: Context) -> bytes:
         """Describe: what this server serves, and how full it is."""
@@ -99,12 +103,13 @@ class InferenceService:
     async def probe(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Probe: messages of the sizes that the client asks for."""
         try:
+            self._stuck.check(context)
             with self._probes.one(context):
                 await answer_call(context)
         except RemoteWireError as error:
-            await _abort(context, BadFrameError(str(error)), None)
+            await self._end(context, BadFrameError(str(error)), None)
         except CloudError as error:
-            await _abort(context, error, None)
+            await self._end(context, error, None)
 
     def hand_back(self) -> None:
         """End every session with DrainingError: the edges go on elsewhere with their journals."""
@@ -135,14 +140,19 @@ class InferenceService:
             self._mail = Mailbox()
         return self._mail
 
-
-async def _abort(context: Context, error: CloudError, trace: str | None) -> None:
-    """End a call with the error's status, and say when to ask again where the server is full."""
-    event(logger, "stream_ended", error=type(error).__name__, reason=str(error), trace_id=trace)
-    trailers: tuple[tuple[str, str], ...] = ()
-    if isinstance(error, CapacityError):
-        trailers = ((wire.RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
-    ended = context.abort(status_of(error), str(error)[: wire.MAX_DETAIL_CHARS], trailers)
-    # The status waits behind answers that the client does not read. Leaving the handler cancelled
-    # then resets the stream: gRPC lets go of the call and of what was written.
-    await within(ABORT_TIMEOUT_S, ended, asyncio.CancelledError())
+    async def _end(self, context: Context, error: CloudError, trace: str | None) -> None:
+        """End a call with the error's status, and say when to ask again where there is no room."""
+        event(logger, "stream_ended", error=type(error).__name__, reason=str(error), trace_id=trace)
+        if isinstance(error, UnreadError):
+            self._stuck.add(context)
+            raise asyncio.CancelledError
+        trailers: tuple[tuple[str, str], ...] = ()
+        if isinstance(error, CapacityError):
+            trailers = ((wire.RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
+        detail = str(error)[: wire.MAX_DETAIL_CHARS]
+        ended = context.abort(status_of(error), detail, trailers)
+        try:
+            await within(ABORT_TIMEOUT_S, ended, UnreadError(detail))
+        except UnreadError:
+            self._stuck.add(context)
+            raise asyncio.CancelledError from None

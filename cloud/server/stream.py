@@ -30,6 +30,7 @@ from cloud.errors import (
     EngineError,
     IdleError,
     MismatchError,
+    UnreadError,
 )
 from cloud.server.byte_budget import StreamBytes
 from cloud.server.mailbox import Mailbox
@@ -238,10 +239,10 @@ class ServerStream:
             self._count(answer)
 
     async def write(self, message: CloudMessage) -> None:
-        """Send one message to the client. Raises IdleError where the client reads nothing."""
+        """Send one message to the client. Raises UnreadError where the client reads nothing."""
         data = wire.encode_cloud(message)
         self._metrics.bytes_down.inc(len(data))
-        unread = IdleError(f"the client read no answer for {self._max_stall_s:g} s")
+        unread = UnreadError(f"the client read no answer for {self._max_stall_s:g} s")
         await within(self._max_stall_s, self._context.write(data), unread)
 
     def _watch_silence(self) -> None:

@@ -35,3 +35,6 @@ async def within(timeout_s: float, waited_for: Awaitable[T], error: BaseExceptio
         raise error from None
     finally:
         timer.cancel()
+        # An error refers to this frame by its traceback. A call whose frames form a cycle with
+        # its error would live, and hold its stream open, until the next full collection.
+        del error

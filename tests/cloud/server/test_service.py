@@ -49,6 +49,9 @@ class FakeCall:
     def peer(self) -> str:
         return "ipv4:10.0.0.1:5023"
 
+    def done(self) -> bool:
+        return self.status is not None
+
     async def read(self) -> bytes | None:
         return await self.incoming.get()
 
