@@ -30,7 +30,6 @@ from cloud.server.metrics import Metrics
 from cloud.server.places import Places
 from cloud.server.stream import Answer, Context, ServerStream, StreamLimits
 from cloud.server.stuck_calls import StuckCalls
-from cloud.server.timers import within
 from cloud.sessions.admission import Admission
 from cloud.sessions.served_model import ServedModel
 from cloud.sessions.tenants import RateLimits, Tenant, Tenants
@@ -144,15 +143,15 @@ class InferenceService:
         """End a call with the error's status, and say when to ask again where there is no room."""
         event(logger, "stream_ended", error=type(error).__name__, reason=str(error), trace_id=trace)
         if isinstance(error, UnreadError):
-            self._stuck.add(context)
-            raise asyncio.CancelledError
+            with self._stuck.one(context):  # no status gets through: until its connection ends
+                await asyncio.get_running_loop().create_future()
         trailers: tuple[tuple[str, str], ...] = ()
         if isinstance(error, CapacityError):
             trailers = ((wire.RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
         detail = str(error)[: wire.MAX_DETAIL_CHARS]
-        ended = context.abort(status_of(error), detail, trailers)
-        try:
-            await within(ABORT_TIMEOUT_S, ended, UnreadError(detail))
-        except UnreadError:
-            self._stuck.add(context)
-            raise asyncio.CancelledError from None
+        ended = asyncio.ensure_future(context.abort(status_of(error), detail, trailers))
+        await asyncio.wait({ended}, timeout=ABORT_TIMEOUT_S)
+        if not ended.done():
+            with self._stuck.one(context):
+                await asyncio.wait({ended})
+        await ended  # raises, which is how gRPC wants a call to end

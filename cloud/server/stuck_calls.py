@@ -8,41 +8,36 @@ connection lasts for ever (`cloud.server.process`).
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
 
 from cloud.errors import CapacityError
-from cloud.server.places import address_of_peer
+from cloud.server.places import CallWithPeer, address_of_peer
 
 MAX_STUCK_PER_PEER: Final = 8
 
 
-class EndingCall(Protocol):
-    """The part of a gRPC call that says who calls, and whether it is over."""
-
-    def peer(self) -> str: ...
-
-    def done(self) -> bool: ...
-
-
 class StuckCalls:
-    """The stuck calls by address. Lives on the event loop's thread."""
+    """How many calls are stuck, by address. Lives on the event loop's thread."""
 
     def __init__(self) -> None:
-        self._calls: dict[str, list[EndingCall]] = {}
+        self._stuck: Counter[str] = Counter()  # without addresses that have none
 
-    def add(self, call: EndingCall) -> None:
-        """A call that has ended here and that its client does not let end."""
-        self._calls.setdefault(address_of_peer(call.peer()), []).append(call)
+    @contextlib.contextmanager
+    def one(self, call: CallWithPeer) -> Iterator[None]:
+        """Count a call as stuck while the context lasts."""
+        peer = address_of_peer(call.peer())
+        self._stuck[peer] += 1
+        try:
+            yield
+        finally:
+            self._stuck[peer] -= 1
+            if not self._stuck[peer]:
+                del self._stuck[peer]
 
-    def check(self, call: EndingCall) -> None:
+    def check(self, call: CallWithPeer) -> None:
         """Raise CapacityError where the caller's address has too many stuck calls."""
-        if not self._calls:
-            return
-        for peer, calls in list(self._calls.items()):
-            left = [one for one in calls if not one.done()]
-            if left:
-                self._calls[peer] = left
-            else:
-                del self._calls[peer]
-        if len(self._calls.get(address_of_peer(call.peer()), ())) >= MAX_STUCK_PER_PEER:
+        if self._stuck and self._stuck[address_of_peer(call.peer())] >= MAX_STUCK_PER_PEER:
             raise CapacityError("your address has too many calls whose answers nobody reads")
