@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloud.engine.loop import ActiveSession
+from cloud.engine.loop import ActiveSession, Release
 from cloud.errors import (
     BadFrameError,
     CloudError,
@@ -17,6 +17,7 @@ from cloud.errors import (
     MismatchError,
     ReplacedError,
 )
+from cloud.server.byte_budget import ByteBudget
 from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
 from cloud.server.stream import RateLimit, ServerStream, StreamLimits
@@ -52,7 +53,12 @@ class Conversation:
     """A stream, its context, and a model thread that answers when the test says so."""
 
     def __init__(
-        self, *, wait_s: RateLimit = lambda num_rows: 0.0, most: int = 100, **limits: Any
+        self,
+        *,
+        wait_s: RateLimit = lambda num_rows: 0.0,
+        most: int = 100,
+        room: Any = None,
+        **limits: Any,
     ) -> None:
         self.context = FakeContext()
         context: Any = self.context
@@ -63,6 +69,8 @@ class Conversation:
             metrics=self.metrics,
             rate_limit=wait_s,
             max_hidden_bytes=lambda num_rows: most * num_rows,
+            hidden_size=2,
+            room=room or ByteBudget().stream("one"),
             mailbox=Mailbox(),
             limits=StreamLimits(**limits),
         )
@@ -260,7 +268,7 @@ def test_a_fault_in_reading_is_an_engine_error() -> None:
     async def scenario() -> None:
         it = Conversation()
 
-        def faulty(active: ActiveSession, frame: Frame) -> None:
+        def faulty(active: ActiveSession, frame: Frame, release: Release) -> None:
             raise ValueError("unforeseen")
 
         it.model_thread.submit = faulty  # type: ignore[method-assign]
