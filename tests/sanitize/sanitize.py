@@ -1,0 +1,169 @@
+"""`make sanitize`: both kernels under AddressSanitizer and UBSan, the thread pool under TSan.
+
+It copies the packages into a temporary folder and builds the kernels there with the sanitizers. Then
+it runs the kernels' own tests and the fuzz corpus against that copy. Any report, and any test that
+fails, fails the run. Where gcc or libasan is not there, it prints one line and succeeds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PACKAGES: Final = ("hwprofiles", "codec", "decoding", "protos", "optimizer", "edge", "cloud", "tests")
+TIMEOUT_S: Final = 600.0
+_FLAGS: Final = (
+    *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
+    *("-fno-omit-frame-pointer", "-g", "-O1", "-shared", "-fPIC"),
+)
+# Folder, and the flags that its kernel is built with elsewhere too (pyproject.toml).
+_KERNELS: Final = (
+    ("codec/kernel", ("-ffp-contract=off",)),
+    ("cloud/kernel", ("-Wno-psabi", "-pthread")),
+)
+_CODEC_TESTS: Final = ("tests/codec/kernel", "tests/codec/entropy")
+_CLOUD_TESTS: Final = (
+    *("tests/cloud/kernel", "tests/cloud/attention/test_native.py"),
+    "tests/cloud/engine/test_native_stack.py",
+)
+_PYTEST: Final = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One command that must succeed without a report."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+def main() -> int:
+    """0: all is clean, or there are no sanitizers here."""
+    missing = what_is_missing()
+    if missing:
+        print(f"sanitize: skipped, {missing}")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="sanitize-") as folder:
+        tree = Path(folder)
+        copy_packages(tree)
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            built = list(pool.map(lambda check: run(check, tree), builds(tree)))
+            if not all(built):
+                return 1
+            passed = list(pool.map(lambda check: run(check, tree), checks(tree)))
+    return 0 if all(passed) else 1
+
+
+def what_is_missing() -> str | None:
+    """Why the sanitizers cannot run here; None where they can."""
+    if not sys.platform.startswith("linux"):
+        return "it needs Linux"
+    if shutil.which("gcc") is None:
+        return "gcc is not there"
+    for name in ("libasan.so", "libubsan.so", "libtsan.so"):
+        if not Path(runtime(name)).is_file():
+            return f"gcc has no {name}"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "Python.h is not there"
+    return None
+
+
+def runtime(name: str) -> str:
+    """Where gcc has a sanitizer's library; the bare name where it has none."""
+    asked = subprocess.run(
+        ["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True
+    )
+    return asked.stdout.strip()
+
+
+def copy_packages(tree: Path) -> None:
+    """The packages and their tests, without compiled files."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tree / package, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tree)
+
+
+def builds(tree: Path) -> list[Check]:
+    """The commands that compile the kernels and the thread pool's driver."""
+    include = f"-I{sysconfig.get_paths()['include']}"
+    kernels = [
+        Check(
+            name=f"build {folder}",
+            command=(
+                *("gcc", *_FLAGS, *flags, include, f"{folder}/kernel.c"),
+                *("-o", f"{folder}/_kernel.abi3.so"),
+            ),
+        )
+        for folder, flags in reversed(_KERNELS)  # the slow one first
+    ]
+    driver = ("-fsanitize=thread", "-g", "-O1", "-pthread", "tests/sanitize/races.c", "-o", "races")
+    return [*kernels, Check(name="build the thread pool", command=("gcc", *driver))]
+
+
+def checks(tree: Path) -> list[Check]:
+    """Tests and corpora; the longest first."""
+    python = sys.executable
+    found = [
+        Check(name="cloud tests", command=(python, *_PYTEST, *_CLOUD_TESTS)),
+        Check(
+            name="cloud tests, AVX2 only",
+            command=(python, *_PYTEST, "-p", "tests.sanitize.only_avx2", *_CLOUD_TESTS),
+        ),
+        Check(name="codec tests", command=(python, *_PYTEST, *_CODEC_TESTS)),
+        Check(name="fuzz cloud", command=(python, "tests/sanitize/fuzz_layers.py")),
+        Check(name="fuzz codec", command=(python, "tests/sanitize/fuzz_codec.py")),
+        Check(name="thread pool", command=(str(tree / "races"),)),
+    ]
+    return found
+
+
+def run(check: Check, tree: Path) -> bool:
+    """Run one command in the copy; print its output and the sanitizers' reports if it fails."""
+    begun_s = time.monotonic()
+    reports = tree / "reports" / check.name.replace(" ", "-").replace(",", "")
+    reports.mkdir(parents=True)
+    # pytest swallows what a process wrote before it was aborted, so reports go to files.
+    env = os.environ | {
+        "PYTHONPATH": str(tree),
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={reports / 'asan'}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={reports / 'ubsan'}",
+        "TSAN_OPTIONS": f"log_path={reports / 'tsan'}",
+    }
+    if check.command[0] == sys.executable:
+        env["LD_PRELOAD"] = runtime("libasan.so")
+    try:
+        done = subprocess.run(
+            check.command,
+            cwd=tree,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+        code, output = done.returncode, done.stdout
+    except subprocess.TimeoutExpired:
+        code, output = -1, f"it ran longer than {TIMEOUT_S:.0f} s"
+    written = [path.read_text(errors="replace") for path in sorted(reports.iterdir())]
+    is_clean = code == 0 and not written
+    taken_s = time.monotonic() - begun_s
+    print(f"sanitize: {check.name}: {'clean' if is_clean else 'FAILED'} ({taken_s:.0f} s)", flush=True)
+    if not is_clean:
+        print("\n".join([output, *written]), flush=True)
+    return is_clean
+
+
+if __name__ == "__main__":
+    sys.exit(main())
