@@ -91,7 +91,7 @@ class PackedLinear:
     def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         _need(codes, "codes", torch.int8, (None, None))
         self.num_outputs, self.num_inputs = codes.shape
-        if not 0 < self.num_outputs * self.num_inputs or self.num_inputs > MAX_EXACT_WIDTH:
+        if codes.numel() == 0 or self.num_inputs > MAX_EXACT_WIDTH:
             raise ValueError(f"the kernel takes no weights of shape {list(codes.shape)}")
         _need(scale, "scale", torch.float32, (self.num_outputs,))
         if bias is not None:
@@ -191,7 +191,7 @@ class NativeKernel:
 
 
 def layer_array(layers: Sequence[CLayer]) -> ctypes.Array[CLayer]:
-    """The layers as `NativeKernel.layers` takes them. Raises ValueError unless all have one shape."""
+    """The layers as `NativeKernel.layers` takes them. Raises ValueError for different shapes."""
     if len({_shapes_of(layer) for layer in layers}) != 1:
         raise ValueError("the kernel takes layers of one shape")
     return (CLayer * len(layers))(*layers)
@@ -219,7 +219,13 @@ def _need_layers(layers: ctypes.Array[CLayer], at: Sequence[int], step: CStep) -
 
 def _need_heads(step: CStep) -> None:
     heads, kv_heads, dim = step.heads, step.kv_heads, step.head_dim
-    if kv_heads < 1 or heads < 1 or heads % kv_heads or dim % _LANES or not 0 < dim <= _MAX_HEAD_DIM:
+    if (
+        kv_heads < 1
+        or heads < 1
+        or heads % kv_heads
+        or dim % _LANES
+        or not 0 < dim <= _MAX_HEAD_DIM
+    ):
         raise ValueError(f"the kernel has no loops for {heads} over {kv_heads} heads of {dim}")
 
 

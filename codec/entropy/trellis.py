@@ -85,8 +85,8 @@ def quantize(
     """Codes and their models' numbers, [T, D] each, and escapes in each row [T].
 
     targets: [T, D], values in units, none beyond LARGEST_TARGET (ValueError); value d of row t is
-    coded under family base[d] + offsets[t], clipped. native: None takes the compiled kernel if there
-    is one.
+    coded under family base[d] + offsets[t], clipped. native: None takes the compiled kernel if
+    there is one.
     """
     targets = np.ascontiguousarray(targets)
     if _native(native):

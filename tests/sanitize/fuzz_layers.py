@@ -1,14 +1,15 @@
 """The server's kernel on a corpus of shapes and of values from zero to NaN; run by `sanitize.py`.
 
 The corpus is made from fixed seeds: rows with NaN, infinity, denormals and the largest floats; no
-rows, one, several panels of them; odd widths; heads in every group; histories in pieces and windows.
-Every array has memory of exactly its size. Beside what the sanitizers see, each case checks the
-rule: a row that is not finite gives NaN, and no other row's bits change.
+rows, one, several panels of them; odd widths; heads in every group; histories in pieces. Every
+array has memory of exactly its size. Beside what the sanitizers see, each case checks the rule: a
+row that is not finite gives NaN, and no other row's bits change.
 """
 
 from __future__ import annotations
 
 import ctypes
+from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -23,10 +24,10 @@ NUM_LINEAR_SEEDS: Final = 60
 NUM_ATTENTION_SEEDS: Final = 50
 NUM_LAYERS_SEEDS: Final = 25
 _LANES: Final = 16
-_FLOATS = np.finfo(np.float32)
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _STRANGE: Final = (
-    *(np.nan, -np.nan, np.inf, -np.inf, _FLOATS.max, -_FLOATS.max, 1e25),
-    *(_FLOATS.tiny, 1e-45, 0.0, -0.0),
+    *(np.nan, -np.nan, np.inf, -np.inf, _LARGEST, -_LARGEST, 1e25),
+    *(float(np.finfo(np.float32).tiny), 1e-45, 0.0, -0.0),
 )
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -121,12 +122,12 @@ def fuzz_linear(library: ctypes.CDLL, kind: int, rng: np.random.Generator) -> No
         got = run()
         check_rows(got, clean, rows, changed)
         if norm is not None:
-            overflows = (rows.astype(np.float64) ** 2).sum(axis=1) > 1.01 * float(_FLOATS.max)
+            overflows = (rows.astype(np.float64) ** 2).sum(axis=1) > 1.01 * _LARGEST
             assert np.isnan(got[overflows]).all(), "a norm made zeros of a huge row"
 
 
 def some_pieces(rng: np.random.Generator, num_rows: int, arena_rows: int) -> tuple[Array, Array]:
-    """[P, 3] pieces of layer 0 with a stride of `arena_rows`, and [T + 1] where each row's begin."""
+    """[P, 3] pieces with a stride of `arena_rows`, and [T + 1] where each row's begin."""
     pieces, first = [], [0]
     for _ in range(num_rows):
         for _ in range(int(rng.integers(1, 4))):
@@ -145,7 +146,7 @@ def fuzz_attention(kernel: NativeKernel, rng: np.random.Generator) -> None:
     sees_nothing = num_rows > 1 and rng.random() < 0.2
     if sees_nothing:
         pieces[first[-2] :, 2] = 0
-    seen = [int(pieces[a:b, 2].sum()) for a, b in zip(first[:-1], first[1:], strict=True)]
+    seen = [int(pieces[begin:end, 2].sum()) for begin, end in pairwise(first)]
     history = -(-max(seen, default=0) // _LANES) * _LANES
     with Guarded() as guarded:
         arena = guarded.copy(normal(rng, 2 * arena_rows, 2 * kv_heads * dim))
@@ -181,7 +182,7 @@ def fuzz_attention(kernel: NativeKernel, rng: np.random.Generator) -> None:
         place = int(rng.integers(arena_rows))
         arena[arena_rows + place, int(rng.integers(arena.shape[1]))] = rng.choice(_STRANGE[:4])
         kernel.attend(step, 1, dim**-0.5)
-        for row, (begin, end) in enumerate(zip(first[:-1], first[1:], strict=True)):
+        for row, (begin, end) in enumerate(pairwise(first)):
             starts, counts = pieces[begin:end, 0], pieces[begin:end, 2]
             if ((starts <= place) & (place < starts + counts)).any():
                 assert not np.isfinite(mixed[row]).all()
@@ -235,9 +236,7 @@ def fuzz_layers(kernel: NativeKernel, rng: np.random.Generator) -> None:
             "digits": guarded.filled(2 * num_rows * (mixed_width + -mixed_width % 4), np.int8),
             "row_scale": guarded.filled(num_rows, np.float32),
             "row_sum": guarded.filled(2 * num_rows, np.int32),
-            "scores": guarded.filled(
-                native.MAX_THREADS * native.MAX_GROUP * history, np.float32
-            ),
+            "scores": guarded.filled(native.MAX_THREADS * native.MAX_GROUP * history, np.float32),
         }
 
         def run() -> Array:

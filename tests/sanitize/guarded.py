@@ -35,7 +35,7 @@ class Guarded:
         address = _LIBC.malloc(flat.nbytes)
         self._addresses.append(address)
         raw = (ctypes.c_uint8 * flat.nbytes).from_address(address)
-        copied = np.frombuffer(raw, dtype=flat.dtype).reshape(flat.shape)
+        copied = np.ctypeslib.as_array(raw).view(flat.dtype).reshape(flat.shape)
         copied[...] = flat
         return copied
 

@@ -138,9 +138,7 @@ def test_a_session_whose_rows_overflow_ends_alone(tmp_path: Path, form: str, siz
     save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
     if form == "kernel":
         quantized_back(tmp_path / "cloud")
-    engine = BackEngine(
-        load_back(tmp_path / "cloud", first_layer=0), fused=form != "transformers"
-    )
+    engine = BackEngine(load_back(tmp_path / "cloud", first_layer=0), fused=form != "transformers")
     ladder = Ladder.lossless(engine.hidden_size)
     kept: list[int] = []
 
