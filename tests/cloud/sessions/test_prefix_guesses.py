@@ -51,7 +51,7 @@ def test_a_pin_in_a_prompt_is_not_found_by_naming_every_pin() -> None:
             asked.extend(chains)
             return find(tenant, chains)
 
-        parts.prefixes.find = noted  # type: ignore[method-assign,assignment]
+        parts.prefixes.find = noted  # type: ignore[method-assign]
         for request in probes():
             held = parts.hold(await parts.admission.admit(request), request)
             held.close()
