@@ -244,7 +244,7 @@ def _join(path: str, key: object) -> str:
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads `1e9` as a number."""
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
         """One text. Refuses half of a surrogate pair, which no UTF-8 text can hold."""
         value = str(super().construct_scalar(node))
         try:

@@ -111,7 +111,7 @@ def test_only_the_weight_files_that_are_named_are_read(back: Path) -> None:
     zeros = {name: tensor * 0 for name, tensor in load_file(listed).items()}
     save_file(zeros, back / "zzz.safetensors")
     model = load_back(back, first_layer=2, weight_files=[listed])
-    assert model.norm.weight.abs().sum() > 0
+    assert all(parameter.abs().sum() > 0 for parameter in model.norm.parameters())
     with pytest.raises(WeightsError, match=r"zzz\.safetensors: another file holds"):
         load_back(back, first_layer=2)
 
@@ -133,8 +133,6 @@ def test_only_the_weight_files_that_are_named_are_read(back: Path) -> None:
 )
 def test_a_hostile_config_is_named(back: Path, text: str) -> None:
     (back / "config.json").write_text(text)
-    with pytest.raises(
-        WeightsError, match=r"config\.json|is missing|has shape|is not among"
-    ) as caught:
+    with pytest.raises(WeightsError, match=r"config\.json|is missing|has shape") as caught:
         load_back(back, first_layer=2)
     assert "\n" not in str(caught.value)

@@ -103,9 +103,7 @@ def test_a_template_that_cannot_be_parsed_is_said_and_the_bundle_still_opens(
     files = source.tokenizer_files()
     broken = replace(files, chat_template="{% for %}")
     monkeypatch.setattr(source, "tokenizer_files", lambda: broken)
-    report = build_bundle(
-        source, make_plan(source, 1), tmp_path / "b", progress=quiet, sides=("edge",)
-    )
+    report = build_bundle(source, make_plan(source, 1), tmp_path / "b", progress=quiet)
     (warning,) = report.warnings
     assert "chat template does not work here (cannot be parsed" in warning
     assert open_bundle(report.bundle, role="edge").has("edge/chat_template.jinja")
