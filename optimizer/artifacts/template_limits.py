@@ -3,9 +3,9 @@
 A model's template is somebody else's program. jinja2's sandbox keeps it from the process's objects,
 but not from looping for ever. Rendering in a child process would bound it too, but costs a second
 interpreter's start and memory for every request. So the work is counted here, in the thread that
-renders. All that takes time or makes a value is charged against a `RenderBudget`: loop rounds,
-calls, filters, operators, literals and output. A charge that is too high, or comes too late, raises
-`OverBudgetError`. What could make a huge value in one step is priced before it runs.
+renders. Everything that takes time or makes a value is charged to a `RenderBudget`: rounds of
+loops, calls, filters, operators, literals and output. A charge that is too high, or comes too late,
+raises `OverBudgetError`. What could make a huge value in one step is priced before it runs.
 
 `bounded` adds the charges to a parsed template. `BoundedEnvironment` renders it.
 """
