@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # GPU: make setup TORCH="torch"
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup demo test prove check lint types arch protos sanitize bench docs clean
+.PHONY: help setup demo test prove check lint types arch protos sanitize bench soak docs clean
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ sanitize: $(STAMP)  ## Run both kernels under ASan, UBSan and TSan: their tests 
 
 bench: setup  ## Run the benchmarks; see benchmarks/METHODOLOGY.md
 	$(BIN)/python benchmarks/edge/decode.py
+
+soak: $(STAMP)  ## Honest and hostile clients for ten minutes; memory, threads, tokens, times
+	$(BIN)/python -m benchmarks.server.soak
 
 clean:  ## Remove what was built (the virtual environment and models stay)
 	rm -rf work out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

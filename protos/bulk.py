@@ -11,9 +11,9 @@ length, value), https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 
 from protos import split_inference_pb2 as pb
 from protos.errors import RemoteWireError
@@ -23,28 +23,28 @@ _VARINT: Final = 0
 _FIXED64: Final = 1
 _BYTES: Final = 2
 _FIXED32: Final = 5
-_EDGE_MESSAGE: Final = pb.EdgeMessage.DESCRIPTOR
-_FRAME: Final = pb.Frame.DESCRIPTOR
-_HIDDEN: Final = _FRAME.fields_by_name["hidden"].number
+_EDGE_MESSAGE: Final = pb.EdgeMessage.DESCRIPTOR.full_name
+_FRAME: Final = pb.Frame.DESCRIPTOR.full_name
+_HIDDEN: Final = pb.Frame.DESCRIPTOR.fields_by_name["hidden"].number
 # The longest list of an honest message, one field an item, and its other fields.
 MAX_FIELDS: Final = max(MAX_FRAME_TOKENS, MAX_PREFIX_HASHES) + 64
 # A newer edge may say more than this side knows, but not much more.
 MAX_UNKNOWN_FIELDS: Final = 16
 
 
-def _children(message: Any) -> Mapping[int, Descriptor | None]:
-    """The fields of a message by number, each with the message that it holds, if it holds one."""
+def _children(kind: type[Message]) -> Mapping[int, str | None]:
+    """The fields of a message by number, each with the name of the message that it holds."""
     return {
-        field.number: field.message_type if field.type == FieldDescriptor.TYPE_MESSAGE else None
-        for field in message.fields
+        field.number: None if field.message_type is None else field.message_type.full_name
+        for field in kind.DESCRIPTOR.fields
     }
 
 
-# By full name, because the descriptors of upb are made anew each time one is asked for.
+# By full name: an edge's message and all that it may hold.
 _FIELDS: Final = {
-    message.full_name: _children(message)
-    for message in (_EDGE_MESSAGE, _FRAME, pb.Open.DESCRIPTOR, pb.Close.DESCRIPTOR)
-} | {pb.Sampling.DESCRIPTOR.full_name: _children(pb.Sampling.DESCRIPTOR)}
+    kind.DESCRIPTOR.full_name: _children(kind)
+    for kind in (pb.EdgeMessage, pb.Open, pb.Sampling, pb.Frame, pb.Close)
+}
 
 
 def check_rest(data: bytes, most: int) -> None:
@@ -55,7 +55,7 @@ def check_rest(data: bytes, most: int) -> None:
     because parsing says better what is wrong with it.
     """
     rest = num_fields = num_unknown = 0
-    spans = [(0, len(data), _EDGE_MESSAGE.full_name)]
+    spans = [(0, len(data), _EDGE_MESSAGE)]
     while spans:
         at, end, name = spans.pop()
         known = _FIELDS[name]
@@ -70,7 +70,7 @@ def check_rest(data: bytes, most: int) -> None:
                 size, at = _varint(data, at, end)
                 inner = known.get(field)
                 if inner is not None:
-                    spans.append((at, min(at + size, end), inner.full_name))
+                    spans.append((at, min(at + size, end), inner))
                     at += size
                     rest += 2
                     size = -1  # counted when it is walked
@@ -82,7 +82,7 @@ def check_rest(data: bytes, most: int) -> None:
                 raise RemoteWireError("a message with groups")
             if size >= 0:
                 at += size
-                is_hidden = field == _HIDDEN and name == _FRAME.full_name
+                is_hidden = field == _HIDDEN and name == _FRAME
                 rest += at - begin - (size if is_hidden else 0)
             if rest > most:
                 raise RemoteWireError(f"more than {most} bytes beside the hidden states")

@@ -25,6 +25,7 @@ MAX_SILENT_CALLS: Final = 1024
 MAX_SILENT_CALLS_PER_PEER: Final = 256
 REQUEST_TIMEOUT_S: Final = 10.0
 MAX_CALL_S: Final = 3600.0
+_EOF: Final[Any] = grpc.aio.EOF  # type: ignore[attr-defined]
 
 
 class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -73,7 +74,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         silent = IdleError(f"no request for {REQUEST_TIMEOUT_S:g} s")
         with self._silent.one(context):
             request = await within(REQUEST_TIMEOUT_S, context.read(), silent)
-        if request is grpc.aio.EOF:  # type: ignore[attr-defined]
+        if request is _EOF:
             raise IdleError("the call ended without a request")
         return request
 

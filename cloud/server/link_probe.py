@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from cloud.errors import IdleError, UnreadError
+from cloud.server.byte_budget import ByteBudget
 from cloud.server.timers import within
 from protos import wire
 from protos.errors import RemoteWireError
@@ -42,8 +43,8 @@ async def answer_probe(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield wire.encode_probe(ProbeChunk(sequence=chunk.sequence, padding_bytes=chunk.want_bytes))
 
 
-async def answer_call(context: Any) -> None:
-    """Answer one call of `Probe`, a gRPC call of the server's side.
+async def answer_call(context: Any, budget: ByteBudget) -> None:
+    """Answer one call of `Probe`, a gRPC call of the server's side. `budget` counts its bytes.
 
     Raises RemoteWireError, and IdleError where the client neither sends nor reads for
     `MAX_PAUSE_S`, or the call has lasted `MAX_CALL_S`.
@@ -59,8 +60,10 @@ async def answer_call(context: Any) -> None:
             data = await within(left_s(), context.read(), idle)
             if not isinstance(data, bytes):
                 return
+            budget.passed_bytes += len(data)
             yield data
 
     async for answer in answer_probe(requests()):
+        budget.passed_bytes += len(answer)
         unread = UnreadError("the link probe read no answer, or took too long")
         await within(left_s(), context.write(answer), unread)

@@ -2,7 +2,7 @@
 
 glibc keeps what is freed, in the arena of the thread that allocated it, and a large block that was
 freed makes it keep larger ones. `malloc_trim` returns the free pages of all arenas. It takes
-milliseconds for each GiB, so it runs when no frame is held, and only after much was freed. Source:
+milliseconds for each GiB, so it runs when messages came and then it was quiet. Source:
 malloc_trim(3). Linux with glibc only; elsewhere there is nothing to call.
 """
 
@@ -14,10 +14,10 @@ from typing import Final
 
 from cloud.server.byte_budget import ByteBudget
 
-TRIM_AFTER_BYTES: Final = 16 << 20
-# Held bytes up to which the server counts as idle.
-IDLE_BYTES: Final = 1 << 20
-LONGEST_WAIT_S: Final = 30.0
+# What passed since the last time, from which on it is worth it.
+WORTH_BYTES: Final = 1 << 20
+QUIET_S: Final = 1.0
+NOW_AND_THEN_S: Final = 30.0
 
 
 class Trimmer:
@@ -25,21 +25,24 @@ class Trimmer:
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
+        self._malloc_trim = _malloc_trim()
         self._trimmed_at_bytes = 0
         self._trimmed_s = 0.0
-        self._malloc_trim = _malloc_trim()
+        self._seen_bytes = 0
+        self._quiet_since_s = 0.0
 
     def due(self, now_s: float) -> bool:
-        """Whether there is enough to give back, and the server idle or busy for long."""
-        freed = self._budget.released_bytes - self._trimmed_at_bytes
-        if self._malloc_trim is None or freed < TRIM_AFTER_BYTES:
+        """Whether something passed since the last time, and it is quiet or was busy for long."""
+        passed_bytes = self._budget.passed_bytes
+        if passed_bytes != self._seen_bytes:
+            self._seen_bytes, self._quiet_since_s = passed_bytes, now_s
+        is_quiet = now_s - self._quiet_since_s >= QUIET_S
+        if not is_quiet and now_s - self._trimmed_s < NOW_AND_THEN_S:
             return False
-        is_idle = self._budget.used_bytes <= IDLE_BYTES
-        if not is_idle and now_s - self._trimmed_s < LONGEST_WAIT_S:
+        if passed_bytes - self._trimmed_at_bytes < WORTH_BYTES:
             return False
-        self._trimmed_at_bytes += freed
-        self._trimmed_s = now_s
-        return True
+        self._trimmed_at_bytes, self._trimmed_s = passed_bytes, now_s
+        return self._malloc_trim is not None
 
     def trim(self) -> None:
         """Return free pages to the operating system."""

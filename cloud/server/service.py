@@ -104,7 +104,7 @@ class InferenceService:
         try:
             self._stuck.check(context)
             with self._probes.one(context):
-                await answer_call(context)
+                await answer_call(context, self._budget)
         except RemoteWireError as error:
             await self._end(context, BadFrameError(str(error)), None)
         except CloudError as error:

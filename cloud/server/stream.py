@@ -279,6 +279,7 @@ class ServerStream:
         if not isinstance(data, bytes):
             return None
         self._metrics.bytes_up.inc(len(data))
+        self._bytes.passed(len(data))
         return data
 
 

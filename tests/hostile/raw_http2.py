@@ -17,10 +17,13 @@ from protos.messages import EdgeMessage
 
 
 class RawConnection:
-    """One connection. window: how much the server may send on each stream unasked."""
+    """One connection. window: how much the server may send on each stream unasked. source: the
+    address that it comes from."""
 
-    def __init__(self, port: int, *, window: int = 65_535) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+    def __init__(self, port: int, *, window: int = 65_535, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(
+            ("127.0.0.1", port), timeout=20, source_address=(source, 0)
+        )
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()

@@ -47,8 +47,8 @@ class ServeProcess:
     def describe(self, timeout_s: float = 20.0) -> Description:
         """On a connection of its own."""
         with grpc.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)]) as one:
-            channel: Any = one
-            call: Any = channel.unary_unary(wire.DESCRIBE_PATH)
+            untyped: Any = one
+            call = untyped.unary_unary(wire.DESCRIBE_PATH)
             return wire.decode_description(
                 call(wire.encode_describe_request(), timeout=timeout_s, wait_for_ready=True)
             )

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.sanitize import sanitize
+from tests.sanitize.fuzz_layers import spoil
 from tests.sanitize.sanitize import Check
 
 needs_sanitizers = pytest.mark.skipif(
@@ -65,3 +67,11 @@ def test_every_test_and_driver_that_it_names_is_there() -> None:
     named = [*sanitize._CODEC_TESTS, *sanitize._CLOUD_TESTS]
     named += ["tests/sanitize/fuzz_layers.py", "tests/sanitize/fuzz_codec.py"]
     assert [name for name in named if not (sanitize.ROOT / name).exists()] == []
+
+
+def test_the_corpus_does_spoil_the_rows_that_it_says() -> None:
+    rows = np.ones((200, 7), dtype=np.float32)
+    changed = spoil(np.random.default_rng(0), rows)
+    assert 50 < changed.sum() < 150
+    assert ((rows != 1).any(axis=1) == changed).all()
+    assert not np.isfinite(rows[changed]).all(axis=1).all()

@@ -315,7 +315,8 @@ class Faulty:
 def test_a_thread_that_dies_says_so_tells_who_waits_and_still_frees() -> None:
     heard, session = Listener(), FakeSession()
     active = ActiveSession(session, heard)
-    idle, released = ActiveSession(FakeSession(), Listener()), []
+    idle = ActiveSession(FakeSession(), Listener())
+    released: list[int] = []
     loop = EngineLoop(FakeEngine(), observer=Faulty())
     loop.submit(active, frame(0), lambda: released.append(0))
     loop.submit(active, frame(1), lambda: released.append(1))
@@ -357,7 +358,7 @@ def test_a_step_that_hangs_is_trouble_and_a_loop_that_waits_is_none() -> None:
 @pytest.mark.parametrize("end", ["answer", "fault", "close", "repeat"])
 def test_every_frame_is_released_once_however_it_ends(end: str) -> None:
     session, listener = FakeSession(), Listener()
-    released: list[Any] = []
+    released: list[int] = []
     active = ActiveSession(session, listener)
     if end == "fault":
         session.fails = {0: BadFrameError("a hole")}

@@ -185,7 +185,6 @@ class Attention:
 def test_what_a_row_sees_decides_its_attention_and_no_other_rows(
     kernel: native.NativeKernel, value: float, what: str, dim: int
 ) -> None:
-    """Also for a key so large that its score is -infinity: it would have no weight."""
     attention = Attention(Heads(query=4, kv=2, dim=dim), [1, 3, 1])
     expected = attention.run(kernel)
     assert expected.isfinite().all()
@@ -201,6 +200,20 @@ def test_what_a_row_sees_decides_its_attention_and_no_other_rows(
         assert not got[touched].isfinite().all(dim=1).any()
     others = [row for row in range(5) if row not in touched]
     assert torch.equal(got[others], expected[others])
+
+
+@pytest.mark.parametrize("size", [INFINITY, LARGEST])
+def test_a_score_of_minus_infinity_is_not_taken_for_a_key_without_weight(
+    kernel: native.NativeKernel, size: float
+) -> None:
+    """The key left float32's range, so nobody knows what its weight would be."""
+    attention = Attention(Heads(query=4, kv=2, dim=64), [1, 3])
+    attention.batch.query.abs_().add_(1.0)
+    expected = attention.run(kernel)
+    attention.batch.step.arena[attention.places()[2], :2] = -size
+    got = attention.run(kernel)
+    assert not got[2:].isfinite().all(dim=1).any()
+    assert torch.equal(got[:2], expected[:2])
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Any
+from collections.abc import Sequence
 
+from cloud.kv.prefix_cache import Beginning
 from cloud.sessions.prefix_guesses import BURST_MISSES, PrefixGuesses
 from protos.messages import Open
 from protos.prefix import begin_chain
@@ -47,7 +48,7 @@ def test_a_pin_in_a_prompt_is_not_found_by_naming_every_pin() -> None:
         asked: list[bytes] = []
         find = parts.prefixes.find
 
-        def noted(tenant: str, chains: Any) -> Any:
+        def noted(tenant: str, chains: Sequence[bytes]) -> Beginning | None:
             asked.extend(chains)
             return find(tenant, chains)
 
