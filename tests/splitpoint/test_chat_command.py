@@ -58,7 +58,7 @@ def test_a_server_killed_between_turns_costs_a_retry_and_not_the_conversation(
 
     monkeypatch.setattr(EdgeClient, "start", spy)
     monkeypatch.setattr(
-        "optimizer.policy.retry.RetryPolicy", partial(RetryPolicy, connect_s=0.5, attempt_s=0.5)
+        "optimizer.policy.retry.RetryPolicy", partial(RetryPolicy, connect_s=3.0, attempt_s=1.0)
     )
     running = [server]
 
@@ -83,7 +83,7 @@ def test_a_server_killed_between_turns_costs_a_retry_and_not_the_conversation(
         for left in running:
             left.stop()
     said = capsys.readouterr().err
-    assert said.count("3 tokens") == 3
+    assert said.count("] 3 tokens, ") == 3
     assert f"no server answers at {address}" in said
     assert "the conversation is kept: Return asks again" in said
     assert [texts[::2] for texts in asked] == [
@@ -103,7 +103,7 @@ def test_a_question_beyond_the_plan_is_withdrawn_and_the_chat_goes_on(
     said = capsys.readouterr().err
     assert "the plan allows 200" in said
     assert "every question has its answer" in said
-    assert said.count("3 tokens") == 1
+    assert said.count("] 3 tokens, ") == 1
     assert "half of a surrogate pair" in said
 
 
