@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # GPU: make setup TORCH="torch"
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup demo test prove check lint types arch protos bench docs clean
+.PHONY: help setup demo test prove check lint types arch protos sanitize bench soak docs clean
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,7 @@ test: setup  ## Run the tests
 prove: setup  ## Run the whole grid of split-equals-whole: 20 prompts, 64 tokens, 7 splits
 	SPLITPOINT_WHOLE_GRID=1 $(BIN)/python -m pytest tests/end_to_end/test_split_equals_whole.py
 
-check: lint types arch test protos  ## Everything that has to be clean
+check: lint types arch test protos sanitize  ## Everything that has to be clean
 	git diff --exit-code -- protos
 
 lint: $(STAMP)
@@ -47,8 +47,14 @@ arch: $(STAMP)
 protos: $(STAMP)  ## Regenerate the gRPC stubs
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/regenerate.py
 
+sanitize: $(STAMP)  ## Run both kernels under ASan, UBSan and TSan: their tests and a fuzz corpus
+	$(BIN)/python tests/sanitize/sanitize.py
+
 bench: setup  ## Run the benchmarks; see benchmarks/METHODOLOGY.md
 	$(BIN)/python benchmarks/edge/decode.py
+
+soak: $(STAMP)  ## Honest and hostile clients for ten minutes; memory, threads, tokens, times
+	$(BIN)/python -m benchmarks.server.soak
 
 clean:  ## Remove what was built (the virtual environment and models stay)
 	rm -rf work out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

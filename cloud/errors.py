@@ -9,9 +9,11 @@ CloudError
 │   ├── MismatchError    another model, another codec or another protocol than this server's
 │   └── AccessError      no token, or a wrong one
 ├── IdleError            a client that was silent for too long
+│   └── UnreadError      a client that reads no answers: no status reaches it either
 ├── ReplacedError        the client opened the same session again on another stream
 ├── CapacityError        full for now: come back after `retry_after_s`
 ├── DrainingError        the server is shutting down: go to another one
+├── ServerFailedError    a part of the server has stopped for good: go to another one
 ├── EngineError          our fault
 └── LifecycleError       our fault: an event that a session's state does not allow
 """
@@ -59,6 +61,10 @@ class IdleError(CloudError):
     """The client was silent for longer than the server keeps a session for it."""
 
 
+class UnreadError(IdleError):
+    """The client left an answer unread for too long. A status would wait behind that answer."""
+
+
 class ReplacedError(CloudError):
     """A newer stream opened the same session."""
 
@@ -73,6 +79,10 @@ class CapacityError(CloudError):
 
 class DrainingError(CloudError):
     """The server is shutting down and takes no new sessions."""
+
+
+class ServerFailedError(CloudError):
+    """A part that the server cannot do without has stopped for good. The process ends soon."""
 
 
 class EngineError(CloudError):
@@ -95,6 +105,7 @@ STATUS_OF_ERROR: Final[dict[type[CloudError], grpc.StatusCode]] = {
     ReplacedError: grpc.StatusCode.ABORTED,
     CapacityError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
+    ServerFailedError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
     LifecycleError: grpc.StatusCode.INTERNAL,
 }

@@ -71,6 +71,9 @@ class EdgeClient:
     the edge, for drafting by `model`. allow_control_tokens: texts of control tokens in a message
     are control tokens, not text (only for messages that you trust). retry_policy: how long to wait
     for a server (None: its defaults). trace: a text stream that gets one JSON line a frame.
+    share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
+    tenant's tokens. A device of the tenant can then find out whether a text that it guesses was
+    sent; so not by default.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -89,6 +92,7 @@ class EdgeClient:
         allow_control_tokens: bool = False,
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
+        share_prefixes: bool = False,
     ) -> None:
         addresses = checked_addresses(server)
         credentials = credentials or Credentials()
@@ -139,6 +143,7 @@ class EdgeClient:
             adaptive_chunks=prefill_chunk is None,
             retry_policy=retry_policy or RetryPolicy(),
             clock=self._clock,
+            share_prefixes=share_prefixes,
         )
         self._trace = trace
 

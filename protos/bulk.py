@@ -1,59 +1,96 @@
-"""How much of an edge's message is not its hidden states, found before it is parsed.
+"""What an edge's message costs to parse, found before it is parsed.
 
-Parsing builds every number of a list. An honest message of 33 MiB is one field of bytes, the
-rows, and a few kilobytes more. A hostile one could hold 33 million token ids instead, and parsing
-it would cost four times its size before anybody counted them. So a large message is walked first,
-by the lengths of its fields and without their values. Source: the encoding of Protocol Buffers
-(tag, length, value), https://protobuf.dev/programming-guides/encoding/.
+Parsing builds every number of a list, and keeps every field that it does not know. An honest
+message of 33 MiB is one field of bytes, the rows, and a few kilobytes more. A hostile one could
+hold 33 million token ids instead, or 21,000 unknown fields in 64 KiB. So all but tiny messages are
+walked first, by the lengths of their fields and without their values. The walk ends at the first
+limit, so it costs no more than a thousand fields. Source: the encoding of Protocol Buffers (tag,
+length, value), https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
+
+from google.protobuf.message import Message
 
 from protos import split_inference_pb2 as pb
 from protos.errors import RemoteWireError
+from protos.limits import MAX_FRAME_TOKENS, MAX_PREFIX_HASHES
 
 _VARINT: Final = 0
 _FIXED64: Final = 1
 _BYTES: Final = 2
 _FIXED32: Final = 5
-_FRAME: Final = pb.EdgeMessage.DESCRIPTOR.fields_by_name["frame"].number
+_EDGE_MESSAGE: Final = pb.EdgeMessage.DESCRIPTOR.full_name
+_FRAME: Final = pb.Frame.DESCRIPTOR.full_name
 _HIDDEN: Final = pb.Frame.DESCRIPTOR.fields_by_name["hidden"].number
+# The longest list of an honest message, one field an item, and its other fields.
+MAX_FIELDS: Final = max(MAX_FRAME_TOKENS, MAX_PREFIX_HASHES) + 64
+# A newer edge may say more than this side knows, but not much more.
+MAX_UNKNOWN_FIELDS: Final = 16
+
+
+def _children(kind: type[Message]) -> Mapping[int, str | None]:
+    """The fields of a message by number, each with the name of the message that it holds."""
+    return {
+        field.number: None if field.message_type is None else field.message_type.full_name
+        for field in kind.DESCRIPTOR.fields
+    }
+
+
+# By full name: an edge's message and all that it may hold.
+_FIELDS: Final = {
+    kind.DESCRIPTOR.full_name: _children(kind)
+    for kind in (pb.EdgeMessage, pb.Open, pb.Sampling, pb.Frame, pb.Close)
+}
 
 
 def check_rest(data: bytes, most: int) -> None:
-    """Raise RemoteWireError when more than `most` bytes of an edge's message are not `hidden`.
+    """Raise RemoteWireError for an edge's message that is dear to parse.
 
-    It stops there, so it looks at `most` fields at most. A damaged message passes, because parsing
-    says better what is wrong with it.
+    That is one with more than `most` bytes beside `hidden`, with more than `MAX_FIELDS` fields, or
+    with more than `MAX_UNKNOWN_FIELDS` that this side does not know. A damaged message passes,
+    because parsing says better what is wrong with it.
     """
-    rest = 0
-    spans = [(0, len(data), False)]
+    rest = num_fields = num_unknown = 0
+    spans = [(0, len(data), _EDGE_MESSAGE)]
     while spans:
-        at, end, in_frame = spans.pop()
+        at, end, name = spans.pop()
+        known = _FIELDS[name]
         while at < end:
             begin = at
             tag, at = _varint(data, at, end)
             field, kind = tag >> 3, tag & 7
+            num_fields += 1
+            num_unknown += field not in known
             size = 0
             if kind == _BYTES:
                 size, at = _varint(data, at, end)
-                if field == _FRAME and not in_frame:
-                    spans.append((at, min(at + size, end), True))
+                inner = known.get(field)
+                if inner is not None:
+                    spans.append((at, min(at + size, end), inner))
                     at += size
                     rest += 2
-                    continue
+                    size = -1  # counted when it is walked
             elif kind == _VARINT:
                 _, at = _varint(data, at, end)
             elif kind in (_FIXED64, _FIXED32):
                 size = 8 if kind == _FIXED64 else 4
             else:  # groups: nothing of ours
                 raise RemoteWireError("a message with groups")
-            at += size
-            rest += at - begin - (size if in_frame and field == _HIDDEN else 0)
+            if size >= 0:
+                at += size
+                is_hidden = field == _HIDDEN and name == _FRAME
+                rest += at - begin - (size if is_hidden else 0)
             if rest > most:
                 raise RemoteWireError(f"more than {most} bytes beside the hidden states")
+            if num_fields > MAX_FIELDS or num_unknown > MAX_UNKNOWN_FIELDS:
+                raise RemoteWireError(
+                    f"a message of more than {MAX_FIELDS} fields, or of more than "
+                    f"{MAX_UNKNOWN_FIELDS} unknown ones"
+                )
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:

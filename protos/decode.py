@@ -30,11 +30,14 @@ from protos.limits import (
     MAX_PREFIX_HASHES,
     MAX_PROBE_BYTES,
     MAX_RESUME_S,
+    MAX_SALT_BYTES,
     MAX_TIMING_S,
     MAX_TOKENS,
     MAX_WIDTH,
+    MIN_SALT_BYTES,
     PROTOCOL_VERSION,
     SMALL_MESSAGE_BYTES,
+    TINY_MESSAGE_BYTES,
 )
 from protos.messages import (
     Close,
@@ -57,8 +60,8 @@ _SESSION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def decode_edge(data: bytes) -> EdgeMessage:
-    """One message of an edge. A large one is measured before it is parsed (`protos.bulk`)."""
-    if SMALL_MESSAGE_BYTES < len(data) <= MAX_MESSAGE_BYTES:
+    """One message of an edge. All but tiny ones are measured before parsing (`protos.bulk`)."""
+    if TINY_MESSAGE_BYTES < len(data) <= MAX_MESSAGE_BYTES:
         check_rest(data, SMALL_MESSAGE_BYTES)
     message = _parse(pb.EdgeMessage, data)
     kind = message.WhichOneof("kind")
@@ -147,6 +150,7 @@ def _open_from_proto(message: pb.Open) -> Open:
         resume_s=_seconds("resume_s", message.resume_s),
         prefix_hashes=_hashes(message.prefix_hashes),
         shareable_tokens=_in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
+        prefix_salt=_salt(message.prefix_salt),
     )
 
 
@@ -241,6 +245,12 @@ def _hashes(values: Sequence[bytes]) -> tuple[bytes, ...]:
     if any(len(value) != 32 for value in values):
         raise RemoteWireError("prefix_hashes are SHA-256 digests of 32 bytes")
     return tuple(values)
+
+
+def _salt(value: bytes) -> bytes:
+    if value:  # a short one could be guessed, and would only seem to keep names secret
+        _in_range("the length of prefix_salt", len(value), MIN_SALT_BYTES, MAX_SALT_BYTES)
+    return value
 
 
 def _sha256(name: str, value: str) -> str:

@@ -55,6 +55,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     resume_s=message.resume_s,
                     prefix_hashes=message.prefix_hashes,
                     shareable_tokens=message.shareable_tokens,
+                    prefix_salt=message.prefix_salt,
                 )
             )
         )

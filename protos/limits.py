@@ -11,9 +11,11 @@ PROTOCOL_VERSION: Final = 1
 
 # 1,024 rows of 8,192 float32 are 32 MiB: no honest message is larger.
 MAX_MESSAGE_BYTES: Final = 33 << 20
-# A message up to this size is parsed at once. Of a larger one, all but this much must be hidden
-# states (1,024 token ids of 5 bytes are a tenth of it).
+# All of a message but this much must be hidden states (1,024 token ids of 5 bytes are a tenth of
+# it).
 SMALL_MESSAGE_BYTES: Final = 64 << 10
+# A message up to this size is parsed at once: nothing in it takes long.
+TINY_MESSAGE_BYTES: Final = 512
 MAX_FRAME_TOKENS: Final = 1024
 # Most drafts that one frame may carry.
 MAX_FRAME_DRAFTS: Final = 64
@@ -31,6 +33,9 @@ MAX_PROBE_BYTES: Final = 1 << 20
 MAX_ANSWER_BYTES: Final = MAX_PROBE_BYTES + (64 << 10)
 MAX_RESUME_S: Final = 3600.0
 MAX_PREFIX_HASHES: Final = 1024
+# The secret that a device's chains begin with; none at all is allowed too.
+MIN_SALT_BYTES: Final = 16
+MAX_SALT_BYTES: Final = 64
 # Unanswered frames that a server takes from one session when `Opened` does not say how many.
 DEFAULT_FRAMES_IN_FLIGHT: Final = 16
 MAX_FRAMES_IN_FLIGHT: Final = 1024

@@ -20,7 +20,8 @@ class Open:
     resume_s: how long the cloud should keep the session when its stream breaks, for another
     stream that opens the same `session_id`, which is the session's secret. prefix_hashes: the
     chain (`protos.prefix`) after the first frame, the second, ... that the edge knows already.
-    shareable_tokens: how many prompt tokens later sessions may share.
+    shareable_tokens: how many prompt tokens later sessions may share. prefix_salt: the device's
+    secret that its chains begin with; empty: it shares with all devices of its tenant.
     """
 
     session_id: str
@@ -33,6 +34,7 @@ class Open:
     resume_s: float = 0.0
     prefix_hashes: tuple[bytes, ...] = ()
     shareable_tokens: int = 0
+    prefix_salt: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

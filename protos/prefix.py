@@ -4,19 +4,29 @@ Two sessions with the same chain have sent the same encoded rows for the same to
 layers of the same model. The cloud then computed the same for both. So it can share the result,
 and the second session need not send those frames. Both sides compute the chain: the edge names
 the frames that it could send, the cloud those that it has run.
+
+Who can name a beginning can find out whether somebody has sent it. So a device puts a secret of
+its own in front (`Open.prefix_salt`), unless it was asked to share with its tenant's others.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 
 from protos.messages import Frame, Open
 
 
 def begin_chain(request: Open) -> bytes:
-    """The hash before the first frame, over model, split and codec tables; 32 bytes."""
+    """The hash before the first frame, over model, split, codec tables and salt; 32 bytes.
+
+    Without a salt it is that of the versions that knew none.
+    """
     terms = (request.model_sha256, str(request.split), request.codec_tables_sha256)
-    return hashlib.sha256("\n".join(terms).encode()).digest()
+    plain = hashlib.sha256("\n".join(terms).encode()).digest()
+    if not request.prefix_salt:
+        return plain
+    return hmac.digest(request.prefix_salt, plain, hashlib.sha256)
 
 
 def extend_chain(chain: bytes, frame: Frame) -> bytes:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/split_inference.proto\x12\rsplitpoint.v1\"\x88\x01\n\x0b\x45\x64geMessage\x12#\n\x04open\x18\x01 \x01(\x0b\x32\x13.splitpoint.v1.OpenH\x00\x12%\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x14.splitpoint.v1.FrameH\x00\x12%\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x14.splitpoint.v1.CloseH\x00\x42\x06\n\x04kind\"\x91\x01\n\x0c\x43loudMessage\x12\'\n\x06opened\x18\x01 \x01(\x0b\x32\x15.splitpoint.v1.OpenedH\x00\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x15.splitpoint.v1.ResultH\x00\x12\'\n\x06\x63losed\x18\x03 \x01(\x0b\x32\x15.splitpoint.v1.ClosedH\x00\x42\x06\n\x04kind\"\x8d\x02\n\x04Open\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\t\x12\r\n\x05split\x18\x04 \x01(\r\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x1b\n\x13\x63odec_tables_sha256\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12)\n\x08sampling\x18\x08 \x01(\x0b\x32\x17.splitpoint.v1.Sampling\x12\x10\n\x08resume_s\x18\t \x01(\x02\x12\x15\n\rprefix_hashes\x18\n \x03(\x0c\x12\x18\n\x10shareable_tokens\x18\x0b \x01(\r\"\x88\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x10\n\x08logprobs\x18\x07 \x01(\x08\"\x8b\x01\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0e\n\x06hidden\x18\x04 \x01(\x0c\x12\x12\n\nnum_drafts\x18\x05 \x01(\r\x12\x12\n\nwant_token\x18\x06 \x01(\x08\x12\r\n\x05\x61head\x18\x07 \x01(\x08\"\x87\x01\n\x06Opened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10max_frame_tokens\x18\x02 \x01(\r\x12\x13\n\x0bheld_frames\x18\x03 \x01(\r\x12!\n\x14max_frames_in_flight\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x17\n\x15_max_frames_in_flight\"|\n\x06Result\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\'\n\x07timings\x18\x05 \x01(\x0b\x32\x16.splitpoint.v1.Timings\"|\n\x07Timings\x12\x0f\n\x07\x63odec_s\x18\x01 \x01(\x02\x12\x0f\n\x07queue_s\x18\x02 \x01(\x02\x12\x11\n\tcompute_s\x18\x03 \x01(\x02\x12\x10\n\x08sample_s\x18\x04 \x01(\x02\x12\x16\n\x0e\x62\x61tch_sessions\x18\x05 \x01(\r\x12\x12\n\nbatch_rows\x18\x06 \x01(\r\"\x07\n\x05\x43lose\"\x18\n\x06\x43losed\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\xeb\x01\n\x0b\x44\x65scription\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x04 \x01(\r\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x17\n\x0f\x61\x63tive_sessions\x18\x08 \x01(\r\x12\x17\n\x0fkv_bytes_in_use\x18\t \x01(\x04\x12\x16\n\x0ekv_bytes_limit\x18\n \x01(\x04\"C\n\nProbeChunk\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x0f\n\x07padding\x18\x02 \x01(\x0c\x12\x12\n\nwant_bytes\x18\x03 \x01(\r2\xe4\x01\n\x0eSplitInference\x12G\n\x08Generate\x12\x1a.splitpoint.v1.EdgeMessage\x1a\x1b.splitpoint.v1.CloudMessage(\x01\x30\x01\x12\x46\n\x08\x44\x65scribe\x12\x1e.splitpoint.v1.DescribeRequest\x1a\x1a.splitpoint.v1.Description\x12\x41\n\x05Probe\x12\x19.splitpoint.v1.ProbeChunk\x1a\x19.splitpoint.v1.ProbeChunk(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/split_inference.proto\x12\rsplitpoint.v1\"\x88\x01\n\x0b\x45\x64geMessage\x12#\n\x04open\x18\x01 \x01(\x0b\x32\x13.splitpoint.v1.OpenH\x00\x12%\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x14.splitpoint.v1.FrameH\x00\x12%\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x14.splitpoint.v1.CloseH\x00\x42\x06\n\x04kind\"\x91\x01\n\x0c\x43loudMessage\x12\'\n\x06opened\x18\x01 \x01(\x0b\x32\x15.splitpoint.v1.OpenedH\x00\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x15.splitpoint.v1.ResultH\x00\x12\'\n\x06\x63losed\x18\x03 \x01(\x0b\x32\x15.splitpoint.v1.ClosedH\x00\x42\x06\n\x04kind\"\xa2\x02\n\x04Open\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\t\x12\r\n\x05split\x18\x04 \x01(\r\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x1b\n\x13\x63odec_tables_sha256\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12)\n\x08sampling\x18\x08 \x01(\x0b\x32\x17.splitpoint.v1.Sampling\x12\x10\n\x08resume_s\x18\t \x01(\x02\x12\x15\n\rprefix_hashes\x18\n \x03(\x0c\x12\x18\n\x10shareable_tokens\x18\x0b \x01(\r\x12\x13\n\x0bprefix_salt\x18\x0c \x01(\x0c\"\x88\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x10\n\x08logprobs\x18\x07 \x01(\x08\"\x8b\x01\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0e\n\x06hidden\x18\x04 \x01(\x0c\x12\x12\n\nnum_drafts\x18\x05 \x01(\r\x12\x12\n\nwant_token\x18\x06 \x01(\x08\x12\r\n\x05\x61head\x18\x07 \x01(\x08\"\x87\x01\n\x06Opened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10max_frame_tokens\x18\x02 \x01(\r\x12\x13\n\x0bheld_frames\x18\x03 \x01(\r\x12!\n\x14max_frames_in_flight\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x17\n\x15_max_frames_in_flight\"|\n\x06Result\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\'\n\x07timings\x18\x05 \x01(\x0b\x32\x16.splitpoint.v1.Timings\"|\n\x07Timings\x12\x0f\n\x07\x63odec_s\x18\x01 \x01(\x02\x12\x0f\n\x07queue_s\x18\x02 \x01(\x02\x12\x11\n\tcompute_s\x18\x03 \x01(\x02\x12\x10\n\x08sample_s\x18\x04 \x01(\x02\x12\x16\n\x0e\x62\x61tch_sessions\x18\x05 \x01(\r\x12\x12\n\nbatch_rows\x18\x06 \x01(\r\"\x07\n\x05\x43lose\"\x18\n\x06\x43losed\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\xeb\x01\n\x0b\x44\x65scription\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x04 \x01(\r\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x17\n\x0f\x61\x63tive_sessions\x18\x08 \x01(\r\x12\x17\n\x0fkv_bytes_in_use\x18\t \x01(\x04\x12\x16\n\x0ekv_bytes_limit\x18\n \x01(\x04\"C\n\nProbeChunk\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x0f\n\x07padding\x18\x02 \x01(\x0c\x12\x12\n\nwant_bytes\x18\x03 \x01(\r2\xe4\x01\n\x0eSplitInference\x12G\n\x08Generate\x12\x1a.splitpoint.v1.EdgeMessage\x1a\x1b.splitpoint.v1.CloudMessage(\x01\x30\x01\x12\x46\n\x08\x44\x65scribe\x12\x1e.splitpoint.v1.DescribeRequest\x1a\x1a.splitpoint.v1.Description\x12\x41\n\x05Probe\x12\x19.splitpoint.v1.ProbeChunk\x1a\x19.splitpoint.v1.ProbeChunk(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLOUDMESSAGE']._serialized_start=187
   _globals['_CLOUDMESSAGE']._serialized_end=332
   _globals['_OPEN']._serialized_start=335
-  _globals['_OPEN']._serialized_end=604
-  _globals['_SAMPLING']._serialized_start=607
-  _globals['_SAMPLING']._serialized_end=743
-  _globals['_FRAME']._serialized_start=746
-  _globals['_FRAME']._serialized_end=885
-  _globals['_OPENED']._serialized_start=888
-  _globals['_OPENED']._serialized_end=1023
-  _globals['_RESULT']._serialized_start=1025
-  _globals['_RESULT']._serialized_end=1149
-  _globals['_TIMINGS']._serialized_start=1151
-  _globals['_TIMINGS']._serialized_end=1275
-  _globals['_CLOSE']._serialized_start=1277
-  _globals['_CLOSE']._serialized_end=1284
-  _globals['_CLOSED']._serialized_start=1286
-  _globals['_CLOSED']._serialized_end=1310
-  _globals['_DESCRIBEREQUEST']._serialized_start=1312
-  _globals['_DESCRIBEREQUEST']._serialized_end=1329
-  _globals['_DESCRIPTION']._serialized_start=1332
-  _globals['_DESCRIPTION']._serialized_end=1567
-  _globals['_PROBECHUNK']._serialized_start=1569
-  _globals['_PROBECHUNK']._serialized_end=1636
-  _globals['_SPLITINFERENCE']._serialized_start=1639
-  _globals['_SPLITINFERENCE']._serialized_end=1867
+  _globals['_OPEN']._serialized_end=625
+  _globals['_SAMPLING']._serialized_start=628
+  _globals['_SAMPLING']._serialized_end=764
+  _globals['_FRAME']._serialized_start=767
+  _globals['_FRAME']._serialized_end=906
+  _globals['_OPENED']._serialized_start=909
+  _globals['_OPENED']._serialized_end=1044
+  _globals['_RESULT']._serialized_start=1046
+  _globals['_RESULT']._serialized_end=1170
+  _globals['_TIMINGS']._serialized_start=1172
+  _globals['_TIMINGS']._serialized_end=1296
+  _globals['_CLOSE']._serialized_start=1298
+  _globals['_CLOSE']._serialized_end=1305
+  _globals['_CLOSED']._serialized_start=1307
+  _globals['_CLOSED']._serialized_end=1331
+  _globals['_DESCRIBEREQUEST']._serialized_start=1333
+  _globals['_DESCRIBEREQUEST']._serialized_end=1350
+  _globals['_DESCRIPTION']._serialized_start=1353
+  _globals['_DESCRIPTION']._serialized_end=1588
+  _globals['_PROBECHUNK']._serialized_start=1590
+  _globals['_PROBECHUNK']._serialized_end=1657
+  _globals['_SPLITINFERENCE']._serialized_start=1660
+  _globals['_SPLITINFERENCE']._serialized_end=1888
 # @@protoc_insertion_point(module_scope)

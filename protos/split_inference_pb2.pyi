@@ -27,7 +27,7 @@ class CloudMessage(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("protocol_version", "session_id", "model_sha256", "split", "hidden_size", "codec_tables_sha256", "max_tokens", "sampling", "resume_s", "prefix_hashes", "shareable_tokens")
+    __slots__ = ("protocol_version", "session_id", "model_sha256", "split", "hidden_size", "codec_tables_sha256", "max_tokens", "sampling", "resume_s", "prefix_hashes", "shareable_tokens", "prefix_salt")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class Open(_message.Message):
     RESUME_S_FIELD_NUMBER: _ClassVar[int]
     PREFIX_HASHES_FIELD_NUMBER: _ClassVar[int]
     SHAREABLE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_SALT_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session_id: str
     model_sha256: str
@@ -50,7 +51,8 @@ class Open(_message.Message):
     resume_s: float
     prefix_hashes: _containers.RepeatedScalarFieldContainer[bytes]
     shareable_tokens: int
-    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., split: _Optional[int] = ..., hidden_size: _Optional[int] = ..., codec_tables_sha256: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., resume_s: _Optional[float] = ..., prefix_hashes: _Optional[_Iterable[bytes]] = ..., shareable_tokens: _Optional[int] = ...) -> None: ...
+    prefix_salt: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., split: _Optional[int] = ..., hidden_size: _Optional[int] = ..., codec_tables_sha256: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., resume_s: _Optional[float] = ..., prefix_hashes: _Optional[_Iterable[bytes]] = ..., shareable_tokens: _Optional[int] = ..., prefix_salt: _Optional[bytes] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "logprobs")

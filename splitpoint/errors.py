@@ -21,6 +21,7 @@ EXTRA_OF_PACKAGE: Final = {
     "jinja2": "edge",
     "starlette": "api",
     "uvicorn": "api",
+    "h11": "api",  # comes with uvicorn
     "grpc": "edge",
     "google": "edge",
     "torch": "cloud",

@@ -63,6 +63,7 @@ class Played:
     compute_s: list[float] = field(default_factory=list)
     batch_sessions: list[int] = field(default_factory=list)
     refused: str = ""
+    recording: int = 0  # which of several it played
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,8 @@ class BackEngine:
         """Run one batch; every lease grows by its entry's rows.
 
         Returns float32 logits [num_logits, V] of each entry, in the order of `batch`. A session
-        may appear once. Rows before the last `num_logits` only fill the KV cache.
+        may appear once. Rows before the last `num_logits` only fill the KV cache. A row that
+        leaves float32's range marks its lease `overflowed` and changes no other session's numbers.
         """
         order = sorted(range(len(batch)), key=lambda index: batch[index].lease.split)
         entries: list[StepEntry] = []
@@ -147,7 +149,11 @@ class BackEngine:
             hidden = self._run_native(self._native, step, rows, rotary)
         for entry in entries:
             entry.lease.length = entry.start + entry.num_rows
-        return self._logits(hidden, batch, order, entries)
+        size = torch.linalg.vector_norm(hidden, dtype=torch.float32)
+        logits = self._logits(hidden, batch, order, entries)
+        if not math.isfinite(size):
+            _mark_overflow(hidden, entries)
+        return logits
 
     def _rotary_of(self, positions: Sequence[int]) -> _Rotary:
         rows = self._rotary.rows(
@@ -276,3 +282,11 @@ class BackEngine:
         else:
             logits = torch.empty((0, self.model.config.vocab_size), device=hidden.device)
         return [logits[begin:end] for begin, end in spans]
+
+
+def _mark_overflow(hidden: Tensor, entries: Sequence[StepEntry]) -> None:
+    """Mark the leases of rows whose squares have no finite sum: a norm would make zeros of them."""
+    is_finite = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float32).isfinite().tolist()
+    for entry in entries:
+        if not all(is_finite[entry.begin : entry.end]):
+            entry.lease.overflowed = True

@@ -28,8 +28,7 @@ from cloud.kernel import library as native
 
 logger = logging.getLogger(__name__)
 
-# |q1| <= 127 and |w| <= 127, in the kernel w + 128 <= 255: the int32 sum cannot overflow below.
-MAX_EXACT_WIDTH: Final = (1 << 31) // (127 * 255)
+MAX_EXACT_WIDTH: Final = native.MAX_EXACT_WIDTH  # the int32 sum cannot overflow below
 _SECOND_DIGIT: Final = 254.0
 _TINY: Final = torch.finfo(torch.float32).tiny
 

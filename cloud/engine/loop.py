@@ -3,10 +3,14 @@
 Everything that costs time (decoding frames, the layers, sampling) happens on this thread, and only
 this thread touches the engine. So the event loop stays free to move bytes. Commands come in
 through a queue. An answer leaves through its session's `Deliver`, which must not block.
+
+An error of one session or one step ends those sessions. Any other error ends the thread: then
+`trouble` says so, every session that waits is told, and sessions are freed without the thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -22,13 +26,16 @@ from torch import Tensor
 
 from cloud.engine.back_engine import BatchEntry
 from cloud.engine.frame_work import FloatRows, FrameSession, FrameWork
-from cloud.errors import CloudError, EngineError
+from cloud.engine.loop_observer import LoopObserver, NoObserver
+from cloud.errors import CloudError, EngineError, ServerFailedError
 from optimizer.policy.batching import BatchShare, Scheduler, Waiting
 from protos.messages import Frame, Result, Timings
 
 logger = logging.getLogger(__name__)
 
 Deliver: TypeAlias = Callable[[Result | CloudError], None]
+# Called once the loop holds a frame no longer, on whatever thread lets go of it. Must not raise.
+Release: TypeAlias = Callable[[], None]
 
 _JOIN_TIMEOUT_S: Final = 30.0
 
@@ -39,20 +46,8 @@ class BatchEngine(Protocol):
     def forward(self, batch: Sequence[BatchEntry]) -> list[Tensor]: ...
 
 
-class BatchObserver(Protocol):
-    """Who is told how long frames wait and steps take, in seconds."""
-
-    def frame_waited(self, wait_s: float) -> None: ...
-
-    def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None: ...
-
-
-class _NoObserver:
-    def frame_waited(self, wait_s: float) -> None:
-        pass
-
-    def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None:
-        pass
+def _nothing() -> None:
+    """Nobody counts this frame."""
 
 
 class ActiveSession:
@@ -83,6 +78,7 @@ class _Submit(NamedTuple):
     active: ActiveSession
     frame: Frame
     received_s: float
+    release: Release
 
 
 class _Close(NamedTuple):
@@ -100,6 +96,7 @@ class _FrameRun:
 
     work: FrameWork
     received_s: float
+    release: Release
     codec_s: float
     queue_s: float | None = None  # None: no batch had a row of it yet
     compute_s: float = 0.0
@@ -113,39 +110,93 @@ class EngineLoop:
         engine: BatchEngine,
         scheduler: Scheduler | None = None,
         *,
-        observer: BatchObserver | None = None,
+        observer: LoopObserver | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler or Scheduler()
-        self._observer = observer or _NoObserver()
+        self._observer = observer or NoObserver()
         self._clock = clock
         self._inbox: queue.SimpleQueue[_Submit | _Close | _Stop] = queue.SimpleQueue()
         # One frame of each session that has one, in the order in which they were begun.
         self._runs: dict[ActiveSession, _FrameRun] = {}
         self._answers: list[tuple[ActiveSession, Result | CloudError]] = []  # not yet delivered
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._busy_since_s: float | None = None  # None: it waits for a command
+        self._failure: BaseException | None = None  # what ended the thread
+        self._settling = threading.Lock()
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the batch that runs, then end the thread."""
+        """Finish the batch that runs, then end the thread. Waits for neither for very long."""
         self._inbox.put(_Stop())
         self._thread.join(timeout=_JOIN_TIMEOUT_S)
 
-    def submit(self, active: ActiveSession, frame: Frame) -> None:
-        """Queue a frame. Its answer, or the error that ends the session, is delivered."""
-        self._inbox.put(_Submit(active, frame, self._clock()))
+    def trouble(self, max_step_s: float) -> str | None:
+        """Why this loop answers no more: its thread died, or a step runs for over `max_step_s`.
+
+        None: it works.
+        """
+        if self._failure is not None:
+            return f"the model thread died ({type(self._failure).__name__}: {self._failure})"
+        since_s = self._busy_since_s
+        if since_s is not None and time.monotonic() - since_s > max_step_s:
+            return f"a step of the model has run for more than {max_step_s:g} s"
+        return None
+
+    def submit(self, active: ActiveSession, frame: Frame, release: Release = _nothing) -> None:
+        """Queue a frame. Its answer, or the error that ends the session, is delivered.
+
+        release: called once the frame was answered or forgotten.
+        """
+        self._inbox.put(_Submit(active, frame, self._clock(), release))
+        self._settle_if_dead()
 
     def close(self, active: ActiveSession) -> Future[None]:
         """Free the session as soon as no batch uses it; the future is done when it is free."""
         freed: Future[None] = Future()
         self._inbox.put(_Close(active, freed))
+        self._settle_if_dead()
         return freed
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # whatever it was: a thread that dies must not go unnoticed
+            logger.critical("the model thread died", exc_info=True)
+            self._failure = error
+            self._settle_if_dead()
+
+    def _settle_if_dead(self) -> None:
+        """Do what the thread cannot do any more: free sessions, and tell those that wait."""
+        if self._failure is None:
+            return
+        with self._settling:
+            orphans = dict.fromkeys(self._runs)
+            while not self._inbox.empty():
+                command = self._inbox.get()
+                if isinstance(command, _Submit):
+                    command.active._frames.append(command)
+                    orphans[command.active] = None
+                elif isinstance(command, _Close):
+                    with contextlib.suppress(Exception):
+                        self._free(command)
+            for active in orphans:
+                with contextlib.suppress(Exception):
+                    self._drop(active)
+                    active._deliver(ServerFailedError("the model thread of this server died"))
+
+    def _free(self, command: _Close) -> None:
+        try:
+            self._drop(command.active)
+        finally:  # the stream that waits may be cancelled, and its future with it
+            if command.freed.set_running_or_notify_cancel():
+                command.freed.set_result(None)
+
+    def _work(self) -> None:
         while self._take_commands():
             shares = self._scheduler.next_batch(
                 [
@@ -168,19 +219,21 @@ class EngineLoop:
         """
         self._deliver()
         while not self._runs or not self._inbox.empty():
+            self._busy_since_s = None
             command = self._inbox.get()
+            self._busy_since_s = time.monotonic()
             if isinstance(command, _Stop):
+                self._busy_since_s = None
                 return False
-            active = command.active
             if isinstance(command, _Close):
-                self._drop(active)
-                # The stream that waits may be cancelled, and its future with it.
-                if command.freed.set_running_or_notify_cancel():
-                    command.freed.set_result(None)
-            elif not active._dropped:
-                active._frames.append(command)
-                self._begin_next(active)
+                self._free(command)
+            elif command.active._dropped:
+                command.release()
+            else:
+                command.active._frames.append(command)
+                self._begin_next(command.active)
                 self._deliver()
+        self._busy_since_s = time.monotonic()  # a batch begins
         return True
 
     def _deliver(self) -> None:
@@ -192,22 +245,25 @@ class EngineLoop:
     def _begin_next(self, active: ActiveSession) -> None:
         """Begin the session's next frame if none is begun; a repeated frame is answered at once."""
         while active not in self._runs and active._frames:
-            _, frame, received_s = active._frames.popleft()
+            frame, received_s, release = active._frames.popleft()[1:]
             begun_s = self._clock()
             try:
                 work = active.session.begin(frame)
             except CloudError as error:
+                release()
                 self._fail(active, error)
                 return
             except Exception as error:  # one session's frame must not end the others'
                 logger.exception("taking in a frame failed")
+                release()
                 self._fail(active, EngineError(f"taking in a frame failed ({error})"))
                 return
             if isinstance(work, Result):
+                release()
                 self._answers.append((active, work))
                 continue
             self._runs[active] = _FrameRun(
-                work=work, received_s=received_s, codec_s=self._clock() - begun_s
+                work=work, received_s=received_s, release=release, codec_s=self._clock() - begun_s
             )
 
     def _run_batch(self, shares: Sequence[BatchShare[ActiveSession]]) -> None:
@@ -251,6 +307,7 @@ class EngineLoop:
         self, active: ActiveSession, logits: FloatRows, *, num_sessions: int, num_rows: int
     ) -> None:
         run = self._runs.pop(active)
+        run.release()
         begun_s = self._clock()
         timings = Timings(
             codec_s=run.codec_s,
@@ -279,6 +336,8 @@ class EngineLoop:
 
     def _drop(self, active: ActiveSession) -> None:
         active._dropped = True
+        run = self._runs.pop(active, None)
+        for held in (*active._frames, *([run] if run is not None else ())):
+            held.release()
         active._frames.clear()
-        self._runs.pop(active, None)
         active.session.close()

@@ -17,7 +17,15 @@ from cloud.attention.native import row_histories, suits_heads
 from cloud.attention.packed_step import PackedStep
 from cloud.engine.fused_layer import FusedLayer
 from cloud.engine.int8_linear import Int8Linear
-from cloud.kernel.library import MAX_GROUP, MAX_THREADS, CLayer, CLinear, CStep, NativeKernel
+from cloud.kernel.library import (
+    MAX_GROUP,
+    MAX_THREADS,
+    CLayer,
+    CLinear,
+    CStep,
+    NativeKernel,
+    layer_array,
+)
 
 
 class NativeStack:
@@ -29,7 +37,7 @@ class NativeStack:
         self._kernel = kernel
         self._first_layer = first_layer
         self._held = [_LayerStruct(layer) for layer in layers]
-        self._layers = (CLayer * len(layers))(*(held.struct for held in self._held))
+        self._layers = layer_array([held.struct for held in self._held])
         one = layers[0]
         self._heads, self._kv_heads, self._head_dim = one.num_heads, one.num_kv_heads, one.head_dim
         self._inner = self._held[0].inner

@@ -28,7 +28,9 @@ static inline __attribute__((always_inline)) VF NAME(hsum16)(const VF *v) {
 #endif
 }
 
-/* G query heads of one row over one key-value head; a head has NV vectors of 16. Both are constants,
+/* Where a query, a key or a value that the row sees is not finite, its output is not either.
+ *
+ * G query heads of one row over one key-value head; a head has NV vectors of 16. Both are constants,
  * so a key is read once and everything stays in registers. scores: [G][step->history]. */
 static inline __attribute__((always_inline)) void NAME(attend_heads)(
     const Step *step, const Piece *pieces, int64_t num_pieces, int64_t layer, const float *query,
@@ -50,8 +52,10 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
         while (left > 0 || (p == num_pieces && held > 0)) {
             while (held < 16 && left > 0) {
                 /* The rows are too far apart for the processor to fetch the next by itself. */
+                /* The address may be beyond the arena, where a prefetch does nothing. */
+                uintptr_t ahead = (uintptr_t)keys + (uintptr_t)(16 * pitch) * sizeof(float);
                 for (int v = 0; v < NV; v++) {
-                    _mm_prefetch((const char *)(keys + 16 * pitch + 16 * v), _MM_HINT_T0);
+                    _mm_prefetch((const char *)(ahead + 64u * (unsigned)v), _MM_HINT_T0);
                     _mm_prefetch((const char *)(keys + value_offset - key_offset + 16 * v), _MM_HINT_T0);
                 }
                 block[held++] = keys;
@@ -76,10 +80,18 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
     float inverse[MAX_GROUP];
     for (int g = 0; g < G; g++) {
         float *of = scores + g * history;
-        for (int64_t i = count; i & 15; i++) of[i] = -INFINITY;
-        VF largest = LOAD(of), sums = {0};
-        for (int64_t i = 16; i < count; i += 16) largest = NAME(vmax)(LOAD(of + i), largest);
-        float most = NAME(hmax)(largest);
+        if (count == 0) { /* a row that sees nothing, not even itself */
+            inverse[g] = NAN;
+            continue;
+        }
+        for (int64_t i = count; i & 15; i++) of[i] = -FLT_MAX;
+        /* 0, or NaN where a score is not finite: one of -inf would get no weight and be forgotten. */
+        VF largest = LOAD(of), spoiled = largest * 0.0f, sums = {0};
+        for (int64_t i = 16; i < count; i += 16) {
+            largest = NAME(vmax)(LOAD(of + i), largest);
+            spoiled += LOAD(of + i) * 0.0f;
+        }
+        float most = NAME(hmax)(largest) + NAME(hsum)(spoiled);
         for (int64_t i = 0; i < count; i += 16) *(VF *)(of + i) = NAME(vexp)(LOAD(of + i) - most);
         for (int64_t i = count; i & 15; i++) of[i] = 0;
         for (int64_t i = 0; i < count; i += 16) sums += LOAD(of + i);

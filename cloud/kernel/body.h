@@ -1,18 +1,24 @@
 /* The loops of kernel.c, which includes this file once for each instruction set, so it has no include
- * guard. NAME(x) names the functions, VNNI is 0 or 1. */
+ * guard. NAME(x) names the functions, VNNI is 0 or 1.
+ *
+ * A row that is not finite stays so: quantize and norm_row make NaN of all its outputs. No step turns
+ * such a row into numbers, and none carries it to another row. Integers never come from NaN or
+ * infinity, because that conversion is undefined. */
 
 typedef float NAME(vf) __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t NAME(vi) __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t NAME(vu) __attribute__((vector_size(64), aligned(4), may_alias));
 #define VF NAME(vf)
 #define VI NAME(vi)
+#define VU NAME(vu)
 #define LOAD(p) (*(const VF *)(p))
 
 static inline float NAME(hsum)(VF v) {
 #if VNNI
     return _mm512_reduce_add_ps((__m512)v);
 #else
-    const __m256 *half = (const __m256 *)&v;
-    __m256 a = _mm256_add_ps(_mm256_loadu_ps((const float *)&half[0]), _mm256_loadu_ps((const float *)&half[1]));
+    const float *lanes = (const float *)&v;
+    __m256 a = _mm256_add_ps(_mm256_loadu_ps(lanes), _mm256_loadu_ps(lanes + 8));
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
@@ -36,14 +42,15 @@ static inline float NAME(hmax)(VF v) {
     return most;
 }
 
-/* exp(x) by x = n ln 2 + r, a polynomial of degree 6 in r, |error| < 2 ulp in [-87, 88]. */
+/* exp(x) by x = n ln 2 + r, a polynomial of degree 6 in r, |error| < 2 ulp in [-87, 88]. NaN gives
+ * NaN. */
 static inline VF NAME(vexp)(VF x) {
     VI low = x < -87.0f, high = x > 88.0f;
     VF bounds = (VF)((low & (VI)(NAME(fill)(-87.0f))) | (high & (VI)(NAME(fill)(88.0f))));
     x = (VF)((~(low | high) & (VI)x) | (VI)bounds);
     VF scaled = x * 1.44269504088896341f;
     VF magic = NAME(fill)(12582912.0f); /* 1.5 2^23: adding it rounds to an integer */
-    VF n = (scaled + magic) - magic;
+    VF rounded = scaled + magic, n = rounded - magic;
     VF r = x - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
     VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -52,20 +59,37 @@ static inline VF NAME(vexp)(VF x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    VI power = (__builtin_convertvector(n, VI) + 127) << 23;
-    return p * *(VF *)&power;
+    /* The lowest bits of `rounded` are n. The shift drops those of `magic`, and it is defined where n
+     * is NaN. */
+    return p * (VF)(((VU)rounded + 127) << 23);
 }
 
-/* One row as two int8 digits with a scale of its own: int8_linear.quantize_rows. */
+/* One row as two int8 digits with a scale of its own: int8_linear.quantize_rows. A row that is not
+ * finite has digits of 0 and the scale NaN. */
 static void NAME(quantize)(const float *x, int64_t k, int8_t *digits, int64_t pitch, float *scale,
                            int32_t *sums) {
     int64_t i = 0;
-    VF lanes = {0};
-    for (; i + 16 <= k; i += 16) lanes = NAME(vmax)((VF)((VI)LOAD(x + i) & INT32_MAX), lanes);
-    float largest = NAME(hmax)(lanes);
+    /* Of magnitudes, the bits have the order of the values; infinity and NaN come after all others. */
+    VI lanes = {0};
+    for (; i + 16 <= k; i += 16) {
+        VI magnitude = (VI)LOAD(x + i) & INT32_MAX, larger = magnitude > lanes;
+        lanes = (larger & magnitude) | (~larger & lanes);
+    }
+    int32_t bits = 0;
+    for (int lane = 0; lane < 16; lane++) bits = lanes[lane] > bits ? lanes[lane] : bits;
     for (; i < k; i++) {
-        float magnitude = fabsf(x[i]);
-        largest = magnitude > largest ? magnitude : largest;
+        int32_t magnitude;
+        memcpy(&magnitude, x + i, sizeof(magnitude));
+        magnitude &= INT32_MAX;
+        bits = magnitude > bits ? magnitude : bits;
+    }
+    float largest;
+    memcpy(&largest, &bits, sizeof(largest));
+    if (!(largest <= FLT_MAX)) {
+        memset(digits, 0, (size_t)(2 * pitch));
+        *scale = NAN;
+        sums[0] = sums[1] = 0;
+        return;
     }
     float s = largest * (1.0f / 127.0f);
     if (!(s >= FLT_MIN)) s = FLT_MIN;
@@ -102,15 +126,22 @@ static void NAME(quantize)(const float *x, int64_t k, int8_t *digits, int64_t pi
     sums[1] = low_sum;
 }
 
+/* A row whose squares sum to more than a float holds becomes NaN, not 0. */
 static void NAME(norm_row)(const float *x, const float *weight, float eps, int64_t width, float *out) {
     VF sums = {0};
     int64_t i = 0;
     for (; i + 16 <= width; i += 16) sums += LOAD(x + i) * LOAD(x + i);
     float sum = NAME(hsum)(sums);
     for (; i < width; i++) sum += x[i] * x[i];
-    float inverse = 1.0f / sqrtf(sum / (float)width + eps);
+    float inverse = sum <= FLT_MAX ? 1.0f / sqrtf(sum / (float)width + eps) : NAN;
     for (i = 0; i + 16 <= width; i += 16) *(VF *)(out + i) = LOAD(x + i) * inverse * LOAD(weight + i);
     for (; i < width; i++) out[i] = x[i] * inverse * weight[i];
+}
+
+static inline int32_t NAME(quad)(const int8_t *digits) {
+    int32_t four;
+    memcpy(&four, digits, sizeof(four));
+    return four;
 }
 
 /* 16 V of a block's 64 outputs, of R digit rows. packed: at the first of them. sums: [R][64]. */
@@ -125,7 +156,7 @@ static inline __attribute__((always_inline)) void NAME(dot)(
         __m512i w[4];
         for (int v = 0; v < V; v++) w[v] = _mm512_loadu_si512(packed + 256 * q + 64 * v);
         for (int r = 0; r < R; r++) {
-            __m512i x = _mm512_set1_epi32(*(const int32_t *)(digits + r * pitch + 4 * q));
+            __m512i x = _mm512_set1_epi32(NAME(quad)(digits + r * pitch + 4 * q));
             for (int v = 0; v < V; v++) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], w[v], x);
         }
     }
@@ -143,7 +174,7 @@ static inline __attribute__((always_inline)) void NAME(dot)(
             __m256i m0 = _mm256_abs_epi8(w0), m1 = _mm256_abs_epi8(w1);
             for (int r = 0; r < R; r++) {
                 /* |w| <= 127 and |x| <= 127: a pair's sum fits 16 bits, nothing saturates. */
-                __m256i x = _mm256_set1_epi32(*(const int32_t *)(digits + r * pitch + 4 * q));
+                __m256i x = _mm256_set1_epi32(NAME(quad)(digits + r * pitch + 4 * q));
                 __m256i p0 = _mm256_maddubs_epi16(m0, _mm256_sign_epi8(x, w0));
                 __m256i p1 = _mm256_maddubs_epi16(m1, _mm256_sign_epi8(x, w1));
                 acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(p0, ones));
@@ -324,3 +355,4 @@ static void NAME(run_linear)(const Job *base, int64_t phase, int64_t chunk, int 
 #undef LOAD
 #undef VF
 #undef VI
+#undef VU

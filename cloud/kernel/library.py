@@ -25,8 +25,14 @@ logger = logging.getLogger(__name__)
 # engine of this process may add threads after a step was laid out and before it runs.
 MAX_THREADS: Final = 64
 MAX_GROUP: Final = 4  # query heads that attend together, each with scores of its own
+# |digit| <= 127 and code + 128 <= 255: below this width no int32 sum overflows.
+MAX_EXACT_WIDTH: Final = (1 << 31) // (127 * 255)
 _BLOCK_OUTPUTS: Final = 64
 _QUAD: Final = 4
+_PANEL_ROWS: Final = 96
+_MAX_CHUNKS: Final = (1 << 20) - 1  # COUNT_MASK of thread_pool.h
+_LANES: Final = 16  # channels of a head come in whole vectors
+_MAX_HEAD_DIM: Final = 128
 _LAYOUT_VERSION: Final = 2  # of kernel.c
 
 
@@ -77,10 +83,19 @@ class CPiece(ctypes.Structure):
 
 
 class PackedLinear:
-    """int8 weights in the kernel's order. codes: int8 [N, K]; scale, bias: float32 [N]."""
+    """int8 weights in the kernel's order. codes: int8 [N, K]; scale, bias: float32 [N].
+
+    Raises ValueError for other types and shapes, and for a K beyond MAX_EXACT_WIDTH.
+    """
 
     def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        _need(codes, "codes", torch.int8, (None, None))
         self.num_outputs, self.num_inputs = codes.shape
+        if codes.numel() == 0 or self.num_inputs > MAX_EXACT_WIDTH:
+            raise ValueError(f"the kernel takes no weights of shape {list(codes.shape)}")
+        _need(scale, "scale", torch.float32, (self.num_outputs,))
+        if bias is not None:
+            _need(bias, "bias", torch.float32, (self.num_outputs,))
         extra = -self.num_outputs % _BLOCK_OUTPUTS
         padded = F.pad(codes, (0, -self.num_inputs % _QUAD, 0, extra))
         blocks = padded.view(-1, _BLOCK_OUTPUTS, padded.shape[1] // _QUAD, _QUAD)
@@ -118,7 +133,12 @@ class NativeKernel:
         self.num_threads = int(self._library.sp_set_threads(ctypes.c_int32(count)))
 
     def linear(self, x: Tensor, weights: PackedLinear) -> Tensor:
-        """float32 [T, K] -> [T, N]."""
+        """float32 [T, K] -> [T, N]. A row that is not finite gives NaN, and only that row.
+
+        Raises ValueError for another type or shape.
+        """
+        _need(x, "x", torch.float32, (None, weights.num_inputs))
+        _need_chunks(x.shape[0], weights.num_outputs)
         self.set_threads(torch.get_num_threads())
         x = x.contiguous()
         num_rows, width = x.shape
@@ -146,7 +166,12 @@ class NativeKernel:
     def layers(
         self, layers: ctypes.Array[CLayer], first: int, at: Sequence[int], step: CStep
     ) -> None:
-        """Run the layers at indices `at` (consecutive) of `layers`; the first is layer `first`."""
+        """Run the layers at indices `at` (consecutive) of `layers`; the first is layer `first`.
+
+        A row that is not finite stays so, and no other session's row changes. `layers` comes from
+        `layer_array`. Raises ValueError where `layers` has no such indices or `step` another shape.
+        """
+        _need_layers(layers, at, step)
         begin = ctypes.byref(layers, at[0] * ctypes.sizeof(CLayer))
         self._library.sp_layers(
             begin, ctypes.c_int64(first), ctypes.c_int64(len(at)), ctypes.byref(step), self._kind
@@ -155,10 +180,71 @@ class NativeKernel:
     def attend(self, step: CStep, layer: int, scale: float) -> None:
         """Attention alone, of the queries in `step.wide` into `step.mixed`.
 
-        wide: [T, H + 2 KV, d], the H queries first (the rest is not read); mixed: [T, H, d].
+        wide: [T, H + 2 KV, d], the H queries first (the rest is not read); mixed: [T, H, d]. A
+        row with a query, key or value that is not finite gets a result that is not either. Raises
+        ValueError for heads that the kernel has no loops for.
         """
+        _need_heads(step)
         self._library.sp_attend(
             ctypes.byref(step), ctypes.c_int64(layer), ctypes.c_float(scale), self._kind
+        )
+
+
+def layer_array(layers: Sequence[CLayer]) -> ctypes.Array[CLayer]:
+    """The layers as `NativeKernel.layers` takes them. Raises ValueError for different shapes."""
+    if len({_shapes_of(layer) for layer in layers}) != 1:
+        raise ValueError("the kernel takes layers of one shape")
+    return (CLayer * len(layers))(*layers)
+
+
+def _shapes_of(layer: CLayer) -> tuple[int, ...]:
+    """Outputs and inputs of the layer's four products."""
+    linears = (layer.qkv, layer.out, layer.gate_up, layer.down)
+    return tuple(size for linear in linears for size in (linear.n, linear.k))
+
+
+def _need_layers(layers: ctypes.Array[CLayer], at: Sequence[int], step: CStep) -> None:
+    _need_heads(step)
+    width, inner, mixed = step.width, step.inner, step.heads * step.head_dim
+    qkv = mixed + 2 * step.kv_heads * step.head_dim
+    if not 0 <= at[0] <= at[-1] < len(layers):
+        raise ValueError(f"layers {at[0]} to {at[-1]} of {len(layers)}")
+    expected = (qkv, width, width, mixed, 2 * inner, width, width, inner)
+    if _shapes_of(layers[at[0]]) != expected:
+        raise ValueError(f"layers of shape {_shapes_of(layers[at[0]])}, expected {expected}")
+    if step.rotary_dim % 2 or not 0 <= step.rotary_dim <= step.head_dim:
+        raise ValueError(f"{step.rotary_dim} of {step.head_dim} channels to rotate")
+    _need_chunks(step.num_rows, max(qkv, width, 2 * inner))
+
+
+def _need_heads(step: CStep) -> None:
+    heads, kv_heads, dim = step.heads, step.kv_heads, step.head_dim
+    if (
+        kv_heads < 1
+        or heads < 1
+        or heads % kv_heads
+        or dim % _LANES
+        or not 0 < dim <= _MAX_HEAD_DIM
+    ):
+        raise ValueError(f"the kernel has no loops for {heads} over {kv_heads} heads of {dim}")
+
+
+def _need_chunks(num_rows: int, num_outputs: int) -> None:
+    chunks = -(-num_rows // _PANEL_ROWS) * -(-num_outputs // _BLOCK_OUTPUTS)
+    if chunks > _MAX_CHUNKS // 2:  # a block may be halved
+        raise ValueError(f"{num_rows} rows of {num_outputs} outputs are too many for one step")
+
+
+def _need(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
+    """ValueError unless the tensor is on the CPU, of this type and of this shape (None: any)."""
+    sizes = tensor.shape
+    fits = len(sizes) == len(shape) and all(
+        expected is None or size == expected for size, expected in zip(sizes, shape, strict=True)
+    )
+    if tensor.dtype != dtype or not fits or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} is {tensor.dtype} {list(sizes)} on {tensor.device}; "
+            f"the kernel takes {dtype} {list(shape)} on the CPU"
         )
 
 

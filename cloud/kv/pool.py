@@ -85,11 +85,21 @@ class ArenaSpan(NamedTuple):
 class KvLease:
     """One session's blocks. `length` tokens are valid; rolling back changes `length`.
 
+    `overflowed`: a row of the session left float32's range, so its keys and values may be NaN.
     Other sessions read the first `num_frozen` tokens too, or may come to: never write there. The
     lease is a context manager.
     """
 
-    __slots__ = ("_segments", "length", "max_tokens", "num_bytes", "num_frozen", "pool", "split")
+    __slots__ = (
+        "_segments",
+        "length",
+        "max_tokens",
+        "num_bytes",
+        "num_frozen",
+        "overflowed",
+        "pool",
+        "split",
+    )
 
     def __init__(
         self,
@@ -106,6 +116,7 @@ class KvLease:
         self.max_tokens = max_tokens
         self.num_frozen = num_shared
         self.length = num_shared
+        self.overflowed = False
         self.num_bytes = sum(s.extent.run.size for s in segments) * pool.shape.block_bytes
 
     @property

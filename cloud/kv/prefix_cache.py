@@ -1,8 +1,10 @@
 """Beginnings of sessions that ran already, kept for sessions that begin the same.
 
 The name of an entry is a chain hash over its frames (`protos.prefix`), under a secret of this
-server and the tenant's name. So nobody can find out whether another tenant has sent a prompt. An
-entry holds its blocks only as long as no session needs them: the one used longest ago goes first.
+server and the tenant's name. So nobody can find out whether another tenant has sent a prompt.
+Within a tenant the same holds for devices that put a secret in front of their names
+(`Open.prefix_salt`). An entry holds its blocks only as long as no session needs them: the one used
+longest ago goes first.
 
 The pool asks the cache for room, so the cache is made first and given to the pool. The pool's lock
 guards both. It must be held for `find` and `drop_oldest`.
@@ -21,6 +23,8 @@ from typing import Final, NamedTuple
 from cloud.kv.pool import KvLease, KvPool, SharedPrefix
 
 MAX_ENTRIES: Final = 512
+# What the entries' input tokens may take beside their blocks: a token is a pointer in a tuple.
+MAX_TOKENS_HELD: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,7 @@ class PrefixCache:
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._num_tokens = 0  # input tokens of all entries
 
     def find(self, tenant: str, chains: Sequence[bytes]) -> Beginning | None:
         """The longest beginning among `chains` (hashes after one frame, two, ...).
@@ -67,8 +72,10 @@ class PrefixCache:
             if name in self._entries:
                 self._entries.move_to_end(name)
                 return
-            while len(self._entries) >= MAX_ENTRIES:
-                self.drop_oldest()
+            most_before = MAX_TOKENS_HELD - len(tokens)
+            while len(self._entries) >= MAX_ENTRIES or self._num_tokens > most_before:
+                if not self.drop_oldest():
+                    return  # larger by itself than all entries may be
             beginning = Beginning(
                 blocks=pool.share(lease, len(tokens)),
                 tokens=tokens,
@@ -76,12 +83,14 @@ class PrefixCache:
                 chain=chain,
             )
             self._entries[name] = _Entry(beginning, pool)
+            self._num_tokens += len(tokens)
 
     def drop_oldest(self) -> bool:
         """Let go of the entry used longest ago; False: there is none."""
         if not self._entries:
             return False
         _, entry = self._entries.popitem(last=False)
+        self._num_tokens -= len(entry.beginning.tokens)
         entry.pool.forget(entry.beginning.blocks)
         return True
 

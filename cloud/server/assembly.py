@@ -12,8 +12,9 @@ from cloud.engine.back_engine import BackEngine
 from cloud.engine.loop import EngineLoop
 from cloud.kv.pool import KvPool
 from cloud.kv.prefix_cache import PrefixCache
+from cloud.server.byte_budget import ByteBudget, ByteLimits
 from cloud.server.config import ServerConfig
-from cloud.server.conversations import Conversations
+from cloud.server.conversations import MAX_UNOPENED, Conversations
 from cloud.server.metrics import Metrics
 from cloud.server.service import InferenceService
 from cloud.server.stream import StreamLimits
@@ -26,12 +27,17 @@ from optimizer.artifacts.bundle import Bundle
 
 # Without --kv-memory: this share of what is free once the weights are loaded.
 DEFAULT_KV_SHARE: Final = 0.5
+# For the first messages of streams that have not been opened; but for so many streams at least.
+MAX_UNOPENED_BYTES: Final = 256 << 20
+MIN_UNOPENED: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerParts:
     """What a server consists of, beside the gRPC server itself."""
 
+    served: ServedModel
+    budget: ByteBudget
     pool: KvPool
     admission: Admission
     engine_loop: EngineLoop
@@ -69,10 +75,11 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
         ),
     )
     metrics = Metrics()
-    _watch(metrics, lifecycle, pool)
     engine_loop = EngineLoop(engine, config.scheduler, observer=metrics)
     tenants = config.access.tenants()
-    stream_limits = StreamLimits(idle_ttl_s=config.idle_ttl_s)
+    stream_limits = StreamLimits(idle_ttl_s=config.idle_ttl_s, max_stall_s=config.max_stall_s)
+    budget = ByteBudget(ByteLimits.of(config.frame_memory_bytes), has_tenants=len(tenants) > 0)
+    _watch(metrics, lifecycle, pool, budget)
     conversations = Conversations(
         admission,
         engine_loop,
@@ -81,6 +88,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
         metrics=metrics,
         max_frames_in_flight=stream_limits.max_frames_in_flight,
         max_resume_s=config.max_resume_s,
+        max_unopened=_max_unopened(served),
     )
     service = InferenceService(
         served,
@@ -89,8 +97,11 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
         metrics=metrics,
         tenants=tenants,
         stream_limits=stream_limits,
+        budget=budget,
     )
     return ServerParts(
+        served=served,
+        budget=budget,
         pool=pool,
         admission=admission,
         engine_loop=engine_loop,
@@ -112,7 +123,7 @@ def _pool(config: ServerConfig, engine: BackEngine, prefixes: PrefixCache) -> Kv
     )
 
 
-def _watch(metrics: Metrics, lifecycle: Lifecycle, pool: KvPool) -> None:
+def _watch(metrics: Metrics, lifecycle: Lifecycle, pool: KvPool, budget: ByteBudget) -> None:
     """Gauges of what is there now. Resumable sessions keep the name that dashboards know."""
     metrics.gauge("sessions", "Sessions with KV", lambda: lifecycle.num_with_blocks)
     metrics.gauge("sessions_waiting", "Opens in the queue", lambda: lifecycle.num_waiting)
@@ -120,6 +131,13 @@ def _watch(metrics: Metrics, lifecycle: Lifecycle, pool: KvPool) -> None:
     metrics.gauge("kv_blocks", "KV blocks in all", lambda: pool.num_blocks)
     metrics.gauge("kv_blocks_used", "KV blocks that sessions hold", lambda: pool.used_blocks)
     metrics.gauge("kv_blocks_cached", "KV blocks kept for reuse", lambda: pool.cached_blocks)
+    metrics.gauge("frame_bytes", "Bytes of frames not run yet", lambda: budget.used_bytes)
+
+
+def _max_unopened(served: ServedModel) -> int:
+    """Streams that may be waited for at once: each of them can send one message, however large."""
+    fitting = MAX_UNOPENED_BYTES // served.max_message_bytes
+    return min(MAX_UNOPENED, max(MIN_UNOPENED, fitting))
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from cloud.errors import StartError
 from cloud.server.access import Access
+from cloud.server.byte_budget import DEFAULT_TOTAL_BYTES
 from optimizer.policy.batching import Scheduler
 
 
@@ -19,8 +20,10 @@ class ServerConfig:
     drain_s: how long running sessions may go on after SIGTERM; then they are handed back.
     idle_ttl_s: how long a client may be silent before its session is evicted. max_resume_s: how
     long the session of a broken stream is kept at most. max_waiting: sessions in the queue for a
-    place. max_wait_s: how long each of them may wait. metrics_port: where GET /metrics is
-    answered (None: nowhere).
+    place. max_wait_s: how long each of them may wait. frame_memory_bytes: most bytes of frames
+    that have come and not run yet. max_stall_s: how long a client may leave an answer unread, and
+    a frame may wait for memory. max_step_s: how long one step of the model may take before the
+    server counts as failed. metrics_port: where GET /metrics is answered (None: nowhere).
     """
 
     bundle: Path
@@ -37,6 +40,9 @@ class ServerConfig:
     max_waiting: int = 16
     max_wait_s: float = 2.0
     drain_s: float = 30.0
+    frame_memory_bytes: int = DEFAULT_TOTAL_BYTES
+    max_stall_s: float = 30.0
+    max_step_s: float = 300.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
 

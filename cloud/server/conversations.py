@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from cloud.engine.loop import ActiveSession
 from cloud.errors import CloudError, ReplacedError
 from cloud.server.logs import event
 from cloud.server.metrics import Metrics
+from cloud.server.places import Places
 from cloud.server.stream import FrameSink, ServerStream
 from cloud.sessions.admission import Admission
 from cloud.sessions.held_session import HeldSession, SessionCloser
@@ -28,6 +29,8 @@ from cloud.sessions.tenants import Tenant
 from protos.messages import Closed, Open, Opened
 
 logger = logging.getLogger(__name__)
+
+MAX_UNOPENED: Final = 128
 
 
 class ModelThread(FrameSink, SessionCloser, Protocol):
@@ -62,9 +65,11 @@ class Conversations:
         metrics: Metrics,
         max_frames_in_flight: int,
         max_resume_s: float,
+        max_unopened: int = MAX_UNOPENED,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """max_resume_s: how long a session is kept at most once its stream broke."""
+        """max_resume_s: how long a session is kept at most once its stream broke. max_unopened:
+        streams at once of which the server does not know yet what they want."""
         self._admission = admission
         self._model_thread = model_thread
         self._lifecycle = lifecycle
@@ -73,6 +78,11 @@ class Conversations:
         self._max_frames_in_flight = max_frames_in_flight
         self._max_resume_s = max_resume_s
         self._clock = clock
+        self._unopened = Places(
+            "streams that have not been opened",
+            total=max_unopened,
+            per_peer=(max_unopened + 1) // 2,
+        )
         self._latest: dict[SessionKey, _OnStream] = {}  # the last stream that opened each session
 
     def end_all(self, error: CloudError) -> None:
@@ -88,8 +98,10 @@ class Conversations:
 
         timeout_s: how long the client waits at most. Raises the CloudError that ends the stream.
         """
-        request = await stream.read_open()
+        with self._unopened.one(stream):
+            request = await stream.read_open()
         key = SessionKey(tenant.name, request.session_id)
+        self._check_open(key)
         held = self._take_over(key, request, stream)
         how = "opened" if held is None else "resumed"
         if held is None:
@@ -149,6 +161,7 @@ class Conversations:
             if reader is not None:
                 reader.cancel()
             freed = self._leave(on_stream, failed)
+            del failed  # it refers to this frame by its traceback
         if freed is None:
             return
         # Only a stream that ends in peace waits for its memory to be free and says so.
@@ -195,6 +208,18 @@ class Conversations:
             return held
         held.close()
         return None
+
+    def _check_open(self, key: SessionKey) -> None:
+        """Refuse an Open where no session may begin or go on: a server that drains or has failed.
+
+        Its client gave up an older stream of this session, so that one ends too.
+        """
+        try:
+            self._admission.check_open()
+        except CloudError:
+            if key in self._latest:
+                _replace(self._latest[key])
+            raise
 
     def _log(self, name: str, on_stream: _OnStream, **fields: object) -> None:
         stream = on_stream.stream

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server, in a registry of its own, and the endpoint that shows them.
+"""Prometheus metrics of one server, in a registry of its own.
 
 Labels take few values only (kinds of errors, directions), and never session ids or tenants' texts.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cloud.errors import CloudError, StartError
+from cloud.errors import CloudError
 
 _SECONDS: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -54,11 +54,11 @@ class Metrics:
         Gauge(_PREFIX + name, text, registry=self.registry).set_function(value)
 
     def frame_waited(self, wait_s: float) -> None:
-        """A frame waited so many seconds for its batch (`cloud.engine.loop.BatchObserver`)."""
+        """A frame waited so many seconds for its first batch (`LoopObserver`)."""
         self.queue_s.observe(wait_s)
 
     def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None:
-        """A batch ran (`cloud.engine.loop.BatchObserver`)."""
+        """A batch ran (`LoopObserver`)."""
         self.step_s.observe(duration_s)
         self.batch_sessions.observe(num_sessions)
         self.batch_rows.observe(num_rows)
@@ -66,21 +66,3 @@ class Metrics:
     def failed(self, error: CloudError) -> None:
         """A stream ended with this error."""
         self.errors.labels(kind=type(error).__name__).inc()
-
-
-def serve_metrics(metrics: Metrics, host: str, port: int) -> tuple[int, Callable[[], None]]:
-    """Answer GET /metrics on a thread; port 0 takes any.
-
-    Returns the port, and what stops it. Raises StartError where it cannot listen.
-    """
-    try:
-        server, thread = start_http_server(port, addr=host, registry=metrics.registry)
-    except OSError as error:
-        raise StartError(f"cannot serve metrics on {host}:{port} ({error.strerror})") from error
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=5.0)
-
-    return int(server.server_port), stop

@@ -10,7 +10,9 @@ import contextlib
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -19,12 +21,16 @@ from grpc_reflection.v1alpha import reflection
 
 from cloud.engine.back_engine import BackEngine
 from cloud.engine.threads import use_threads
-from cloud.errors import StartError
+from cloud.errors import ServerFailedError, StartError
 from cloud.server.access import TokenInterceptor
 from cloud.server.assembly import ServerParts, assemble
+from cloud.server.call_guard import CallGuard
 from cloud.server.config import ServerConfig, choose_device
 from cloud.server.logs import event
-from cloud.server.metrics import Metrics, serve_metrics
+from cloud.server.memory import Trimmer
+from cloud.server.metrics import Metrics
+from cloud.server.metrics_endpoint import MetricsEndpoint
+from cloud.server.supervision import Check, Supervisor
 from optimizer.artifacts.bundle import open_bundle
 from protos import wire
 from protos.addresses import Address
@@ -35,10 +41,25 @@ logger = logging.getLogger(__name__)
 
 _STOP_GRACE_S: Final = 1.0
 _DRAIN_POLL_S: Final = 0.05
+# After a part failed: how long its streams have to end before the process does.
+_FAILED_DRAIN_S: Final = 2.0
+_LONG_S: Final = 3600.0
+# Streams of one connection beyond the sessions that there can be: describing, health, probes.
+_OTHER_STREAMS: Final = 32
+# The event loop's thread may hold the interpreter this long while the model thread needs it, many
+# times in a step. Python's default is 5 ms.
+_SWITCH_INTERVAL_S: Final = 0.0005
 _GRPC_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
+    ("grpc.max_allowed_incoming_connections", 4096),
+    # A connection that says nothing, and one that has no stream, make room for others.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 900_000),
+    # No connection lasts for ever, because streams that nobody reads last as long as it. Streams
+    # have an hour to end; an edge whose stream is cut resumes its session on a new connection.
+    ("grpc.max_connection_age_ms", 24 * 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 3_600_000),
     # Clients ping every 10 s to notice a dead server; and a dead client is noticed here.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -62,18 +83,35 @@ class Server:
         """port: where it listens. metrics_port: where GET /metrics is answered; None: nowhere."""
         self.port = port
         self.metrics_port = metrics_port
+        self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.admission = parts.admission
         self.pool = parts.pool
         self._service = parts.service
         self._grpc_server = grpc_server
         self._health = health_servicer
 
-    async def drain(self, timeout_s: float) -> None:
-        """Take no new sessions, let the running ones end, hand back the rest after `timeout_s`."""
-        self.admission.drain()
+    async def fail(self, trouble: str) -> None:
+        """A part has stopped for good: say NOT_SERVING, grant nothing, end every stream."""
+        logger.critical("the server has failed: %s", trouble)
+        error = ServerFailedError(f"this server has failed ({trouble}): go on elsewhere")
+        self.admission.refuse_all(error)
+        await self._health.enter_graceful_shutdown()
+        self._service.end_all(error)
+        if not self.failure.done():
+            self.failure.set_result(trouble)
+
+    async def drain(self, timeout_s: float, *, until: asyncio.Future[str] | None = None) -> None:
+        """Take no sessions, let the running ones end, hand back the rest after `timeout_s`.
+
+        until: once it is done, there is nothing to wait for.
+        """
+        if not self.admission.draining:
+            self.admission.drain()
         await self._health.enter_graceful_shutdown()
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while self.admission.num_sessions and asyncio.get_running_loop().time() < deadline_s:
+            if until is not None and until.done():
+                return
             await asyncio.sleep(_DRAIN_POLL_S)
         self._service.hand_back()
         await self._grpc_server.stop(_STOP_GRACE_S)
@@ -95,24 +133,38 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
         weight_files=bundle.paths("cloud", ".safetensors"),
     )
     parts = assemble(config, bundle, engine)
-    grpc_server, health_servicer = _grpc_server(parts)
+    grpc_server, health_servicer = _grpc_server(parts, config)
     port = _bind(grpc_server, config)
-    with _serving_metrics(parts.metrics, config) as metrics_port:
+    with _serving_metrics(parts.metrics, config) as endpoint:
         parts.engine_loop.start()
         try:
             await grpc_server.start()
             for name in (health.OVERALL_HEALTH, wire.SERVICE_NAME):
                 await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
             event(logger, "serving", model=bundle.plan.model.id, port=port, native=engine.is_native)
-            yield Server(grpc_server, health_servicer, parts, port=port, metrics_port=metrics_port)
+            metrics_port = None if endpoint is None else endpoint.port
+            server = Server(
+                grpc_server, health_servicer, parts, port=port, metrics_port=metrics_port
+            )
+            checks: list[Check] = [partial(parts.engine_loop.trouble, config.max_step_s)]
+            if endpoint is not None:
+                checks.append(endpoint.trouble)
+            async with _supervised(server, grpc_server, checks, Trimmer(parts.budget)):
+                yield server
         finally:
             await grpc_server.stop(0)
-            # Joining blocks for the batch that runs: off the loop.
-            await asyncio.get_running_loop().run_in_executor(None, parts.engine_loop.stop)
+            if parts.engine_loop.trouble(config.max_step_s) is None:
+                # Joining blocks for the batch that runs: off the loop.
+                await asyncio.get_running_loop().run_in_executor(None, parts.engine_loop.stop)
 
 
 async def serve_until_stopped(config: ServerConfig, *, ready: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `ready` is told the port once it listens."""
+    """Serve until SIGTERM or SIGINT, then drain. `ready` is told the port once it listens.
+
+    Raises ServerFailedError once a part of the server has stopped for good and its streams have
+    ended.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -121,16 +173,60 @@ async def serve_until_stopped(config: ServerConfig, *, ready: Callable[[int], No
         gc.collect()
         gc.freeze()
         ready(server.port)
-        await stop.wait()
-        event(logger, "draining", sessions=server.admission.num_sessions)
-        await server.drain(config.drain_s)
+        stopped = asyncio.create_task(stop.wait())
+        ends: set[asyncio.Future[Any]] = {stopped, server.failure}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not server.failure.done():
+            event(logger, "draining", sessions=server.admission.num_sessions)
+            await server.drain(config.drain_s, until=server.failure)
+        if server.failure.done():
+            stopped.cancel()
+            await server.drain(_FAILED_DRAIN_S)
+            raise ServerFailedError(server.failure.result())
 
 
-def _grpc_server(parts: ServerParts) -> tuple[grpc.aio.Server, Any]:
+@contextlib.asynccontextmanager
+async def _supervised(
+    server: Server, grpc_server: grpc.aio.Server, checks: Sequence[Check], trimmer: Trimmer
+) -> AsyncIterator[None]:
+    """Watch the server's parts while the context lasts."""
+
+    async def grpc_ends() -> None:
+        while await grpc_server.wait_for_termination(_LONG_S):
+            pass  # with a time limit, because without one gRPC does not take a cancellation
+        if not server.admission.draining:
+            await server.fail("gRPC's server ended")
+
+    tasks = [
+        asyncio.create_task(Supervisor(checks, fail=server.fail, trimmer=trimmer).run()),
+        asyncio.create_task(grpc_ends()),
+    ]
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None and not server.failure.done():
+            logger.critical("a supervising task died", exc_info=task.exception())
+            server.failure.set_result(f"a supervising task died ({task.exception()})")
+
+    for task in tasks:
+        task.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _grpc_server(parts: ServerParts, config: ServerConfig) -> tuple[grpc.aio.Server, Any]:
     """A server with the service, health and reflection, and its health servicer."""
+    token_check = [TokenInterceptor(parts.tenants)] if parts.tenants else []
+    most_streams = config.max_sessions + config.max_waiting + _OTHER_STREAMS
     server = grpc.aio.server(
-        interceptors=[TokenInterceptor(parts.tenants)] if parts.tenants else [],
-        options=_GRPC_OPTIONS,
+        interceptors=[*token_check, CallGuard()],
+        options=(
+            *_GRPC_OPTIONS,
+            ("grpc.max_receive_message_length", parts.served.max_message_bytes),
+            ("grpc.max_concurrent_streams", most_streams),
+        ),
     )
     server.add_generic_rpc_handlers((parts.service.handler(),))
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -142,16 +238,16 @@ def _grpc_server(parts: ServerParts) -> tuple[grpc.aio.Server, Any]:
 
 
 @contextlib.contextmanager
-def _serving_metrics(metrics: Metrics, config: ServerConfig) -> Iterator[int | None]:
-    """Answer GET /metrics while the context lasts, if the server is to; yields the port."""
+def _serving_metrics(metrics: Metrics, config: ServerConfig) -> Iterator[MetricsEndpoint | None]:
+    """Answer GET /metrics while the context lasts, if the server is to."""
     if config.metrics_port is None:
         yield None
         return
-    port, stop = serve_metrics(metrics, config.metrics_host, config.metrics_port)
+    endpoint = MetricsEndpoint(metrics, config.metrics_host, config.metrics_port)
     try:
-        yield port
+        yield endpoint
     finally:
-        stop()
+        endpoint.stop()
 
 
 def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:

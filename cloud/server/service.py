@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -16,15 +17,19 @@ from cloud.errors import (
     CapacityError,
     CloudError,
     DrainingError,
+    UnreadError,
     status_of,
 )
 from cloud.server.access import tenant_of
+from cloud.server.byte_budget import ByteBudget
 from cloud.server.conversations import Conversations
-from cloud.server.link_probe import answer_probe
+from cloud.server.link_probe import MAX_CALLS, MAX_CALLS_PER_PEER, answer_call
 from cloud.server.logs import event, trace_id
 from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
+from cloud.server.places import Places
 from cloud.server.stream import Answer, Context, ServerStream, StreamLimits
+from cloud.server.stuck_calls import StuckCalls
 from cloud.sessions.admission import Admission
 from cloud.sessions.served_model import ServedModel
 from cloud.sessions.tenants import RateLimits, Tenant, Tenants
@@ -32,6 +37,8 @@ from protos import wire
 from protos.errors import RemoteWireError
 
 logger = logging.getLogger(__name__)
+
+ABORT_TIMEOUT_S: Final = 2.0
 
 
 class InferenceService:
@@ -46,9 +53,10 @@ class InferenceService:
         metrics: Metrics,
         tenants: Tenants | None = None,
         stream_limits: StreamLimits | None = None,
+        budget: ByteBudget | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """tenants: who may call; None: everybody."""
+        """tenants: who may call; None: everybody. budget: for the bytes of all frames."""
         self._served = served
         self._admission = admission
         self._conversations = conversations
@@ -56,7 +64,10 @@ class InferenceService:
         self._tenants = tenants or Tenants()
         self._stream_limits = stream_limits or StreamLimits()
         self._clock = clock
+        self._budget = budget or ByteBudget()
         self._rate_limits = RateLimits()
+        self._stuck = StuckCalls()
+        self._probes = Places("link probes", total=MAX_CALLS, per_peer=MAX_CALLS_PER_PEER)
         self._mail: Mailbox[Answer] | None = None  # made by the first stream: it needs the loop
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
@@ -76,28 +87,36 @@ class InferenceService:
             tenant = tenant_of(self._tenants, metadata)
             if tenant is None:
                 raise AccessError("a valid access token is needed")
+            self._stuck.check(context)
             await self._conversations.hold(
                 self._stream(context, tenant), tenant, trace, timeout_s=context.time_remaining()
             )
         except CloudError as error:
             self._metrics.failed(error)
-            await _abort(context, error, trace)
+            await self._end(context, error, trace)
 
     async def describe(self, request: bytes, context: Context) -> bytes:
         """Describe: what this server serves, and how full it is."""
         return wire.encode_description(self._admission.describe())
 
-    async def probe(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    async def probe(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Probe: messages of the sizes that the client asks for."""
         try:
-            async for answer in answer_probe(requests):
-                yield answer
+            self._stuck.check(context)
+            with self._probes.one(context):
+                await answer_call(context, self._budget)
         except RemoteWireError as error:
-            await _abort(context, BadFrameError(str(error)), None)
+            await self._end(context, BadFrameError(str(error)), None)
+        except CloudError as error:
+            await self._end(context, error, None)
 
     def hand_back(self) -> None:
         """End every session with DrainingError: the edges go on elsewhere with their journals."""
-        self._conversations.end_all(DrainingError("this server is shutting down: go on elsewhere"))
+        self.end_all(DrainingError("this server is shutting down: go on elsewhere"))
+
+    def end_all(self, error: CloudError) -> None:
+        """End every session with `error`."""
+        self._conversations.end_all(error)
 
     def _stream(self, context: Context, tenant: Tenant) -> ServerStream:
         return ServerStream(
@@ -105,6 +124,8 @@ class InferenceService:
             metrics=self._metrics,
             rate_limit=partial(self._wait_s, tenant),
             max_hidden_bytes=self._served.max_hidden_bytes,
+            hidden_size=self._served.hidden_size,
+            room=self._budget.stream(tenant.name),
             mailbox=self._mailbox(),
             limits=self._stream_limits,
             clock=self._clock,
@@ -118,11 +139,19 @@ class InferenceService:
             self._mail = Mailbox()
         return self._mail
 
-
-async def _abort(context: Context, error: CloudError, trace: str | None) -> None:
-    """End a call with the error's status, and say when to ask again where the server is full."""
-    event(logger, "stream_ended", error=type(error).__name__, reason=str(error), trace_id=trace)
-    trailers: tuple[tuple[str, str], ...] = ()
-    if isinstance(error, CapacityError):
-        trailers = ((wire.RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
-    await context.abort(status_of(error), str(error)[: wire.MAX_DETAIL_CHARS], trailers)
+    async def _end(self, context: Context, error: CloudError, trace: str | None) -> None:
+        """End a call with the error's status, and say when to ask again where there is no room."""
+        event(logger, "stream_ended", error=type(error).__name__, reason=str(error), trace_id=trace)
+        if isinstance(error, UnreadError):
+            with self._stuck.one(context):  # no status gets through: until its connection ends
+                await asyncio.get_running_loop().create_future()
+        trailers: tuple[tuple[str, str], ...] = ()
+        if isinstance(error, CapacityError):
+            trailers = ((wire.RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
+        detail = str(error)[: wire.MAX_DETAIL_CHARS]
+        ended = asyncio.ensure_future(context.abort(status_of(error), detail, trailers))
+        await asyncio.wait({ended}, timeout=ABORT_TIMEOUT_S)
+        if not ended.done():
+            with self._stuck.one(context):
+                await asyncio.wait({ended})
+        await ended  # raises, which is how gRPC wants a call to end

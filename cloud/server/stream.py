@@ -1,9 +1,14 @@
 """One open stream: frames in, answers out, within the limits of the session and of the tenant.
 
 Two coroutines share it. `read_frames` hands frames to the model thread, no more than
-`max_frames_in_flight` at a time and no faster than the tenant's rate. `write_answers` sends what
-comes back. The reader's last word goes through the same outbox as the answers, so errors and the
-end arrive in order.
+`max_frames_in_flight` at a time, no faster than the tenant's rate, and no more bytes than the
+budget has room for (`cloud.server.byte_budget`). `write_answers` sends what comes back. The
+reader's last word goes through the same outbox as the answers, so errors and the end arrive in
+order.
+
+Every wait ends: for the client's next message after the idle TTL, for room, for the tenant's rate
+and for a client that reads no answers after `max_stall_s`, and for the model when the server
+notices that it hangs (`cloud.server.supervision`).
 """
 
 from __future__ import annotations
@@ -17,10 +22,21 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 
-from cloud.engine.loop import ActiveSession, Deliver
-from cloud.errors import BadFrameError, CloudError, EngineError, IdleError, MismatchError
+from cloud.engine.loop import ActiveSession, Deliver, Release
+from cloud.errors import (
+    BadFrameError,
+    CapacityError,
+    CloudError,
+    EngineError,
+    IdleError,
+    MismatchError,
+    UnreadError,
+)
+from cloud.server.byte_budget import StreamBytes
 from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
+from cloud.server.timers import within
+from cloud.sessions.tenants import Bucket
 from protos import wire
 from protos.errors import RemoteWireError, VersionError
 from protos.messages import Close, CloudMessage, Frame, Open, Result
@@ -40,7 +56,7 @@ class RateLimit(Protocol):
 class FrameSink(Protocol):
     """The part of `EngineLoop` that takes frames."""
 
-    def submit(self, active: ActiveSession, frame: Frame) -> None: ...
+    def submit(self, active: ActiveSession, frame: Frame, release: Release) -> None: ...
 
 
 class _Closing:
@@ -49,9 +65,13 @@ class _Closing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamLimits:
-    """idle_ttl_s: how long a client may be silent. max_frames_in_flight: frames unanswered."""
+    """idle_ttl_s: how long a client may be silent. max_frames_in_flight: frames unanswered.
+
+    max_stall_s: how long a client may leave an answer unread, and a frame may wait for memory.
+    """
 
     idle_ttl_s: float = 300.0
+    max_stall_s: float = 30.0
     max_frames_in_flight: int = DEFAULT_FRAMES_IN_FLIGHT
 
 
@@ -59,6 +79,10 @@ Answer: TypeAlias = Result | CloudError | _Closing
 
 # How long a stream may take to say what it wants.
 OPEN_TIMEOUT_S: Final = 10.0
+# Messages a second of one stream, over any longer time. Some cost no step of the model: frames that
+# come again, and frames sent ahead on a wrong guess.
+MAX_MESSAGES_PER_S: Final = 1000.0
+_FLOAT32_BYTES: Final = 4
 
 
 class ServerStream:
@@ -71,11 +95,14 @@ class ServerStream:
         metrics: Metrics,
         rate_limit: RateLimit,
         max_hidden_bytes: Callable[[int], int],
+        hidden_size: int,
+        room: StreamBytes,
         mailbox: Mailbox[Answer],
         limits: StreamLimits,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """max_hidden_bytes: most bytes of hidden states in a frame of so many rows."""
+        """max_hidden_bytes: most bytes of hidden states in a frame of so many rows. room: for the
+        bytes of its frames."""
         self.opened_s = clock()
         self.num_frames = 0
         self.num_tokens = 0
@@ -84,7 +111,11 @@ class ServerStream:
         self._metrics = metrics
         self._rate_limit = rate_limit
         self._max_hidden_bytes = max_hidden_bytes
+        self._row_bytes = _FLOAT32_BYTES * hidden_size
+        self._bytes = room
         self._idle_ttl_s = limits.idle_ttl_s
+        self._max_stall_s = limits.max_stall_s
+        self._messages = Bucket.full(MAX_MESSAGES_PER_S, at_s=clock())
         self._clock = clock
         self._mailbox = mailbox
         self._outbox: asyncio.Queue[Answer] = asyncio.Queue()
@@ -93,6 +124,10 @@ class ServerStream:
         self._silent_since_s: float | None = None  # on the event loop's clock
         self._watch: asyncio.TimerHandle | None = None
         self._last_token_s: float | None = None
+
+    def peer(self) -> str:
+        """gRPC's name of the client."""
+        return self._context.peer()
 
     def deliver(self) -> Deliver:
         """What puts an answer of the model thread into the outbox. It never blocks."""
@@ -126,19 +161,19 @@ class ServerStream:
         """Hand frames to the model thread until the client closes or sends no more."""
         self._watch_silence()
         try:
-            while (data := await self._read()) is not None:
-                message = _decode(data)
+            while (message := await self._next_message()) is not None:
                 if isinstance(message, Close):
                     self.said_close = True
                     self._outstanding.clear()
                     break
                 if not isinstance(message, Frame):
                     raise BadFrameError("a second Open in one stream")
-                await self._take_turn(message)
+                release = await self._take_turn(message)
                 owed = self._outstanding.get(message.sequence, 0)
                 self._outstanding[message.sequence] = owed + 1
                 self.num_frames += 1
-                sink.submit(active, message)
+                sink.submit(active, message, release)
+                del message  # the next one may be long in coming
             self._outbox.put_nowait(_Closing())
         except CloudError as error:
             self._outbox.put_nowait(error)
@@ -149,8 +184,19 @@ class ServerStream:
             if self._watch is not None:
                 self._watch.cancel()
 
-    async def _take_turn(self, frame: Frame) -> None:
-        """Wait until the frame may go to the model thread. Raises BadFrameError: it is too big."""
+    async def _next_message(self) -> Open | Frame | Close | None:
+        """The next message, None at the end. Not sooner than the limit of messages allows."""
+        self._messages, wait_s = self._messages.take(1, at_s=self._clock())
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        data = await self._read()
+        return None if data is None else _decode(data)
+
+    async def _take_turn(self, frame: Frame) -> Release:
+        """Wait until the frame may go to the model thread; returns what releases its bytes.
+
+        Raises BadFrameError where it is too big, and CapacityError where it waited too long.
+        """
         num_rows = len(frame.token_ids)
         most = self._max_hidden_bytes(num_rows)
         if len(frame.hidden) > most:  # before it waits with others for the model
@@ -159,8 +205,15 @@ class ServerStream:
             )
         await self._room.acquire()
         self._metrics.rows.inc(num_rows)
-        if (wait_s := self._rate_limit(num_rows)) > 0:
+        if (wait_s := self._rate_limit(num_rows)) > self._idle_ttl_s:
+            raise CapacityError(
+                f"{num_rows} rows would wait {wait_s:.0f} s for the tenant's rate",
+                retry_after_s=min(wait_s, 60.0),
+            )
+        if wait_s > 0:
             await asyncio.sleep(wait_s)
+        num_bytes = len(frame.hidden) + self._row_bytes * num_rows
+        return await self._bytes.take(num_bytes, max_wait_s=self._max_stall_s)
 
     async def write_answers(self) -> None:
         """Send answers until the client has closed and has every answer that it waits for.
@@ -186,10 +239,11 @@ class ServerStream:
             self._count(answer)
 
     async def write(self, message: CloudMessage) -> None:
-        """Send one message to the client."""
+        """Send one message to the client. Raises UnreadError where the client reads nothing."""
         data = wire.encode_cloud(message)
         self._metrics.bytes_down.inc(len(data))
-        await self._context.write(data)
+        unread = UnreadError(f"the client read no answer for {self._max_stall_s:g} s")
+        await within(self._max_stall_s, self._context.write(data), unread)
 
     def _watch_silence(self) -> None:
         """End the stream once its client was silent for the idle TTL.
@@ -225,6 +279,7 @@ class ServerStream:
         if not isinstance(data, bytes):
             return None
         self._metrics.bytes_up.inc(len(data))
+        self._bytes.passed(len(data))
         return data
 
 

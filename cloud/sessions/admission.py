@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from cloud.errors import CapacityError, CloudError, DrainingError
 from cloud.kv.pool import BLOCK_TOKENS, KvLease, KvPool, num_blocks
-from cloud.kv.prefix_cache import PrefixCache
+from cloud.kv.prefix_cache import Beginning, PrefixCache
 from cloud.sessions.lifecycle import (
     Lifecycle,
     SessionEvent,
@@ -16,6 +16,7 @@ from cloud.sessions.lifecycle import (
     SessionLife,
     SessionState,
 )
+from cloud.sessions.prefix_guesses import PrefixGuesses
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel
 from cloud.sessions.session import Keep, ServerSession
@@ -52,8 +53,11 @@ class _Waiter:
     """A session in the queue; `granted` is its place once it has one."""
 
     request: Open
+    tenant: Tenant
     num_blocks: int
-    granted: asyncio.Future[Granted]
+    granted: asyncio.Future[Granted] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 class Admission:
@@ -79,9 +83,10 @@ class Admission:
         self._lifecycle = lifecycle
         self._resumable = resumable
         self._limits = limits
+        self._guesses = PrefixGuesses()
         self._rule = AdmissionRule(max_sessions=limits.max_sessions, max_waiting=limits.max_waiting)
         self._waiters: dict[SessionLife, _Waiter] = {}
-        self._draining = False
+        self._refusal: CloudError | None = None  # why no session begins or goes on here any more
 
     @property
     def num_sessions(self) -> int:
@@ -94,9 +99,14 @@ class Admission:
         return self._lifecycle.num_waiting
 
     @property
+    def num_resumable(self) -> int:
+        """Sessions whose stream broke and that may be resumed."""
+        return self._lifecycle.num_resumable
+
+    @property
     def draining(self) -> bool:
-        """Whether the server takes no new sessions, because it is shutting down."""
-        return self._draining
+        """Whether the server takes no sessions, because it is shutting down or has failed."""
+        return self._refusal is not None
 
     @property
     def max_frame_tokens(self) -> int:
@@ -109,10 +119,9 @@ class Admission:
         """A session with its KV reserved, perhaps after a wait in the queue.
 
         It waits for `timeout_s` and `SessionLimits.max_wait_s` at most. Raises MismatchError,
-        BadOpenError, CapacityError or DrainingError.
+        BadOpenError, CapacityError, or what `check_open` does.
         """
-        if self._draining:
-            raise DrainingError(_DRAINING)
+        self.check_open()
         self._served.check(request)
         self._check_limit_of(tenant)
         blocks = num_blocks(request.max_tokens) * self._served.num_layers_from(request.split)
@@ -123,16 +132,16 @@ class Admission:
             raise CapacityError(self._why_full(), retry_after_s=verdict.retry_after_s)
         life = self._lifecycle.begin(SessionKey(tenant.name, request.session_id))
         if verdict.kind != "admit":
-            return await self._wait(life, request, blocks, timeout_s)
+            return await self._wait(life, _Waiter(request, tenant, blocks), timeout_s)
         try:
-            return self._grant(life, request)
+            return self._grant(life, request, tenant)
         except CloudError:  # room, but in holes of the wrong shape
             self._lifecycle.apply(life, SessionEvent.REFUSE)
             raise
 
     def serve_queue(self) -> None:
         """Give places to the first sessions in the queue, as far as there is room."""
-        while not self._draining:
+        while self._refusal is None:
             life = self._lifecycle.oldest(SessionState.WAITING)
             if life is None:
                 return
@@ -141,17 +150,31 @@ class Admission:
                 self._resumable.close_oldest()  # one only: once it is free, this runs again
                 return
             try:
-                granted = self._grant(life, waiter.request)
+                granted = self._grant(life, waiter.request, waiter.tenant)
             except CapacityError:  # room, but in holes of the wrong shape
                 return
             waiter.granted.set_result(granted)
 
     def drain(self) -> None:
-        """Take no new sessions from now on, and refuse those in the queue."""
-        self._draining = True
+        """Take no sessions from now on, new or resumed, and refuse those in the queue.
+
+        Resumable sessions are closed: nobody may continue them here, and their edges find another
+        server the sooner.
+        """
+        self.refuse_all(DrainingError(_DRAINING))
+
+    def refuse_all(self, error: CloudError) -> None:
+        """From now on refuse every session, new, resumed or in the queue, with `error`."""
+        self._refusal = error
         while (life := self._lifecycle.oldest(SessionState.WAITING)) is not None:
             self._lifecycle.apply(life, SessionEvent.REFUSE)
-            self._waiters[life].granted.set_exception(DrainingError(_DRAINING))
+            self._waiters[life].granted.set_exception(type(error)(str(error)))
+        self._resumable.close_all()
+
+    def check_open(self) -> None:
+        """Raise the error that `refuse_all` was told, or DrainingError after `drain`."""
+        if self._refusal is not None:  # a copy: each raise would lengthen its traceback
+            raise type(self._refusal)(str(self._refusal))
 
     def describe(self) -> Description:
         """What this server serves, and how full it is."""
@@ -161,11 +184,9 @@ class Admission:
             kv_bytes_limit=self._pool.limit_bytes,
         )
 
-    async def _wait(
-        self, life: SessionLife, request: Open, blocks: int, timeout_s: float | None
-    ) -> Granted:
-        granted: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
-        self._waiters[life] = _Waiter(request, blocks, granted)
+    async def _wait(self, life: SessionLife, waiter: _Waiter, timeout_s: float | None) -> Granted:
+        granted = waiter.granted
+        self._waiters[life] = waiter
         self._resumable.close_oldest()
         wait_s = min(self._limits.max_wait_s, timeout_s or self._limits.max_wait_s)
         try:
@@ -191,16 +212,17 @@ class Admission:
             self._lifecycle.apply(life, SessionEvent.FREE)
             self.serve_queue()
 
-    def _grant(self, life: SessionLife, request: Open) -> Granted:
+    def _grant(self, life: SessionLife, request: Open, tenant: Tenant) -> Granted:
         """Reserve the session's blocks. Raises CapacityError where they do not fit."""
-        tenant = life.key.tenant
+        may_share = tenant.share_prefixes or bool(request.prefix_salt)
+        shareable_tokens = min(request.shareable_tokens, request.max_tokens) if may_share else 0
         with self._pool.lock:  # what is found stays until it is leased
-            beginning = self._prefixes.find(tenant, request.prefix_hashes)
+            beginning = self._find(tenant.name, request) if may_share else None
             lease = self._pool.lease(
                 split=request.split,
                 max_tokens=request.max_tokens,
                 shared=None if beginning is None else beginning.blocks,
-                shareable_tokens=min(request.shareable_tokens, request.max_tokens),
+                shareable_tokens=shareable_tokens,
             )
         self._lifecycle.apply(life, SessionEvent.ADMIT)
         session = ServerSession(
@@ -211,10 +233,22 @@ class Admission:
             vocab_size=self._served.vocab_size,
             max_frame_tokens=self._served.max_frame_tokens,
             beginning=beginning,
-            keep=self._keep(tenant, lease, request.shareable_tokens),
+            keep=self._keep(tenant.name, lease, shareable_tokens),
         )
         session.begin_chain(begin_chain(request))
         return Granted(life, session)
+
+    def _find(self, tenant: str, request: Open) -> Beginning | None:
+        """The longest shared beginning that the request names. The pool's lock must be held."""
+        names = request.prefix_hashes
+        if not request.prefix_salt:  # whoever holds the token could guess these
+            allowed = self._guesses.allowed(tenant)
+            names = names[-allowed:] if allowed else ()
+        beginning = self._prefixes.find(tenant, names)
+        if not request.prefix_salt:
+            found_at = -1 if beginning is None else names.index(beginning.chain)
+            self._guesses.missed(tenant, len(names) - 1 - found_at)
+        return beginning
 
     def _keep(self, tenant: str, lease: KvLease, shareable_tokens: int) -> Keep | None:
         """How a session tells the prefix cache of its beginnings; None: it may share none."""

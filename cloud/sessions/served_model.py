@@ -10,7 +10,7 @@ from codec.ladder import Ladder
 from optimizer.artifacts.bundle import Bundle, tables_name
 from optimizer.artifacts.plan import Plan
 from protos.messages import Description, Open
-from protos.wire import MAX_FRAME_TOKENS, MAX_MESSAGE_BYTES
+from protos.wire import MAX_FRAME_TOKENS, MAX_MESSAGE_BYTES, MAX_PROBE_BYTES
 
 # What a message holds beside the rows: ids of at most 5 bytes each, and headers.
 _MESSAGE_OVERHEAD_BYTES: Final = 64 << 10
@@ -35,20 +35,26 @@ class ServedModel:
         self.vocab_size = plan.model.geometry.vocab_size
         self._model = plan.model
         self._layers = layers
-        self._hidden_size = hidden_size
+        self.hidden_size = hidden_size
         self._ladders = dict(ladders or {})
         self._lossless = Ladder.lossless(hidden_size)
 
     @property
     def max_frame_tokens(self) -> int:
         """Most rows of one frame: the wire's bound, or what fits a message uncompressed."""
-        row_bytes = _FLOAT32_BYTES * self._hidden_size
+        row_bytes = _FLOAT32_BYTES * self.hidden_size
         fitting = (MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD_BYTES) // row_bytes
         return max(1, min(MAX_FRAME_TOKENS, fitting))
 
     def max_hidden_bytes(self, num_rows: int) -> int:
         """Most bytes that a frame of so many rows may take: twice what they are uncompressed."""
-        return 2 * _FLOAT32_BYTES * self._hidden_size * num_rows + _MESSAGE_OVERHEAD_BYTES
+        return 2 * _FLOAT32_BYTES * self.hidden_size * num_rows + _MESSAGE_OVERHEAD_BYTES
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Most bytes of an honest message to this server, a link probe's among them."""
+        frame = self.max_hidden_bytes(self.max_frame_tokens) + _MESSAGE_OVERHEAD_BYTES
+        return min(MAX_MESSAGE_BYTES, max(frame, MAX_PROBE_BYTES + _MESSAGE_OVERHEAD_BYTES))
 
     def num_layers_from(self, split: int) -> int:
         """How many layers run for a session that enters at `split`."""
@@ -61,9 +67,9 @@ class ServedModel:
                 f"the edge holds model {request.model_sha256}, this server serves "
                 f"{self._model.sha256} ({self._model.id})"
             )
-        if request.hidden_size != self._hidden_size:
+        if request.hidden_size != self.hidden_size:
             raise BadOpenError(
-                f"hidden size {request.hidden_size}, the model's is {self._hidden_size}"
+                f"hidden size {request.hidden_size}, the model's is {self.hidden_size}"
             )
         self.ladder(request)
         if request.split not in self._layers:
@@ -97,7 +103,7 @@ class ServedModel:
             model_sha256=self._model.sha256,
             first_layer=self._layers.start,
             num_layers=self._layers.stop,
-            hidden_size=self._hidden_size,
+            hidden_size=self.hidden_size,
             max_tokens=self.max_tokens,
             active_sessions=active_sessions,
             kv_bytes_in_use=kv_bytes_in_use,

@@ -139,15 +139,16 @@ class ServerSession:
 
         elapsed_s: seconds since the call; asked once the tokens are drawn, for
         `timings.sample_s`. Verifies drafts; the rows of refused ones leave the cache. Raises
-        BadFrameError where the rows, finite as they were, drove the model out of float32's range.
+        BadFrameError where the rows, finite as they were, drove the model out of float32's range:
+        also where they ask for no token, so that no other session comes to share them.
         """
         frame = work.frame
         tokens: tuple[int, ...] = ()
         logprobs: tuple[float, ...] = ()
         self._last_token = None
+        if self.lease.overflowed or not np.isfinite(logits).all():
+            raise BadFrameError(f"frame {frame.sequence}: its rows overflow the model")
         if frame.want_token:
-            if not np.isfinite(logits).all():
-                raise BadFrameError(f"frame {frame.sequence}: its rows overflow the model")
             # Logits row 0 belongs to the last token that is not a guess.
             first = frame.first_position + len(frame.token_ids) - frame.num_drafts
             chosen = verify(

@@ -2,11 +2,12 @@
 
 Each line of the file is a tenant; blank lines and lines that begin with `#` are left out:
 
-    TOKEN [name=NAME] [sessions=N] [tokens_per_s=R]
+    TOKEN [name=NAME] [sessions=N] [tokens_per_s=R] [share_prefixes=yes|no]
 
 A line with a token alone is a tenant without limits, named after a hash of its token. Lines with
 the same name are one tenant with several tokens. It shares its limits among them, so every line
-must give the same ones. Nothing here reads a clock: the caller passes times in.
+must give the same ones. A token belongs to one line. No message repeats a word of the file that
+could be a token. Nothing here reads a clock: the caller passes times in.
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ from typing import Final
 from cloud.errors import StartError
 
 _SCHEME: Final = b"bearer "
+_OPTIONS: Final = ("name", "sessions", "tokens_per_s", "share_prefixes")
+_YES_OR_NO: Final = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """One customer of the server. None: no limit.
 
-    sessions: most at once. tokens_per_s: rows of hidden state per second.
+    sessions: most at once. tokens_per_s: rows of hidden state per second. share_prefixes: whether
+    its devices may share the beginnings of prompts with each other, where a device asks for that.
     """
 
     name: str
     sessions: int | None = None
     tokens_per_s: float | None = None
+    share_prefixes: bool = True
 
 
 ANONYMOUS: Final = Tenant(name="anonymous")
@@ -52,6 +57,7 @@ class Tenants:
         """Read the content of a token file. A StartError names `source` and the line."""
         found: list[tuple[bytes, Tenant]] = []
         by_name: dict[str, Tenant] = {}
+        line_of: dict[bytes, int] = {}
         for number, line in enumerate(text.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
             words = line.split()
             if not words or words[0].startswith(b"#"):
@@ -59,6 +65,12 @@ class Tenants:
             tenant = _tenant(words[0], words[1:], f"{source}, line {number}")
             if by_name.setdefault(tenant.name, tenant) != tenant:
                 raise StartError(f"{source}, line {number}: {tenant.name} has other limits above")
+            first = line_of.setdefault(words[0], number)
+            if first != number:
+                raise StartError(
+                    f"{source}, line {number}: its token is on line {first} too; "
+                    "give each line a token of its own"
+                )
             found.append((words[0], tenant))
         if not found:
             raise StartError(f"{source}: no token in it")
@@ -106,7 +118,7 @@ class Bucket:
 
 
 class RateLimits:
-    """The buckets of all tenants that have a rate."""
+    """The buckets of all tenants that have a rate: no more than the token file has lines."""
 
     def __init__(self) -> None:
         self._buckets: dict[str, Bucket] = {}
@@ -122,10 +134,15 @@ class RateLimits:
 
 def _tenant(token: bytes, options: Sequence[bytes], where: str) -> Tenant:
     values: dict[str, str] = {}
-    for option in options:
+    for number, option in enumerate(options, 2):
         key, equals, value = option.decode(errors="replace").partition("=")
-        if not equals or key not in ("name", "sessions", "tokens_per_s") or key in values:
-            raise StartError(f"{where}: {key!r}; allowed are name=, sessions= and tokens_per_s=")
+        if not equals or key not in _OPTIONS:  # it may be a token: do not print it
+            raise StartError(
+                f"{where}: word {number} is no option; allowed are "
+                + ", ".join(f"{name}=" for name in _OPTIONS)
+            )
+        if key in values:
+            raise StartError(f"{where}: {key}= is there twice")
         values[key] = value
     name = values.get("name") or "tenant-" + hashlib.sha256(token).hexdigest()[:8]
     try:
@@ -135,4 +152,7 @@ def _tenant(token: bytes, options: Sequence[bytes], where: str) -> Tenant:
         raise StartError(f"{where}: limits are numbers") from None
     if (sessions is not None and sessions < 1) or (rate is not None and not 0 < rate < 1e12):
         raise StartError(f"{where}: limits are above zero")
-    return Tenant(name=name, sessions=sessions, tokens_per_s=rate)
+    shares = _YES_OR_NO.get(values.get("share_prefixes", "yes"))
+    if shares is None:
+        raise StartError(f"{where}: share_prefixes= is yes or no")
+    return Tenant(name=name, sessions=sessions, tokens_per_s=rate, share_prefixes=shares)

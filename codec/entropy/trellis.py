@@ -37,7 +37,7 @@ from codec.errors import FrameError, TablesError
 from codec.kernel.library import is_compiled
 
 UNITS: Final = 32  # targets are in this part of a half step
-LARGEST_TARGET: Final = 1 << 28
+LARGEST_TARGET: Final = trellis_numpy.LARGEST_TARGET
 MAX_WIDTH: Final = 16_384
 _ESCAPE_BITS: Final = 32
 _SYMBOLS_PER_LANE: Final = 4096
@@ -84,8 +84,9 @@ def quantize(
 ) -> tuple[I32, U8, I32]:
     """Codes and their models' numbers, [T, D] each, and escapes in each row [T].
 
-    targets: [T, D], values in units, none beyond LARGEST_TARGET; value d of row t is coded under
-    family base[d] + offsets[t], clipped. native: None takes the compiled kernel if there is one.
+    targets: [T, D], values in units, none beyond LARGEST_TARGET (ValueError); value d of row t is
+    coded under family base[d] + offsets[t], clipped. native: None takes the compiled kernel if
+    there is one.
     """
     targets = np.ascontiguousarray(targets)
     if _native(native):

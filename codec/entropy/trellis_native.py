@@ -44,6 +44,8 @@ def quantize(costs: U16, targets: I32, base: U8, offsets: I8) -> tuple[I32, U8, 
         candidates.ctypes.data,
         taken.ctypes.data,
     )
+    if result == -2:
+        raise ValueError("a target is too large for the trellis")
     if result < 0:
         raise ValueError(f"rows of {width} values are too wide for the trellis")
     return codes, model_ids, escapes

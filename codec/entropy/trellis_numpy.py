@@ -17,6 +17,7 @@ from codec.entropy.rans_numpy import LOWER, PRECISION
 from codec.errors import FrameError
 
 MAX_CODE: Final = (1 << 24) - 1
+LARGEST_TARGET: Final = 1 << 28
 NEXT: Final = ((0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5))
 _MAX_COST: Final = 65_535
 _FAR: Final = 1 << 29
@@ -46,7 +47,7 @@ def _cost(costs: I64, family: I64, side: int, codes: I64, distance: I64) -> I64:
 
 def loudness(targets: I32, weights: I32) -> I64:
     """Sum along each row of |target|, at most 2^22, times its weight, [T]; exact in integers."""
-    size = np.minimum(np.abs(targets), _LOUDEST).astype(np.int64)
+    size = np.minimum(np.abs(targets.astype(np.int64)), _LOUDEST)
     return np.asarray((size * weights).sum(axis=1))
 
 
@@ -55,6 +56,8 @@ def quantize(costs: U16, targets: I32, base: U8, offsets: I8) -> tuple[I32, U8, 
     family, flat = families(base, offsets), costs.astype(np.int64).reshape(-1)
     wide = targets.astype(np.int64)
     away, sign = np.abs(wide), np.where(wide < 0, -1, 1)
+    if away.max(initial=0) > LARGEST_TARGET:
+        raise ValueError("a target is too large for the trellis")
     m0, m1, m2, m3 = away + 64 >> 7, away >> 7, away + 96 >> 7, away + 32 >> 7
     sizes = [2 * m0, 2 * m1 + 1, 2 * m2, 2 * m3 + 1]
     errors = [

@@ -16,6 +16,7 @@
 #define MAX_CODE ((1 << 24) - 1)
 #define FAR (1 << 29)
 #define LOUDEST (1 << 22)
+#define LARGEST_TARGET (1 << 28)
 
 #ifdef _WIN32
 #define API __declspec(dllexport)
@@ -99,8 +100,8 @@ static int32_t family_at(const uint8_t *base, int32_t offset, int64_t d) {
 }
 
 static int32_t symbol_of(int32_t code, int32_t family) {
-    int32_t high = (code >> SHIFTS[family]) + REACH; /* arithmetic shift, as numpy's */
-    return high < 0 || high > 2 * REACH ? ESCAPE : high;
+    int32_t high = code >> SHIFTS[family]; /* arithmetic shift, as numpy's */
+    return high < -REACH || high > REACH ? ESCAPE : high + REACH;
 }
 
 static int32_t capped(int32_t cost) { return cost > MAX_COST ? MAX_COST : cost; }
@@ -163,7 +164,8 @@ API void row_loudness(const int32_t *targets, int64_t rows, int64_t width, const
     for (int64_t t = 0; t < rows; t++) {
         int64_t sum = 0;
         for (int64_t d = 0; d < width; d++) {
-            int32_t v = targets[t * width + d], a = v < 0 ? -v : v;
+            int32_t v = targets[t * width + d];
+            uint32_t a = v < 0 ? 0u - (uint32_t)v : (uint32_t)v; /* also of -2^31 */
             sum += (int64_t)(a < LOUDEST ? a : LOUDEST) * weights[d];
         }
         loudness[t] = sum;
@@ -172,7 +174,7 @@ API void row_loudness(const int32_t *targets, int64_t rows, int64_t width, const
 
 /* targets: [rows, width], 1/32 of a half step; costs: [2 * NUM_FAMILIES, ALPHABET].
  * codes, model_ids: [rows, width] out; escapes: [rows] out. candidates: [width, 4], taken: [width]
- * scratch. Returns 0, or -1 for a width beyond MAX_WIDTH. */
+ * scratch. Returns 0, -1 for a width beyond MAX_WIDTH, or -2 for a target beyond LARGEST_TARGET. */
 API int32_t trellis_quantize(const int32_t *targets, int64_t rows, int64_t width,
                              const uint8_t *base, const int8_t *offsets, const uint16_t *costs,
                              int32_t *codes, uint8_t *model_ids, int32_t *escapes, int32_t *candidates,
@@ -183,7 +185,9 @@ API int32_t trellis_quantize(const int32_t *targets, int64_t rows, int64_t width
         /* State 0 begins; the others are out of reach, without overflowing. */
         TOTALS(total);
         for (int64_t d = 0; d < width; d++) {
-            int32_t v = target[d], a = v < 0 ? -v : v, family = family_at(base, offsets[t], d);
+            int32_t v = target[d], family = family_at(base, offsets[t], d);
+            if (v > LARGEST_TARGET || v < -LARGEST_TARGET) return -2;
+            int32_t a = v < 0 ? -v : v;
             const uint16_t *even_costs = costs + (int64_t)family * 2 * ALPHABET;
             const uint16_t *odd_costs = even_costs + ALPHABET;
             int32_t *found = candidates + 4 * d;

@@ -139,7 +139,7 @@ class CalibratedCodec:
         rotated -= self.model.predicted(token_ids)
         rotated *= (UNITS / self.steps(step_index)).astype(np.float32)[:, None]
         np.rint(rotated, out=rotated)
-        beyond = np.abs(rotated).max(axis=1, initial=0) > LARGEST_TARGET
+        beyond = ~(np.abs(rotated).max(axis=1, initial=0) <= LARGEST_TARGET)  # NaN too
         if beyond.any():
             declined |= beyond
             rotated[beyond] = 0

@@ -18,7 +18,7 @@ from codec.entropy import trellis
 from codec.entropy.counts import PRIOR_COUNT, mirrored, smooth_prior
 from codec.entropy.integers import ALPHABET, NUM_FAMILIES, Families, to_symbols
 from codec.entropy.rans import Models
-from codec.entropy.trellis import UNITS
+from codec.entropy.trellis import LARGEST_TARGET, UNITS
 from codec.errors import TablesError
 from codec.levels import split_model
 from codec.levels.base import CodecKind, CoderSeconds, Entry, LadderTables, LevelSpec
@@ -126,7 +126,9 @@ class _Coded:
         """Quantize these rows' components as the codec would."""
         half_steps = codec.steps(split.step_index[rows])
         values = split.components[rows] / half_steps[:, None]
-        targets = np.rint(values * UNITS).astype(np.int32)
+        # A row with values beyond is declined when it is coded.
+        units = np.clip(np.rint(values * UNITS), -LARGEST_TARGET, LARGEST_TARGET)
+        targets = units.astype(np.int32)
         offsets, _ = codec.offsets(targets)
         codes, model_ids, _ = trellis.quantize(codec.models, targets, codec.base, offsets)
         size = np.abs(codes)

@@ -40,6 +40,7 @@ class GenerationFactory:
 
     transports: the servers, the first one first; empty when the plan is whole on the edge.
     chunk_tokens: the most prompt tokens a frame, or always so many if not `adaptive_chunks`.
+    share_prefixes: whether the tenant's other devices may find this device's prompts.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class GenerationFactory:
         adaptive_chunks: bool,
         retry_policy: RetryPolicy,
         clock: Clock,
+        share_prefixes: bool = False,
     ) -> None:
         self._plan = plan
         self._ladder = ladder
@@ -62,7 +64,7 @@ class GenerationFactory:
         self._adaptive_chunks = adaptive_chunks
         self._retry_policy = retry_policy
         self._clock = clock
-        self._prefixes = PrefixMemory()
+        self._prefixes = PrefixMemory(share=share_prefixes)
 
     def check(self, request: CompletionRequest) -> None:
         """InputError when this device has no such level or no such drafter."""
@@ -169,4 +171,5 @@ class GenerationFactory:
             sampling=request.sampling,
             # Long enough for every attempt to come back to this server.
             resume_s=min(self._retry_policy.recover_s, MAX_RESUME_S),
+            prefix_salt=self._prefixes.salt,
         )

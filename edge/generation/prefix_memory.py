@@ -4,10 +4,14 @@ A chat sends its whole history with every turn, and a system prompt with every r
 module keeps the frames of those prompts as they were encoded. A new session names them by hash,
 and those that the cloud still holds need not travel (`protos.prefix`). They join the new session's
 journal all the same: if the cloud is lost, they are replayed like any other frame.
+
+The names begin with a secret of this device, so that no other device, not even one with the same
+token, can find out what was sent here. The secret lives as long as these frames: in memory.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,12 +21,18 @@ from protos.messages import Frame
 
 MAX_BYTES: Final = 16 << 20
 MIN_LEFT: Final = 2
+SALT_BYTES: Final = 32
 
 
 class PrefixMemory:
-    """Prompt frames by compression level; at most `max_bytes`. Safe from several threads."""
+    """Prompt frames by compression level; at most `max_bytes`. Safe from several threads.
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    share: name them so that the other devices of this tenant can find them too, and theirs can be
+    found here. salt: what the names begin with (`Open.prefix_salt`); empty: nothing.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES, *, share: bool = False) -> None:
+        self.salt = b"" if share else secrets.token_bytes(SALT_BYTES)
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._prompts: OrderedDict[tuple[str, tuple[Frame, ...]], int] = OrderedDict()

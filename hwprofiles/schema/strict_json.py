@@ -34,7 +34,7 @@ def read_json(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Any:
         with Path(path).open("rb") as stream:
             data = stream.read(max_bytes + 1)
     except OSError as error:
-        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ProfileError(f"{path}: {error.strerror}") from error
     if len(data) > max_bytes:
         raise ProfileError(f"{path}: larger than {max_bytes >> 10} KiB")
     return parse_json(data, source=str(path))

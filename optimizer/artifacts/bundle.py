@@ -152,9 +152,12 @@ def open_bundle(root: Path, *, role: Role) -> Bundle:
 def checked_files(root: Path, folder: str, suffix: str) -> tuple[Path, ...]:
     """The listed files right in one folder of a bundle whose names end in `suffix`, checked.
 
-    For a reader of one kind of file, such as certificates, who needs no other file of the bundle.
-    Raises BundleError for a file that is missing or changed, and for one that is not listed.
+    For a planner, which needs a few figures and no other file of the bundle. It may also have them
+    in a folder without a manifest; all such files are taken then. Raises BundleError for a file
+    that is missing or changed, and for one that is not listed.
     """
+    if not (root / MANIFEST_NAME).is_file():
+        return tuple(sorted((root / folder).glob(f"*{suffix}")))
     files = read_manifest(root / MANIFEST_NAME).files
     for name in sorted(names_below(root)):
         if PurePosixPath(name).parent.as_posix() == folder and name not in files:

@@ -19,7 +19,12 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.utils
 
-from optimizer.artifacts.template_limits import BoundedEnvironment, Budget, bounded, with_budget
+from optimizer.artifacts.template_limits import (
+    BoundedEnvironment,
+    RenderBudget,
+    bounded,
+    with_budget,
+)
 from optimizer.errors import ChatTemplateError
 
 MAX_TEMPLATE_CHARS: Final = 256 << 10
@@ -75,7 +80,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         num_chars = sum(len(str(value)) for message in given for value in message.values())
-        budget = Budget(BASE_UNITS + UNITS_A_CHAR * num_chars)
+        budget = RenderBudget(BASE_UNITS + UNITS_A_CHAR * num_chars)
         try:
             return with_budget(budget, lambda: self._template.render(values))
         except Exception as error:  # a template can raise what any Python expression can

@@ -3,9 +3,9 @@
 A model's template is somebody else's program. jinja2's sandbox keeps it from the process's objects,
 but not from looping for ever. Rendering in a child process would bound it too, but costs a second
 interpreter's start and memory for every request. So the work is counted here, in the thread that
-renders. Everything that takes time or makes a value is charged against a `Budget`: loop rounds,
-calls, filters, operators, literals and output. A charge that is too high, or comes too late, raises
-`OverBudgetError`. What could make a huge value in one step is priced before it runs.
+renders. Everything that takes time or makes a value is charged to a `RenderBudget`: rounds of
+loops, calls, filters, operators, literals and output. A charge that is too high, or comes too late,
+raises `OverBudgetError`. What could make a huge value in one step is priced before it runs.
 
 `bounded` adds the charges to a parsed template. `BoundedEnvironment` renders it.
 """
@@ -84,7 +84,7 @@ class OverBudgetError(Exception):
     """The template does more than any conversation needs."""
 
 
-class Budget:
+class RenderBudget:
     """What one rendering may still do. One unit: a step, or a character that is made."""
 
     def __init__(self, units: int, *, seconds: float | None = None) -> None:
@@ -130,10 +130,10 @@ class Budget:
         return total
 
 
-_BUDGET: Final[ContextVar[Budget | None]] = ContextVar("_BUDGET", default=None)
+_BUDGET: Final[ContextVar[RenderBudget | None]] = ContextVar("_BUDGET", default=None)
 
 
-def with_budget(budget: Budget, render: Callable[[], str]) -> str:
+def with_budget(budget: RenderBudget, render: Callable[[], str]) -> str:
     """What `render` returns, charged to `budget` in this thread. Raises OverBudgetError."""
     token = _BUDGET.set(budget)
     try:
@@ -142,7 +142,7 @@ def with_budget(budget: Budget, render: Callable[[], str]) -> str:
         _BUDGET.reset(token)
 
 
-def _budget() -> Budget:
+def _budget() -> RenderBudget:
     budget = _BUDGET.get()
     if budget is None:
         raise OverBudgetError("nothing is rendered now")

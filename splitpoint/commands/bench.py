@@ -116,10 +116,10 @@ def server(
 
 def _rate_quality(bundle: Path, model: Path, text: Path, tokens: int, plot: Path | None) -> Any:
     """What the repository's rate-quality benchmark prints for every split the bundle has."""
-    from optimizer.artifacts.bundle import open_bundle
+    from optimizer.artifacts.bundle import checked_files
     from optimizer.errors import BuildError
 
-    found = open_bundle(bundle, role="edge").paths("codec", ".tables")
+    found = checked_files(bundle, "codec", ".tables")
     if not found:
         raise BuildError(f"{bundle}: no codec tables; build it with calibration")
     if not RATE_QUALITY.is_file():

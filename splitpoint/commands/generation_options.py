@@ -104,6 +104,14 @@ class DeviceOptions(CredentialOptions):
     trace: Annotated[
         Path | None, typer.Option(help="Write one JSON line a frame to this file.")
     ] = None
+    share_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--share-prefixes",
+            help="Reuse prompt beginnings among all devices of your token, which can then guess "
+            "them.",
+        ),
+    ] = False
 
     def open_client(self, stack: ExitStack, bundle: Path, *, concurrency: int = 1) -> EdgeClient:
         """An EdgeClient that lives as long as `stack`.
@@ -143,6 +151,7 @@ class DeviceOptions(CredentialOptions):
                     connect_s=min(RetryPolicy().connect_s, max(self.recover_within, MIN_CONNECT_S)),
                 ),
                 trace=sink,
+                share_prefixes=self.share_prefixes,
             )
         )
 

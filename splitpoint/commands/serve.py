@@ -39,6 +39,12 @@ class ModelOptions:
         str | None,
         typer.Option(help="Memory of the KV caches, such as 2GiB (default: half of what is free)."),
     ] = None
+    frame_memory: Annotated[
+        str, typer.Option(help="Memory for frames that have come and not run yet.")
+    ] = "256MiB"
+    max_step: Annotated[
+        float, typer.Option(help="Seconds a step may take before the server gives up.", min=1.0)
+    ] = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,13 @@ class SessionOptions:
     max_resume: Annotated[
         float, typer.Option(help="Seconds to keep the session of a broken stream.", min=0.0)
     ] = 60.0
+    max_stall: Annotated[
+        float,
+        typer.Option(
+            help="Seconds a client may leave an answer unread, and a frame may wait for memory.",
+            min=0.1,
+        ),
+    ] = 30.0
     drain: Annotated[
         float, typer.Option(help="Seconds for running sessions to end after SIGTERM.", min=0.0)
     ] = 30.0
@@ -161,6 +174,9 @@ def serve(
         max_wait_s=sessions.max_wait,
         max_resume_s=sessions.max_resume,
         drain_s=sessions.drain,
+        frame_memory_bytes=parse_size(model.frame_memory),
+        max_stall_s=sessions.max_stall,
+        max_step_s=model.max_step,
         metrics_host="127.0.0.1" if metrics is None else metrics.host,
         metrics_port=None if metrics is None else metrics.port,
         access=access.access(),

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from cloud.engine.loop import ActiveSession
+from cloud.engine.loop import ActiveSession, Release
 from cloud.kv.pool import KvPool, KvShape
 from cloud.kv.prefix_cache import PrefixCache
 from cloud.sessions.admission import Admission, Granted, SessionLimits
@@ -69,10 +69,12 @@ class ModelThreadByHand:
 
     def __init__(self) -> None:
         self.submitted: list[Frame] = []
+        self.releases: list[Release] = []
         self.closing: list[tuple[ActiveSession, Future[None]]] = []
 
-    def submit(self, active: ActiveSession, frame: Frame) -> None:
+    def submit(self, active: ActiveSession, frame: Frame, release: Release) -> None:
         self.submitted.append(frame)
+        self.releases.append(release)
 
     def close(self, active: ActiveSession) -> Future[None]:
         freed: Future[None] = Future()
@@ -93,7 +95,7 @@ class Parts:
         self.lifecycle = Lifecycle()
         self.resumable = ResumableSessions(self.lifecycle)
         self.model_thread = ModelThreadByHand()
-        prefixes = PrefixCache()
+        self.prefixes = prefixes = PrefixCache()
         self.pool = KvPool(SHAPE, limit_bytes=num_bytes, reclaim=prefixes.drop_oldest)
         self.served = ServedModel(
             small_plan(), layers=range(LAYERS), hidden_size=WIDTH, max_tokens=64

@@ -11,7 +11,7 @@ from codec.entropy.integers import NUM_FAMILIES, Families
 from codec.errors import FrameError, TablesError
 from codec.ladder import Ladder
 from codec.levels.split_model import SplitModel
-from codec.tables import write_tables
+from codec.tables import read_tables, write_tables
 
 IDS = np.array([5, 9, 7], dtype=np.int64)
 
@@ -104,3 +104,23 @@ def test_a_header_that_makes_no_sense_is_a_tables_error(
     write(tmp_path / "a", model, families, **changed)
     with pytest.raises(TablesError):
         Ladder.load(tmp_path / "a", hidden_size=16)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"arrays": {}, "arrays": {}}',
+        b'{"arrays": {}, "step": NaN}',
+        b'{"arrays": {}, "step": 1e999}',
+        b'{"arrays": {"a": {"dtype": "<f4", "shape": [1e308], "offset": 0}}}',
+        b'{"arrays": {"a": {"dtype": "<f4", "shape": [1' + b"0" * 400 + b'], "offset": 0}}}',
+        b'{"arrays": {"a": {"dtype": "<f4", "shape": [1], "offset": Infinity}}}',
+        b"[" * 100_000,
+        b"[]",
+    ],
+)
+def test_a_hostile_header_is_a_tables_error(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "a.tables"
+    path.write_bytes(b"SPCODEC2" + len(header).to_bytes(4, "little") + header + bytes(64))
+    with pytest.raises(TablesError, match=r"a\.tables: damaged header"):
+        read_tables(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from protos.messages import (
     Result,
     Timings,
 )
+from protos.prefix import begin_chain
 
 SHA = "ab" * 32
 
@@ -201,3 +204,24 @@ def test_a_peers_words_become_one_line_that_a_terminal_can_show() -> None:
     assert isinstance(closed, Closed)
     assert closed.detail.startswith("bye??[31m")
     assert closed.detail.isprintable()
+
+
+def _opens(salt: bytes = b"s" * 32) -> tuple[Open, Open]:
+    """The Open of the golden bytes, and the same with a salt."""
+    plain = EDGE_MESSAGES[0][0]
+    assert isinstance(plain, Open)
+    return plain, replace(plain, prefix_salt=salt)
+
+
+def test_a_salt_travels_and_an_open_without_one_is_that_of_the_last_version() -> None:
+    plain, salted = _opens()
+    assert wire.decode_edge(wire.encode_edge(salted)) == salted
+    assert begin_chain(salted) != begin_chain(plain)
+    assert salted.prefix_salt.hex() not in repr(salted)
+
+
+@pytest.mark.parametrize("size", [1, 15, 65])
+def test_a_salt_is_too_long_to_guess(size: int) -> None:
+    _, salted = _opens(bytes(size))
+    with pytest.raises(RemoteWireError, match="prefix_salt"):
+        wire.decode_edge(wire.encode_edge(salted))

@@ -104,3 +104,35 @@ def test_sessions_stay_within_the_length_at_which_rotary_frequencies_are_constan
         },
     )
     assert max_positions(long) == 1024
+
+
+def test_only_the_weight_files_that_are_named_are_read(back: Path) -> None:
+    listed = back / "back-00001.safetensors"
+    zeros = {name: tensor * 0 for name, tensor in load_file(listed).items()}
+    save_file(zeros, back / "zzz.safetensors")
+    model = load_back(back, first_layer=2, weight_files=[listed])
+    assert all(parameter.abs().sum() > 0 for parameter in model.norm.parameters())
+    with pytest.raises(WeightsError, match=r"zzz\.safetensors: another file holds"):
+        load_back(back, first_layer=2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[]",
+        '{"model_type": "llama", "model_type": "llama"}',
+        '{"model_type": "llama", "num_hidden_layers": 1000000000}',
+        '{"model_type": "llama", "num_hidden_layers": "four"}',
+        '{"model_type": "llama", "hidden_size": 1e999}',
+        '{"model_type": "llama", "hidden_size": -64, "num_hidden_layers": 4}',
+        '{"model_type": "llama", "rope_parameters": 7}',
+        '{"model_type": ["llama"]}',
+        '{"model_type": "llama", "auto_map": {"AutoConfig": "evil.Config"}}',
+    ],
+)
+def test_a_hostile_config_is_named(back: Path, text: str) -> None:
+    (back / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"config\.json|is missing|has shape") as caught:
+        load_back(back, first_layer=2)
+    assert "\n" not in str(caught.value)

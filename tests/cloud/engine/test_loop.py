@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 from cloud.engine.back_engine import BatchEntry
 from cloud.engine.frame_work import FrameWork
 from cloud.engine.loop import ActiveSession, EngineLoop
-from cloud.errors import BadFrameError, CloudError, EngineError
+from cloud.errors import BadFrameError, CloudError, EngineError, ServerFailedError
 from optimizer.policy.batching import Scheduler
 from protos.messages import Frame, Result, Timings
 
@@ -299,3 +300,76 @@ def test_waits_and_steps_are_observed_and_times_add_up() -> None:
     assert observer.steps == [(1.0, 1, 4), (1.0, 1, 2)]
     (timings,) = session.timings
     assert (timings.codec_s, timings.queue_s, timings.compute_s) == (1.0, 2.0, 2.0)
+
+
+class Faulty:
+    """An observer that fails: nothing in the loop guards against that."""
+
+    def frame_waited(self, wait_s: float) -> None:
+        raise ZeroDivisionError("of no kind that was foreseen")
+
+    def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None:
+        raise AssertionError("no step gets that far")
+
+
+def test_a_thread_that_dies_says_so_tells_who_waits_and_still_frees() -> None:
+    heard, session = Listener(), FakeSession()
+    active = ActiveSession(session, heard)
+    idle = ActiveSession(FakeSession(), Listener())
+    released: list[int] = []
+    loop = EngineLoop(FakeEngine(), observer=Faulty())
+    loop.submit(active, frame(0), lambda: released.append(0))
+    loop.submit(active, frame(1), lambda: released.append(1))
+    assert loop.trouble(60.0) is None
+    loop.start()
+    assert isinstance(heard.next(), ServerFailedError)
+    assert "ZeroDivisionError" in (loop.trouble(60.0) or "")
+    assert sorted(released) == [0, 1]
+    assert session.num_closed == 1
+    loop.close(idle).result(timeout=WAIT_S)
+    assert idle.is_dropped
+    late = Listener()
+    loop.submit(ActiveSession(FakeSession(), late), frame(0), lambda: released.append(2))
+    assert isinstance(late.next(), ServerFailedError)
+    assert released[2:] == [2]
+    loop.stop()
+
+
+def test_a_step_that_hangs_is_trouble_and_a_loop_that_waits_is_none() -> None:
+    engine, go = FakeEngine(), queue.SimpleQueue[None]()
+    in_step = queue.SimpleQueue[None]()
+
+    def hang() -> None:
+        in_step.put(None)
+        go.get(timeout=WAIT_S)
+
+    engine.on_forward = hang
+    listener = Listener()
+    with running(engine) as loop:
+        assert loop.trouble(0.0) is None
+        loop.submit(ActiveSession(FakeSession(), listener), frame(0))
+        in_step.get(timeout=WAIT_S)
+        assert loop.trouble(60.0) is None
+        assert loop.trouble(0.0) == "a step of the model has run for more than 0 s"
+        go.put(None)
+        listener.next()
+
+
+@pytest.mark.parametrize("end", ["answer", "fault", "close", "repeat"])
+def test_every_frame_is_released_once_however_it_ends(end: str) -> None:
+    session, listener = FakeSession(), Listener()
+    released: list[int] = []
+    active = ActiveSession(session, listener)
+    if end == "fault":
+        session.fails = {0: BadFrameError("a hole")}
+    if end == "repeat":
+        session.repeated = {0, 1}
+    with running(FakeEngine()) as loop:
+        if end == "close":
+            loop.close(active).result(timeout=WAIT_S)
+        for sequence in range(2):
+            loop.submit(active, frame(sequence), functools.partial(released.append, sequence))
+        if end != "close":
+            listener.next()
+        loop.close(active).result(timeout=WAIT_S)
+    assert sorted(released) == [0, 1]

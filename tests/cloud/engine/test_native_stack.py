@@ -1,4 +1,4 @@
-"""The compiled kernel: the same bits on any number of threads; forks; foreign libraries."""
+"""The compiled kernel: the same bits on any number of threads; forks; rows that overflow."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_weights import load_back
+from cloud.engine.frame_work import FrameWork
+from cloud.errors import BadFrameError
 from cloud.kernel import library as native
 from cloud.kv.pool import KvPool
+from cloud.sessions.session import ServerSession
+from codec.ladder import Ladder
+from decoding.params import SamplingParams
+from protos.messages import Frame, Result, Timings
 from tests.cloud.tiny_bundle import quantized_back, save_back
 from tests.tiny_models import make_tiny_model
 
@@ -120,3 +129,75 @@ def test_steps_have_the_same_bits_on_any_number_of_threads(
             got[threads, chunk] = torch.cat(parts)
     first = got[1, 120]
     assert all(torch.equal(first, other) for other in got.values())
+
+
+@pytest.mark.parametrize("form", ["kernel", "torch", "transformers"])
+@pytest.mark.parametrize("size", [1e25, 3e38])
+def test_a_session_whose_rows_overflow_ends_alone(tmp_path: Path, form: str, size: float) -> None:
+    """Its rows are finite, so the wire lets them in. A norm would make zeros of the first size."""
+    save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
+    if form == "kernel":
+        quantized_back(tmp_path / "cloud")
+    engine = BackEngine(load_back(tmp_path / "cloud", first_layer=0), fused=form != "transformers")
+    ladder = Ladder.lossless(engine.hidden_size)
+    kept: list[int] = []
+
+    def session(pool: KvPool) -> ServerSession:
+        it = ServerSession(
+            "s",
+            lease=pool.lease(split=0, max_tokens=64),
+            ladder=ladder,
+            sampling=SamplingParams(),
+            vocab_size=engine.model.config.vocab_size,
+            max_frame_tokens=64,
+            keep=lambda tokens, num_frames, chain: kept.append(num_frames),
+        )
+        it.begin_chain(b"\0" * 32)
+        return it
+
+    def frame(sequence: int, rows: npt.NDArray[np.float32], *, want: bool) -> Frame:
+        ids = tuple(range(len(rows)))
+        return Frame(
+            sequence=sequence,
+            first_position=4 * sequence,
+            token_ids=ids,
+            hidden=ladder.encode("lossless", rows, np.asarray(ids)),
+            want_token=want,
+        )
+
+    def run(frames: dict[ServerSession, Frame]) -> dict[ServerSession, Result]:
+        works = {it: it.begin(sent) for it, sent in frames.items()}
+        outputs = engine.forward(
+            [
+                BatchEntry(
+                    lease=it.lease, rows=torch.from_numpy(work.rows), num_logits=work.num_logits
+                )
+                for it, work in works.items()
+                if isinstance(work, FrameWork)
+            ]
+        )
+        answers = {}
+        for (it, work), logits in zip(works.items(), outputs, strict=True):
+            assert isinstance(work, FrameWork)
+            if it is broken:
+                with pytest.raises(BadFrameError, match="overflow"):
+                    it.finish(work, logits.numpy(), Timings())
+            else:
+                answers[it] = it.finish(work, logits.numpy(), Timings())
+        return answers
+
+    rows = np.random.default_rng(0).standard_normal((4, engine.hidden_size)).astype(np.float32)
+    huge = rows.copy()
+    huge[1] *= size / np.abs(huge[1]).max()
+    pool = KvPool(engine.kv_shape, limit_bytes=1 << 24)
+    alone, honest, broken = (session(pool) for _ in range(3))
+    for want in (False, True):
+        sequence = int(want)
+        run({alone: frame(sequence, rows, want=want)})
+        beside = {honest: frame(sequence, rows, want=want)}
+        if not want:  # a part of a prompt, whose beginning others would come to share
+            beside[broken] = frame(0, huge, want=False)
+        run(beside)
+    assert kept == [1, 1]
+    assert honest.lease.overflowed is False
+    assert honest._last_token == alone._last_token is not None

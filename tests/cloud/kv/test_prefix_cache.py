@@ -66,6 +66,17 @@ def test_there_are_never_more_entries_than_the_most(monkeypatch: pytest.MonkeyPa
     assert cache.find("one", CHAINS[2:3]) is not None
 
 
+def test_the_entries_tokens_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloud.kv.prefix_cache.MAX_TOKENS_HELD", 40)
+    cache, pool = parts()
+    for chain in CHAINS[:3]:
+        keep(cache, lease_of(pool), chain)
+    assert cache.find("one", CHAINS[:1]) is None
+    assert cache.find("one", CHAINS[1:2]) is not None
+    keep(cache, lease_of(pool, 3), CHAINS[3], 3)  # 48 tokens: more than all may have
+    assert cache.find("one", CHAINS) is None
+
+
 def test_a_beginning_that_is_there_already_is_kept_once() -> None:
     cache, pool = parts()
     for _ in range(2):

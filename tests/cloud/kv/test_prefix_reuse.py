@@ -30,7 +30,7 @@ def chunks_of(served: Served, prompt: list[int]) -> list[object]:
 
 
 def naming(served: Served, prompt: list[int], **changes: object) -> Open:
-    request = open_message(shareable_tokens=len(prompt), max_tokens=100, **changes)
+    request = open_message(**{"shareable_tokens": len(prompt), "max_tokens": 100, **changes})
     chain = begin_chain(request)
     names = []
     for frame in chunks_of(served, prompt)[:2]:
@@ -116,6 +116,50 @@ def test_nobody_learns_what_another_tenant_has_sent(served: Served, tmp_path: Pa
             assert (
                 await opened(RawStream(channel, one), naming(served, PROMPT, session_id="c")) == 2
             )
+
+    run(scenario)
+
+
+def test_a_device_with_the_same_token_cannot_find_out_what_a_salted_one_has_sent(
+    served: Served,
+) -> None:
+    salt = b"secret of device one"
+
+    async def scenario() -> None:
+        async with connected(served.config) as (_, channel):
+            first = RawStream(channel)
+            await opened(first, naming(served, PROMPT, session_id="a", prefix_salt=salt))
+            await generate(served, first, 0, PROMPT)
+            for index, guess in enumerate((b"", b"secret of device two")):
+                probe = naming(served, PROMPT, session_id=f"g{index}", prefix_salt=guess)
+                assert await opened(RawStream(channel), probe) == 0
+            again = RawStream(channel)
+            own = naming(served, PROMPT, session_id="b", prefix_salt=salt)
+            assert await opened(again, own) == 2
+            assert await generate(served, again, 2, PROMPT) == served.front.greedy(PROMPT, 5)
+
+    run(scenario)
+
+
+def test_a_tenant_can_forbid_names_without_a_secret(served: Served, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("one name=one share_prefixes=no\n")
+    config = replace(served.config, access=replace(served.config.access, token_file=tokens))
+    metadata = (("authorization", "Bearer one"),)
+
+    async def scenario() -> None:
+        async with connected(config) as (server, channel):
+            for salt, held in ((b"", 0), (b"s" * 16, 2)):
+                for name, expected in (("a", 0), ("b", held)):
+                    stream = RawStream(channel, metadata)
+                    request = naming(
+                        served, PROMPT, session_id=f"{name}{len(salt)}", prefix_salt=salt
+                    )
+                    assert await opened(stream, request) == expected
+                    await generate(served, stream, expected, PROMPT)
+                    await stream.send(Close())
+                    await stream.receive()
+                assert (server.pool.cached_blocks > 0) is bool(salt)
 
     run(scenario)
 

@@ -137,7 +137,7 @@ BAD_FRAMES: dict[str, Callable[[Frame], Frame]] = {
     "truncated": lambda f: replace(f, hidden=f.hidden[:-3]),
     "corrupted": lambda f: replace(f, hidden=f.hidden[:40] + b"\xff\xff" + f.hidden[42:]),
     "empty": lambda f: replace(f, hidden=b""),
-    "oversized": lambda f: replace(f, hidden=f.hidden + bytes(5 << 20)),
+    "oversized": lambda f: replace(f, hidden=f.hidden + bytes(300 << 10)),
     "unknown-token": lambda f: replace(f, token_ids=(*f.token_ids[:-1], 4_000_000)),
     "beyond-reservation": lambda f: replace(f, token_ids=tuple(range(70))),
     "drafts-without-answer": lambda f: replace(f, num_drafts=2, want_token=False),

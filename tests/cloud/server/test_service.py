@@ -46,6 +46,12 @@ class FakeCall:
     def time_remaining(self) -> None:
         return None
 
+    def peer(self) -> str:
+        return "ipv4:10.0.0.1:5023"
+
+    def done(self) -> bool:
+        return self.status is not None
+
     async def read(self) -> bytes | None:
         return await self.incoming.get()
 
@@ -265,19 +271,18 @@ def test_it_describes_itself_and_answers_probes_until_one_is_malformed() -> None
         answer = await it.service.describe(wire.encode_describe_request(), context)
         assert wire.decode_description(answer).active_sessions == 1
 
-        async def probes() -> AsyncIterator[bytes]:
-            yield wire.encode_probe(ProbeChunk(sequence=4, padding_bytes=0, want_bytes=70))
-            yield b"\xff rubbish"
+        written: list[ProbeChunk] = []
 
-        echoes: list[ProbeChunk] = []
+        async def write(data: bytes) -> None:
+            written.append(wire.decode_probe(data))
 
-        async def take_all() -> None:
-            async for data in it.service.probe(probes(), context):
-                echoes.append(wire.decode_probe(data))
-
+        call.write = write  # type: ignore[method-assign]
+        asked = ProbeChunk(sequence=4, padding_bytes=0, want_bytes=70)
+        call.incoming.put_nowait(wire.encode_probe(asked))
+        call.incoming.put_nowait(b"\xff rubbish")
         with pytest.raises(AbortedError):
-            await take_all()
-        assert echoes == [ProbeChunk(sequence=4, padding_bytes=70)]
+            await it.service.probe(nothing(), context)
+        assert written == [ProbeChunk(sequence=4, padding_bytes=70)]
         assert call.status is grpc.StatusCode.INVALID_ARGUMENT
 
     run(scenario)

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
-from cloud.engine.loop import ActiveSession
+from cloud.engine.loop import ActiveSession, Release
 from cloud.errors import (
     BadFrameError,
+    CapacityError,
     CloudError,
     EngineError,
     IdleError,
     MismatchError,
     ReplacedError,
+    UnreadError,
 )
+from cloud.server.byte_budget import ByteBudget, ByteLimits
 from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
 from cloud.server.stream import RateLimit, ServerStream, StreamLimits
@@ -52,7 +55,12 @@ class Conversation:
     """A stream, its context, and a model thread that answers when the test says so."""
 
     def __init__(
-        self, *, wait_s: RateLimit = lambda num_rows: 0.0, most: int = 100, **limits: Any
+        self,
+        *,
+        wait_s: RateLimit = lambda num_rows: 0.0,
+        most: int = 100,
+        room: Any = None,
+        **limits: Any,
     ) -> None:
         self.context = FakeContext()
         context: Any = self.context
@@ -63,6 +71,8 @@ class Conversation:
             metrics=self.metrics,
             rate_limit=wait_s,
             max_hidden_bytes=lambda num_rows: most * num_rows,
+            hidden_size=2,
+            room=room or ByteBudget().stream("one"),
             mailbox=Mailbox(),
             limits=StreamLimits(**limits),
         )
@@ -260,7 +270,7 @@ def test_a_fault_in_reading_is_an_engine_error() -> None:
     async def scenario() -> None:
         it = Conversation()
 
-        def faulty(active: ActiveSession, frame: Frame) -> None:
+        def faulty(active: ActiveSession, frame: Frame, release: Release) -> None:
             raise ValueError("unforeseen")
 
         it.model_thread.submit = faulty  # type: ignore[method-assign]
@@ -305,5 +315,72 @@ def test_tokens_are_counted_and_the_first_one_timed_apart() -> None:
         assert value("splitpoint_tokens_total") == 3
         assert value("splitpoint_ttft_seconds_count") == 1
         assert value("splitpoint_tbt_seconds_count") == 1
+
+    run(scenario)
+
+
+def test_a_frame_waits_for_memory_and_ends_its_stream_when_it_waits_too_long() -> None:
+    async def scenario() -> None:
+        budget = ByteBudget(ByteLimits(total=200_000, per_tenant=200_000, per_stream=200_000))
+        it = Conversation(most=1 << 20, room=budget.stream("one"), max_stall_s=0.2)
+        reader = it.read()
+        for sequence in range(3):
+            it.context.say(frame(sequence, hidden=bytes(90_000)))
+        await settle()
+        assert it.submitted == [0, 1]
+        it.model_thread.releases[0]()
+        await settle()
+        assert it.submitted == [0, 1, 2]
+        it.context.say(frame(3, hidden=bytes(90_000)))
+        await reader
+        with pytest.raises(CapacityError, match="no room for a frame"):
+            await it.stream.write_answers()
+
+    run(scenario)
+
+
+def test_a_client_that_reads_nothing_ends_its_stream() -> None:
+    async def scenario() -> None:
+        it = Conversation(max_stall_s=0.1)
+
+        async def stuck(data: bytes) -> None:
+            await asyncio.get_running_loop().create_future()
+
+        it.context.write = stuck  # type: ignore[method-assign]
+        reader = it.read()
+        it.context.say(frame(0))
+        await settle()
+        it.answer(0, 3)
+        with pytest.raises(UnreadError, match=r"read no answer for 0\.1 s"):
+            await it.stream.write_answers()
+        reader.cancel()
+
+    run(scenario)
+
+
+def test_a_rate_that_would_take_for_ever_is_refused() -> None:
+    async def scenario() -> None:
+        it = Conversation(wait_s=lambda num_rows: 1e6)
+        reader = it.read()
+        it.context.say(frame(0))
+        await reader
+        with pytest.raises(CapacityError, match="would wait 1000000 s"):
+            await it.stream.write_answers()
+
+    run(scenario)
+
+
+def test_a_stream_says_no_more_messages_a_second_than_the_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cloud.server.stream.MAX_MESSAGES_PER_S", 10.0)
+
+    async def scenario() -> None:
+        it = Conversation(max_frames_in_flight=100)
+        reader = it.read()
+        it.context.say(*(frame(sequence) for sequence in range(30)))
+        await asyncio.sleep(0.3)
+        assert 10 <= len(it.submitted) <= 16
+        reader.cancel()
 
     run(scenario)

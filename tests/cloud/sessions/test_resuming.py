@@ -166,6 +166,30 @@ def test_draining_hands_sessions_back_when_time_is_up(served: Served) -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("is_parked", [True, False], ids=["parked", "on a dead stream"])
+def test_a_draining_server_lets_nobody_resume_a_session(served: Served, is_parked: bool) -> None:
+    async def scenario() -> None:
+        async with connected(served.config) as (server, channel):
+            other = await RawStream(channel).open(session_id="runs-on")
+            stream = await RawStream(channel).open(session_id="p", resume_s=60.0)
+            await stream.ask(frame_of(served, 0, PROMPT, 0))
+            held = server.pool.used_bytes
+            if is_parked:
+                stream.call.cancel()
+                await until(lambda: server.admission.num_resumable == 1)
+            draining = asyncio.create_task(server.drain(20))
+            await until(lambda: server.admission.draining)
+            again = RawStream(channel)
+            await again.send(open_message(session_id="p", resume_s=60.0))
+            assert (await again.refused())[0] is grpc.StatusCode.UNAVAILABLE
+            await until(lambda: server.pool.used_bytes == held // 2)
+            assert await generate(served, other, PROMPT, 2) == served.front.greedy(PROMPT, 2)
+            await other.send(Close())
+            await draining
+
+    run(scenario)
+
+
 def test_a_session_opened_again_replaces_its_dead_stream(served: Served) -> None:
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):

@@ -41,8 +41,9 @@ def test_without_tokens_everybody_is_anonymous() -> None:
         ("t sessions=0", "above zero"),
         ("t tokens_per_s=nan", "above zero"),
         ("t sessions=many", "numbers"),
-        ("t colour=red", "colour"),
-        ("t sessions=1 sessions=2", "sessions"),
+        ("t colour=red", "line 1: word 2 is no option"),
+        ("t sessions=1 sessions=2", "sessions= is there twice"),
+        ("t share_prefixes=maybe", "share_prefixes= is yes or no"),
         ("a name=x sessions=1\nb name=x sessions=2", "line 2"),
         ("# nothing", "no token"),
     ],
@@ -50,6 +51,31 @@ def test_without_tokens_everybody_is_anonymous() -> None:
 def test_a_bad_line_is_named(line: str, reason: str) -> None:
     with pytest.raises(StartError, match=reason):
         Tenants.parse(line.encode(), "tokens")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "geheim-1 name=a\nother name=b\ngeheim-1 name=c\n",
+        "geheim-1\n\ngeheim-1\n",
+        "geheim-1 name=a sessions=1\ngeheim-1 name=a sessions=1\n",
+    ],
+    ids=["two tenants", "no name", "one tenant"],
+)
+def test_a_token_on_two_lines_is_refused_by_their_numbers_and_not_printed(text: str) -> None:
+    with pytest.raises(StartError, match=r"tokens, line (2|3): .*line 1 too") as caught:
+        Tenants.parse(text.encode(), "tokens")
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_second_token_on_a_line_is_refused_and_not_printed() -> None:
+    with pytest.raises(StartError, match="line 1: word 2 is no option") as caught:
+        Tenants.parse(b"first geheim-2 name=a\n", "tokens")
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_token() -> None:
+    assert Tenants.parse(b"\xef\xbb\xbftoken\n", "tokens").of("Bearer token") is not None
 
 
 @given(

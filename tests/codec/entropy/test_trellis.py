@@ -83,6 +83,38 @@ def test_kernel_and_numpy_agree_bit_for_bit(
     assert values[0].tobytes() == values[1].tobytes()
 
 
+@pytest.mark.parametrize("native", CODERS)
+@pytest.mark.parametrize("target", [(1 << 28) + 1, -(1 << 28) - 1, 2**31 - 1, -(2**31)])
+def test_a_target_that_no_code_reaches_is_refused(
+    models: TrellisModels, native: bool, target: int
+) -> None:
+    targets = np.array([[5, target, 7]], dtype=np.int32)
+    base, offsets = np.zeros(3, dtype=np.uint8), np.zeros(1, dtype=np.int8)
+    with pytest.raises(ValueError, match="too large"):
+        trellis.quantize(models, targets, base, offsets, native=native)
+    targets[0, 1] = np.sign(target) << 28
+    codes, _, _ = trellis.quantize(models, targets, base, offsets, native=native)
+    assert abs(int(codes[0, 1])) * 2 * UNITS == pytest.approx(1 << 28, rel=1e-6)
+
+
+@pytest.mark.parametrize("native", CODERS)
+def test_loudness_is_exact_down_to_the_least_integer(native: bool) -> None:
+    targets = np.array([[-(2**31), 2**31 - 1, -3]], dtype=np.int32)
+    weights = np.array([1, 10, 100], dtype=np.int32)
+    loud = trellis.loudness(targets, weights, native=native)
+    assert loud.tolist() == [11 * (1 << 22) + 300]
+
+
+@pytest.mark.parametrize("native", CODERS)
+def test_codes_at_the_ends_of_int32_become_escapes(models: TrellisModels, native: bool) -> None:
+    codes = np.array([[2**31 - 1, -(2**31)]], dtype=np.int32)
+    data = trellis.encode(models, np.zeros((1, 2), dtype=np.uint8), codes, native=native)
+    assert len(data) >= 2 * 4
+    base, offsets = np.zeros(2, dtype=np.uint8), np.zeros(1, dtype=np.int8)
+    with pytest.raises(FrameError):  # larger than any encoder makes
+        trellis.decode(models, CENTRES, base, offsets, memoryview(data), native=native)
+
+
 def test_the_path_is_the_cheapest_of_all(models: TrellisModels, families: Families) -> None:
     """Brute force over every sequence of nearby codes, error plus price as documented."""
     bits = families.models.bits()

@@ -42,7 +42,7 @@ class Drafters:
 
 
 def factory(
-    *, level: str = "q2", edge_is_whole: bool = False, recover_s: float = 60.0
+    *, level: str = "q2", edge_is_whole: bool = False, recover_s: float = 60.0, **changes: bool
 ) -> GenerationFactory:
     model = SimpleNamespace(sha256=SHA, geometry=SimpleNamespace(hidden_size=4, vocab_size=50))
     plan: Any = SimpleNamespace(
@@ -62,6 +62,7 @@ def factory(
         adaptive_chunks=True,
         retry_policy=RetryPolicy(recover_s=recover_s),
         clock=Clock(),
+        **changes,
     )
 
 
@@ -130,3 +131,12 @@ def test_a_server_is_told_the_model_the_split_and_how_long_to_hold_the_session()
     assert (told.max_tokens, told.sampling, told.resume_s) == (17, request.sampling, 12.0)
     other = factory(recover_s=12.0)._announcement(request, 17)
     assert other.session_id != told.session_id
+
+
+def test_a_device_names_prompts_with_a_secret_of_its_own_unless_it_is_to_share() -> None:
+    made, other = factory(), factory()
+    told = [one._announcement(CompletionRequest(), 17) for one in (made, made, other)]
+    assert told[0].prefix_salt == told[1].prefix_salt
+    assert told[0].prefix_salt != told[2].prefix_salt
+    shared = factory(share_prefixes=True)._announcement(CompletionRequest(), 17)
+    assert shared.prefix_salt == b""

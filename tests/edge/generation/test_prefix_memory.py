@@ -34,6 +34,13 @@ def test_the_longest_common_beginning_is_found_at_its_level() -> None:
     assert memory.matching("q2", PROMPT[1:]) == ()
 
 
+def test_each_device_has_a_secret_of_its_own_unless_it_shares() -> None:
+    salts = {PrefixMemory().salt for _ in range(3)}
+    assert len(salts) == 3
+    assert all(len(salt) == 32 for salt in salts)
+    assert PrefixMemory(share=True).salt == b""
+
+
 def test_the_oldest_prompts_are_forgotten_first() -> None:
     memory = PrefixMemory(max_bytes=45)
     for start in range(3):

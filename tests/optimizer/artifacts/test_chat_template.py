@@ -123,11 +123,9 @@ ODDITIES = (
 @pytest.mark.parametrize("first", [0, 1, 3])
 def test_the_text_is_that_of_transformers(source: str, first: int) -> None:
     messages = CHAT[first:]
-    tokens: dict[str, Any] = dict(TOKENS)
-    rendered: Any = render_jinja_template(
-        [messages], chat_template=source, add_generation_prompt=True, **tokens
-    )
-    assert ChatTemplate(source).render(messages, TOKENS) == rendered[0][0]
+    render: Any = render_jinja_template
+    expected, _ = render([messages], chat_template=source, add_generation_prompt=True, **TOKENS)
+    assert ChatTemplate(source).render(messages, TOKENS) == expected[0]
 
 
 def test_a_guarded_date_is_that_of_today() -> None:

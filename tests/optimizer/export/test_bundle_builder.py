@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,20 @@ def test_a_plan_for_another_model_is_refused(source: ModelSource, tmp_path: Path
     with pytest.raises(BuildError, match=f"{source.sha256[:12]}.*{other.sha256[:12]}"):
         build_bundle(other, make_plan(source, 1), tmp_path / "bundle", progress=quiet)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_template_that_cannot_be_parsed_is_said_and_the_bundle_still_opens(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = source.tokenizer_files()
+    broken = replace(files, chat_template="{% for %}")
+    monkeypatch.setattr(source, "tokenizer_files", lambda: broken)
+    report = build_bundle(source, make_plan(source, 1), tmp_path / "b", progress=quiet)
+    (warning,) = report.warnings
+    assert "chat template does not work here (cannot be parsed" in warning
+    assert open_bundle(report.bundle, role="edge").has("edge/chat_template.jinja")
+
+
+def test_a_template_sees_the_models_own_pad_and_unknown_tokens(source: ModelSource) -> None:
+    settings = source.tokenizer_files().settings
+    assert settings.special_tokens == {"unk_token": "<unk>", "pad_token": "<pad>"}

@@ -53,6 +53,10 @@ def test_one_swept_key(sweep: str, key: str, expected: object) -> None:
         ("servers.count=many", "servers.count"),
         ("split", "key=value"),
         ("split=", "key=value"),
+        ("split=[" * 9, "not valid YAML"),
+        ("split={[1]: 2}", "a key must be text"),
+        ("split=!!bool maybe", "not valid YAML"),
+        ("duration=1" + "0" * 2000, "more than 1000 digits"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(sweep: str, reason: str) -> None:
