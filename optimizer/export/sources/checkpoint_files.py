@@ -110,7 +110,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(values, dict) or not values:
         raise ModelError(f"{index}: has no weight_map; fetch the model again")
     for name, file in values.items():
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file or "\0" in file:
+        if not isinstance(file, str) or not file or Path(file).name != file or "\0" in file:
             raise ModelError(f"{index}: the file of {name} must be a plain name, not {file!r:.80}")
         if not file.endswith(".safetensors"):
             raise ModelError(f"{index}: {file!r:.80} is not a safetensors file, and is not read")

@@ -32,9 +32,11 @@ class ExpectedTensors:
     optional: frozenset[str]
 
 
-def make_skeleton(config: Any) -> Any:
-    """The transformers model of a config, without values. Raises ModelError for sizes that fit no
-    model."""
+def make_skeleton(config: Any, where: str) -> Any:
+    """The transformers model of a config, without values.
+
+    Raises ModelError, naming `where`, for sizes that fit no model.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
@@ -42,7 +44,7 @@ def make_skeleton(config: Any) -> Any:
             return AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever the layers raise
         reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"the config's sizes make no model ({reason})") from error
+        raise ModelError(f"{where}: the config's sizes make no model ({reason})") from error
 
 
 def expected_tensors(skeleton: Any) -> ExpectedTensors:

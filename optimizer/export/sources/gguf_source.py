@@ -51,7 +51,7 @@ class GgufSource(ModelSource):
         if hasattr(self._config, "quantization_config"):
             del self._config.quantization_config
         if not self._config.architectures:
-            self._config.architectures = [type(make_skeleton(self._config)).__name__]
+            self._config.architectures = [type(make_skeleton(self._config, str(path))).__name__]
         self.sha256 = sha256_of(path)
 
     @property

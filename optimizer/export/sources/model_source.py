@@ -128,7 +128,7 @@ class ModelSource(ABC):
 
     @cached_property
     def _skeleton(self) -> Any:
-        return make_skeleton(self.config)
+        return make_skeleton(self.config, str(self.place))
 
     @cached_property
     def _tensors(self) -> dict[str, StoredTensor]:
