@@ -31,7 +31,8 @@ def started(out: Path, *more: str) -> tuple[subprocess.Popen[str], Path]:
         [sys.executable, "-c", WORKER, str(out), *more], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    return process, Path(process.stdout.readline().strip())
+    with process.stdout as said:
+        return process, Path(said.readline().strip())
 
 
 def test_the_folder_of_a_killed_process_goes_and_that_of_a_running_one_stays(

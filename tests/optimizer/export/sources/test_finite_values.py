@@ -87,7 +87,7 @@ def test_what_float16_cannot_hold_is_refused_for_a_front_of_16_bits(
 ) -> None:
     source = open_source(copy_of(folder, tmp_path / "m", put(EMBEDDING, 1.5e6, torch.bfloat16)))
     plan = make_plan(source, split, front_bits=16)
-    with pytest.raises(ModelError, match=rf"{EMBEDDING} holds 1\.5.*e\+06, which float16 cannot"):
+    with pytest.raises(ModelError, match=rf"{EMBEDDING} holds 1\.499e\+06, which float16 cannot"):
         build_bundle(source, plan, tmp_path / "out", progress=lambda stage: None)
     wide = make_plan(source, split, front_bits=32)
     build_bundle(source, wide, tmp_path / "out", progress=lambda stage: None)
