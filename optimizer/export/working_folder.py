@@ -62,7 +62,10 @@ def remove_abandoned(parent: Path) -> list[Path]:
         folder = lock.parent
         if folder.is_symlink() or lock.is_symlink() or not lock.is_file():
             continue
-        with contextlib.suppress(OSError), lock.open("r+") as stream:
+        with (
+            contextlib.suppress(OSError),
+            lock.open("r+", encoding="utf-8", errors="replace") as stream,
+        ):
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: in use
             out = parent / Path(stream.read(4096)).name
             if (folder / _REPLACED).is_dir() and out != parent and not out.exists():

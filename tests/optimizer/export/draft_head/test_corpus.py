@@ -63,5 +63,5 @@ def test_something_is_held_out_of_every_corpus_of_two_runs(
 
 @pytest.mark.parametrize("sizes", [(), (0,), (WINDOW,), (WINDOW, WINDOW)])
 def test_a_corpus_of_single_runs_is_refused(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(BuildError, match="too small to hold anything out.*more tokens"):
+    with pytest.raises(BuildError, match=r"too small to hold anything out.*more tokens"):
         held_out_step([shard_of(size) for size in sizes], 12)

@@ -32,7 +32,7 @@ def sharded(folder: Path, out: Path, *, count: int = 3) -> Path:
     tensors = load_file(out / WHOLE_NAME)
     (out / WHOLE_NAME).unlink()
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(count):
         file = f"model-{number + 1:05}-of-{count:05}.safetensors"
         part = {name: tensors[name] for name in names[number::count]}
