@@ -17,6 +17,8 @@ SUPPORTED_ROTARY: Final[tuple[str, ...]] = ("default", "llama3")
 
 # ONNX Runtime's GroupQueryAttention refuses other head sizes.
 HEAD_DIM_STEP: Final = 16
+# It rotates a multiple of 8 pairs of channels.
+ROTATED_STEP: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,9 @@ class ModelFamily:
     The rest of a layer is Llama's but for: sliding_windows (layers may see the last tokens only),
     soft_caps (scores and logits go through a tanh), extra_norms (of queries and keys, or of what
     attention and MLP return), offset_norms (a norm multiplies by 1 + weight), fused_projections
-    (queries, keys and values are one matrix, gate and up another).
+    (queries, keys and values are one matrix, gate and up another), partial_rotary (positions may
+    rotate only the first channels of a head). A config of another family may name such a share
+    too. transformers then takes no notice, and the exporter does.
     """
 
     architecture: str
@@ -48,6 +52,7 @@ class ModelFamily:
     extra_norms: bool = False
     offset_norms: bool = False
     fused_projections: bool = False
+    partial_rotary: bool = False
 
     @property
     def name(self) -> str:
@@ -93,6 +98,7 @@ FAMILIES: Final[tuple[ModelFamily, ...]] = (
         model_type="phi3",
         sliding_windows=True,
         fused_projections=True,
+        partial_rotary=True,
     ),
 )
 
@@ -131,6 +137,10 @@ def front_family(config: Any) -> ModelFamily:
         raise ModelError(
             f"architecture {architecture or 'unknown'} is not supported; supported: {names}"
         )
+    if getattr(config, "is_causal", True) is False or getattr(
+        config, "use_bidirectional_attention", False
+    ):
+        raise ModelError(f"{architecture} that looks ahead (not causal) is not supported")
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rotary not in SUPPORTED_ROTARY:
         raise ModelError(
@@ -143,4 +153,28 @@ def front_family(config: Any) -> ModelFamily:
             f"attention heads of {head_dim} channels are not supported: the device's kernels need "
             f"a multiple of {HEAD_DIM_STEP}"
         )
+    _check_rotated_channels(config, family, head_dim)
     return family
+
+
+def _check_rotated_channels(config: Any, family: ModelFamily, head_dim: int) -> None:
+    """ModelError for a share of rotated channels that front and back do not both compute."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for share in (
+        rope.get("partial_rotary_factor"),
+        getattr(config, "partial_rotary_factor", None),
+    ):
+        if share is None or share == 1:
+            continue
+        if not family.partial_rotary:
+            raise ModelError(
+                f"{family.architecture} with partial_rotary_factor {share} is not supported: "
+                "positions must rotate whole heads in this family"
+            )
+        rotated = int(head_dim * share) if 0 < share <= 1 else 0
+        if not rotated or rotated % ROTATED_STEP:
+            raise ModelError(
+                f"{family.architecture} with partial_rotary_factor {share} rotates {rotated} of "
+                f"{head_dim} channels of a head, which is not supported: the device's kernels need "
+                f"a multiple of {ROTATED_STEP}"
+            )

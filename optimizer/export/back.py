@@ -45,13 +45,17 @@ def write_back(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
 
 
 def back_tensors(source: ModelSource, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of the back at `back_bits`, read and converted one at a time."""
+    """Names and tensors of the back at `back_bits`, read and converted one at a time.
+
+    Raises ModelError for values that are not finite, before or after the conversion.
+    """
     bits = plan.partition.back_bits
     for name in sorted(source.tensor_names):
         if _belongs_to_back(name, plan.back_start):
-            yield from _stored(name, source.read(name), bits)
+            yield from _stored(name, source.read(name, fits=_stored_type(bits)), bits)
     if HEAD_NAME not in source.tensor_names:
-        yield from _stored(HEAD_NAME, source.read(EMBEDDING_NAME), bits)
+        head = source.read(EMBEDDING_NAME, fits=_stored_type(bits))
+        yield from _stored(HEAD_NAME, head, bits)
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,6 +75,11 @@ def _belongs_to_back(name: str, back_start: int) -> bool:
     if layer is not None:
         return layer >= back_start
     return name != EMBEDDING_NAME
+
+
+def _stored_type(bits: int) -> torch.dtype:
+    """What values must fit into. At 8 bits a row's scale is float32, and smaller than the row."""
+    return torch.bfloat16 if bits == 16 else torch.float32
 
 
 def _stored(name: str, tensor: torch.Tensor, bits: int) -> Iterator[tuple[str, torch.Tensor]]:

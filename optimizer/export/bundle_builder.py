@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwprofiles.peak_memory import peak_memory_bytes
-from optimizer.artifacts.bundle import PLAN_NAME, TEMPLATE_NAME, Role, write_manifest
+from optimizer.artifacts.bundle import MANIFEST_NAME, PLAN_NAME, TEMPLATE_NAME, Role, write_manifest
 from optimizer.artifacts.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from optimizer.artifacts.plan import ModelRef, Plan
 from optimizer.errors import BuildError, ChatTemplateError
 from optimizer.export.back import write_back
+from optimizer.export.disk_faults import naming_the_disk
 from optimizer.export.front.front_graph import export_front
 from optimizer.export.sources.model_source import ModelSource
+from optimizer.export.working_folder import publish, working_folder
 
 Progress = Callable[[str], None]  # called with the name of the stage that begins
 
@@ -63,31 +64,37 @@ def build_bundle(
     Everything is built in a folder beside `out` that is renamed at the end, so a failure leaves
     nothing behind. Raises BuildError, and ModelError where the model cannot be read.
     """
+    source.check()
     plan = for_model(plan, source)
-    if out.exists() and not force:
-        raise BuildError(f"{out} exists already (--force replaces it)")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        warnings = _fill(source, plan, working, progress, sides)
+    _check_place(out, force=force)
+    with naming_the_disk(out.parent), working_folder(out) as working:
+        made = working / "bundle"
+        made.mkdir()
+        warnings = _fill(source, plan, made, progress, sides)
         if calibration is not None and not plan.edge_is_whole:
-            _calibrate(source, plan, working, progress, calibration)
+            _calibrate(source, plan, made, progress, calibration)
         progress("manifest")
-        write_manifest(working)
-        working.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        working.rename(out)
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        raise
+        write_manifest(made)
+        publish(made, out)
     return BuildReport(
         bundle=out,
         edge_bytes=_folder_bytes(out / "edge"),
         cloud_bytes=_folder_bytes(out / "cloud"),
         peak_memory_bytes=peak_memory_bytes(),
-        warnings=warnings,
+        warnings=source.notes + warnings,
     )
+
+
+def _check_place(out: Path, *, force: bool) -> None:
+    """BuildError where `out` is taken, and must not be replaced or is no bundle."""
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise BuildError(f"{out} exists already (--force replaces it)")
+    if out.is_symlink() or not out.is_dir():
+        raise BuildError(f"{out} is not a folder; remove it, or choose another --out")
+    if not (out / MANIFEST_NAME).is_file() and any(out.iterdir()):
+        raise BuildError(f"{out} is not a bundle, and is not replaced; choose another --out")
 
 
 def for_model(plan: Plan, source: ModelSource) -> Plan:

@@ -125,3 +125,46 @@ def test_heads_that_the_devices_kernels_refuse_are_refused_here(tmp_path: Path) 
     source = open_source(save_model(config, tmp_path))
     with pytest.raises(ModelError, match=r"heads of 8 channels .* multiple of 16"):
         _ = source.geometry
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("where", ["the config", "rope_parameters"])
+def test_a_share_of_rotated_channels_is_refused_where_the_family_has_none(
+    name: str, where: str
+) -> None:
+    """transformers takes no notice of it there, and the exporter does: wrong rows, no error."""
+    family = next(known for known in FAMILIES if known.name == name)
+    config = tiny_config(family)
+    if where == "the config":
+        config.partial_rotary_factor = 0.5
+    else:
+        config.rope_parameters = {**(config.rope_parameters or {}), "partial_rotary_factor": 0.5}
+    with pytest.raises(ModelError, match=r"partial_rotary_factor 0\.5 is not supported"):
+        front_family(config)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "share", "is_right"),
+    [(16, 0.5, False), (64, 0.3, False), (64, 0.0, False), (64, -0.5, False), (64, 1.5, False),
+     (64, float("nan"), False), (32, 0.5, True), (64, 0.75, True), (128, 0.75, True),
+     (16, 1.0, True)],
+)  # fmt: skip
+def test_phi_rotates_what_the_devices_kernel_can(
+    head_dim: int, share: float, is_right: bool
+) -> None:
+    family = next(known for known in FAMILIES if known.name == "phi3")
+    config = tiny_config(family)
+    config.head_dim = head_dim
+    config.rope_parameters = {"rope_type": "default", "partial_rotary_factor": share}
+    if is_right:
+        assert front_family(config) is family
+    else:
+        with pytest.raises(ModelError, match=rf"of {head_dim} channels of a head.*multiple of 16"):
+            front_family(config)
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    config = tiny_config(FAMILIES[0])
+    config.is_causal = False
+    with pytest.raises(ModelError, match="looks ahead"):
+        front_family(config)

@@ -7,8 +7,9 @@ own front computes for them. On the device the head sees exactly such rows, quan
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,10 +105,30 @@ def _text_shards(
 def _chat_shards(
     write: Callable[..., list[Passage]], num_tokens: float, window: int
 ) -> Iterator[_ShardSource]:
-    """About as many shards of the model's own conversations as hold `num_tokens`."""
-    count = round(num_tokens / (CHATS_PER_SHARD * window * _FILLED_SHARE))
+    """About as many shards of the model's own conversations as hold `num_tokens`.
+
+    Where that is less than half a shard, one smaller shard of its own name.
+    """
+    chats = num_tokens / (window * _FILLED_SHARE)
+    count = round(chats / CHATS_PER_SHARD)
     for index in range(max(count, 0)):
         yield f"chat-{index:03d}", partial(write, count=CHATS_PER_SHARD, seed=index)
+    if count == 0 and (few := math.ceil(chats)) > 0:
+        yield f"chat-of-{few}", partial(write, count=few, seed=0)
+
+
+def held_out_step(shards: Sequence[Shard], most: int) -> int:
+    """Every how many runs one is held out: `most`, or fewer where no shard has as many runs.
+
+    Raises BuildError for a corpus without two runs in one shard.
+    """
+    runs = max((-(-len(shard.token_ids) // WINDOW) for shard in shards), default=0)
+    if runs < 2:
+        raise BuildError(
+            "the corpus is too small to hold anything out: the model's answers are short; ask for "
+            "more tokens"
+        )
+    return min(most, runs)
 
 
 def split_shard(shard: Shard, every: int) -> Iterator[tuple[Shard, bool]]:

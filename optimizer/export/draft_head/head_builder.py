@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,15 @@ import torch
 
 from optimizer.artifacts.bundle import Bundle, record_files
 from optimizer.errors import BuildError
-from optimizer.export.draft_head.corpus import FrontRows, Progress, Shard, make_corpus, split_shard
+from optimizer.export.disk_faults import naming_the_disk
+from optimizer.export.draft_head.corpus import (
+    FrontRows,
+    Progress,
+    Shard,
+    held_out_step,
+    make_corpus,
+    split_shard,
+)
 from optimizer.export.draft_head.head import DraftHead, HeadShape, frequent_tokens, output_embedding
 from optimizer.export.draft_head.onnx_export import ADAPTER_BITS, export_head
 from optimizer.export.draft_head.training import (
@@ -28,6 +37,7 @@ from optimizer.export.draft_head.training import (
     train,
 )
 from optimizer.export.sources.model_source import ModelSource
+from optimizer.export.working_folder import working_folder
 
 HELD_OUT_EVERY: Final = 12
 _TIMED_GUESSES: Final = 50
@@ -71,15 +81,16 @@ def build_head(
     tokenizer = source.load_tokenizer()
     embedding = output_embedding(model)
     text_ids = None if text is None else np.array(tokenizer.encode(text), dtype=np.int64)
-    shards = make_corpus(
-        work / f"corpus-{_digest(_front_files(bundle))}",
-        model=_in_fast_dtype(model, options.training.device),
-        tokenizer=tokenizer,
-        front=front,
-        num_tokens=options.num_tokens,
-        text_ids=text_ids,
-        progress=progress,
-    )
+    with naming_the_disk(work):
+        shards = make_corpus(
+            work / f"corpus-{_digest(_front_files(bundle))}",
+            model=_in_fast_dtype(model, options.training.device),
+            tokenizer=tokenizer,
+            front=front,
+            num_tokens=options.num_tokens,
+            text_ids=text_ids,
+            progress=progress,
+        )
     progress("choosing the vocabulary", 0, 1)
     train_on, held_out = _positions(shards, embedding)
     tokens = torch.from_numpy(
@@ -93,14 +104,15 @@ def build_head(
     )
     torch.manual_seed(options.training.seed)
     head = DraftHead(shape, tokens=tokens, embedding=embedding[tokens])
-    score = train(
-        head,
-        train_on,
-        held_out,
-        options.training,
-        checkpoint=work / f"checkpoint-{run_digest(bundle, text, options)}.pt",
-        progress=progress,
-    )
+    with naming_the_disk(work):
+        score = train(
+            head,
+            train_on,
+            held_out,
+            options.training,
+            checkpoint=work / f"checkpoint-{run_digest(bundle, text, options)}.pt",
+            progress=progress,
+        )
     progress("writing the head", 0, 1)
     return _write(head.cpu(), score, bundle, held_out, options, num_trained=len(train_on))
 
@@ -135,17 +147,37 @@ def _write(
     *,
     num_trained: int,
 ) -> dict[str, Any]:
-    """Write the files of `draft/`. Their figures are measured on the exported head."""
-    folder = bundle.root / "draft"
-    folder.mkdir(exist_ok=True)
-    path = folder / "head.onnx"
-    export_head(head, path, head_bits=options.head_bits)
+    """Put the files of `draft/` into the bundle, whole or not at all."""
+    with naming_the_disk(bundle.root), working_folder(bundle.root) as working:
+        path = working / "head.onnx"
+        export_head(head, path, head_bits=options.head_bits)
+        facts = _facts(path, head, score, bundle, held_out, options, num_trained=num_trained)
+        (working / "head.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        folder = bundle.root / "draft"
+        folder.mkdir(exist_ok=True)
+        for name in ("head.onnx", "head.json"):
+            os.replace(working / name, folder / name)
+        record_files(bundle.root, ("draft/head.onnx", "draft/head.json"))
+    return facts
+
+
+def _facts(
+    path: Path,
+    head: DraftHead,
+    score: HeldOutScore,
+    bundle: Bundle,
+    held_out: Positions,
+    options: HeadOptions,
+    *,
+    num_trained: int,
+) -> dict[str, Any]:
+    """The contents of `head.json`. Its figures are measured on the exported head at `path`."""
     session = _session(path)
     exported = score_guesses(
         lambda rows: tuple(out[:, 0] for out in session.run(None, {"hidden": rows})),
         held_out,
     )
-    facts = {
+    return {
         "split": bundle.plan.partition.split,
         "vocabulary": head.shape.vocab_size,
         "bits": options.head_bits,
@@ -161,9 +193,6 @@ def _write(
         "sure": exported.sure,
         "shape": asdict(head.shape),
     }
-    (folder / "head.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    record_files(bundle.root, ("draft/head.onnx", "draft/head.json"))
-    return facts
 
 
 def _session(path: Path) -> ort.InferenceSession:
@@ -186,11 +215,10 @@ def measure_guess_s(session: ort.InferenceSession, hidden_size: int) -> float:
 def _positions(shards: list[Shard], embedding: torch.Tensor) -> tuple[Positions, Positions]:
     """Training and held-out positions. Whole runs of text are held out, not single tokens."""
     parts: dict[bool, list[Shard]] = {False: [], True: []}
+    step = held_out_step(shards, HELD_OUT_EVERY)
     for shard in shards:
-        for piece, is_held_out in split_shard(shard, HELD_OUT_EVERY):
+        for piece, is_held_out in split_shard(shard, step):
             parts[is_held_out].append(piece)
-    if not parts[True]:
-        raise BuildError("the corpus is too small to hold anything out; ask for more tokens")
     training, held_out = (_join(parts[key], embedding) for key in (False, True))
     return training, held_out
 

@@ -9,6 +9,7 @@ know the next token, the position still teaches the shares of the other tokens.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +119,9 @@ def train(
             "epochs": epoch + 1,
             "by_epoch": by_epoch,
         }
-        torch.save(state, checkpoint)
+        unfinished = checkpoint.with_suffix(".part")
+        torch.save(state, unfinished)
+        os.replace(unfinished, checkpoint)  # whole or not at all: a later run reads it
     return replace(evaluate(head, held_out), by_epoch=tuple(by_epoch))
 
 

@@ -80,7 +80,8 @@ def quantize_blocks(
     blocks = weight.reshape(len(weight), -1, BLOCK_SIZE)  # [V, D / 32, 32]
     low = np.minimum(blocks.min(axis=-1), 0.0)
     high = np.maximum(blocks.max(axis=-1), 0.0)
-    scales = ((high - low) / top).astype(np.float32)
+    with np.errstate(over="ignore"):  # the caller refuses scales that are not finite
+        scales = ((high - low) / top).astype(np.float32)
     divisors = np.where(scales == 0, np.float32(1), scales)
     zeros = np.clip(np.rint(-low / divisors), 0, top).astype(np.uint8)
     codes = np.clip(np.rint(blocks / divisors[..., None]) + zeros[..., None], 0, top)

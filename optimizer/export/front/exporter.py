@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import torch
 from safetensors.torch import save_file
 
 from optimizer.artifacts.bundle import FRONT_NAME
@@ -28,7 +29,9 @@ PRECISION: Final = "fp32"
 
 def stage_checkpoint(source: ModelSource, plan: Plan, folder: Path) -> Path:
     """Write a checkpoint of the front into `folder`/model: its tensors, and a config without the
-    layers above the split. Returns the checkpoint's folder."""
+    layers above the split. Returns the checkpoint's folder.
+
+    Raises ModelError for values that are not finite, or not in the type that the plan asks for."""
     folder = folder / "model"
     folder.mkdir()
     split = plan.partition.split
@@ -40,8 +43,9 @@ def stage_checkpoint(source: ModelSource, plan: Plan, folder: Path) -> Path:
         config.tie_word_embeddings = True  # no head is exported: ask for none
     config.save_pretrained(folder)
     source.load_tokenizer().save_pretrained(folder)
+    narrowest = torch.float16 if plan.partition.front_bits == 16 else torch.float32
     tensors = {
-        name: source.read(name).contiguous()
+        name: source.read(name, fits=narrowest).contiguous()
         for name in sorted(source.tensor_names)
         if _belongs_to_front(name, split, plan.edge_is_whole)
     }

@@ -29,10 +29,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file
 
 from optimizer.artifacts.bundle import FRONT_NAME
 from optimizer.artifacts.plan import Plan
+from optimizer.errors import ModelError
 from optimizer.export.front.embedding import embedding_graph, shrink_weights
 from optimizer.export.front.exporter import export_graph, stage_checkpoint
 from optimizer.export.front.float_front import FloatFront, input_importance
@@ -54,22 +56,26 @@ FP32_COMPUTE: Final = 1  # ... or in float32, where one row and many rows give t
 def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
     """Write `front.onnx` and its weights for `plan` into `edge_dir`, which must exist.
 
-    Raises BuildError when the exporter fails. Weights below 16 bits are rounded in blocks of 32,
-    each layer's to its own bits (`plan.front_layer_bits`); the embedding gets 8.
+    Raises BuildError when the exporter fails, and ModelError for weights that are not finite, or
+    not any more with the plan's bits. Weights below 16 bits are rounded in blocks of 32, each
+    layer's to its own bits (`plan.front_layer_bits`); the embedding gets 8. The exporter works
+    beside `edge_dir`, on the disk that the front goes to.
     """
-    with tempfile.TemporaryDirectory(prefix="splitpoint-front-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=".front-", dir=edge_dir.parent) as temporary:
         if plan.partition.split == 0:
             model = _embedding_front(stage_checkpoint(source, plan, Path(temporary)))
         else:
             model = front_at(float_front(source, plan, Path(temporary)), plan)
         shrink_weights(model, plan.partition.front_bits)
+        _check_weights(model, source)
         _save(model, edge_dir)
 
 
 def float_front(source: ModelSource, plan: Plan, folder: Path) -> FloatFront:
     """The front of at least one layer in float32; its weights stay in `folder`.
 
-    Raises BuildError when the exporter fails.
+    Raises BuildError when the exporter fails, and ModelError for weights that make a sample text's
+    values infinite.
     """
     staged = stage_checkpoint(source, plan, folder)
     exported = folder / "onnx"
@@ -86,6 +92,11 @@ def float_front(source: ModelSource, plan: Plan, folder: Path) -> FloatFront:
         importance = input_importance(
             model, exported, source.geometry, np.array(ids, dtype=np.int64)
         )
+        if not all(np.isfinite(squares).all() for squares in importance.values()):
+            raise ModelError(
+                f"{source.place}: the front's values on a sample text are not finite; its weights "
+                "are too large for float32"
+            )
     return FloatFront(model, exported, importance)
 
 
@@ -109,6 +120,18 @@ def _embedding_front(staged: Path) -> onnx.ModelProto:
     weight = load_file(staged / "model.safetensors")[EMBEDDING_NAME]
     scale = float(config.hidden_size**0.5) if front_family(config).scales_embedding else None
     return embedding_graph(weight.to(torch.float32).numpy(), scale=scale)
+
+
+def _check_weights(model: onnx.ModelProto, source: ModelSource) -> None:
+    """ModelError for a weight, or a scale of rounded weights, that is not finite in the graph."""
+    for weight in model.graph.initializer:
+        if weight.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            continue
+        if not np.isfinite(numpy_helper.to_array(weight)).all():
+            raise ModelError(
+                f"{source.place}: {weight.name} is not finite with these --front-bits; its values "
+                "are too large, choose --front-bits 32"
+            )
 
 
 def _save(model: onnx.ModelProto, edge_dir: Path) -> None:

@@ -55,8 +55,9 @@ def write_kv_scales(staged: Path, out: Path) -> None:
         cache = DynamicCache()
         model.model(input_ids=ids, use_cache=True, **{cache_argument(model.model): cache})
     layers = range(model.config.num_hidden_layers)
+    share = (model.config.rope_parameters or {}).get("partial_rotary_factor") or 1.0
     scales = {
-        "k_scales": [_scale(_pair_length(_cached(cache, i, "keys"))) for i in layers],
+        "k_scales": [_scale(_pair_length(_cached(cache, i, "keys"), share)) for i in layers],
         "v_scales": [_scale(_cached(cache, i, "values").abs()) for i in layers],
     }
     out.write_text(json.dumps({"qmax": INT8_MAX, "scales": scales}), encoding="utf-8")
@@ -67,10 +68,14 @@ def _cached(cache: Any, layer: int, part: str) -> torch.Tensor:
     return values  # [G, T, head_dim]
 
 
-def _pair_length(keys: torch.Tensor) -> torch.Tensor:
-    """Length of each rotated pair (i, i + head_dim / 2), given to both. [G, T, head_dim]."""
-    first, second = keys.chunk(2, dim=-1)
-    return torch.hypot(first, second).repeat(1, 1, 2)
+def _pair_length(keys: torch.Tensor, share: float) -> torch.Tensor:
+    """Length of each rotated pair (i, i + R / 2), given to both, R the rotated channels of a head.
+
+    keys: [G, T, head_dim], of which the first `share` are rotated. The others keep their size.
+    """
+    rotated = int(keys.shape[-1] * share)
+    first, second = keys[..., :rotated].chunk(2, dim=-1)
+    return torch.cat([torch.hypot(first, second).repeat(1, 1, 2), keys[..., rotated:].abs()], -1)
 
 
 def _scale(magnitudes: torch.Tensor) -> list[float]:

