@@ -141,8 +141,8 @@ def _ask(read: Callable[[], str] = input) -> str | None:
     """The user's next line, without spaces around it; None at the end of the chat."""
     was_interrupted = False
     while True:
-        typer.echo("> ", nl=False, err=True)
         try:
+            typer.echo("> ", nl=False, err=True)
             return text_argument(read().strip(), "this line")
         except EOFError:
             typer.echo(err=True)
