@@ -138,7 +138,7 @@ def predict_step_s(
     geometry = plan.model.geometry
     return back_step_s(
         device, geometry, num_layers=geometry.num_layers - SPLIT,
-        back_bits=plan.partition.back_bits, kv_bits=back_kv_bits(device),
+        back_bits=plan.partition.back_bits, kv_bits=back_kv_bits(device, plan.partition.back_bits),
         sessions=[load for _, load in sessions],
         skipped_layers=[split - SPLIT for split, _ in sessions],
     )  # fmt: skip

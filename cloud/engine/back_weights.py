@@ -66,15 +66,20 @@ def load_back(
     first_layer: int,
     device: torch.device | str = "cpu",
     weight_files: Sequence[Path] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> BackModel:
     """Read `config.json` and the weights of `folder` (tensor names as transformers has them).
 
     weight_files: the safetensors files to read, such as those that a bundle's manifest lists.
     None: all of the folder, which is for folders without a manifest.
 
-    A linear layer's weight is NAME, or NAME.int8 [out, in] with NAME.scale [out]. On a CPU 16-bit
-    weights become float32, which is exact and faster there; on CUDA they stay. Raises WeightsError
-    for a model that is not supported, and for a tensor that is missing or of the wrong shape.
+    dtype: what to compute in. None: on a CPU float32, to which 16-bit weights are widened (exact,
+    and faster there); on CUDA bfloat16, unless the matrices are float32. A plan counts the same
+    (`optimizer.cost.cloud.back_compute_bits`).
+
+    A linear layer's weight is NAME, or NAME.int8 [out, in] with NAME.scale [out]. Raises
+    WeightsError for a model that is not supported, and for a tensor that is missing or of the wrong
+    shape.
     """
     config = _config(folder)
     if not 0 <= first_layer <= config.num_hidden_layers:
@@ -82,7 +87,7 @@ def load_back(
     if weight_files is None:
         weight_files = sorted(folder.glob("*.safetensors"))
     tensors = _TensorFiles(folder, weight_files, torch.device(device))
-    dtype = tensors.compute_dtype()
+    dtype = dtype or tensors.compute_dtype()
     try:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(
@@ -110,6 +115,11 @@ def load_back(
         dtype=dtype,
         device=torch.device(device),
     )
+
+
+def compute_dtype(device: str, *, has_float32_matrices: bool) -> torch.dtype:
+    """What a back computes in on this type of device: see `load_back`."""
+    return torch.float32 if device == "cpu" or has_float32_matrices else torch.bfloat16
 
 
 def _config(folder: Path) -> Any:
@@ -180,11 +190,13 @@ class _TensorFiles(Mapping[str, Tensor]):
         return tensor
 
     def compute_dtype(self) -> torch.dtype:
-        """What the layers compute in on this device: the norms' dtype, float32 on a CPU."""
-        if self._device.type == "cpu":
-            return torch.float32
-        stored = {self[name].dtype for name in self if name.endswith("norm.weight")}
-        return stored.pop() if len(stored) == 1 else torch.float32
+        """What the layers compute in on this device: see `load_back`."""
+        has_float32 = any(self._is_float32_matrix(name) for name in self)
+        return compute_dtype(self._device.type, has_float32_matrices=has_float32)
+
+    def _is_float32_matrix(self, name: str) -> bool:
+        part = self._file_of[name].get_slice(name)
+        return part.get_dtype() == "F32" and len(part.get_shape()) > 1
 
 
 def _fill(module: nn.Module, prefix: str, tensors: _TensorFiles, dtype: torch.dtype) -> nn.Module:
@@ -204,7 +216,7 @@ def _fill(module: nn.Module, prefix: str, tensors: _TensorFiles, dtype: torch.dt
         if child.bias is not None:
             bias = tensors.need(_join(prefix, name, "bias"), shape[:1]).float()
         parent, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent), attribute, int8_linear(codes, scale, bias))
+        setattr(module.get_submodule(parent), attribute, int8_linear(codes, scale, bias, dtype))
     for name, parameter in list(module.named_parameters()):
         tensor = tensors.need(_join(prefix, name), tuple(parameter.shape)).to(dtype)
         parent, _, attribute = name.rpartition(".")

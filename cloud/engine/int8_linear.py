@@ -92,18 +92,27 @@ class Int8Linear(nn.Module):
 
 
 class DequantizedLinear(nn.Module):
-    """The same numbers through float32 weights: where the integer product is not exact."""
+    """The same numbers through float weights of `dtype`: where the integer product is not exact.
+
+    Takes and returns `dtype`. bfloat16 rounds a weight to 8 bits of mantissa.
+    """
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.register_buffer("weight", codes.float() * scale[:, None])
-        self.register_buffer("bias", bias)
+        self.register_buffer("weight", (codes.float() * scale[:, None]).to(dtype))
+        self.register_buffer("bias", None if bias is None else bias.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32 [..., in] -> [..., out]."""
+        """[..., in] -> [..., out]."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -118,13 +127,26 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat((first, second)).to(torch.int8), scale
 
 
-def int8_linear(codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> nn.Module:
-    """The fast layer where this machine multiplies int8 exactly, the float one elsewhere."""
-    device = codes.device.type
-    exact = integer_product_is_exact(device) or (device == "cpu" and native.load() is not None)
-    exact = exact and codes.shape[1] <= MAX_EXACT_WIDTH
-    kind = Int8Linear if exact else DequantizedLinear
-    return kind(codes, scale, bias)
+def int8_linear(
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The integer layer where this machine can run it, else one of `dtype`, the compute type."""
+    if runs_int8(codes.device.type, dtype) and codes.shape[1] <= MAX_EXACT_WIDTH:
+        return Int8Linear(codes, scale, bias)
+    return DequantizedLinear(codes, scale, bias, dtype)
+
+
+def runs_int8(device: str, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether weights stay int8 in a back that computes in `dtype` on this type of device.
+
+    Only CPUs do that yet: torch's integer product on a GPU refuses 16 rows and fewer.
+    """
+    if device != "cpu" or dtype != torch.float32:
+        return False
+    return integer_product_is_exact(device) or native.load() is not None
 
 
 @functools.cache

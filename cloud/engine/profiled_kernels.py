@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from cloud.engine.back_engine import BackEngine, BatchEntry
-from cloud.engine.int8_linear import Int8Linear, int8_linear
+from cloud.engine.back_weights import compute_dtype
+from cloud.engine.int8_linear import Int8Linear, int8_linear, runs_int8
 from cloud.engine.threads import use_threads
 from cloud.kv.pool import KvLease, KvPool
 from decoding.params import SamplingParams
@@ -52,6 +53,7 @@ class TorchKernels:
         # A CPU widens 16 bits to 32 at load.
         self.weight_bits: tuple[int, ...] = (8, 32) if on_cpu else (8, 16, 32)
         self.kv_bits = 32 if on_cpu else 16
+        self.runs_int8 = runs_int8(self._device.type)
 
     def versions(self) -> dict[str, str]:
         """See BackKernels."""
@@ -121,12 +123,14 @@ class TorchKernels:
         )
 
     def _dtype(self, weight_bits: int) -> torch.dtype:
-        return torch.bfloat16 if weight_bits == 16 else torch.float32
+        return compute_dtype(self._device.type, has_float32_matrices=weight_bits == 32)
 
     def _linear(self, inputs: int, outputs: int, weight_bits: int) -> nn.Module:
         if weight_bits == 8:
             codes, scale = _int8_codes(inputs, outputs)
-            layer = int8_linear(codes.to(self._device), scale.to(self._device))
+            layer = int8_linear(
+                codes.to(self._device), scale.to(self._device), dtype=self._dtype(weight_bits)
+            )
             if isinstance(layer, Int8Linear):
                 layer.pack()
             return layer

@@ -1,10 +1,10 @@
 """Which KV blocks are free, counted exactly. Without torch.
 
-A block is BLOCK_TOKENS positions of one layer (`cloud.kv.pool`). A session asks for `num_blocks`
-blocks of each of `num_layers` layers. Attention reads a layer in place where its blocks are
-consecutive, so the smallest hole that is large enough is taken (best fit). Where there is none, the
-request is cut across the largest holes, each a run of fewer blocks of all layers. Fragmentation
-thus makes block tables longer and refuses no session.
+A block is some positions of one layer (`optimizer.policy.kv_blocks`). A session asks for
+`num_blocks` blocks of each of `num_layers` layers. Attention reads a layer in place where its
+blocks are consecutive, so the smallest hole that is large enough is taken (best fit). Where there
+is none, the request is cut across the largest holes, each a run of fewer blocks of all layers.
+Fragmentation thus makes block tables longer and refuses no session.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keys and values of all sessions in blocks: reserved at admission, counted exactly, shared.
 
-One arena holds everything: [blocks * BLOCK_TOKENS, 2 * KV heads, head_dim], keys before values. A
-block is BLOCK_TOKENS positions of one layer. A session reserves the blocks of its whole
+One arena holds everything: [blocks * KV_BLOCK_TOKENS, 2 * KV heads, head_dim], keys before values.
+A block is KV_BLOCK_TOKENS positions of one layer. A session reserves the blocks of its whole
 `max_tokens` at admission, so it can never run out later; growing and rolling back change a number.
 
 A session's block table is a list of *extents*. An extent is a run of blocks with the same positions
@@ -20,14 +20,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from cloud.errors import BadOpenError, CapacityError, StartError
 from cloud.kv.blocks import BlockAllocator, Run
-
-BLOCK_TOKENS: Final = 16
+from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS, num_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +40,8 @@ class KvShape:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block: BLOCK_TOKENS positions of one layer."""
-        return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize * BLOCK_TOKENS
+        """Bytes of one block: KV_BLOCK_TOKENS positions of one layer."""
+        return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize * KV_BLOCK_TOKENS
 
     def num_bytes(self, *, split: int, max_tokens: int) -> int:
         """Bytes that a session entering at layer `split` reserves: whole blocks, every layer."""
@@ -62,7 +61,7 @@ class Extent:
     @property
     def num_tokens(self) -> int:
         """Positions that it holds."""
-        return self.run.num_blocks * BLOCK_TOKENS
+        return self.run.num_blocks * KV_BLOCK_TOKENS
 
 
 class Segment(NamedTuple):
@@ -136,7 +135,7 @@ class KvLease:
         for extent, first, last in self.segments:
             low, high = max(begin, first), min(end, last)
             if low < high:
-                row = extent.run.start * BLOCK_TOKENS + low - first
+                row = extent.run.start * KV_BLOCK_TOKENS + low - first
                 yield ArenaSpan(row, extent.num_tokens, high - low)
 
     def rollback(self, length: int) -> None:
@@ -197,7 +196,7 @@ class KvPool:
         self._blocks = BlockAllocator(limit_bytes // shape.block_bytes)
         self._num_cached_blocks = 0  # held by the prefix cache alone
         self._num_leases = 0
-        rows = self._blocks.num_blocks * BLOCK_TOKENS
+        rows = self._blocks.num_blocks * KV_BLOCK_TOKENS
         try:
             self.arena = torch.empty(
                 (rows, 2 * shape.num_kv_heads, shape.head_dim), dtype=shape.dtype, device=device
@@ -247,7 +246,7 @@ class KvPool:
         Raises CapacityError where it does not fit now, BadOpenError where it never will.
         """
         num_shared = shared.num_tokens if shared else 0
-        cut = max(num_shared, shareable_tokens // BLOCK_TOKENS * BLOCK_TOKENS)
+        cut = max(num_shared, shareable_tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS)
         spans = [span for span in ((num_shared, cut), (cut, max_tokens)) if span[0] < span[1]]
         layers = self.shape.num_layers - split
         needed = layers * sum(num_blocks(end - begin) for begin, end in spans)
@@ -322,8 +321,3 @@ class KvPool:
         self._num_cached_blocks += extent.run.size * (is_cached_only - was_cached_only)
         if extent.num_leases == 0 and extent.num_cached == 0:
             self._blocks.give_back(extent.run)
-
-
-def num_blocks(num_tokens: int) -> int:
-    """Blocks of one layer that hold `num_tokens` positions."""
-    return -(-num_tokens // BLOCK_TOKENS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from cloud.errors import CapacityError, CloudError, DrainingError
-from cloud.kv.pool import BLOCK_TOKENS, KvLease, KvPool, num_blocks
+from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, PrefixCache
 from cloud.sessions.lifecycle import (
     Lifecycle,
@@ -22,6 +22,7 @@ from cloud.sessions.served_model import ServedModel
 from cloud.sessions.session import Keep, ServerSession
 from cloud.sessions.tenants import ANONYMOUS, Tenant
 from optimizer.policy.admission import AdmissionRule, ServerLoad
+from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS, num_blocks
 from protos.messages import Description, Open
 from protos.prefix import begin_chain
 
@@ -256,7 +257,7 @@ class Admission:
             return None
 
         def keep(tokens: tuple[int, ...], num_frames: int, chain: bytes) -> None:
-            if len(tokens) <= shareable_tokens and len(tokens) % BLOCK_TOKENS == 0:
+            if len(tokens) <= shareable_tokens and len(tokens) % KV_BLOCK_TOKENS == 0:
                 self._prefixes.keep(
                     tenant, lease, tokens=tokens, num_frames=num_frames, chain=chain
                 )

@@ -264,9 +264,9 @@ def _kernel(
 
 
 def _compute(kernels: BackKernels, bits: int) -> Compute:
-    if bits == 16:
-        return "bf16"
-    return "int8" if bits == 8 and kernels.engine == "torch-cpu" else "fp32"
+    if bits == 8 and kernels.runs_int8:
+        return "int8"
+    return "fp32" if bits == 32 or kernels.engine == "torch-cpu" else "bf16"
 
 
 def _overheads(rates: BackRates, sampled: Timing, message: Timing | None) -> Overheads:

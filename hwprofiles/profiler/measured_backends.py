@@ -47,7 +47,8 @@ class BackStack(Protocol):
 class BackKernels(Protocol):
     """The server's kernels on one device.
 
-    `weight_bits`: the precisions it computes in. `kv_bits`: what its caches hold.
+    `weight_bits`: the precisions that it stores. `kv_bits`: what its caches hold. `runs_int8`:
+    8-bit weights stay 8 bits in memory; otherwise they are widened to the compute type.
     """
 
     engine: Engine
@@ -55,6 +56,7 @@ class BackKernels(Protocol):
     num_threads: int
     weight_bits: tuple[int, ...]
     kv_bits: int
+    runs_int8: bool
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries whose kernels these are."""

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.profiles.device import Compute, DeviceProfile
 from hwprofiles.profiles.rates import Floats, Quantity, layer_rest_s, matrix_s
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.cost.attention import (
@@ -51,15 +51,29 @@ class SessionGroup(NamedTuple):
     skipped: int = 0
 
 
-def back_kv_bits(device: DeviceProfile) -> int:
-    """Bits of the server's KV cache: its compute type's, which a CPU widens to float32."""
-    return 32 if device.platform.engine.endswith("cpu") else 16
+# What a weight takes where a device has no 8-bit arithmetic, by the type it computes in.
+_WIDENED_BITS: Final[Mapping[Compute, int]] = {"int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
+
+
+def back_kv_bits(device: DeviceProfile, back_bits: int) -> int:
+    """Bits of the server's KV cache: those of the type it computes in (`back_weights.py`)."""
+    on_cpu = device.platform.engine.endswith("cpu")
+    return 32 if on_cpu or back_bits == 32 else 16
 
 
 def back_compute_bits(device: DeviceProfile, back_bits: int) -> int:
-    """Bits that the kernels read for weights stored at `back_bits`: a CPU widens 16 to 32 at load
-    (halves are slow there)."""
-    return 32 if back_bits == 16 and device.platform.engine.endswith("cpu") else back_bits
+    """Bits of a weight stored at `back_bits` in the server's memory, which its kernels read.
+
+    A CPU widens 16 to 32 at load (halves are slow there). Where a device does not multiply int8, 8
+    are widened to what its kernel for them computes in: to 16 on a GPU, to 32 on a CPU that has no
+    exact int8 product.
+    """
+    if back_bits == 16 and device.platform.engine.endswith("cpu"):
+        return 32
+    if back_bits == 8:
+        types = [kernel.compute for kernel in device.kernels if kernel.weight_bits == 8]
+        return min((_WIDENED_BITS[compute] for compute in types), default=8)
+    return back_bits
 
 
 class BackCost:

@@ -66,7 +66,7 @@ class RequestSetting:
             self.geometry,
             num_layers=self.geometry.num_layers - self.partition.split,
             back_bits=self.partition.back_bits,
-            kv_bits=back_kv_bits(self.cloud),
+            kv_bits=back_kv_bits(self.cloud, self.partition.back_bits),
         )
 
     @property

@@ -26,6 +26,7 @@ from optimizer.cost.round_trip import (
     round_over,
 )
 from optimizer.errors import PlanError
+from optimizer.policy.kv_blocks import reserved_tokens, tokens_in
 from optimizer.search.link_independent import LinkIndependent, Mask
 
 _OF_SPLITS = (slice(None), None, None, None, None)  # [S] to [S, 1, 1, 1, 1]
@@ -143,9 +144,9 @@ class Grid:
         longest = fixed.edge_bytes.longest(self.edge_memory_limit_bytes)
         kv = np.maximum(fixed.cloud_kv_bytes_per_token, 1e-9)
         room = self.cloud_memory_limit_bytes - fixed.cloud_weight_bytes
-        per_session = np.floor(room / limits.num_sessions / kv)
+        per_session = tokens_in(room / limits.num_sessions / kv)
         if limits.cloud_memory_per_session_bytes is not None:
-            own = np.floor(limits.cloud_memory_per_session_bytes / kv)
+            own = tokens_in(limits.cloud_memory_per_session_bytes / kv)
             per_session = np.minimum(per_session, own)
         longest = np.minimum(longest, np.where(fixed.is_whole, np.inf, np.maximum(per_session, 0)))
         if limits.max_tbt_s is not None:
@@ -165,7 +166,7 @@ class Grid:
     def cloud_memory_per_session_bytes(self) -> Floats:
         """A session's cache on the server at `max_tokens`."""
         tokens = np.maximum(self.max_tokens, self.problem.max_tokens)
-        return np.asarray(self.fixed.cloud_kv_bytes_per_token * tokens)
+        return np.asarray(self.fixed.cloud_kv_bytes_per_token * reserved_tokens(tokens))
 
     @cached_property
     def cloud_memory_bytes(self) -> Floats:
@@ -179,6 +180,7 @@ class Grid:
         `max_tokens`, and what is left to ask is whether that is long enough."""
         limits, fixed, problem = self.limits, self.fixed, self.problem
         index = fixed.lengths.index(problem.max_tokens)
+        reserved = reserved_tokens(problem.max_tokens)
         found: list[tuple[str, Floats, float | None]] = [
             (
                 "edge memory",
@@ -187,13 +189,13 @@ class Grid:
             ),
             (
                 "cloud memory per session",
-                fixed.cloud_kv_bytes_per_token * problem.max_tokens,
+                fixed.cloud_kv_bytes_per_token * reserved,
                 limits.cloud_memory_per_session_bytes,
             ),
             (
                 "cloud memory",
                 fixed.cloud_weight_bytes
-                + limits.num_sessions * problem.max_tokens * fixed.cloud_kv_bytes_per_token,
+                + limits.num_sessions * reserved * fixed.cloud_kv_bytes_per_token,
                 self.cloud_memory_limit_bytes,
             ),
         ]

@@ -173,14 +173,19 @@ class LinkIndependent:
 
     @cached_property
     def cloud_kv_bytes_per_token(self) -> Floats:
-        """A session's cache on the server, [S, 1, 1, 1, 1, 1, 1]."""
+        """A session's cache on the server, [S, 1, B, 1, 1, 1, 1]."""
         geometry, space = self.problem.geometry, self.problem.space
-        bits = back_kv_bits(self.problem.cloud)
+        caches = [back_kv_bits(self.problem.cloud, bits) for bits in space.back_bits]
         values = [
-            geometry.kv_bytes(num_layers=geometry.num_layers - split, num_tokens=1, kv_bits=bits)
+            [
+                geometry.kv_bytes(
+                    num_layers=geometry.num_layers - split, num_tokens=1, kv_bits=bits
+                )
+                for bits in caches
+            ]
             for split in space.splits
         ]
-        return np.array(values, dtype=np.float64).reshape(-1, 1, 1, 1, 1, 1, 1)
+        return np.array(values, dtype=np.float64)[:, None, :, None, None, None, None]
 
     @cached_property
     def prompts(self) -> tuple[PromptChunks, ...]:

@@ -149,7 +149,7 @@ class StepTimes:
                 problem.geometry,
                 num_layers=problem.geometry.num_layers - np.array(problem.space.splits)[:, None],
                 back_bits=bits,
-                kv_bits=back_kv_bits(problem.cloud),
+                kv_bits=back_kv_bits(problem.cloud, bits),
             )
             for bits in problem.space.back_bits
         ]

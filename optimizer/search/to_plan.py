@@ -18,6 +18,7 @@ from optimizer.cost.request import (
     predict_request,
 )
 from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS, OPEN_ROUND_TRIPS, RequestParts
+from optimizer.policy.kv_blocks import reserved_tokens
 from optimizer.search.grid import Grid
 from optimizer.search.problem import Cell, DraftOption, FrontPrecision
 
@@ -86,8 +87,8 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
     }
     session = problem.geometry.kv_bytes(
         num_layers=problem.geometry.num_layers - plan.partition.split,
-        num_tokens=plan.max_tokens,
-        kv_bits=back_kv_bits(problem.cloud),
+        num_tokens=reserved_tokens(plan.max_tokens),
+        kv_bits=back_kv_bits(problem.cloud, plan.partition.back_bits),
     )
     shape = space.shape
     index = next(i for i, n in enumerate(grid.fixed.lengths) if n >= plan.max_tokens)

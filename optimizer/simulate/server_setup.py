@@ -62,4 +62,6 @@ def sample_s(setup: Setup) -> float:
 
 
 def _kv_bits(setup: Setup) -> int:
-    return setup.scenario.servers.kv_bits or back_kv_bits(setup.server_device)
+    return setup.scenario.servers.kv_bits or back_kv_bits(
+        setup.server_device, setup.plan.partition.back_bits
+    )

@@ -323,10 +323,23 @@ def test_an_assumed_loss_of_quality_is_said(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_profile_of_kernels_that_the_edge_does_not_run_is_named(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    arguments = ("--edge", "jetson-orin-nano-8gb", "--cloud", "a100-80gb", "--link", "4g")
+    profile = load_device("jetson-orin-nano-8gb")
+    on_gpu = replace(profile, platform=replace(profile.platform, engine="onnxruntime-cuda"))
+    file = tmp_path / "gpu.yaml"
+    file.write_text(device_to_yaml(on_gpu))
+    arguments = ("--edge", str(file), "--cloud", "a100-80gb", "--link", "4g")
     assert main(["plan", "--model", "smollm2-135m", *arguments, "--json"]) == 0
     captured = capsys.readouterr()
     assert "onnxruntime-cuda, and the edge runs onnxruntime-cpu only" in captured.err
     json.loads(captured.out)
+
+
+def test_a_plan_for_a_gpu_server_counts_16_bits_a_weight(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A GPU server widens weights of 8 bits, so they save nothing: 7 B weights are 13 GB."""
+    found = planned(capsys, "plan", "--model", "llama-2-7b", *PI, "--link", "4g", "--split", "0")
+    assert found["back_bits"] == 16
+    assert 13e9 < found["predicted"]["cloud_memory_bytes"] < 16e9

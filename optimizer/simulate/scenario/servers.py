@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from optimizer.errors import ScenarioError
 from optimizer.policy.batching import Scheduler
+from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Servers:
     max_sessions: int = 64
     kv_memory_bytes: float = 1 << 30
     kv_bits: int | None = None
-    block_tokens: int = 16
+    block_tokens: int = KV_BLOCK_TOKENS
     waiting: int = 16
     max_wait_s: float = 2.0
     batch: Scheduler = field(default_factory=Scheduler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,16 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from cloud.engine.back_engine import BackEngine, BatchEntry
-from cloud.engine.back_weights import load_back
+from cloud.engine.back_weights import compute_dtype, load_back
+from cloud.engine.profiled_kernels import write_random_back
 from cloud.engine.rotary import max_positions
 from cloud.errors import WeightsError
 from cloud.kv.pool import KvPool
+from hwprofiles.profiler.measured_backends import StackShape
+from hwprofiles.profiles.catalog import load_device
+from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.cost.cloud import back_compute_bits, back_kv_bits
+from optimizer.cost.weights import back_weight_bytes
 from tests.cloud.tiny_bundle import save_back
 from tests.tiny_models import make_tiny_model
 
@@ -136,3 +143,51 @@ def test_a_hostile_config_is_named(back: Path, text: str) -> None:
     with pytest.raises(WeightsError, match=r"config\.json|is missing|has shape") as caught:
         load_back(back, first_layer=2)
     assert "\n" not in str(caught.value)
+
+
+SHAPE = StackShape(width=256, inner=768, num_heads=4, num_kv_heads=2, head_dim=64, vocab_size=2000)
+GEOMETRY = ModelGeometry(
+    architecture="llama",
+    vocab_size=2000,
+    hidden_size=256,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    intermediate_size=768,
+    context_length=2048,
+    tied_embeddings=False,
+)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("server", ["local-epyc-2core-cloud", "a100-80gb"])
+def test_a_plan_counts_the_weights_and_the_cache_that_the_server_holds(
+    tmp_path: Path, server: str, bits: int
+) -> None:
+    device = load_device(server)
+    kind = device.platform.engine.removeprefix("torch-")
+    dtype = compute_dtype(kind, has_float32_matrices=bits == 32)
+    stored = torch.bfloat16 if bits == 16 else torch.float32
+    write_random_back(tmp_path, SHAPE, num_layers=3, weight_bits=bits, dtype=stored)
+    model = load_back(tmp_path, first_layer=0, dtype=dtype)
+    planned = back_weight_bytes(GEOMETRY, 0, back_compute_bits(device, bits))
+    assert model.num_bytes == pytest.approx(planned, rel=0.01)
+    engine = BackEngine(model)
+    assert 8 * engine.kv_shape.dtype.itemsize == back_kv_bits(device, bits)
+    # And it runs: near the same weights in float32.
+    exact = BackEngine(load_back(tmp_path, first_layer=0))
+    rows = torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
+    answers = []
+    for each in (engine, exact):
+        with KvPool(each.kv_shape, limit_bytes=1 << 20).lease(split=0, max_tokens=5) as lease:
+            answers += each.forward([BatchEntry(lease=lease, rows=rows, num_logits=5)])
+    error = (answers[0].float() - answers[1]).norm() / answers[1].norm()
+    assert error < (0.03 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_a_server_without_an_exact_int8_product_counts_what_it_widens_to() -> None:
+    device = load_device("local-epyc-2core-cloud")
+    kernels = tuple(replace(kernel, compute="fp32") for kernel in device.kernels)
+    assert back_compute_bits(device, 8) == 8
+    assert back_compute_bits(replace(device, kernels=kernels), 8) == 32

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 
 from cloud.errors import BadOpenError, CapacityError, StartError
-from cloud.kv.pool import BLOCK_TOKENS, KvLease, KvPool, KvShape, SharedPrefix
+from cloud.kv.pool import KvLease, KvPool, KvShape, SharedPrefix
+from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS, reserved_tokens, tokens_in
 
 SHAPE = KvShape(num_layers=30, num_kv_heads=3, head_dim=64)
 
@@ -108,10 +110,10 @@ def test_threads_agree_on_the_books() -> None:
 def test_a_session_whose_room_is_in_holes_gets_them_all() -> None:
     layers = SHAPE.num_layers
     pool = KvPool(SHAPE, limit_bytes=8 * layers * SHAPE.block_bytes)
-    leases = [pool.lease(split=0, max_tokens=BLOCK_TOKENS) for _ in range(8)]
+    leases = [pool.lease(split=0, max_tokens=KV_BLOCK_TOKENS) for _ in range(8)]
     for index in (1, 3, 4, 6):
         leases[index].close()
-    lease = pool.lease(split=0, max_tokens=4 * BLOCK_TOKENS)
+    lease = pool.lease(split=0, max_tokens=4 * KV_BLOCK_TOKENS)
     assert pool.used_bytes == pool.limit_bytes
     assert [(s.begin, s.end) for s in lease.segments] == [(0, 32), (32, 48), (48, 64)]
     with pytest.raises(CapacityError):
@@ -173,3 +175,14 @@ def test_spans_say_where_positions_lie_in_every_layer() -> None:
     ]
     assert len(set(rows)) == len(rows) == 2 * (32 + 24)
     assert list(lease.spans(0, 16)) == list(shared.spans(0, 16))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16, 17, 1000, 1008])
+def test_plans_count_the_positions_that_a_session_reserves(num_tokens: int) -> None:
+    token_bytes = 2 * SHAPE.num_layers * SHAPE.num_kv_heads * SHAPE.head_dim * 4
+    reserved = SHAPE.num_bytes(split=0, max_tokens=num_tokens)
+    assert reserved_tokens(num_tokens) * token_bytes == reserved
+    assert reserved_tokens(np.array([float(num_tokens)])) * token_bytes == reserved
+    # A budget of those bytes holds that session, and one byte less does not.
+    room = np.array([reserved, reserved - 1]) / token_bytes
+    assert list(tokens_in(room) >= num_tokens) == [True, False]

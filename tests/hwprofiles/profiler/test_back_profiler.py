@@ -58,6 +58,7 @@ class FormulaKernels:
     num_threads = 2
     weight_bits: tuple[int, ...] = (8, 32)
     kv_bits = 32
+    runs_int8 = True
 
     def versions(self) -> dict[str, str]:
         return {"torch": "0"}

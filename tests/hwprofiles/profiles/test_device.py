@@ -67,6 +67,21 @@ def test_rates_are_either_measured_or_carry_an_efficiency(name: str) -> None:
             assert profile.measured or curve.efficiency_source is not None
 
 
+@pytest.mark.parametrize("name", shipped_devices())
+def test_a_shipped_profile_has_the_kernels_that_its_role_runs(name: str) -> None:
+    profile = load_device(name)
+    engines = {"edge": {"onnxruntime-cpu"}, "cloud": {"torch-cpu", "torch-cuda"}}
+    for role in profile.roles:
+        assert profile.platform.engine in engines[role]
+
+
+def test_a_jetsons_cpu_is_as_fast_as_what_is_reported_of_it() -> None:
+    """SmolLM-135M with llama.cpp: 84.2 tokens/s, 2.92 times a Raspberry Pi 4."""
+    nano, pi = (load_device(name) for name in ("jetson-orin-nano-8gb", "raspberry-pi-4-4gb"))
+    ratio = nano.memory.bandwidth_bytes_per_s.effective / pi.memory.bandwidth_bytes_per_s.effective
+    assert ratio == pytest.approx(84.2 / 28.8, rel=0.02)
+
+
 def test_bandwidths_are_those_of_the_data_sheets() -> None:
     sheet = {
         "raspberry-pi-5-8gb": 17.07e9,  # 4267 MT/s * 4 bytes

@@ -298,7 +298,7 @@ def _back_s(
         deployment.geometry,
         num_layers=deployment.geometry.num_layers - deployment.partition.split,
         back_bits=deployment.partition.back_bits,
-        kv_bits=back_kv_bits(deployment.cloud),
+        kv_bits=back_kv_bits(deployment.cloud, deployment.partition.back_bits),
         sessions=[SessionRows(num_rows, position), *others],
         num_logits=num_logits + sum(other.num_rows for other in others),
     )

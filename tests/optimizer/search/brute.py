@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
@@ -49,11 +50,13 @@ class BruteForce:
         problem = self.problem
         split = problem.space.splits[outcome.cell.split]
         whole = split == problem.geometry.num_layers
-        kv_bits = back_kv_bits(problem.cloud)
-        session = problem.geometry.kv_bytes(
-            num_layers=problem.geometry.num_layers - split, num_tokens=tokens, kv_bits=kv_bits
-        )
         bits = problem.space.back_bits[outcome.cell.back]
+        blocks = math.ceil(tokens / 16)
+        session = problem.geometry.kv_bytes(
+            num_layers=problem.geometry.num_layers - split,
+            num_tokens=16 * blocks,
+            kv_bits=back_kv_bits(problem.cloud, bits),
+        )
         weights = back_weight_bytes(problem.geometry, split, back_compute_bits(problem.cloud, bits))
         base = problem.cloud.memory.runtime_base_bytes.value
         cloud = 0.0 if whole else base + weights + limits.num_sessions * session
