@@ -6,11 +6,12 @@ release the GIL while they compute. A decoding step is one piece.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Final, TypeVar
+
+from hwprofiles.cpus import usable_cpus
 
 Result = TypeVar("Result")
 
@@ -37,4 +38,4 @@ def by_chunks(
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), "codec")
+    return ThreadPoolExecutor(min(_MAX_THREADS, usable_cpus()), "codec")

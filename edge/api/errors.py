@@ -15,6 +15,8 @@ from edge.errors import (
     ContextLengthError,
     EdgeError,
     InputError,
+    MisconfiguredError,
+    PeerError,
     RefusedError,
     TransportError,
 )
@@ -104,6 +106,13 @@ def api_error(error: Exception) -> ApiError:
             status=502,
             kind="server_error",
             code="server_refused",
+        )
+    if isinstance(error, PeerError | MisconfiguredError):  # asking again brings the same
+        return ApiError(
+            f"the cloud server cannot be used: {error}",
+            status=502,
+            kind="server_error",
+            code="server_unusable",
         )
     if isinstance(error, TransportError):
         return ApiError(

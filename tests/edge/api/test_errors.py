@@ -13,6 +13,8 @@ from edge.errors import (
     FrontError,
     InputError,
     LostError,
+    MisconfiguredError,
+    PeerError,
     RefusedError,
 )
 
@@ -25,6 +27,8 @@ from edge.errors import (
         (ContextLengthError("too long"), 400, "context_length_exceeded"),
         (BusyError("full", retry_after_s=2.5), 429, "server_full"),
         (RefusedError("another model"), 502, "server_refused"),
+        (PeerError("the server broke the protocol"), 502, "server_unusable"),
+        (MisconfiguredError("this server speaks TLS"), 502, "server_unusable"),
         (ConnectError("away"), 503, "server_lost"),
         (LostError("cut"), 503, "server_lost"),
         (FrontError("kernel"), 500, "FrontError"),
