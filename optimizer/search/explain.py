@@ -1,8 +1,8 @@
-"""Why this configuration: what binds, what more of it would buy, and where the answer flips.
+"""Why this configuration: which limits bind, what more of each would gain, where the split changes.
 
-Everything is found by solving again with something changed, which the kept tables make cheap, so
-an explanation is as exact as the plan itself. Flips are looked for along a geometric scan and then
-bisected: a window narrower than a step of the scan (7 %) may be passed over.
+Each answer comes from solving again with one input changed. The kept tables make that cheap, and
+an explanation is as exact as the plan. Changes of the split are searched on a geometric scan and
+then bisected. A range narrower than a step of the scan (7 %) can be missed.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ BISECTIONS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShadowPrice:
-    """What one change would buy: the objective before and after, and the split after it (None:
-    the change leaves no plan)."""
+    """What one change would gain: the objective before and after, and the split after it (None: no
+    plan is left)."""
 
     change: str
     before: float
@@ -47,7 +47,7 @@ class ShadowPrice:
 
     @property
     def gain(self) -> float:
-        """How much the objective falls (for `context`: how many tokens come in)."""
+        """How much the objective falls (for `context`: how many tokens are gained)."""
         return self.before - self.after
 
 
@@ -64,7 +64,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relaxation:
-    """The least that one limit has to give for a plan to exist, all others as they are. `needed`
+    """How far one limit must be relaxed for a plan to exist, with all others unchanged. `needed`
     None: no value of this limit alone is enough."""
 
     limit: str
@@ -74,7 +74,7 @@ class Relaxation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """What changes would buy, and where the chosen split would be another."""
+    """What changes would gain, and where the chosen split would change."""
 
     prices: tuple[ShadowPrice, ...]
     flips: tuple[Flip, ...]
@@ -111,7 +111,7 @@ def binding_limits(planner: Planner, link: LinkPoint, found: Found) -> tuple[str
 
 
 def shadow_prices(planner: Planner, link: LinkPoint, found: Found) -> tuple[ShadowPrice, ...]:
-    """What 64 MiB, 10 Mbit/s up and 10 ms would buy, and a tenth more of each other limit."""
+    """What 64 MiB, 10 Mbit/s up and 10 ms would gain, and a tenth more of each other limit."""
     limits = found.grid.limits
     memory = found.grid.edge_memory_limit_bytes + MORE_MEMORY_BYTES
     asked: list[tuple[str, LinkPoint, Limits]] = [

@@ -65,8 +65,8 @@ def value_of(grid: Grid, cell: Cell, key: str) -> float:
 
 
 def pareto(grid: Grid, mask: Mask, axes: tuple[str, ...] = PARETO_AXES) -> list[Cell]:
-    """The configurations that no other one beats in one of `axes` without losing in another,
-    one for each distinct point, in rising order of the first axis."""
+    """The Pareto front: configurations that no other one dominates in `axes`, one for each distinct
+    point, in rising order of the first axis."""
     cells = np.argwhere(mask)
     if not len(cells):
         return []
@@ -81,7 +81,7 @@ def pareto(grid: Grid, mask: Mask, axes: tuple[str, ...] = PARETO_AXES) -> list[
     for index in range(len(points)):
         if not alive[index]:
             continue
-        # In this order no later point beats an earlier one, so what is alive here is on the front.
+        # In this order no later point dominates an earlier one: what remains is on the front.
         kept.append(index)
         alive &= ~(points >= points[index] - TIE * np.abs(points[index])).all(axis=1)
     return [Cell(*map(int, cells[index])) for index in kept]

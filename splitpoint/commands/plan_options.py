@@ -74,7 +74,7 @@ class LimitOptions:
     ] = None
     max_ttft: Annotated[
         float | None,
-        typer.Option(help="Most seconds to the first token, over a connection that stands."),
+        typer.Option(help="Most seconds to the first token, over an open connection."),
     ] = None
     max_tbt: Annotated[
         float | None, typer.Option(help="Most seconds between tokens, up to the longest sequence.")
@@ -213,7 +213,10 @@ class PlanOutputOptions:
         Path | None, typer.Option(help="Draw latency, memory, front and map here (PNG).")
     ] = None
     pareto: Annotated[
-        bool, typer.Option("--pareto", help="Print every plan that no other one beats.")
+        bool,
+        typer.Option(
+            "--pareto", help="Print the Pareto front: plans that no other plan dominates."
+        ),
     ] = False
     as_json: JsonOption = False
 

@@ -1,4 +1,4 @@
-"""`splitpoint train-draft`: teach a bundle's edge to guess what its cloud will say."""
+"""`splitpoint train-draft`: train the drafting head of a bundle."""
 
 from __future__ import annotations
 
