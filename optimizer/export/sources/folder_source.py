@@ -53,7 +53,7 @@ class FolderSource(ModelSource):
         """See ModelSource."""
         return self.folder
 
-    def load_tokenizer(self) -> Any:
+    def _load_tokenizer(self) -> Any:
         """See ModelSource."""
         from transformers import AutoTokenizer
 

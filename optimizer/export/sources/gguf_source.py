@@ -64,7 +64,7 @@ class GgufSource(ModelSource):
         """See ModelSource."""
         return self.path
 
-    def load_tokenizer(self) -> Any:
+    def _load_tokenizer(self) -> Any:
         """See ModelSource."""
         from transformers import AutoTokenizer
 

@@ -62,7 +62,7 @@ class ModelSource(ABC):
         """The folder or the file, as messages name it."""
 
     @abstractmethod
-    def load_tokenizer(self) -> Any:
+    def _load_tokenizer(self) -> Any:
         """The transformers tokenizer. Raises ModelError where its files are not readable."""
 
     @abstractmethod
@@ -110,6 +110,17 @@ class ModelSource(ABC):
         if name == HEAD_NAME and self.config.tie_word_embeddings:
             self._check_tied_head(tensor)
         return tensor
+
+    def load_tokenizer(self) -> Any:
+        """The transformers tokenizer, read once: callers share it and must not change it.
+
+        Raises ModelError where its files are not readable.
+        """
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self._load_tokenizer()
 
     def load_model(self) -> Any:
         """The whole transformers model in float32, for calibration and certification only.

@@ -21,9 +21,12 @@ CHAT: list[ChatMessage] = [
 ]
 
 
-@pytest.fixture(params=["tiny", "real"])
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ChatTokenizer, Any]:
+@pytest.fixture(params=["tiny", "real"], scope="module")
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ChatTokenizer, Any]:
     """Ours, made of the files a bundle holds, and transformers'."""
+    tmp_path = tmp_path_factory.mktemp("pair")
     fixture = request.getfixturevalue(request.param)
     bench: ModelBench = fixture("llama") if request.param == "tiny" else fixture
     files = bench.source.tokenizer_files()
