@@ -21,17 +21,20 @@ CHAT: list[ChatMessage] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `pair` puts its tokenizer.json."""
+    return tmp_path_factory.mktemp("pair")
+
+
 @pytest.fixture(params=["tiny", "real"], scope="module")
-def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ChatTokenizer, Any]:
+def pair(request: pytest.FixtureRequest, folder: Path) -> tuple[ChatTokenizer, Any]:
     """Ours, made of the files a bundle holds, and transformers'."""
-    tmp_path = tmp_path_factory.mktemp("pair")
     fixture = request.getfixturevalue(request.param)
     bench: ModelBench = fixture("llama") if request.param == "tiny" else fixture
     files = bench.source.tokenizer_files()
-    (tmp_path / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
-    ours = ChatTokenizer(tmp_path / "tokenizer.json", files.chat_template, files.settings)
+    (folder / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
+    ours = ChatTokenizer(folder / "tokenizer.json", files.chat_template, files.settings)
     return ours, bench.source.load_tokenizer()
 
 
@@ -59,21 +62,21 @@ def test_streamed_text_is_the_whole_text_and_never_a_broken_character(
 
 
 def test_a_template_can_refuse_and_cannot_reach_out(
-    pair: tuple[ChatTokenizer, Any], tmp_path: Path
+    pair: tuple[ChatTokenizer, Any], folder: Path
 ) -> None:
     settings = EdgeSettings(stop_token_ids=())
     for template in ("{{ raise_exception('no system here') }}", "{{ ''.__class__.__mro__ }}"):
-        tokenizer = ChatTokenizer(tmp_path / "tokenizer.json", template, settings)
+        tokenizer = ChatTokenizer(folder / "tokenizer.json", template, settings)
         with pytest.raises(InputError, match="refuses this conversation"):
             tokenizer.encode_chat(CHAT)
 
 
 def test_without_a_template_a_chat_is_refused_and_a_bad_file_named(
-    pair: tuple[ChatTokenizer, Any], tmp_path: Path
+    pair: tuple[ChatTokenizer, Any], folder: Path
 ) -> None:
     settings = EdgeSettings(stop_token_ids=())
     with pytest.raises(InputError, match="no chat template"):
-        ChatTokenizer(tmp_path / "tokenizer.json", None, settings).encode_chat(CHAT)
-    (tmp_path / "broken.json").write_text("{}")
+        ChatTokenizer(folder / "tokenizer.json", None, settings).encode_chat(CHAT)
+    (folder / "broken.json").write_text("{}")
     with pytest.raises(EdgeError, match=r"broken\.json"):
-        ChatTokenizer(tmp_path / "broken.json", None, settings)
+        ChatTokenizer(folder / "broken.json", None, settings)
