@@ -1,10 +1,12 @@
-"""`splitpoint demo`: fetch, profile, plan, build, serve, run, and where each millisecond went."""
+"""`splitpoint demo`: fetch, profile, plan, build, serve, run a split, and show where time went."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from splitpoint.server_process import serving
+from splitpoint.server_process import crossing, serving
 from splitpoint.views.progress import byte_progress, stage_progress
 from splitpoint.views.sizes import parse_size, size_text, time_text
 
@@ -20,13 +22,17 @@ if TYPE_CHECKING:
     from edge.generation.report import Completion
     from hwprofiles.profiles.device import DeviceProfile
     from optimizer.artifacts.plan import Plan
+    from optimizer.cost.link import LinkPoint
     from optimizer.export.sources.model_source import ModelSource
 
 MODEL: Final = "smollm2-135m-instruct"
 DEMO_CALIBRATION_TOKENS: Final = 4096  # few, so that the demo is quick; build takes twice as many
 DEMO_LEVEL: Final = "q2"
 DEMO_PROMPT_TOKENS: Final = 48
+MAX_TOKENS: Final = 1024
+NEW_TOKENS: Final = 64
 QUESTION: Final = "Explain in a few sentences why the sky is blue."
+RAW_BYTES_PER_ELEMENT: Final = 2  # a hidden state as float16, without a codec
 
 
 def demo(
@@ -35,17 +41,22 @@ def demo(
         int | None,
         typer.Option(help="Layers on the edge (default: planned).", min=1, max=29),
     ] = None,
+    link: Annotated[
+        str, typer.Option(help="The link between both: a shipped profile's median is emulated.")
+    ] = "wifi",
     edge_memory: Annotated[
         str, typer.Option(help="What the model may take on the edge.", metavar="SIZE")
     ] = "112MiB",
     folder: Annotated[Path, typer.Option(help="Where model and bundle go.")] = Path("work/demo"),
     models: Annotated[Path, typer.Option(help="Where fetched models go.")] = Path("models"),
 ) -> None:
-    """Set everything up on this machine, ask one question, show where the time went."""
+    """Set everything up on this machine, run a real split over a link, show where the time went."""
+    from hwprofiles.links.profile import load_link
+    from optimizer.cost.link import link_at
     from optimizer.export.sources.fetch import fetch_model
     from optimizer.export.sources.model_source import open_source
 
-    room_bytes = parse_size(edge_memory)
+    room_bytes, point = parse_size(edge_memory), link_at(load_link(link), epsilon=0.5)
     screen = Console(stderr=True)
     with byte_progress(f"fetching {MODEL}") as progress:
         model = fetch_model(MODEL, models / MODEL, progress)
@@ -56,15 +67,23 @@ def demo(
     screen.print(f"profiles {folder}: this machine, twice, in {time.monotonic() - started_s:.0f} s")
     with stage_progress("reading the model"):
         source = open_source(model)
-    plan = _planned(source, edge, cloud, room_bytes, split)
+    question_put = _Question(source, edge, cloud, room_bytes, link, point)
+    plan = question_put.plan(range(1, source.geometry.num_layers) if split is None else (split,))
     (folder / "plan.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     _say_plan(screen, plan, room_bytes)
+    if split is None:
+        _say_free_choice(screen, question_put.plan(range(source.geometry.num_layers + 1)), plan)
 
     bundle = _built(source, plan, folder / "bundle", screen)
     del source
-    with serving(bundle) as address:
+    with serving(bundle) as address, crossing(point, address) as across:
         screen.print(f"server   {address}, a process of its own")
-        _ask(bundle, address, question, plan, screen)
+        screen.print(
+            f"link     {across}, emulated: {link}, {1e3 * point.rtt_s:.0f} ms round trip, "
+            f"{8e-6 * point.up_bytes_per_s:.1f} Mbit/s up, "
+            f"{8e-6 * point.down_bytes_per_s:.1f} Mbit/s down"
+        )
+        _ask(bundle, across, question, plan, screen)
 
 
 def _built(source: ModelSource, plan: Plan, bundle: Path, screen: Console) -> Path:
@@ -97,7 +116,7 @@ def _ask(bundle: Path, address: str, question: str, plan: Plan, screen: Console)
     # This process has built the model too, so the plan's limit on an edge is not for it.
     with EdgeClient(bundle, address, memory_limit_bytes=sys.maxsize) as client:
         # Plain decoding, which is what the plan promises.
-        request = CompletionRequest(max_new_tokens=96, draft="off")
+        request = CompletionRequest(max_new_tokens=NEW_TOKENS, draft="off")
         client.complete(question, CompletionRequest(max_new_tokens=4))  # warm up both sides
         screen.print(f"\n[bold]{question}[/bold]\n")
         run = client.start([{"role": "user", "content": question}], request)
@@ -105,6 +124,7 @@ def _ask(bundle: Path, address: str, question: str, plan: Plan, screen: Console)
             typer.echo(piece.text, nl=False)
         typer.echo("\n")
     screen.print(time_table(run.completion))
+    _say_compression(screen, run.completion)
     if plan.predicted is not None:
         measured = run.completion.tbt_quantile_s(0.5)
         screen.print(
@@ -143,49 +163,55 @@ def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
     return edge, cloud
 
 
-def _planned(
-    source: ModelSource,
-    edge: DeviceProfile,
-    cloud: DeviceProfile,
-    room_bytes: int,
-    split: int | None,
-) -> Plan:
-    """The plan with the least time between tokens over loopback within the edge's memory, the
-    model's weights being on a 4-bit grid already."""
-    from hwprofiles.links.profile import load_link
-    from optimizer.artifacts.plan import ModelRef
-    from optimizer.artifacts.prediction import Limits, ProfilesUsed
-    from optimizer.cost.link import link_at
-    from optimizer.cost.memory import edge_runtime_bytes
-    from optimizer.errors import PlanError
-    from optimizer.search.explain import binding_limits
-    from optimizer.search.planner import Planner
-    from optimizer.search.request import make_problem
-    from optimizer.search.to_plan import plan_of
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What the optimizer is asked: the least time between tokens over the link within the edge's
+    memory. The model's weights are on a 4-bit grid already."""
 
-    base_bytes = edge_runtime_bytes(edge, source.geometry)
-    problem = make_problem(
-        source.geometry,
-        edge,
-        cloud,
-        limits=Limits(edge_memory_bytes=base_bytes + room_bytes, prompt_tokens=DEMO_PROMPT_TOKENS),
-        max_tokens=1024,
-        front_bits=(4,),
-        back_bits=(8,),
-        levels=(DEMO_LEVEL,),
-        splits=None if split is None else (split,),
-    )
-    planner, point = Planner(problem), link_at(load_link("lan"), epsilon=0.5)
-    found = planner.solve(point)
-    if found is None:
-        raise PlanError(f"no split fits into {size_text(room_bytes)} beside the process itself")
-    return plan_of(
-        found.grid,
-        found.cell,
-        model=ModelRef(id=source.id, sha256=source.sha256, geometry=source.geometry),
-        profiles=ProfilesUsed(edge="edge.yaml", cloud="server.yaml", link="lan"),
-        binding=binding_limits(planner, point, found),
-    )
+    source: ModelSource
+    edge: DeviceProfile
+    cloud: DeviceProfile
+    room_bytes: int
+    link: str
+    point: LinkPoint
+
+    def plan(self, splits: Sequence[int]) -> Plan:
+        """The best of these splits. PlanError where none fits."""
+        from optimizer.artifacts.plan import ModelRef
+        from optimizer.artifacts.prediction import Limits, ProfilesUsed
+        from optimizer.cost.memory import edge_runtime_bytes
+        from optimizer.errors import PlanError
+        from optimizer.search.explain import binding_limits
+        from optimizer.search.planner import Planner
+        from optimizer.search.request import make_problem
+        from optimizer.search.to_plan import plan_of
+
+        geometry = self.source.geometry
+        memory_bytes = edge_runtime_bytes(self.edge, geometry) + self.room_bytes
+        problem = make_problem(
+            geometry,
+            self.edge,
+            self.cloud,
+            limits=Limits(edge_memory_bytes=memory_bytes, prompt_tokens=DEMO_PROMPT_TOKENS),
+            max_tokens=min(MAX_TOKENS, geometry.context_length),
+            front_bits=(4,),
+            back_bits=(8,),
+            levels=(DEMO_LEVEL,),
+            splits=tuple(splits),
+        )
+        planner = Planner(problem)
+        found = planner.solve(self.point)
+        if found is None:
+            raise PlanError(
+                f"no split fits into {size_text(self.room_bytes)} beside the process itself"
+            )
+        return plan_of(
+            found.grid,
+            found.cell,
+            model=ModelRef(id=self.source.id, sha256=self.source.sha256, geometry=geometry),
+            profiles=ProfilesUsed(edge="edge.yaml", cloud="server.yaml", link=self.link),
+            binding=binding_limits(planner, self.point, found),
+        )
 
 
 def _say_plan(screen: Console, plan: Plan, room_bytes: int) -> None:
@@ -196,6 +222,33 @@ def _say_plan(screen: Console, plan: Plan, room_bytes: int) -> None:
         f"{plan.partition.front_bits} bits there, {split}-{layers - 1} and the head at "
         f"{plan.partition.back_bits} bits in the cloud, KV {plan.kv_bits} bits, level "
         f"{plan.level}{binding}"
+    )
+
+
+def _say_free_choice(screen: Console, free: Plan, plan: Plan) -> None:
+    """What the fastest plan would be, where that is no split."""
+    layers = plan.model.geometry.num_layers
+    if free.partition.split in range(1, layers):
+        return
+    where = "the server" if free.partition.split == 0 else "the device"
+    times = [time_text(each.predicted.tbt_s) for each in (free, plan) if each.predicted is not None]
+    screen.print(
+        f"         (all layers on {where} would be faster for so small a model: TBT "
+        f"{' against '.join(times)}. A split is for models that the device cannot hold, and for "
+        "servers that should do less)"
+    )
+
+
+def _say_compression(screen: Console, completion: Completion) -> None:
+    """Bytes of a decoded token's hidden state on the wire, and without the codec."""
+    steps = [step for step in completion.steps if step.num_new_tokens and step.num_rows == 1]
+    if not steps:
+        return
+    sent = sum(step.hidden_bytes for step in steps) / len(steps)
+    raw = RAW_BYTES_PER_ELEMENT * completion.hidden_size
+    screen.print(
+        f"uplink   {sent:.0f} B a token for its hidden state of {completion.hidden_size} numbers; "
+        f"{raw:,} B as float16 ({raw / sent:.1f} times as many)"
     )
 
 
