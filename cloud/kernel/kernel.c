@@ -10,8 +10,6 @@
  * gives 0 and torch runs the layers. Python calls it through ctypes. The arithmetic is ours.
  * README.md in this folder has the rest: the files, the threads, the ABI.
  */
-#define Py_LIMITED_API 0x030A0000
-#include <Python.h>
 #include <stdint.h>
 
 #ifdef _WIN32
@@ -270,7 +268,6 @@ API int64_t sp_layout(int32_t what) {
     return what >= 0 && what < (int32_t)(sizeof(layout) / sizeof(*layout)) ? layout[what] : -1;
 }
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, -1, NULL,
-                                    NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }
+/* Some build tools ask every extension for this symbol. Nothing imports the library: ctypes opens it,
+ * so it needs none of Python's headers. */
+API void *PyInit__kernel(void) { return 0; }

@@ -6,6 +6,10 @@ import ctypes
 import importlib.machinery
 import importlib.util
 import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,21 @@ import pytest
 from cloud.kernel import library as cloud_library
 from codec.kernel import library as codec_library
 from codec.kernel.loader import CFunction, KernelSpec, load_kernel
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.skipif(
+    shutil.which("gcc") is None or not sys.platform.startswith("linux"), reason="needs gcc on Linux"
+)
+@pytest.mark.parametrize("folder", ["codec/kernel", "cloud/kernel"])
+def test_a_kernel_compiles_without_pythons_headers(folder: str, tmp_path: Path) -> None:
+    library = tmp_path / "kernel.so"
+    command = ["gcc", "-O1", "-Wno-psabi", "-pthread", "-shared", "-fPIC"]
+    source = str(ROOT / folder / "kernel.c")
+    subprocess.run([*command, source, "-o", str(library)], check=True, timeout=120)
+    abi = {"codec/kernel": "codec_abi", "cloud/kernel": "sp_layout"}[folder]
+    assert getattr(ctypes.CDLL(str(library)), abi)(0) >= 1
 
 
 class ExportedFunction:
