@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hwprofiles.schema.near_names import did_you_mean
 from optimizer.errors import ModelError, PlanError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def model_ref(model: str) -> ModelRef:
     if not path.exists():
         raise ModelError(
             f"no model {model!r}: neither a file or folder, nor one of {', '.join(shipped_specs())}"
+            f"{did_you_mean(model, shipped_specs())}"
         )
     folder = path.parent if path.name == "config.json" else path
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):

@@ -15,6 +15,7 @@ from pathlib import Path
 from hwprofiles.errors import ProfileError
 from hwprofiles.links.schedule import LinkTrace, Steps, read_trace
 from hwprofiles.links.shape import Curve, LinkShape, PipeShape, default_queue_bytes, uniform
+from hwprofiles.schema.near_names import did_you_mean
 from hwprofiles.schema.strict_yaml import load_strict
 
 # How long a drawn rate holds in `LinkProfile.shape`: the bin of the recordings the quantiles of the
@@ -163,6 +164,7 @@ def load_link(name_or_path: str | Path) -> LinkProfile:
             raise ProfileError(
                 f"no link profile '{name_or_path}': shipped are {', '.join(link_names())}; "
                 "a file is named by a path that ends in .yaml or .csv"
+                f"{did_you_mean(str(name_or_path), link_names())}"
             )
         path = Path(str(files("hwprofiles"))) / "links" / f"{name_or_path}.yaml"
     profile = load_strict(path, LinkProfile)

@@ -10,6 +10,7 @@ import yaml
 
 from hwprofiles.errors import ProfileError
 from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.schema.near_names import did_you_mean
 from hwprofiles.schema.strict_yaml import load_strict
 
 DEVICES_DIR = Path(__file__).parents[1] / "devices"
@@ -33,6 +34,7 @@ def load_device(name_or_path: str | Path) -> DeviceProfile:
             raise ProfileError(
                 f"no device profile {str(name_or_path)!r}; shipped are "
                 f"{', '.join(shipped_devices())}; or give the path of a .yaml file"
+                f"{did_you_mean(str(name_or_path), shipped_devices())}"
             )
     try:
         return load_strict(path, DeviceProfile)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from splitpoint.commands.option_groups import BundleArgument, JsonOption
 from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
 from splitpoint.views.progress import stage_progress
+from splitpoint.views.screen import open_console
 
 if TYPE_CHECKING:
     from optimizer.export.certify.certificate import Certificate
@@ -72,7 +72,7 @@ def certify(
     if as_json:
         print_json(result.to_json())
     else:
-        Console().print(_table(result))
+        open_console().print(_table(result))
 
 
 def _table(result: Certificate) -> Table:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from splitpoint.server_process import crossing, serving
 from splitpoint.views.progress import byte_progress, stage_progress
+from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import parse_size, size_text, time_text
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def demo(
     from optimizer.export.sources.model_source import open_source
 
     room_bytes, point = parse_size(edge_memory), link_at(load_link(link), epsilon=0.5)
-    screen = Console(stderr=True)
+    screen = open_console(stderr=True)
     with byte_progress(f"fetching {MODEL}") as progress:
         model = fetch_model(MODEL, models / MODEL, progress)
     screen.print(f"model    {model}")
@@ -118,7 +120,7 @@ def _ask(bundle: Path, address: str, question: str, plan: Plan, screen: Console)
         # Plain decoding, which is what the plan promises.
         request = CompletionRequest(max_new_tokens=NEW_TOKENS, draft="off")
         client.complete(question, CompletionRequest(max_new_tokens=4))  # warm up both sides
-        screen.print(f"\n[bold]{question}[/bold]\n")
+        screen.print(Text(f"\n{question}\n", style="bold"))
         run = client.start([{"role": "user", "content": question}], request)
         for piece in run:
             typer.echo(piece.text, nl=False)

@@ -11,8 +11,9 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from splitpoint.views.screen import open_console
 
 PACKAGES_OF_SIDE = {
     "edge": ("numpy", "onnxruntime", "grpcio", "protobuf", "tokenizers", "jinja2"),
@@ -56,7 +57,7 @@ def doctor() -> None:
         table.add_column(column)
     for check in checks:
         table.add_row(check.what, check.found, check.fix)
-    Console().print(table)
+    open_console().print(table)
     required = ("python", "front kernels", "loopback", "codec round trip")
     broken = [check for check in checks if check.fix and check.what in required]
     if broken:

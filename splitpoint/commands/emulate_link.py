@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from hwprofiles.emulator.event_loop import precise_event_loop
@@ -24,6 +23,7 @@ from hwprofiles.links.shape import LinkShape
 from protos.addresses import is_loopback
 from splitpoint.commands.option_groups import JsonOption, address_of, with_options
 from splitpoint.views.output import print_json
+from splitpoint.views.screen import open_console
 
 STATUS_EVERY_S: Final = 0.5
 
@@ -175,7 +175,7 @@ async def _serve(
 @contextlib.asynccontextmanager
 async def _status_line(relay: Relay) -> AsyncIterator[None]:
     """Keep one line of live counters on stderr, if that is a terminal."""
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     if not console.is_terminal:
         yield
         return

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # A loss that few readers notice; a plan that gives up more says so because it was asked to.
 DEFAULT_MAX_QUALITY_DROP: Final = "3"
+# Nobody waits longer: such a limit was meant in milliseconds.
+MOST_TBT_S: Final = 30.0
+MOST_TTFT_S: Final = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,15 @@ class LimitOptions:
         max_quality_drop_pct = _percent(self.max_quality_drop)
         if math.inf in (self.max_ttft, self.max_tbt, max_quality_drop_pct):
             raise typer.BadParameter("an infinite limit: leave the option out instead")
+        for option, limit_s, most_s in (
+            ("--max-tbt", self.max_tbt, MOST_TBT_S),
+            ("--max-ttft", self.max_ttft, MOST_TTFT_S),
+        ):
+            if limit_s is not None and limit_s > most_s:
+                raise typer.BadParameter(
+                    f"{option} {limit_s:g} is in seconds; for {limit_s:g} ms write "
+                    f"{limit_s / 1e3:g}, or leave it out for no limit"
+                )
         try:
             return Limits(
                 edge_memory_bytes=_size(self.edge_memory),

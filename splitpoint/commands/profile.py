@@ -13,6 +13,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hwprofiles.errors import ProfileError
 from hwprofiles.links.profile import LinkProfile, link_names, load_link
@@ -24,6 +25,7 @@ from splitpoint.commands.option_groups import JsonOption, address_of, with_optio
 from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
 from splitpoint.views.progress import share_and_stage_progress
+from splitpoint.views.screen import open_console
 
 MIB = 1 << 20
 SILENT = 10.0  # percent within which two figures count as the same
@@ -240,7 +242,7 @@ def _load(name: str) -> DeviceProfile | LinkProfile:
 def _print_device(found: DeviceProfile) -> None:
     console = _console()
     kind = "measured" if found.measured else "data sheet"
-    console.print(f"[bold]{found.name}[/bold] ({kind}): {found.summary}")
+    console.print(Text(found.name, style="bold") + f" ({kind}): {found.summary}")
     table = Table("figure", "value", "source")
     for row in key_figures(found):
         source = found.sources[row.source]
@@ -280,7 +282,7 @@ def _deliver(text: str, out: Path | None) -> None:
 
 def _console() -> Console:
     # Not a terminal: no wrapping at 80 columns, so that output can be searched.
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return open_console() if sys.stdout.isatty() else open_console(width=200)
 
 
 def _command() -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 
 from optimizer.artifacts.plan import Plan
@@ -17,6 +16,7 @@ from optimizer.search.explain import Explanation, Flip, Relaxation
 from optimizer.search.grid import Grid
 from optimizer.search.problem import Objective
 from optimizer.search.solve import KEYS, pareto, value_of
+from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import size_text, time_text
 
 Text = Callable[[float], str]
@@ -102,12 +102,12 @@ def print_relaxations(needed: Sequence[Relaxation]) -> None:
     for item in needed:
         enough = "no value is enough" if item.needed is None else _limit_text(item, item.needed)
         table.add_row(item.limit, _limit_text(item, item.given), enough)
-    Console(stderr=True, width=_width()).print(table)
+    open_console(stderr=True, width=_width()).print(table)
 
 
 def print_plan(plan: Plan, why: Explanation, *, objective: Objective) -> None:
     """What was chosen, what it promises part by part, what binds, prices and flips."""
-    console = Console(width=_width())
+    console = open_console(width=_width())
     if plan.predicted is None:
         raise ValueError("a plan without predictions")
     console.print(_choice_table(plan))
@@ -176,7 +176,7 @@ def print_pareto(rows: Sequence[dict[str, Any]]) -> None:
             size_text(row["edge-memory"]),
             percent_text(row["quality"]),
         )
-    Console(width=_width()).print(table)
+    open_console(width=_width()).print(table)
 
 
 def _choice_table(plan: Plan) -> Table:

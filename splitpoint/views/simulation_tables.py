@@ -10,11 +10,12 @@ from optimizer.simulate.measures import Measures
 from optimizer.simulate.report.files import Findings
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.sweep import SweepPoint
+from splitpoint.views.screen import open_console
 
 
 def print_findings(findings: Findings) -> None:
     """Print latencies, where the time goes and what the servers did; then budget and sweep."""
-    screen = Console()
+    screen = open_console()
     _print_measures(screen, findings.scenario, findings.measures)
     if findings.budget is not None:
         _print_budget(screen, findings.budget)

@@ -16,14 +16,20 @@ _UNITS: Final = {
     "mi": 1 << 20,
     "gi": 1 << 30,
 }
+LEAST_PLAIN_BYTES: Final = 1_000_000
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of '512MiB', '2GB', '1.5G' or a plain number; BadParameter for anything else."""
+    """Bytes of '512MiB', '2GB', '1.5G' or a plain number; BadParameter for anything else.
+
+    A plain number below a million is refused (but 0): somebody forgot the unit.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a size such as 512MiB or 2GB")
+    if not match[2] and 0 < float(match[1]) < LEAST_PLAIN_BYTES:
+        raise typer.BadParameter(f"{text!r} has no unit: write {match[1]}MiB or {match[1]}GiB")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 

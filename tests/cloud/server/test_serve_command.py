@@ -54,13 +54,19 @@ def test_it_says_where_it_listens_serves_and_ends_cleanly_on_sigterm(tmp_path: P
 
 @pytest.mark.parametrize(
     ("text", "num_bytes"),
-    [("4096", 4096), ("512MiB", 512 << 20), ("2GB", 2 * 10**9), ("1.5 gi", 3 << 29)],
+    [
+        ("4096000", 4_096_000),
+        ("0", 0),
+        ("512MiB", 512 << 20),
+        ("2GB", 2 * 10**9),
+        ("1.5 gi", 3 << 29),
+    ],
 )
 def test_sizes_are_read_as_people_write_them(text: str, num_bytes: int) -> None:
     assert parse_size(text) == num_bytes
 
 
-@pytest.mark.parametrize("text", ["", "-1", "12 parsecs", "1e9", "GiB"])
+@pytest.mark.parametrize("text", ["", "-1", "12 parsecs", "1e9", "GiB", "4", "4096"])
 def test_other_sizes_are_bad_usage(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         parse_size(text)
