@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -120,7 +120,8 @@ class ServerStream:
         self._mailbox = mailbox
         self._outbox: asyncio.Queue[Answer] = asyncio.Queue()
         self._room = asyncio.Semaphore(limits.max_frames_in_flight)
-        self._outstanding: dict[int, int] = {}  # answers owed, by sequence number
+        self._outstanding: dict[int, int] = {}  # answers owed, by sequence number, as they came
+        self._early: dict[int, Result] = {}  # answers that wait for an earlier frame's
         self._silent_since_s: float | None = None  # on the event loop's clock
         self._watch: asyncio.TimerHandle | None = None
         self._last_token_s: float | None = None
@@ -228,15 +229,28 @@ class ServerStream:
             if isinstance(answer, _Closing):
                 closing = True
                 continue
-            owed = self._outstanding.pop(answer.sequence, 0)
-            if not owed:
-                # The answer to a frame of a stream that broke. This client asks for it again.
-                continue
+            for due in self._in_turn(answer):
+                self._room.release()
+                await self.write(due)
+                self._count(due)
+
+    def _in_turn(self, answer: Result) -> Iterator[Result]:
+        """The answers whose turn it is now that `answer` has come: in the order of the frames.
+
+        A frame of a stream that broke may be answered here. This client sends it again and gets
+        the answer once, not before those of the frames that it sent first.
+        """
+        if answer.sequence in self._outstanding:
+            self._early[answer.sequence] = answer
+        while self._outstanding:
+            sequence = next(iter(self._outstanding))
+            due = self._early.pop(sequence, None)
+            if due is None:
+                return
+            owed = self._outstanding.pop(sequence)
             if owed > 1:
-                self._outstanding[answer.sequence] = owed - 1
-            self._room.release()
-            await self.write(answer)
-            self._count(answer)
+                self._outstanding[sequence] = owed - 1
+            yield due
 
     async def write(self, message: CloudMessage) -> None:
         """Send one message to the client. Raises UnreadError where the client reads nothing."""

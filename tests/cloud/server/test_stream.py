@@ -211,6 +211,28 @@ def test_an_answer_that_this_stream_did_not_ask_for_is_not_sent() -> None:
     run(scenario)
 
 
+def test_answers_leave_in_the_order_of_the_frames_though_a_broken_stream_left_some() -> None:
+    """The client sent 4 and 5 on a stream that broke, and sends both again. The model thread was
+    at 5 of the old stream when the new one began."""
+
+    async def scenario() -> None:
+        it = Conversation()
+        it.context.say(frame(4), frame(5))
+        reading = it.read()
+        writing = asyncio.create_task(it.stream.write_answers())
+        await settle()
+        it.answer(5, 50)  # the old stream's
+        await settle()
+        assert it.context.written == []
+        it.answer(4, 40)
+        it.answer(5, 50)
+        it.context.end()
+        await asyncio.gather(reading, writing)
+        assert [answer.sequence for answer in it.context.written] == [4, 5]
+
+    run(scenario)
+
+
 def test_a_frame_waits_for_its_tenants_rate() -> None:
     async def scenario() -> None:
         asked: list[int] = []
