@@ -133,6 +133,8 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
         weight_files=bundle.paths("cloud", ".safetensors"),
     )
     parts = assemble(config, bundle, engine)
+    trimmer = Trimmer(parts.budget)
+    trimmer.trim()  # loading packed the weights, and freed them as they were read
     grpc_server, health_servicer = _grpc_server(parts, config)
     port = _bind(grpc_server, config)
     with _serving_metrics(parts.metrics, config) as endpoint:
@@ -149,7 +151,7 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
             checks: list[Check] = [partial(parts.engine_loop.trouble, config.max_step_s)]
             if endpoint is not None:
                 checks.append(endpoint.trouble)
-            async with _supervised(server, grpc_server, checks, Trimmer(parts.budget)):
+            async with _supervised(server, grpc_server, checks, trimmer):
                 yield server
         finally:
             await grpc_server.stop(0)
