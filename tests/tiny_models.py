@@ -88,10 +88,13 @@ FRONT_FAMILIES = [family.name for family in FAMILIES if family.on_front]
 BACK_FAMILIES = [family.name for family in FAMILIES if family.on_back]
 
 
-def make_tiny_model(name: str, folder: Path) -> transformers.PreTrainedModel:
-    """Save the tiny model `name` with a tokenizer into `folder`; returns it in float32, eval."""
+def make_tiny_model(name: str, folder: Path, **changes: Any) -> transformers.PreTrainedModel:
+    """Save the tiny model `name` with a tokenizer into `folder`; returns it in float32, eval.
+
+    changes: of its config's values.
+    """
     config = transformers.AutoConfig.for_model(
-        FAMILY_OF[name].model_type, **{**COMMON, **CONFIGS[name]}
+        FAMILY_OF[name].model_type, **{**COMMON, **CONFIGS[name], **changes}
     )
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

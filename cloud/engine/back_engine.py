@@ -21,6 +21,7 @@ from torch import Tensor
 from cloud.attention.base import Attend
 from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.attention.registry import backend_for
+from cloud.attention.transformers_interface import attending
 from cloud.engine.back_weights import BackModel, load_back
 from cloud.engine.fused_layer import PROBE_ROWS, FusedLayer, fuse, probe_step, sign_sine
 from cloud.engine.int8_linear import Int8Linear
@@ -249,12 +250,13 @@ class BackEngine:
         self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
     ) -> Tensor:
         """transformers' own layer. hidden: [T, D]; cos, sin: [T, r]."""
-        out = self.model.layers[layer - self.first_layer](
-            hidden[None],
-            attention_mask=None,
-            position_embeddings=(cos[None], sin[None]),
-            attend=attend,
-        )
+        with attending(attend):
+            out = self.model.layers[layer - self.first_layer](
+                hidden[None],
+                attention_mask=None,
+                position_embeddings=(cos[None], sin[None]),
+                attend=attend,
+            )
         # Layers return the tensor, or in older versions a tuple that begins with it.
         rows: Tensor = (out[0] if isinstance(out, tuple) else out)[0]
         return rows

@@ -17,12 +17,13 @@ Interface of `front.onnx`, L layers, G KV heads, N the cache's length:
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from optimizer.artifacts.bundle import FRONT_NAME
+from optimizer.artifacts.bundle import FRONT_CHECK_NAME, FRONT_NAME
 from optimizer.artifacts.plan import Plan
 from optimizer.export.front.float_front import FloatFront, FrontBits
 from optimizer.export.front.kv_scales import SAMPLE_TEXT
@@ -37,12 +38,16 @@ CHECKED_ROWS: Final = 32  # of a text that only shows whether the layers are rig
 def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
     """Write `front.onnx` and its weights for `plan` into `edge_dir`, which must exist.
 
-    Raises BuildError for layers that do not give what transformers' give, and ModelError for
+    `front_check.json` beside it says how far each layer is from transformers', in float32. Raises BuildError for layers that do not give what transformers' give, and ModelError for
     weights that are not finite, or not any more with the plan's bits. Weights below 16 bits are
     rounded in blocks of 32, each layer's to its own bits (`plan.front_layer_bits`); the embedding
     gets 8.
     """
-    front_at(float_front(source, plan), plan, edge_dir / FRONT_NAME)
+    front = float_front(source, plan)
+    front_at(front, plan, edge_dir / FRONT_NAME)
+    if front.split:
+        path = edge_dir / Path(FRONT_CHECK_NAME).name
+        path.write_text(json.dumps(front.found.record(), indent=1) + "\n", encoding="utf-8")
 
 
 def float_front(source: ModelSource, plan: Plan, kept: Path | None = None) -> FloatFront:

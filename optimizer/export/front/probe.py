@@ -35,11 +35,21 @@ class Probed:
     """What the layers showed.
 
     importance: mean square [K] of each matrix's input, by node. errors: of each layer, its worst
-    row's difference from transformers', relative to the row.
+    row's difference from transformers', relative to the row. num_rows: of the text.
     """
 
     importance: dict[str, F32] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
+    num_rows: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """The errors as the bundle keeps them."""
+        return {
+            "what": "largest relative error of a row, float32, against transformers' layer",
+            "rows": self.num_rows,
+            "worst": max(self.errors),
+            "layers": self.errors,
+        }
 
 
 class LayerProbe:
@@ -113,6 +123,7 @@ class LayerProbe:
                 f"{self._place}: the front's values on a sample text are not finite; its weights "
                 "are too large for float32"
             )
+        self.found.num_rows = len(expected)
         self.found.errors.append(worst_row_error(got, expected))
         if not self.found.errors[-1] <= LARGEST_ERROR:
             raise BuildError(
