@@ -245,9 +245,7 @@ FAMILIES: Final[tuple[ModelFamily, ...]] = (
         query_key_norms="head",
         sliding_windows=True,
     ),
-    ModelFamily(
-        architecture="Ernie4_5ForCausalLM", model_type="ernie4_5", rotary_pairs=True
-    ),
+    ModelFamily(architecture="Ernie4_5ForCausalLM", model_type="ernie4_5", rotary_pairs=True),
     ModelFamily(
         architecture="GlmForCausalLM",
         model_type="glm",
@@ -385,7 +383,9 @@ def position_limit(config: Any) -> int:
 
 def head_dim_of(config: Any) -> int:
     """Channels of an attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def _why_not(config: Any) -> str:

@@ -67,9 +67,7 @@ POSITIONS: dict[str, Case] = {
         {"head_dim": 32, **rope("default", partial_rotary_factor=0.375)},
         "a share that the device's kernel does not rotate as it is",
     ),
-    "proportional": Case(
-        "llama", rope("proportional", partial_rotary_factor=0.5), "proportional"
-    ),
+    "proportional": Case("llama", rope("proportional", partial_rotary_factor=0.5), "proportional"),
     "per-layer": Case(
         "gemma3",
         {
@@ -99,9 +97,7 @@ SHAPES: dict[str, Case] = {
     ),
     "mha": Case("llama", {"num_key_value_heads": 4}, "keys and values for each head"),
     "mqa": Case("llama", {"num_key_value_heads": 1}, "one head of keys and values"),
-    "biases": Case(
-        "llama", {"attention_bias": True, "mlp_bias": True}, "biases of every matrix"
-    ),
+    "biases": Case("llama", {"attention_bias": True, "mlp_bias": True}, "biases of every matrix"),
     "untied": Case("llama", {"tie_word_embeddings": False}, "a head of its own"),
     "odd-vocabulary": Case("llama", {"vocab_size": 331}, "an odd vocabulary"),
     "odd-width": Case(

@@ -71,6 +71,8 @@ def run_layers(
 
 def _use_rows(embedding: Any, source: ModelSource, token_ids: Tensor) -> Tensor:
     """Give the embedding the text's rows alone; returns the text in these rows' numbers."""
+    used: Tensor
+    ids: Tensor
     used, ids = torch.unique(token_ids, return_inverse=True)
     rows = source.read(EMBEDDING_NAME)[used].float()
     embedding.weight = nn.Parameter(rows, requires_grad=False)

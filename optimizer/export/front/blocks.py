@@ -127,7 +127,9 @@ def sum_of(graph: Graph, stream: Stream, name: str, out: str | None = None) -> s
     """The stream as one value, under the name `out` if there is one."""
     outputs = None if out is None else [out]
     if stream.update is None:
-        return stream.total if out is None else graph.node("Identity", [stream.total], name, out=[out])
+        return (
+            stream.total if out is None else graph.node("Identity", [stream.total], name, out=[out])
+        )
     return graph.node("Add", [stream.total, stream.update], name, out=outputs)
 
 
@@ -228,7 +230,8 @@ def attention(graph: Graph, heads: Sequence[str], layer: int, node: AttentionNod
     inputs = [*heads, *[""] * (3 - len(heads))]
     if narrow:
         inputs = [
-            value and graph.node("Cast", [value], f"{name}/input_{i}.float16", to=TensorProto.FLOAT16)
+            value
+            and graph.node("Cast", [value], f"{name}/input_{i}.float16", to=TensorProto.FLOAT16)
             for i, value in enumerate(inputs)
         ]
     kind = CACHE_TYPES[node.cache_bits]

@@ -135,7 +135,7 @@ class FloatFront:
                 self._head(graph, stream, matrices, fits)
             else:
                 sum_of(graph, stream, "/residual/Add", "hidden_states")
-                shape = [1, "num_tokens", self._form.hidden_size]
+                shape: list[int | str] = [1, "num_tokens", self._form.hidden_size]
                 graph.output("hidden_states", TensorProto.FLOAT, shape, first=True)
         onnx.save(graph.model(), path)
 
@@ -168,9 +168,7 @@ class FloatFront:
             stream = writer.layer(self._form.layers[index], weights, stream, scales)
         return stream
 
-    def _tables(
-        self, graph: Graph, cache_bits: int, max_tokens: int
-    ) -> dict[str, tuple[str, str]]:
+    def _tables(self, graph: Graph, cache_bits: int, max_tokens: int) -> dict[str, tuple[str, str]]:
         """Cosines and sines of all kinds that the layers use, as weights."""
         kinds = {layer.rotary for layer in self._form.layers[: self.split]} - {None}
         dtype: Any = np.float16 if cache_bits == 16 else np.float32

@@ -38,10 +38,11 @@ CHECKED_ROWS: Final = 32  # of a text that only shows whether the layers are rig
 def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
     """Write `front.onnx` and its weights for `plan` into `edge_dir`, which must exist.
 
-    `front_check.json` beside it says how far each layer is from transformers', in float32. Raises BuildError for layers that do not give what transformers' give, and ModelError for
-    weights that are not finite, or not any more with the plan's bits. Weights below 16 bits are
-    rounded in blocks of 32, each layer's to its own bits (`plan.front_layer_bits`); the embedding
-    gets 8.
+    `front_check.json` beside it says how far each layer is from transformers', in float32. Weights
+    below 16 bits are rounded in blocks of 32, each layer's to its own bits
+    (`plan.front_layer_bits`); the embedding gets 8. Raises BuildError for layers that do not give
+    what transformers' give, and ModelError for weights that are not finite, or not any more with
+    the plan's bits.
     """
     front = float_front(source, plan)
     front_at(front, plan, edge_dir / FRONT_NAME)

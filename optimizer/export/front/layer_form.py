@@ -110,9 +110,7 @@ def decoder_form(config: Any, geometry: ModelGeometry, skeleton: Any) -> Decoder
     )
 
 
-def _layer_form(
-    index: int, layer: Any, geometry: ModelGeometry, rotary: RotaryModule
-) -> LayerForm:
+def _layer_form(index: int, layer: Any, geometry: ModelGeometry, rotary: RotaryModule) -> LayerForm:
     attention = layer.self_attn
     window = geometry.window_of_layer(index)
     if getattr(attention, "sliding_window", window) != window and _slides(attention):

@@ -13,7 +13,6 @@ from torch import Tensor
 from optimizer.export.front.blocks import (
     AttentionNode,
     Graph,
-    Norm,
     Stream,
     activated,
     attention,
@@ -86,12 +85,13 @@ class LayerWriter:
         norm, weight_name = weights.norm(name), f"model.layers.{layer.index}.{name}"
         return normed_stream(self._graph, stream, norm, f"{base}/{name}", weight_name)
 
-    def _after(
-        self, name: str | None, layer: LayerForm, weights: LayerWeights, update: str
-    ) -> str:
+    def _after(self, name: str | None, layer: LayerForm, weights: LayerWeights, update: str) -> str:
         if name is None:
             return update
-        place, weight_name = f"/model/layers.{layer.index}/{name}", f"model.layers.{layer.index}.{name}"
+        place, weight_name = (
+            f"/model/layers.{layer.index}/{name}",
+            f"model.layers.{layer.index}.{name}",
+        )
         return normed(self._graph, update, weights.norm(name), place, weight_name)
 
     def _attention(
@@ -104,8 +104,10 @@ class LayerWriter:
             least = graph.constant(-float(form.clip), "clip.least")
             most = graph.constant(float(form.clip), "clip.most")
             qkv = graph.node("Clip", [qkv, least, most], f"{base}/qkv_proj/Clip")
-        heads = [qkv] if form.family.query_key_norms is None else self._normed_heads(
-            qkv, base, layer, weights
+        heads = (
+            [qkv]
+            if form.family.query_key_norms is None
+            else self._normed_heads(qkv, base, layer, weights)
         )
         tables = None if layer.rotary is None else self._tables[layer.rotary]
         mixed = attention(
@@ -167,9 +169,7 @@ class LayerWriter:
             inner = graph.node("Mul", [inner, values["up_proj"]], f"{base}/Mul")
         return self._product(inner, f"{base}/down_proj", weights.down, weights.down_bias())
 
-    def _product(
-        self, rows: str, name: str, read: Callable[[], Tensor], bias: F32 | None
-    ) -> str:
+    def _product(self, rows: str, name: str, read: Callable[[], Tensor], bias: F32 | None) -> str:
         product = self._matrices.product(self._graph, rows, f"{name}/MatMul", read)
         if bias is None:
             return product

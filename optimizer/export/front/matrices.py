@@ -113,9 +113,7 @@ class StoredMatrices:
         outputs, inputs = matrix.shape
         dtype: Any = np.float32 if self.bits == 32 else np.float16
         step = max(1, PART_WEIGHTS // outputs)
-        columns = (
-            _narrowed(matrix[:, k : k + step].T, dtype) for k in range(0, inputs, step)
-        )
+        columns = (_narrowed(matrix[:, k : k + step].T, dtype) for k in range(0, inputs, step))
         held = weight_name(name)
         if self.bits == 32:
             tensor = self._store.put_parts(held, dtype, (inputs, outputs), columns)
@@ -123,7 +121,11 @@ class StoredMatrices:
         narrow = f"{held}.float16"
         tensor = self._store.put_parts(narrow, dtype, (inputs, outputs), columns)
         wide = graph.node(
-            "Cast", [graph.add(tensor)], f"{name}/Cast", out=[f"{held}.float32"], to=TensorProto.FLOAT
+            "Cast",
+            [graph.add(tensor)],
+            f"{name}/Cast",
+            out=[f"{held}.float32"],
+            to=TensorProto.FLOAT,
         )
         return graph.node("MatMul", [rows, wide], name)
 

@@ -1,8 +1,8 @@
 """A front's layers over a text, one at a time in float32: what rounding needs, and whether they are
 right.
 
-Each layer is a graph of its own, whose matrices are inputs, so that no session holds a copy. It gets
-the hidden state that transformers' layer got, and gives what transformers' layer gave, but for
+Each layer is a graph of its own, whose matrices are inputs, so that no session holds a copy. It
+gets the hidden state that transformers' layer got, and gives what transformers' layer gave, but for
 float32's noise. A layer that departs further is a fault of the writer: the build stops there.
 """
 
@@ -85,6 +85,11 @@ class LayerProbe:
             found = dict(zip(names, session.run(names, inputs), strict=True))
         except Exception as error:  # the engine raises its own kinds
             raise BuildError(f"layer {index} cannot be tried on text: {error}") from error
+        if not all(np.isfinite(found[name]).all() for name in names):
+            raise ModelError(
+                f"{self._place}: the front's values on a sample text are not finite; its weights "
+                "are too large for float32"
+            )
         self._compare(index, torch.from_numpy(found["leaving"][0]), leaving)
         for node, source in matrices.sources.items():
             self.found.importance[node] = found[source + MEAN_SQUARE_SUFFIX]
@@ -118,11 +123,6 @@ class LayerProbe:
         return graph, outputs
 
     def _compare(self, index: int, got: Tensor, expected: Tensor) -> None:
-        if not bool(torch.isfinite(expected).all()):
-            raise ModelError(
-                f"{self._place}: the front's values on a sample text are not finite; its weights "
-                "are too large for float32"
-            )
         self.found.num_rows = len(expected)
         self.found.errors.append(worst_row_error(got, expected))
         if not self.found.errors[-1] <= LARGEST_ERROR:
@@ -135,8 +135,9 @@ class LayerProbe:
 
 def worst_row_error(got: Tensor, expected: Tensor) -> float:
     """The largest relative error of a row [T, D]: its difference's length over its own."""
-    size = torch.linalg.vector_norm(expected, dim=-1).clamp_min(1e-12)
-    return float((torch.linalg.vector_norm(got - expected, dim=-1) / size).max())
+    size = torch.linalg.vector_norm(expected, dim=-1, dtype=torch.float64).clamp_min(1e-12)
+    difference = torch.linalg.vector_norm(got - expected, dim=-1, dtype=torch.float64)
+    return float((difference / size).max())
 
 
 def apply_norm(rows: Tensor, norm: Norm) -> Tensor:

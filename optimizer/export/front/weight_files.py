@@ -60,7 +60,7 @@ class WeightFile:
         offset += -offset % step
         for part in parts:
             self._check(name, part)
-            self._stream.write(memoryview(np.ascontiguousarray(part)).cast("B"))
+            self._stream.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         written = self._stream.tell() - offset
         if written != size:
             raise ValueError(f"{name}: {written} bytes were written, {size} announced")
