@@ -32,8 +32,6 @@ EXTRA_OF_PACKAGE: Final = {
     "prometheus_client": "cloud",
     "accelerate": "build",
     "onnx": "build",
-    "onnx_ir": "build",
-    "onnxruntime_genai": "build",
     "optimum": "build",
     "gguf": "build",
     "huggingface_hub": "build",  # comes with transformers

@@ -8,7 +8,7 @@ import sys
 
 import edge
 
-FORBIDDEN = ("torch", "transformers", "onnxruntime_genai", "optimum", "gguf", "safetensors")
+FORBIDDEN = ("torch", "transformers", "optimum", "gguf", "safetensors")
 SCRIPT = """
 import importlib, importlib.abc, sys
 

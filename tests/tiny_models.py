@@ -55,6 +55,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "layer_types": 2 * (["sliding_attention"] * 2 + ["full_attention"]),
     },
     "phi3": {"tie_word_embeddings": False, "original_max_position_embeddings": 256},
+    "ministral": {"head_dim": 16, "sliding_window": 12, "tie_word_embeddings": False},
+    "gemma": {"head_dim": 16},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.125,
+        "logits_scaling": 8.0,
+        "tie_word_embeddings": True,
+    },
+    "olmo2": {},
+    "olmo3": {"sliding_window": 12, "layer_types": 2 * ["sliding_attention", "full_attention"]},
+    "exaone4": {
+        "sliding_window": 12,
+        "layer_types": 2 * ["sliding_attention", "full_attention"],
+        "sliding_window_pattern": "LG",
+    },
+    "ernie4_5": {"head_dim": 16, "use_bias": True},
+    "glm": {"head_dim": 32},
+    "glm4": {"head_dim": 32, "attention_bias": True},
+    "starcoder2": {"sliding_window": 12},
+    "arcee": {"head_dim": 16},
+    "seed_oss": {"head_dim": 16, "attention_bias": True, "attention_out_bias": True},
+    "phi": {"hidden_size": 128},
+    "nemotron": {"head_dim": 32, "hidden_size": 128, "initializer_range": 0.1},
+    "olmo": {"clip_qkv": 1.5},
 }
 
 FAMILY_OF: dict[str, ModelFamily] = {family.name: family for family in FAMILIES}
@@ -62,10 +88,13 @@ FRONT_FAMILIES = [family.name for family in FAMILIES if family.on_front]
 BACK_FAMILIES = [family.name for family in FAMILIES if family.on_back]
 
 
-def make_tiny_model(name: str, folder: Path) -> transformers.PreTrainedModel:
-    """Save the tiny model `name` with a tokenizer into `folder`; returns it in float32, eval."""
+def make_tiny_model(name: str, folder: Path, **changes: Any) -> transformers.PreTrainedModel:
+    """Save the tiny model `name` with a tokenizer into `folder`; returns it in float32, eval.
+
+    changes: of its config's values.
+    """
     config = transformers.AutoConfig.for_model(
-        FAMILY_OF[name].model_type, **{**COMMON, **CONFIGS[name]}
+        FAMILY_OF[name].model_type, **{**COMMON, **CONFIGS[name], **changes}
     )
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

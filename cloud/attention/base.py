@@ -25,12 +25,14 @@ class AttentionTraits(NamedTuple):
 
     scale: factor on the scores. window: how many tokens a position sees, itself included (None:
     all of them). cap: scores become cap * tanh(scores / cap) (Gemma 2, arXiv:2408.00118,
-    section 2; None: they stay as they are).
+    section 2; None: they stay as they are). sinks: [H], a score of each head that belongs to no
+    token and takes its share of the softmax (gpt-oss; None: there is none).
     """
 
     scale: float
     window: int | None = None
     cap: float | None = None
+    sinks: Tensor | None = None
 
 
 # What a layer calls: layer index, query [n, H, d], keys and values [n, 2 KV, d] (keys first),

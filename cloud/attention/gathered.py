@@ -35,7 +35,7 @@ class GatheredAttention(AttentionBackend):
     ) -> Tensor:
         """See AttentionBackend."""
         count = sum(entry.num_rows == 1 for entry in entries)
-        if traits.cap is not None or count < 2:
+        if traits.cap is not None or traits.sinks is not None or count < 2:
             return self._others.attend(layer, entries, query, traits)
         tables = self._tables.get(traits.window)
         if tables is None:

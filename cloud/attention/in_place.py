@@ -48,7 +48,7 @@ class InPlaceAttention(AttentionBackend):
         self, layer: int, entry: StepEntry, query: Tensor, traits: AttentionTraits
     ) -> Tensor:
         """One session's rows: query [T, H, d] -> [T, H, d]."""
-        scale, window, cap = traits
+        scale, window, cap, sinks = traits
         num_rows, num_heads, head_dim = query.shape
         keys, values = self._history(layer, entry, window)
         num_kv_heads = keys.shape[1]
@@ -56,14 +56,16 @@ class InPlaceAttention(AttentionBackend):
             # The heads of one group share keys: they become that many query rows, and no row
             # needs a mask.
             grouped = query.reshape(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
-            if cap is None:
+            if cap is None and sinks is None:
                 out = scaled_dot_product_attention(grouped, keys, values, scale=scale)
             else:
-                out = _soft_capped(grouped, keys, values, None, scale, cap)
+                if sinks is not None:
+                    sinks = sinks.view(1, num_kv_heads, -1, 1)
+                out = _spelled_out(grouped, keys, values, None, scale, cap, sinks)
             return out.reshape(1, num_heads, head_dim)
         mask = self._mask(entry, window)
         heads = query.transpose(0, 1)[None]  # [1, H, T, d]
-        if cap is None:
+        if cap is None and sinks is None:
             out = scaled_dot_product_attention(
                 heads, keys, values, attn_mask=mask, scale=scale, enable_gqa=True
             )
@@ -71,7 +73,9 @@ class InPlaceAttention(AttentionBackend):
             repeat = num_heads // num_kv_heads
             keys = keys.repeat_interleave(repeat, dim=1)
             values = values.repeat_interleave(repeat, dim=1)
-            out = _soft_capped(heads, keys, values, mask, scale, cap)
+            if sinks is not None:
+                sinks = sinks.view(1, num_heads, 1, 1)
+            out = _spelled_out(heads, keys, values, mask, scale, cap, sinks)
         return out[0].transpose(0, 1)
 
     def _history(self, layer: int, entry: StepEntry, window: int | None) -> tuple[Tensor, Tensor]:
@@ -124,11 +128,24 @@ def _views(entry: StepEntry, window: int | None) -> list[_Views]:
     return views
 
 
-def _soft_capped(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, cap: float
+def _spelled_out(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Attention with soft-capped scores, written out: no fused kernel has it. All [1, H, ., d]."""
-    scores = torch.matmul(query, keys.transpose(2, 3)).mul_(scale / cap).tanh_().mul_(cap)
+    """Attention with soft-capped scores or with sinks, written out: no fused kernel has them.
+
+    query, keys, values: [1, H, ., d]; sinks: broadcast to [1, H, T, 1].
+    """
+    scores = torch.matmul(query, keys.transpose(2, 3))
+    scores = scores.mul_(scale) if cap is None else scores.mul_(scale / cap).tanh_().mul_(cap)
     if mask is not None:
         scores.masked_fill_(~mask, float("-inf"))
-    return torch.matmul(torch.softmax(scores, dim=-1), values)
+    if sinks is None:
+        return torch.matmul(torch.softmax(scores, dim=-1), values)
+    with_sinks = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], dim=-1)
+    return torch.matmul(torch.softmax(with_sinks, dim=-1)[..., :-1], values)

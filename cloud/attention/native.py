@@ -86,7 +86,8 @@ class NativeAttention(AttentionBackend):
     ) -> Tensor:
         """See AttentionBackend."""
         arena = self.step.arena
-        suits = traits.cap is None and suits_heads(query.shape[2]) and arena.dtype == torch.float32
+        plain = traits.cap is None and traits.sinks is None
+        suits = plain and suits_heads(query.shape[2]) and arena.dtype == torch.float32
         if self._kernel is None or not suits:
             return self._others.attend(layer, entries, query, traits)
         histories = self._histories.get(traits.window)

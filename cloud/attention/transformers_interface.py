@@ -1,11 +1,15 @@
 """The one place where transformers meets our attention: its attention interface.
 
 A model whose config names `ATTENTION_NAME` calls `packed_attention` in every layer, with rotated
-queries and keys. The engine passes its own attention along as the keyword argument `attend`.
+queries and keys. The engine passes its own attention along as the keyword argument `attend`. Not
+every family's layers hand such arguments on (Nemotron's do not), so `attending` says it, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 import torch
@@ -16,6 +20,18 @@ from cloud.attention.base import Attend, AttentionTraits
 
 ATTENTION_NAME: Final = "splitpoint_packed"
 
+_CURRENT: ContextVar[Attend] = ContextVar("attend")
+
+
+@contextmanager
+def attending(attend: Attend) -> Iterator[None]:
+    """While open, `attend` is the attention of layers that get none as an argument."""
+    token = _CURRENT.set(attend)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
 
 def packed_attention(
     module: nn.Module,
@@ -24,23 +40,25 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    attend: Attend,
     scaling: float,
+    attend: Attend | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature. query: [1, H, T, d]; key, value: [1, KV, T, d].
 
-    Returns [1, T, H, d]. Raises TypeError for a module without a layer index.
+    s_aux: [H], sinks. Returns [1, T, H, d]. Raises TypeError for a module without a layer index.
     """
     layer = module.layer_idx
     if not isinstance(layer, int):
         raise TypeError("attention module without a layer index")
     keys_values = torch.cat((key[0], value[0])).transpose(0, 1)  # [T, 2 KV, d]
     heads = query[0].transpose(0, 1)  # [T, H, d]
-    traits = AttentionTraits(scaling, sliding_window, softcap)
+    traits = AttentionTraits(scaling, sliding_window, softcap, s_aux)
+    attend = attend or _CURRENT.get()
     return attend(layer, heads, keys_values, traits)[None], None
 
 

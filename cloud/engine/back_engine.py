@@ -21,13 +21,15 @@ from torch import Tensor
 from cloud.attention.base import Attend
 from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.attention.registry import backend_for
+from cloud.attention.transformers_interface import attending
 from cloud.engine.back_weights import BackModel, load_back
 from cloud.engine.fused_layer import PROBE_ROWS, FusedLayer, fuse, probe_step, sign_sine
 from cloud.engine.int8_linear import Int8Linear
 from cloud.engine.native_stack import NativeStack, suits
-from cloud.engine.rotary import RotaryTables, max_positions
+from cloud.engine.rotary import RotaryTables
 from cloud.kernel import library as native
 from cloud.kv.pool import KvLease, KvShape
+from optimizer.families import head_dim_of, position_limit
 
 logger = logging.getLogger(__name__)
 
@@ -108,17 +110,16 @@ class BackEngine:
     @property
     def max_positions(self) -> int:
         """Longest sequence that a session may have."""
-        return max_positions(self.model.config)
+        return position_limit(self.model.config)
 
     @property
     def kv_shape(self) -> KvShape:
         """What a token's keys and values cost, for a pool that fits this model."""
         config = self.model.config
-        head_dim = getattr(config, "head_dim", None)
         return KvShape(
             num_layers=self.num_layers,
             num_kv_heads=config.num_key_value_heads,
-            head_dim=head_dim or config.hidden_size // config.num_attention_heads,
+            head_dim=head_dim_of(config),
             dtype=self.model.dtype,
         )
 
@@ -249,12 +250,13 @@ class BackEngine:
         self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
     ) -> Tensor:
         """transformers' own layer. hidden: [T, D]; cos, sin: [T, r]."""
-        out = self.model.layers[layer - self.first_layer](
-            hidden[None],
-            attention_mask=None,
-            position_embeddings=(cos[None], sin[None]),
-            attend=attend,
-        )
+        with attending(attend):
+            out = self.model.layers[layer - self.first_layer](
+                hidden[None],
+                attention_mask=None,
+                position_embeddings=(cos[None], sin[None]),
+                attend=attend,
+            )
         # Layers return the tensor, or in older versions a tuple that begins with it.
         rows: Tensor = (out[0] if isinstance(out, tuple) else out)[0]
         return rows
@@ -277,6 +279,8 @@ class BackEngine:
             if len(wanted) < hidden.shape[0]:
                 hidden = hidden[torch.tensor(wanted, device=hidden.device)]
             logits = self.model.head(self.model.norm(hidden)).float()
+            if divisor := self.model.logits_divisor:
+                logits = logits.div_(divisor)
             if cap := self.model.final_softcap:
                 logits = logits.div_(cap).tanh_().mul_(cap)
         else:

@@ -34,7 +34,8 @@ MAX_CONFIG_BYTES: Final = 1 << 20
 class BackModel:
     """The loaded modules. `layers[i]` is layer `first_layer + i` of the model.
 
-    `final_softcap`: logits become cap * tanh(logits / cap) (Gemma 2).
+    `logits_divisor`: logits are divided by it (Granite). `final_softcap`: they become
+    cap * tanh(logits / cap) (Gemma 2).
     """
 
     config: Any
@@ -43,6 +44,7 @@ class BackModel:
     norm: nn.Module
     head: nn.Module
     rotary: nn.Module
+    logits_divisor: float | None
     final_softcap: float | None
     dtype: torch.dtype
     device: torch.device
@@ -101,7 +103,10 @@ def load_back(
     layers = []
     for index in range(first_layer, config.num_hidden_layers):
         layers.append(_fill(decoder.layers[index], f"{prefix}.layers.{index}", tensors, dtype))
-    norm = _fill(decoder.norm, f"{prefix}.norm", tensors, dtype)
+    family = back_family(config)
+    norm = _fill(
+        getattr(decoder, family.final_norm), f"{prefix}.{family.final_norm}", tensors, dtype
+    )
     head = nn.ModuleDict({"lm_head": model.get_output_embeddings()})
     _fill(head, "", tensors, dtype)
     return BackModel(
@@ -111,7 +116,8 @@ def load_back(
         norm=norm,
         head=head["lm_head"],
         rotary=type(decoder.rotary_emb)(model.config).to(device),
-        final_softcap=getattr(config, "final_logit_softcapping", None),
+        logits_divisor=family.logits_divisor(config),
+        final_softcap=family.logits_cap(config),
         dtype=dtype,
         device=torch.device(device),
     )

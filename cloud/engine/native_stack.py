@@ -122,6 +122,7 @@ def suits(layer: FusedLayer | None) -> bool:
         and not layer.has_extra_norms
         and layer.traits.window is None
         and layer.traits.cap is None
+        and layer.traits.sinks is None
         and suits_heads(layer.head_dim)
         and _is_silu(layer.activation)
         and all(isinstance(linear, Int8Linear) for linear in layer.linears)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# These kinds change their frequencies with the longest sequence of a batch. Up to the length that
-# the model was first trained for, the frequencies are constant.
-_LENGTH_DEPENDENT: Final = ("dynamic", "longrope")
+from optimizer.families import position_limit
 
 
 class RotaryTables:
-    """Tables by type of layer. They double in length when a longer sequence comes.
+    """Tables by type of layer. They double in length when a longer sequence comes, up to the
+    position from which the frequencies would change.
 
     Layers of one model may have different frequencies (Gemma 3: local and global layers). Then the
     rotary module takes the layer's type, and each type has a table.
@@ -22,6 +21,7 @@ class RotaryTables:
 
     def __init__(self, rotary: nn.Module, config: Any, dtype: torch.dtype) -> None:
         self._rotary = rotary
+        self._limit = position_limit(config)
         self._dtype = dtype
         by_type = "layer_type" in inspect.signature(rotary.forward).parameters
         count = config.num_hidden_layers
@@ -40,26 +40,11 @@ class RotaryTables:
         have = next(iter(self._tables.values()))[0].shape[0] if self._tables else 0
         if num_positions <= have:
             return
+        # The module looks at the last position: a longer table may have other frequencies.
         size = max(256, 1 << (num_positions - 1).bit_length())
+        size = max(num_positions, min(size, self._limit))
         positions = torch.arange(size, device=self._device)[None]
         like = torch.empty(0, dtype=self._dtype, device=self._device)
         for kind in set(self.type_of_layer):
             cos, sin = self._rotary(like, positions, *([kind] if kind else []))
             self._tables[kind] = (cos[0], sin[0])
-
-
-def max_positions(config: Any) -> int:
-    """The most positions up to which every rotary frequency is constant.
-
-    Beyond it a session's results would depend on who shares its batch.
-    """
-    longest = int(config.max_position_embeddings)
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    for rope in nested or [parameters]:
-        if rope.get("rope_type") in _LENGTH_DEPENDENT:
-            original = rope.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            longest = min(longest, int(original or longest))
-    return longest

@@ -158,7 +158,7 @@ class FrontEngine:
     def _bind_cache(self) -> None:
         """Bind one buffer for each layer's K and V, as past and as present."""
         geometry = self._plan.model.geometry
-        shape = (1, geometry.num_kv_heads, self._plan.max_tokens, geometry.head_dim)
+        shape = (1, geometry.num_kv_heads, self._plan.max_tokens, geometry.device_head_dim)
         names = [name.name for name in self._session.get_inputs()]
         for name in names:
             if not name.startswith("past_key_values."):

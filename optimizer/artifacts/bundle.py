@@ -61,6 +61,8 @@ __all__ = [
 ]
 
 FRONT_NAME: Final = "front.onnx"  # in edge/; its weights are beside it, in front.onnx.data
+# How far the front's layers are from transformers'. For people; nothing reads it.
+FRONT_CHECK_NAME: Final = "edge/front_check.json"
 TEMPLATE_NAME: Final = "edge/chat_template.jinja"
 Role = Literal["edge", "cloud"]
 

@@ -6,7 +6,7 @@ stores them, and a device reads them back without torch or transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from optimizer.errors import ModelError
@@ -14,6 +14,13 @@ from optimizer.errors import ModelError
 # Far beyond every model there is. A plan with more is a mistake, or meant to fill the memory.
 MAX_LAYERS: Final = 1024
 MAX_SIZE: Final = 1 << 31
+# The device's attention kernel takes heads of a multiple of so many channels.
+DEVICE_HEAD_STEP: Final = 16
+
+
+def device_head_dim(head_dim: int) -> int:
+    """Channels that a head of `head_dim` takes on the device: padded with zeros."""
+    return head_dim + -head_dim % DEVICE_HEAD_STEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +74,16 @@ class ModelGeometry:
             return None
         slides = not self.sliding_layers or layer in self.sliding_layers
         return self.sliding_window if slides else None
+
+    @property
+    def device_head_dim(self) -> int:
+        """Channels of a head in the device's cache."""
+        return device_head_dim(self.head_dim)
+
+    def device_kv_bytes(self, *, num_layers: int, num_tokens: int, kv_bits: int) -> int:
+        """`kv_bytes` on the device, whose heads are padded."""
+        padded = replace(self, head_dim=self.device_head_dim)
+        return padded.kv_bytes(num_layers=num_layers, num_tokens=num_tokens, kv_bits=kv_bits)
 
     def kv_bytes(self, *, num_layers: int, num_tokens: int, kv_bits: int) -> int:
         """Bytes of K and V of `num_layers` layers for `num_tokens` tokens at `kv_bits` bits.

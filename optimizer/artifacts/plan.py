@@ -158,7 +158,7 @@ class Plan:
 
     def front_kv_bytes(self) -> int:
         """Bytes of the edge's KV cache at the longest sequence."""
-        return self.model.geometry.kv_bytes(
+        return self.model.geometry.device_kv_bytes(
             num_layers=self.partition.split, num_tokens=self.max_tokens, kv_bits=self.kv_bits
         )
 

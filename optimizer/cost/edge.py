@@ -69,7 +69,7 @@ def front_steps(
     head_kernel = front_kernel(front_kernel(weight_bits).computed_bits)
     splits = np.array([[len(bits)] for bits in layer_bits])  # [S, 1]
     tokens = np.asarray(positions, dtype=np.float64) + num_rows  # [P]
-    kv_bytes = geometry.kv_bytes(num_layers=1, num_tokens=1, kv_bits=kv_bits)
+    kv_bytes = geometry.device_kv_bytes(num_layers=1, num_tokens=1, kv_bits=kv_bits)
     working_set: Floats = splits * tokens * kv_bytes  # [S, P]
     for kernel, count in counts.items():
         working_set = working_set + count * front_layer_bytes(geometry, kernel.bits)

@@ -47,7 +47,7 @@ class EdgeBytes:
         self._embeddings = np.array(embeddings)[:, None, None, None, None, None]
         per_token = [
             [
-                geometry.kv_bytes(num_layers=split, num_tokens=1, kv_bits=bits)
+                geometry.device_kv_bytes(num_layers=split, num_tokens=1, kv_bits=bits)
                 for bits in space.kv_bits
             ]
             for split in space.splits

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +21,19 @@ import onnxruntime as ort
 import torch
 from transformers import PreTrainedModel
 
+from optimizer.artifacts.bundle import FRONT_NAME
 from optimizer.artifacts.plan import LAYER_BITS, ModelRef, Partition, Plan
 from optimizer.artifacts.sensitivity import Sensitivity
 from optimizer.errors import BuildError
 from optimizer.export.calibration.hidden_states import back_logits, hidden_and_logits
 from optimizer.export.certify.certificate import Windows
-from optimizer.export.front.embedding import shrink_weights
 from optimizer.export.front.float_front import empty_cache_inputs
 from optimizer.export.front.front_graph import float_front, front_at
 from optimizer.export.sources.model_source import ModelSource
 
 Rows = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
+LONGEST_WINDOW: Final = 8192  # tokens of a text's windows
 
 
 class FrontVariants:
@@ -50,17 +51,16 @@ class FrontVariants:
             )
         self.split = split
         self._plan = _plan(source, split)
+        self._folder = folder
         self._front = float_front(source, self._plan, folder)
 
     def rows(self, layer_bits: tuple[int, ...], windows: Windows) -> Rows:
         """Hidden states float32 [N, W, D] of windows [N, W] through a front with these bits."""
         partition = replace(self._plan.partition, front_bits=min(layer_bits))
         plan = replace(self._plan, front_layer_bits=layer_bits, partition=partition)
-        graph = front_at(self._front, plan)
-        shrink_weights(graph, min(layer_bits))
-        session = ort.InferenceSession(
-            graph.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
+        path = self._folder / FRONT_NAME
+        front_at(self._front, plan, path)
+        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
         return np.stack([self._run(session, ids) for ids in windows])
 
     def _run(self, session: Any, ids: npt.NDArray[np.int64]) -> Rows:
@@ -127,6 +127,6 @@ def _plan(source: ModelSource, split: int) -> Plan:
         back_start=split,
         kv_bits=32,
         level="lossless",
-        max_tokens=1,
+        max_tokens=min(source.geometry.context_length, LONGEST_WINDOW),
         prefill_chunk=1,
     )

@@ -13,7 +13,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import Tensor
 
 from optimizer.export.draft_head.head import EPSILON, DraftHead
-from optimizer.export.front.embedding import OPSET
+from optimizer.export.front.blocks import OPSET
 
 ADAPTER_BITS: Final = 8
 BLOCK_SIZE: Final = 32

@@ -1,176 +1,229 @@
-"""The exporter's float32 graph of a front, and the same graph with fewer bits in each layer.
+"""A front in float32, tried on text; and the same front with fewer bits in each layer.
 
-The exporter makes float32 only. Its matrices are then rounded one after the other (`rounding`),
-each to its own layer's bits, weighted by the inputs that a sample text gives it. Weights stay in
-the exporter's file until they are needed, so at most one float32 matrix is in memory.
+Weights stay in the model's files until a layer is written, so at most one layer is in memory in
+float32. Its matrices are rounded one after the other (`rounding`), each to its own layer's bits,
+weighted by the inputs that a sample text gives it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 import torch
-from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from onnx import TensorProto
 
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import BuildError
-from optimizer.export.front.rounding import BLOCK_SIZE, RoundedMatrix, round_matrix
+from optimizer.export.front.blocks import Graph, Stream, normed_stream, sum_of
+from optimizer.export.front.embedding import embedding
+from optimizer.export.front.kv_scales import KvPeaks, KvScales, RotaryLayout
+from optimizer.export.front.layer_form import DecoderForm, decoder_form
+from optimizer.export.front.layer_weights import (
+    LayerWeights,
+    embedding_rows,
+    head_bias,
+    head_rows,
+    stream_norm,
+)
+from optimizer.export.front.layer_writer import LayerWriter, declare_step
+from optimizer.export.front.matrices import StoredMatrices
+from optimizer.export.front.probe import LayerProbe, Probed, apply_norm, step_inputs
+from optimizer.export.front.weight_files import WeightFile
+from optimizer.export.sources.expected_tensors import make_skeleton
+from optimizer.export.sources.model_source import ModelSource
+from optimizer.export.streamed_model import run_layers
 
-NODE_LAYER: Final = re.compile(r"/layers\.(\d+)/")  # in node names
-CONTRIB: Final = "com.microsoft"
-MEAN_SQUARE_SUFFIX: Final = ".mean_square"
-PROBE_NAME: Final = "probe.onnx"
+HEAD_NODE: Final = "/lm_head/MatMul"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontBits:
+    """Bits of a front: of each layer's matrices, of the head and the embedding, and of the cache.
+
+    accuracy_level: MatMulNBits' attribute, what the kernels compute in.
+    """
+
+    layers: Sequence[int]
+    head: int
+    cache: int
+    accuracy_level: int
+
+
 class FloatFront:
-    """A front's graph without weights; they are in `folder`, as the exporter wrote them.
+    """The embedding and the first `split` layers of a model; all layers and the head where that is
+    all there is.
 
-    importance: mean square [K] of each input of a matrix, by the input's name. Rounded matrices are
-    kept, so that other fronts of the same model are cheap.
+    kept: a folder for rounded matrices, where several fronts will be written. None: only one will.
     """
 
-    graph: onnx.ModelProto
-    folder: Path
-    importance: Mapping[str, npt.NDArray[np.float32]]
-    _rounded: dict[tuple[str, int], RoundedMatrix] = field(default_factory=dict)
+    def __init__(self, source: ModelSource, split: int, kept: Path | None = None) -> None:
+        self.split = split
+        self.found = Probed()
+        self.kv_scales: KvScales | None = None
+        self._source = source
+        self._kept = kept
+        skeleton = make_skeleton(source.config, str(source.place))
+        self._form = decoder_form(source.config, source.geometry, skeleton)
 
-    def at(
-        self, layer_bits: Sequence[int], *, head_bits: int, accuracy_level: int
-    ) -> onnx.ModelProto:
-        """The graph with its weights, the matrices of layer i at `layer_bits[i]` bits.
+    @property
+    def form(self) -> DecoderForm:
+        """What the model's layers are made of."""
+        return self._form
 
-        head_bits: of the head, where it is in the graph. accuracy_level: MatMulNBits' attribute,
-        what the kernels compute in. A matrix of 16 or 32 bits stays float32.
+    @property
+    def is_whole(self) -> bool:
+        """Whether the head is in the front."""
+        return self.split == len(self._form.layers)
+
+    def probe(self, token_ids: npt.NDArray[np.int64], *, measure_cache: bool) -> None:
+        """Run the layers over a text [T]: needed before matrices of 8 bits or fewer are written.
+
+        measure_cache: find the scales of an 8-bit cache too. Raises as `LayerProbe.layer`.
         """
-        model = onnx.ModelProto()
-        model.CopyFrom(self.graph)
-        weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        for node in model.graph.node:
-            if not is_matrix(node, weights):
-                continue
-            layer = NODE_LAYER.search(node.name)
-            bits = head_bits if layer is None else layer_bits[int(layer.group(1))]
-            if bits > 8:
-                continue
-            rounded = self._round(node, weights[node.input[1]], bits)
-            _replace_by_rounded(
-                node, model.graph, rounded, weights[node.input[1]].dims, accuracy_level
+        layout = RotaryLayout(rotated=2 * self._form.layout.table_width)
+        peaks = KvPeaks(layout) if measure_cache else None
+        probe = LayerProbe(self._form, str(self._source.place), peaks)
+        last: list[torch.Tensor] = []
+
+        def on_layer(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
+            probe.layer(index, self._weights(index, torch.float32), entering, leaving)
+            last[:] = [leaving]
+
+        run_layers(
+            self._source, torch.from_numpy(token_ids), num_layers=self.split, on_layer=on_layer
+        )
+        if self.is_whole:
+            rows = apply_norm(last[0], self._final_norm(torch.float32))
+            probe.found.importance[HEAD_NODE] = rows.square().mean(0).numpy()
+        self.found = probe.found
+        self.kv_scales = peaks.scales() if peaks is not None else None
+
+    def write(self, path: Path, bits: FrontBits, *, max_tokens: int) -> None:
+        """Write the graph to `path` and its weights beside it, to `path`.data.
+
+        max_tokens: positions that the front can reach. Raises ModelError for weights that are not
+        finite with these bits.
+        """
+        narrowest = min([bits.head, *bits.layers])
+        fits = torch.float16 if narrowest == 16 else torch.float32
+        with WeightFile(path.with_name(f"{path.name}.data"), str(self._source.place)) as store:
+            graph = Graph(store)
+            rows = embedding(
+                graph,
+                store,
+                embedding_rows(self._source, fits),
+                bits=narrowest,
+                factor=self._form.embedding_factor,
             )
-        read = {name for node in model.graph.node for name in node.input}
-        kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-        del model.graph.initializer[:]
-        model.graph.initializer.extend(kept)
-        external_data_helper.load_external_data_for_model(model, str(self.folder))
-        return model
+            matrices = StoredMatrices(
+                store,
+                self.found.importance,
+                accuracy_level=bits.accuracy_level,
+                kept=self._kept,
+            )
+            stream = Stream(rows)
+            if self.split:
+                stream = self._layers(graph, stream, matrices, bits, max_tokens, fits)
+            if self.is_whole:
+                matrices.bits = bits.head
+                self._head(graph, stream, matrices, fits)
+            else:
+                sum_of(graph, stream, "/residual/Add", "hidden_states")
+                shape: list[int | str] = [1, "num_tokens", self._form.hidden_size]
+                graph.output("hidden_states", TensorProto.FLOAT, shape, first=True)
+        onnx.save(graph.model(), path)
 
-    def _round(self, node: onnx.NodeProto, tensor: onnx.TensorProto, bits: int) -> RoundedMatrix:
-        key = (tensor.name, bits)
-        if key not in self._rounded:
-            matrix = torch.from_numpy(numpy_helper.to_array(tensor, str(self.folder)).T.copy())
-            inputs = torch.from_numpy(self.importance[node.input[0]])
-            self._rounded[key] = round_matrix(matrix, inputs, bits)
-        return self._rounded[key]
-
-
-def is_matrix(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether the node is a product with a weight matrix."""
-    return (
-        node.op_type == "MatMul"
-        and node.input[1] in weights
-        and len(weights[node.input[1]].dims) == 2
-    )
-
-
-def input_importance(
-    graph: onnx.ModelProto, folder: Path, geometry: ModelGeometry, token_ids: npt.NDArray[np.int64]
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Mean square [K] of every input of the graph's matrices over one text [T], by input name.
-
-    The weights of `graph` are float32, in `folder`. Raises BuildError where ONNX Runtime cannot run
-    it.
-    """
-    probe = onnx.ModelProto()
-    probe.CopyFrom(graph)
-    weights = {tensor.name: tensor for tensor in probe.graph.initializer}
-    names = sorted({n.input[0] for n in probe.graph.node if is_matrix(n, weights)})
-    outputs = [name + MEAN_SQUARE_SUFFIX for name in names]
-    axes = "importance.axes"
-    probe.graph.initializer.append(numpy_helper.from_array(np.array([0, 1], np.int64), axes))
-    for name, output in zip(names, outputs, strict=True):
-        squares = f"{name}.square"
-        probe.graph.node.append(helper.make_node("Mul", [name, name], [squares]))
-        probe.graph.node.append(
-            helper.make_node("ReduceMean", [squares, axes], [output], keepdims=0)
+    def _layers(
+        self,
+        graph: Graph,
+        stream: Stream,
+        matrices: StoredMatrices,
+        bits: FrontBits,
+        max_tokens: int,
+        fits: torch.dtype,
+    ) -> Stream:
+        declare_step(graph)
+        writer = LayerWriter(
+            graph,
+            self._form,
+            matrices,
+            tables=self._tables(graph, bits.cache, max_tokens),
+            cache_bits=bits.cache,
         )
-        probe.graph.output.append(
-            helper.make_tensor_value_info(output, TensorProto.FLOAT, ["channels"])
-        )
-    onnx.save(probe, folder / PROBE_NAME)
-    try:
-        session = ort.InferenceSession(folder / PROBE_NAME, providers=["CPUExecutionProvider"])
-        found = session.run(outputs, empty_cache_inputs(session, geometry, token_ids))
-    except Exception as error:  # the engine raises its own kinds
-        raise BuildError(f"the front cannot be tried on text: {error}") from error
-    return dict(zip(names, found, strict=True))
+        for index, layer_bits in enumerate(bits.layers):
+            matrices.bits = layer_bits
+            scales = None
+            if bits.cache == 8:
+                if self.kv_scales is None:
+                    raise BuildError("an 8-bit cache needs scales: the front was not tried on text")
+                parts = (self.kv_scales.keys[index], self.kv_scales.values[index])
+                scales = (np.array(parts[0], np.float32), np.array(parts[1], np.float32))
+            weights = self._weights(index, fits)
+            stream = writer.layer(self._form.layers[index], weights, stream, scales)
+        return stream
+
+    def _tables(self, graph: Graph, cache_bits: int, max_tokens: int) -> dict[str, tuple[str, str]]:
+        """Cosines and sines of all kinds that the layers use, as weights."""
+        kinds = {layer.rotary for layer in self._form.layers[: self.split]} - {None}
+        dtype: Any = np.float16 if cache_bits == 16 else np.float32
+        tables = {}
+        for kind in sorted(kind for kind in kinds if kind is not None):
+            cos, sin = self._form.rotary.table(kind, max_tokens, self._form.layout)
+            suffix = f".{kind}" if kind else ""
+            tables[kind] = (
+                graph.weight(f"cos_cache{suffix}", cos.numpy().astype(dtype)),
+                graph.weight(f"sin_cache{suffix}", sin.numpy().astype(dtype)),
+            )
+        return tables
+
+    def _head(
+        self, graph: Graph, stream: Stream, matrices: StoredMatrices, fits: torch.dtype
+    ) -> None:
+        """Logits of the last row."""
+        form = self._form
+        norm = self._final_norm(fits)
+        rows, _ = normed_stream(graph, stream, norm, "/model/final_norm", "model.final_norm")
+        last = graph.constant([-1], "last_row")
+        row = graph.node("Gather", [rows, last], "/lm_head/prune/Gather", axis=1)
+        source = self._source
+        value = matrices.product(graph, row, HEAD_NODE, lambda: head_rows(source, fits))
+        bias = head_bias(source)
+        if bias is not None:
+            value = graph.node("Add", [value, graph.weight("lm_head.bias", bias)], "/lm_head/Add")
+        if form.logits_divisor is not None:
+            divisor = graph.constant(form.logits_divisor, "logits_divisor")
+            value = graph.node("Div", [value, divisor], "/lm_head/scale/Div")
+        if form.logits_cap is not None:
+            cap = graph.constant(form.logits_cap, "logits_cap")
+            value = graph.node("Div", [value, cap], "/lm_head/softcap/Div")
+            value = graph.node("Tanh", [value], "/lm_head/softcap/Tanh")
+            value = graph.node("Mul", [value, cap], "/lm_head/softcap/Mul")
+        graph.node("Identity", [value], "/lm_head/logits", out=["logits"])
+        graph.output("logits", TensorProto.FLOAT, [1, 1, form.vocab_size], first=True)
+
+    def _final_norm(self, fits: torch.dtype) -> Any:
+        form = self._form
+        name = f"{form.prefix}.{form.family.final_norm}"
+        return stream_norm(self._source, form, name, fits)
+
+    def _weights(self, layer: int, fits: torch.dtype) -> LayerWeights:
+        return LayerWeights(self._source, self._form, layer, fits)
 
 
 def empty_cache_inputs(
     session: Any, geometry: ModelGeometry, token_ids: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
     """Inputs of a front that reads `token_ids` int64 [T] from an empty cache."""
-    count = len(token_ids)
-    inputs: dict[str, Any] = {
-        "input_ids": token_ids[None],
-        "seqlens_k": np.array([count - 1], dtype=np.int32),
-        "total_sequence_length": np.array(count, dtype=np.int32),
-    }
+    inputs = {"input_ids": token_ids[None], **step_inputs(len(token_ids))}
     for value in session.get_inputs():
         if value.name.startswith("past_key_values."):
             kind = np.int8 if value.type == "tensor(int8)" else np.float32
-            inputs[value.name] = np.zeros(
-                (1, geometry.num_kv_heads, 0, geometry.head_dim), dtype=kind
-            )
+            shape = (1, geometry.num_kv_heads, 0, geometry.device_head_dim)
+            inputs[value.name] = np.zeros(shape, dtype=kind)
     return inputs
-
-
-def _replace_by_rounded(
-    node: onnx.NodeProto,
-    graph: onnx.GraphProto,
-    rounded: RoundedMatrix,
-    dims: Sequence[int],
-    accuracy_level: int,
-) -> None:
-    """Turn a MatMul into the product with a rounded matrix."""
-    name = node.input[1]
-    parts = {f"{name}.codes": rounded.codes, f"{name}.scales": rounded.scales}
-    if rounded.zeros is not None:
-        parts[f"{name}.zeros"] = rounded.zeros
-    known = {tensor.name for tensor in graph.initializer}
-    graph.initializer.extend(
-        numpy_helper.from_array(value.numpy(), key)
-        for key, value in parts.items()
-        if key not in known
-    )
-    inputs, outputs = dims
-    replacement = helper.make_node(
-        "MatMulNBits",
-        [node.input[0], *parts],
-        list(node.output),
-        name=node.name,
-        domain=CONTRIB,
-        K=inputs,
-        N=outputs,
-        bits=rounded.bits,
-        block_size=BLOCK_SIZE,
-        accuracy_level=accuracy_level,
-    )
-    node.CopyFrom(replacement)

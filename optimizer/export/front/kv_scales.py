@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import torch
+from torch import Tensor
+
+from optimizer.errors import ModelError
 
 # A few kinds of text: prose, dialogue, code, figures. Written for this file.
 SAMPLE_TEXT: Final = """\
@@ -36,50 +38,74 @@ HEADROOM: Final = 1.15
 INT8_MAX: Final = 127
 
 
-def write_kv_scales(staged: Path, out: Path) -> None:
-    """Run the staged front over the sample and write the scales file the exporter reads.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryLayout:
+    """Which channels of a head positions rotate together, as the cache holds them.
 
-    The rotary embedding rotates a key's channels in pairs, so both channels of a pair get the
-    scale of the pair's length, which no position exceeds. A value's channel gets its own largest.
+    The first `rotated` channels turn in pairs (i, i + rotated / 2).
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-    from optimizer.export.calibration.hidden_states import cache_argument
-
-    tokenizer = AutoTokenizer.from_pretrained(staged)
-    model = AutoModelForCausalLM.from_pretrained(staged, dtype=torch.float32)
-    ids = tokenizer(SAMPLE_TEXT, return_tensors="pt").input_ids
-    ids = ids[:, : model.config.max_position_embeddings]
-    with torch.no_grad():
-        # This kind of cache keeps every token, in layers with a sliding window too.
-        cache = DynamicCache()
-        model.model(input_ids=ids, use_cache=True, **{cache_argument(model.model): cache})
-    layers = range(model.config.num_hidden_layers)
-    share = (model.config.rope_parameters or {}).get("partial_rotary_factor") or 1.0
-    scales = {
-        "k_scales": [_scale(_pair_length(_cached(cache, i, "keys"), share)) for i in layers],
-        "v_scales": [_scale(_cached(cache, i, "values").abs()) for i in layers],
-    }
-    out.write_text(json.dumps({"qmax": INT8_MAX, "scales": scales}), encoding="utf-8")
+    rotated: int
 
 
-def _cached(cache: Any, layer: int, part: str) -> torch.Tensor:
-    values: torch.Tensor = getattr(cache.layers[layer], part)[0]
-    return values  # [G, T, head_dim]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvScales:
+    """Steps of the 8-bit cache, by layer: [G * head_dim] floats for keys, as many for values."""
+
+    keys: tuple[tuple[float, ...], ...]
+    values: tuple[tuple[float, ...], ...]
 
 
-def _pair_length(keys: torch.Tensor, share: float) -> torch.Tensor:
-    """Length of each rotated pair (i, i + R / 2), given to both, R the rotated channels of a head.
+class KvPeaks:
+    """The largest keys and values of every layer over all that was added.
 
-    keys: [G, T, head_dim], of which the first `share` are rotated. The others keep their size.
+    Positions rotate a key's channels in pairs, so both channels of a pair get the pair's largest
+    length, which no position exceeds. A value's channel gets its own largest.
     """
-    rotated = int(keys.shape[-1] * share)
-    first, second = keys[..., :rotated].chunk(2, dim=-1)
-    return torch.cat([torch.hypot(first, second).repeat(1, 1, 2), keys[..., rotated:].abs()], -1)
+
+    def __init__(self, layout: RotaryLayout) -> None:
+        self._layout = layout
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def add(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Take keys and values [G, T, head_dim] of one layer.
+
+        Raises ModelError for values that are not finite.
+        """
+        _raise_peaks(self._keys, layer, pair_lengths(keys.float(), self._layout))
+        _raise_peaks(self._values, layer, values.float().abs())
+
+    def scales(self) -> KvScales:
+        """The scales of layers 0, 1, ... in order."""
+        layers = range(len(self._keys))
+        return KvScales(
+            keys=tuple(_scale(self._keys[layer]) for layer in layers),
+            values=tuple(_scale(self._values[layer]) for layer in layers),
+        )
 
 
-def _scale(magnitudes: torch.Tensor) -> list[float]:
-    """One scale a channel, flattened [G * head_dim]."""
-    largest = magnitudes.amax(dim=1).flatten().clamp(min=1e-6)
-    scales: list[float] = (largest * HEADROOM / INT8_MAX).tolist()
-    return scales
+def pair_lengths(keys: Tensor, layout: RotaryLayout) -> Tensor:
+    """Length of each rotated pair, given to both of its channels; the others keep their size.
+
+    keys: [..., head_dim].
+    """
+    first, second = keys[..., : layout.rotated].chunk(2, dim=-1)
+    length = torch.hypot(first, second)
+    return torch.cat([length, length, keys[..., layout.rotated :].abs()], -1)
+
+
+def _raise_peaks(peaks: dict[int, Tensor], layer: int, sizes: Tensor) -> None:
+    """Raise the layer's peaks [G, head_dim] to the sizes [G, T, head_dim]."""
+    largest = sizes.amax(dim=-2)
+    if not bool(torch.isfinite(largest).all()):
+        raise ModelError(
+            f"layer {layer}: keys or values of a sample text are not finite; the weights are too "
+            "large for float32"
+        )
+    peaks[layer] = torch.maximum(peaks[layer], largest) if layer in peaks else largest
+
+
+def _scale(peaks: Tensor) -> tuple[float, ...]:
+    """One step a channel, flattened [G * head_dim]."""
+    return tuple((peaks.flatten().clamp(min=1e-6) * HEADROOM / INT8_MAX).tolist())

@@ -26,6 +26,7 @@ SEARCHED_BITS: Final = 4  # at 8 bits the nearest step is good enough
 RANGES: Final = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.74)  # shares of a block's range that are tried
 ZERO_STEPS: Final = (-1, 0, 1)  # around the zero point that the range gives
 CHUNK_BLOCKS: Final = 1 << 18  # blocks at once: a few hundred MB of work space
+PART_WEIGHTS: Final = 1 << 26  # of a matrix that is widened in parts: 256 MiB
 TINY: Final = 1e-20
 
 
@@ -67,6 +68,22 @@ def round_matrix(weight: Tensor, importance: Tensor, bits: int) -> RoundedMatrix
         codes=codes.view(outputs, -1, BLOCK_SIZE),
         scales=scales.view(outputs, -1),
         zeros=None,
+    )
+
+
+def round_rows(weight: Tensor, importance: Tensor, bits: int) -> RoundedMatrix:
+    """`round_matrix` of weights in any float type, widened a part at a time.
+
+    The rows of a matrix are rounded independently, so the parts change nothing.
+    """
+    step = max(1, PART_WEIGHTS // weight.shape[1])
+    parts = [round_matrix(part.float(), importance, bits) for part in weight.split(step)]
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return RoundedMatrix(
+        bits=bits,
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        zeros=torch.cat(zeros) if zeros else None,
     )
 
 

@@ -15,18 +15,22 @@ from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import ModelError
 from optimizer.export.sources.model_json import read_object
-from optimizer.families import family_of, front_family
+from optimizer.families import family_of, front_family, position_limit
 
 
 def geometry_of(config: Any) -> ModelGeometry:
-    """The numbers of a transformers config of one of the supported architectures."""
+    """The numbers of a transformers config of one of the supported architectures.
+
+    The context ends where positions would get other frequencies (`position_limit`).
+    """
     known = NormalizedConfigManager._conf.get(config.model_type, NormalizedTextConfigWithGQA)
     normalized = known(config)
     num_heads = int(normalized.num_attention_heads)
     layer_types = getattr(config, "layer_types", None) or []
     sliding = tuple(i for i, kind in enumerate(layer_types) if kind == "sliding_attention")
-    window = getattr(config, "sliding_window", None)
     family = family_of(config)
+    slides = family is None or family.sliding_windows
+    window = getattr(config, "sliding_window", None) if slides else None
     biased = family is not None and family.always_attention_bias
     has_window = window is not None and (bool(sliding) or not layer_types)
     if getattr(config, "use_sliding_window", True) is False:
@@ -40,9 +44,11 @@ def geometry_of(config: Any) -> ModelGeometry:
         head_dim=int(getattr(config, "head_dim", None) or int(normalized.hidden_size) // num_heads),
         intermediate_size=int(config.intermediate_size),
         vocab_size=int(normalized.vocab_size),
-        context_length=int(config.max_position_embeddings),
+        context_length=position_limit(config),
         tied_embeddings=bool(config.tie_word_embeddings),
-        attention_bias=bool(biased or getattr(config, "attention_bias", False)),
+        attention_bias=bool(
+            biased or getattr(config, "attention_bias", False) or getattr(config, "use_bias", False)
+        ),
         sliding_window=int(window) if has_window and window is not None else None,
         sliding_layers=sliding if has_window else (),
     )

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from cloud.engine.back_engine import BackEngine, BatchEntry
 from cloud.engine.back_weights import compute_dtype, load_back
 from cloud.engine.profiled_kernels import write_random_back
-from cloud.engine.rotary import max_positions
 from cloud.errors import WeightsError
 from cloud.kv.pool import KvPool
 from hwprofiles.profiler.measured_backends import StackShape
@@ -22,6 +21,7 @@ from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.cost.cloud import back_compute_bits, back_kv_bits
 from optimizer.cost.weights import back_weight_bytes
+from optimizer.families import position_limit
 from tests.cloud.tiny_bundle import save_back
 from tests.tiny_models import make_tiny_model
 
@@ -95,7 +95,7 @@ def test_bfloat16_weights_are_computed_in_float32_on_a_cpu(back: Path) -> None:
 
 def test_sessions_stay_within_the_length_at_which_rotary_frequencies_are_constant() -> None:
     plain = transformers.LlamaConfig(max_position_embeddings=4096)
-    assert max_positions(plain) == 4096
+    assert position_limit(plain) == 4096
     half = 32
     long = transformers.AutoConfig.for_model(
         "phi3",
@@ -110,7 +110,7 @@ def test_sessions_stay_within_the_length_at_which_rotary_frequencies_are_constan
             "long_factor": [2.0] * half,
         },
     )
-    assert max_positions(long) == 1024
+    assert position_limit(long) == 1024
 
 
 def test_only_the_weight_files_that_are_named_are_read(back: Path) -> None:

@@ -39,6 +39,7 @@ def test_a_built_bundle_opens_on_both_sides(source: ModelSource, tmp_path: Path)
     assert {path.name for path in (edge.root / "edge").iterdir()} == {
         "front.onnx",
         "front.onnx.data",
+        "front_check.json",
         "tokenizer.json",
         "chat_template.jinja",
         "edge.json",

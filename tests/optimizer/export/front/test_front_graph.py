@@ -16,9 +16,14 @@ from edge.device.front import FrontEngine
 from optimizer.export.sources.model_source import ModelSource, open_source
 from tests.local_data import smollm2
 from tests.optimizer.export.plans import Rows, make_front, make_plan, worst_row_error
-from tests.tiny_models import FRONT_FAMILIES, make_tiny_model
+from tests.tiny_models import make_tiny_model
 
 SPLITS = range(5)  # the tiny models have 4 layers
+# One of each mechanism that fewer bits may change; test_every_model runs all families.
+REDUCED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "glm4",
+           "olmo2", "starcoder2", "phi")  # fmt: skip
+FED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "granite",
+       "olmo2")  # fmt: skip
 TOLERANCE = 1e-5  # relative, float32
 
 
@@ -84,7 +89,7 @@ def check_all_ways_of_feeding(front: FrontEngine, whole: Whole, split: int) -> N
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("family", FRONT_FAMILIES)
+@pytest.mark.parametrize("family", FED)
 def test_a_front_computes_the_first_layers(
     tiny: Any, tmp_path: Path, family: str, split: int
 ) -> None:
@@ -108,7 +113,7 @@ def test_a_front_of_smollm2_computes_its_first_layers(
     ("front_bits", "kv_bits", "bound"),
     [(16, 32, 8e-3), (32, 16, 8e-3), (8, 32, 0.15), (32, 8, 0.7), (4, 32, 1.3)],
 )
-@pytest.mark.parametrize("family", FRONT_FAMILIES)
+@pytest.mark.parametrize("family", REDUCED)
 def test_a_reduced_front_of_each_family_stays_within_its_bound(
     tiny: Any, tmp_path: Path, family: str, front_bits: int, kv_bits: int, bound: float
 ) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimizer.export.front.kv_scales import _pair_length
+from optimizer.export.front.kv_scales import RotaryLayout, pair_lengths
 
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.5])
 def test_no_rotation_takes_a_channel_beyond_its_pairs_length(share: float) -> None:
     keys = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(3))
     rotated = int(64 * share)
-    lengths = _pair_length(keys, share)
+    lengths = pair_lengths(keys, RotaryLayout(rotated=rotated))
     assert lengths.shape == keys.shape
     half = rotated // 2
     for angle in torch.linspace(0, 6.3, 17):

@@ -1,0 +1,175 @@
+"""The weights of one layer as the front's graph has them: joined, reordered, padded, float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from optimizer.export.front.blocks import Norm
+from optimizer.export.front.layer_form import DecoderForm
+from optimizer.export.sources.model_source import ModelSource
+from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
+
+F32 = npt.NDArray[np.float32]
+
+
+class LayerWeights:
+    """Reads a layer's tensors one at a time. Matrices are [N, K], outputs by inputs.
+
+    fits: the type that the values will be converted to.
+    """
+
+    def __init__(
+        self, source: ModelSource, form: DecoderForm, layer: int, fits: torch.dtype
+    ) -> None:
+        self._source = source
+        self._form = form
+        self._fits = fits
+        self._prefix = f"{form.prefix}.layers.{layer}"
+
+    def qkv(self) -> Tensor:
+        """Queries, keys and values in one."""
+        return self._joined("weight")
+
+    def qkv_bias(self) -> F32 | None:
+        """Its bias, None where there is none."""
+        if not self._has(f"self_attn.{self._form.family.attention[0]}.bias"):
+            return None
+        return _array(self._joined("bias"))
+
+    def out(self) -> Tensor:
+        """Attention's output."""
+        weight = self._read(f"self_attn.{self._form.family.attention[-1]}.weight")
+        layout = self._form.layout
+        if layout.plain_order != tuple(range(layout.head_dim)):
+            weight = layout.spread(weight.T, rotated=False).T
+        return self._scaled(weight)
+
+    def out_bias(self) -> F32 | None:
+        """Its bias."""
+        return self._bias(f"self_attn.{self._form.family.attention[-1]}", is_update=True)
+
+    def gate_up(self) -> dict[str, Tensor]:
+        """The matrices that go up, by the part's name in the graph."""
+        names = self._form.family.mlp[:-1]
+        if not self._form.family.gated:
+            return {"up_proj": self._read(f"mlp.{names[0]}.weight")}
+        if len(names) == 2:
+            gate, up = (self._read(f"mlp.{name}.weight") for name in names)
+        else:
+            gate, up = self._read(f"mlp.{names[0]}.weight").chunk(2)
+        return {"gate_proj": gate, "up_proj": up}
+
+    def gate_up_bias(self) -> dict[str, F32 | None]:
+        """Their biases."""
+        names = self._form.family.mlp[:-1]
+        if not self._form.family.gated:
+            return {"up_proj": self._bias(f"mlp.{names[0]}")}
+        if len(names) == 2:
+            gate, up = (self._bias(f"mlp.{name}") for name in names)
+            return {"gate_proj": gate, "up_proj": up}
+        both = self._bias(f"mlp.{names[0]}")
+        halves = (None, None) if both is None else np.split(both, 2)
+        return {"gate_proj": halves[0], "up_proj": halves[1]}
+
+    def down(self) -> Tensor:
+        """The matrix that goes down."""
+        return self._scaled(self._read(f"mlp.{self._form.family.mlp[-1]}.weight"))
+
+    def down_bias(self) -> F32 | None:
+        """Its bias."""
+        return self._bias(f"mlp.{self._form.family.mlp[-1]}", is_update=True)
+
+    def norm(self, name: str) -> Norm:
+        """A norm of the residual stream."""
+        return stream_norm(self._source, self._form, f"{self._prefix}.{name}", self._fits)
+
+    def head_norm(self, which: str) -> Norm:
+        """The norm of queries ("q") or keys ("k"), for padded heads.
+
+        Padding makes a mean of squares smaller: by head_dim / size. Weight and epsilon make up for
+        it.
+        """
+        layout = self._form.layout
+        weight = self._read(f"self_attn.{which}_norm.weight")
+        if self._form.family.offset_norms:
+            weight = weight + 1.0
+        share = layout.head_dim / layout.size
+        spread = layout.spread(weight, rotated=True) * share**0.5
+        return Norm(is_rms=True, eps=self._form.query_eps * share, weight=_array(spread))
+
+    def sinks(self) -> F32 | None:
+        """Each head's score that belongs to no token."""
+        return _array(self._read("self_attn.sinks")) if self._form.family.sinks else None
+
+    def _joined(self, part: str) -> Tensor:
+        """Weights or biases of queries, keys and values in the device's order of channels."""
+        form = self._form
+        layout = form.layout
+        names = form.family.attention[:-1]
+        tensors = [self._read(f"self_attn.{name}.{part}") for name in names]
+        if len(tensors) == 1:
+            heads = (form.num_heads, form.num_kv_heads, form.num_kv_heads)
+            tensors = list(tensors[0].split([count * layout.head_dim for count in heads]))
+        return torch.cat(
+            [layout.spread(rows, rotated=index < 2) for index, rows in enumerate(tensors)]
+        )
+
+    def _scaled(self, update: Tensor) -> Tensor:
+        factor = self._form.residual_factor
+        return update if factor == 1.0 else update * factor
+
+    def _bias(self, name: str, *, is_update: bool = False) -> F32 | None:
+        if not self._has(f"{name}.bias"):
+            return None
+        bias = self._read(f"{name}.bias")
+        return _array(self._scaled(bias) if is_update else bias)
+
+    def _has(self, name: str) -> bool:
+        return f"{self._prefix}.{name}" in self._source.tensor_names
+
+    def _read(self, name: str) -> Tensor:
+        return self._source.read(f"{self._prefix}.{name}", fits=self._fits).float()
+
+
+def stream_norm(source: ModelSource, form: DecoderForm, name: str, fits: torch.dtype) -> Norm:
+    """A norm of the residual stream by its tensors' name; one without tensors has ones."""
+
+    def read(part: str) -> Tensor | None:
+        full = f"{name}.{part}"
+        return source.read(full, fits=fits).float() if full in source.tensor_names else None
+
+    weight, bias = read("weight"), read("bias")
+    if weight is None:
+        weight = torch.ones(form.hidden_size)
+    elif form.family.offset_norms:
+        weight = weight + 1.0
+    return Norm(
+        is_rms=form.family.norm_kind == "rms",
+        eps=form.norm_eps,
+        weight=_array(weight),
+        bias=None if bias is None else _array(bias),
+    )
+
+
+def embedding_rows(source: ModelSource, fits: torch.dtype) -> Tensor:
+    """The embedding [V, D] in its stored type."""
+    return source.read(EMBEDDING_NAME, fits=fits)
+
+
+def head_rows(source: ModelSource, fits: torch.dtype) -> Tensor:
+    """The head's matrix [V, D] in its stored type; the embedding where there is no other."""
+    name = HEAD_NAME if HEAD_NAME in source.tensor_names else EMBEDDING_NAME
+    return source.read(name, fits=fits)
+
+
+def head_bias(source: ModelSource) -> F32 | None:
+    """The head's bias, None where there is none."""
+    name = HEAD_NAME.removesuffix("weight") + "bias"
+    return _array(source.read(name).float()) if name in source.tensor_names else None
+
+
+def _array(tensor: Tensor) -> F32:
+    return tensor.contiguous().numpy()

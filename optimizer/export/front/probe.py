@@ -1,0 +1,164 @@
+"""A front's layers over a text, one at a time in float32: what rounding needs, and whether they are
+right.
+
+Each layer is a graph of its own, whose matrices are inputs, so that no session holds a copy. It
+gets the hidden state that transformers' layer got, and gives what transformers' layer gave, but for
+float32's noise. A layer that departs further is a fault of the writer: the build stops there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from optimizer.errors import BuildError, ModelError
+from optimizer.export.front.blocks import Graph, InlineStore, Norm, Stream, sum_of
+from optimizer.export.front.kv_scales import KvPeaks
+from optimizer.export.front.layer_form import DecoderForm
+from optimizer.export.front.layer_weights import LayerWeights
+from optimizer.export.front.layer_writer import LayerWriter, declare_step
+from optimizer.export.front.matrices import MEAN_SQUARE_SUFFIX, ProbeMatrices
+
+F32 = npt.NDArray[np.float32]
+LARGEST_ERROR: Final = 1e-3  # relative, of a layer's worst row in float32
+
+
+@dataclass(slots=True)
+class Probed:
+    """What the layers showed.
+
+    importance: mean square [K] of each matrix's input, by node. errors: of each layer, its worst
+    row's difference from transformers', relative to the row. num_rows: of the text.
+    """
+
+    importance: dict[str, F32] = field(default_factory=dict)
+    errors: list[float] = field(default_factory=list)
+    num_rows: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """The errors as the bundle keeps them."""
+        return {
+            "what": "largest relative error of a row, float32, against transformers' layer",
+            "rows": self.num_rows,
+            "worst": max(self.errors),
+            "layers": self.errors,
+        }
+
+
+class LayerProbe:
+    """Runs layers of one model in ONNX Runtime and compares them with transformers'.
+
+    place: the model, as messages name it. peaks: takes the layers' keys and values, None: nobody
+    needs them.
+    """
+
+    def __init__(self, form: DecoderForm, place: str, peaks: KvPeaks | None) -> None:
+        self.found = Probed()
+        self._form = form
+        self._place = place
+        self._peaks = peaks
+
+    def layer(self, index: int, weights: LayerWeights, entering: Tensor, leaving: Tensor) -> None:
+        """Try layer `index` on rows [T, D]; `leaving` are transformers' [T, D].
+
+        Raises BuildError where they differ, or where ONNX Runtime cannot run the layer, and
+        ModelError for values that are not finite.
+        """
+        matrices = ProbeMatrices()
+        graph, names = self._graph(index, weights, matrices, len(entering))
+        rows = entering.contiguous().numpy()[None]
+        inputs = {"rows": rows, **step_inputs(len(entering)), **matrices.values}
+        shape = (1, self._form.num_kv_heads, 0, self._form.layout.size)
+        for part in ("key", "value"):
+            inputs[f"past_key_values.{index}.{part}"] = np.zeros(shape, np.float32)
+        try:
+            session = ort.InferenceSession(
+                graph.model().SerializeToString(), _options(), providers=["CPUExecutionProvider"]
+            )
+            found = dict(zip(names, session.run(names, inputs), strict=True))
+        except Exception as error:  # the engine raises its own kinds
+            raise BuildError(f"layer {index} cannot be tried on text: {error}") from error
+        if not all(np.isfinite(found[name]).all() for name in names):
+            raise ModelError(
+                f"{self._place}: the front's values on a sample text are not finite; its weights "
+                "are too large for float32"
+            )
+        self._compare(index, torch.from_numpy(found["leaving"][0]), leaving)
+        for node, source in matrices.sources.items():
+            self.found.importance[node] = found[source + MEAN_SQUARE_SUFFIX]
+        if self._peaks is not None:
+            keys, values = (found[f"present.{index}.{part}"][0] for part in ("key", "value"))
+            self._peaks.add(index, torch.from_numpy(keys), torch.from_numpy(values))
+
+    def _graph(
+        self, index: int, weights: LayerWeights, matrices: ProbeMatrices, count: int
+    ) -> tuple[Graph, list[str]]:
+        """The layer's graph over `count` rows, and the outputs to ask for."""
+        graph, form = Graph(InlineStore()), self._form
+        layer = form.layers[index]
+        graph.input("rows", TensorProto.FLOAT, [1, "num_tokens", form.hidden_size])
+        declare_step(graph)
+        tables = {}
+        if layer.rotary is not None:
+            cos, sin = form.rotary.table(layer.rotary, count, form.layout)
+            tables[layer.rotary] = (
+                graph.weight("cos", cos.numpy()),
+                graph.weight("sin", sin.numpy()),
+            )
+        writer = LayerWriter(graph, form, matrices, tables=tables, cache_bits=32)
+        stream = writer.layer(layer, weights, Stream("rows"), None)
+        sum_of(graph, stream, "/leaving/Add", "leaving")
+        graph.output("leaving", TensorProto.FLOAT, [1, "num_tokens", form.hidden_size])
+        matrices.add_mean_squares(graph)
+        outputs = ["leaving", *{s + MEAN_SQUARE_SUFFIX: None for s in matrices.sources.values()}]
+        if self._peaks is not None:
+            outputs += [f"present.{index}.{part}" for part in ("key", "value")]
+        return graph, outputs
+
+    def _compare(self, index: int, got: Tensor, expected: Tensor) -> None:
+        self.found.num_rows = len(expected)
+        self.found.errors.append(worst_row_error(got, expected))
+        if not self.found.errors[-1] <= LARGEST_ERROR:
+            raise BuildError(
+                f"{self._place}: layer {index} of the device's graph departs from transformers' by "
+                f"{self.found.errors[-1]:.1e} of a row, more than {LARGEST_ERROR:.0e}; "
+                "this model cannot be split (please report it)"
+            )
+
+
+def worst_row_error(got: Tensor, expected: Tensor) -> float:
+    """The largest relative error of a row [T, D]: its difference's length over its own."""
+    size = torch.linalg.vector_norm(expected, dim=-1, dtype=torch.float64).clamp_min(1e-12)
+    difference = torch.linalg.vector_norm(got - expected, dim=-1, dtype=torch.float64)
+    return float((difference / size).max())
+
+
+def apply_norm(rows: Tensor, norm: Norm) -> Tensor:
+    """A norm of rows [T, D], as its node computes it."""
+    if not norm.is_rms:
+        rows = rows - rows.mean(-1, keepdim=True)
+    scale = torch.rsqrt(rows.square().mean(-1, keepdim=True) + norm.eps)
+    out = rows * scale * torch.from_numpy(norm.weight)
+    return out if norm.bias is None else out + torch.from_numpy(norm.bias)
+
+
+def step_inputs(count: int) -> dict[str, Any]:
+    """What a front is told of a step of `count` tokens from an empty cache."""
+    return {
+        "seqlens_k": np.array([count - 1], dtype=np.int32),
+        "total_sequence_length": np.array(count, dtype=np.int32),
+    }
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    return options
