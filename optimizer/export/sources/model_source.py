@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from optimizer.export.sources.config_geometry import geometry_of
 from optimizer.export.sources.expected_tensors import compare, expected_tensors, make_skeleton
 from optimizer.export.sources.finite_values import check_finite
 from optimizer.export.sources.model_json import stop_ids
+from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
 from optimizer.export.sources.safetensors_header import StoredTensor
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 from optimizer.families import front_family
@@ -48,8 +50,18 @@ class ModelSource(ABC):
     """A model on this machine. Tensor names are Hugging Face's, with all layers' own indices."""
 
     id: str
-    sha256: str
+    format: str  # in words for people
+    quantization: str | None = None  # how the files hold the weights, where not as plain floats
     notes: tuple[str, ...] = ()  # one line each, of what was left out
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of all that makes the model. Reads every file once, at the first use."""
+        return self._hash()
+
+    @abstractmethod
+    def _hash(self) -> str:
+        """See `sha256`."""
 
     @property
     @abstractmethod
@@ -73,9 +85,14 @@ class ModelSource(ABC):
     def _read(self, stored: StoredTensor) -> torch.Tensor:
         """One tensor on the CPU, in its stored dtype (GGUF: dequantized to float32)."""
 
-    @abstractmethod
     def _load_model(self) -> Any:
         """The whole transformers model in float32."""
+        return type(self._skeleton).from_pretrained(
+            None,
+            config=self.config,
+            dtype=torch.float32,
+            state_dict={name: self._read(stored) for name, stored in self._tensors.items()},
+        )
 
     @cached_property
     def geometry(self) -> ModelGeometry:
@@ -91,6 +108,32 @@ class ModelSource(ABC):
         Raises ModelError for tensors that are missing, quantized, of a wrong shape, or of no use.
         """
         _ = self._tensors
+
+    def stored_tensors(self) -> Mapping[str, StoredTensor]:
+        """What the files hold, by Hugging Face's names, without a look at the architecture."""
+        return self._stored()
+
+    def stored_types(self) -> dict[str, int]:
+        """The types of the files' tensors, in the format's words, with their numbers."""
+        return dict(Counter(tensor.dtype for tensor in self._stored().values()).most_common())
+
+    def quantized_matrix(self, name: str) -> QuantizedMatrix | None:
+        """The matrix `name` on the grid that the checkpoint holds it in, in blocks of 32 inputs.
+
+        None where the checkpoint has it otherwise, and where its grid does not fit such blocks. Its
+        weights are those of `read`, without another rounding. Raises ModelError as `read` does.
+        """
+        stored = self._tensors.get(name)
+        if stored is None:
+            raise ModelError(f"{self.place}: no tensor {name}")
+        matrix = self._blocks(stored)
+        if matrix is not None:
+            check_finite(matrix.scales, stored.origin)
+        return matrix
+
+    def _blocks(self, stored: StoredTensor) -> QuantizedMatrix | None:
+        """See `quantized_matrix`."""
+        return None
 
     @property
     def tensor_names(self) -> frozenset[str]:
@@ -181,7 +224,7 @@ class ModelSource(ABC):
 
 
 def open_source(path: Path) -> ModelSource:
-    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file.
+    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one model in GGUF.
 
     Raises ModelError where it is none of these, or is not readable.
     """
@@ -189,6 +232,7 @@ def open_source(path: Path) -> ModelSource:
 
     from optimizer.export.sources.checkpoint_files import refuse_adapter
     from optimizer.export.sources.folder_source import FolderSource
+    from optimizer.export.sources.gguf_files import gguf_models
     from optimizer.export.sources.gguf_source import GgufSource
 
     transformers_logging.disable_progress_bar()  # the commands show their own
@@ -199,10 +243,10 @@ def open_source(path: Path) -> ModelSource:
     refuse_adapter(path)
     if (path / "config.json").is_file():
         return FolderSource(path)
-    files = sorted(path.glob("*.gguf"))
+    files = gguf_models(list(path.glob("*.gguf")))
     if len(files) == 1:
         return GgufSource(files[0])
-    raise ModelError(f"{path}: holds {len(files)} GGUF files and no config.json: name one")
+    raise ModelError(f"{path}: holds {len(files)} GGUF models and no config.json: name one")
 
 
 def _other_tokens(tokenizer: Any) -> dict[str, str]:
