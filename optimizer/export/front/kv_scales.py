@@ -125,7 +125,7 @@ def add_window(peaks: KvPeaks, model: Any, ids: Tensor) -> None:
 
     from optimizer.export.calibration.hidden_states import cache_argument
 
-    cache = DynamicCache()  # keeps every token, in layers with a sliding window too
+    cache: Any = DynamicCache()  # keeps every token, in layers with a sliding window too
     with torch.no_grad():
         model.model(input_ids=ids[None], use_cache=True, **{cache_argument(model.model): cache})
     for layer in range(model.config.num_hidden_layers):

@@ -167,7 +167,7 @@ def not_readable(path: Path, error: Exception) -> ModelError:
 def _open(path: Path) -> Any:
     from gguf import GGUFReader
 
-    class Reader(GGUFReader):  # type: ignore[misc]
+    class Reader(GGUFReader):
         """The file as a plain array: a memmap's own slices make a long token list ten times slower
         to read."""
 

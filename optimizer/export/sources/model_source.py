@@ -223,7 +223,20 @@ class ModelSource(ABC):
         )
 
 
-def open_source(path: Path) -> ModelSource:
+def open_source(path: Path, adapter: Path | None = None) -> ModelSource:
+    """Open a model, with the LoRA adapter of the folder `adapter` merged into it as it is read.
+
+    Raises ModelError where a file is not readable, and for an adapter of another model.
+    """
+    if adapter is None:
+        return _open_model(path)
+    from optimizer.export.sources.adapted_source import AdaptedSource
+    from optimizer.export.sources.adapter import Adapter
+
+    return AdaptedSource(_open_model(path), Adapter(adapter))
+
+
+def _open_model(path: Path) -> ModelSource:
     """Open a Hugging Face folder, a GGUF file, or a folder with exactly one model in GGUF.
 
     Raises ModelError where it is none of these, or is not readable.

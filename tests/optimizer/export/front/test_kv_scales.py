@@ -89,7 +89,7 @@ def test_the_layout_is_the_one_that_the_model_computes(
 
 def first_keys(model: Any, ids: Tensor, start: int) -> Tensor:
     """Keys [1, G, T, head_dim] of the first layer for tokens at positions from `start` on."""
-    cache = transformers.DynamicCache()
+    cache: Any = transformers.DynamicCache()
     positions = torch.arange(start, start + len(ids))[None]
     with torch.no_grad():
         model.model(
@@ -98,7 +98,8 @@ def first_keys(model: Any, ids: Tensor, start: int) -> Tensor:
             use_cache=True,
             **{cache_argument(model.model): cache},
         )
-    return cache.layers[0].keys
+    keys: Tensor = cache.layers[0].keys
+    return keys
 
 
 def test_peaks_are_those_of_all_that_was_added_in_any_order() -> None:
@@ -123,7 +124,7 @@ def test_the_text_that_ships_is_long_enough_in_any_tokens(tmp_path: Path) -> Non
     windows = sample_windows(tokenizer, 256)
     assert sum(map(len, windows)) >= LEAST_TOKENS
     assert max(map(len, windows)) <= 256
-    assert tokenizer.decode(windows[0]).startswith("The river had risen")
+    assert str(tokenizer.decode(windows[0])).startswith("The river had risen")
 
     class Coarse:  # a tokenizer of forty characters a token
         def __call__(self, text: str) -> dict[str, list[int]]:

@@ -180,7 +180,7 @@ def packed_copy(
     for name in sorted(tensors):
         if not name.endswith("_proj.weight") or "layers.1." not in name:
             continue
-        parts, meant[name] = pack(name, tuple(tensors.pop(name).shape))
+        parts, meant[name] = pack(name, _shape_of(tensors.pop(name)))
         stem = name.removesuffix(".weight")
         tensors |= {f"{stem}.{part}": value.contiguous() for part, value in parts.items()}
     save_file(tensors, out / WHOLE_NAME, metadata={"format": "pt"})
@@ -188,3 +188,8 @@ def packed_copy(
     config["quantization_config"] = settings
     (out / "config.json").write_text(json.dumps(config))
     return meant
+
+
+def _shape_of(matrix: Tensor) -> tuple[int, int]:
+    outputs, inputs = matrix.shape
+    return outputs, inputs
