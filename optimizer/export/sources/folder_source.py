@@ -16,6 +16,7 @@ from optimizer.artifacts.bundle import sha256_of
 from optimizer.errors import ModelError
 from optimizer.export.sources.checkpoint_files import checkpoint_files
 from optimizer.export.sources.config_geometry import read_config
+from optimizer.export.sources.experts import fused_experts
 from optimizer.export.sources.model_json import (
     check_tokenizer_files,
     configured_stops,
@@ -99,7 +100,8 @@ class FolderSource(ModelSource):
         return dict(Counter(tensor.dtype for tensor in self._files.tensors.values()).most_common())
 
     @cached_property
-    def _stored_by_name(self) -> dict[str, StoredTensor]:
+    def _matrices(self) -> dict[str, StoredTensor]:
+        """The files' tensors with unpacked weights in the place of packed ones."""
         assembly = self._assembly
         dropped = assembly.used | set(assembly.left_out) | self._empty_biases()
         plain = {name: t for name, t in self._files.tensors.items() if name not in dropped}
@@ -110,8 +112,16 @@ class FolderSource(ModelSource):
             )
         return plain | {name: weight.stored for name, weight in assembly.weights.items()}
 
+    @cached_property
+    def _experts(self) -> Assembly:
+        """The matrices of all experts, of those that are stored one by one."""
+        wanted = self._skeleton.state_dict().keys() if _has_experts(self._matrices) else ()
+        return fused_experts(self._matrices, wanted, self._read_matrix)
+
     def _stored(self) -> Mapping[str, StoredTensor]:
-        return self._stored_by_name
+        experts = self._experts
+        kept = {name: t for name, t in self._matrices.items() if name not in experts.used}
+        return kept | {name: weight.stored for name, weight in experts.weights.items()}
 
     def _empty_biases(self) -> set[str]:
         """Biases that AutoGPTQ adds to every linear: zeros that the architecture does not have."""
@@ -125,6 +135,11 @@ class FolderSource(ModelSource):
         return found
 
     def _read(self, stored: StoredTensor) -> torch.Tensor:
+        fused = self._experts.weights.get(stored.name)
+        return self._read_matrix(stored) if fused is None else fused.read()
+
+    def _read_matrix(self, stored: StoredTensor) -> torch.Tensor:
+        """A stored or an unpacked tensor."""
         assembled = self._assembly.weights.get(stored.name)
         return self._read_file(stored) if assembled is None else assembled.read()
 
@@ -158,6 +173,10 @@ class FolderSource(ModelSource):
 
     def _configured_stops(self) -> Iterable[int]:
         return (*super()._configured_stops(), *configured_stops(self.folder))
+
+
+def _has_experts(stored: Mapping[str, StoredTensor]) -> bool:
+    return any(".experts.0." in name for name in stored)
 
 
 def _note_of(left_out: tuple[str, ...]) -> str:
