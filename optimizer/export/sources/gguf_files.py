@@ -91,6 +91,11 @@ class GgufFiles:
         """The value of one key of the metadata; None where it is not there."""
         return _fact(self._facts, name)
 
+    def length(self, name: str) -> int:
+        """How many entries a list of the metadata has; 0 where it is not there."""
+        field = self._facts.get_field(name)
+        return 0 if field is None else len(field.data)
+
     @cached_property
     def architecture(self) -> str:
         """llama.cpp's name of the architecture, such as "gemma3"."""
@@ -156,14 +161,6 @@ def is_readable(kind: Any) -> bool:
     return True
 
 
-def not_readable(path: Path, error: Exception) -> ModelError:
-    """What to say when a reader of GGUF fails, for whatever reason."""
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return ModelError(
-        f"{path}: not a readable GGUF model ({reason}); it may be cut off, fetch it again"
-    )
-
-
 def _open(path: Path) -> Any:
     from gguf import GGUFReader
 
@@ -183,7 +180,10 @@ def _open(path: Path) -> Any:
     try:
         return Reader(path)
     except Exception as error:  # a broken file makes the reader raise nearly anything
-        raise not_readable(path, error) from error
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ModelError(
+            f"{path}: not a readable GGUF model ({reason}); it may be cut off, fetch it again"
+        ) from error
 
 
 def _fact(reader: Any, name: str) -> Any:

@@ -13,16 +13,14 @@ import torch
 
 from optimizer.artifacts.bundle import sha256_of
 from optimizer.errors import ModelError
-from optimizer.export.sources.expected_tensors import make_skeleton
-from optimizer.export.sources.gguf_files import GgufFiles, is_readable, not_readable
-from optimizer.export.sources.gguf_positions import FACTOR_TENSORS, local_rope_of, rope_of
+from optimizer.export.sources.gguf_config import gguf_config
+from optimizer.export.sources.gguf_files import GgufFiles, is_readable
+from optimizer.export.sources.gguf_positions import FACTOR_TENSORS
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
 from optimizer.export.sources.safetensors_header import StoredTensor
 
 _PLAIN_TYPES: Final = ("F32", "F16", "BF16")
-# llama.cpp's models whose attention scale is not that of the head: (architecture, layers).
-_SCALED_BY_WIDTH: Final = (("gemma2", 46), ("gemma3", 62))
 
 
 class GgufSource(ModelSource):
@@ -37,7 +35,7 @@ class GgufSource(ModelSource):
         self._files = GgufFiles(path)
         self.path = self._files.path
         self.id = self.path.stem
-        self._config = _config_of(self._files)
+        self._config = gguf_config(self._files)
         types = {tensor.tensor_type.name for tensor in self._files.tensors.values()}
         packed = sorted(types.difference(_PLAIN_TYPES))
         self.quantization = ", ".join(packed) or None
@@ -140,63 +138,3 @@ class GgufSource(ModelSource):
             if stored is not None:
                 names[f"{stored}.{last}"] = name
         return names
-
-
-def _config_of(files: GgufFiles) -> Any:
-    """The config that transformers reads, with what it leaves out: sizes and positions."""
-    from transformers import AutoConfig
-
-    try:
-        config: Any = AutoConfig.from_pretrained(
-            files.path.parent, gguf_file=files.path.name, local_files_only=True
-        )
-    except Exception as error:  # a broken file makes the reader raise nearly anything
-        raise not_readable(files.path, error) from error
-    # transformers notes here that the file was quantized. What we stage is dequantized.
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    # It looks for the head in the first part only.
-    config.tie_word_embeddings = "output.weight" not in files.tensors
-    if not hasattr(config, "num_attention_heads"):
-        return config
-    head_dim = files.own_fact("attention.key_length")
-    if head_dim is not None:
-        config.head_dim = int(head_dim)
-    head_dim = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
-    )
-    _set_gemma(config, files, head_dim)
-    _set_positions(config, files, head_dim)
-    if not config.architectures:
-        config.architectures = [type(make_skeleton(config, str(files.path))).__name__]
-    return config
-
-
-def _set_gemma(config: Any, files: GgufFiles, head_dim: int) -> None:
-    """What llama.cpp knows of Gemma 2 and 3 without a key: their scale of the scores."""
-    if not hasattr(config, "query_pre_attn_scalar"):
-        return
-    by_width = (files.architecture, config.num_hidden_layers) in _SCALED_BY_WIDTH
-    config.query_pre_attn_scalar = (
-        config.hidden_size // config.num_attention_heads if by_width else head_dim
-    )
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        value = files.own_fact(name)
-        if value is not None:
-            setattr(config, name, float(value))
-
-
-def _set_positions(config: Any, files: GgufFiles, head_dim: int) -> None:
-    rope = rope_of(files, head_dim, int(config.max_position_embeddings))
-    present = getattr(config, "rope_parameters", None) or {}
-    if "full_attention" in present:  # Gemma 3: other positions in layers with a window
-        config.rope_parameters = {
-            **present,
-            "full_attention": rope,
-            "sliding_attention": local_rope_of(files),
-        }
-        return
-    config.rope_parameters = rope
-    original = rope.get("original_max_position_embeddings")
-    if rope["rope_type"] == "longrope" and original is not None:
-        config.original_max_position_embeddings = original

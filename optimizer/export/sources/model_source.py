@@ -193,7 +193,11 @@ class ModelSource(ABC):
             tokenizer.save_pretrained(folder)
             path = Path(folder) / "tokenizer.json"
             if not path.is_file():
-                raise ModelError(f"{self.id}: its tokenizer has no fast form (tokenizer.json)")
+                raise ModelError(
+                    f"{self.place}: its tokenizer has no fast form (tokenizer.json), which the "
+                    "device needs; take a copy of the model that has one, or convert it with "
+                    "transformers.convert_slow_tokenizer"
+                )
             tokenizer_json = path.read_text(encoding="utf-8")
         template = tokenizer.chat_template
         if isinstance(template, dict):

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -17,7 +18,13 @@ from optimizer.artifacts.bundle import sha256_of
 from optimizer.errors import ModelError
 from optimizer.export.sources.gguf_positions import llama3_factors
 from optimizer.export.sources.model_source import open_source
-from tests.optimizer.export.sources.checkpoints import as_gguf, as_split_gguf, gemma3_gguf
+from tests.local_data import smollm2
+from tests.optimizer.export.sources.checkpoints import (
+    as_gguf,
+    as_split_gguf,
+    gemma3_gguf,
+    written,
+)
 from tests.tiny_models import make_tiny_model
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -260,3 +267,46 @@ def test_gemma_3_norms_are_those_of_the_model(tmp_path: Path) -> None:
     assert source.config.query_pre_attn_scalar == 16
     assert source.config.head_dim == 16
     assert source.config.sliding_window == 12
+
+
+def test_the_config_is_transformers_own_but_for_what_it_leaves_out(
+    folder: Path, tmp_path: Path
+) -> None:
+    make_tiny_model("gemma3", tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    for path in (as_gguf(folder, tmp_path / "l.gguf"), gemma3_gguf(tensors, tmp_path / "g.gguf")):
+        check_config(path)
+
+
+@pytest.mark.real_model
+def test_a_real_models_config_is_transformers_own() -> None:
+    (path,) = smollm2().glob("*.gguf")
+    check_config(path)
+
+
+def check_config(path: Path) -> None:
+    """Every value that transformers reads of a GGUF file is in the source's config."""
+    theirs = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    ours = open_source(path).config
+    assert type(ours) is type(theirs)
+    ignored = {
+        *(
+            "rope_parameters",
+            "architectures",
+            "quantization_config",
+            "_name_or_path",
+            "_model_name_or_path",
+        ),
+        *("query_pre_attn_scalar", "dtype", "transformers_version"),
+    }
+    expected = {k: v for k, v in theirs.to_dict().items() if k not in ignored}
+    found = ours.to_dict()
+    assert {key: found.get(key) for key in expected} == expected
+
+
+def test_an_architecture_that_is_not_read_is_refused_by_name(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "mamba")
+    writer.add_block_count(2)
+    written(writer, tmp_path / "m.gguf")
+    with pytest.raises(ModelError, match="architecture 'mamba' is not read from GGUF"):
+        open_source(tmp_path / "m.gguf")
