@@ -25,7 +25,7 @@ from optimizer.export.sources.model_json import (
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.sources.packed.assembly import Assembly
 from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
-from optimizer.export.sources.quantized import packed_format_of
+from optimizer.export.sources.quantized import SECTIONS, packed_format_of
 from optimizer.export.sources.safetensors_header import StoredTensor
 
 
@@ -47,7 +47,9 @@ class FolderSource(ModelSource):
         self._config = read_config(path)
         if self._packed is not None:
             self.quantization = self._packed.name
-            self._config.quantization_config = None  # what is read of it is dequantized
+            for section in SECTIONS:  # what is read of the model is dequantized
+                if hasattr(self._config, section):
+                    delattr(self._config, section)
             if left_out := self._assembly.left_out:
                 self.notes = (*self.notes, _note_of(left_out))
 

@@ -53,19 +53,20 @@ def gguf_config(files: GgufFiles) -> Any:
 
 def _values(files: GgufFiles) -> tuple[str, dict[str, Any]]:
     """transformers' model type, and the config's values that the file has keys for."""
-    from transformers.integrations import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
+    from transformers import integrations
 
+    tables: Any = integrations
     architecture = files.architecture
     table = _TABLE_OF.get(architecture, architecture)
-    known = GGUF_CONFIG_MAPPING.get(table)
+    known = tables.GGUF_CONFIG_MAPPING.get(table)
     if known is None or architecture in _NOT_READ:
         raise ModelError(
             f"{files.path}: architecture {architecture!r:.40} is not read from GGUF; "
             "use the model's safetensors folder"
         )
-    values: dict[str, Any] = dict(GGUF_CONFIG_DEFAULTS_MAPPING.get(table) or {})
+    values: dict[str, Any] = dict(tables.GGUF_CONFIG_DEFAULTS_MAPPING.get(table) or {})
     found = {name: files.own_fact(key) for key, name in known.items() if name}
-    tokens = GGUF_CONFIG_MAPPING["tokenizer"].items()
+    tokens = tables.GGUF_CONFIG_MAPPING["tokenizer"].items()
     found |= {name: files.fact(f"tokenizer.{key}") for key, name in tokens if name}
     values |= {name: value for name, value in found.items() if value is not None}
     if "vocab_size" not in values:

@@ -16,7 +16,8 @@ from optimizer.export.sources.packed.registry import format_of
 
 # The words of a safetensors header for types that hold plain weights.
 PLAIN_TYPES: Final = ("F64", "F32", "F16", "BF16")
-_SECTIONS: Final = ("quantization_config", "compression_config")
+# Keys of a config that tell of quantization.
+SECTIONS: Final = ("quantization_config", "compression_config")
 # By the last part of a tensor's name: which methods write it.
 _METHOD_OF_SUFFIX: Final[Mapping[str, str]] = {
     "weight_scale_inv": "fp8",
@@ -64,7 +65,7 @@ def packed_format_of(config: Mapping[str, Any], path: Path) -> PackedFormat | No
     """
     inner = config.get("text_config")
     for part in (config, inner if isinstance(inner, dict) else {}):
-        for key in _SECTIONS:
+        for key in SECTIONS:
             if part.get(key):
                 section = part[key] if isinstance(part[key], dict) else {}
                 return format_of(_method_of(section), section, f"{path}: {key}")

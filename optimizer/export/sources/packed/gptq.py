@@ -105,6 +105,8 @@ def gptq_format(settings: Mapping[str, Any], where: str) -> GptqFormat:
     if bits not in READ_BITS:
         raise ModelError(f"{where}: GPTQ with {bits} bits is not read; 2, 4 or 8 bits are")
     kind = str(settings.get("checkpoint_format") or "gptq")
+    if settings.get("is_marlin_format"):
+        kind = "marlin"
     if kind not in _FORMATS:
         raise ModelError(f"{where}: GPTQ's format {kind!r:.40} is not read; gptq and gptq_v2 are")
     dynamic = settings.get("dynamic") or {}

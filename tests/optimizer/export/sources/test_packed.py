@@ -15,6 +15,7 @@ from optimizer.errors import ModelError
 from optimizer.export.sources.checkpoint_files import WHOLE_NAME
 from optimizer.export.sources.model_source import ModelSource, open_source
 from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
+from splitpoint.cli import main
 from tests.optimizer.export.sources import packing
 from tests.tiny_models import make_tiny_model
 
@@ -147,7 +148,20 @@ def test_the_whole_model_and_its_geometry_come_from_the_unpacked_weights(
     state = source.load_model().state_dict()
     assert all(torch.equal(state[name], weight) for name, weight in meant.items())
     assert source.geometry == open_source(folder).geometry
-    assert not getattr(source.config, "quantization_config", None)
+    assert "quantization_config" not in source.config.to_dict()
+
+
+def test_a_bundle_of_a_packed_model_holds_its_unpacked_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    _, meant = opened(folder, tmp_path / "m", AWQ, packing.awq)
+    out = tmp_path / "bundle"
+    arguments = ["build", "--model", str(tmp_path / "m"), "--split", "1", "--no-calibrate"]
+    assert main([*arguments, "--front-bits", "32", "--out", str(out)]) == 0
+    back = load_file(out / "cloud" / "back-00001.safetensors")
+    assert all(torch.equal(back[name], weight) for name, weight in meant.items())
+    config = json.loads((out / "cloud" / "config.json").read_text())
+    assert not config.get("quantization_config")
 
 
 @pytest.mark.parametrize(("block", "strategy"), [([32, 16], "block"), ([32, 40], "block")])
@@ -260,6 +274,7 @@ def test_a_scale_that_is_not_finite_is_refused(folder: Path, tmp_path: Path) -> 
     [
         ({**GPTQ, "bits": 3}, "GPTQ with 3 bits is not read"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "format 'marlin' is not read"),
+        ({**GPTQ, "is_marlin_format": True}, "format 'marlin' is not read"),
         ({**GPTQ, "dynamic": {"+:.*": {"bits": 8}}}, "dynamic"),
         ({**AWQ, "version": "gemv"}, "version 'gemv' is not read"),
         ({**AWQ, "bits": 8}, "AWQ with 8 bits"),
