@@ -17,17 +17,24 @@ if TYPE_CHECKING:
 
 def model_ref(model: str) -> ModelRef:
     """A model by its files; or, with no hash because any weights of the shape will do, by a shipped
-    spec's name or a `config.json` without weights beside it."""
+    spec's name, a `config.json` without weights beside it, or a hub id, of which the config alone
+    is fetched."""
     from optimizer.artifacts.plan import ModelRef
     from optimizer.artifacts.specs import load_spec, shipped_specs
+    from optimizer.export.sources.fetch import fetch_config, is_hub_id
 
     path = Path(model)
     if model in shipped_specs() or path.suffix in (".yaml", ".yml"):
         spec = load_spec(model)
         return ModelRef(id=spec.hub_id, sha256="", geometry=spec.geometry)
+    if is_hub_id(model):
+        from optimizer.export.sources.config_geometry import geometry_of_config
+
+        return ModelRef(id=model, sha256="", geometry=geometry_of_config(fetch_config(model)))
     if not path.exists():
         raise ModelError(
-            f"no model {model!r}: neither a file or folder, nor one of {', '.join(shipped_specs())}"
+            f"no model {model!r}: neither a file or folder, a hub id (owner/model), "
+            f"nor one of {', '.join(shipped_specs())}"
             f"{did_you_mean(model, shipped_specs())}"
         )
     folder = path.parent if path.name == "config.json" else path

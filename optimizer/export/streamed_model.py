@@ -1,4 +1,4 @@
-"""transformers' own model over a text, with one layer's weights in memory at a time.
+"""transformers' own model over texts, with one layer's weights in memory at a time.
 
 The model is made without memory. A layer gets its weights, in float32, when its turn comes and
 loses them afterwards. Everything else (masks, positions, factors on the embedding) is transformers'
@@ -19,7 +19,7 @@ from optimizer.export.sources.expected_tensors import make_skeleton
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME
 
-# Called after a layer: its number, and the hidden states float32 [T, D] before and after it.
+# Called after a layer: its number, and the hidden states float32 [B, T, D] before and after it.
 OnLayer = Callable[[int, Tensor, Tensor], None]
 
 
@@ -30,7 +30,7 @@ class _Enough(Exception):  # noqa: N818 - it ends a forward pass early, it is no
 def run_layers(
     source: ModelSource, token_ids: Tensor, *, num_layers: int, on_layer: OnLayer
 ) -> None:
-    """Run the first `num_layers` layers (one at least) over one text, int64 [T].
+    """Run the first `num_layers` layers (one at least) over texts of one length, int64 [B, T].
 
     Raises BuildError where transformers' model cannot be run so, and what `on_layer` raises.
     """
@@ -53,7 +53,7 @@ def run_layers(
         for name, parameter in list(module.named_parameters()):
             _set(module, name, parameter.to("meta"))
         entered = args[0] if args else kwargs["hidden_states"]
-        on_layer(index, entered[0], (output[0] if isinstance(output, tuple) else output)[0])
+        on_layer(index, entered, output[0] if isinstance(output, tuple) else output)
         if index + 1 == num_layers:
             raise _Enough
 
@@ -63,7 +63,7 @@ def run_layers(
             hooks.callback(layer.register_forward_pre_hook(load, with_kwargs=True).remove)
             hooks.callback(layer.register_forward_hook(drop, with_kwargs=True).remove)
         try:
-            decoder(ids[None], use_cache=False)
+            decoder(ids, use_cache=False)
         except _Enough:
             return
     raise BuildError(f"{type(model).__name__}: its layers cannot be run one by one")

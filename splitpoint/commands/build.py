@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 import typer
 
 from optimizer.artifacts.bundle import Role
-from splitpoint.commands.option_groups import ModelOption, with_options
+from splitpoint.commands.option_groups import SourceOptions, with_options
 from splitpoint.text_input import read_text
 from splitpoint.views.progress import stage_progress
 
@@ -92,7 +92,7 @@ class CalibrationOptions:
 
 @with_options()
 def build(
-    model: ModelOption,
+    chosen: SourceOptions,
     out: Annotated[Path, typer.Option(help="Bundle folder to make.", show_default=False)],
     flags: PartitionFlags,
     calibration: CalibrationOptions,
@@ -114,11 +114,10 @@ def build(
         raise typer.BadParameter(f"--side {side}: choose one of {', '.join(SIDES)}")
     from optimizer.artifacts.plan import load_plan
     from optimizer.export.bundle_builder import build_bundle
-    from optimizer.export.sources.model_source import open_source
 
     with stage_progress(f"building {out}") as progress:
         progress("reading the model")
-        source = open_source(model)
+        source = chosen.open()
         default_level = CALIBRATED_LEVEL if calibration.calibrate else "lossless"
         report = build_bundle(
             source,

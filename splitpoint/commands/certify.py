@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from splitpoint.commands.option_groups import BundleArgument, JsonOption
+from splitpoint.commands.option_groups import (
+    BundleArgument,
+    JsonOption,
+    SourceOptions,
+    with_options,
+)
 from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
 from splitpoint.views.progress import stage_progress
@@ -18,11 +23,10 @@ if TYPE_CHECKING:
     from optimizer.export.certify.certificate import Certificate
 
 
+@with_options()
 def certify(
     bundle: BundleArgument,
-    model: Annotated[
-        Path, typer.Option(help="The model the bundle was built from.", show_default=False)
-    ],
+    chosen: SourceOptions,
     text: Annotated[
         Path, typer.Option(help="Held-out text to measure on (UTF-8).", show_default=False)
     ],
@@ -38,14 +42,13 @@ def certify(
     from optimizer.errors import BuildError
     from optimizer.export.certify.certificate import certify as certify_ladder
     from optimizer.export.certify.certificate import store_certificate, text_windows
-    from optimizer.export.sources.model_source import open_source
 
     opened = open_bundle(bundle, role="edge")
     plan = opened.plan
     split = plan.partition.split
     with stage_progress(f"certifying {bundle}") as progress:
         progress("reading the model")
-        source = open_source(model)
+        source = chosen.open()
         if source.sha256 != plan.model.sha256:
             raise BuildError(f"{bundle} was built from {plan.model.id}, not from {source.id}")
         hidden_size = source.geometry.hidden_size

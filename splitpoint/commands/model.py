@@ -1,4 +1,4 @@
-"""`splitpoint model fetch`: bring a model to this machine."""
+"""`splitpoint model`: bring a model to this machine, and look at one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from splitpoint.commands.option_groups import JsonOption
 
 model_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 
@@ -34,3 +36,26 @@ def fetch(
     target = out or Path("models") / name.rsplit("/", maxsplit=1)[-1]
     with byte_progress(name) as progress:
         typer.echo(fetch_model(name, target, progress))
+
+
+@model_app.command()
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="Model folder, GGUF file or config.json. Weights are not read.",
+            show_default=False,
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a model is, whether it can be built, why not, and what a build needs."""
+    from optimizer.export.sources.inspection import inspect_model
+    from splitpoint.views.model_view import model_json, show_model
+    from splitpoint.views.output import print_json
+
+    report = inspect_model(path)
+    if as_json:
+        print_json(model_json(report))
+    else:
+        show_model(report)

@@ -18,15 +18,18 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.models import OptionInfo
 
 from protos.addresses import Address, parse_address
 from protos.errors import AddressError
+
+if TYPE_CHECKING:
+    from optimizer.export.sources.model_source import ModelSource
 
 ResultT = TypeVar("ResultT")
 
@@ -36,6 +39,23 @@ BundleArgument = Annotated[
     Path, typer.Argument(help="Bundle folder made by 'splitpoint build'.", show_default=False)
 ]
 ModelOption = Annotated[Path, typer.Option(help="Model folder or GGUF file.", show_default=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """The model to read, with an adapter or without."""
+
+    model: ModelOption
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a LoRA adapter of this model, merged as it is read."),
+    ] = None
+
+    def open(self) -> ModelSource:
+        """The source of its weights. Raises ModelError."""
+        from optimizer.export.sources.model_source import open_source
+
+        return open_source(self.model, self.adapter)
 
 
 def address_of(text: str, option: str, *, lowest_port: int = 0) -> Address:

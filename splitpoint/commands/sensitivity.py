@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from splitpoint.commands.option_groups import SourceOptions, with_options
 from splitpoint.text_input import read_text
 from splitpoint.views.progress import stage_progress
 
 
+@with_options()
 def sensitivity(
-    model: Annotated[Path, typer.Option(help="Model folder or GGUF file.", show_default=False)],
+    chosen: SourceOptions,
     split: Annotated[int, typer.Option(help="Layers to measure, from the first.", min=1)],
     text: Annotated[Path, typer.Option(help="UTF-8 text to measure on.", show_default=False)],
     out: Annotated[Path, typer.Option(help="JSON file to write.", show_default=False)],
@@ -23,11 +25,10 @@ def sensitivity(
     """Measure what each front layer loses at 4 and at 8 bits ('plan --sensitivity' takes it)."""
     from optimizer.export.certify.certificate import text_windows
     from optimizer.export.certify.layer_sensitivity import measure_sensitivity
-    from optimizer.export.sources.model_source import open_source
 
     with stage_progress("measuring layers") as progress:
         progress("reading the model")
-        source = open_source(model)
+        source = chosen.open()
         whole = source.load_model().eval()
         ids = list(source.load_tokenizer()(read_text(text)[: 16 * tokens])["input_ids"])
         found = measure_sensitivity(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.commands.option_groups import JsonOption, SourceOptions, with_options
 from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
 from splitpoint.views.progress import step_progress
@@ -41,7 +41,7 @@ class DraftHeadOptions:
 @with_options()
 def train_draft(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; the head goes into it.")],
-    model: Annotated[Path, typer.Option(help="The model it was built from.", show_default=False)],
+    chosen: SourceOptions,
     head: DraftHeadOptions,
     text: Annotated[
         Path | None,
@@ -65,12 +65,11 @@ def train_draft(
     from optimizer.artifacts.bundle import FRONT_NAME, open_bundle
     from optimizer.export.draft_head.head_builder import HeadOptions, build_head
     from optimizer.export.draft_head.training import TrainOptions
-    from optimizer.export.sources.model_source import open_source
 
     opened = open_bundle(bundle, role="edge")
     with step_progress("train-draft") as progress:
         progress("reading the model", 0, 1)
-        source = open_source(model)
+        source = chosen.open()
         (front,) = FrontEngine.load(opened.path(f"edge/{FRONT_NAME}").parent, plan=opened.plan)
         report = build_head(
             source,

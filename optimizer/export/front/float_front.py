@@ -81,28 +81,38 @@ class FloatFront:
         """Whether the head is in the front."""
         return self.split == len(self._form.layers)
 
-    def probe(self, token_ids: npt.NDArray[np.int64], *, measure_cache: bool) -> None:
+    def probe(self, token_ids: npt.NDArray[np.int64]) -> None:
         """Run the layers over a text [T]: needed before matrices of 8 bits or fewer are written.
 
-        measure_cache: find the scales of an 8-bit cache too. Raises as `LayerProbe.layer`.
+        Raises as `LayerProbe.layer`.
         """
-        layout = RotaryLayout(rotated=2 * self._form.layout.table_width)
-        peaks = KvPeaks(layout) if measure_cache else None
-        probe = LayerProbe(self._form, str(self._source.place), peaks)
+        probe = LayerProbe(self._form, str(self._source.place))
         last: list[torch.Tensor] = []
 
         def on_layer(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
-            probe.layer(index, self._weights(index, torch.float32), entering, leaving)
-            last[:] = [leaving]
+            weights = self._weights(index, torch.float32)
+            probe.layer(index, weights, entering[0], leaving[0])
+            last[:] = [leaving[0]]
 
-        run_layers(
-            self._source, torch.from_numpy(token_ids), num_layers=self.split, on_layer=on_layer
-        )
+        text = torch.from_numpy(token_ids)[None]
+        run_layers(self._source, text, num_layers=self.split, on_layer=on_layer)
         if self.is_whole:
             rows = apply_norm(last[0], self._final_norm(torch.float32))
             probe.found.importance[HEAD_NODE] = rows.square().mean(0).numpy()
         self.found = probe.found
-        self.kv_scales = peaks.scales() if peaks is not None else None
+
+    def measure_cache(self, windows: torch.Tensor) -> None:
+        """Find the scales of an 8-bit cache on texts int64 [B, T]. Raises as `LayerProbe.layer`."""
+        probe = LayerProbe(self._form, str(self._source.place))
+        peaks = KvPeaks(RotaryLayout(rotated=2 * self._form.layout.table_width))
+
+        def on_layer(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
+            weights = self._weights(index, torch.float32)
+            for keys, values in probe.cached(index, weights, entering):
+                peaks.add(index, keys, values)
+
+        run_layers(self._source, windows, num_layers=self.split, on_layer=on_layer)
+        self.kv_scales = peaks.scales()
 
     def write(self, path: Path, bits: FrontBits, *, max_tokens: int) -> None:
         """Write the graph to `path` and its weights beside it, to `path`.data.

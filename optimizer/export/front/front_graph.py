@@ -26,7 +26,7 @@ import numpy as np
 from optimizer.artifacts.bundle import FRONT_CHECK_NAME, FRONT_NAME
 from optimizer.artifacts.plan import Plan
 from optimizer.export.front.float_front import FloatFront, FrontBits
-from optimizer.export.front.kv_scales import SAMPLE_TEXT
+from optimizer.export.front.sample_text import SAMPLE_TEXT, sample_windows
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.families import position_limit
 
@@ -63,7 +63,9 @@ def float_front(source: ModelSource, plan: Plan, kept: Path | None = None) -> Fl
         longest = position_limit(source.config)
         count = longest if needs_inputs else min(longest, CHECKED_ROWS)
         ids = np.array(source.load_tokenizer()(SAMPLE_TEXT)["input_ids"][:count], dtype=np.int64)
-        front.probe(ids, measure_cache=plan.kv_bits == 8)
+        front.probe(ids)
+        if plan.kv_bits == 8:
+            front.measure_cache(sample_windows(source.load_tokenizer(), longest))
     return front
 
 

@@ -8,6 +8,7 @@ float32's noise. A layer that departs further is a fault of the writer: the buil
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from optimizer.errors import BuildError, ModelError
 from optimizer.export.front.blocks import Graph, InlineStore, Norm, Stream, sum_of
-from optimizer.export.front.kv_scales import KvPeaks
 from optimizer.export.front.layer_form import DecoderForm
 from optimizer.export.front.layer_weights import LayerWeights
 from optimizer.export.front.layer_writer import LayerWriter, declare_step
@@ -55,15 +55,13 @@ class Probed:
 class LayerProbe:
     """Runs layers of one model in ONNX Runtime and compares them with transformers'.
 
-    place: the model, as messages name it. peaks: takes the layers' keys and values, None: nobody
-    needs them.
+    place: the model, as messages name it.
     """
 
-    def __init__(self, form: DecoderForm, place: str, peaks: KvPeaks | None) -> None:
+    def __init__(self, form: DecoderForm, place: str) -> None:
         self.found = Probed()
         self._form = form
         self._place = place
-        self._peaks = peaks
 
     def layer(self, index: int, weights: LayerWeights, entering: Tensor, leaving: Tensor) -> None:
         """Try layer `index` on rows [T, D]; `leaving` are transformers' [T, D].
@@ -72,9 +70,37 @@ class LayerProbe:
         ModelError for values that are not finite.
         """
         matrices = ProbeMatrices()
-        graph, names = self._graph(index, weights, matrices, len(entering))
-        rows = entering.contiguous().numpy()[None]
-        inputs = {"rows": rows, **step_inputs(len(entering)), **matrices.values}
+        graph = self._graph(index, weights, matrices, len(entering))
+        squares = dict.fromkeys(s + MEAN_SQUARE_SUFFIX for s in matrices.sources.values())
+        (found,) = self._run(index, graph, matrices, ["leaving", *squares], entering[None])
+        self._compare(index, torch.from_numpy(found["leaving"][0]), leaving)
+        for node, source in matrices.sources.items():
+            self.found.importance[node] = found[source + MEAN_SQUARE_SUFFIX]
+
+    def cached(
+        self, index: int, weights: LayerWeights, entering: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values [G, T, head_dim] of layer `index` for each of the texts [B, T, D].
+
+        Raises as `layer`.
+        """
+        matrices = ProbeMatrices()
+        graph = self._graph(index, weights, matrices, entering.shape[1])
+        names = [f"present.{index}.{part}" for part in ("key", "value")]
+        for found in self._run(index, graph, matrices, names, entering):
+            keys, values = (torch.from_numpy(found[name][0]) for name in names)
+            yield keys, values
+
+    def _run(
+        self,
+        index: int,
+        graph: Graph,
+        matrices: ProbeMatrices,
+        names: list[str],
+        texts: Tensor,
+    ) -> Iterator[dict[str, F32]]:
+        """These outputs of the layer's graph for each of the texts [B, T, D]."""
+        inputs = {**step_inputs(texts.shape[1]), **matrices.values}
         shape = (1, self._form.num_kv_heads, 0, self._form.layout.size)
         for part in ("key", "value"):
             inputs[f"past_key_values.{index}.{part}"] = np.zeros(shape, np.float32)
@@ -82,25 +108,24 @@ class LayerProbe:
             session = ort.InferenceSession(
                 graph.model().SerializeToString(), _options(), providers=["CPUExecutionProvider"]
             )
-            found = dict(zip(names, session.run(names, inputs), strict=True))
+            results = [
+                session.run(names, {"rows": text[None].contiguous().numpy(), **inputs})
+                for text in texts
+            ]
         except Exception as error:  # the engine raises its own kinds
             raise BuildError(f"layer {index} cannot be tried on text: {error}") from error
-        if not all(np.isfinite(found[name]).all() for name in names):
-            raise ModelError(
-                f"{self._place}: the front's values on a sample text are not finite; its weights "
-                "are too large for float32"
-            )
-        self._compare(index, torch.from_numpy(found["leaving"][0]), leaving)
-        for node, source in matrices.sources.items():
-            self.found.importance[node] = found[source + MEAN_SQUARE_SUFFIX]
-        if self._peaks is not None:
-            keys, values = (found[f"present.{index}.{part}"][0] for part in ("key", "value"))
-            self._peaks.add(index, torch.from_numpy(keys), torch.from_numpy(values))
+        for result in results:
+            if not all(np.isfinite(values).all() for values in result):
+                raise ModelError(
+                    f"{self._place}: the front's values on a sample text are not finite; its "
+                    "weights are too large for float32"
+                )
+            yield dict(zip(names, result, strict=True))
 
     def _graph(
         self, index: int, weights: LayerWeights, matrices: ProbeMatrices, count: int
-    ) -> tuple[Graph, list[str]]:
-        """The layer's graph over `count` rows, and the outputs to ask for."""
+    ) -> Graph:
+        """The layer's graph over `count` rows."""
         graph, form = Graph(InlineStore()), self._form
         layer = form.layers[index]
         graph.input("rows", TensorProto.FLOAT, [1, "num_tokens", form.hidden_size])
@@ -117,10 +142,7 @@ class LayerProbe:
         sum_of(graph, stream, "/leaving/Add", "leaving")
         graph.output("leaving", TensorProto.FLOAT, [1, "num_tokens", form.hidden_size])
         matrices.add_mean_squares(graph)
-        outputs = ["leaving", *{s + MEAN_SQUARE_SUFFIX: None for s in matrices.sources.values()}]
-        if self._peaks is not None:
-            outputs += [f"present.{index}.{part}" for part in ("key", "value")]
-        return graph, outputs
+        return graph
 
     def _compare(self, index: int, got: Tensor, expected: Tensor) -> None:
         self.found.num_rows = len(expected)

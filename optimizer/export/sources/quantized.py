@@ -1,7 +1,7 @@
-"""Checkpoints whose weights are codes and scales: how they are recognised, and refused by name.
+"""Checkpoints whose weights are codes and scales: how they are recognised, or refused by name.
 
-A build reads plain float weights. Codes without their scales are numbers too, so a build that took
-them would run and say nonsense.
+A build reads plain float weights, and those that `packed` makes of codes and scales. Codes without
+their scales are numbers too, so a build that took them would run and say nonsense.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from optimizer.errors import ModelError
+from optimizer.export.sources.packed.assembly import PackedFormat
+from optimizer.export.sources.packed.registry import format_of
 
 # The words of a safetensors header for types that hold plain weights.
 PLAIN_TYPES: Final = ("F64", "F32", "F16", "BF16")
-_SECTIONS: Final = ("quantization_config", "compression_config")
+# Keys of a config that tell of quantization.
+SECTIONS: Final = ("quantization_config", "compression_config")
 # By the last part of a tensor's name: which methods write it.
 _METHOD_OF_SUFFIX: Final[Mapping[str, str]] = {
     "weight_scale_inv": "fp8",
@@ -50,21 +53,23 @@ _METHOD_OF_SUFFIX: Final[Mapping[str, str]] = {
     "scale": "a Splitpoint bundle",
 }
 _CURE: Final = (
-    "a build does not read it; use the original or a dequantized checkpoint "
+    "config.json does not say how; use the files of one checkpoint, or a dequantized one "
     "(float32, float16 or bfloat16 weights)"
 )
 
 
-def refuse_quantized_config(config: Mapping[str, Any], path: Path) -> None:
-    """Raises ModelError, with the method's name, for a config.json that tells of quantization."""
+def packed_format_of(config: Mapping[str, Any], path: Path) -> PackedFormat | None:
+    """How the weights are packed, as the config.json at `path` tells; None where they are plain.
+
+    Raises ModelError, with the method's name, for a method that is not read.
+    """
     inner = config.get("text_config")
     for part in (config, inner if isinstance(inner, dict) else {}):
-        for key in _SECTIONS:
+        for key in SECTIONS:
             if part.get(key):
-                method = _method_of(part[key])
-                raise ModelError(
-                    f"{path}: {key} says the weights are quantized ({method}); {_CURE}"
-                )
+                section = part[key] if isinstance(part[key], dict) else {}
+                return format_of(_method_of(section), section, f"{path}: {key}")
+    return None
 
 
 def refuse_quantized_tensor(origin: str, name: str, dtype: str) -> None:
@@ -95,9 +100,7 @@ def quantization_of(name: str) -> str | None:
     return _METHOD_OF_SUFFIX.get(last)
 
 
-def _method_of(section: Any) -> str:
-    if not isinstance(section, dict):
-        return "unknown method"
+def _method_of(section: Mapping[str, Any]) -> str:
     if section.get("load_in_4bit") or section.get("load_in_8bit"):
         return "bitsandbytes"
     return str(section.get("quant_method") or section.get("quant_algo") or "unknown method")[:40]

@@ -24,12 +24,16 @@ _MAX_DIMENSIONS: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """One tensor of a file. name: as the file has it. dtype: the file format's own word."""
+    """One tensor of a file. name: as the file has it. dtype: the file format's own word.
+
+    num_bytes: what its values take in the file.
+    """
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    num_bytes: int = 0
 
     @property
     def origin(self) -> str:
@@ -88,7 +92,9 @@ def _tensor(path: Path, name: str, entry: dict[str, Any]) -> StoredTensor:
         raise ValueError(f"{name} has no proper shape or place")
     if end < begin or (math.prod(shape) and end == begin):
         raise ValueError(f"{name} has no room for its values")
-    return StoredTensor(file=path, name=name, dtype=str(entry["dtype"]), shape=shape)
+    return StoredTensor(
+        file=path, name=name, dtype=str(entry["dtype"]), shape=shape, num_bytes=end - begin
+    )
 
 
 def _cut(path: Path, num_bytes: int, expected: int) -> ModelError:

@@ -18,6 +18,9 @@ from optimizer.errors import ModelError
 EXPECTED = {
     "llama-2-7b", "llama-2-13b", "llama-3.1-8b", "llama-3.1-70b", "qwen2.5-7b", "qwen3-8b",
     "mistral-7b", "gemma-2-9b", "phi-3-mini", "smollm2-135m", "smollm2-360m", "smollm2-1.7b",
+    "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-14b", "qwen3-32b", "llama-3.2-1b",
+    "llama-3.2-3b", "gemma-3-1b", "gemma-3-4b", "gemma-3-12b", "gemma-3-27b", "phi-4-mini",
+    "smollm3-3b", "mistral-small-3",
 }  # fmt: skip
 
 
@@ -34,8 +37,8 @@ def test_a_spec_has_the_published_number_of_parameters(name: str) -> None:
     tables = 1 if geometry.tied_embeddings else 2
     counted = geometry.num_layers * layer + geometry.hidden_size
     counted += tables * geometry.vocab_size * geometry.hidden_size
-    # Gemma 2 has two more norms a layer and Qwen 3 norms of its heads: 4e-5 at most.
-    assert counted == pytest.approx(spec.num_parameters, rel=5e-5)
+    # Gemma has more norms a layer and Qwen 3 norms of its heads: 1e-4 at most.
+    assert counted == pytest.approx(spec.num_parameters, rel=1e-4)
     if spec.geometry.architecture in ("LlamaForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM"):
         assert counted == spec.num_parameters
 

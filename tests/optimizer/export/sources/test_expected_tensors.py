@@ -99,22 +99,36 @@ def test_quantized_tensors_are_refused_at_every_split(
 @pytest.mark.parametrize(
     ("section", "method"),
     [
-        ({"quant_method": "fp8"}, "fp8"),
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "awq", "bits": 4}, "awq"),
         ({"load_in_4bit": True}, "bitsandbytes"),
-        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_algo": "FP8"}, "FP8"),
         ("odd", "unknown"),
     ],
 )
-def test_a_config_that_tells_of_quantization_is_refused_with_the_method(
+def test_a_config_that_tells_of_a_method_that_is_not_read_is_refused_with_its_name(
     folder: Path, tmp_path: Path, section: object, method: str
 ) -> None:
     path = copy_of(folder, tmp_path / "model") / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": section}))
     with pytest.raises(ModelError, match=rf"config\.json: .*\({method}.*dequantized"):
+        open_source(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("section", "method"),
+    [
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "gptq", "bits": 4}, "GPTQ, 4 bits"),
+        ({"quant_method": "awq", "bits": 4}, "AWQ, 4 bits"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
+    ],
+)
+def test_a_config_that_tells_of_packed_weights_where_none_are_is_refused(
+    folder: Path, tmp_path: Path, section: object, method: str
+) -> None:
+    path = copy_of(folder, tmp_path / "model") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": section}))
+    with pytest.raises(ModelError, match=rf"config\.json says {method}.*no weight is packed so"):
         open_source(path.parent)
 
 

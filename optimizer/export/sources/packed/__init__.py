@@ -1,0 +1,1 @@
+"""Checkpoints whose weights are codes and scales, unpacked tensor by tensor."""
