@@ -54,7 +54,7 @@ class KvPeaks:
         self._values: dict[int, Tensor] = {}
 
     def add(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Take keys and values [G, T, head_dim] of one layer.
+        """Take keys and values [..., G, T, head_dim] of one layer.
 
         Raises ModelError for values that are not finite.
         """
@@ -81,8 +81,9 @@ def pair_lengths(keys: Tensor, layout: RotaryLayout) -> Tensor:
 
 
 def _raise_peaks(peaks: dict[int, Tensor], layer: int, sizes: Tensor) -> None:
-    """Raise the layer's peaks [G, head_dim] to the sizes [G, T, head_dim]."""
+    """Raise the layer's peaks [G, head_dim] to the sizes [..., G, T, head_dim]."""
     largest = sizes.amax(dim=-2)
+    largest = largest.reshape(-1, *largest.shape[-2:]).amax(dim=0)
     if not bool(torch.isfinite(largest).all()):
         raise ModelError(
             f"layer {layer}: keys or values of a sample text are not finite; the weights are too "
