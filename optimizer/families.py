@@ -3,6 +3,8 @@
 A new family is an entry in `FAMILIES` and a tiny model in `tests/tiny_models.py`; the tests then
 compare both halves with transformers' whole model. This module imports neither torch nor
 transformers: configs are read by their attributes.
+
+Long because the table is one, and each family takes a few lines of it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from hypothesis import settings
 from optimizer.artifacts.bundle import write_manifest
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.export.bundle_builder import build_bundle
-from optimizer.export.sources.fetch import PACKAGED
 from optimizer.export.sources.model_source import ModelSource, open_source
 from tests.end_to_end.servers import RunningServer, running_server
+from tests.local_data import smollm2_model, smollm2_source
 from tests.tiny_models import make_tiny_model
 
 # The same examples every time, however long one takes: a test that fails fails for everybody.
@@ -23,8 +23,6 @@ from tests.tiny_models import make_tiny_model
 settings.register_profile("splitpoint", derandomize=True, deadline=None)
 settings.load_profile("splitpoint")
 
-REAL_MODEL = "smollm2-135m-instruct"
-REAL_MODEL_FOLDER = Path(__file__).parent.parent / "models" / REAL_MODEL
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -34,8 +32,11 @@ CHAT_TEMPLATE = (
 class ModelBench:
     """One model on disk, and every bundle of it that a test has asked for."""
 
-    def __init__(self, source: ModelSource, root: Path) -> None:
+    def __init__(
+        self, source: ModelSource, root: Path, load_whole: Callable[[], Any] | None = None
+    ) -> None:
         self.source = source
+        self._load_whole = load_whole or (lambda: source.load_model().eval())
         self._root = root
         self._bundles: dict[tuple[Any, ...], Path] = {}
         self._whole: Any = None
@@ -48,7 +49,7 @@ class ModelBench:
     def whole(self) -> Any:
         """The unsplit transformers model in float32: the reference."""
         if self._whole is None:
-            self._whole = self.source.load_model().eval()
+            self._whole = self._load_whole()
         return self._whole
 
     def plan(
@@ -131,7 +132,4 @@ def server(bench: ModelBench) -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> ModelBench:
     """SmolLM2-135M-Instruct."""
-    file = REAL_MODEL_FOLDER / Path(PACKAGED[REAL_MODEL].member).name
-    if not file.is_file():
-        pytest.skip(f"{REAL_MODEL} is not here: run 'make setup' (it fetches the model)")
-    return ModelBench(open_source(REAL_MODEL_FOLDER), tmp_path_factory.mktemp("real"))
+    return ModelBench(smollm2_source(), tmp_path_factory.mktemp("real"), smollm2_model)

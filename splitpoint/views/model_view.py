@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
+from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import size_text
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def show_model(report: ModelReport) -> None:
     table.add_column("found", overflow="fold")
     for what, found in _rows(report):
         table.add_row(what, found)
-    Console().print(table)
+    open_console().print(table)
 
 
 def _rows(report: ModelReport) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ tokens of `generate`. Families are tested at every split.
 
 A build also compares each layer of the device's graph with transformers' layer, with the model's
 own weights in float32. It refuses a model of which a layer departs by more than 0.001 of a row, and
-writes the errors to `edge/front_check.json`.
+writes the errors to `front_check.json`, beside the front.
 
 ## Families
 """

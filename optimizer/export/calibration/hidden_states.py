@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from optimizer.errors import BuildError
+from optimizer.families import family_of
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -41,7 +42,13 @@ def _entry(model: PreTrainedModel, split: int) -> nn.Module:
     layers = decoder_layers(model)
     if not 0 <= split <= len(layers):
         raise BuildError(f"split {split} of a model with {len(layers)} layers")
-    module = layers[split] if split < len(layers) else model.get_decoder().norm
+    return layers[split] if split < len(layers) else final_norm(model)
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """The norm after the last layer. Raises BuildError where it cannot be found."""
+    family = family_of(model.config)
+    module = getattr(model.get_decoder(), "norm" if family is None else family.final_norm, None)
     if not isinstance(module, nn.Module):
         raise BuildError(f"{type(model).__name__}: no final norm to calibrate at")
     return module

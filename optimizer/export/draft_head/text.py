@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from optimizer.export.calibration.hidden_states import cache_argument
+from optimizer.export.calibration.hidden_states import cache_argument, final_norm
 
 _USERS_WORDS: Final = "\u2400question\u2400"
 
@@ -185,7 +185,7 @@ def _choose(
 def _final_states(model: Any) -> Iterator[list[Tensor]]:
     """While open, the list collects what the final norm gives: [B, T, D] for each pass."""
     kept: list[Tensor] = []
-    handle = model.get_decoder().norm.register_forward_hook(
+    handle = final_norm(model).register_forward_hook(
         lambda module, inputs, output: kept.append(output.detach())
     )
     try:

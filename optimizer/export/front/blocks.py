@@ -105,7 +105,7 @@ class Graph:
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
-class Stream(NamedTuple):
+class Residual(NamedTuple):
     """The residual stream: a sum, and what has yet to be added to it."""
 
     total: str
@@ -123,7 +123,7 @@ class Norm:
     bias: npt.NDArray[np.float32] | None = None
 
 
-def sum_of(graph: Graph, stream: Stream, name: str, out: str | None = None) -> str:
+def sum_of(graph: Graph, stream: Residual, name: str, out: str | None = None) -> str:
     """The stream as one value, under the name `out` if there is one."""
     outputs = None if out is None else [out]
     if stream.update is None:
@@ -160,8 +160,8 @@ def normed(graph: Graph, value: str, norm: Norm, name: str, weight_name: str) ->
 
 
 def normed_stream(
-    graph: Graph, stream: Stream, norm: Norm, name: str, weight_name: str
-) -> tuple[str, Stream]:
+    graph: Graph, stream: Residual, norm: Norm, name: str, weight_name: str
+) -> tuple[str, Residual]:
     """The norm of the stream, and the stream with its update added."""
     if stream.update is None:
         return normed(graph, stream.total, norm, name, weight_name), stream
@@ -181,7 +181,7 @@ def normed_stream(
         domain=CONTRIB,
         epsilon=norm.eps,
     )
-    return out, Stream(total)
+    return out, Residual(total)
 
 
 def activated(graph: Graph, value: str, kind: str, name: str) -> str:

@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import BuildError
-from optimizer.export.front.blocks import Graph, Stream, normed_stream, sum_of
+from optimizer.export.front.blocks import Graph, Residual, normed_stream, sum_of
 from optimizer.export.front.embedding import embedding
 from optimizer.export.front.kv_scales import KvPeaks, KvScales, RotaryLayout
 from optimizer.export.front.layer_form import DecoderForm, decoder_form
@@ -137,7 +137,7 @@ class FloatFront:
                 accuracy_level=bits.accuracy_level,
                 kept=self._kept,
             )
-            stream = Stream(rows)
+            stream = Residual(rows)
             if self.split:
                 stream = self._layers(graph, stream, matrices, bits, max_tokens, fits)
             if self.is_whole:
@@ -152,12 +152,12 @@ class FloatFront:
     def _layers(
         self,
         graph: Graph,
-        stream: Stream,
+        stream: Residual,
         matrices: StoredMatrices,
         bits: FrontBits,
         max_tokens: int,
         fits: torch.dtype,
-    ) -> Stream:
+    ) -> Residual:
         declare_step(graph)
         writer = LayerWriter(
             graph,
@@ -193,7 +193,7 @@ class FloatFront:
         return tables
 
     def _head(
-        self, graph: Graph, stream: Stream, matrices: StoredMatrices, fits: torch.dtype
+        self, graph: Graph, stream: Residual, matrices: StoredMatrices, fits: torch.dtype
     ) -> None:
         """Logits of the last row."""
         form = self._form

@@ -13,7 +13,7 @@ from torch import Tensor
 from optimizer.export.front.blocks import (
     AttentionNode,
     Graph,
-    Stream,
+    Residual,
     activated,
     attention,
     normed,
@@ -59,8 +59,8 @@ class LayerWriter:
         self._cache_bits = cache_bits
 
     def layer(
-        self, layer: LayerForm, weights: LayerWeights, stream: Stream, scales: KvScales | None
-    ) -> Stream:
+        self, layer: LayerForm, weights: LayerWeights, stream: Residual, scales: KvScales | None
+    ) -> Residual:
         """The stream after one layer; its last update has not been added yet."""
         norms = self._form.family.norms
         base = f"/model/layers.{layer.index}"
@@ -68,20 +68,20 @@ class LayerWriter:
         update = self._attention(layer, weights, rows, scales)
         if norms.parallel:
             both = [update, self._mlp(layer, weights, rows)]
-            return Stream(stream.total, self._graph.node("Add", both, f"{base}/updates/Add"))
-        stream = Stream(stream.total, self._after(norms.after_attention, layer, weights, update))
+            return Residual(stream.total, self._graph.node("Add", both, f"{base}/updates/Add"))
+        stream = Residual(stream.total, self._after(norms.after_attention, layer, weights, update))
         rows, stream = self._before("mlp", norms.before_mlp, layer, weights, stream)
         update = self._mlp(layer, weights, rows)
-        return Stream(stream.total, self._after(norms.after_mlp, layer, weights, update))
+        return Residual(stream.total, self._after(norms.after_mlp, layer, weights, update))
 
     def _before(
-        self, part: str, name: str | None, layer: LayerForm, weights: LayerWeights, stream: Stream
-    ) -> tuple[str, Stream]:
+        self, part: str, name: str | None, layer: LayerForm, weights: LayerWeights, stream: Residual
+    ) -> tuple[str, Residual]:
         """What enters attention or MLP, and the stream as one sum."""
         base = f"/model/layers.{layer.index}"
         if name is None:
             total = sum_of(self._graph, stream, f"{base}/{part}/sum/Add")
-            return total, Stream(total)
+            return total, Residual(total)
         norm, weight_name = weights.norm(name), f"model.layers.{layer.index}.{name}"
         return normed_stream(self._graph, stream, norm, f"{base}/{name}", weight_name)
 

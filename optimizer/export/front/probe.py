@@ -20,7 +20,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from optimizer.errors import BuildError, ModelError
-from optimizer.export.front.blocks import Graph, InlineStore, Norm, Stream, sum_of
+from optimizer.export.front.blocks import Graph, InlineStore, Norm, Residual, sum_of
 from optimizer.export.front.layer_form import DecoderForm
 from optimizer.export.front.layer_weights import LayerWeights
 from optimizer.export.front.layer_writer import LayerWriter, declare_step
@@ -138,7 +138,7 @@ class LayerProbe:
                 graph.weight("sin", sin.numpy()),
             )
         writer = LayerWriter(graph, form, matrices, tables=tables, cache_bits=32)
-        stream = writer.layer(layer, weights, Stream("rows"), None)
+        stream = writer.layer(layer, weights, Residual("rows"), None)
         sum_of(graph, stream, "/leaving/Add", "leaving")
         graph.output("leaving", TensorProto.FLOAT, [1, "num_tokens", form.hidden_size])
         matrices.add_mean_squares(graph)

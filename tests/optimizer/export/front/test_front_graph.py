@@ -14,7 +14,7 @@ import torch
 
 from edge.device.front import FrontEngine
 from optimizer.export.sources.model_source import ModelSource, open_source
-from tests.local_data import smollm2
+from tests.local_data import smollm2_model, smollm2_source
 from tests.optimizer.export.plans import Rows, make_front, make_plan, worst_row_error
 from tests.tiny_models import make_tiny_model
 
@@ -56,8 +56,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def real() -> Whole:
-    source = open_source(smollm2())
-    return Whole(source, source.load_model().eval())
+    return Whole(smollm2_source(), smollm2_model())
 
 
 def random_ids(count: int, vocab_size: int, seed: int) -> npt.NDArray[np.int64]:

@@ -20,8 +20,7 @@ from optimizer.export.front.kv_scales import (
     pair_lengths,
 )
 from optimizer.export.front.sample_text import LEAST_TOKENS, SAMPLE_TEXT, sample_windows
-from optimizer.export.sources.model_source import open_source
-from tests.local_data import smollm2
+from tests.local_data import smollm2_model, smollm2_source
 from tests.tiny_models import make_tiny_model
 
 LAYOUTS = [RotaryLayout(rotated=rotated) for rotated in (64, 48, 32)]  # of 64 channels
@@ -158,8 +157,7 @@ In 1911 the ship left Bergen with 43 men, 96 dogs and 2,200 kg of dried fish on 
 
 @pytest.mark.real_model
 def test_scales_from_the_text_that_ships_hold_on_other_text_at_every_split() -> None:
-    source = open_source(smollm2())
-    model, tokenizer = source.load_model().eval(), source.load_tokenizer()
+    model, tokenizer = smollm2_model(), smollm2_source().load_tokenizer()
     ids = torch.tensor(tokenizer(UNSEEN)["input_ids"])
     shipped, short = (KvPeaks(RotaryLayout(rotated=64)) for _ in range(2))
     for window in sample_windows(tokenizer, model.config.max_position_embeddings):
