@@ -25,11 +25,14 @@ Progress = Callable[[str], None]  # called with the name of the stage that begin
 class Calibration:
     """The text to fit the compression levels on: `num_tokens` tokens of `text`.
 
-    text None: the model writes it. That needs no corpus and takes a minute longer.
+    num_tokens: at least; a wide model needs more (four for each channel). text None: a model whose
+    layers fit in memory together writes it, and any other takes the text that ships with the
+    package. device: what the layers compute on, "cpu" or "cuda".
     """
 
     num_tokens: int = 8192
     text: str | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ def build_bundle(
         made.mkdir()
         warnings = _fill(source, plan, made, progress, sides)
         if calibration is not None and not plan.edge_is_whole:
-            _calibrate(source, plan, made, progress, calibration)
+            _calibrate(source, plan, made, progress, calibration, scratch=working)
         progress("manifest")
         write_manifest(made)
         publish(made, out)
@@ -160,15 +163,23 @@ def _template_faults(template: str | None) -> tuple[str, ...]:
 
 
 def _calibrate(
-    source: ModelSource, plan: Plan, root: Path, progress: Progress, calibration: Calibration
+    source: ModelSource,
+    plan: Plan,
+    root: Path,
+    progress: Progress,
+    calibration: Calibration,
+    *,
+    scratch: Path,
 ) -> None:
-    from optimizer.export.calibration.calibrate import calibrate
+    """Fit the split's tables. scratch: a folder for what lies between layers."""
+    from optimizer.export.calibration.calibrate import calibrate, calibration_text
+    from optimizer.export.layers.layered_model import LayeredModel
 
-    progress("loading the model to calibrate")
-    model = source.load_model().eval()
-    ids = None
-    if calibration.text is not None:
-        ids = list(source.load_tokenizer()(calibration.text)["input_ids"])
+    model = LayeredModel(source, folder=scratch, device=calibration.device)
+    ids, text = calibration_text(
+        model, source, given=calibration.text, num_tokens=calibration.num_tokens
+    )
+    progress(f"calibration text: {text}")
     codec_dir = root / "codec"
     codec_dir.mkdir()
     calibrate(
@@ -177,6 +188,7 @@ def _calibrate(
         out=codec_dir / f"split-{plan.partition.split}.tables",
         token_ids=ids,
         num_tokens=calibration.num_tokens,
+        text=text,
         progress=lambda stage, done, total: progress(f"{stage} ({done} of {total})"),
     )
 

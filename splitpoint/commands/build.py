@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 import typer
 
 from optimizer.artifacts.bundle import Role
-from splitpoint.commands.option_groups import ModelOption, with_options
+from splitpoint.commands.option_groups import (
+    DeviceOption,
+    ModelOption,
+    compute_device,
+    with_options,
+)
 from splitpoint.text_input import read_text
 from splitpoint.views.progress import stage_progress
 
@@ -75,9 +80,16 @@ class CalibrationOptions:
     ] = True
     calibration_text: Annotated[
         Path | None,
-        typer.Option(help="UTF-8 text to fit them on (default: the model writes its own)."),
+        typer.Option(
+            help="UTF-8 text to fit them on (default: a small model writes its own, a larger one "
+            "takes a text that ships with splitpoint)."
+        ),
     ] = None
-    calibration_tokens: Annotated[int, typer.Option(help="Tokens of text to fit on.", min=1)] = 8192
+    calibration_tokens: Annotated[
+        int,
+        typer.Option(help="Tokens of text to fit on, at least (a wide model takes more).", min=1),
+    ] = 8192
+    device: DeviceOption = "auto"
 
     def wanted(self) -> Calibration | None:
         """What the builder takes; None: no calibration."""
@@ -87,7 +99,9 @@ class CalibrationOptions:
             return None
         path = self.calibration_text
         text = None if path is None else read_text(path)
-        return Calibration(num_tokens=self.calibration_tokens, text=text)
+        return Calibration(
+            num_tokens=self.calibration_tokens, text=text, device=compute_device(self.device)
+        )
 
 
 @with_options()
