@@ -11,8 +11,10 @@ from hwprofiles.peak_memory import peak_memory_bytes
 from optimizer.artifacts.bundle import MANIFEST_NAME, PLAN_NAME, TEMPLATE_NAME, Role, write_manifest
 from optimizer.artifacts.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from optimizer.artifacts.plan import ModelRef, Plan
+from optimizer.artifacts.weight_reference import WeightsPlace
 from optimizer.errors import BuildError, ChatTemplateError
 from optimizer.export.back import write_back
+from optimizer.export.back_reference import NotReferableError, write_reference
 from optimizer.export.disk_faults import naming_the_disk
 from optimizer.export.front.front_graph import export_front
 from optimizer.export.sources.model_source import ModelSource
@@ -58,10 +60,12 @@ def build_bundle(
     force: bool = False,
     sides: Collection[Role] = ("edge", "cloud"),
     calibration: Calibration | None = None,
+    weights: WeightsPlace = "copy",
 ) -> BuildReport:
     """Build `plan` into the folder `out`, which must not exist (or `force` replaces it).
 
     sides: what to build; a device needs only the edge side, a server only the cloud side.
+    weights: whether the cloud side holds the back's weights, or says where they are.
     calibration: None leaves `lossless` as the only compression level.
 
     Everything is built in a folder beside `out` that is renamed at the end, so a failure leaves
@@ -73,7 +77,7 @@ def build_bundle(
     with naming_the_disk(out.parent), working_folder(out) as working:
         made = working / "bundle"
         made.mkdir()
-        warnings = _fill(source, plan, made, progress, sides)
+        warnings = _fill(source, plan, made, progress, sides, weights)
         if calibration is not None and not plan.edge_is_whole:
             _calibrate(source, plan, made, progress, calibration, scratch=working)
         progress("manifest")
@@ -122,7 +126,12 @@ def for_model(plan: Plan, source: ModelSource) -> Plan:
 
 
 def _fill(
-    source: ModelSource, plan: Plan, root: Path, progress: Progress, sides: Collection[Role]
+    source: ModelSource,
+    plan: Plan,
+    root: Path,
+    progress: Progress,
+    sides: Collection[Role],
+    weights: WeightsPlace,
 ) -> tuple[str, ...]:
     """Write everything but tables and manifest. Returns warnings for whoever builds."""
     warnings: tuple[str, ...] = ()
@@ -143,9 +152,21 @@ def _fill(
         progress("back")
         cloud_dir = root / "cloud"
         cloud_dir.mkdir()
-        write_back(source, plan, cloud_dir)
+        _write_cloud(source, plan, cloud_dir, weights)
     (root / PLAN_NAME).write_text(plan.to_yaml(), encoding="utf-8")
     return warnings
+
+
+def _write_cloud(source: ModelSource, plan: Plan, folder: Path, weights: WeightsPlace) -> None:
+    """The back's weights into `folder`, or where they are."""
+    if weights != "copy":
+        try:
+            write_reference(source, plan, folder)
+            return
+        except NotReferableError:
+            if weights == "reference":
+                raise
+    write_back(source, plan, folder)
 
 
 def _template_faults(template: str | None) -> tuple[str, ...]:

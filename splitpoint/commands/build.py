@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 import typer
 
 from optimizer.artifacts.bundle import Role
+from optimizer.artifacts.weight_reference import WeightsPlace
 from splitpoint.commands.option_groups import (
     DeviceOption,
     ModelOption,
@@ -29,6 +30,12 @@ SIDES: Final[dict[str, tuple[Role, ...]]] = {
     "both": ("edge", "cloud"),
     "edge": ("edge",),
     "cloud": ("cloud",),
+}
+
+WEIGHTS: Final[dict[str, WeightsPlace]] = {
+    "auto": "auto",
+    "reference": "reference",
+    "copy": "copy",
 }
 
 
@@ -119,11 +126,20 @@ def build(
             help="What to build: both, edge (another split for a running server), or cloud."
         ),
     ] = "both",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="The server's weights: reference (read in the model's folder), copy (in the "
+            "bundle, which can be moved then), or auto (reference for a folder of safetensors)."
+        ),
+    ] = "auto",
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
 ) -> None:
     """Build a bundle: quantized front for the device, back for the server."""
     if (plan_file is None) == (flags.split is None):
         raise typer.BadParameter("give a plan.yaml or --split, one of them")
+    if weights not in WEIGHTS:
+        raise typer.BadParameter(f"--weights {weights}: choose one of {', '.join(WEIGHTS)}")
     if side not in SIDES:
         raise typer.BadParameter(f"--side {side}: choose one of {', '.join(SIDES)}")
     from optimizer.artifacts.plan import load_plan
@@ -141,6 +157,7 @@ def build(
             progress=progress,
             force=force,
             sides=SIDES[side],
+            weights=WEIGHTS[weights],
             calibration=calibration.wanted(),
         )
     typer.echo(str(report.bundle))

@@ -134,11 +134,11 @@ class LayeredModel:
             yield
             return
         exact, self._loaded, self._whole = self._loaded, {}, None
-        self._fast = True
+        self._set_fast(True)
         try:
             yield
         finally:
-            self._fast = False
+            self._set_fast(False)
             self._loaded, self._whole = exact, None
 
     @contextmanager
@@ -274,6 +274,11 @@ class LayeredModel:
             )
         return entered[0], calls
 
+    def _set_fast(self, fast: bool) -> None:
+        self._fast = fast
+        if self._has_head:
+            self.skeleton.get_submodule(self._head_name).fast = fast
+
     def _load_head(self) -> None:
         names = self.source.tensor_names
         weight = self.source.read(HEAD_NAME if HEAD_NAME in names else EMBEDDING_NAME)
@@ -281,6 +286,7 @@ class LayeredModel:
         head = Head(weight, self.source.read(bias) if bias in names else None)
         self.skeleton.set_submodule(self._head_name, head.to(self.device))
         self._has_head = True
+        self._set_fast(self._fast)
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
         """Give a module without values its weights, in float32."""

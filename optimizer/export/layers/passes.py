@@ -190,18 +190,18 @@ def _score_slopes(
                 logits = model.logits(part)
             # d log p(y) / d logits = e_y - p
             slope = logits.detach().softmax(-1)
-            drawn = _drawn(slope, generator)
+            drawn = drawn_tokens(slope, generator)
             slope.neg_().scatter_add_(1, drawn, torch.ones_like(slope[:, :1]))
             parts.append(torch.autograd.grad(logits, part, slope)[0].cpu())
         slopes.write(at, torch.cat(parts)[None])
     return slopes
 
 
-def _drawn(share: Tensor, generator: torch.Generator) -> Tensor:
+def drawn_tokens(share: Tensor, generator: torch.Generator) -> Tensor:
     """One token [T, 1] of each row of probabilities [T, V]."""
-    until = share.cumsum(-1, dtype=torch.float64)
-    uniform = torch.rand(len(share), 1, dtype=torch.float64, generator=generator)
-    place = torch.searchsorted(until, uniform.to(share.device) * until[:, -1:])
+    until = share.cumsum(-1)
+    uniform = torch.rand(len(share), 1, generator=generator).to(share.device)
+    place = torch.searchsorted(until, uniform * until[:, -1:], right=True)
     return place.clamp_(max=share.shape[-1] - 1)
 
 

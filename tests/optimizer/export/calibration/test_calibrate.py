@@ -27,6 +27,7 @@ from optimizer.export.calibration.measure import HeldOutRows  # noqa: E402
 from optimizer.export.calibration.split_fit import States  # noqa: E402
 from optimizer.export.certify.certificate import certify, measure, text_windows  # noqa: E402
 from optimizer.export.layers.layered_model import LayeredModel  # noqa: E402
+from optimizer.export.layers.passes import drawn_tokens  # noqa: E402
 from optimizer.export.layers.tensor_source import ModelTensors  # noqa: E402
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ def test_gradients_are_those_of_the_sampled_log_likelihood(
     states = collect(layered, [2], ids)[2]
     tokens = torch.from_numpy(ids[0])
     hidden, logits = hidden_and_logits(tiny, 2, tokens)
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    labels = drawn_tokens(logits.softmax(-1), torch.Generator().manual_seed(3))
 
     def score(state: Tensor) -> float:
         logits = back_logits(tiny.double(), 2, state.double(), tokens)

@@ -12,7 +12,7 @@ import torch
 from optimizer.errors import BuildError, ModelError
 from optimizer.export.calibration.hidden_states import hidden_and_logits
 from optimizer.export.layers.layered_model import LayeredModel
-from optimizer.export.layers.passes import finish, gradients_at, states_after, states_at
+from optimizer.export.layers.passes import drawn_tokens, finish, gradients_at, states_after, states_at
 from optimizer.export.layers.rows_on_disk import HiddenRows
 from optimizer.export.layers.tensor_source import ModelTensors
 from tests.tiny_models import BACK_FAMILIES, make_tiny_model
@@ -127,6 +127,14 @@ def test_a_damaged_tensor_is_one_clear_error(
     model = LayeredModel(source, folder=tmp_path, keep=False)
     with pytest.raises(ModelError, match=r"layers\.2\.mlp.*NaN"):
         states_at(model, [4], WINDOWS, quiet)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    share = torch.tensor([[0.5, 0.0, 0.2, 0.3]]).expand(20_000, -1)
+    drawn = drawn_tokens(share, torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn[:, 0], minlength=4) / len(share)
+    torch.testing.assert_close(counts, share[0], atol=0.015, rtol=0)
+    assert counts[1] == 0
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
