@@ -17,7 +17,7 @@ from splitpoint.commands.option_groups import (
     with_options,
 )
 from splitpoint.text_input import read_text
-from splitpoint.views.progress import stage_progress
+from splitpoint.views.progress import build_progress
 
 if TYPE_CHECKING:
     from optimizer.artifacts.plan import Plan
@@ -133,6 +133,12 @@ def build(
             "bundle, which can be moved then), or auto (reference for a folder of safetensors)."
         ),
     ] = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on where a build of the same bundle was killed or interrupted."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
 ) -> None:
     """Build a bundle: quantized front for the device, back for the server."""
@@ -146,7 +152,7 @@ def build(
     from optimizer.export.bundle_builder import build_bundle
     from optimizer.export.sources.model_source import open_source
 
-    with stage_progress(f"building {out}") as progress:
+    with build_progress(f"building {out}") as (progress, share):
         progress("reading the model")
         source = open_source(model)
         default_level = CALIBRATED_LEVEL if calibration.calibrate else "lossless"
@@ -158,6 +164,8 @@ def build(
             force=force,
             sides=SIDES[side],
             weights=WEIGHTS[weights],
+            resume=resume,
+            share=share,
             calibration=calibration.wanted(),
         )
     typer.echo(str(report.bundle))

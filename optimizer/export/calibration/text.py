@@ -16,16 +16,19 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from codec.arrays import I64
 from optimizer.export.calibration.hidden_states import cache_argument, embedding_shape
 from optimizer.export.certify.certificate import Windows
-from optimizer.export.layers.passes import Progress
+from optimizer.export.layers.passes import Progress, drawn_tokens
 
 GIVEN_TEXT: Final = "given by the user"
 OWN_TEXT: Final = "the model's own"
 SHIPPED_TEXT: Final = "shipped with splitpoint"
+PIECE: Final = 128  # tokens that are written in one go
 _TEMPERATURE: Final = 1.0
 
 
@@ -50,29 +53,62 @@ def sampled_windows(
     num_windows: int,
     window: int,
     seed: int,
-    batch: int = 64,
+    piece: int = PIECE,
     progress: Progress | None = None,
 ) -> Windows:
-    """[num_windows, window] token ids drawn from the model, each from one random first token.
+    """[num_windows, window] token ids drawn from the model, in pieces of at most `piece` tokens.
 
-    Costs `window` decode steps for each `batch` windows.
+    Each piece begins with a random token. All pieces grow together, so that a step reads the
+    weights once for all of them; there are `piece` steps.
     """
+    piece = min(piece, window)
+    per_window = -(-window // piece)
+    count = num_windows * per_window
     generator = torch.Generator().manual_seed(seed)
     vocab_size, _ = embedding_shape(model)
-    name = cache_argument(model)
-    rows: list[I64] = []
+    name, cache = cache_argument(model), _cache(model, piece)
+    current = torch.randint(0, vocab_size, (count, 1), generator=generator)
+    drawn = [current]
     with torch.no_grad():
-        for begin in range(0, num_windows, batch):
-            count = min(batch, num_windows - begin)
-            current = torch.randint(0, vocab_size, (count, 1), generator=generator)
-            drawn, cache = [current], DynamicCache(config=model.config)
-            for written in range(1, window):
-                out = model(current.to(model.device), use_cache=True, **{name: cache})
-                share = (out.logits[:, -1].float().cpu() / _TEMPERATURE).softmax(-1)
-                current = torch.multinomial(share, 1, generator=generator)
-                drawn.append(current)
-                if progress is not None:
-                    done = begin * window + count * (written + 1)
-                    progress("the model writes calibration text", done, num_windows * window)
-            rows.append(torch.cat(drawn, dim=1).numpy())
-    return np.concatenate(rows)
+        for written in range(1, piece):
+            out = model(current.to(model.device), use_cache=True, **{name: cache})
+            share = (out.logits[:, -1].float() / _TEMPERATURE).softmax(-1)
+            current = drawn_tokens(share, generator).cpu()
+            drawn.append(current)
+            if progress is not None:
+                progress("the model writes calibration text", written + 1, piece)
+    rows: I64 = torch.cat(drawn, dim=1).numpy()
+    return rows.reshape(num_windows, per_window * piece)[:, :window]
+
+
+def _cache(model: PreTrainedModel, length: int) -> DynamicCache:
+    """A cache with room for `length` tokens, which no step has to copy."""
+    cache = DynamicCache(config=model.config)
+    if (getattr(model.config, "sliding_window", None) or length) >= length:
+        cache.layers = [_RoomyLayer(length) for _ in range(model.config.num_hidden_layers)]
+    return cache
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of a layer [B, G, T, d], in tensors that have room for all that will come."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self._length = length
+        self._count = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See transformers: store new keys and values, return all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shape = (*key_states.shape[:2], self._length)
+            self._keys = key_states.new_empty(*shape, key_states.shape[-1])
+            self._values = value_states.new_empty(*shape, value_states.shape[-1])
+        begin, self._count = self._count, self._count + key_states.shape[2]
+        self._keys[:, :, begin : self._count] = key_states
+        self._values[:, :, begin : self._count] = value_states
+        self.keys = self._keys[:, :, : self._count]
+        self.values = self._values[:, :, : self._count]
+        return self.keys, self.values
