@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from optimizer.export.calibration.calibrate import calibrate_splits
+from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.sources.model_source import open_source
 
 
@@ -27,17 +28,22 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     options = parser.parse_args()
     source = open_source(options.model)
-    model = source.load_model()
+    options.out.mkdir(parents=True, exist_ok=True)
+    model = LayeredModel(source, folder=options.out)
     ids = None
     if options.text is not None:
         # No tokenizer makes less than a token of 16 bytes of usual text; the rest is not needed.
         text = options.text.read_text(encoding="utf-8")[: 16 * options.tokens]
         ids = list(source.load_tokenizer()(text)["input_ids"])
     seconds: dict[str, float] = {}
+    cpu_s: dict[str, float] = {}
+    begun_cpu_s = time.process_time()
     begun_s, running = time.perf_counter(), "start"
 
     def note(stage: str, done: int, total: int) -> None:
-        nonlocal begun_s, running
+        nonlocal begun_s, begun_cpu_s, running
+        cpu_s[running] = cpu_s.get(running, 0.0) + time.process_time() - begun_cpu_s
+        begun_cpu_s = time.process_time()
         now_s = time.perf_counter()
         seconds[running] = seconds.get(running, 0.0) + now_s - begun_s
         if stage != running:
@@ -52,7 +58,7 @@ def main() -> None:
         progress=note,
     )
     note("end", 1, 1)
-    print(json.dumps({"sha256": digests, "seconds": seconds}))
+    print(json.dumps({"sha256": digests, "seconds": seconds, "cpu_s": cpu_s}))
 
 
 if __name__ == "__main__":

@@ -87,9 +87,18 @@ class BackEngine:
         first_layer: int,
         device: torch.device | str = "cpu",
         weight_files: Sequence[Path] | None = None,
+        reference: Path | None = None,
+        verify: bool = False,
     ) -> BackEngine:
         """Load the back from a bundle's `cloud/` folder; see `load_back`. Raises WeightsError."""
-        model = load_back(folder, first_layer=first_layer, device=device, weight_files=weight_files)
+        model = load_back(
+            folder,
+            first_layer=first_layer,
+            device=device,
+            weight_files=weight_files,
+            reference=reference,
+            verify=verify,
+        )
         return cls(model)
 
     @property

@@ -6,22 +6,24 @@ that are read take memory; every other layer takes none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cloud.attention.transformers_interface import ATTENTION_NAME
 from cloud.engine.int8_linear import int8_linear
+from cloud.engine.referenced_files import ReferencedFiles
+from cloud.engine.tensor_files import TensorFiles
 from cloud.errors import WeightsError
 from hwprofiles.errors import ProfileError
 from hwprofiles.schema.strict_json import read_json
 from optimizer.artifacts.geometry import MAX_LAYERS
+from optimizer.artifacts.weight_reference import REFERENCE_NAME
 from optimizer.errors import ModelError
 from optimizer.families import back_family
 
@@ -69,11 +71,15 @@ def load_back(
     device: torch.device | str = "cpu",
     weight_files: Sequence[Path] | None = None,
     dtype: torch.dtype | None = None,
+    reference: Path | None = None,
+    verify: bool = False,
 ) -> BackModel:
     """Read `config.json` and the weights of `folder` (tensor names as transformers has them).
 
     weight_files: the safetensors files to read, such as those that a bundle's manifest lists.
-    None: all of the folder, which is for folders without a manifest.
+    None: all of the folder, which is for folders without a manifest. reference: the bundle's
+    `weights.json`, where it has one: weights are read in the model's folder then. verify: compare
+    the full hash of the files that it names.
 
     dtype: what to compute in. None: on a CPU float32, to which 16-bit weights are widened (exact,
     and faster there); on CUDA bfloat16, unless the matrices are float32. A plan counts the same
@@ -86,10 +92,17 @@ def load_back(
     config = _config(folder)
     if not 0 <= first_layer <= config.num_hidden_layers:
         raise WeightsError(f"first layer {first_layer}: the model has {config.num_hidden_layers}")
+    if reference is None and (folder / REFERENCE_NAME).is_file() and weight_files is None:
+        reference = folder / REFERENCE_NAME
     if weight_files is None:
         weight_files = sorted(folder.glob("*.safetensors"))
-    tensors = _TensorFiles(folder, weight_files, torch.device(device))
-    dtype = dtype or tensors.compute_dtype()
+    if reference is None:
+        tensors = TensorFiles(folder, weight_files, torch.device(device))
+    else:
+        tensors = ReferencedFiles(reference, torch.device(device), verify=verify)
+    dtype = dtype or compute_dtype(
+        torch.device(device).type, has_float32_matrices=tensors.has_float32_matrix()
+    )
     try:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(
@@ -152,60 +165,7 @@ def _config(folder: Path) -> Any:
     return config
 
 
-class _TensorFiles(Mapping[str, Tensor]):
-    """All tensors of some safetensors files by name, read when asked for."""
-
-    def __init__(self, folder: Path, paths: Sequence[Path], device: torch.device) -> None:
-        self._folder = folder
-        self._device = device
-        self._file_of: dict[str, Any] = {}
-        for path in paths:
-            try:
-                file = safe_open(path, framework="pt", device=str(device))
-            except Exception as error:
-                raise WeightsError(f"{path}: not readable as safetensors ({error})") from error
-            twice = self._file_of.keys() & file.keys()
-            if twice:
-                raise WeightsError(f"{path}: another file holds {min(twice)} too")
-            self._file_of |= dict.fromkeys(file.keys(), file)
-        if not self._file_of:
-            raise WeightsError(f"{folder}: no safetensors file")
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file_of[name].get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Any:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._file_of
-
-    def need(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor of this name and shape; WeightsError where it is not there."""
-        if name not in self:
-            raise WeightsError(f"{self._folder}: the tensor {name} is missing")
-        tensor = self[name]
-        if tuple(tensor.shape) != shape:
-            raise WeightsError(
-                f"{self._folder}: {name} has shape {tuple(tensor.shape)}, expected {shape}"
-            )
-        return tensor
-
-    def compute_dtype(self) -> torch.dtype:
-        """What the layers compute in on this device: see `load_back`."""
-        has_float32 = any(self._is_float32_matrix(name) for name in self)
-        return compute_dtype(self._device.type, has_float32_matrices=has_float32)
-
-    def _is_float32_matrix(self, name: str) -> bool:
-        part = self._file_of[name].get_slice(name)
-        return part.get_dtype() == "F32" and len(part.get_shape()) > 1
-
-
-def _fill(module: nn.Module, prefix: str, tensors: _TensorFiles, dtype: torch.dtype) -> nn.Module:
+def _fill(module: nn.Module, prefix: str, tensors: TensorFiles, dtype: torch.dtype) -> nn.Module:
     """Give a meta module its weights, int8 linears in place of those stored so."""
     for name, child in list(module.named_modules()):
         if not isinstance(child, nn.Linear):

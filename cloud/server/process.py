@@ -32,6 +32,7 @@ from cloud.server.metrics import Metrics
 from cloud.server.metrics_endpoint import MetricsEndpoint
 from cloud.server.supervision import Check, Supervisor
 from optimizer.artifacts.bundle import open_bundle
+from optimizer.artifacts.weight_reference import REFERENCE_NAME
 from protos import wire
 from protos.addresses import Address
 
@@ -46,6 +47,7 @@ _FAILED_DRAIN_S: Final = 2.0
 _LONG_S: Final = 3600.0
 # Streams of one connection beyond the sessions that there can be: describing, health, probes.
 _OTHER_STREAMS: Final = 32
+_REFERENCE: Final = f"cloud/{REFERENCE_NAME}"
 # The event loop's thread may hold the interpreter this long while the model thread needs it, many
 # times in a step. Python's default is 5 ms.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -131,6 +133,8 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
         first_layer=bundle.plan.back_start,
         device=choose_device(config.device),
         weight_files=bundle.paths("cloud", ".safetensors"),
+        reference=bundle.path(_REFERENCE) if bundle.has(_REFERENCE) else None,
+        verify=config.verify,
     )
     parts = assemble(config, bundle, engine)
     trimmer = Trimmer(parts.budget)

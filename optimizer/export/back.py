@@ -50,12 +50,16 @@ def back_tensors(source: ModelSource, plan: Plan) -> Iterator[tuple[str, torch.T
     Raises ModelError for values that are not finite, before or after the conversion.
     """
     bits = plan.partition.back_bits
-    for name in sorted(source.tensor_names):
-        if _belongs_to_back(name, plan.back_start):
-            yield from _stored(name, source.read(name, fits=_stored_type(bits)), bits)
-    if HEAD_NAME not in source.tensor_names:
-        head = source.read(EMBEDDING_NAME, fits=_stored_type(bits))
-        yield from _stored(HEAD_NAME, head, bits)
+    for name in back_names(source, plan):
+        tensor = source.read(name, fits=stored_type(bits))
+        yield from stored_tensors(HEAD_NAME if name == EMBEDDING_NAME else name, tensor, bits)
+
+
+def back_names(source: ModelSource, plan: Plan) -> list[str]:
+    """Names of the tensors that a back is made of. The embedding's is there where it is the head."""
+    names = source.tensor_names
+    found = sorted(name for name in names if _belongs_to_back(name, plan.back_start))
+    return found if HEAD_NAME in names else [*found, EMBEDDING_NAME]
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,12 +81,15 @@ def _belongs_to_back(name: str, back_start: int) -> bool:
     return name != EMBEDDING_NAME
 
 
-def _stored_type(bits: int) -> torch.dtype:
+def stored_type(bits: int) -> torch.dtype:
     """What values must fit into. At 8 bits a row's scale is float32, and smaller than the row."""
     return torch.bfloat16 if bits == 16 else torch.float32
 
 
-def _stored(name: str, tensor: torch.Tensor, bits: int) -> Iterator[tuple[str, torch.Tensor]]:
+def stored_tensors(
+    name: str, tensor: torch.Tensor, bits: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor as a back holds it: itself in another type, or codes and scales of its rows."""
     if tensor.ndim < 2 or bits == 32:
         yield name, tensor.to(torch.float32).contiguous()
     elif bits == 16:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Collection
+import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,25 +14,29 @@ from hwprofiles.peak_memory import peak_memory_bytes
 from optimizer.artifacts.bundle import MANIFEST_NAME, PLAN_NAME, TEMPLATE_NAME, Role, write_manifest
 from optimizer.artifacts.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from optimizer.artifacts.plan import ModelRef, Plan
+from optimizer.artifacts.weight_reference import WeightsPlace
 from optimizer.errors import BuildError, ChatTemplateError
 from optimizer.export.back import write_back
+from optimizer.export.back_reference import NotReferableError, write_reference
+from optimizer.export.build_stages import BuildStages, Progress, Share
 from optimizer.export.disk_faults import naming_the_disk
 from optimizer.export.front.front_graph import export_front
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.working_folder import publish, working_folder
-
-Progress = Callable[[str], None]  # called with the name of the stage that begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """The text to fit the compression levels on: `num_tokens` tokens of `text`.
 
-    text None: the model writes it. That needs no corpus and takes a minute longer.
+    num_tokens: at least; a wide model needs more (four for each channel). text None: a model whose
+    layers fit in memory together writes it, and any other takes the text that ships with the
+    package. device: what the layers compute on, "cpu" or "cuda".
     """
 
     num_tokens: int = 8192
     text: str | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +62,16 @@ def build_bundle(
     force: bool = False,
     sides: Collection[Role] = ("edge", "cloud"),
     calibration: Calibration | None = None,
+    weights: WeightsPlace = "copy",
+    resume: bool = False,
+    share: Share | None = None,
 ) -> BuildReport:
     """Build `plan` into the folder `out`, which must not exist (or `force` replaces it).
 
     sides: what to build; a device needs only the edge side, a server only the cloud side.
-    calibration: None leaves `lossless` as the only compression level.
+    weights: whether the cloud side holds the back's weights, or says where they are.
+    calibration: None leaves `lossless` as the only compression level. resume: go on where a build
+    of the same inputs was interrupted. share: told the share of the build that is done.
 
     Everything is built in a folder beside `out` that is renamed at the end, so a failure leaves
     nothing behind. Raises BuildError, and ModelError where the model cannot be read.
@@ -67,14 +79,35 @@ def build_bundle(
     source.check()
     plan = for_model(plan, source)
     _check_place(out, force=force)
-    with naming_the_disk(out.parent), working_folder(out) as working:
-        made = working / "bundle"
-        made.mkdir()
-        warnings = _fill(source, plan, made, progress, sides)
-        if calibration is not None and not plan.edge_is_whole:
-            _calibrate(source, plan, made, progress, calibration)
-        progress("manifest")
-        write_manifest(made)
+    with_cloud = "cloud" in sides and not plan.edge_is_whole
+    calibration = None if plan.edge_is_whole else calibration
+    wanted = (
+        *(("tokenizer", "front") if "edge" in sides else ()),
+        *(("back",) if with_cloud else ()),
+        *(("calibration",) if calibration is not None else ()),
+        "manifest",
+    )
+    with naming_the_disk(out.parent), working_folder(out, resume=resume) as working:
+        stages = BuildStages(
+            working,
+            inputs=_digest(source, plan, sorted(sides), calibration, weights),
+            wanted=wanted,
+            progress=progress,
+            share=share,
+        )
+        made, warnings = stages.made, ()
+        (made / PLAN_NAME).write_text(plan.to_yaml(), encoding="utf-8")
+        if "edge" in sides:
+            (made / "edge").mkdir(exist_ok=True)
+            warnings = tuple(stages.run("tokenizer", lambda: _write_tokenizer(source, made)))
+            stages.run("front", lambda: export_front(source, plan, made / "edge"))
+        if with_cloud:
+            (made / "cloud").mkdir(exist_ok=True)
+            stages.run("back", lambda: _write_cloud(source, plan, made / "cloud", weights))
+        if calibration is not None:
+            wish = calibration
+            stages.run("calibration", lambda: _calibrate(source, plan, stages, wish))
+        stages.run("manifest", lambda: write_manifest(made))
         publish(made, out)
     return BuildReport(
         bundle=out,
@@ -118,31 +151,33 @@ def for_model(plan: Plan, source: ModelSource) -> Plan:
     return replace(plan, model=reference)
 
 
-def _fill(
-    source: ModelSource, plan: Plan, root: Path, progress: Progress, sides: Collection[Role]
-) -> tuple[str, ...]:
-    """Write everything but tables and manifest. Returns warnings for whoever builds."""
-    warnings: tuple[str, ...] = ()
-    if "edge" in sides:
-        edge_dir = root / "edge"
-        edge_dir.mkdir()
-        progress("tokenizer")
-        tokenizer = source.tokenizer_files()
-        (edge_dir / "tokenizer.json").write_text(tokenizer.tokenizer_json, encoding="utf-8")
-        template = tokenizer.chat_template
-        if template is not None and len(template) <= MAX_TEMPLATE_CHARS:
-            (root / TEMPLATE_NAME).write_text(template, encoding="utf-8")
-        warnings += _template_faults(template)
-        tokenizer.settings.save(edge_dir)
-        progress("front")
-        export_front(source, plan, edge_dir)
-    if "cloud" in sides and not plan.edge_is_whole:
-        progress("back")
-        cloud_dir = root / "cloud"
-        cloud_dir.mkdir()
-        write_back(source, plan, cloud_dir)
-    (root / PLAN_NAME).write_text(plan.to_yaml(), encoding="utf-8")
-    return warnings
+def _digest(source: ModelSource, plan: Plan, *choices: object) -> str:
+    """A digest of what a bundle is made from: what stages of an interrupted build must share."""
+    values = (source.sha256, plan.to_yaml(), *(repr(choice) for choice in choices))
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _write_tokenizer(source: ModelSource, root: Path) -> tuple[str, ...]:
+    """The tokenizer's files. Returns warnings for whoever builds."""
+    tokenizer = source.tokenizer_files()
+    (root / "edge" / "tokenizer.json").write_text(tokenizer.tokenizer_json, encoding="utf-8")
+    template = tokenizer.chat_template
+    if template is not None and len(template) <= MAX_TEMPLATE_CHARS:
+        (root / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    tokenizer.settings.save(root / "edge")
+    return _template_faults(template)
+
+
+def _write_cloud(source: ModelSource, plan: Plan, folder: Path, weights: WeightsPlace) -> None:
+    """The back's weights into `folder`, or where they are."""
+    if weights != "copy":
+        try:
+            write_reference(source, plan, folder)
+            return
+        except NotReferableError:
+            if weights == "reference":
+                raise
+    write_back(source, plan, folder)
 
 
 def _template_faults(template: str | None) -> tuple[str, ...]:
@@ -160,25 +195,30 @@ def _template_faults(template: str | None) -> tuple[str, ...]:
 
 
 def _calibrate(
-    source: ModelSource, plan: Plan, root: Path, progress: Progress, calibration: Calibration
+    source: ModelSource, plan: Plan, stages: BuildStages, calibration: Calibration
 ) -> None:
-    from optimizer.export.calibration.calibrate import calibrate
+    """Fit the split's tables."""
+    from optimizer.export.calibration.calibrate import calibrate, calibration_text
+    from optimizer.export.layers.layered_model import LayeredModel
 
-    progress("loading the model to calibrate")
-    model = source.load_model().eval()
-    ids = None
-    if calibration.text is not None:
-        ids = list(source.load_tokenizer()(calibration.text)["input_ids"])
-    codec_dir = root / "codec"
-    codec_dir.mkdir()
-    calibrate(
-        model,
-        split=plan.partition.split,
-        out=codec_dir / f"split-{plan.partition.split}.tables",
-        token_ids=ids,
-        num_tokens=calibration.num_tokens,
-        progress=lambda stage, done, total: progress(f"{stage} ({done} of {total})"),
-    )
+    split = plan.partition.split
+    codec_dir = stages.made / "codec"
+    codec_dir.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="rows-", dir=stages.made.parent) as scratch:
+        model = LayeredModel(source, folder=Path(scratch), device=calibration.device)
+        ids, text = calibration_text(
+            model, source, given=calibration.text, num_tokens=calibration.num_tokens
+        )
+        stages.calibrating(f"calibration text: {text}", 0, 1)
+        calibrate(
+            model,
+            split=split,
+            out=codec_dir / f"split-{split}.tables",
+            token_ids=ids,
+            num_tokens=calibration.num_tokens,
+            text=text,
+            progress=stages.calibrating,
+        )
 
 
 def _folder_bytes(folder: Path) -> int:

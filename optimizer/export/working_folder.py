@@ -24,19 +24,52 @@ _REPLACED: Final = "replaced"
 
 
 @contextlib.contextmanager
-def working_folder(out: Path) -> Iterator[Path]:
+def working_folder(out: Path, *, resume: bool = False) -> Iterator[Path]:
     """An empty folder beside `out` for the time of the block. What is left in it is removed.
 
-    Folders that killed processes left in the same parent are removed first.
+    Folders that killed processes left in the same parent are removed first. resume: where one of
+    them was making `out`, it is taken over as it is; and Ctrl-C leaves the folder for the next time.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(out.parent)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        with _locked(folder, out.name):
+    with contextlib.ExitStack() as held:
+        folder = _take_over(out, held) if resume else None
+        remove_abandoned(out.parent)
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+            held.enter_context(_locked(folder, out.name))
+        try:
             yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        except KeyboardInterrupt:
+            if not resume:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_over(out: Path, held: contextlib.ExitStack) -> Path | None:
+    """The newest folder that a process which has ended left of `out`, locked by this one now."""
+    locks = sorted(
+        out.parent.glob(f".{out.name}-*/{LOCK_NAME}"), key=lambda path: path.parent.stat().st_mtime
+    )
+    for lock in reversed(locks):
+        folder = lock.parent
+        if folder.is_symlink() or lock.is_symlink() or (folder / _REPLACED).exists():
+            continue
+        stream = lock.open("r+", encoding="utf-8", errors="replace")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = stream.read(4096) == out.name
+        except BlockingIOError:
+            mine = False
+        if mine:
+            held.callback(stream.close)
+            return folder
+        stream.close()
+    return None
 
 
 def publish(made: Path, out: Path) -> None:

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 import typer
 
 from optimizer.artifacts.bundle import Role
-from splitpoint.commands.option_groups import SourceOptions, with_options
+from optimizer.artifacts.weight_reference import WeightsPlace
+from splitpoint.commands.option_groups import (
+    DeviceOption,
+    SourceOptions,
+    compute_device,
+    with_options,
+)
 from splitpoint.text_input import read_text
-from splitpoint.views.progress import stage_progress
+from splitpoint.views.progress import build_progress
 
 if TYPE_CHECKING:
     from optimizer.artifacts.plan import Plan
@@ -24,6 +30,12 @@ SIDES: Final[dict[str, tuple[Role, ...]]] = {
     "both": ("edge", "cloud"),
     "edge": ("edge",),
     "cloud": ("cloud",),
+}
+
+WEIGHTS: Final[dict[str, WeightsPlace]] = {
+    "auto": "auto",
+    "reference": "reference",
+    "copy": "copy",
 }
 
 
@@ -75,9 +87,16 @@ class CalibrationOptions:
     ] = True
     calibration_text: Annotated[
         Path | None,
-        typer.Option(help="UTF-8 text to fit them on (default: the model writes its own)."),
+        typer.Option(
+            help="UTF-8 text to fit them on (default: a small model writes its own, a larger one "
+            "takes a text that ships with splitpoint)."
+        ),
     ] = None
-    calibration_tokens: Annotated[int, typer.Option(help="Tokens of text to fit on.", min=1)] = 8192
+    calibration_tokens: Annotated[
+        int,
+        typer.Option(help="Tokens of text to fit on, at least (a wide model takes more).", min=1),
+    ] = 8192
+    device: DeviceOption = "auto"
 
     def wanted(self) -> Calibration | None:
         """What the builder takes; None: no calibration."""
@@ -87,7 +106,9 @@ class CalibrationOptions:
             return None
         path = self.calibration_text
         text = None if path is None else read_text(path)
-        return Calibration(num_tokens=self.calibration_tokens, text=text)
+        return Calibration(
+            num_tokens=self.calibration_tokens, text=text, device=compute_device(self.device)
+        )
 
 
 @with_options()
@@ -105,17 +126,32 @@ def build(
             help="What to build: both, edge (another split for a running server), or cloud."
         ),
     ] = "both",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="The server's weights: reference (read in the model's folder), copy (in the "
+            "bundle, which can be moved then), or auto (reference for a folder of safetensors)."
+        ),
+    ] = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on where a build of the same bundle was killed or interrupted."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
 ) -> None:
     """Build a bundle: quantized front for the device, back for the server."""
     if (plan_file is None) == (flags.split is None):
         raise typer.BadParameter("give a plan.yaml or --split, one of them")
+    if weights not in WEIGHTS:
+        raise typer.BadParameter(f"--weights {weights}: choose one of {', '.join(WEIGHTS)}")
     if side not in SIDES:
         raise typer.BadParameter(f"--side {side}: choose one of {', '.join(SIDES)}")
     from optimizer.artifacts.plan import load_plan
     from optimizer.export.bundle_builder import build_bundle
 
-    with stage_progress(f"building {out}") as progress:
+    with build_progress(f"building {out}") as (progress, share):
         progress("reading the model")
         source = chosen.open()
         default_level = CALIBRATED_LEVEL if calibration.calibrate else "lossless"
@@ -126,6 +162,9 @@ def build(
             progress=progress,
             force=force,
             sides=SIDES[side],
+            weights=WEIGHTS[weights],
+            resume=resume,
+            share=share,
             calibration=calibration.wanted(),
         )
     typer.echo(str(report.bundle))

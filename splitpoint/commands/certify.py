@@ -10,13 +10,15 @@ from rich.table import Table
 
 from splitpoint.commands.option_groups import (
     BundleArgument,
+    DeviceOption,
     JsonOption,
     SourceOptions,
+    compute_device,
     with_options,
 )
 from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
-from splitpoint.views.progress import stage_progress
+from splitpoint.views.progress import step_progress
 from splitpoint.views.screen import open_console
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def certify(
     window: Annotated[int, typer.Option(help="Context length in tokens.", min=2)] = 512,
     levels: Annotated[str, typer.Option(help="Comma-separated level names; default all.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Write the rate-quality plot (PNG).")] = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Measure bits, perplexity, KL and top-1 agreement of every level; store them in the bundle."""
@@ -42,12 +45,14 @@ def certify(
     from optimizer.errors import BuildError
     from optimizer.export.certify.certificate import certify as certify_ladder
     from optimizer.export.certify.certificate import store_certificate, text_windows
+    from optimizer.export.layers.layered_model import LayeredModel
+    from optimizer.export.working_folder import working_folder
 
     opened = open_bundle(bundle, role="edge")
     plan = opened.plan
     split = plan.partition.split
-    with stage_progress(f"certifying {bundle}") as progress:
-        progress("reading the model")
+    with step_progress(f"certifying {bundle}") as progress:
+        progress("reading the model", 0, 1)
         source = chosen.open()
         if source.sha256 != plan.model.sha256:
             raise BuildError(f"{bundle} was built from {plan.model.id}, not from {source.id}")
@@ -59,14 +64,15 @@ def certify(
             else Ladder.lossless(hidden_size)
         )
         ids = source.load_tokenizer()(read_text(text))["input_ids"]
-        result = certify_ladder(
-            source.load_model(),
-            ladder,
-            split=split,
-            windows=text_windows(ids, window=window, max_tokens=tokens),
-            levels=[name.strip() for name in levels.split(",")] if levels else None,
-            progress=lambda done, total: progress(f"window {done} of {total}"),
-        )
+        with working_folder(bundle) as scratch:
+            result = certify_ladder(
+                LayeredModel(source, folder=scratch, device=compute_device(device)),
+                ladder,
+                split=split,
+                windows=text_windows(ids, window=window, max_tokens=tokens),
+                levels=[name.strip() for name in levels.split(",")] if levels else None,
+                progress=progress,
+            )
         store_certificate(bundle, result)
     if plot is not None:
         from optimizer.export.certify.plot import plot_certificate

@@ -40,6 +40,25 @@ BundleArgument = Annotated[
 ]
 ModelOption = Annotated[Path, typer.Option(help="Model folder or GGUF file.", show_default=False)]
 
+DeviceOption = Annotated[
+    str, typer.Option(help="What the model's layers compute on: auto, cpu or cuda.")
+]
+
+
+def compute_device(name: str) -> str:
+    """The device that `--device` means. Raises bad usage for one that is not there."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter("choose auto, cpu or cuda", param_hint="--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter(
+            "torch sees no CUDA device here; choose cpu", param_hint="--device"
+        )
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:

@@ -8,7 +8,12 @@ from typing import Annotated
 
 import typer
 
-from splitpoint.commands.option_groups import SourceOptions, with_options
+from splitpoint.commands.option_groups import (
+    DeviceOption,
+    SourceOptions,
+    compute_device,
+    with_options,
+)
 from splitpoint.text_input import read_text
 from splitpoint.views.progress import stage_progress
 
@@ -21,24 +26,26 @@ def sensitivity(
     out: Annotated[Path, typer.Option(help="JSON file to write.", show_default=False)],
     tokens: Annotated[int, typer.Option(help="Tokens of the text.", min=1)] = 4096,
     window: Annotated[int, typer.Option(help="Tokens of context.", min=2)] = 256,
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure what each front layer loses at 4 and at 8 bits ('plan --sensitivity' takes it)."""
     from optimizer.export.certify.certificate import text_windows
     from optimizer.export.certify.layer_sensitivity import measure_sensitivity
+    from optimizer.export.layers.layered_model import LayeredModel
+    from optimizer.export.working_folder import working_folder
 
     with stage_progress("measuring layers") as progress:
         progress("reading the model")
         source = chosen.open()
-        whole = source.load_model().eval()
         ids = list(source.load_tokenizer()(read_text(text)[: 16 * tokens])["input_ids"])
-        found = measure_sensitivity(
-            source,
-            whole,
-            split=split,
-            windows=text_windows(ids, window=window, max_tokens=tokens),
-            progress=lambda done, total: progress(f"layer {done} of {total}"),
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
+        with working_folder(out) as scratch:
+            found = measure_sensitivity(
+                source,
+                LayeredModel(source, folder=scratch, device=compute_device(device)),
+                split=split,
+                windows=text_windows(ids, window=window, max_tokens=tokens),
+                progress=lambda done, total: progress(f"layer {done} of {total}"),
+            )
     found.save(out)
     for layer, loss in enumerate(found.losses):
         typer.echo(

@@ -45,6 +45,10 @@ class ModelOptions:
     max_step: Annotated[
         float, typer.Option(help="Seconds a step may take before the server gives up.", min=1.0)
     ] = 300.0
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Hash all of the weights that the bundle does not hold."),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +181,7 @@ def serve(
         frame_memory_bytes=parse_size(model.frame_memory),
         max_stall_s=sessions.max_stall,
         max_step_s=model.max_step,
+        verify=model.verify,
         metrics_host="127.0.0.1" if metrics is None else metrics.host,
         metrics_port=None if metrics is None else metrics.port,
         access=access.access(),

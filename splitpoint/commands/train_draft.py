@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from splitpoint.commands.option_groups import JsonOption, SourceOptions, with_options
+from splitpoint.commands.option_groups import (
+    DeviceOption,
+    JsonOption,
+    SourceOptions,
+    compute_device,
+    with_options,
+)
 from splitpoint.text_input import read_text
 from splitpoint.views.output import print_json
 from splitpoint.views.progress import step_progress
@@ -48,7 +54,7 @@ def train_draft(
         typer.Option(help="UTF-8 text for half of the corpus (the model writes the rest)."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the corpus.", min=4096)] = 65536,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     work: Annotated[
         Path | None,
         typer.Option(
@@ -84,7 +90,7 @@ def train_draft(
                 inner=head.inner,
                 head_bits=head.head_bits,
                 training=TrainOptions(
-                    epochs=head.epochs, lr=head.learning_rate, device=_device(device)
+                    epochs=head.epochs, lr=head.learning_rate, device=compute_device(device)
                 ),
             ),
             progress=progress,
@@ -111,11 +117,3 @@ def _rows_of(front: object) -> FrontRows:
         return engine.forward(token_ids)
 
     return rows
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -67,6 +67,25 @@ def share_progress(label: str) -> Iterator[Callable[[float], None]]:
 
 
 @contextmanager
+def build_progress(label: str) -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
+    """A bar with the stage under way, the share (0 to 1) done and the time left; the calls for
+    stage and share."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield (
+            lambda stage: bar.update(task, description=f"{label}: {stage}"),
+            lambda share: bar.update(task, completed=share),
+        )
+
+
+@contextmanager
 def share_and_stage_progress(label: str) -> Iterator[Callable[[float, str], None]]:
     """A bar that follows (share done, 0 to 1; what comes next)."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -2,21 +2,18 @@
 
 What the fit needs is collected here: the hidden state entering the split, the gradient of the
 model's own predictions with respect to it, and what the split sees of each common token alone.
-Splits of one model share the passes.
+Splits of one model share the passes (`optimizer.export.layers.passes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
 from codec.arrays import F32, I64
 from codec.levels.split_model import MOST_PREDICTION_BYTES, rotation_blocks
@@ -24,33 +21,36 @@ from codec.rows import RowCodec
 from codec.tables import write_tables
 from optimizer.errors import BuildError
 from optimizer.export.calibration.fit import fit_ladder
-from optimizer.export.calibration.hidden_states import (
-    cache_argument,
-    embedding_shape,
-    hidden_passed_through,
-)
 from optimizer.export.calibration.measure import HeldOutRows, Progress
 from optimizer.export.calibration.split_fit import States
-from optimizer.export.calibration.text import sampled_windows
+from optimizer.export.calibration.text import (
+    GIVEN_TEXT,
+    OWN_TEXT,
+    SHIPPED_TEXT,
+    sampled_windows,
+    shipped_ids,
+)
 from optimizer.export.certify.certificate import Windows, text_windows
+from optimizer.export.layers.layered_model import LayeredModel
+from optimizer.export.layers.passes import gradients_at, states_after, states_at
+from optimizer.export.layers.rows_on_disk import HiddenRows, copied
+from optimizer.export.sources.model_source import ModelSource
 
 WINDOW: Final = 512
 DEFAULT_NUM_TOKENS: Final = 32_768
 HELD_OUT_WINDOWS: Final = 4  # beside the text that is fitted to, to measure levels on
-
-
-class _Reached(Exception):  # noqa: N818 - it ends a forward pass early, it is no error
-    """The hidden state that was wanted has been seen; the rest of the pass is not needed."""
+TOKENS_A_CHANNEL: Final = 4  # fewer give no covariance of the channels
 
 
 def calibrate(
-    model: PreTrainedModel,
+    model: LayeredModel,
     *,
     split: int,
     out: Path,
     token_ids: list[int] | None = None,
     num_tokens: int = DEFAULT_NUM_TOKENS,
     seed: int = 0,
+    text: str = "",
     progress: Progress | None = None,
 ) -> str:
     """`calibrate_splits` for one split: fit its ladder, write it to `out`, return the SHA-256."""
@@ -60,59 +60,86 @@ def calibrate(
         token_ids=token_ids,
         num_tokens=num_tokens,
         seed=seed,
+        text=text,
         progress=progress,
     )
     return digests[split]
 
 
 def calibrate_splits(
-    model: PreTrainedModel,
+    model: LayeredModel,
     outs: Mapping[int, Path],
     *,
     token_ids: list[int] | None = None,
     num_tokens: int = DEFAULT_NUM_TOKENS,
     seed: int = 0,
+    text: str = "",
     progress: Progress | None = None,
 ) -> dict[int, str]:
     """Fit the ladder of `model` at each split of `outs` and write it there. Returns the SHA-256s.
 
-    model: the whole model, float32, eval mode. token_ids: calibration text, of which the first
-    num_tokens are fitted to; None samples from the model. Up to HELD_OUT_WINDOWS windows more, an
-    eighth of a shorter text, are kept from the fit to measure levels on. Raises BuildError when
-    the text is too short.
+    token_ids: calibration text, of which the first num_tokens are fitted to, or as many as the
+    model's width needs; None lets the model write it, which needs all layers in memory. Up to
+    HELD_OUT_WINDOWS windows more, an eighth of a shorter text, are kept from the fit to measure
+    levels on. text: what the tables' header calls this text. Raises BuildError when the text is
+    too short.
     """
     tell = progress or (lambda stage, done, total: None)
+    num_tokens = max(num_tokens, tokens_to_fit(model.hidden_size))
     if token_ids is None:
-        tell("sampling calibration text", 0, 1)
         count = max(2, num_tokens // WINDOW) + HELD_OUT_WINDOWS
-        windows = sampled_windows(model, num_windows=count, window=WINDOW, seed=seed)
+        with model.in_bfloat16():
+            windows = sampled_windows(
+                model.whole(), num_windows=count, window=WINDOW, seed=seed, progress=tell
+            )
         fitted, held = windows[HELD_OUT_WINDOWS:], windows[:HELD_OUT_WINDOWS]
     else:
         most = num_tokens + HELD_OUT_WINDOWS * WINDOW
         fitted, held = held_apart(text_windows(token_ids, window=WINDOW, max_tokens=most))
-    _, hidden_size = embedding_shape(model)
-    if fitted.size < 4 * hidden_size:
+    if fitted.size < TOKENS_A_CHANNEL * model.hidden_size:
         raise BuildError(
-            f"{fitted.size} tokens of calibration text are too few for a width of {hidden_size}; "
-            f"at least {4 * hidden_size} are needed"
+            f"{fitted.size} tokens of calibration text are too few for a width of "
+            f"{model.hidden_size}; at least {TOKENS_A_CHANNEL * model.hidden_size} are needed"
         )
-    splits = list(outs)
-    states = collect_states(model, splits=splits, windows=fitted, seed=seed, progress=tell)
-    measured_on = _held_out(model, splits, held)
+    with model.in_bfloat16():
+        found = collect_states(
+            model, splits=list(outs), windows=fitted, held_out=held, seed=seed, progress=tell
+        )
     digests = {}
     for split, out in outs.items():
         tell(f"fitting split {split}", 0, 1)
+        at_split = found.pop(split)
+        held_rows = at_split.held_out
 
-        def measure(codecs: Sequence[RowCodec], split: int = split) -> list[float]:
-            return measured_on[split].losses(model, split, codecs, tell)
+        def measure(
+            codecs: Sequence[RowCodec], split: int = split, rows: HeldOutRows = held_rows
+        ) -> list[float]:
+            return rows.losses(model, split, codecs, tell)
 
         header, arrays = fit_ladder(
-            states.pop(split),
-            num_blocks=rotation_blocks(hidden_size),
+            at_split.states(),
+            num_blocks=rotation_blocks(model.hidden_size),
             measure=measure if len(held) else None,
         )
-        digests[split] = write_tables(out, header, arrays)
+        digests[split] = write_tables(out, {**header, "text": text} if text else header, arrays)
     return digests
+
+
+def calibration_text(
+    model: LayeredModel, source: ModelSource, *, given: str | None, num_tokens: int
+) -> tuple[list[int] | None, str]:
+    """Token ids to calibrate on, None where the model writes them, and what the text is called."""
+    if given is not None:
+        return list(source.load_tokenizer()(given)["input_ids"]), GIVEN_TEXT
+    if model.keeps:
+        return None, OWN_TEXT
+    count = max(num_tokens, tokens_to_fit(model.hidden_size)) + HELD_OUT_WINDOWS * WINDOW
+    return shipped_ids(source.load_tokenizer(), count), SHIPPED_TEXT
+
+
+def tokens_to_fit(hidden_size: int) -> int:
+    """The fewest tokens that a fit at this width takes, whole windows of them."""
+    return -(-TOKENS_A_CHANNEL * hidden_size // WINDOW) * WINDOW
 
 
 def held_apart(windows: Windows) -> tuple[Windows, Windows]:
@@ -123,50 +150,67 @@ def held_apart(windows: Windows) -> tuple[Windows, Windows]:
     return windows[~held], windows[held]
 
 
-def _held_out(
-    model: PreTrainedModel, splits: Sequence[int], windows: Windows
-) -> dict[int, HeldOutRows]:
-    """Rows of held-out windows at every split, from one pass."""
-    found: dict[int, list[F32]] = {split: [] for split in splits}
-    for ids in windows:
-        for split, state in _states_of(model, splits, torch.from_numpy(ids)[None]).items():
-            found[split].append(state[0].float().numpy())
-    return {
-        split: HeldOutRows(windows=windows, hidden=np.array(rows, dtype=np.float32))
-        for split, rows in found.items()
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectedStates:
+    """Calibration data at one split, on disk where the model's layers are streamed.
+
+    hidden, gradient: rows [N, W, D] of `windows` [N, W]. held_out: rows that no fit sees.
+    """
+
+    windows: Windows
+    hidden: HiddenRows
+    gradient: HiddenRows
+    listed_ids: I64
+    listed_features: F32
+    held_out: HeldOutRows
+
+    def states(self) -> States:
+        """Everything in memory, as the fit takes it. Frees what lies on disk."""
+        size = self.hidden.shape[-1]
+        rows = []
+        for stored in (self.hidden, self.gradient):
+            rows.append(stored.read(0, len(stored)).numpy().reshape(-1, size))
+            stored.close()
+        return States(
+            hidden=rows[0],
+            gradient=rows[1],
+            token_ids=self.windows.reshape(-1),
+            window=self.windows.shape[1],
+            listed_ids=self.listed_ids,
+            listed_features=self.listed_features,
+        )
 
 
 def collect_states(
-    model: PreTrainedModel,
+    model: LayeredModel,
     *,
     splits: Sequence[int],
     windows: Windows,
     seed: int,
     progress: Progress,
-) -> dict[int, States]:
+    held_out: Windows | None = None,
+) -> dict[int, CollectedStates]:
     """Hidden states, their loss gradients, and token features at each split."""
     generator = torch.Generator().manual_seed(seed)
-    hidden: dict[int, list[F32]] = {split: [] for split in splits}
-    gradient: dict[int, list[F32]] = {split: [] for split in splits}
-    for done, ids in enumerate(windows):
-        of_window = _states_and_gradients(model, splits, torch.from_numpy(ids), generator)
-        for split, (state, slope) in of_window.items():
-            hidden[split].append(state)
-            gradient[split].append(slope)
-        progress("reading hidden states", done + 1, len(windows))
-    vocab_size, hidden_size = embedding_shape(model)
-    listed = listed_tokens(windows, vocab_size, MOST_PREDICTION_BYTES // hidden_size)
+    count = len(windows)
+    held = windows[:0] if held_out is None else held_out
+    states = states_at(model, splits, np.concatenate([windows, held]), progress)
+    hidden = {split: copied(rows, 0, count) for split, rows in states.items()}
+    held_rows = {split: rows.read(count, len(rows)).numpy() for split, rows in states.items()}
+    for rows in states.values():
+        rows.close()
+    gradient = gradients_at(model, splits, hidden[min(splits)], generator, progress)
+    listed = listed_tokens(windows, model.vocab_size, MOST_PREDICTION_BYTES // model.hidden_size)
     first = int(np.bincount(windows.reshape(-1)).argmax())
-    features = _right_after(model, splits, listed, first, progress)
+    features = states_after(model, splits, listed, first, progress)
     return {
-        split: States(
-            hidden=np.concatenate(hidden[split]),
-            gradient=np.concatenate(gradient[split]),
-            token_ids=windows.reshape(-1),
-            window=windows.shape[1],
+        split: CollectedStates(
+            windows=windows,
+            hidden=hidden[split],
+            gradient=gradient[split],
             listed_ids=listed,
             listed_features=features[split],
+            held_out=HeldOutRows(windows=held, hidden=held_rows[split]),
         )
         for split in splits
     }
@@ -180,90 +224,3 @@ def listed_tokens(windows: Windows, vocab_size: int, most: int) -> I64:
     count = np.bincount(windows.reshape(-1), minlength=vocab_size)
     ranked = np.lexsort((np.arange(vocab_size), -count))
     return np.sort(ranked[: min(most, vocab_size)])
-
-
-def _states_and_gradients(
-    model: PreTrainedModel, splits: Sequence[int], tokens: Tensor, generator: torch.Generator
-) -> dict[int, tuple[F32, F32]]:
-    """By split, hidden state [T, D] and gradient of log p(y) summed over positions, y drawn from p.
-
-    The second moment of that gradient is the Fisher information: half its quadratic form is the KL
-    that a small error costs (Amari 1998, doi 10.1162/089976698300017746).
-    """
-    kept: dict[int, Tensor] = {}
-
-    def keep(split: int) -> Callable[[Tensor], Tensor]:
-        def passed(state: Tensor) -> Tensor:
-            # The gradient is followed back to the first split; later states are part of its graph.
-            kept[split] = state if kept else state.detach().requires_grad_(True)
-            return kept[split]
-
-        return passed
-
-    needed = [parameter.requires_grad for parameter in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        with ExitStack() as hooks:
-            for split in splits:
-                hooks.enter_context(hidden_passed_through(model, split, keep(split)))
-            log_probs = model(tokens[None], use_cache=False).logits[0].float().log_softmax(-1)
-        labels = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
-        score = log_probs.gather(1, labels).sum()
-        slopes = dict(zip(kept, torch.autograd.grad(score, list(kept.values())), strict=True))
-    finally:
-        for parameter, need in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(need)
-    return {
-        split: (kept[split].detach()[0].float().numpy(), slopes[split][0].float().numpy())
-        for split in splits
-    }
-
-
-def _right_after(
-    model: PreTrainedModel,
-    splits: Sequence[int],
-    listed: I64,
-    first: int,
-    progress: Progress,
-    batch: int = 256,
-) -> dict[int, F32]:
-    """By split, hidden state [V', D] of each listed token right after one common token, `first`.
-
-    Not at position 0: the first position is an attention sink and looks like nothing else. The
-    common token is computed once; its keys and values are shared.
-    """
-    found: dict[int, list[F32]] = {split: [] for split in splits}
-    name = cache_argument(model)
-    begun = DynamicCache(config=model.config)
-    _states_of(model, splits, torch.tensor([[first]]), **{name: begun})
-    for begin in range(0, len(listed), batch):
-        second = torch.from_numpy(listed[begin : begin + batch])[:, None]
-        cache = deepcopy(begun)
-        cache.batch_repeat_interleave(len(second))
-        for split, state in _states_of(model, splits, second, **{name: cache}).items():
-            found[split].append(state[:, 0].float().numpy())
-        progress("reading tokens alone", begin + len(second), len(listed))
-    return {split: np.concatenate(states) for split, states in found.items()}
-
-
-def _states_of(
-    model: PreTrainedModel, splits: Sequence[int], token_ids: Tensor, **cache: DynamicCache
-) -> dict[int, Tensor]:
-    """Hidden states [B, T, D] at each split; nothing after the last of them is computed."""
-    found: dict[int, Tensor] = {}
-
-    def keep(split: int) -> Callable[[Tensor], Tensor]:
-        def passed(state: Tensor) -> Tensor:
-            found[split] = state.detach().clone()
-            if len(found) == len(splits):
-                raise _Reached
-            return state
-
-        return passed
-
-    with torch.no_grad(), ExitStack() as hooks:
-        for split in splits:
-            hooks.enter_context(hidden_passed_through(model, split, keep(split)))
-        with suppress(_Reached):
-            model(token_ids, use_cache=bool(cache), **cache)
-    return found

@@ -1,45 +1,113 @@
-"""Text to calibrate on when the user brings none: the model's own.
+"""Text to calibrate on: the user's, the model's own, or what ships with the package.
 
 Sampling from the model needs no corpus, has the model's own distribution in every language and
 format it knows, and cannot leak a test set. Self-generated calibration data: Williams et al. 2024,
-arXiv:2410.17170.
+arXiv:2410.17170. It takes a pass through all layers for each position, so only a model whose
+layers stay in memory writes its text.
+
+`shipped_text.txt`, for the others: the proceedings of the Library of Congress's Workshop on
+Electronic Texts (1992, in the public domain), alternating with pages and programs of this project.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from importlib.resources import files
+from typing import Any, Final
 
-import numpy as np
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from codec.arrays import I64
 from optimizer.export.calibration.hidden_states import cache_argument, embedding_shape
 from optimizer.export.certify.certificate import Windows
+from optimizer.export.layers.passes import Progress, drawn_tokens
 
+GIVEN_TEXT: Final = "given by the user"
+OWN_TEXT: Final = "the model's own"
+SHIPPED_TEXT: Final = "shipped with splitpoint"
+PIECE: Final = 128  # tokens that are written in one go
 _TEMPERATURE: Final = 1.0
 
 
-def sampled_windows(
-    model: PreTrainedModel, *, num_windows: int, window: int, seed: int, batch: int = 64
-) -> Windows:
-    """[num_windows, window] token ids drawn from the model, each from one random first token.
+def shipped_text() -> str:
+    """The text that ships with the package."""
+    place = files("optimizer.export.calibration").joinpath("shipped_text.txt")
+    return place.read_text(encoding="utf-8")
 
-    Costs num_windows x window decode steps in batches of `batch`.
+
+def shipped_ids(tokenizer: Any, num_tokens: int) -> list[int]:
+    """At least `num_tokens` ids of the shipped text, which starts again where it is too short.
+
+    tokenizer: a transformers tokenizer. Text that comes again lies at other places of a window.
     """
+    ids = list(tokenizer(shipped_text())["input_ids"])
+    return (ids * (num_tokens // max(len(ids), 1) + 1))[: max(num_tokens, 1)]
+
+
+def sampled_windows(
+    model: PreTrainedModel,
+    *,
+    num_windows: int,
+    window: int,
+    seed: int,
+    piece: int = PIECE,
+    progress: Progress | None = None,
+) -> Windows:
+    """[num_windows, window] token ids drawn from the model, in pieces of at most `piece` tokens.
+
+    Each piece begins with a random token. All pieces grow together, so that a step reads the
+    weights once for all of them; there are `piece` steps.
+    """
+    piece = min(piece, window)
+    per_window = -(-window // piece)
+    count = num_windows * per_window
     generator = torch.Generator().manual_seed(seed)
     vocab_size, _ = embedding_shape(model)
-    name = cache_argument(model)
-    rows: list[I64] = []
+    name, cache = cache_argument(model), _cache(model, piece)
+    current = torch.randint(0, vocab_size, (count, 1), generator=generator)
+    drawn = [current]
     with torch.no_grad():
-        for begin in range(0, num_windows, batch):
-            count = min(batch, num_windows - begin)
-            current = torch.randint(0, vocab_size, (count, 1), generator=generator)
-            drawn, cache = [current], DynamicCache(config=model.config)
-            for _ in range(window - 1):
-                out = model(current, use_cache=True, **{name: cache})
-                share = (out.logits[:, -1].float() / _TEMPERATURE).softmax(-1)
-                current = torch.multinomial(share, 1, generator=generator)
-                drawn.append(current)
-            rows.append(torch.cat(drawn, dim=1).numpy())
-    return np.concatenate(rows)
+        for written in range(1, piece):
+            out = model(current.to(model.device), use_cache=True, **{name: cache})
+            share = (out.logits[:, -1].float() / _TEMPERATURE).softmax(-1)
+            current = drawn_tokens(share, generator).cpu()
+            drawn.append(current)
+            if progress is not None:
+                progress("the model writes calibration text", written + 1, piece)
+    rows: I64 = torch.cat(drawn, dim=1).numpy()
+    return rows.reshape(num_windows, per_window * piece)[:, :window]
+
+
+def _cache(model: PreTrainedModel, length: int) -> DynamicCache:
+    """A cache with room for `length` tokens, which no step has to copy."""
+    cache = DynamicCache(config=model.config)
+    if (getattr(model.config, "sliding_window", None) or length) >= length:
+        cache.layers = [_RoomyLayer(length) for _ in range(model.config.num_hidden_layers)]
+    return cache
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of a layer [B, G, T, d], in tensors that have room for all that will come."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self._length = length
+        self._count = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See transformers: store new keys and values, return all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shape = (*key_states.shape[:2], self._length)
+            self._keys = key_states.new_empty(*shape, key_states.shape[-1])
+            self._values = value_states.new_empty(*shape, value_states.shape[-1])
+        begin, self._count = self._count, self._count + key_states.shape[2]
+        self._keys[:, :, begin : self._count] = key_states
+        self._values[:, :, begin : self._count] = value_states
+        self.keys = self._keys[:, :, : self._count]
+        self.values = self._values[:, :, : self._count]
+        return self.keys, self.values

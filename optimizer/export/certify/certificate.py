@@ -1,14 +1,15 @@
 """Certify a ladder: how many bits each level takes, and what it does to the model's predictions.
 
 The text is cut into windows of W tokens. The front's hidden state is encoded and decoded, the back
-continues from the result, and its predictions are compared with those of the untouched model.
+continues from the result, and its predictions are compared with those of the untouched model. All
+of this is float32.
 `LevelQuality` defines the metrics. The bundle stores the certificate as JSON; the planner reads it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from codec.ladder import Ladder
 from optimizer.artifacts.bundle import record_files
 from optimizer.errors import BuildError
-from optimizer.export.calibration.hidden_states import back_logits, hidden_and_logits
+from optimizer.export.layers.layered_model import LayeredModel
+from optimizer.export.layers.passes import Progress, finish, states_at
 
 Windows = npt.NDArray[np.int64]  # [N, W] token ids
 
@@ -101,18 +103,18 @@ def text_windows(token_ids: Sequence[int], *, window: int, max_tokens: int | Non
 
 
 def certify(
-    model: PreTrainedModel,
+    model: LayeredModel,
     ladder: Ladder,
     *,
     split: int,
     windows: Windows,
     levels: Sequence[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Certificate:
     """Measure levels (None: all that the ladder has) of `ladder` at `split`.
 
-    model: the whole model in float32, in eval mode. progress(windows done, windows in all) is
-    called after each window. Raises BuildError for a split that the model does not have.
+    progress(what is done, steps done, steps in all) is called as it goes on. Raises BuildError for
+    a split that the model does not have.
     """
     names = tuple(levels) if levels is not None else ladder.names + ladder.extra_names
     coders = [LadderCoder(ladder, name) for name in names]
@@ -128,45 +130,106 @@ def certify(
 
 
 def measure(
-    model: PreTrainedModel,
+    model: LayeredModel,
     coders: Sequence[Coder],
     *,
     split: int,
     windows: Windows,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[float, list[LevelQuality]]:
-    """The untouched model's perplexity, and the quality of each coder. Arguments as `certify`."""
+    """The untouched model's perplexity, and the quality of each coder. Arguments as `certify`.
+
+    Where the model's layers stay loaded, windows go through one by one, else all together.
+    """
+    tell = progress or (lambda what, done, total: None)
     base_nll: list[npt.NDArray[np.float64]] = []
     rows: dict[str, list[_WindowResult]] = {coder.name: [] for coder in coders}
-    for done, ids in enumerate(windows):
-        tokens = torch.from_numpy(ids)
-        hidden, logits = hidden_and_logits(model, split, tokens)
-        before = logits.float().log_softmax(-1)
-        base_nll.append(_nll(before, tokens))
-        weight = before.exp()
-        sent = hidden.float().numpy()
-        for coder in coders:
-            arrived, num_bytes = coder.send(sent, ids)
-            # One message a row, for every eighth row: the rows decode alike, only sizes differ.
-            single = [coder.send(sent[i : i + 1], ids[i : i + 1])[1] for i in range(7, len(ids), 8)]
-            back = back_logits(model, split, torch.from_numpy(arrived).to(hidden.dtype), tokens)
-            after = back.float().log_softmax(-1)
-            kl = (weight * (before - after)).sum(-1)
-            same = before.argmax(-1) == after.argmax(-1)
-            rows[coder.name].append(
-                _WindowResult(
-                    nll=_nll(after, tokens),
-                    kl=kl.double().numpy(),
-                    same=same.numpy(),
-                    prefill_bits=8 * num_bytes / sent.size,
-                    decode_bits=8 * float(np.mean(single)) / sent.shape[1],
-                )
-            )
-        if progress is not None:
-            progress(done + 1, len(windows))
+    size = 1 if model.keeps else len(windows)
+    for begin in range(0, len(windows), size):
+        within = _quiet if model.keeps else tell
+        for nll, results in _measured(model, coders, split, windows[begin : begin + size], within):
+            base_nll.append(nll)
+            for coder, result in zip(coders, results, strict=True):
+                rows[coder.name].append(result)
+            tell("measuring windows", len(base_nll), len(windows))
     baseline = np.concatenate(base_nll)
     return float(np.exp(baseline.mean())), [
         _quality(name, of_level, baseline) for name, of_level in rows.items()
+    ]
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    """A progress that is told elsewhere."""
+
+
+def _measured(
+    model: LayeredModel, coders: Sequence[Coder], split: int, windows: Windows, tell: Progress
+) -> Iterator[tuple[npt.NDArray[np.float64], list[_WindowResult]]]:
+    """For each window, the untouched model's NLL [T - 1], and what each coder does to it."""
+    states = states_at(model, [split], windows, tell)[split]
+    count, window, size = states.shape
+    rows = model.new_rows(count * (1 + len(coders)), window)
+    bits: list[list[tuple[float, float]]] = []
+    for at, ids in enumerate(windows):
+        sent = states.read(at, at + 1)[0]
+        rows.write(at, sent[None])
+        bits.append([])
+        for index, coder in enumerate(coders):
+            arrived, num_bytes = coder.send(sent.numpy(), ids)
+            rows.write((1 + index) * count + at, torch.from_numpy(arrived)[None])
+            # One message a row, for every eighth row: the rows decode alike, only sizes differ.
+            single = [
+                coder.send(sent[i : i + 1].numpy(), ids[i : i + 1])[1]
+                for i in range(7, len(ids), 8)
+            ]
+            prefill = 8 * num_bytes / (window * size)
+            bits[-1].append((prefill, 8 * float(np.mean(single)) / size))
+    states.close()
+    finish(model, rows, split, tell, what="measuring levels")
+    for at, ids in enumerate(windows):
+        parts = [rows.read(i, i + 1)[0] for i in range(at, len(rows), count)]
+        nll, compared = _compared(model, parts, torch.from_numpy(ids))
+        yield (
+            nll,
+            [
+                _WindowResult(nll=other, kl=kl, same=same, prefill_bits=prefill, decode_bits=decode)
+                for (other, kl, same), (prefill, decode) in zip(compared, bits[at], strict=True)
+            ],
+        )
+    rows.close()
+    model.drop_head()
+
+
+def _compared(
+    model: LayeredModel, rows: Sequence[Tensor], tokens: Tensor
+) -> tuple[
+    npt.NDArray[np.float64],
+    list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]],
+]:
+    """NLL [T - 1] of rows[0], and NLL, KL [T] and same top token [T] of each of the others.
+
+    rows: [T, D] each, after the last layer.
+    """
+    nll: list[list[Tensor]] = [[] for _ in rows]
+    kl: list[list[Tensor]] = [[] for _ in rows]
+    same: list[list[Tensor]] = [[] for _ in rows]
+    with torch.no_grad():
+        for begin, end in model.logit_pieces(len(tokens)):
+            before = model.logits(rows[0][begin:end]).log_softmax(-1)
+            weight, best = before.exp(), before.argmax(-1)
+            for index, part in enumerate(rows):
+                after = before
+                if index:
+                    after = model.logits(part[begin:end]).log_softmax(-1)
+                    kl[index].append((weight * (before - after)).sum(-1).double().cpu())
+                    same[index].append((best == after.argmax(-1)).cpu())
+                following = tokens[begin + 1 : end + 1].to(after.device)
+                chosen = after[: len(following)].gather(1, following[:, None])[:, 0]
+                nll[index].append(-chosen.double().cpu())
+    found = [torch.cat(parts).numpy() for parts in nll]
+    return found[0], [
+        (found[index], torch.cat(kl[index]).numpy(), torch.cat(same[index]).numpy())
+        for index in range(1, len(rows))
     ]
 
 
@@ -179,12 +242,6 @@ class _WindowResult:
     same: npt.NDArray[np.bool_]
     prefill_bits: float
     decode_bits: float
-
-
-def _nll(log_probs: torch.Tensor, tokens: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Negative log-likelihood [T - 1] of each next token."""
-    chosen = log_probs[:-1].gather(1, tokens[1:, None])[:, 0]
-    return np.asarray(-chosen.double().numpy())
 
 
 def _quality(

@@ -19,16 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import torch
-from transformers import PreTrainedModel
 
 from optimizer.artifacts.bundle import FRONT_NAME
 from optimizer.artifacts.plan import LAYER_BITS, ModelRef, Partition, Plan
 from optimizer.artifacts.sensitivity import Sensitivity
 from optimizer.errors import BuildError
-from optimizer.export.calibration.hidden_states import back_logits, hidden_and_logits
 from optimizer.export.certify.certificate import Windows
 from optimizer.export.front.float_front import empty_cache_inputs
 from optimizer.export.front.front_graph import float_front, front_at
+from optimizer.export.layers.layered_model import LayeredModel
+from optimizer.export.layers.passes import finish, states_at
+from optimizer.export.layers.rows_on_disk import HiddenRows
 from optimizer.export.sources.model_source import ModelSource
 
 Rows = npt.NDArray[np.float32]
@@ -71,7 +72,7 @@ class FrontVariants:
 
 def measure_sensitivity(
     source: ModelSource,
-    model: PreTrainedModel,
+    model: LayeredModel,
     *,
     split: int,
     windows: Windows,
@@ -79,7 +80,7 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Losses of every front layer on text `windows` [N, W].
 
-    model: the whole model in float32. Front and back run split + 1 times over the text.
+    Front and back run split + 1 times over the text.
     """
     with tempfile.TemporaryDirectory(prefix="splitpoint-fronts-") as temporary:
         fronts = FrontVariants(source, split, Path(temporary))
@@ -102,22 +103,39 @@ def measure_sensitivity(
 
 
 def negative_log_likelihood(
-    model: PreTrainedModel, split: int, rows: Rows | None, windows: Windows
+    model: LayeredModel, split: int, rows: Rows | None, windows: Windows
 ) -> float:
     """Mean over the next tokens of windows [N, W], in nats.
 
     rows: float32 [N, W, D] from which the back continues (None: the model's own hidden state).
     """
-    found = []
-    for index, ids in enumerate(windows):
-        tokens = torch.from_numpy(ids)
-        if rows is None:
-            logits = hidden_and_logits(model, split, tokens)[1]
-        else:
-            logits = back_logits(model, split, torch.from_numpy(rows[index]), tokens)
-        log_probs = logits[:-1].float().log_softmax(-1)
-        found.append(-log_probs.gather(1, tokens[1:, None])[:, 0].double().mean().item())
+    if rows is None:
+        entered = states_at(model, [split], windows, _quiet)[split]
+    else:
+        entered = model.new_rows(*windows.shape)
+        entered.write(0, torch.from_numpy(rows))
+    finish(model, entered, split, _quiet, what="")
+    found = [
+        _window_nll(model, entered, at, torch.from_numpy(ids)) for at, ids in enumerate(windows)
+    ]
+    entered.close()
+    model.drop_head()
     return float(np.mean(found))
+
+
+def _window_nll(model: LayeredModel, rows: HiddenRows, at: int, tokens: torch.Tensor) -> float:
+    """Mean NLL of the next tokens of one window, from its rows after the last layer."""
+    last = rows.read(at, at + 1)[0]
+    total = 0.0
+    with torch.no_grad():
+        for begin, end in model.logit_pieces(len(tokens) - 1):
+            log_probs = model.logits(last[begin:end]).log_softmax(-1).cpu()
+            total -= float(log_probs.gather(1, tokens[begin + 1 : end + 1, None]).double().sum())
+    return total / (len(tokens) - 1)
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    """A progress that is told elsewhere."""
 
 
 def _plan(source: ModelSource, split: int) -> Plan:

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from optimizer.errors import BuildError
-from optimizer.export.draft_head.text import ChatOptions, Passage, write_chats
+from optimizer.export.calibration.text import shipped_ids
+from optimizer.export.draft_head.text import ChatOptions, Passage, read_passages, write_chats
+from optimizer.export.layers.layered_model import LayeredModel
 
 # One passage's rows from an empty cache: token ids [T] -> float32 [T, D].
 FrontRows = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
@@ -59,7 +61,7 @@ class Shard:
 def make_corpus(
     folder: Path,
     *,
-    model: Any,
+    model: LayeredModel,
     tokenizer: Any,
     front: FrontRows,
     num_tokens: int,
@@ -70,15 +72,20 @@ def make_corpus(
     """Make the missing shards of a corpus of about `num_tokens` in `folder`, and read all of them.
 
     text_ids: the user's text (None: there is none). Half of the corpus then is answers about pieces
-    of it. For the rest the model writes the questions too. Raises BuildError where the corpus would
-    be empty.
+    of it. For the rest the model writes the questions too. A model whose layers are not in memory
+    together writes nothing, because each token would read all of its weights: its corpus is the
+    text itself, the user's or the one that ships. Raises BuildError where the corpus would be
+    empty.
     """
     options = options or ChatOptions(window=WINDOW)
     folder.mkdir(parents=True, exist_ok=True)
-    write = partial(write_chats, model, tokenizer, options)
-    questions = _questions(text_ids, tokenizer, num_tokens // 2 // options.window)
-    left = num_tokens - len(questions) * options.window
-    sources = [*_text_shards(write, questions), *_chat_shards(write, left, options.window)]
+    if model.keeps:
+        write = partial(write_chats, model.whole(), tokenizer, options)
+        questions = _questions(text_ids, tokenizer, num_tokens // 2 // options.window)
+        left = num_tokens - len(questions) * options.window
+        sources = [*_text_shards(write, questions), *_chat_shards(write, left, options.window)]
+    else:
+        sources = _read_shards(model, tokenizer, text_ids, num_tokens)
     shards = []
     for done, (name, make) in enumerate(sources):
         progress("writing the corpus", done, len(sources))
@@ -90,6 +97,20 @@ def make_corpus(
         raise BuildError(f"{num_tokens} tokens are too few for a corpus")
     progress("writing the corpus", len(sources), len(sources))
     return shards
+
+
+def _read_shards(
+    model: LayeredModel, tokenizer: Any, text_ids: npt.NDArray[np.int64] | None, num_tokens: int
+) -> list[_ShardSource]:
+    """One shard of text that the model only reads, as much of it as there is, up to num_tokens."""
+    if text_ids is None or len(text_ids) < num_tokens:
+        own = [] if text_ids is None else text_ids.tolist()
+        text_ids = np.array([*own, *shipped_ids(tokenizer, num_tokens - len(own))])
+    ids = text_ids[: num_tokens // (WINDOW + 1) * (WINDOW + 1)].reshape(-1, WINDOW + 1)
+    if not len(ids):
+        return []
+    name = f"read-{hashlib.sha256(ids.tobytes()).hexdigest()[:12]}"
+    return [(name, partial(read_passages, model, ids))]
 
 
 def _text_shards(

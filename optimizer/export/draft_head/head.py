@@ -16,13 +16,16 @@ before, through the front's attention. The head keeps the V' tokens that the mod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from optimizer.export.layers.tensor_source import TensorSource
+from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 
 EPSILON: Final = 1e-6
 # Ridge of the linear start, as a share of the mean variance of a channel: ours.
@@ -125,7 +128,6 @@ def fit_linear(
         head.linear.weight.copy_(torch.linalg.solve(gram, cross).T)
 
 
-def output_embedding(model: Any) -> Tensor:
-    """The model's own head [V, D] as float32, tied or not. A bias is left out."""
-    weight: Tensor = model.get_output_embeddings().weight
-    return weight.detach().float()
+def output_embedding(source: TensorSource) -> Tensor:
+    """The model's own head [V, D] in its stored type, tied or not. A bias is left out."""
+    return source.read(HEAD_NAME if HEAD_NAME in source.tensor_names else EMBEDDING_NAME)

@@ -36,6 +36,7 @@ from optimizer.export.draft_head.training import (
     score_guesses,
     train,
 )
+from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.working_folder import working_folder
 
@@ -77,20 +78,22 @@ def build_head(
         raise BuildError(f"the bundle is of model {plan.model.id}, this is {source.id}")
     if plan.edge_is_whole:
         raise BuildError("the edge holds the whole model: there is no round trip to hide")
-    model = source.load_model().eval()
     tokenizer = source.load_tokenizer()
-    embedding = output_embedding(model)
+    embedding = output_embedding(source)
     text_ids = None if text is None else np.array(tokenizer.encode(text), dtype=np.int64)
-    with naming_the_disk(work):
-        shards = make_corpus(
-            work / f"corpus-{_digest(_front_files(bundle))}",
-            model=_in_fast_dtype(model, options.training.device),
-            tokenizer=tokenizer,
-            front=front,
-            num_tokens=options.num_tokens,
-            text_ids=text_ids,
-            progress=progress,
-        )
+    with naming_the_disk(work), working_folder(work / "rows") as scratch:
+        model = LayeredModel(source, folder=scratch, device=options.training.device)
+        with model.in_bfloat16():  # exact enough for the corpus
+            shards = make_corpus(
+                work / f"corpus-{_digest(_front_files(bundle))}",
+                model=model,
+                tokenizer=tokenizer,
+                front=front,
+                num_tokens=options.num_tokens,
+                text_ids=text_ids,
+                progress=progress,
+            )
+        del model
     progress("choosing the vocabulary", 0, 1)
     train_on, held_out = _positions(shards, embedding)
     tokens = torch.from_numpy(
@@ -103,7 +106,7 @@ def build_head(
         inner=options.inner,
     )
     torch.manual_seed(options.training.seed)
-    head = DraftHead(shape, tokens=tokens, embedding=embedding[tokens])
+    head = DraftHead(shape, tokens=tokens, embedding=embedding[tokens].float())
     with naming_the_disk(work):
         score = train(
             head,
@@ -230,10 +233,3 @@ def _join(pieces: list[Shard], embedding: torch.Tensor) -> Positions:
         states=states,
         best=likeliest_tokens(states, embedding),
     )
-
-
-def _in_fast_dtype(model: Any, device: str) -> Any:
-    """The model in bfloat16 where that is faster: it is exact enough for the corpus."""
-    if device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        return model
-    return model.to(device, torch.bfloat16)

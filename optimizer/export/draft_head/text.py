@@ -22,6 +22,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from optimizer.export.calibration.hidden_states import cache_argument, final_norm
+from optimizer.export.layers.layered_model import LayeredModel
+from optimizer.export.layers.passes import states_at
 
 _USERS_WORDS: Final = "\u2400question\u2400"
 
@@ -95,6 +97,22 @@ def write_chats(
         )
         for row, chat in enumerate(chats)
     ]
+
+
+def read_passages(model: LayeredModel, token_ids: npt.NDArray[np.int64]) -> list[Passage]:
+    """Passages of given text, token_ids [N, T + 1]: one pass through the layers for all of them."""
+    rows = states_at(model, [model.num_layers], token_ids[:, :-1], lambda what, done, total: None)[
+        model.num_layers
+    ]
+    passages = [
+        Passage(
+            token_ids=ids,
+            states=model.normed(rows.read(at, at + 1)[0]).to(torch.float16).numpy(),
+        )
+        for at, ids in enumerate(token_ids)
+    ]
+    rows.close()
+    return passages
 
 
 def template_parts(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -170,11 +170,11 @@ def likeliest_tokens(
     Computed in bfloat16, like training: where two tokens are that close, either is a good label.
     """
     found = []
-    device = embedding.device.type
-    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
+    weight = embedding.to(torch.bfloat16)
+    with torch.no_grad():
         for begin in range(0, len(states), batch):
-            rows = torch.from_numpy(states[begin : begin + batch]).to(embedding)
-            found.append(F.linear(rows, embedding).argmax(-1).cpu().numpy())
+            rows = torch.from_numpy(states[begin : begin + batch]).to(weight)
+            found.append(F.linear(rows, weight).argmax(-1).cpu().numpy())
     return np.concatenate(found)
 
 

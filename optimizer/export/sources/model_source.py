@@ -140,6 +140,10 @@ class ModelSource(ABC):
         """Names of the tensors that a build can read: the architecture's. Raises as `check`."""
         return frozenset(self._tensors)
 
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor lies: file, name in it, type and shape. Raises as `check`."""
+        return self._tensors[name]
+
     def read(self, name: str, *, fits: torch.dtype = torch.float32) -> torch.Tensor:
         """One tensor on the CPU, in its stored dtype (GGUF: dequantized to float32).
 

@@ -26,6 +26,9 @@ from optimizer.export.calibration.hidden_states import back_logits, hidden_and_l
 from optimizer.export.calibration.measure import HeldOutRows  # noqa: E402
 from optimizer.export.calibration.split_fit import States  # noqa: E402
 from optimizer.export.certify.certificate import certify, measure, text_windows  # noqa: E402
+from optimizer.export.layers.layered_model import LayeredModel  # noqa: E402
+from optimizer.export.layers.passes import drawn_tokens  # noqa: E402
+from optimizer.export.layers.tensor_source import ModelTensors  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +53,15 @@ def tiny() -> PreTrainedModel:
     return transformers.LlamaForCausalLM(config).eval()
 
 
+@pytest.fixture(scope="module", params=["kept", "streamed"])
+def layered(
+    request: pytest.FixtureRequest, tiny: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory
+) -> LayeredModel:
+    """The same model with all layers in memory, and with one at a time."""
+    folder = tmp_path_factory.mktemp("rows")
+    return LayeredModel(ModelTensors(tiny), folder=folder, keep=request.param == "kept")
+
+
 @pytest.fixture(scope="module")
 def windows() -> I64:
     ids = np.random.default_rng(0).zipf(1.3, 20_000) % VOCAB
@@ -72,15 +84,14 @@ def test_hidden_states_are_transformers_own_and_the_back_goes_on_from_them(
 
 
 def test_gradients_are_those_of_the_sampled_log_likelihood(
-    tiny: PreTrainedModel,
+    tiny: PreTrainedModel, layered: LayeredModel
 ) -> None:
     """Against finite differences of log p(y), with y drawn as the collector draws it."""
     ids = (np.arange(24) * 7 % VOCAB).reshape(1, -1)
-    states = collect_states(tiny, splits=[2], windows=ids, seed=3, progress=lambda *_: None)[2]
+    states = collect(layered, [2], ids)[2]
     tokens = torch.from_numpy(ids[0])
     hidden, logits = hidden_and_logits(tiny, 2, tokens)
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    labels = drawn_tokens(logits.softmax(-1), torch.Generator().manual_seed(3))
 
     def score(state: Tensor) -> float:
         logits = back_logits(tiny.double(), 2, state.double(), tokens)
@@ -91,17 +102,19 @@ def test_gradients_are_those_of_the_sampled_log_likelihood(
             nudge = torch.zeros(hidden.shape, dtype=torch.float64)
             nudge[row, channel] = 1e-2  # the model's norms round to float32, so not less
             slope = (score(hidden + nudge) - score(hidden - nudge)) / 2e-2
-            assert states.gradient[row, channel] == pytest.approx(slope, rel=0.02, abs=0.02)
+            # Streamed layers are computed again from rows of 16 bits.
+            near = 0.02 if layered.keeps else 0.1
+            assert states.gradient[row, channel] == pytest.approx(slope, rel=near, abs=near)
     finally:
         tiny.float()
 
 
 def test_splits_share_passes_and_get_what_each_would_alone(
-    tiny: PreTrainedModel, windows: I64
+    layered: LayeredModel, windows: I64
 ) -> None:
-    together = collect(tiny, [1, 3], windows[:2])
+    together = collect(layered, [1, 3], windows[:2])
     for split in (1, 3):
-        alone = collect(tiny, [split], windows[:2])[split]
+        alone = collect(layered, [split], windows[:2])[split]
         np.testing.assert_allclose(together[split].hidden, alone.hidden, atol=1e-5)
         np.testing.assert_allclose(together[split].gradient, alone.gradient, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(
@@ -110,25 +123,28 @@ def test_splits_share_passes_and_get_what_each_would_alone(
 
 
 def test_a_token_alone_is_what_follows_the_commonest_one(
-    tiny: PreTrainedModel,
+    tiny: PreTrainedModel, layered: LayeredModel
 ) -> None:
     """The shared keys and values of the first token give what the pair of tokens gives."""
-    states = collect(tiny, [2], np.array([[5, 9, 5, 7]]))[2]
+    states = collect(layered, [2], np.array([[5, 9, 5, 7]]))[2]
     for at, token in enumerate(states.listed_ids):
         if token in (0, 7, VOCAB - 1):
             pair, _ = hidden_and_logits(tiny, 2, torch.tensor([5, int(token)]))
             np.testing.assert_allclose(states.listed_features[at], pair[1].numpy(), atol=1e-5)
 
 
-def collect(model: PreTrainedModel, splits: list[int], ids: I64) -> dict[int, States]:
-    return collect_states(model, splits=splits, windows=ids, seed=3, progress=lambda *_: None)
+def collect(model: LayeredModel, splits: list[int], ids: I64) -> dict[int, States]:
+    found = collect_states(model, splits=splits, windows=ids, seed=3, progress=lambda *_: None)
+    return {split: collected.states() for split, collected in found.items()}
 
 
-def test_losses_are_those_certification_measures(tiny: PreTrainedModel, windows: I64) -> None:
+def test_losses_are_those_certification_measures(
+    tiny: PreTrainedModel, layered: LayeredModel, windows: I64
+) -> None:
     codec = TabqCodec(hidden_size=D, delta=0.2)
     rows = np.stack([hidden_and_logits(tiny, 2, torch.from_numpy(w))[0] for w in windows[:2]])
     held = HeldOutRows(windows=windows[:2], hidden=rows)
-    (found,) = held.losses(tiny, 2, [codec], lambda *_: None)
+    (found,) = held.losses(layered, 2, [codec], lambda *_: None)
 
     class Sent:
         name = "tabq"
@@ -136,7 +152,7 @@ def test_losses_are_those_certification_measures(tiny: PreTrainedModel, windows:
         def send(self, rows: np.ndarray, ids: I64) -> tuple[np.ndarray, int]:
             return codec.decode(codec.encode(rows, ids).payload, len(rows), ids), 0
 
-    _, (certified,) = measure(tiny, [Sent()], split=2, windows=windows[:2])
+    _, (certified,) = measure(layered, [Sent()], split=2, windows=windows[:2])
     assert found == pytest.approx(certified.kl, rel=1e-3)
     assert found > 1e-4
 
@@ -152,14 +168,14 @@ def test_held_out_windows_are_not_fitted_to() -> None:
 
 
 def test_a_calibrated_ladder_certifies_in_order(
-    tiny: PreTrainedModel, windows: I64, tmp_path: Path
+    layered: LayeredModel, windows: I64, tmp_path: Path
 ) -> None:
     path = tmp_path / "split-2.tables"
-    digest = calibrate(tiny, split=2, out=path, token_ids=windows.reshape(-1).tolist())
+    digest = calibrate(layered, split=2, out=path, token_ids=windows.reshape(-1).tolist())
     ladder = Ladder.load(path, hidden_size=D)
     assert ladder.tables_sha256 == digest
     assert ladder.names == ("lossless", "q1", "q2", "q3", "q4", "q5")
-    certificate = certify(tiny, ladder, split=2, windows=windows[:8])
+    certificate = certify(layered, ladder, split=2, windows=windows[:8])
     found = {level.name: level for level in certificate.levels}
     assert found["lossless"].kl == pytest.approx(0, abs=1e-6)
     assert found["lossless"].perplexity_rise_pct == pytest.approx(0, abs=1e-4)
@@ -172,16 +188,22 @@ def test_a_calibrated_ladder_certifies_in_order(
         assert target / 1.6 < found[name].kl < 1.6 * target
 
 
-def test_without_text_the_model_writes_its_own(tiny: PreTrainedModel, tmp_path: Path) -> None:
+def test_without_text_a_model_in_memory_writes_its_own(
+    layered: LayeredModel, tmp_path: Path
+) -> None:
+    if not layered.keeps:
+        with pytest.raises(BuildError, match="too large to be in memory"):
+            calibrate(layered, split=1, out=tmp_path / "a", num_tokens=1024)
+        return
     first, second = (
-        calibrate(tiny, split=1, out=tmp_path / name, num_tokens=1024) for name in ("a", "b")
+        calibrate(layered, split=1, out=tmp_path / name, num_tokens=1024) for name in ("a", "b")
     )
     assert first == second
 
 
-def test_too_little_text_is_one_clear_error(tiny: PreTrainedModel, tmp_path: Path) -> None:
+def test_too_little_text_is_one_clear_error(layered: LayeredModel, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="one window needs 512"):
-        calibrate(tiny, split=1, out=tmp_path / "a", token_ids=[1, 2, 3])
+        calibrate(layered, split=1, out=tmp_path / "a", token_ids=[1, 2, 3])
 
 
 def test_listed_tokens_are_the_frequent_ones_then_low_ids() -> None:

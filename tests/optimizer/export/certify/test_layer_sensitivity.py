@@ -16,6 +16,7 @@ from optimizer.export.certify.layer_sensitivity import (
     measure_sensitivity,
     negative_log_likelihood,
 )
+from optimizer.export.layers.layered_model import LayeredModel
 from tests.conftest import ModelBench
 from tests.optimizer.export.plans import make_front, make_plan, worst_row_error
 
@@ -37,16 +38,25 @@ def test_a_variant_is_the_built_front(tiny: Any, fronts: FrontVariants, tmp_path
     assert worst_row_error(fronts.rows((4, 4, 4), WINDOWS)[0], built) > 1e-2
 
 
+@pytest.fixture(scope="module", params=["kept", "streamed"])
+def layered(
+    request: pytest.FixtureRequest, tiny: Any, tmp_path_factory: pytest.TempPathFactory
+) -> LayeredModel:
+    return LayeredModel(
+        tiny("llama").source,
+        folder=tmp_path_factory.mktemp("rows"),
+        keep=request.param == "kept",
+    )
+
+
 def test_losses_are_what_a_layer_at_4_bits_costs(
-    tiny: Any, fronts: FrontVariants, tmp_path: Path
+    tiny: Any, layered: LayeredModel, fronts: FrontVariants, tmp_path: Path
 ) -> None:
     bench: ModelBench = tiny("llama")
-    found = measure_sensitivity(bench.source, bench.whole, split=SPLIT, windows=WINDOWS)
+    found = measure_sensitivity(bench.source, layered, split=SPLIT, windows=WINDOWS)
     assert len(found.losses) == SPLIT
-    whole = negative_log_likelihood(bench.whole, SPLIT, None, WINDOWS)
-    one_narrow = negative_log_likelihood(
-        bench.whole, SPLIT, fronts.rows((8, 4, 8), WINDOWS), WINDOWS
-    )
+    whole = negative_log_likelihood(layered, SPLIT, None, WINDOWS)
+    one_narrow = negative_log_likelihood(layered, SPLIT, fronts.rows((8, 4, 8), WINDOWS), WINDOWS)
     predicted = sum(found.losses[layer][4 if layer == 1 else 8] for layer in range(SPLIT))
     assert predicted == pytest.approx(one_narrow - whole, abs=1e-6)
     path = tmp_path / "sensitivity.json"
@@ -54,7 +64,7 @@ def test_losses_are_what_a_layer_at_4_bits_costs(
     assert Sensitivity.load(path) == found
 
 
-def test_untouched_rows_change_nothing(tiny: Any) -> None:
+def test_untouched_rows_change_nothing(tiny: Any, layered: LayeredModel) -> None:
     bench: ModelBench = tiny("llama")
     import torch
 
@@ -63,9 +73,9 @@ def test_untouched_rows_change_nothing(tiny: Any) -> None:
             bench.whole(torch.from_numpy(ids)[None], output_hidden_states=True).hidden_states[SPLIT]
             for ids in WINDOWS
         ]
-    own = negative_log_likelihood(bench.whole, SPLIT, None, WINDOWS)
+    own = negative_log_likelihood(layered, SPLIT, None, WINDOWS)
     again = negative_log_likelihood(
-        bench.whole, SPLIT, np.stack([row[0].numpy() for row in rows]), WINDOWS
+        layered, SPLIT, np.stack([row[0].numpy() for row in rows]), WINDOWS
     )
     assert again == pytest.approx(own, abs=1e-6)
 

@@ -25,6 +25,7 @@ from optimizer.export.draft_head.training import (
     likeliest_tokens,
     train,
 )
+from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.sources.model_source import open_source
 from tests.tiny_models import make_tiny_model
 
@@ -208,8 +209,10 @@ def test_a_second_run_takes_nothing_over_from_another_front_or_text(tmp_path: Pa
 
 
 def test_text_shards_are_found_again_by_their_words(tmp_path: Path) -> None:
-    model = make_tiny_model("llama", tmp_path / "model")
-    tokenizer = open_source(tmp_path / "model").load_tokenizer()
+    make_tiny_model("llama", tmp_path / "model")
+    source = open_source(tmp_path / "model")
+    model = LayeredModel(source, folder=tmp_path)
+    tokenizer = source.load_tokenizer()
     asked: list[int] = []
 
     def rows(token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

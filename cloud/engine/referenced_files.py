@@ -1,0 +1,67 @@
+"""Weights that are read where the model is: 8-bit codes are made as they are loaded.
+
+The same function makes them that writes a bundle's own weights (`optimizer.export.back`), so the
+codes have the same bits either way. One tensor is in memory at a time beside what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cloud.engine.tensor_files import TensorFiles
+from cloud.errors import WeightsError
+from optimizer.artifacts.weight_reference import WeightReference
+from optimizer.errors import BundleError
+from optimizer.export.back import stored_tensors
+from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
+
+_CODES, _SCALE = ".int8", ".scale"
+
+
+class ReferencedFiles(TensorFiles):
+    """The tensors of a `WeightReference`, as a bundle with a copy of them would name them."""
+
+    def __init__(self, path: Path, device: torch.device, *, verify: bool) -> None:
+        """Checks the files, all of their bytes where `verify`. Raises WeightsError."""
+        try:
+            self._reference = WeightReference.load(path)
+            self._reference.check(verify=verify)
+        except BundleError as error:
+            raise WeightsError(str(error)) from error
+        reference = self._reference
+        super().__init__(reference.folder, [reference.folder / n for n in reference.files], device)
+        self._place: dict[str, str] = {}  # in a file, by the name that the back gives a tensor
+        for name, (_, stored) in reference.tensors.items():
+            if stored not in self._file_of:
+                raise WeightsError(f"{reference.folder}: the tensor {stored} is missing")
+            kept = HEAD_NAME if name == EMBEDDING_NAME else name
+            matrix = len(self._file_of[stored].get_slice(stored).get_shape()) > 1
+            coded = matrix and reference.back_bits == 8
+            for suffix in (_CODES, _SCALE) if coded else ("",):
+                self._place[kept + suffix] = stored
+        self._last: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._last:
+            stored = self._place[name]
+            kept = name.removesuffix(_CODES).removesuffix(_SCALE)
+            tensor = self._file_of[stored].get_tensor(stored)
+            self._last = dict(stored_tensors(kept, tensor, self._reference.back_bits))
+        return self._last.pop(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._place)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._place
+
+    def has_float32_matrix(self) -> bool:
+        """See TensorFiles: the matrices become float32 where the back has 32 bits."""
+        return self._reference.back_bits == 32

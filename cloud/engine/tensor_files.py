@@ -1,0 +1,65 @@
+"""The tensors of a bundle's safetensors files by name, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cloud.errors import WeightsError
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """All tensors of some safetensors files by name, read when asked for."""
+
+    def __init__(self, folder: Path, paths: Sequence[Path], device: torch.device) -> None:
+        self._folder = folder
+        self._device = device
+        self._file_of: dict[str, Any] = {}
+        for path in paths:
+            try:
+                file = safe_open(path, framework="pt", device=str(device))
+            except Exception as error:
+                raise WeightsError(f"{path}: not readable as safetensors ({error})") from error
+            twice = self._file_of.keys() & file.keys()
+            if twice:
+                raise WeightsError(f"{path}: another file holds {min(twice)} too")
+            self._file_of |= dict.fromkeys(file.keys(), file)
+        if not self._file_of:
+            raise WeightsError(f"{folder}: no safetensors file")
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Any:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
+
+    def need(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor of this name and shape; WeightsError where it is not there."""
+        if name not in self:
+            raise WeightsError(f"{self._folder}: the tensor {name} is missing")
+        tensor = self[name]
+        if tuple(tensor.shape) != shape:
+            raise WeightsError(
+                f"{self._folder}: {name} has shape {tuple(tensor.shape)}, expected {shape}"
+            )
+        return tensor
+
+    def has_float32_matrix(self) -> bool:
+        """Whether a matrix is float32, which decides what the layers compute in on CUDA."""
+        return any(self._is_float32_matrix(name) for name in self)
+
+    def _is_float32_matrix(self, name: str) -> bool:
+        part = self._file_of[name].get_slice(name)
+        return part.get_dtype() == "F32" and len(part.get_shape()) > 1

@@ -1,0 +1,63 @@
+"""A back that stays where the model is: the bundle says which tensors of which files to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import safe_open
+
+from optimizer.artifacts.plan import Plan
+from optimizer.artifacts.weight_reference import REFERENCE_NAME, ReferencedFile, WeightReference
+from optimizer.errors import BuildError
+from optimizer.export.back import back_names, stored_type
+from optimizer.export.sources.model_source import ModelSource
+
+_PLAIN: Final = ("F32", "F16", "BF16")
+
+
+class NotReferableError(BuildError):
+    """The model's files do not hold the back's tensors as they are used."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"--weights reference: {reason}; use --weights copy")
+
+
+def write_reference(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
+    """Write config.json and weights.json into `cloud_dir`.
+
+    Every tensor is read once: its values are checked, and so is that the file holds just what the
+    source gives. Raises NotReferableError where it does not: for GGUF, and for weights that are
+    merged or unpacked.
+    """
+    for name in back_names(source, plan):
+        stored = source.stored(name)
+        if stored.file.suffix != ".safetensors" or stored.dtype not in _PLAIN:
+            raise NotReferableError(f"{stored.origin} ({stored.dtype}) cannot be read in place")
+    (cloud_dir / "config.json").write_text(
+        json.dumps(source.config.to_dict(), indent=1, default=str) + "\n", encoding="utf-8"
+    )
+    tensors: dict[str, tuple[str, str]] = {}
+    paths: dict[str, Path] = {}
+    for name in back_names(source, plan):
+        stored = source.stored(name)
+        values = source.read(name, fits=stored_type(plan.partition.back_bits))
+        with safe_open(stored.file, framework="pt") as file:
+            same = stored.name in file.keys() and torch.equal(  # noqa: SIM118
+                file.get_tensor(stored.name), values
+            )
+        if not same:
+            raise NotReferableError(f"{stored.origin} is not used as it is stored")
+        tensors[name] = (stored.file.name, stored.name)
+        paths[stored.file.name] = stored.file
+    folders = {path.resolve().parent for path in paths.values()}
+    if len(folders) != 1:
+        raise NotReferableError("the model's files lie in several folders")
+    WeightReference(
+        folder=folders.pop(),
+        back_bits=plan.partition.back_bits,
+        files={name: ReferencedFile.of(path) for name, path in sorted(paths.items())},
+        tensors=tensors,
+    ).save(cloud_dir / REFERENCE_NAME)

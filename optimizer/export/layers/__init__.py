@@ -1,0 +1,1 @@
+"""The whole model, one decoder layer in memory at a time."""
