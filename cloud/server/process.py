@@ -118,6 +118,7 @@ class Server:
         self._service.hand_back()
         await self._grpc_server.stop(_STOP_GRACE_S)
 
+
 @contextlib.asynccontextmanager
 async def serving(config: ServerConfig) -> AsyncIterator[Server]:
     """Load, listen and serve; everything is stopped and freed on exit.

@@ -56,7 +56,7 @@ def back_tensors(source: ModelSource, plan: Plan) -> Iterator[tuple[str, torch.T
 
 
 def back_names(source: ModelSource, plan: Plan) -> list[str]:
-    """Names of the tensors that a back is made of. The embedding's is there where it is the head."""
+    """Names of the tensors of a back. The embedding's is there where it is the head."""
     names = source.tensor_names
     found = sorted(name for name in names if _belongs_to_back(name, plan.back_start))
     return found if HEAD_NAME in names else [*found, EMBEDDING_NAME]

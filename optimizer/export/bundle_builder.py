@@ -24,6 +24,7 @@ from optimizer.export.front.front_graph import export_front
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.working_folder import publish, working_folder
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """The text to fit the compression levels on: `num_tokens` tokens of `text`.

@@ -21,7 +21,7 @@ from codec.rows import RowCodec
 from codec.tables import write_tables
 from optimizer.errors import BuildError
 from optimizer.export.calibration.fit import fit_ladder
-from optimizer.export.calibration.measure import HeldOutRows, Progress
+from optimizer.export.calibration.measure import HeldOutRows
 from optimizer.export.calibration.split_fit import States
 from optimizer.export.calibration.text import (
     GIVEN_TEXT,
@@ -32,7 +32,7 @@ from optimizer.export.calibration.text import (
 )
 from optimizer.export.certify.certificate import Windows, text_windows
 from optimizer.export.layers.layered_model import LayeredModel
-from optimizer.export.layers.passes import gradients_at, states_after, states_at
+from optimizer.export.layers.passes import Progress, gradients_at, states_after, states_at
 from optimizer.export.layers.rows_on_disk import HiddenRows, copied
 from optimizer.export.sources.model_source import ModelSource
 
@@ -196,9 +196,7 @@ def collect_states(
     held = windows[:0] if held_out is None else held_out
     states = states_at(model, splits, np.concatenate([windows, held]), progress)
     hidden = {split: copied(rows, 0, count) for split, rows in states.items()}
-    held_rows = {
-        split: rows.read(count, len(rows)).numpy() for split, rows in states.items()
-    }
+    held_rows = {split: rows.read(count, len(rows)).numpy() for split, rows in states.items()}
     for rows in states.values():
         rows.close()
     gradient = gradients_at(model, splits, hidden[min(splits)], generator, progress)

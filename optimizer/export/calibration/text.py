@@ -14,7 +14,6 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel

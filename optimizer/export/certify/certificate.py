@@ -189,10 +189,13 @@ def _measured(
     for at, ids in enumerate(windows):
         parts = [rows.read(i, i + 1)[0] for i in range(at, len(rows), count)]
         nll, compared = _compared(model, parts, torch.from_numpy(ids))
-        yield nll, [
-            _WindowResult(nll=other, kl=kl, same=same, prefill_bits=prefill, decode_bits=decode)
-            for (other, kl, same), (prefill, decode) in zip(compared, bits[at], strict=True)
-        ]
+        yield (
+            nll,
+            [
+                _WindowResult(nll=other, kl=kl, same=same, prefill_bits=prefill, decode_bits=decode)
+                for (other, kl, same), (prefill, decode) in zip(compared, bits[at], strict=True)
+            ],
+        )
     rows.close()
     model.drop_head()
 

@@ -233,4 +233,3 @@ def _join(pieces: list[Shard], embedding: torch.Tensor) -> Positions:
         states=states,
         best=likeliest_tokens(states, embedding),
     )
-

@@ -101,9 +101,9 @@ def write_chats(
 
 def read_passages(model: LayeredModel, token_ids: npt.NDArray[np.int64]) -> list[Passage]:
     """Passages of given text, token_ids [N, T + 1]: one pass through the layers for all of them."""
-    rows = states_at(
-        model, [model.num_layers], token_ids[:, :-1], lambda what, done, total: None
-    )[model.num_layers]
+    rows = states_at(model, [model.num_layers], token_ids[:, :-1], lambda what, done, total: None)[
+        model.num_layers
+    ]
     passages = [
         Passage(
             token_ids=ids,

@@ -269,9 +269,7 @@ class LayeredModel:
             for module in (*self._decoder.layers, self._decoder.norm):
                 put_back.callback(module.__dict__.pop, "forward")
                 module.forward = noted if module is not self._decoder.norm else _unchanged
-            self._decoder(
-                inputs_embeds=rows.to(self.device), **{"use_cache": bool(extra), **extra}
-            )
+            self._decoder(inputs_embeds=rows.to(self.device), **{"use_cache": bool(extra), **extra})
         return entered[0], calls
 
     def _set_fast(self, fast: bool) -> None:

@@ -7,6 +7,7 @@ through all of them, so that little is kept in between.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,9 +177,7 @@ class _Tape:
             return entered, self._model.run_layer(module, layer, entered)
 
 
-def _score_slopes(
-    model: LayeredModel, rows: HiddenRows, generator: torch.Generator
-) -> HiddenRows:
+def _score_slopes(model: LayeredModel, rows: HiddenRows, generator: torch.Generator) -> HiddenRows:
     """Gradients of log p(y) at what the last layer gave, y drawn from p."""
     slopes = model.new_rows(*rows.shape[:2])
     for at in range(len(rows)):
@@ -230,5 +229,5 @@ def _groups(model: LayeredModel, count: int, kept: int = 4) -> list[tuple[int, i
 
 def _held(cache: DynamicCache, layer: int) -> tuple[Tensor, Tensor]:
     """Keys and values of one layer, [1, G, T, d] each."""
-    held = cache.layers[layer]
+    held: Any = cache.layers[layer]
     return held.keys, held.values

@@ -12,7 +12,13 @@ import torch
 from optimizer.errors import BuildError, ModelError
 from optimizer.export.calibration.hidden_states import hidden_and_logits
 from optimizer.export.layers.layered_model import LayeredModel
-from optimizer.export.layers.passes import drawn_tokens, finish, gradients_at, states_after, states_at
+from optimizer.export.layers.passes import (
+    drawn_tokens,
+    finish,
+    gradients_at,
+    states_after,
+    states_at,
+)
 from optimizer.export.layers.rows_on_disk import HiddenRows
 from optimizer.export.layers.tensor_source import ModelTensors
 from tests.tiny_models import BACK_FAMILIES, make_tiny_model
