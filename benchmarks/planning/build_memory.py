@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 # Llama's: hidden size, MLP width, layers, heads, KV heads, vocabulary, tied.
 SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
-    "tiny": (256, 512, 6, 4, 2, 1024, True),
+    "tiny": (256, 512, 6, 4, 2, 49_152, True),
     "1b": (2048, 8192, 16, 32, 8, 128_256, True),
     "3b": (3072, 8192, 28, 24, 8, 128_256, True),
     "8b": (4096, 14_336, 32, 32, 8, 128_256, False),
@@ -34,23 +34,26 @@ from pathlib import Path
 from hwprofiles.peak_memory import peak_memory_bytes
 from optimizer.export.bundle_builder import Calibration, build_bundle
 from optimizer.export.sources.model_source import open_source
-from splitpoint.commands.build import PartitionFlags, plan_from_flags
+from splitpoint.commands.build import SIDES, PartitionFlags, plan_from_flags
 
-model, out, split, front, back, weights = sys.argv[1:]
+model, out, split, front, back, weights, side = sys.argv[1:]
 seconds, peaks, last = {}, {}, ["start", time.perf_counter()]
 def note(stage):
     stage = stage.split(" (")[0]
     now = time.perf_counter()
     seconds[last[0]] = seconds.get(last[0], 0.0) + now - last[1]
-    peaks[last[0]] = peak_memory_bytes()
+    peak = peak_memory_bytes()
+    peaks[last[0]] = max(peaks.get(last[0], 0), peak)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    if stage != last[0]:
+        print(f"{last[0]}: {seconds[last[0]]:.0f} s, {peak >> 20} MiB", file=sys.stderr, flush=True)
     last[:] = [stage, now]
-    print(f"{now:.0f} {stage} {peaks and max(peaks.values()) >> 20} MiB", file=sys.stderr, flush=True)
 source = open_source(Path(model))
 flags = PartitionFlags(split=int(split), front_bits=int(front), back_bits=int(back))
 build_bundle(source, plan_from_flags(source, flags, "q2"), Path(out), progress=note, force=True,
-             calibration=Calibration(), weights=weights)
+             calibration=Calibration(), weights=weights, sides=SIDES[side])
 note("end")
-print(json.dumps({"peak_bytes": peak_memory_bytes(), "seconds": seconds, "peak_after": peaks}))
+print(json.dumps({"peak_bytes": max(peaks.values()), "seconds": seconds, "peak_by_stage": peaks}))
 """
 
 
@@ -61,6 +64,7 @@ def main() -> None:
     parser.add_argument("--front-bits", type=int, default=4)
     parser.add_argument("--back-bits", type=int, default=8)
     parser.add_argument("--weights", choices=("reference", "copy", "auto"), default="reference")
+    parser.add_argument("--side", choices=("both", "edge", "cloud"), default="both")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument(
         "--tokenizer",
@@ -78,7 +82,7 @@ def main() -> None:
     done = subprocess.run(
         [
             sys.executable, "-c", BUILD, str(model), str(bundle), str(options.split),
-            str(options.front_bits), str(options.back_bits), options.weights,
+            str(options.front_bits), str(options.back_bits), options.weights, options.side,
         ],
         stdout=subprocess.PIPE,
         text=True,

@@ -29,6 +29,7 @@ from optimizer.export.certify.layer_sensitivity import (
     measure_sensitivity,
     negative_log_likelihood,
 )
+from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.sources.model_source import ModelSource, open_source
 from optimizer.search.layer_bits import choose_layer_bits
 
@@ -49,10 +50,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="numbers of 8-bit layers to try")
     arguments = parser.parse_args()
     source = open_source(arguments.model)
-    model = source.load_model().eval()
+    scratch = tempfile.TemporaryDirectory()
+    model = LayeredModel(source, folder=Path(scratch.name))
     if arguments.sampled:
         count = (arguments.fit_tokens + arguments.tokens) // arguments.window
-        drawn = sampled_windows(model, num_windows=count, window=arguments.window, seed=1)
+        drawn = sampled_windows(model.whole(), num_windows=count, window=arguments.window, seed=1)
         ids = drawn.reshape(-1).tolist()
     else:
         ids = ids_of(arguments, source)

@@ -209,6 +209,7 @@ def build_bundles(plans: list[Plan], arguments: argparse.Namespace, folder: Path
     """Every edge bundle that is missing, and the cloud's, with the tables of all splits."""
     from optimizer.export.bundle_builder import build_bundle
     from optimizer.export.calibration.calibrate import calibrate
+    from optimizer.export.layers.layered_model import LayeredModel
     from optimizer.export.sources.model_source import open_source
 
     cloud = folder / "cloud"
@@ -237,7 +238,7 @@ def build_bundles(plans: list[Plan], arguments: argparse.Namespace, folder: Path
             continue
         tables = cloud / "codec" / f"split-{plan.partition.split}.tables"
         if not tables.is_file():
-            model = model or source.load_model().eval()
+            model = model or LayeredModel(source, folder=folder)
             if ids is None:
                 text = arguments.text.read_text(encoding="utf-8")[: 8 * CALIBRATION_TOKENS]
                 ids = list(source.load_tokenizer()(text)["input_ids"])

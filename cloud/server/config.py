@@ -23,7 +23,8 @@ class ServerConfig:
     place. max_wait_s: how long each of them may wait. frame_memory_bytes: most bytes of frames
     that have come and not run yet. max_stall_s: how long a client may leave an answer unread, and
     a frame may wait for memory. max_step_s: how long one step of the model may take before the
-    server counts as failed. verify: hash all weights that lie outside the bundle. metrics_port: where GET /metrics is answered (None: nowhere).
+    server counts as failed. verify: hash all weights that lie outside the bundle.
+    metrics_port: where GET /metrics is answered (None: nowhere).
     """
 
     bundle: Path

@@ -24,6 +24,7 @@ from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME, layer_of
 
 SHARD_BYTES: Final = 512 << 20
+_ROUNDED_AT_ONCE: Final = 8 << 20  # values: a head of a large vocabulary has half a billion
 
 
 def write_back(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
@@ -56,7 +57,7 @@ def back_tensors(source: ModelSource, plan: Plan) -> Iterator[tuple[str, torch.T
 
 
 def back_names(source: ModelSource, plan: Plan) -> list[str]:
-    """Names of the tensors that a back is made of. The embedding's is there where it is the head."""
+    """Names of the tensors of a back. The embedding's is there where it is the head."""
     names = source.tensor_names
     found = sorted(name for name in names if _belongs_to_back(name, plan.back_start))
     return found if HEAD_NAME in names else [*found, EMBEDDING_NAME]
@@ -67,11 +68,16 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Scale: the row's largest magnitude over 127 (round to nearest).
     """
-    weight = weight.to(torch.float32)
-    scale = weight.abs().amax(dim=1) / 127
-    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    codes = torch.round(weight / divisor[:, None]).clamp(-127, 127).to(torch.int8)
-    return codes, scale
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    scales = []
+    rows = max(1, _ROUNDED_AT_ONCE // max(1, weight[:1].numel()))
+    for begin in range(0, len(weight), rows):
+        part = weight[begin : begin + rows].to(torch.float32)
+        scale = part.abs().amax(dim=1) / 127
+        divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
+        codes[begin : begin + rows] = torch.round(part / divisor[:, None]).clamp(-127, 127)
+        scales.append(scale)
+    return codes, torch.cat(scales)
 
 
 def _belongs_to_back(name: str, back_start: int) -> bool:

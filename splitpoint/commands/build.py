@@ -111,43 +111,58 @@ class CalibrationOptions:
         )
 
 
-@with_options()
-def build(
-    chosen: SourceOptions,
-    out: Annotated[Path, typer.Option(help="Bundle folder to make.", show_default=False)],
-    flags: PartitionFlags,
-    calibration: CalibrationOptions,
-    plan_file: Annotated[
-        Path | None, typer.Argument(metavar="[PLAN]", help="plan.yaml; without it, use the flags.")
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """What is made, and what may be there already."""
+
+    PANEL: ClassVar = "Result"
+
     side: Annotated[
         str,
         typer.Option(
             help="What to build: both, edge (another split for a running server), or cloud."
         ),
-    ] = "both",
+    ] = "both"
     weights: Annotated[
         str,
         typer.Option(
             help="The server's weights: reference (read in the model's folder), copy (in the "
             "bundle, which can be moved then), or auto (reference for a folder of safetensors)."
         ),
-    ] = "auto",
+    ] = "auto"
     resume: Annotated[
         bool,
         typer.Option(
             "--resume", help="Go on where a build of the same bundle was killed or interrupted."
         ),
-    ] = False,
-    force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    ] = False
+    force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False
+
+    def check(self) -> None:
+        """BadParameter for a choice that there is not."""
+        if self.weights not in WEIGHTS:
+            raise typer.BadParameter(
+                f"--weights {self.weights}: choose one of {', '.join(WEIGHTS)}"
+            )
+        if self.side not in SIDES:
+            raise typer.BadParameter(f"--side {self.side}: choose one of {', '.join(SIDES)}")
+
+
+@with_options()
+def build(
+    chosen: SourceOptions,
+    out: Annotated[Path, typer.Option(help="Bundle folder to make.", show_default=False)],
+    flags: PartitionFlags,
+    calibration: CalibrationOptions,
+    result: ResultOptions,
+    plan_file: Annotated[
+        Path | None, typer.Argument(metavar="[PLAN]", help="plan.yaml; without it, use the flags.")
+    ] = None,
 ) -> None:
     """Build a bundle: quantized front for the device, back for the server."""
     if (plan_file is None) == (flags.split is None):
         raise typer.BadParameter("give a plan.yaml or --split, one of them")
-    if weights not in WEIGHTS:
-        raise typer.BadParameter(f"--weights {weights}: choose one of {', '.join(WEIGHTS)}")
-    if side not in SIDES:
-        raise typer.BadParameter(f"--side {side}: choose one of {', '.join(SIDES)}")
+    result.check()
     from optimizer.artifacts.plan import load_plan
     from optimizer.export.bundle_builder import build_bundle
 
@@ -160,10 +175,10 @@ def build(
             load_plan(plan_file) if plan_file else plan_from_flags(source, flags, default_level),
             out,
             progress=progress,
-            force=force,
-            sides=SIDES[side],
-            weights=WEIGHTS[weights],
-            resume=resume,
+            force=result.force,
+            sides=SIDES[result.side],
+            weights=WEIGHTS[result.weights],
+            resume=result.resume,
             share=share,
             calibration=calibration.wanted(),
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 from rich.table import Table
@@ -25,15 +26,24 @@ if TYPE_CHECKING:
     from optimizer.export.certify.certificate import Certificate
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOutOptions:
+    """The text to measure on."""
+
+    PANEL: ClassVar = "Held-out text"
+
+    text: Annotated[
+        Path, typer.Option(help="Held-out text to measure on (UTF-8).", show_default=False)
+    ]
+    tokens: Annotated[int, typer.Option(help="Most tokens of the text to use.", min=2)] = 16_384
+    window: Annotated[int, typer.Option(help="Context length in tokens.", min=2)] = 512
+
+
 @with_options()
 def certify(
     bundle: BundleArgument,
     chosen: SourceOptions,
-    text: Annotated[
-        Path, typer.Option(help="Held-out text to measure on (UTF-8).", show_default=False)
-    ],
-    tokens: Annotated[int, typer.Option(help="Most tokens of the text to use.", min=2)] = 16_384,
-    window: Annotated[int, typer.Option(help="Context length in tokens.", min=2)] = 512,
+    held_out: HeldOutOptions,
     levels: Annotated[str, typer.Option(help="Comma-separated level names; default all.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Write the rate-quality plot (PNG).")] = None,
     device: DeviceOption = "auto",
@@ -63,13 +73,13 @@ def certify(
             if opened.has(tables)
             else Ladder.lossless(hidden_size)
         )
-        ids = source.load_tokenizer()(read_text(text))["input_ids"]
+        ids = source.load_tokenizer()(read_text(held_out.text))["input_ids"]
         with working_folder(bundle) as scratch:
             result = certify_ladder(
                 LayeredModel(source, folder=scratch, device=compute_device(device)),
                 ladder,
                 split=split,
-                windows=text_windows(ids, window=window, max_tokens=tokens),
+                windows=text_windows(ids, window=held_out.window, max_tokens=held_out.tokens),
                 levels=[name.strip() for name in levels.split(",")] if levels else None,
                 progress=progress,
             )

@@ -21,7 +21,7 @@ from codec.rows import RowCodec
 from codec.tables import write_tables
 from optimizer.errors import BuildError
 from optimizer.export.calibration.fit import fit_ladder
-from optimizer.export.calibration.measure import HeldOutRows, Progress
+from optimizer.export.calibration.measure import HeldOutRows
 from optimizer.export.calibration.split_fit import States
 from optimizer.export.calibration.text import (
     GIVEN_TEXT,
@@ -32,7 +32,7 @@ from optimizer.export.calibration.text import (
 )
 from optimizer.export.certify.certificate import Windows, text_windows
 from optimizer.export.layers.layered_model import LayeredModel
-from optimizer.export.layers.passes import gradients_at, states_after, states_at
+from optimizer.export.layers.passes import Progress, gradients_at, states_after, states_at
 from optimizer.export.layers.rows_on_disk import HiddenRows, copied
 from optimizer.export.sources.model_source import ModelSource
 

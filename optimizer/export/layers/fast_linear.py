@@ -20,7 +20,7 @@ def has_fast_bfloat16(device: str) -> bool:
     """Whether products in bfloat16 are faster than in float32 on this type of device."""
     if device == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported())
-    return torch.cuda.is_bf16_supported()
+    return bool(torch.cuda.is_bf16_supported())
 
 
 class FastLinear(nn.Module):

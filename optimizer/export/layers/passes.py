@@ -7,6 +7,7 @@ through all of them, so that little is kept in between.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -228,5 +229,5 @@ def _groups(model: LayeredModel, count: int, kept: int = 4) -> list[tuple[int, i
 
 def _held(cache: DynamicCache, layer: int) -> tuple[Tensor, Tensor]:
     """Keys and values of one layer, [1, G, T, d] each."""
-    held = cache.layers[layer]
+    held: Any = cache.layers[layer]
     return held.keys, held.values

@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class HiddenRows:
         self.folder = folder
         self._window_bytes = shape[1] * shape[2] * dtype.itemsize
         self._memory = torch.empty(shape, dtype=dtype) if folder is None else None
-        self._file = None if folder is None else tempfile.TemporaryFile(dir=folder, buffering=0)
+        self._file = None if folder is None else _new_file(folder)
         if self._file is not None:
             weakref.finalize(self, self._file.close)
 
@@ -45,7 +46,7 @@ class HiddenRows:
         if self._file is None:
             return _need(self._memory)[begin:end].to(torch.float32, copy=True)
         stored = torch.empty(end - begin, *self.shape[1:], dtype=self.dtype)
-        view = memoryview(stored.view(torch.uint8).numpy()).cast("B") if stored.numel() else b""
+        view = _bytes_of(stored)
         self._file.seek(begin * self._window_bytes)
         while view:
             count = self._file.readinto(view)
@@ -61,7 +62,7 @@ class HiddenRows:
             _need(self._memory)[begin : begin + len(values)] = values
             return
         self._file.seek(begin * self._window_bytes)
-        view = memoryview(values.view(torch.uint8).numpy()).cast("B")
+        view = _bytes_of(values)
         while view:
             view = view[self._file.write(view) :]
 
@@ -75,6 +76,11 @@ class HiddenRows:
         self._memory = None
         if self._file is not None:
             self._file.close()
+
+
+def _new_file(folder: Path) -> Any:
+    """A file without a name, which the system frees when it is closed."""
+    return tempfile.TemporaryFile(dir=folder, buffering=0)
 
 
 def copied(source: HiddenRows, begin: int, end: int) -> HiddenRows:
@@ -92,6 +98,12 @@ def copy_rows(
     stop = len(source) if end is None else end
     for index in range(begin, stop):
         target.write(at + index - begin, source.read(index, index + 1))
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    """The values' own memory, byte by byte."""
+    flat: Any = values.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
 
 
 def _need(memory: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from cloud.engine.back_weights import load_back
 from cloud.errors import WeightsError
-from optimizer.artifacts.bundle import open_bundle
+from optimizer.artifacts.bundle import Role, open_bundle
 from optimizer.artifacts.weight_reference import REFERENCE_NAME, WeightReference
 from optimizer.errors import BuildError, BundleError
 from optimizer.export.back_reference import write_reference
@@ -26,7 +26,7 @@ SPLIT = 2
 
 def source_of(family: str, folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> ModelSource:
     """A tiny model in a folder, in several shards of the type in which most models come."""
-    model = make_tiny_model(family, folder)
+    model: Any = make_tiny_model(family, folder)
     (folder / "model.safetensors").unlink()
     model.to(dtype).save_pretrained(folder, max_shard_size="60KB")
     return open_source(folder)
@@ -34,7 +34,8 @@ def source_of(family: str, folder: Path, *, dtype: torch.dtype = torch.bfloat16)
 
 def built(source: ModelSource, out: Path, *, bits: int, weights: Any) -> Path:
     plan = make_plan(source, SPLIT, back_bits=bits)
-    build_bundle(source, plan, out, progress=lambda stage: None, sides=("cloud",), weights=weights)
+    cloud: tuple[Role, ...] = ("cloud",)
+    build_bundle(source, plan, out, progress=lambda stage: None, sides=cloud, weights=weights)
     return out
 
 
