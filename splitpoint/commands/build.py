@@ -168,7 +168,7 @@ def build(
 
     with build_progress(f"building {out}") as (progress, share):
         progress("reading the model")
-        source = chosen.open()
+        source = chosen.source()
         default_level = CALIBRATED_LEVEL if calibration.calibrate else "lossless"
         report = build_bundle(
             source,

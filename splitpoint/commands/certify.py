@@ -63,7 +63,7 @@ def certify(
     split = plan.partition.split
     with step_progress(f"certifying {bundle}") as progress:
         progress("reading the model", 0, 1)
-        source = chosen.open()
+        source = chosen.source()
         if source.sha256 != plan.model.sha256:
             raise BuildError(f"{bundle} was built from {plan.model.id}, not from {source.id}")
         hidden_size = source.geometry.hidden_size

@@ -70,7 +70,7 @@ class SourceOptions:
         typer.Option(help="Folder with a LoRA adapter of this model, merged as it is read."),
     ] = None
 
-    def open(self) -> ModelSource:
+    def source(self) -> ModelSource:
         """The source of its weights. Raises ModelError."""
         from optimizer.export.sources.model_source import open_source
 

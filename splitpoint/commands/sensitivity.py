@@ -36,7 +36,7 @@ def sensitivity(
 
     with stage_progress("measuring layers") as progress:
         progress("reading the model")
-        source = chosen.open()
+        source = chosen.source()
         ids = list(source.load_tokenizer()(read_text(text)[: 16 * tokens])["input_ids"])
         with working_folder(out) as scratch:
             found = measure_sensitivity(

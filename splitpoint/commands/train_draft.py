@@ -75,7 +75,7 @@ def train_draft(
     opened = open_bundle(bundle, role="edge")
     with step_progress("train-draft") as progress:
         progress("reading the model", 0, 1)
-        source = chosen.open()
+        source = chosen.source()
         (front,) = FrontEngine.load(opened.path(f"edge/{FRONT_NAME}").parent, plan=opened.plan)
         report = build_head(
             source,

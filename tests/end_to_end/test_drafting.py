@@ -26,6 +26,7 @@ from optimizer.artifacts.bundle import write_manifest
 from optimizer.export.calibration.calibrate import calibrate
 from optimizer.export.draft_head.head import DraftHead, HeadShape, output_embedding
 from optimizer.export.draft_head.onnx_export import export_head
+from optimizer.export.layers.layered_model import LayeredModel
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import running_server
 
@@ -114,15 +115,15 @@ def test_frames_sent_ahead_stand_or_fall_and_change_no_token(
 def calibrated(bench: ModelBench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Edge and cloud bundles with the levels of split 2, the edge's with an untrained head."""
     root = tmp_path_factory.mktemp("calibrated")
-    model = bench.source.load_model().eval()
     tables = root / "split-2.tables"
-    calibrate(model, split=2, out=tables, num_tokens=1024)
+    layered = LayeredModel(bench.source, folder=root)
+    calibrate(layered, split=2, out=tables, num_tokens=1024)
     copies = root / "edge", root / "cloud"
     for copy, built in zip(copies, (bench.edge_bundle(2), bench.cloud_bundle()), strict=True):
         shutil.copytree(built, copy)
         (copy / "codec").mkdir()
         shutil.copy(tables, copy / "codec")
-    embedding = output_embedding(model)
+    embedding = output_embedding(bench.source).float()
     torch.manual_seed(0)
     shape = HeadShape(hidden_size=embedding.shape[1], vocab_size=len(embedding), inner=32)
     head = DraftHead(shape, tokens=torch.arange(len(embedding)), embedding=embedding)

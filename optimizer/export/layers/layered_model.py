@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
 from optimizer.errors import BuildError, ModelError
-from optimizer.export.calibration.hidden_states import cache_argument
+from optimizer.export.calibration.hidden_states import cache_argument, final_norm
 from optimizer.export.layers.fast_linear import Head, has_fast_bfloat16, quicken
 from optimizer.export.layers.rows_on_disk import HiddenRows
 from optimizer.export.layers.tensor_source import TensorSource
@@ -70,7 +70,9 @@ class LayeredModel:
         self._calls_of: dict[int, list[Call]] = {}
         self._has_head = False
         self._whole: Any = None
-        self._fill(self._decoder.norm, f"{self._prefix}.norm")
+        self._norm: Any = final_norm(self.skeleton)
+        self._norm_name = names[id(self._norm)]
+        self._fill(self._norm, self._norm_name)
         self._decoder.rotary_emb.to(self.device)
 
     @property
@@ -201,7 +203,7 @@ class LayeredModel:
     def normed(self, rows: Tensor) -> Tensor:
         """What the final norm gives of rows [T, D] after the last layer, on the CPU."""
         with torch.no_grad():
-            found: Tensor = self._decoder.norm(rows.to(self.device))
+            found: Tensor = self._norm(rows.to(self.device))
         return found.cpu()
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -240,7 +242,8 @@ class LayeredModel:
             whole = _skeleton(self.source)
             decoder = whole.get_decoder()
             decoder.layers = nn.ModuleList(layers)
-            decoder.norm, decoder.rotary_emb = self._decoder.norm, self._decoder.rotary_emb
+            whole.set_submodule(self._norm_name, self._norm)
+            decoder.rotary_emb = self._decoder.rotary_emb
             table = self.source.read(EMBEDDING_NAME).to(self.device, torch.float32)
             decoder.embed_tokens.weight = nn.Parameter(table, requires_grad=False)
             whole.set_submodule(self._head_name, self.skeleton.get_submodule(self._head_name))
@@ -266,9 +269,9 @@ class LayeredModel:
             return hidden_states
 
         with ExitStack() as put_back, torch.no_grad():
-            for module in (*self._decoder.layers, self._decoder.norm):
+            for module in (*self._decoder.layers, self._norm):
                 put_back.callback(module.__dict__.pop, "forward")
-                module.forward = noted if module is not self._decoder.norm else _unchanged
+                module.forward = noted if module is not self._norm else _unchanged
             self._decoder(inputs_embeds=rows.to(self.device), **{"use_cache": bool(extra), **extra})
         return entered[0], calls
 

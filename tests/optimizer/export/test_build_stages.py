@@ -157,4 +157,4 @@ def test_the_share_rises_to_one(source: ModelSource, tmp_path: Path) -> None:
     )
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
-    assert len(shares) > 20
+    assert len(shares) > 10
