@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from optimizer.artifacts.plan import Plan
     from optimizer.cost.link import LinkPoint
     from optimizer.export.sources.model_source import ModelSource
+    from optimizer.search.problem import Objective
 
 MODEL: Final = "smollm2-135m-instruct"
 DEMO_CALIBRATION_TOKENS: Final = 4096  # few, so that the demo is quick; build takes twice as many
@@ -74,7 +75,8 @@ def demo(
     (folder / "plan.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     _say_plan(screen, plan, room_bytes)
     if split is None:
-        _say_free_choice(screen, question_put.plan(range(source.geometry.num_layers + 1)), plan)
+        fastest = question_put.plan(range(source.geometry.num_layers + 1), "tbt")
+        _say_fastest(screen, fastest, plan)
 
     bundle = _built(source, plan, folder / "bundle", screen)
     del source
@@ -167,8 +169,8 @@ def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What the optimizer is asked: the least time between tokens over the link within the edge's
-    memory. The model's weights are on a 4-bit grid already."""
+    """What the optimizer is asked, within the edge's memory: the least work for the server, or the
+    least time between tokens. The model's weights are on a 4-bit grid already."""
 
     source: ModelSource
     edge: DeviceProfile
@@ -177,7 +179,7 @@ class _Question:
     link: str
     point: LinkPoint
 
-    def plan(self, splits: Sequence[int]) -> Plan:
+    def plan(self, splits: Sequence[int], objective: Objective = "cloud-cost") -> Plan:
         """The best of these splits. PlanError where none fits."""
         from optimizer.artifacts.plan import ModelRef
         from optimizer.artifacts.prediction import Limits, ProfilesUsed
@@ -195,6 +197,7 @@ class _Question:
             self.edge,
             self.cloud,
             limits=Limits(edge_memory_bytes=memory_bytes, prompt_tokens=DEMO_PROMPT_TOKENS),
+            objective=objective,
             max_tokens=min(MAX_TOKENS, geometry.context_length),
             front_bits=(4,),
             back_bits=(8,),
@@ -220,14 +223,15 @@ def _say_plan(screen: Console, plan: Plan, room_bytes: int) -> None:
     split, layers = plan.partition.split, plan.model.geometry.num_layers
     binding = f", bound by {' and '.join(plan.binding)}" if plan.binding else ""
     screen.print(
-        f"plan     {size_text(room_bytes)} for the model on the edge: layers 0-{split - 1} at "
+        f"plan     the least work for the server, with {size_text(room_bytes)} for the model on the "
+        f"edge: layers 0-{split - 1} at "
         f"{plan.partition.front_bits} bits there, {split}-{layers - 1} and the head at "
         f"{plan.partition.back_bits} bits in the cloud, KV {plan.kv_bits} bits, level "
         f"{plan.level}{binding}"
     )
 
 
-def _say_free_choice(screen: Console, free: Plan, plan: Plan) -> None:
+def _say_fastest(screen: Console, free: Plan, plan: Plan) -> None:
     """What the fastest plan would be, where that is no split."""
     layers = plan.model.geometry.num_layers
     if free.partition.split in range(1, layers):

@@ -26,7 +26,7 @@ def test_the_demo_plans_a_split_where_a_free_choice_would_be_none(bench: ModelBe
         "made up",
         SLOW,
     )
-    assert question.plan(range(layers + 1)).partition.split == layers  # the device holds it all
+    assert question.plan(range(layers + 1), "tbt").partition.split == layers  # the device has room
     plan = question.plan(range(1, layers))
     assert 0 < plan.partition.split < layers
     assert plan.predicted is not None
