@@ -223,8 +223,8 @@ def _say_plan(screen: Console, plan: Plan, room_bytes: int) -> None:
     split, layers = plan.partition.split, plan.model.geometry.num_layers
     binding = f", bound by {' and '.join(plan.binding)}" if plan.binding else ""
     screen.print(
-        f"plan     the least work for the server, with {size_text(room_bytes)} for the model on the "
-        f"edge: layers 0-{split - 1} at "
+        f"plan     the least work for the server, with {size_text(room_bytes)} for the model on "
+        f"the edge: layers 0-{split - 1} at "
         f"{plan.partition.front_bits} bits there, {split}-{layers - 1} and the head at "
         f"{plan.partition.back_bits} bits in the cloud, KV {plan.kv_bits} bits, level "
         f"{plan.level}{binding}"
