@@ -32,6 +32,7 @@ EXTRA_OF_PACKAGE: Final = {
     "prometheus_client": "cloud",
     "accelerate": "build",
     "onnx": "build",
+    "onnx_ir": "build",
     "optimum": "build",
     "gguf": "build",
     "huggingface_hub": "build",  # comes with transformers

@@ -26,7 +26,7 @@ PACKAGES_OF_SIDE = {
         "grpcio-reflection",
         "prometheus-client",
     ),
-    "build": ("onnx", "optimum", "gguf", "accelerate"),
+    "build": ("onnx", "onnx-ir", "optimum", "gguf", "accelerate"),
     "simulate": ("simpy", "matplotlib"),
 }
 BUILD_KERNEL = "slower without: install from source where there is a C compiler"
