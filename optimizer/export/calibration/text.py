@@ -5,8 +5,8 @@ format it knows, and cannot leak a test set. Self-generated calibration data: Wi
 arXiv:2410.17170. It takes a pass through all layers for each position, so only a model whose
 layers stay in memory writes its text.
 
-`shipped_text.txt`, for the others: the proceedings of the Library of Congress's Workshop on
-Electronic Texts (1992, in the public domain), alternating with pages and programs of this project.
+`shipped_text.txt`, for the others, is written for this project: prose, dialogue, data and other
+languages, and pages and programs of the project in turn.
 """
 
 from __future__ import annotations
