@@ -44,14 +44,16 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     """Mean, predictor, metric, rotation and sensitivity; num_blocks > 1: a rotation in blocks."""
     loudness = np.sqrt((states.hidden.astype(np.float64) ** 2).mean(axis=1))
     usual = loudness < _LOUD_ROW * np.median(loudness)
-    hidden = states.hidden[usual].astype(np.float64)
-    gradient = states.gradient[usual].astype(np.float64)
-    size = hidden.shape[1]
-    mean = hidden.mean(axis=0)
-    centred = hidden - mean
+    # Arrays of all rows are as large as a layer of the model: as few as can be live at a time.
+    centred = states.hidden[usual].astype(np.float64)
+    size = centred.shape[1]
+    mean = centred.mean(axis=0)
+    centred -= mean
     tau = _TAU_SIGMAS * np.sqrt((centred**2).mean(axis=0)) + 1e-6
 
+    gradient = states.gradient[usual].astype(np.float64)
     moment = gradient.T @ gradient / len(gradient)
+    del gradient
     trace = max(float(np.trace(moment)) / size, 1e-30)
     metric = (1 - _METRIC_SHRINKAGE) * moment / trace + _METRIC_SHRINKAGE * np.eye(size)
     root, root_inverse = _roots(metric)
@@ -72,6 +74,7 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     whitened = residual @ root
     order = np.arange(size) if num_blocks == 1 else _group_channels(whitened, num_blocks)
     forward, inverse = _block_rotations(whitened, root, root_inverse, order, num_blocks)
+    del whitened
     blank = np.ones(size, dtype=np.float32)
     model = SplitModel(
         mean=mean.astype(np.float32),
@@ -87,16 +90,17 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     )
     # dL = g dx = (g F^-T) dy, and F^-T is the rotation of a model with transposed inverse.
     transposed = replace(model, forward=np.ascontiguousarray(inverse.swapaxes(1, 2)))
-    error_weights = (transposed.rotate(gradient.astype(np.float32)).astype(np.float64) ** 2).sum(
-        axis=1
-    )
+    slopes = states.gradient[usual]
+    error_weights = (transposed.rotate(slopes).astype(np.float64) ** 2).sum(axis=1)
     curvature = max(float(error_weights.mean()) / size, 1e-30)
     error_weights /= size * curvature
 
     predictions = model.rotate(table.astype(np.float32))
     token_scale = np.maximum(np.abs(predictions).max(axis=0, initial=0), 1e-6) / 127
     components = model.rotate(residual.astype(np.float32))
+    del residual
     rotated = model.rotate(centred.astype(np.float32))
+    del centred
     sensitivity, crossed = fit_sensitivity(rotated, error_weights, half)
     step_index = np.empty(len(rotated), dtype=np.uint8)
     for side in (0, 1):
@@ -116,7 +120,7 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
         error_weights=error_weights,
         curvature=curvature,
         dense=states.hidden[usual],
-        slopes=states.gradient[usual],
+        slopes=slopes,
     )
 
 
