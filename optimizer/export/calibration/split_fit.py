@@ -51,11 +51,7 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     centred -= mean
     tau = _TAU_SIGMAS * np.sqrt((centred**2).mean(axis=0)) + 1e-6
 
-    gradient = states.gradient[usual].astype(np.float64)
-    moment = gradient.T @ gradient / len(gradient)
-    del gradient
-    trace = max(float(np.trace(moment)) / size, 1e-30)
-    metric = (1 - _METRIC_SHRINKAGE) * moment / trace + _METRIC_SHRINKAGE * np.eye(size)
+    metric = _loss_metric(states.gradient[usual])
     root, root_inverse = _roots(metric)
 
     at = np.searchsorted(states.listed_ids, states.token_ids[usual])
@@ -122,6 +118,15 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
         dense=states.hidden[usual],
         slopes=slopes,
     )
+
+
+def _loss_metric(gradient: F32) -> F64:
+    """Second moment of the gradients [N, D] at unit trace, shrunk towards the identity; [D, D]."""
+    rows = gradient.astype(np.float64)
+    size = rows.shape[1]
+    moment = rows.T @ rows / len(rows)
+    trace = max(float(np.trace(moment)) / size, 1e-30)
+    return np.asarray((1 - _METRIC_SHRINKAGE) * moment / trace + _METRIC_SHRINKAGE * np.eye(size))
 
 
 def _roots(metric: F64) -> tuple[F64, F64]:
