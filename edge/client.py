@@ -273,21 +273,27 @@ class EdgeClient:
 
     def _max_new_tokens(self, num_prompt_tokens: int, request: CompletionRequest) -> int:
         """How many tokens to generate. ContextLengthError when they neither fit nor may shift."""
+        policy = kv_policy(request.context)
         room = self.plan.max_tokens - num_prompt_tokens
-        if kv_policy(request.context).evicts:
-            return max(room, 1) if request.max_new_tokens is None else request.max_new_tokens
+        asked = request.max_new_tokens
+        if policy.evicts:
+            return max(room, 1) if asked is None else asked
+        limit, whose = self.plan.max_tokens, "the plan"
+        if policy.hands_over:
+            limit, whose = self.plan.model.geometry.context_length, "the model"
+            asked = max(room, 1) if asked is None else asked
+        room = limit - num_prompt_tokens
         if room < 1:
             raise ContextLengthError(
-                f"the prompt has {num_prompt_tokens} tokens; the plan allows "
-                f"{self.plan.max_tokens} for prompt and answer together"
+                f"the prompt has {num_prompt_tokens} tokens; {whose} allows "
+                f"{limit} for prompt and answer together"
             )
-        max_new_tokens = room if request.max_new_tokens is None else request.max_new_tokens
-        if max_new_tokens > room:
+        if asked is not None and asked > room:
             raise ContextLengthError(
-                f"prompt ({num_prompt_tokens}) and new tokens ({max_new_tokens}) exceed the plan's "
-                f"{self.plan.max_tokens} tokens: ask for at most {room} new ones"
+                f"prompt ({num_prompt_tokens}) and new tokens ({asked}) exceed {whose}'s "
+                f"{limit} tokens: ask for at most {room} new ones"
             )
-        return max_new_tokens
+        return room if asked is None else asked
 
 
 def checked_addresses(server: str | Sequence[str] | None) -> list[str]:

@@ -96,6 +96,7 @@ def decode_cloud(data: bytes) -> CloudMessage:
                 1,
                 MAX_FRAMES_IN_FLIGHT,
             ),
+            token_rows=_in_range("token_rows", opened.token_rows, 0, MAX_TOKENS),
         )
     if kind == "closed":
         return Closed(detail=plain_text(message.closed.detail))
@@ -151,6 +152,7 @@ def _open_from_proto(message: pb.Open) -> Open:
         prefix_hashes=_hashes(message.prefix_hashes),
         shareable_tokens=_in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
         prefix_salt=_salt(message.prefix_salt),
+        token_rows=_in_range("token_rows", message.token_rows, 0, MAX_TOKENS),
     )
 
 

@@ -56,6 +56,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     prefix_hashes=message.prefix_hashes,
                     shareable_tokens=message.shareable_tokens,
                     prefix_salt=message.prefix_salt,
+                    token_rows=message.token_rows,
                 )
             )
         )
@@ -109,6 +110,7 @@ def encode_cloud(message: CloudMessage) -> bytes:
                     max_frames_in_flight=_unless(
                         DEFAULT_FRAMES_IN_FLIGHT, message.max_frames_in_flight
                     ),
+                    token_rows=message.token_rows,
                 )
             )
         )

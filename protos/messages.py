@@ -21,7 +21,8 @@ class Open:
     stream that opens the same `session_id`, which is the session's secret. prefix_hashes: the
     chain (`protos.prefix`) after the first frame, the second, ... that the edge knows already.
     shareable_tokens: how many prompt tokens later sessions may share. prefix_salt: the device's
-    secret that its chains begin with; empty: it shares with all devices of its tenant.
+    secret that its chains begin with; empty: it shares with all devices of its tenant. token_rows:
+    how many first tokens may come in token frames.
     """
 
     session_id: str
@@ -35,6 +36,7 @@ class Open:
     prefix_hashes: tuple[bytes, ...] = ()
     shareable_tokens: int = 0
     prefix_salt: bytes = field(default=b"", repr=False)
+    token_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,8 @@ class Frame:
     """Hidden states of consecutive positions entering layer `split`.
 
     token_ids: [T] the input tokens of the rows; the last `num_drafts` of them are guesses.
-    hidden: a codec frame of float32 [T, D]. first_position: where it is below the number of
+    hidden: a codec frame of float32 [T, D]; empty: a token frame, whose rows the cloud computes
+    from the ids. first_position: where it is below the number of
     tokens that the cloud holds, the cloud first rolls its cache back to there. ahead: the edge
     sent the frame before it had the answer to the frame before. The first row is then a guess of
     the last token of that answer; if the guess is wrong, the cloud runs nothing.
@@ -55,6 +58,11 @@ class Frame:
     num_drafts: int = 0
     want_token: bool = True
     ahead: bool = False
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether it is a token frame: ids without hidden states."""
+        return not self.hidden
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +77,15 @@ class Opened:
     held_frames: how many of the first frames the cloud has already. They came on an earlier
     stream of this session, or in a session that began with the same frames.
     max_frames_in_flight: most frames that the cloud takes before it has answered the first of
-    them; a server of an older version does not say and takes 16.
+    them; a server of an older version does not say and takes 16. token_rows: how many first tokens
+    it takes in token frames; an older version takes none.
     """
 
     session_id: str
     max_frame_tokens: int
     held_frames: int = 0
     max_frames_in_flight: int = DEFAULT_FRAMES_IN_FLIGHT
+    token_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,12 +44,15 @@ _MAX_STACK_ERROR: Final = 2e-3  # relative
 class BatchEntry:
     """One session's rows: hidden states float32 [T, D] that enter layer `lease.split`.
 
-    Their positions begin at `lease.length`. The last `num_logits` of them need logits.
+    Their positions begin at `lease.length`. The last `num_logits` of them need logits. below: the
+    rows are the embedding's; they run through the layers below `lease.split` first, whose keys and
+    values this lease holds. None: they enter at the split.
     """
 
     lease: KvLease
     rows: Tensor
     num_logits: int
+    below: KvLease | None = None
 
 
 class BackEngine:
@@ -150,20 +153,41 @@ class BackEngine:
             entries.append(entry)
             positions.extend(range(entry.start, entry.stop))
             end = entry.end
-        step = PackedStep(entries)
-        rows = [batch[index].rows.to(self.model.device, self.model.dtype) for index in order]
-        rotary = self._rotary_of(positions)
-        if self._native is None:
-            hidden = self._run_layers(step, rows, rotary)
-        else:
-            hidden = self._run_native(self._native, step, rows, rotary)
-        for entry in entries:
-            entry.lease.length = entry.start + entry.num_rows
+        rows = [self._entering(batch[index]) for index in order]
+        hidden = self._run(entries, rows, positions, self.num_layers)
         size = torch.linalg.vector_norm(hidden, dtype=torch.float32)
         logits = self._logits(hidden, batch, order, entries)
         if not math.isfinite(size):
             _mark_overflow(hidden, entries)
         return logits
+
+    def _entering(self, entry: BatchEntry) -> Tensor:
+        """An entry's rows as they enter its split, [T, D]."""
+        rows = entry.rows.to(self.model.device, self.model.dtype)
+        below = entry.below
+        if below is None:
+            return rows
+        num_rows = rows.shape[0]
+        alone = StepEntry(below, start=below.length, begin=0, num_rows=num_rows)
+        return self._run([alone], [rows], range(alone.start, alone.stop), below.stop)
+
+    def _run(
+        self,
+        entries: Sequence[StepEntry],
+        rows: Sequence[Tensor],
+        positions: Sequence[int],
+        stop: int,
+    ) -> Tensor:
+        """Layers up to `stop` on each entry's rows; every lease grows. Returns [sum T, D]."""
+        step = PackedStep(entries)
+        rotary = self._rotary_of(positions)
+        if self._native is None:
+            hidden = self._run_layers(step, rows, rotary, stop)
+        else:
+            hidden = self._run_native(self._native, step, rows, rotary, stop)
+        for entry in entries:
+            entry.lease.length = entry.start + entry.num_rows
+        return hidden
 
     def _rotary_of(self, positions: Sequence[int]) -> _Rotary:
         rows = self._rotary.rows(
@@ -171,21 +195,23 @@ class BackEngine:
         )
         return {kind: (cos, sin, sign_sine(sin)) for kind, (cos, sin) in rows.items()}
 
-    def _run_layers(self, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary) -> Tensor:
-        """All layers, in torch. rows: each entry's, [T, D]; returns all of them, [sum T, D]."""
+    def _run_layers(
+        self, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary, stop: int
+    ) -> Tensor:
+        """Layers up to `stop`, in torch. rows: each entry's, [T, D]; returns all, [sum T, D]."""
         entries = step.entries
         attention = self._attention(step)
         attend = attention.over(())
         hidden = rows[0][:0]
         joined = 0
-        for layer in range(entries[0].lease.split, self.num_layers + 1):
+        for layer in range(entries[0].lease.split, stop + 1):
             first = joined
             while joined < len(entries) and entries[joined].lease.split == layer:
                 joined += 1
             if joined > first:
                 hidden = torch.cat([hidden, *rows[first:joined]])
                 attend = attention.over(entries[:joined])
-            if layer < self.num_layers:
+            if layer < stop:
                 cos, sin, signed = rotary[self._rotary.type_of_layer[layer]]
                 num_rows = hidden.shape[0]
                 fused = self._fused[layer - self.first_layer]
@@ -196,7 +222,12 @@ class BackEngine:
         return hidden
 
     def _run_native(
-        self, stack: NativeStack, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary
+        self,
+        stack: NativeStack,
+        step: PackedStep,
+        rows: Sequence[Tensor],
+        rotary: _Rotary,
+        stop: int,
     ) -> Tensor:
         """The same in the compiled kernel, which works on all rows in place."""
         hidden = torch.cat(list(rows))
@@ -204,8 +235,8 @@ class BackEngine:
         native_step = stack.begin(step, hidden, cos, signed)
         # How many rows are active when a layer begins; it changes where sessions join.
         joins = {entry.lease.split: entry.end for entry in step.entries}
-        starts = sorted(layer for layer in joins if layer < self.num_layers)
-        for begin, end in zip(starts, [*starts[1:], self.num_layers], strict=True):
+        starts = sorted(layer for layer in joins if layer < stop)
+        for begin, end in zip(starts, [*starts[1:], stop], strict=True):
             stack.run(native_step, range(begin, end), joins[begin])
         return hidden
 
@@ -222,7 +253,9 @@ class BackEngine:
         rows = [torch.randn(PROBE_ROWS, self.hidden_size)]
         rotary = self._rotary_of(range(PROBE_ROWS))
         with torch.inference_mode():
-            expected = self._run_layers(self._probe_step(), rows, rotary) if whole else rows[0]
+            expected = rows[0]
+            if whole:
+                expected = self._run_layers(self._probe_step(), rows, rotary, self.num_layers)
             for layer in self._fused:
                 if layer is not None:
                     layer.pack()
@@ -234,7 +267,7 @@ class BackEngine:
             if not whole:
                 return None
             stack = NativeStack(kernel, layers, self.first_layer)
-            got = self._run_native(stack, self._probe_step(), rows, rotary)
+            got = self._run_native(stack, self._probe_step(), rows, rotary, self.num_layers)
         error = float((got - expected).norm() / expected.norm())
         if not error < _MAX_STACK_ERROR:
             logger.warning("the compiled layers differ by %.1e, so torch runs them", error)

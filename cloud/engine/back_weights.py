@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cloud.attention.transformers_interface import ATTENTION_NAME
 from cloud.engine.int8_linear import int8_linear
 from cloud.engine.referenced_files import ReferencedFiles
-from cloud.engine.tensor_files import TensorFiles
+from cloud.engine.tensor_files import CODES_SUFFIX, SCALE_SUFFIX, TensorFiles
+from cloud.engine.token_embedding import TokenEmbedding
 from cloud.errors import WeightsError
 from hwprofiles.errors import ProfileError
 from hwprofiles.schema.strict_json import read_json
@@ -27,8 +28,6 @@ from optimizer.artifacts.weight_reference import REFERENCE_NAME
 from optimizer.errors import ModelError
 from optimizer.families import back_family
 
-CODES_SUFFIX: Final = ".int8"
-SCALE_SUFFIX: Final = ".scale"
 MAX_CONFIG_BYTES: Final = 1 << 20
 
 
@@ -37,7 +36,8 @@ class BackModel:
     """The loaded modules. `layers[i]` is layer `first_layer + i` of the model.
 
     `logits_divisor`: logits are divided by it (Granite). `final_softcap`: they become
-    cap * tanh(logits / cap) (Gemma 2).
+    cap * tanh(logits / cap) (Gemma 2). `embedding`: None where the back does not begin with layer
+    0, and in bundles of an older version.
     """
 
     config: Any
@@ -48,6 +48,7 @@ class BackModel:
     rotary: nn.Module
     logits_divisor: float | None
     final_softcap: float | None
+    embedding: TokenEmbedding | None
     dtype: torch.dtype
     device: torch.device
 
@@ -131,6 +132,13 @@ def load_back(
         rotary=type(decoder.rotary_emb)(model.config).to(device),
         logits_divisor=family.logits_divisor(config),
         final_softcap=family.logits_cap(config),
+        embedding=TokenEmbedding.of(
+            tensors,
+            is_tied=bool(config.tie_word_embeddings),
+            factor=family.embedding_factor(config),
+        )
+        if first_layer == 0
+        else None,
         dtype=dtype,
         device=torch.device(device),
     )

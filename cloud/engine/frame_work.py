@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -13,19 +13,23 @@ from cloud.kv.pool import KvLease
 from protos.messages import Frame, Result, Timings
 
 FloatRows: TypeAlias = npt.NDArray[np.float32]
+# Rows of the embedding for T token ids: float32 [T, D].
+TokenRows: TypeAlias = Callable[[Sequence[int]], FloatRows]
 
 
 @dataclass(slots=True, kw_only=True)
 class FrameWork:
     """A checked frame on its way through batches. rows: float32 [T, D]; `done` of them have run.
 
-    The last `num_logits` rows need logits and run in one batch.
+    The last `num_logits` rows need logits and run in one batch. below: where the keys and values of
+    the layers below the split lie, for rows that have to run through these layers first.
     """
 
     frame: Frame
     rows: FloatRows
     num_logits: int
     done: int = 0
+    below: KvLease | None = None
 
     @property
     def left(self) -> int:
@@ -39,6 +43,11 @@ class FrameSession(Protocol):
     @property
     def lease(self) -> KvLease:
         """Where its keys and values lie."""
+        ...
+
+    @property
+    def token_rows(self) -> int:
+        """How many first tokens may come in token frames."""
         ...
 
     @property

@@ -301,6 +301,7 @@ class EngineLoop:
             lease=share.key.session.lease,
             rows=torch.from_numpy(work.rows[work.done : work.done + share.num_rows]),
             num_logits=work.num_logits if is_last else 0,
+            below=work.below,
         )
 
     def _answer(

@@ -12,14 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cloud.engine.tensor_files import TensorFiles
+from cloud.engine.tensor_files import CODES_SUFFIX, SCALE_SUFFIX, TensorFiles
 from cloud.errors import WeightsError
 from optimizer.artifacts.weight_reference import WeightReference
 from optimizer.errors import BundleError
-from optimizer.export.back import stored_tensors
-from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
-
-_CODES, _SCALE = ".int8", ".scale"
+from optimizer.export.back import back_name, back_tensor_bits, stored_tensors
 
 
 class ReferencedFiles(TensorFiles):
@@ -38,20 +35,32 @@ class ReferencedFiles(TensorFiles):
         for name, (_, stored) in reference.tensors.items():
             if stored not in self._file_of:
                 raise WeightsError(f"{reference.folder}: the tensor {stored} is missing")
-            kept = HEAD_NAME if name == EMBEDDING_NAME else name
             matrix = len(self._file_of[stored].get_slice(stored).get_shape()) > 1
-            coded = matrix and reference.back_bits == 8
-            for suffix in (_CODES, _SCALE) if coded else ("",):
+            kept = back_name(name, reference.tensors)
+            coded = matrix and back_tensor_bits(kept, reference.back_bits) == 8
+            for suffix in (CODES_SUFFIX, SCALE_SUFFIX) if coded else ("",):
                 self._place[kept + suffix] = stored
         self._last: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._last:
             stored = self._place[name]
-            kept = name.removesuffix(_CODES).removesuffix(_SCALE)
             tensor = self._file_of[stored].get_tensor(stored)
-            self._last = dict(stored_tensors(kept, tensor, self._reference.back_bits))
+            self._last = dict(self._as_kept(name, tensor))
         return self._last.pop(name)
+
+    def row(self, name: str, index: int) -> Tensor:
+        """See TensorFiles. A row's code depends on that row alone."""
+        stored = self._place[name if name in self else name + CODES_SUFFIX]
+        row = self._file_of[stored].get_slice(stored)[index : index + 1]
+        made = dict(self._as_kept(name, row))
+        if name in made:
+            return made[name].float()
+        return made[name + CODES_SUFFIX].float() * made[name + SCALE_SUFFIX].float()[:, None]
+
+    def _as_kept(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        kept = name.removesuffix(CODES_SUFFIX).removesuffix(SCALE_SUFFIX)
+        return stored_tensors(kept, tensor, back_tensor_bits(kept, self._reference.back_bits))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from cloud.errors import WeightsError
+
+# A matrix at 8 bits is two tensors: NAME.int8 [out, in] and NAME.scale [out].
+CODES_SUFFIX: Final = ".int8"
+SCALE_SUFFIX: Final = ".scale"
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -55,6 +59,21 @@ class TensorFiles(Mapping[str, Tensor]):
                 f"{self._folder}: {name} has shape {tuple(tensor.shape)}, expected {shape}"
             )
         return tensor
+
+    def has_rows(self, name: str) -> bool:
+        """Whether `row` can read this matrix."""
+        return name in self or name + CODES_SUFFIX in self
+
+    def row(self, name: str, index: int) -> Tensor:
+        """Row `index` of a matrix, float32 [1, D], as the layers would see it."""
+        if name in self:
+            return self._slice(name, index).float()
+        codes, scale = name + CODES_SUFFIX, name + SCALE_SUFFIX
+        return self._slice(codes, index).float() * self._slice(scale, index).float()[:, None]
+
+    def _slice(self, name: str, index: int) -> Tensor:
+        part: Tensor = self._file_of[name].get_slice(name)[index : index + 1]
+        return part
 
     def has_float32_matrix(self) -> bool:
         """Whether a matrix is float32, which decides what the layers compute in on CUDA."""

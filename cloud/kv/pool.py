@@ -98,6 +98,7 @@ class KvLease:
         "overflowed",
         "pool",
         "split",
+        "stop",
     )
 
     def __init__(
@@ -106,12 +107,14 @@ class KvLease:
         segments: tuple[Segment, ...],
         *,
         split: int,
+        stop: int,
         max_tokens: int,
         num_shared: int,
     ) -> None:
         self.pool = pool
         self._segments: tuple[Segment, ...] | None = segments
         self.split = split
+        self.stop = stop
         self.max_tokens = max_tokens
         self.num_frozen = num_shared
         self.length = num_shared
@@ -127,8 +130,8 @@ class KvLease:
 
     @property
     def num_layers(self) -> int:
-        """Layers that the session has keys and values of, from `split` on."""
-        return self.pool.shape.num_layers - self.split
+        """Layers that it has keys and values of: from `split` to before `stop`."""
+        return self.stop - self.split
 
     def spans(self, begin: int, end: int) -> Iterator[ArenaSpan]:
         """Where positions [begin, end) are in the arena, in order."""
@@ -234,10 +237,11 @@ class KvPool:
         *,
         split: int,
         max_tokens: int,
+        stop: int | None = None,
         shared: SharedPrefix | None = None,
         shareable_tokens: int = 0,
     ) -> KvLease:
-        """Reserve `max_tokens` tokens of layers [split, num_layers).
+        """Reserve `max_tokens` tokens of layers [split, stop); stop: None: up to the last layer.
 
         shared: positions that are there already; their blocks are not reserved again.
         shareable_tokens: how many first positions others may come to share. They get extents of
@@ -248,10 +252,11 @@ class KvPool:
         num_shared = shared.num_tokens if shared else 0
         cut = max(num_shared, shareable_tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS)
         spans = [span for span in ((num_shared, cut), (cut, max_tokens)) if span[0] < span[1]]
-        layers = self.shape.num_layers - split
+        stop = self.shape.num_layers if stop is None else stop
+        layers = stop - split
         needed = layers * sum(num_blocks(end - begin) for begin, end in spans)
         if layers * num_blocks(max_tokens) > self.num_blocks:
-            num_bytes = self.shape.num_bytes(split=split, max_tokens=max_tokens)
+            num_bytes = layers * num_blocks(max_tokens) * self.shape.block_bytes
             raise BadOpenError(
                 f"{max_tokens} tokens need {num_bytes} bytes of KV cache; "
                 f"this server has {self.limit_bytes} for all sessions together"
@@ -273,12 +278,17 @@ class KvPool:
                 for run in runs:
                     extent = Extent(run)
                     extent.num_leases = 1
-                    stop = min(end, begin + extent.num_tokens)
-                    segments.append(Segment(extent, begin, stop))
-                    begin = stop
+                    filled = min(end, begin + extent.num_tokens)
+                    segments.append(Segment(extent, begin, filled))
+                    begin = filled
             self._num_leases += 1
         return KvLease(
-            self, tuple(segments), split=split, max_tokens=max_tokens, num_shared=num_shared
+            self,
+            tuple(segments),
+            split=split,
+            stop=stop,
+            max_tokens=max_tokens,
+            num_shared=num_shared,
         )
 
     def share(self, lease: KvLease, num_tokens: int) -> SharedPrefix:

@@ -57,6 +57,8 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
         hidden_size=engine.hidden_size,
         max_tokens=min(bundle.plan.max_tokens, engine.max_positions),
         ladders=load_ladders(bundle),
+        max_positions=engine.max_positions,
+        embedding=None if engine.model.embedding is None else engine.model.embedding.rows,
     )
     prefixes = PrefixCache()
     pool = _pool(config, engine, prefixes)

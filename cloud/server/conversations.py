@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from cloud.engine.frame_work import FrameSession
 from cloud.engine.loop import ActiveSession
 from cloud.errors import CloudError, ReplacedError
 from cloud.server.logs import event
@@ -150,6 +151,7 @@ class Conversations:
                     max_frame_tokens=self._admission.max_frame_tokens,
                     held_frames=held_frames,
                     max_frames_in_flight=self._max_frames_in_flight,
+                    token_rows=_granted_token_rows(on_stream.request, active.session),
                 )
             )
             reader = asyncio.create_task(stream.read_frames(active, self._model_thread))
@@ -234,6 +236,10 @@ class Conversations:
             seconds=round(self._clock() - stream.opened_s, 3),
             **fields,
         )
+
+
+def _granted_token_rows(request: Open, session: FrameSession) -> int:
+    return min(request.token_rows, session.token_rows)
 
 
 def _replace(older: _OnStream) -> None:

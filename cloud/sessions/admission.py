@@ -225,6 +225,7 @@ class Admission:
                 shared=None if beginning is None else beginning.blocks,
                 shareable_tokens=shareable_tokens,
             )
+        below = self._lease_below(request, beginning)
         self._lifecycle.apply(life, SessionEvent.ADMIT)
         session = ServerSession(
             request.session_id,
@@ -235,9 +236,30 @@ class Admission:
             max_frame_tokens=self._served.max_frame_tokens,
             beginning=beginning,
             keep=self._keep(tenant.name, lease, shareable_tokens),
+            embedding=self._served.embedding if request.token_rows else None,
+            below=below,
         )
         session.begin_chain(begin_chain(request))
         return Granted(life, session)
+
+    def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:
+        """Blocks of the layers below the split, for a prompt that comes in token frames.
+
+        None: the session takes no such frames. Either the server cannot, or it has no room now, or
+        the session begins with positions of which these layers hold nothing.
+        """
+        if not request.token_rows or not request.split or self._served.embedding is None:
+            return None
+        if beginning is not None:
+            return None
+        try:
+            return self._pool.lease(
+                split=0,
+                stop=request.split,
+                max_tokens=min(request.token_rows, request.max_tokens),
+            )
+        except CloudError:  # the edge sends rows instead
+            return None
 
     def _find(self, tenant: str, request: Open) -> Beginning | None:
         """The longest shared beginning that the request names. The pool's lock must be held."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from cloud.engine.frame_work import TokenRows
 from cloud.errors import BadOpenError, MismatchError
 from codec.ladder import Ladder
 from optimizer.artifacts.bundle import Bundle, tables_name
@@ -28,10 +29,17 @@ class ServedModel:
         hidden_size: int,
         max_tokens: int,
         ladders: Mapping[int, Ladder] | None = None,
+        embedding: TokenRows | None = None,
+        max_positions: int | None = None,
     ) -> None:
         """layers: those that the server holds; a session may enter at each of them. max_tokens:
-        most tokens of one session. ladders: the calibrated ladder of each split that has one."""
+        most tokens of one session. ladders: the calibrated ladder of each split that has one.
+        embedding: makes rows from token ids; None: this server takes no token frames.
+        max_positions: most tokens of a session at split 0 that comes as ids: no device's cache
+        limits it. None: max_tokens."""
         self.max_tokens = max_tokens
+        self.embedding = embedding
+        self._max_positions = max_positions or max_tokens
         self.vocab_size = plan.model.geometry.vocab_size
         self._model = plan.model
         self._layers = layers
@@ -77,8 +85,10 @@ class ServedModel:
                 f"split {request.split}: this server runs splits {self._layers.start} to "
                 f"{self._layers.stop - 1}"
             )
-        if request.max_tokens > self.max_tokens:
-            raise BadOpenError(f"{request.max_tokens} tokens: a session may have {self.max_tokens}")
+        as_ids = request.split == 0 and request.token_rows > 0 and self.embedding is not None
+        most = self._max_positions if as_ids else self.max_tokens
+        if request.max_tokens > most:
+            raise BadOpenError(f"{request.max_tokens} tokens: a session may have {most}")
 
     def ladder(self, request: Open) -> Ladder:
         """The split's calibrated ladder or the lossless one, by the digest that the edge names.

@@ -5,6 +5,10 @@ The session remembers results by sequence number. So a frame that comes again is
 never applied twice. A sequence number that skips one is an error, and so is a frame whose rows
 would leave a hole in the cache.
 
+A token frame brings ids without rows. Its rows are the embedding's, and they run through the layers
+below the split as well. Keys and values of those layers are kept while the prompt comes so, and
+freed with the first rows or the first token.
+
 An edge may send a frame ahead of the answer before it, on a guess of that answer's last token.
 Where the guess was wrong, the frame is answered without tokens and nothing runs.
 """
@@ -18,7 +22,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from cloud.engine.frame_work import FloatRows, FrameWork
+from cloud.engine.frame_work import FloatRows, FrameWork, TokenRows
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
 from cloud.kv.prefix_cache import Beginning
@@ -55,9 +59,13 @@ class ServerSession:
         max_frame_tokens: int,
         beginning: Beginning | None = None,
         keep: Keep | None = None,
+        embedding: TokenRows | None = None,
+        below: KvLease | None = None,
     ) -> None:
         """beginning: frames that ran in another session; `lease` must share its blocks. keep: told
-        of each further beginning that other sessions may share."""
+        of each further beginning that other sessions may share. embedding: makes the rows of token
+        frames; None: there are none. below: where keys and values of the layers below the split go
+        meanwhile; None at split 0."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
@@ -65,6 +73,8 @@ class ServerSession:
         self._sampling = sampling
         self._vocab_size = vocab_size
         self._max_frame_tokens = max_frame_tokens
+        self._embedding = embedding
+        self._below = below
         self._next_sequence = 0
         self._num_begun = 0  # first frames that ran in other sessions: there is no answer to them
         self._keep = keep
@@ -105,16 +115,7 @@ class ServerSession:
             self._remember(frame, result)
             return result
         self._check(frame)
-        try:
-            rows = self._ladder.decode(
-                frame.hidden,
-                num_rows=len(frame.token_ids),
-                token_ids=np.asarray(frame.token_ids, dtype=np.int64),
-            )
-        except FrameError as error:
-            raise BadFrameError(f"frame {frame.sequence}: {error}") from error
-        if not np.isfinite(rows).all():
-            raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
+        rows = self._embed(frame) if frame.is_tokens else self._decode(frame)
         self._next_sequence += 1
         if self._chain is not None:
             goes_on = frame.first_position == len(self.tokens) and not frame.want_token
@@ -122,10 +123,11 @@ class ServerSession:
         self.lease.rollback(frame.first_position)
         del self.tokens[frame.first_position :]
         self.tokens.extend(frame.token_ids)
-        # A decoder may hand out a read-only view of the frame, which torch does not take.
-        rows = np.require(rows, dtype=np.float32, requirements=["C", "W"])
         return FrameWork(
-            frame=frame, rows=rows, num_logits=frame.num_drafts + 1 if frame.want_token else 0
+            frame=frame,
+            rows=rows,
+            num_logits=frame.num_drafts + 1 if frame.want_token else 0,
+            below=self._below,
         )
 
     def finish(
@@ -165,6 +167,7 @@ class ServerSession:
             keep = first + len(tokens) - 1
             self.lease.rollback(keep)
             del self.tokens[keep:]
+            self._free_below()
         result = Result(
             sequence=frame.sequence,
             token_ids=tokens,
@@ -179,7 +182,52 @@ class ServerSession:
 
     def close(self) -> None:
         """Free its blocks; doing it again does nothing."""
+        self._free_below()
         self.lease.close()
+
+    @property
+    def token_rows(self) -> int:
+        """How many first tokens may come in token frames."""
+        if self._embedding is None:
+            return 0
+        if self.lease.split == 0:
+            return self.lease.max_tokens
+        return 0 if self._below is None else self._below.max_tokens
+
+    def _embed(self, frame: Frame) -> FloatRows:
+        """The rows of a token frame as they enter layer 0. Raises BadFrameError."""
+        end = frame.first_position + len(frame.token_ids)
+        if self._embedding is None or end > self.token_rows:
+            raise BadFrameError(
+                f"frame {frame.sequence} brings ids without rows up to position {end}; this "
+                f"session takes {self.token_rows} so"
+            )
+        if self._below is not None:
+            if frame.first_position > self._below.length:
+                raise BadFrameError(f"frame {frame.sequence} brings ids behind rows")
+            self._below.rollback(frame.first_position)
+        return self._embedding(frame.token_ids)
+
+    def _decode(self, frame: Frame) -> FloatRows:
+        """The rows of a frame that brings them. Raises BadFrameError."""
+        try:
+            rows = self._ladder.decode(
+                frame.hidden,
+                num_rows=len(frame.token_ids),
+                token_ids=np.asarray(frame.token_ids, dtype=np.int64),
+            )
+        except FrameError as error:
+            raise BadFrameError(f"frame {frame.sequence}: {error}") from error
+        if not np.isfinite(rows).all():
+            raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
+        self._free_below()
+        # A decoder may hand out a read-only view of the frame, which torch does not take.
+        return np.require(rows, dtype=np.float32, requirements=["C", "W"])
+
+    def _free_below(self) -> None:
+        if self._below is not None:
+            self._below.close()
+            self._below = None
 
     def _guess_was_right(self, frame: Frame) -> bool:
         """Whether the guess was right on which a frame was sent ahead.

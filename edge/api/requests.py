@@ -148,6 +148,7 @@ def _request(
             draft=_name(body, "draft", default.draft),
             deadline_tbt_s=_number(body, "deadline_tbt_s", default.deadline_tbt_s),
             context=default.context,
+            prefill=default.prefill,
         )
     except (ValueError, InputError) as error:  # both name the parameter
         raise ApiError(str(error)) from error

@@ -33,7 +33,7 @@ class ChunkSizer:
 
     def answered(self, step: AnsweredStep) -> str:
         """See StepWatcher: remembers how long a chunk kept each stage busy."""
-        if step.is_prefill:
+        if step.is_prefill and step.trace.hidden_bytes:
             self._answered.append(stage_times(step.trace, self._selector.seconds_per_byte))
         return ""
 

@@ -20,6 +20,7 @@ from edge.device.front import FrontEngine
 from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
 from edge.generation.context import ShiftingGeneration
+from edge.generation.handover import HandoverGeneration
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason, StopRule
 from edge.generation.token_source import NewToken, TokenSource
@@ -27,6 +28,7 @@ from edge.step_trace import StepTrace
 from edge.text_input import check_text
 from optimizer.errors import PolicyError
 from optimizer.policy.kv.registry import kv_policy
+from optimizer.policy.prefill_place import PREFILL_PLACES
 from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
@@ -49,7 +51,10 @@ class CompletionRequest:
     client then compresses harder when steps take longer, from the plan's level downwards. When
     nothing helps, the generation ends with `finish_reason` "deadline".
     context: a KV policy's name, what happens beyond the plan's tokens; see
-    `optimizer.policy.kv.registry`. draft: a drafter's name, see `edge.draft.registry`.
+    `optimizer.policy.kv.registry`. draft: a drafter's name, see `edge.draft.registry`. prefill:
+    where the prompt's rows for the cloud are computed (`optimizer.policy.prefill_place`). "cloud"
+    sends ids, "both" as many as seem best by what was measured so far, "edge" none. At split 0 the
+    server computes all rows where it can.
     Raises InputError for values that no generation can have.
     """
 
@@ -61,6 +66,7 @@ class CompletionRequest:
     deadline_tbt_s: float | None = None
     context: str = "refuse"
     draft: str = AUTO_DRAFT
+    prefill: str = "edge"
 
     def __post_init__(self) -> None:
         check_text(self.level, "level")
@@ -70,6 +76,8 @@ class CompletionRequest:
             kv_policy(self.context)
         except PolicyError as error:
             raise InputError(str(error)) from error
+        if self.prefill not in PREFILL_PLACES:
+            raise InputError(f"prefill {shown(self.prefill)}: one of {', '.join(PREFILL_PLACES)}")
         if self.deadline_tbt_s is not None:
             _check_deadline(self.deadline_tbt_s)
         if self.max_new_tokens is not None:
@@ -250,5 +258,6 @@ class CompletionRun:
             steps=tuple(self._steps),
             reconnects=generation.reconnects,
             shifts=generation.shifts if isinstance(generation, ShiftingGeneration) else 0,
+            moves=generation.moves if isinstance(generation, HandoverGeneration) else 0,
             total_s=total_s,
         )

@@ -37,6 +37,7 @@ class Connector:
 
     request: what to announce. transports: the addresses to try, the first one first. Every call
     after the first one means that a stream was lost. It begins at the address used last.
+    token_frames: ask for token frames, which a server may decline.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Connector:
         retry_policy: RetryPolicy,
         clock: Clock,
         rng: random.Random,
+        token_frames: bool = False,
     ) -> None:
         self._request = request
         self._transports = transports
         self._retry_policy = retry_policy
         self._clock = clock
         self._rng = rng
+        self._token_frames = token_frames
         self._attempts = ConnectAttempts()
         self._cancelled = False
 
@@ -131,7 +134,14 @@ class Connector:
             self._request,
             prefix_hashes=tuple(hashes),
             shareable_tokens=session.num_prompt_tokens,
+            token_rows=self._token_rows(session),
         )
+
+    def _token_rows(self, session: EdgeSession) -> int:
+        """How many first tokens to ask to be taken as ids: at split 0 all, else the prompt's."""
+        if not self._token_frames:
+            return 0
+        return self.max_tokens if self._request.split == 0 else session.num_prompt_tokens
 
     def _open(
         self,
@@ -177,6 +187,12 @@ class Connector:
             session.opened(answer.held_frames)
         except SessionError as error:
             raise PeerError(f"{address} broke the protocol: {error}") from error
+        if session.journal.token_rows_behind(answer.held_frames) > answer.token_rows:
+            raise BusyError(
+                f"{address} takes no token frames now, and this generation began with them",
+                retry_after_s=0.0,
+            )
+        session.granted(answer.token_rows)
 
 
 def _failure_of(error: TransportError) -> Failure:

@@ -22,9 +22,11 @@ from edge.generation.completion import AUTO_LEVEL, CompletionRequest
 from edge.generation.connector import Connector
 from edge.generation.context import ShiftingGeneration
 from edge.generation.drafting import DraftSelector
+from edge.generation.handover import HandoverGeneration
 from edge.generation.level_selector import LevelSelector
 from edge.generation.local import LocalGeneration
 from edge.generation.loop import RemoteGeneration
+from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
 from edge.generation.prefix_memory import PrefixMemory
 from edge.generation.token_source import TokenSource
 from edge.net.transport import Transport
@@ -65,11 +67,26 @@ class GenerationFactory:
         self._retry_policy = retry_policy
         self._clock = clock
         self._prefixes = PrefixMemory(share=share_prefixes)
+        self._prefill = PrefillPlanner(
+            split=plan.partition.split,
+            num_layers=plan.model.geometry.num_layers,
+            chunk_tokens=chunk_tokens,
+        )
 
     def check(self, request: CompletionRequest) -> None:
-        """InputError when this device has no such level or no such drafter."""
+        """InputError for a level, a drafter or a prefill place that is not to be had here."""
         self.levels(request.level)
         self._drafters.check(request.draft)
+        wanted = f"prefill {request.prefill}" if request.prefill != "edge" else ""
+        if kv_policy(request.context).hands_over:
+            wanted = f"context {request.context}"
+        if wanted and self._plan.edge_is_whole:
+            raise InputError(f"{wanted}: this plan has no server, the device holds every layer")
+        if wanted and self._plan.back_start > 0:
+            raise InputError(
+                f"{wanted}: the server holds only the layers from {self._plan.back_start} on; "
+                "build with --back-from 0"
+            )
 
     def levels(self, wanted: str) -> tuple[str, ...]:
         """The levels a generation may use, the first one to begin with. InputError for none."""
@@ -91,15 +108,23 @@ class GenerationFactory:
         num_prompt_tokens: int,
         max_new_tokens: int,
     ) -> TokenSource:
-        """The source of one answer's tokens. It shifts when the answer may outgrow the plan.
+        """The source of one answer's tokens. It shifts, or the server takes over, when the
+        answer may outgrow the plan.
 
         Every part after a shift gets a seed of its own: its positions start anew, and the
         sampler's random numbers depend on seed and position.
         """
         total = num_prompt_tokens + max_new_tokens
         policy = kv_policy(request.context)
-        if not policy.evicts or total <= self._plan.max_tokens:
+        if total <= self._plan.max_tokens or not (policy.evicts or policy.hands_over):
             return self.part(front, request, total)
+        if policy.hands_over:
+            return HandoverGeneration(
+                on_device=lambda max_tokens: self.part(front, request, max_tokens),
+                in_cloud=lambda max_tokens: self._in_cloud(front, request, max_tokens),
+                capacity=self._plan.max_tokens,
+                max_new_tokens=max_new_tokens,
+            )
 
         def part(index: int, max_tokens: int) -> TokenSource:
             sampling = replace(request.sampling, seed=(request.sampling.seed + index) % (1 << 64))
@@ -122,6 +147,7 @@ class GenerationFactory:
                 chunk_tokens=self._chunk_tokens,
                 clock=self._clock,
             )
+        prefill = self._prefill_choice(request.prefill)
         selector = LevelSelector(
             ladder=self._ladder,
             levels=self.levels(request.level),
@@ -136,6 +162,7 @@ class GenerationFactory:
                 retry_policy=self._retry_policy,
                 clock=self._clock,
                 rng=random.Random(),
+                token_frames=prefill is not None,
             ),
             chunks=ChunkSizer(
                 self._chunk_tokens, selector=selector, adaptive=self._adaptive_chunks
@@ -145,7 +172,46 @@ class GenerationFactory:
             drafting=self._drafting(request.draft),
             prefixes=self._prefixes,
             vocab_size=self._plan.model.geometry.vocab_size,
+            prefill=prefill,
         )
+
+    def _in_cloud(
+        self, front: FrontEngine, request: CompletionRequest, max_tokens: int
+    ) -> TokenSource:
+        """A generation at split 0: every token goes as an id, and the front computes nothing."""
+        ladder = Ladder.lossless(self._plan.model.geometry.hidden_size)
+        selector = LevelSelector(
+            ladder=ladder, levels=ladder.names, deadline_s=request.deadline_tbt_s
+        )
+        opening = replace(
+            self._announcement(request, max_tokens),
+            split=0,
+            codec_tables_sha256=ladder.tables_sha256,
+        )
+        return RemoteGeneration(
+            front=front,
+            selector=selector,
+            connector=Connector(
+                request=opening,
+                transports=self._transports,
+                retry_policy=self._retry_policy,
+                clock=self._clock,
+                rng=random.Random(),
+                token_frames=True,
+            ),
+            chunks=ChunkSizer(self._chunk_tokens, selector=selector),
+            retry_policy=self._retry_policy,
+            clock=self._clock,
+            vocab_size=self._plan.model.geometry.vocab_size,
+            prefill=PrefillChoice(self._prefill, "cloud", split=0),
+        )
+
+    def _prefill_choice(self, place: str) -> PrefillChoice | None:
+        """None: every frame brings rows."""
+        split = self._plan.partition.split
+        if self._plan.back_start > 0 or (place not in ("cloud", "both") and split > 0):
+            return None
+        return PrefillChoice(self._prefill, "both" if place == "both" else "cloud", split=split)
 
     def _drafting(self, name: str) -> DraftSelector | None:
         acceptance = Acceptance()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from edge.generation.step_observer import StepObserver
 from edge.generation.token_source import FrontSegment, compute_rows
 from edge.net.transport import Stream
 from optimizer.policy.retry import Clock
+
+AS_IDS: Final = "ids"  # the level of a token frame in traces
 
 
 class ComputedRows(NamedTuple):
@@ -64,6 +66,11 @@ class FrameSender:
             return self._drafted.prompt(rows)
         return compute_rows(self._front, rows)
 
+    def fill(self, rows: RowSpan) -> None:
+        """Compute rows of the prompt that the cloud got as ids: the front's cache needs them."""
+        hidden = self.compute(rows)
+        self._selector.weigh(hidden, np.asarray(rows.token_ids, dtype=np.int64))
+
     def compute_early(self, rows: RowSpan) -> None:
         """Compute `rows` before the session is open; `send` uses them if it gets the same."""
         started_s = self._clock.now()
@@ -74,6 +81,11 @@ class FrameSender:
         """Send one frame of known tokens."""
         started_s = self._clock.now()
         early, self._early = self._early, None
+        if rows.as_ids:
+            nothing = np.empty((len(rows.token_ids), 0), dtype=np.float32)
+            computed = ComputedRows(rows, nothing, 0.0)
+            self._dispatch(session, stream, computed, started_s, started_s)
+            return
         if early is not None and early.rows == rows:
             hidden, front_s = early.hidden, early.front_s
             computed_s = self._clock.now()
@@ -103,7 +115,7 @@ class FrameSender:
         """Encode, journal, wire."""
         rows, hidden, front_s = computed
         token_ids = np.asarray(rows.token_ids, dtype=np.int64)
-        payload = self._selector.encode(hidden, token_ids)
+        payload = b"" if rows.as_ids else self._selector.encode(hidden, token_ids)
         is_alone = not session.journal.undecided()
         frame = session.sent(rows, payload)
         sent_s = self._clock.now()
@@ -115,11 +127,12 @@ class FrameSender:
             front_s=front_s,
             encode_s=sent_s - computed_s,
             sent_s=sent_s,
-            level=self._selector.level_of(payload),
+            level=AS_IDS if rows.as_ids else self._selector.level_of(payload),
             hidden_bytes=len(payload),
             uplink_bytes=uplink_bytes,
             alone=is_alone,
             expected_tokens=expected_tokens,
         )
         self._observer.sent(frame.sequence, pending)
-        self._selector.weigh(hidden, token_ids)  # after sending: the first chunk is on its way
+        if not rows.as_ids:
+            self._selector.weigh(hidden, token_ids)  # after sending: the first chunk is on its way

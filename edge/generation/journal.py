@@ -42,6 +42,15 @@ class Journal:
         """Frames sent and not answered yet."""
         return len(self.frames) - self.num_answered
 
+    def token_rows_behind(self, num_held: int) -> int:
+        """Where the last token frame behind the first `num_held` frames ends; 0: none."""
+        ends = [
+            frame.first_position + len(frame.token_ids)
+            for frame in self.frames[num_held:]
+            if frame.is_tokens
+        ]
+        return max(ends, default=0)
+
     def is_void(self, sequence: int) -> bool:
         """Whether frame `sequence` was sent ahead on a guess that turned out wrong."""
         return sequence in self._void

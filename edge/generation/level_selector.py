@@ -99,7 +99,7 @@ class LevelSelector:
         """
         trace = step.trace
         if step.is_prefill:
-            if step.alone:  # the frame had the link to itself
+            if step.alone and trace.hidden_bytes:  # it had the link to itself, and filled it
                 self._link = observe(self._link, trace.uplink_bytes, trace.wire_s)
             return ""
         if self._controller is None or not step.token_ids:

@@ -33,6 +33,7 @@ from edge.generation.frame_sender import FrameSender
 from edge.generation.level_selector import LevelSelector
 from edge.generation.pending import ArrivedResult
 from edge.generation.phases import Phase
+from edge.generation.prefill_planner import PrefillChoice
 from edge.generation.prefix_memory import PrefixMemory
 from edge.generation.row_span import RowSpan
 from edge.generation.session import EdgeSession
@@ -49,7 +50,8 @@ class RemoteGeneration:
     front: with an empty cache. selector: encodes at the level it selects. connector: gives the
     streams. chunks: the sizes of the prompt's frames. drafting: guesses that go along with decode
     steps; None: plain decoding. prefixes: frames of earlier prompts; None: remember none.
-    vocab_size: of the model: a server's token beyond it is a PeerError. None: unknown.
+    vocab_size: of the model: a server's token beyond it is a PeerError. None: unknown. prefill:
+    which tokens go as ids; None: none.
     """
 
     def __init__(
@@ -64,8 +66,11 @@ class RemoteGeneration:
         drafting: DraftSelector | None = None,
         prefixes: PrefixMemory | None = None,
         vocab_size: int | None = None,
+        prefill: PrefillChoice | None = None,
     ) -> None:
         self.reconnects = 0
+        self._front = front
+        self._prefill = prefill
         self._terms = connector.answer_terms(vocab_size)
         self._selector = selector
         self._connector = connector
@@ -73,6 +78,8 @@ class RemoteGeneration:
         self._prefixes = prefixes or PrefixMemory(max_bytes=0)
         self._drafted: DraftedFrames | None = None
         watchers: list[StepWatcher] = [selector, chunks]
+        if prefill is not None:
+            watchers.append(prefill.watcher(selector))
         if drafting is not None:
             compute = partial(compute_rows, front)
             self._drafted = DraftedFrames(drafting, compute, max_tokens=connector.max_tokens)
@@ -105,10 +112,14 @@ class RemoteGeneration:
         self._observer.begin(on_step)
         try:
             # If the cloud may know the prompt's beginning, the first chunk is not known yet.
-            meanwhile = None if known else partial(self._compute_early, session)
+            # Nor are rows needed first where the prompt goes as ids.
+            is_early = not known and self._prefill is None
+            meanwhile = partial(self._compute_early, session) if is_early else None
             self._stream = self._connector.connect(
                 session, self._deadlines.connect_s, meanwhile=meanwhile
             )
+            if self._prefill is not None:
+                session.send_as_ids(self._prefill.num_ids(session.num_prompt_tokens))
             self._catch_up(session)
             while not self._cancelled:
                 yield from self._round(session, self._stream)
@@ -144,10 +155,29 @@ class RemoteGeneration:
         for frame in session.journal.frames:
             self._sender.compute(RowSpan(frame.first_position, frame.token_ids, 0, False))
 
+    def _fill(
+        self, session: EdgeSession, num_tokens: int, *, until_answer: Stream | None = None
+    ) -> None:
+        """Bring the front's cache up to the prompt's first `num_tokens`, which went as ids.
+
+        until_answer: stop early when this stream has an answer.
+        """
+        prefill = self._prefill
+        if prefill is None or not prefill.fills_front(with_drafts=self._drafted is not None):
+            return
+        while (at := self._front.num_tokens) < num_tokens:
+            if until_answer is not None and self._has_answer(session, until_answer):
+                return
+            stop = at + self._chunks.next_tokens(num_tokens - at)
+            started_s = self._sender.now_s()
+            self._sender.fill(RowSpan(at, tuple(session.tokens[at:stop]), 0, False))
+            prefill.computed(stop - at, self._sender.now_s() - started_s)
+
     def _round(self, session: EdgeSession, stream: Stream) -> list[NewToken]:
         """Send what can be sent and take one answer; replace a lost stream by a new one."""
         try:
             self._send_all(session, stream)
+            self._fill(session, session.num_prompt_tokens, until_answer=stream)
             return self._take(session, self._receive(session, stream))
         except (LostError, DeadlineError, ConnectError, BusyError) as error:
             if self._cancelled:
@@ -167,11 +197,15 @@ class RemoteGeneration:
                 while (received := stream.poll()) is not None:
                     self._take(session, received)
                 self._size_chunk(session)
+            if session.phase is Phase.READY:
+                self._fill(session, session.num_prompt_tokens)
             if session.phase is Phase.READY and self._drafted is not None:
                 self._send_drafted(session, stream, self._drafted)
                 return
             if (rows := session.next_rows()) is None:
                 return
+            if session.phase is Phase.PREFILLING and not rows.as_ids:
+                self._fill(session, rows.first_position)
             self._sender.send(session, stream, rows)
 
     def _send_drafted(self, session: EdgeSession, stream: Stream, drafted: DraftedFrames) -> None:

@@ -37,6 +37,7 @@ class Completion:
     reconnects: int
     total_s: float
     shifts: int = 0  # how often the context was cut, see edge.generation.context
+    moves: int = 0  # how often the split moved, see edge.generation.handover
 
     @property
     def ttft_s(self) -> float:
@@ -59,7 +60,8 @@ class Completion:
     @property
     def bits_per_element(self) -> float:
         """Bits of codec frames, headers and all, for each hidden-state element sent."""
-        num_elements = sum(step.num_rows for step in self.steps) * self.hidden_size
+        num_rows = sum(step.num_rows for step in self.steps if step.hidden_bytes)
+        num_elements = num_rows * self.hidden_size
         num_bytes = sum(step.hidden_bytes for step in self.steps)
         return 8 * num_bytes / num_elements if num_elements else 0.0
 
@@ -90,6 +92,7 @@ class Completion:
             "cloud_s": sum(step.cloud_s for step in self.steps),
             "reconnects": self.reconnects,
             "context_shifts": self.shifts,
+            "split_moves": self.moves,
             "peak_memory_bytes": peak_memory_bytes(),
             "level_counts": dict(Counter(step.level for step in self.steps)),
             "total_s": self.total_s,

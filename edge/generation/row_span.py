@@ -9,7 +9,8 @@ class RowSpan(NamedTuple):
     """Rows the front has to compute next: their input tokens and the first one's position.
 
     The last `num_drafts` tokens are guesses. `want_token`: the answer has to bring tokens.
-    `ahead`: the first token is a guess too, of what the outstanding answer ends with.
+    `ahead`: the first token is a guess too, of what the outstanding answer ends with. `as_ids`:
+    they travel in a token frame, and the cloud computes the rows.
     """
 
     first_position: int
@@ -17,3 +18,4 @@ class RowSpan(NamedTuple):
     num_drafts: int
     want_token: bool
     ahead: bool = False
+    as_ids: bool = False

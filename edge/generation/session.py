@@ -56,6 +56,8 @@ class EdgeSession:
         self.chunk_tokens = chunk_tokens
         self.max_frame_tokens = chunk_tokens  # the server's limit, once it has told
         self.max_frames_in_flight = DEFAULT_FRAMES_IN_FLIGHT  # likewise
+        self.token_rows = 0  # tokens before this position go as ids
+        self._granted_token_rows = 0  # the most that the server takes so
         self.journal = Journal(known)
         self._terms = terms or AnswerTerms()
         self._asked: deque[int] = deque()  # frames of this stream that wait for their answer
@@ -74,6 +76,11 @@ class EdgeSession:
     def num_new_tokens(self) -> int:
         """Tokens that the cloud has answered with."""
         return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def num_sent(self) -> int:
+        """Tokens that have been sent, refused drafts left out."""
+        return self._num_sent
 
     @property
     def num_prompt_left(self) -> int:
@@ -100,6 +107,15 @@ class EdgeSession:
             self.journal.keep_first(held_frames)
             self._num_sent = sum(len(frame.token_ids) for frame in self.journal.frames)
 
+    def granted(self, token_rows: int) -> None:
+        """So many first tokens the server takes in token frames."""
+        self._granted_token_rows = token_rows
+        self.token_rows = min(self.token_rows, token_rows)
+
+    def send_as_ids(self, num_tokens: int) -> None:
+        """Send the first `num_tokens` tokens in token frames, as far as the server takes them."""
+        self.token_rows = min(num_tokens, self._granted_token_rows)
+
     def lost(self) -> None:
         """The stream is gone; the journal stays."""
         if self._phase in RESUMING:
@@ -118,15 +134,20 @@ class EdgeSession:
         if self._phase is Phase.PREFILLING:
             return self.next_chunk()
         if self._phase is Phase.READY:
-            return RowSpan(self._num_sent, (self.tokens[-1], *drafts), len(drafts), True)
+            token_ids = (self.tokens[-1], *drafts)
+            as_ids = self._go_as_ids(self._num_sent, len(token_ids))
+            return RowSpan(self._num_sent, token_ids, len(drafts), True, as_ids=as_ids)
         return None
 
     def next_chunk(self) -> RowSpan:
         """The prompt's next rows, whether or not they may be sent yet."""
-        chunk_tokens = min(self.chunk_tokens, self.max_frame_tokens)
-        stop = min(self._num_sent + chunk_tokens, self.num_prompt_tokens)
+        as_ids = self._num_sent < self.token_rows
+        most = self.max_frame_tokens if as_ids else min(self.chunk_tokens, self.max_frame_tokens)
+        end = min(self.token_rows, self.num_prompt_tokens) if as_ids else self.num_prompt_tokens
+        stop = min(self._num_sent + most, end)
         chunk = tuple(self.tokens[self._num_sent : stop])
-        return RowSpan(self._num_sent, chunk, 0, stop == self.num_prompt_tokens)
+        is_last = stop == self.num_prompt_tokens
+        return RowSpan(self._num_sent, chunk, 0, is_last, as_ids=as_ids)
 
     def guesses(self) -> tuple[int, ...]:
         """What is assumed to follow `tokens`: the guesses sent, alternatives left out."""
@@ -146,7 +167,13 @@ class EdgeSession:
             possible, at = not taken, self._num_sent
         else:
             possible = len(self.tokens) <= at < min([self._num_sent, *(p + 1 for p in taken)])
-        return RowSpan(at, tuple(guesses), len(guesses) - 1, True, ahead=True) if possible else None
+        if not possible:
+            return None
+        as_ids = self._go_as_ids(at, len(guesses))
+        return RowSpan(at, tuple(guesses), len(guesses) - 1, True, ahead=True, as_ids=as_ids)
+
+    def _go_as_ids(self, first_position: int, count: int) -> bool:
+        return first_position + count <= self.token_rows
 
     def sent(self, rows: RowSpan, hidden: bytes) -> Frame:
         """Record the encoded rows in the journal; returns the frame to put on the wire."""

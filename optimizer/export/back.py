@@ -12,7 +12,7 @@ bfloat16. It has float32's range, which massive activations need, and most weigh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -50,17 +50,33 @@ def back_tensors(source: ModelSource, plan: Plan) -> Iterator[tuple[str, torch.T
 
     Raises ModelError for values that are not finite, before or after the conversion.
     """
-    bits = plan.partition.back_bits
-    for name in back_names(source, plan):
+    names = back_names(source, plan)
+    for name in names:
+        kept = back_name(name, names)
+        bits = back_tensor_bits(kept, plan.partition.back_bits)
         tensor = source.read(name, fits=stored_type(bits))
-        yield from stored_tensors(HEAD_NAME if name == EMBEDDING_NAME else name, tensor, bits)
+        yield from stored_tensors(kept, tensor, bits)
 
 
 def back_names(source: ModelSource, plan: Plan) -> list[str]:
-    """Names of the tensors of a back. The embedding's is there where it is the head."""
+    """Names of the tensors of a back.
+
+    The embedding's is there where it is the head, and where the back holds all layers: then the
+    server can compute a row from its token's id.
+    """
     names = source.tensor_names
     found = sorted(name for name in names if _belongs_to_back(name, plan.back_start))
-    return found if HEAD_NAME in names else [*found, EMBEDDING_NAME]
+    return found if HEAD_NAME in names and plan.back_start > 0 else [*found, EMBEDDING_NAME]
+
+
+def back_name(name: str, names: Container[str]) -> str:
+    """What a back calls the tensor `name`. names: all of its tensors, as the model has them."""
+    return HEAD_NAME if name == EMBEDDING_NAME and HEAD_NAME not in names else name
+
+
+def back_tensor_bits(kept: str, back_bits: int) -> int:
+    """Bits of the tensor that a back calls `kept`. An embedding is not rounded to 8."""
+    return max(back_bits, 16) if kept == EMBEDDING_NAME else back_bits
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -177,6 +177,13 @@ class ControlOptions:
         str,
         typer.Option(help="Guess ahead across the round trip: auto, off, ngram, head, or model."),
     ] = "auto"
+    prefill: Annotated[
+        str,
+        typer.Option(
+            help="Where the prompt's rows are computed: edge; cloud (the prompt goes up as token "
+            "ids); both (as many ids as seem fastest by what was measured)."
+        ),
+    ] = "edge"
     context: Annotated[
         str,
         typer.Option(
@@ -228,6 +235,7 @@ def completion_request(
             draft=control.draft,
             deadline_tbt_s=control.deadline_tbt,
             context=control.context,
+            prefill=control.prefill,
         )
     except (ValueError, InputError) as error:
         raise typer.BadParameter(str(error)) from error

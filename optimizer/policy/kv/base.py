@@ -14,7 +14,8 @@ class KvPolicy(Protocol):
     """One way to live with a cache of fixed size. Frozen, without state of its own.
 
     name: as requests and commands spell it. summary: what it does, in a few words of a help text.
-    evicts: whether a sequence may outgrow the cache at all.
+    evicts: whether tokens leave the cache when a sequence outgrows it. hands_over: whether the
+    server takes over all layers then. Where neither holds, a sequence may not outgrow the cache.
     """
 
     @property
@@ -23,6 +24,8 @@ class KvPolicy(Protocol):
     def summary(self) -> str: ...
     @property
     def evicts(self) -> bool: ...
+    @property
+    def hands_over(self) -> bool: ...
 
     def kept(self, num_tokens: int, capacity: int) -> Sequence[int]:
         """Positions that stay, rising, of a sequence of `num_tokens` in a cache of `capacity`.

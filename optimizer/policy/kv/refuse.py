@@ -13,6 +13,7 @@ class Refuse:
     name: str = "refuse"
     summary: str = "refuse"
     evicts: bool = False
+    hands_over: bool = False
 
     def kept(self, num_tokens: int, capacity: int) -> Sequence[int]:
         """See KvPolicy; the caller refuses before it comes to that."""

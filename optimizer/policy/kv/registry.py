@@ -8,10 +8,11 @@ from typing import Final
 
 from optimizer.errors import PolicyError
 from optimizer.policy.kv.base import KvPolicy
+from optimizer.policy.kv.handover import Handover
 from optimizer.policy.kv.refuse import Refuse
 from optimizer.policy.kv.shift import Shift
 
-_POLICIES: Final[tuple[KvPolicy, ...]] = (Refuse(), Shift())
+_POLICIES: Final[tuple[KvPolicy, ...]] = (Refuse(), Shift(), Handover())
 KV_POLICIES: Final[Mapping[str, KvPolicy]] = MappingProxyType(
     {policy.name: policy for policy in _POLICIES}
 )

@@ -19,6 +19,7 @@ class Shift:
     name: str = "shift"
     summary: str = "shift (forget the middle, go on)"
     evicts: bool = True
+    hands_over: bool = False
     max_sink_tokens: int = 64
     sink_share: int = 8
     kept_share: int = 2

@@ -236,3 +236,100 @@ def test_a_frame_that_fell_ends_the_beginning_that_others_may_share() -> None:
     assert isinstance(it.begin(replace(frame(1, 2, 9), ahead=True)), Result)
     run(it, frame(2, 2, 3, 4, want=False))
     assert kept == [1]
+
+
+# Token frames: ids without rows.
+
+DEEP = KvPool(KvShape(num_layers=4, num_kv_heads=1, head_dim=2), limit_bytes=1 << 20)
+
+
+def token_session(split: int, token_rows: int) -> ServerSession:
+    return ServerSession(
+        "s",
+        lease=DEEP.lease(split=split, max_tokens=40),
+        ladder=LADDER,
+        sampling=SamplingParams(),
+        vocab_size=VOCAB,
+        max_frame_tokens=16,
+        embedding=lambda ids: np.asarray([[i] * WIDTH for i in ids], dtype=np.float32),
+        below=DEEP.lease(split=0, stop=split, max_tokens=token_rows) if split else None,
+    )
+
+
+def tokens_only(sequence: int, first: int, *ids: int, want: bool = True, drafts: int = 0) -> Frame:
+    return replace(frame(sequence, first, *ids, want=want, drafts=drafts), hidden=b"")
+
+
+def begun(target: ServerSession, sent: Frame) -> FrameWork:
+    work = target.begin(sent)
+    assert isinstance(work, FrameWork)
+    return work
+
+
+def run_below(target: ServerSession, sent: Frame, *best: int) -> Result:
+    """What the engine does with a token frame: both caches grow."""
+    work = begun(target, sent)
+    if work.below is not None:
+        work.below.length += work.left
+    target.lease.length += work.left
+    return target.finish(work, logits_for(*best), Timings())
+
+
+def test_a_token_frame_enters_layer_0_with_the_embeddings_rows() -> None:
+    it = token_session(2, 16)
+    work = begun(it, tokens_only(0, 0, 5, 6, want=False))
+    assert work.rows[:, 0].tolist() == [5, 6]
+    assert work.below is not None
+    assert (work.below.split, work.below.stop, work.below.num_layers) == (0, 2, 2)
+    it.close()
+
+
+def test_the_layers_below_keep_nothing_once_the_prompt_is_there() -> None:
+    before = DEEP.used_blocks
+    it = token_session(2, 16)
+    run_below(it, tokens_only(0, 0, 1, 2, want=False))
+    assert it.token_rows == 16
+    run_below(it, tokens_only(1, 2, 3), 9)
+    assert it.token_rows == 0
+    assert DEEP.used_blocks == before + it.lease.num_layers * 3
+    it.close()
+    assert DEEP.used_blocks == before
+
+
+def test_rows_after_ids_end_what_may_come_as_ids() -> None:
+    it = token_session(2, 16)
+    run_below(it, tokens_only(0, 0, 1, 2, want=False))
+    run(it, frame(1, 2, 3, want=False))
+    with pytest.raises(BadFrameError, match="this session takes 0 so"):
+        it.begin(tokens_only(2, 3, 4))
+    it.close()
+
+
+def test_ids_beyond_what_was_granted_are_refused() -> None:
+    it = token_session(2, 4)
+    with pytest.raises(BadFrameError, match="up to position 5; this session takes 4 so"):
+        it.begin(tokens_only(0, 0, 1, 2, 3, 4, 5))
+    it.close()
+
+
+def test_ids_are_refused_where_nobody_asked_for_them() -> None:
+    with pytest.raises(BadFrameError, match="this session takes 0 so"):
+        session().begin(tokens_only(0, 0, 1))
+
+
+def test_a_token_frame_may_begin_lower_again() -> None:
+    it = token_session(2, 16)
+    run_below(it, tokens_only(0, 0, 1, 2, 3, want=False))
+    work = begun(it, tokens_only(1, 1, 7, 8, want=False))
+    assert work.below is not None
+    assert (work.below.length, it.lease.length, it.tokens) == (1, 1, [1, 7, 8])
+    it.close()
+
+
+def test_at_split_0_drafts_come_as_ids_too() -> None:
+    it = token_session(0, 40)
+    run_below(it, tokens_only(0, 0, 1, 2), 9)
+    result = run_below(it, tokens_only(1, 2, 9, 10, drafts=1), 10, 11)
+    assert result.token_ids == (10, 11)
+    assert it.token_rows == 40
+    it.close()
