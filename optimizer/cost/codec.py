@@ -40,6 +40,11 @@ class LevelCost:
         return replace(self, bits_per_element=self.prompt_bits_per_element)
 
 
+def as_ids(level: LevelCost) -> LevelCost:
+    """What a token frame costs in the level's place: ids alone, nothing to encode or decode."""
+    return LevelCost(name=level.name, bits_per_element=0.0)
+
+
 def level_on(
     level: LevelCost, *, edge: DeviceProfile, cloud: DeviceProfile, hidden_size: int
 ) -> LevelCost:

@@ -15,7 +15,7 @@ from typing import Final
 from codec.levels.base import LevelSpec
 from codec.levels.registry import EXTRA_LEVELS as EXTRA_SPECS
 from codec.levels.registry import LADDER_LEVELS, kind_of
-from optimizer.cost.codec import LevelCost
+from optimizer.cost.codec import LevelCost, as_ids
 from optimizer.cost.quality import QualityModel
 
 
@@ -41,8 +41,11 @@ EXTRA_LEVELS: Final = tuple(assumed_cost(level) for level in EXTRA_SPECS)
 def level_at(level: LevelCost, quality: QualityModel, split: int) -> LevelCost:
     """`level` with the bits certified for this split.
 
-    Where this split has no certificate, the dearer of its neighbours counts.
+    Where this split has no certificate, the dearer of its neighbours counts. At split 0 nothing is
+    encoded: frames bring token ids.
     """
+    if split == 0:
+        return as_ids(level)
     found = quality.level_certificates(split, level.name)
     if not found:
         return level

@@ -89,8 +89,8 @@ class QualityModel:
         return _log_rise(self.kv_pct[bits]) * split / self.num_layers
 
     def level_drop(self, split: int, level: str) -> float:
-        """log(1 + drop) of a codec level at `split`; 0 where nothing crosses the link."""
-        if level == LOSSLESS.name or split == self.num_layers:
+        """log(1 + drop) of a codec level at `split`; 0 where no hidden state crosses the link."""
+        if level == LOSSLESS.name or split in (0, self.num_layers):
             return 0.0
         found = self.level_certificates(split, level)
         if found:
@@ -129,7 +129,7 @@ class QualityModel:
                 guessed += 1
         guessed += bool(self.back_pct[back_bits]) and split < self.num_layers
         guessed += bool(self.kv_pct[kv_bits]) and split > 0
-        if level != LOSSLESS.name and split < self.num_layers:
+        if level != LOSSLESS.name and 0 < split < self.num_layers:
             exact = level in self.certificates.get(split, {})
             known, guessed = known + exact, guessed + (not exact)
         if not guessed:

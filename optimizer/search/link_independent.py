@@ -59,7 +59,9 @@ class LinkIndependent:
         out[self.whole, :, 1:] = False
         out[self.whole, :, :, :, 1:] = False
         out[self.whole, ..., 1:] = False
-        out[[split == 0 for split in space.splits], :, :, 1:] = False
+        at_0 = [split == 0 for split in space.splits]
+        out[at_0, :, :, 1:] = False
+        out[at_0, :, :, :, 1:] = False  # no cache, and no hidden state to compress
         for index, draft in enumerate(space.drafts):
             if draft.split is not None:
                 out[[split != draft.split for split in space.splits], ..., index] = False

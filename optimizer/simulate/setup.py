@@ -13,7 +13,7 @@ from hwprofiles.links.profile import LinkProfile
 from hwprofiles.profiles.catalog import load_device
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import Plan
-from optimizer.cost.codec import LevelCost
+from optimizer.cost.codec import LevelCost, as_ids
 from optimizer.cost.levels import EXTRA_LEVELS
 from optimizer.errors import ScenarioError
 from optimizer.simulate.links import link_profile
@@ -70,9 +70,10 @@ def load_setup(
         for name in group.link.mix
     }
     own = {level.name: level for level in scenario.levels}
-    setup = Setup(
-        scenario=scenario, plan=plan, devices=devices, links=links, levels={**levels, **own}
-    )
+    known = {**levels, **own}
+    if plan.partition.split == 0:  # frames bring token ids
+        known = {name: as_ids(level) for name, level in known.items()}
+    setup = Setup(scenario=scenario, plan=plan, devices=devices, links=links, levels=known)
     if plan.level not in setup.levels:
         raise ScenarioError(
             f"level '{plan.level}' has no costs here: known are {', '.join(sorted(setup.levels))}; "

@@ -44,13 +44,16 @@ class Drafters:
 def factory(
     *, level: str = "q2", edge_is_whole: bool = False, recover_s: float = 60.0, **changes: bool
 ) -> GenerationFactory:
-    model = SimpleNamespace(sha256=SHA, geometry=SimpleNamespace(hidden_size=4, vocab_size=50))
+    model = SimpleNamespace(
+        sha256=SHA, geometry=SimpleNamespace(hidden_size=4, vocab_size=50, num_layers=6)
+    )
     plan: Any = SimpleNamespace(
         level=level,
         edge_is_whole=edge_is_whole,
         max_tokens=MAX_TOKENS,
         model=model,
         partition=SimpleNamespace(split=3),
+        back_start=3,
     )
     drafters: Any = Drafters()
     return GenerationFactory(

@@ -125,7 +125,7 @@ class BruteForce:
         split = space.splits[cell.split]
         if split == self.problem.geometry.num_layers and (cell.back or cell.level or cell.draft):
             return False
-        if split == 0 and cell.kv:
+        if split == 0 and (cell.kv or cell.level):
             return False
         if space.drafts[cell.draft].split not in (None, split):
             return False
