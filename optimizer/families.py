@@ -33,7 +33,6 @@ RECURRENT: Final[tuple[str, ...]] = (
     "bamba",
     "falcon_h1",
     "falcon_mamba",
-    "granitemoehybrid",
     "jamba",
     "kimi_linear",
     "lfm2",
@@ -90,6 +89,27 @@ PARALLEL: Final = LayerNorms(before_mlp=None, parallel=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertTraits:
+    """How a family's layers choose among experts, and how a checkpoint holds these.
+
+    router: the module that scores experts. count: the config's field with their number.
+    interleaved: outputs of gate and up alternate, else the gate's come first. transposed: matrices
+    are inputs by outputs. always_normalized: the chosen experts' weights sum to 1 whatever the
+    config says. offset: added to the up projection. alpha, limit: fields of the config with the
+    gate's slope and the bound of both projections; empty: 1, and none.
+    """
+
+    router: str
+    count: str
+    interleaved: bool = False
+    transposed: bool = False
+    always_normalized: bool = False
+    offset: float = 0.0
+    alpha: str = ""
+    limit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFamily:
     """One family of decoder-only models and what its layers are made of.
 
@@ -103,7 +123,8 @@ class ModelFamily:
     together ("width"). final_norm: the last norm's name.
 
     attention: names of the matrices, three or one joined before the output's. mlp: names of the
-    matrices; gated: the first two are gate and up (or one joined), else one matrix goes up.
+    matrices, and mlp_module of what holds them; gated: the first two are gate and up (or one
+    joined), else one matrix goes up. inner_size: the config's field with the MLP's width.
 
     rotary_pairs: a rotation mixes channels (2 i, 2 i + 1), else (i, i + half). partial_rotary:
     positions may rotate only the first channels of a head. A config of another family may name such
@@ -114,6 +135,7 @@ class ModelFamily:
     may see the last tokens only. soft_caps: attention's scores go through a tanh.
     final_soft_cap: logits do. always_attention_bias: queries, keys and values have a bias that the
     config does not mention. sinks: each head has a score that belongs to no token (gpt-oss).
+    experts: layers may have several MLPs, of which a router chooses some for each token.
     """
 
     architecture: str
@@ -127,6 +149,8 @@ class ModelFamily:
     final_norm: str = "norm"
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    mlp_module: str = "mlp"
+    inner_size: str = "intermediate_size"
     gated: bool = True
     rotary_pairs: bool = False
     partial_rotary: bool = False
@@ -137,6 +161,7 @@ class ModelFamily:
     final_soft_cap: bool = False
     always_attention_bias: bool = False
     sinks: bool = False
+    experts: ExpertTraits | None = None
 
     @property
     def name(self) -> str:
@@ -192,6 +217,30 @@ FAMILIES: Final[tuple[ModelFamily, ...]] = (
         query_key_norms="head",
     ),
     ModelFamily(
+        architecture="Qwen3MoeForCausalLM",
+        model_type="qwen3_moe",
+        sliding_windows=True,
+        query_key_norms="head",
+        experts=ExpertTraits(router="gate", count="num_experts"),
+    ),
+    ModelFamily(
+        architecture="GptOssForCausalLM",
+        model_type="gpt_oss",
+        sliding_windows=True,
+        always_attention_bias=True,
+        sinks=True,
+        experts=ExpertTraits(
+            router="router",
+            count="num_local_experts",
+            interleaved=True,
+            transposed=True,
+            always_normalized=True,
+            offset=1.0,
+            alpha="swiglu_alpha",
+            limit="swiglu_limit",
+        ),
+    ),
+    ModelFamily(
         architecture="GemmaForCausalLM",
         model_type="gemma",
         scales_embedding=True,
@@ -227,6 +276,14 @@ FAMILIES: Final[tuple[ModelFamily, ...]] = (
     ),
     ModelFamily(architecture="SmolLM3ForCausalLM", model_type="smollm3", sliding_windows=True),
     ModelFamily(architecture="GraniteForCausalLM", model_type="granite", multipliers=True),
+    ModelFamily(
+        architecture="GraniteMoeHybridForCausalLM",
+        model_type="granitemoehybrid",
+        multipliers=True,
+        mlp=("input_linear", "output_linear"),
+        mlp_module="shared_mlp",
+        inner_size="shared_intermediate_size",
+    ),
     ModelFamily(
         architecture="Olmo2ForCausalLM",
         model_type="olmo2",
@@ -314,6 +371,7 @@ def back_family(config: Any) -> ModelFamily:
     Raises ModelError, naming what is supported, for any other.
     """
     family = family_of(config)
+    _check_is_dense_granite(config)
     if family is None or not family.on_back:
         types = ", ".join(known.model_type for known in FAMILIES if known.on_back)
         raise ModelError(
@@ -329,6 +387,7 @@ def front_family(config: Any) -> ModelFamily:
     Looks at the architecture, the position scaling and the size of a head. Raises ModelError,
     naming what is supported, for any other.
     """
+    _check_is_dense_granite(config)
     architecture = (config.architectures or [""])[0]
     family = next((known for known in FAMILIES if known.architecture == architecture), None)
     if family is None or not family.on_front:
@@ -388,6 +447,21 @@ def head_dim_of(config: Any) -> int:
     return int(
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
+
+
+def _check_is_dense_granite(config: Any) -> None:
+    """ModelError for a Granite 4 that is more than a decoder with one MLP a layer."""
+    if config.model_type != "granitemoehybrid":
+        return
+    if any(kind == "linear_attention" for kind in config.layers_block_type):
+        reason = "its layers keep a recurrent state, which sessions do not have"
+    elif config.num_local_experts:
+        reason = "it has experts beside a shared MLP"
+    elif config.position_embedding_type != "rope":
+        reason = "it has no rotary positions"
+    else:
+        return
+    raise ModelError(f"this Granite 4 is not supported ({reason}); its dense models are")
 
 
 def _why_not(config: Any) -> str:

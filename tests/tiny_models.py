@@ -81,6 +81,38 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi": {"hidden_size": 128},
     "nemotron": {"head_dim": 32, "hidden_size": 128, "initializer_range": 0.1},
     "olmo": {"clip_qkv": 1.5},
+    "granitemoehybrid": {
+        "layer_types": 4 * ["full_attention"],
+        "shared_intermediate_size": 96,
+        "num_local_experts": 0,
+        "position_embedding_type": "rope",
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.125,
+        "logits_scaling": 8.0,
+        "mamba_n_heads": 4,
+    },
+    "qwen3_moe": {
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [2],
+    },
+    "gpt_oss": {
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 12,
+        "layer_types": 2 * ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
 }
 
 FAMILY_OF: dict[str, ModelFamily] = {family.name: family for family in FAMILIES}

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cloud.attention.transformers_interface import ATTENTION_NAME
+from cloud.engine.int8_experts import Int8Experts, gated_by
 from cloud.engine.int8_linear import int8_linear
 from cloud.engine.referenced_files import ReferencedFiles
 from cloud.engine.tensor_files import CODES_SUFFIX, SCALE_SUFFIX, TensorFiles
@@ -26,6 +27,7 @@ from hwprofiles.schema.strict_json import read_json
 from optimizer.artifacts.geometry import MAX_LAYERS
 from optimizer.artifacts.weight_reference import REFERENCE_NAME
 from optimizer.errors import ModelError
+from optimizer.export.back import holds_transposed
 from optimizer.families import back_family
 
 MAX_CONFIG_BYTES: Final = 1 << 20
@@ -100,7 +102,12 @@ def load_back(
     if reference is None:
         tensors = TensorFiles(folder, weight_files, torch.device(device))
     else:
-        tensors = ReferencedFiles(reference, torch.device(device), verify=verify)
+        tensors = ReferencedFiles(
+            reference,
+            torch.device(device),
+            verify=verify,
+            transposed=holds_transposed(config),
+        )
     dtype = dtype or compute_dtype(
         torch.device(device).type, has_float32_matrices=tensors.has_float32_matrix()
     )
@@ -191,7 +198,14 @@ def _fill(module: nn.Module, prefix: str, tensors: TensorFiles, dtype: torch.dty
             bias = tensors.need(_join(prefix, name, "bias"), shape[:1]).float()
         parent, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(parent), attribute, int8_linear(codes, scale, bias, dtype))
+    for name, child in list(module.named_modules()):
+        if _join(prefix, name, "gate_up_proj") + CODES_SUFFIX in tensors:
+            parent, _, attribute = name.rpartition(".")
+            experts = _int8_experts(child, _join(prefix, name), tensors, dtype)
+            setattr(module.get_submodule(parent), attribute, experts)
     for name, parameter in list(module.named_parameters()):
+        if not parameter.is_meta:
+            continue
         tensor = tensors.need(_join(prefix, name), tuple(parameter.shape)).to(dtype)
         parent, _, attribute = name.rpartition(".")
         owner = module.get_submodule(parent)
@@ -200,6 +214,21 @@ def _fill(module: nn.Module, prefix: str, tensors: TensorFiles, dtype: torch.dty
     if leftover:
         raise WeightsError(f"{prefix}: buffers without a value: {', '.join(leftover)}")
     return module
+
+
+def _int8_experts(module: Any, prefix: str, tensors: TensorFiles, dtype: torch.dtype) -> nn.Module:
+    """A layer's experts from codes [E, N, K], scales [E, N] and biases [E, N]."""
+    layers: dict[str, list[nn.Module]] = {}
+    for part in ("gate_up_proj", "down_proj"):
+        full = f"{prefix}.{part}"
+        shape = tuple(getattr(module, part).shape)
+        codes = tensors.need_codes(full + CODES_SUFFIX, shape)
+        scale = tensors.need(full + SCALE_SUFFIX, tuple(codes.shape[:2])).float()
+        bias = [None] * len(codes)
+        if hasattr(module, f"{part}_bias"):
+            bias = list(tensors.need(f"{full}_bias", tuple(codes.shape[:2])).float())
+        layers[part] = [int8_linear(*one, dtype) for one in zip(codes, scale, bias, strict=True)]
+    return Int8Experts(gated_by(module), layers["gate_up_proj"], layers["down_proj"])
 
 
 def _join(*parts: str) -> str:

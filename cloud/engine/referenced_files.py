@@ -16,14 +16,20 @@ from cloud.engine.tensor_files import CODES_SUFFIX, SCALE_SUFFIX, TensorFiles
 from cloud.errors import WeightsError
 from optimizer.artifacts.weight_reference import WeightReference
 from optimizer.errors import BundleError
-from optimizer.export.back import back_name, back_tensor_bits, stored_tensors
+from optimizer.export.back import back_name, back_tensor_bits, is_coded, stored_tensors
 
 
 class ReferencedFiles(TensorFiles):
     """The tensors of a `WeightReference`, as a bundle with a copy of them would name them."""
 
-    def __init__(self, path: Path, device: torch.device, *, verify: bool) -> None:
-        """Checks the files, all of their bytes where `verify`. Raises WeightsError."""
+    def __init__(
+        self, path: Path, device: torch.device, *, verify: bool, transposed: bool = False
+    ) -> None:
+        """Checks the files, all of their bytes where `verify`. Raises WeightsError.
+
+        transposed: experts' matrices are inputs by outputs.
+        """
+        self._transposed = transposed
         try:
             self._reference = WeightReference.load(path)
             self._reference.check(verify=verify)
@@ -35,9 +41,10 @@ class ReferencedFiles(TensorFiles):
         for name, (_, stored) in reference.tensors.items():
             if stored not in self._file_of:
                 raise WeightsError(f"{reference.folder}: the tensor {stored} is missing")
-            matrix = len(self._file_of[stored].get_slice(stored).get_shape()) > 1
+            num_axes = len(self._file_of[stored].get_slice(stored).get_shape())
             kept = back_name(name, reference.tensors)
-            coded = matrix and back_tensor_bits(kept, reference.back_bits) == 8
+            bits = back_tensor_bits(kept, reference.back_bits)
+            coded = bits == 8 and is_coded(kept, num_axes)
             for suffix in (CODES_SUFFIX, SCALE_SUFFIX) if coded else ("",):
                 self._place[kept + suffix] = stored
         self._last: dict[str, Tensor] = {}
@@ -60,7 +67,8 @@ class ReferencedFiles(TensorFiles):
 
     def _as_kept(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         kept = name.removesuffix(CODES_SUFFIX).removesuffix(SCALE_SUFFIX)
-        return stored_tensors(kept, tensor, back_tensor_bits(kept, self._reference.back_bits))
+        bits = back_tensor_bits(kept, self._reference.back_bits)
+        return stored_tensors(kept, tensor, bits, transposed=self._transposed)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)

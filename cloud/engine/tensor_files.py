@@ -60,6 +60,19 @@ class TensorFiles(Mapping[str, Tensor]):
             )
         return tensor
 
+    def need_codes(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Codes int8 of experts' matrices [E, ., .], which may be stored transposed."""
+        if name not in self:
+            raise WeightsError(f"{self._folder}: the tensor {name} is missing")
+        codes = self[name]
+        if tuple(codes.shape) not in (shape, (shape[0], shape[2], shape[1])):
+            raise WeightsError(
+                f"{self._folder}: {name} has shape {tuple(codes.shape)}, expected {shape}"
+            )
+        if codes.dtype != torch.int8:
+            raise WeightsError(f"{self._folder}: {name} has dtype {codes.dtype}, expected int8")
+        return codes
+
     def has_rows(self, name: str) -> bool:
         """Whether `row` can read this matrix."""
         return name in self or name + CODES_SUFFIX in self

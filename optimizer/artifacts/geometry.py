@@ -30,7 +30,9 @@ class ModelGeometry:
     `hidden_size` is D, the width of the residual stream that the link carries. `num_kv_heads` is
     smaller than `num_heads` under grouped-query attention. `sliding_window` is the window in tokens
     of the layers that have one (None: every layer sees everything). `sliding_layers` lists those
-    layers; where it is empty and there is a window, all layers have it. Raises ModelError for
+    layers; where it is empty and there is a window, all layers have it. `gated_mlp`: an MLP has two
+    matrices that go up. `num_experts`: MLPs of a layer, each of `expert_size` channels, of which a
+    token goes through `experts_per_token`; 0: one MLP of `intermediate_size`. Raises ModelError for
     numbers that no model has.
     """
 
@@ -47,6 +49,10 @@ class ModelGeometry:
     attention_bias: bool = False
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
+    gated_mlp: bool = True
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
 
     def __post_init__(self) -> None:
         for name in (
@@ -62,6 +68,12 @@ class ModelGeometry:
             most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
             if not 1 <= getattr(self, name) <= most:
                 raise ModelError(f"model geometry: {name} must lie between 1 and {most}")
+        if not 0 <= self.experts_per_token <= self.num_experts <= MAX_SIZE:
+            raise ModelError(
+                f"model geometry: {self.experts_per_token} of {self.num_experts} experts a token"
+            )
+        if self.num_experts and not (self.experts_per_token and 1 <= self.expert_size <= MAX_SIZE):
+            raise ModelError("model geometry: experts without a size, or none for a token")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
                 f"model geometry: {self.num_heads} heads do not divide among "

@@ -25,8 +25,8 @@ from optimizer.cost.front_kernels import front_kernel
 from optimizer.cost.weights import (
     FP32_BYTES,
     embedding_bytes,
-    layer_matrices,
     layer_vector_bytes,
+    stored_layer_weights,
 )
 
 # A kernel that maps its file a page at a time maps up to 16 neighbours with it (fault-around).
@@ -128,7 +128,7 @@ def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:
     """
     geometry, split = plan.model.geometry, plan.partition.split
     kernel = front_kernel(plan.partition.front_bits)
-    per_layer = sum(matrix.num_weights for matrix in layer_matrices(geometry))
+    per_layer = stored_layer_weights(geometry)
     weights: float = split * layer_vector_bytes(geometry) + sum(
         count * per_layer * front_kernel(bits).resident_bytes_per_weight
         for bits, count in Counter(plan.layer_bits).items()

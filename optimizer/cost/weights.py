@@ -32,23 +32,44 @@ class Matrix(NamedTuple):
 
 
 def layer_matrices(geometry: ModelGeometry) -> tuple[Matrix, ...]:
-    """The matrices of one decoder layer as the front runs them: q, k and v packed into one."""
+    """The matrices of one decoder layer that a row goes through, as the front runs them.
+
+    q, k and v are packed into one. Of experts, those that a token is sent to: a step of few rows
+    reads few more. `stored_layer_weights` counts all of them.
+    """
     width, inner = geometry.hidden_size, geometry.intermediate_size
     heads = geometry.num_heads * geometry.head_dim
     packed = heads + 2 * geometry.num_kv_heads * geometry.head_dim
-    return (
-        Matrix("qkv", width, packed),
-        Matrix("o", heads, width),
-        Matrix("gate", width, inner),
-        Matrix("up", width, inner),
-        Matrix("down", inner, width),
-    )
+    attention = (Matrix("qkv", width, packed), Matrix("o", heads, width))
+    if not geometry.num_experts:
+        return (*attention, *_mlp(geometry, inner))
+    router = Matrix("router", width, geometry.num_experts)
+    chosen = _mlp(geometry, geometry.expert_size) * geometry.experts_per_token
+    return (*attention, router, *chosen)
+
+
+def stored_layer_weights(geometry: ModelGeometry) -> int:
+    """Weights in the matrices of one decoder layer, all experts counted."""
+    weights = sum(matrix.num_weights for matrix in layer_matrices(geometry))
+    resting = geometry.num_experts - geometry.experts_per_token
+    return weights + resting * sum(m.num_weights for m in _mlp(geometry, geometry.expert_size))
 
 
 def back_layer_matrices(geometry: ModelGeometry) -> tuple[Matrix, ...]:
-    """The matrices of one decoder layer as the server runs them: gate and up in one, too."""
-    qkv, o, gate, _, down = layer_matrices(geometry)
-    return (qkv, o, Matrix("gate_up", gate.inputs, 2 * gate.outputs), down)
+    """The matrices of `layer_matrices` as the server runs them: gate and up in one, too."""
+    joined: list[Matrix] = []
+    for matrix in layer_matrices(geometry):
+        if matrix.name == "gate":
+            joined.append(Matrix("gate_up", matrix.inputs, 2 * matrix.outputs))
+        elif matrix.name != "up" or not geometry.gated_mlp:
+            joined.append(matrix)
+    return tuple(joined)
+
+
+def _mlp(geometry: ModelGeometry, inner: int) -> tuple[Matrix, ...]:
+    width = geometry.hidden_size
+    gate = (Matrix("gate", width, inner),) if geometry.gated_mlp else ()
+    return (*gate, Matrix("up", width, inner), Matrix("down", inner, width))
 
 
 def head_matrix(geometry: ModelGeometry) -> Matrix:
@@ -65,7 +86,7 @@ def layer_vector_bytes(geometry: ModelGeometry) -> int:
 
 def front_layer_bytes(geometry: ModelGeometry, bits: int) -> float:
     """B_w of one front layer at `bits`."""
-    matrices = sum(matrix.num_weights for matrix in layer_matrices(geometry))
+    matrices = stored_layer_weights(geometry)
     return front_kernel(bits).stored_bytes(matrices) + layer_vector_bytes(geometry)
 
 
@@ -84,6 +105,10 @@ def back_weight_bytes(geometry: ModelGeometry, back_start: int, bits: int) -> fl
     """All that the cloud's files hold: layers [back_start, L), the final norm, the head, every
     matrix at `bits`."""
     layer = sum(back_matrix_bytes(matrix, bits) for matrix in layer_matrices(geometry))
+    resting = geometry.num_experts - geometry.experts_per_token
+    layer += resting * sum(
+        back_matrix_bytes(matrix, bits) for matrix in _mlp(geometry, geometry.expert_size)
+    )
     layer += layer_vector_bytes(geometry)
     head = back_matrix_bytes(head_matrix(geometry), bits)
     return (geometry.num_layers - back_start) * layer + head + FP32_BYTES * geometry.hidden_size

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from optimizer.artifacts.plan import Plan
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME, layer_of
+from optimizer.families import family_of
 
 SHARD_BYTES: Final = 512 << 20
 _ROUNDED_AT_ONCE: Final = 8 << 20  # values: a head of a large vocabulary has half a billion
@@ -29,10 +30,7 @@ _ROUNDED_AT_ONCE: Final = 8 << 20  # values: a head of a large vocabulary has ha
 
 def write_back(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
     """Write the back of `plan` into `cloud_dir`, with one shard in memory at a time."""
-    config = source.config.to_dict()
-    (cloud_dir / "config.json").write_text(
-        json.dumps(config, indent=1, default=str) + "\n", encoding="utf-8"
-    )
+    write_config(source.config, cloud_dir)
     shard: dict[str, torch.Tensor] = {}
     num_shards = 0
     for name, tensor in back_tensors(source, plan):
@@ -45,6 +43,22 @@ def write_back(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
     save_file(shard, _shard_path(cloud_dir, num_shards + 1))
 
 
+def write_config(config: Any, cloud_dir: Path) -> None:
+    """Write `config.json`. Values that JSON has no number for (a default of infinity, which
+    transformers has by itself) are left out."""
+    values = {name: value for name, value in config.to_dict().items() if _is_json(value)}
+    text = json.dumps(values, indent=1, default=str)
+    (cloud_dir / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, default=str, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
 def back_tensors(source: ModelSource, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and tensors of the back at `back_bits`, read and converted one at a time.
 
@@ -55,7 +69,13 @@ def back_tensors(source: ModelSource, plan: Plan) -> Iterator[tuple[str, torch.T
         kept = back_name(name, names)
         bits = back_tensor_bits(kept, plan.partition.back_bits)
         tensor = source.read(name, fits=stored_type(bits))
-        yield from stored_tensors(kept, tensor, bits)
+        yield from stored_tensors(kept, tensor, bits, transposed=holds_transposed(source.config))
+
+
+def holds_transposed(config: Any) -> bool:
+    """Whether a model of this config holds its experts' matrices as inputs by outputs."""
+    family = family_of(config)
+    return family is not None and family.experts is not None and family.experts.transposed
 
 
 def back_names(source: ModelSource, plan: Plan) -> list[str]:
@@ -109,17 +129,26 @@ def stored_type(bits: int) -> torch.dtype:
 
 
 def stored_tensors(
-    name: str, tensor: torch.Tensor, bits: int
+    name: str, tensor: torch.Tensor, bits: int, *, transposed: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor as a back holds it: itself in another type, or codes and scales of its rows."""
+    """A tensor as a back holds it: itself in another type, or codes and scales of its rows.
+
+    transposed: experts' matrices [E, K, N] are inputs by outputs; their codes are [E, N, K].
+    """
     if tensor.ndim < 2 or bits == 32:
         yield name, tensor.to(torch.float32).contiguous()
-    elif bits == 16:
+    elif bits == 16 or not is_coded(name, tensor.ndim):
         yield name, tensor.to(torch.bfloat16).contiguous()
     else:
-        codes, scale = quantize_rows(tensor)
-        yield f"{name}.int8", codes
-        yield f"{name}.scale", scale
+        rows = tensor.transpose(1, 2) if tensor.ndim == 3 and transposed else tensor
+        codes, scale = quantize_rows(rows.reshape(-1, rows.shape[-1]))
+        yield f"{name}.int8", codes.view(rows.shape)
+        yield f"{name}.scale", scale.view(rows.shape[:-1])
+
+
+def is_coded(name: str, num_axes: int) -> bool:
+    """Whether a back of 8 bits holds this tensor as codes: matrices but those that route."""
+    return num_axes > 1 and not name.endswith(("bias", ".mlp.gate.weight", ".mlp.router.weight"))
 
 
 def _shard_path(cloud_dir: Path, number: int) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +11,7 @@ from safetensors import safe_open
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.weight_reference import REFERENCE_NAME, ReferencedFile, WeightReference
 from optimizer.errors import BuildError
-from optimizer.export.back import back_names, stored_type
+from optimizer.export.back import back_names, stored_type, write_config
 from optimizer.export.sources.model_source import ModelSource
 
 _PLAIN: Final = ("F32", "F16", "BF16")
@@ -36,9 +35,7 @@ def write_reference(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
         stored = source.stored(name)
         if stored.file.suffix != ".safetensors" or stored.dtype not in _PLAIN:
             raise NotReferableError(f"{stored.origin} ({stored.dtype}) cannot be read in place")
-    (cloud_dir / "config.json").write_text(
-        json.dumps(source.config.to_dict(), indent=1, default=str) + "\n", encoding="utf-8"
-    )
+    write_config(source.config, cloud_dir)
     tensors: dict[str, tuple[str, str]] = {}
     paths: dict[str, Path] = {}
     for name in back_names(source, plan):

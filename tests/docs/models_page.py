@@ -26,6 +26,9 @@ A build also compares each layer of the device's graph with transformers' layer,
 own weights in float32. It refuses a model of which a layer departs by more than 0.001 of a row, and
 writes the errors to `front_check.json`, beside the front.
 
+InternLM2 is read as the Llama that it is. Experts at 4 and 8 bits need ONNX Runtime's `QMoE` on the
+device; a gpt-oss in MXFP4 is unpacked as it is read.
+
 ## Families
 """
 REFUSED = """
@@ -33,7 +36,7 @@ REFUSED = """
 
 - Models with a recurrent state (Qwen3.5, LFM2, Granite's hybrids, Mamba and others): a session
   keeps keys and values only.
-- Mixtures of experts (Qwen3 MoE, gpt-oss, Mixtral).
+- Mixtures of experts of other families (Mixtral, DeepSeek V3, Granite's with experts).
 - Models that look ahead, and Phi with `qk_layernorm`.
 - Contexts beyond the length at which dynamic NTK or LongRoPE changes its frequencies.
 """
@@ -87,6 +90,8 @@ def _traits(family: ModelFamily) -> str:
         "rotation of neighbouring channels": family.rotary_pairs,
         "a scaled embedding": family.scales_embedding,
         "multipliers": family.multipliers,
+        "experts": family.experts is not None,
+        "scores that belong to no token": family.sinks,
     }
     found = ", ".join(name for name, has in traits.items() if has)
     return found or "Llama's layers"

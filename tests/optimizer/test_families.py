@@ -64,7 +64,11 @@ def test_what_is_special_of_a_family_is_so_in_transformers_layers(family: ModelF
     assert {
         name for name, _ in attention.named_children() if "proj" in name or name == "dense"
     } == (set(family.attention))
-    assert set(family.mlp) <= {name for name, _ in layer.mlp.named_children()}
+    parts = {name for name, _ in getattr(layer, family.mlp_module).named_children()}
+    if family.experts is None:
+        assert set(family.mlp) <= parts
+    else:
+        assert parts == {family.experts.router, "experts"}
     assert hasattr(attention, "q_norm") == (family.query_key_norms is not None)
     if family.query_key_norms is not None:
         width = config.num_attention_heads * attention.head_dim

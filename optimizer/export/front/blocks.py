@@ -78,6 +78,11 @@ class Graph:
         self._weights[tensor.name] = tensor
         return tensor.name
 
+    def make_overridable(self, name: str) -> None:
+        """Declare a weight as an input whose default it is: no session packs or folds it."""
+        tensor = self._weights[name]
+        self.input(name, tensor.data_type, list(tensor.dims))
+
     def constant(self, value: float | Sequence[int], name: str) -> str:
         """A float32 number, or int64 numbers [n]."""
         kind: type[Any] = np.float32 if isinstance(value, float) else np.int64

@@ -40,6 +40,23 @@ class LayerForm:
     scale: float
     window: int | None
     rotary: str | None
+    has_experts: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertForm:
+    """A model's experts: how many there are and how many a token gets.
+
+    normalized: their weights sum to 1. A gated unit is gate * sigmoid(alpha * gate) *
+    (up + offset), with both projections within `limit`.
+    """
+
+    count: int
+    chosen: int
+    normalized: bool
+    alpha: float
+    offset: float
+    limit: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +84,7 @@ class DecoderForm:
     logits_divisor: float | None
     logits_cap: float | None
     rotary: RotaryModule
+    experts: ExpertForm | None
     layers: tuple[LayerForm, ...]
 
 
@@ -93,7 +111,7 @@ def decoder_form(config: Any, geometry: ModelGeometry, skeleton: Any) -> Decoder
         num_heads=geometry.num_heads,
         num_kv_heads=geometry.num_kv_heads,
         layout=layout,
-        activation=_activation(first.mlp, family),
+        activation=_activation(_dense_mlp(decoder.layers, family), family),
         norm_eps=_eps(getattr(decoder, family.final_norm)),
         query_eps=_eps(first.self_attn.q_norm) if family.query_key_norms else 0.0,
         score_cap=family.score_cap(config) or 0.0,
@@ -103,6 +121,7 @@ def decoder_form(config: Any, geometry: ModelGeometry, skeleton: Any) -> Decoder
         logits_divisor=family.logits_divisor(config),
         logits_cap=family.logits_cap(config),
         rotary=rotary,
+        experts=_expert_form(config, family, decoder.layers),
         layers=tuple(
             _layer_form(index, layer, geometry, rotary)
             for index, layer in enumerate(decoder.layers)
@@ -123,6 +142,34 @@ def _layer_form(index: int, layer: Any, geometry: ModelGeometry, rotary: RotaryM
         scale=float(attention.scaling),
         window=window,
         rotary=rotary.kind_of(index) if _rotates(attention) else None,
+        has_experts=hasattr(getattr(layer, "mlp", None), "experts"),
+    )
+
+
+def _dense_mlp(layers: Any, family: ModelFamily) -> Any:
+    """The MLP of the first layer that has one, else the experts of the first layer."""
+    found = [getattr(layer, family.mlp_module) for layer in layers]
+    dense = (mlp for mlp in found if not hasattr(mlp, "experts"))
+    return next(dense, None) or found[0].experts
+
+
+def _expert_form(config: Any, family: ModelFamily, layers: Any) -> ExpertForm | None:
+    traits = family.experts
+    if traits is None:
+        return None
+    found = (layer.mlp.experts for layer in layers if hasattr(layer.mlp, "experts"))
+    experts = next(found, None)
+    if experts is not None and hasattr(experts, "act_fn"):
+        kind = ACTIVATIONS.get(type(experts.act_fn).__name__)
+        if kind != "silu":
+            raise ModelError(f"{family.architecture} with experts of {kind} is not supported")
+    return ExpertForm(
+        count=int(getattr(config, traits.count)),
+        chosen=int(config.num_experts_per_tok),
+        normalized=traits.always_normalized or bool(getattr(config, "norm_topk_prob", False)),
+        alpha=float(getattr(config, traits.alpha)) if traits.alpha else 1.0,
+        offset=traits.offset,
+        limit=float(getattr(config, traits.limit)) if traits.limit else None,
     )
 
 
@@ -141,8 +188,14 @@ def _rotates(attention: Any) -> bool:
 
 
 def _activation(mlp: nn.Module, family: ModelFamily) -> str:
+    if family.experts is not None and family.experts.alpha:
+        return "silu"  # written into the experts' module
     module = next(
-        (part for name, part in mlp.named_children() if name in ("act_fn", "activation_fn", "act")),
+        (
+            part
+            for name, part in mlp.named_children()
+            if name in ("act_fn", "activation_fn", "act", "activation")
+        ),
         None,
     )
     kind = ACTIVATIONS.get(type(module).__name__)

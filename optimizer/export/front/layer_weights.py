@@ -7,10 +7,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from optimizer.errors import ModelError
 from optimizer.export.front.blocks import Norm
 from optimizer.export.front.layer_form import DecoderForm
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
+from optimizer.families import ExpertTraits
 
 F32 = npt.NDArray[np.float32]
 
@@ -28,6 +30,7 @@ class LayerWeights:
         self._form = form
         self._fits = fits
         self._prefix = f"{form.prefix}.layers.{layer}"
+        self._mlp = form.family.mlp_module
 
     def qkv(self) -> Tensor:
         """Queries, keys and values in one."""
@@ -55,32 +58,77 @@ class LayerWeights:
         """The matrices that go up, by the part's name in the graph."""
         names = self._form.family.mlp[:-1]
         if not self._form.family.gated:
-            return {"up_proj": self._read(f"mlp.{names[0]}.weight")}
+            return {"up_proj": self._read(f"{self._mlp}.{names[0]}.weight")}
         if len(names) == 2:
-            gate, up = (self._read(f"mlp.{name}.weight") for name in names)
+            gate, up = (self._read(f"{self._mlp}.{name}.weight") for name in names)
         else:
-            gate, up = self._read(f"mlp.{names[0]}.weight").chunk(2)
+            gate, up = self._read(f"{self._mlp}.{names[0]}.weight").chunk(2)
         return {"gate_proj": gate, "up_proj": up}
 
     def gate_up_bias(self) -> dict[str, F32 | None]:
         """Their biases."""
         names = self._form.family.mlp[:-1]
         if not self._form.family.gated:
-            return {"up_proj": self._bias(f"mlp.{names[0]}")}
+            return {"up_proj": self._bias(f"{self._mlp}.{names[0]}")}
         if len(names) == 2:
-            gate, up = (self._bias(f"mlp.{name}") for name in names)
+            gate, up = (self._bias(f"{self._mlp}.{name}") for name in names)
             return {"gate_proj": gate, "up_proj": up}
-        both = self._bias(f"mlp.{names[0]}")
+        both = self._bias(f"{self._mlp}.{names[0]}")
         halves = (None, None) if both is None else np.split(both, 2)
         return {"gate_proj": halves[0], "up_proj": halves[1]}
 
     def down(self) -> Tensor:
         """The matrix that goes down."""
-        return self._scaled(self._read(f"mlp.{self._form.family.mlp[-1]}.weight"))
+        return self._scaled(self._read(f"{self._mlp}.{self._form.family.mlp[-1]}.weight"))
 
     def down_bias(self) -> F32 | None:
         """Its bias."""
-        return self._bias(f"mlp.{self._form.family.mlp[-1]}", is_update=True)
+        return self._bias(f"{self._mlp}.{self._form.family.mlp[-1]}", is_update=True)
+
+    def router(self) -> tuple[F32, F32 | None]:
+        """The scores of experts: matrix [D, E], and the bias."""
+        name = f"mlp.{self._experts.router}"
+        return _array(self._read(f"{name}.weight").T), self._bias(name)
+
+    def experts_up(self) -> Tensor:
+        """Gate and up of all experts [E, 2 I, D], their rows in turn, in the stored type."""
+        return self._alternating(self._expert_matrix("gate_up_proj"))
+
+    def experts_down(self) -> Tensor:
+        """The matrices of all experts that go down, [E, D, I]."""
+        return self._expert_matrix("down_proj")
+
+    def experts_up_bias(self) -> F32 | None:
+        """[E, 2 I], in the order of `experts_up`."""
+        bias = self._expert_bias("gate_up_proj")
+        return None if bias is None else _array(self._alternating(bias))
+
+    def experts_down_bias(self) -> F32 | None:
+        """[E, D]."""
+        bias = self._expert_bias("down_proj")
+        return None if bias is None else _array(bias)
+
+    @property
+    def _experts(self) -> ExpertTraits:
+        traits = self._form.family.experts
+        if traits is None:
+            raise ModelError(f"{self._prefix}: the family has no experts")
+        return traits
+
+    def _expert_matrix(self, part: str) -> Tensor:
+        name = f"{self._prefix}.mlp.experts.{part}"
+        matrix = self._source.read(name, fits=self._fits)
+        return matrix.transpose(1, 2) if self._experts.transposed else matrix
+
+    def _expert_bias(self, part: str) -> Tensor | None:
+        name = f"mlp.experts.{part}_bias"
+        return self._read(name) if self._has(name) else None
+
+    def _alternating(self, values: Tensor) -> Tensor:
+        """Outputs of gate and up in turn, along axis 1."""
+        if self._experts.interleaved:
+            return values
+        return torch.stack(values.chunk(2, dim=1), dim=2).flatten(1, 2)
 
     def norm(self, name: str) -> Norm:
         """A norm of the residual stream."""

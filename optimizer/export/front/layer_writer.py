@@ -10,6 +10,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 from torch import Tensor
 
+from optimizer.errors import ModelError
 from optimizer.export.front.blocks import (
     AttentionNode,
     Graph,
@@ -20,6 +21,7 @@ from optimizer.export.front.blocks import (
     normed_stream,
     sum_of,
 )
+from optimizer.export.front.expert_node import Experts
 from optimizer.export.front.layer_form import DecoderForm, LayerForm
 from optimizer.export.front.layer_weights import LayerWeights
 
@@ -35,6 +37,9 @@ class Matrices(Protocol):
 
         name: of the node. Returns the product's name.
         """
+
+    def experts(self, graph: Graph, rows: str, scores: str, experts: Experts) -> str:
+        """What the chosen experts make of rows [1, T, D]; scores: [T, E], before any softmax."""
 
 
 class LayerWriter:
@@ -156,6 +161,8 @@ class LayerWriter:
     def _mlp(self, layer: LayerForm, weights: LayerWeights, rows: str) -> str:
         form, graph = self._form, self._graph
         base = f"/model/layers.{layer.index}/mlp"
+        if layer.has_experts:
+            return self._chosen_experts(base, weights, rows)
         biases = weights.gate_up_bias()
         matrices = weights.gate_up()
         values = {
@@ -168,6 +175,30 @@ class LayerWriter:
         if form.family.gated:
             inner = graph.node("Mul", [inner, values["up_proj"]], f"{base}/Mul")
         return self._product(inner, f"{base}/down_proj", weights.down, weights.down_bias())
+
+    def _chosen_experts(self, base: str, weights: LayerWeights, rows: str) -> str:
+        form, graph = self._form, self._graph
+        if form.experts is None:
+            raise ModelError(f"{base}: experts in a family that has none")
+        matrix, bias = weights.router()
+        name = f"{base}/router"
+        scores = graph.node(
+            "MatMul", [rows, graph.weight(f"{_dotted(name)}.weight", matrix)], f"{name}/MatMul"
+        )
+        if bias is not None:
+            held = graph.weight(f"{_dotted(name)}.bias", bias)
+            scores = graph.node("Add", [scores, held], f"{name}/Add")
+        flat = graph.constant([-1, form.experts.count], "shape_of_scores")
+        scores = graph.node("Reshape", [scores, flat], f"{name}/Reshape")
+        experts = Experts(
+            name=f"{base}/experts",
+            form=form.experts,
+            up=weights.experts_up,
+            down=weights.experts_down,
+            up_bias=weights.experts_up_bias(),
+            down_bias=weights.experts_down_bias(),
+        )
+        return self._matrices.experts(graph, rows, scores, experts)
 
     def _product(self, rows: str, name: str, read: Callable[[], Tensor], bias: F32 | None) -> str:
         product = self._matrices.product(self._graph, rows, f"{name}/MatMul", read)

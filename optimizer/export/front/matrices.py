@@ -13,7 +13,9 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from optimizer.errors import ModelError
 from optimizer.export.front.blocks import CONTRIB, Graph
+from optimizer.export.front.expert_node import Experts, expert_node
 from optimizer.export.front.rounding import BLOCK_SIZE, RoundedMatrix, round_rows
 
 F32 = npt.NDArray[np.float32]
@@ -51,6 +53,19 @@ class ProbeMatrices:
         self.sources[name] = rows
         graph.input(held, TensorProto.FLOAT, weight.shape)
         return graph.node("MatMul", [rows, held], name)
+
+    def experts(self, graph: Graph, rows: str, scores: str, experts: Experts) -> str:
+        """See Matrices."""
+        names = []
+        for part, read in (("up", experts.up), ("down", experts.down)):
+            held = weight_name(f"{experts.name}/{part}")
+            values = np.ascontiguousarray(read().float().numpy())
+            self.values[held] = values
+            names.append(graph.input(held, TensorProto.FLOAT, values.shape))
+        self.sources[f"{experts.name}/up"] = rows
+        up_bias, down_bias = experts.biases(graph)
+        inputs = [rows, scores, names[0], up_bias, names[1], down_bias]
+        return expert_node(graph, "MoE", inputs, experts)
 
     def add_mean_squares(self, graph: Graph) -> None:
         """Outputs with the mean square [K] of each distinct input of the matrices."""
@@ -107,6 +122,74 @@ class StoredMatrices:
             accuracy_level=self._accuracy_level,
         )
 
+    def experts(self, graph: Graph, rows: str, scores: str, experts: Experts) -> str:
+        """See Matrices."""
+        up_bias, down_bias = experts.biases(graph)
+        if self.bits > 8:
+            up = self._plain_experts(graph, f"{experts.name}/up", experts.up())
+            down = self._plain_experts(graph, f"{experts.name}/down", experts.down())
+            return expert_node(graph, "MoE", [rows, scores, up, up_bias, down, down_bias], experts)
+        first = self._rounded_experts(graph, f"{experts.name}/up", experts.up)
+        last = self._rounded_experts(graph, f"{experts.name}/down", experts.down)
+        inputs = [rows, scores, *first[:2], up_bias, *last[:2], down_bias, "", "", ""]
+        inputs += [first[2], last[2]]
+        if not experts.form.normalized:
+            # The kernel divides the chosen shares by their sum, unless it is given the shares.
+            shares = graph.node("Softmax", [scores], f"{experts.name}/Softmax", axis=-1)
+            inputs += ["", shares]
+        return expert_node(
+            graph,
+            "QMoE",
+            inputs,
+            experts,
+            expert_weight_bits=self.bits,
+            block_size=BLOCK_SIZE,
+            accuracy_level=self._accuracy_level,
+        )
+
+    def _plain_experts(self, graph: Graph, name: str, matrices: Tensor) -> str:
+        """[E, N, K] in float32, or in float16 widened at load."""
+        dtype: Any = np.float32 if self.bits == 32 else np.float16
+        held = weight_name(name)
+        stored = held if self.bits == 32 else f"{held}.float16"
+        parts = (_narrowed(one[None], dtype) for one in matrices)
+        tensor = graph.add(self._store.put_parts(stored, dtype, tuple(matrices.shape), parts))
+        if self.bits == 32:
+            return tensor
+        out = [f"{held}.float32"]
+        return graph.node("Cast", [tensor], f"{name}/Cast", out=out, to=TensorProto.FLOAT)
+
+    def _rounded_experts(
+        self, graph: Graph, name: str, read: Callable[[], Tensor]
+    ) -> tuple[str, str, str]:
+        """Names of codes [E, N, .], scales and zero points ("": none) of matrices [E, N, K].
+
+        Inputs of the matrices that go down are inside the node and were not seen: all count alike.
+        At 8 bits ONNX Runtime packs constant weights into fewer digits (results move by 1 %), so
+        they are declared as inputs with a default, which it takes as they are.
+        """
+        matrices = read()
+        count, outputs, inputs = matrices.shape
+        if inputs % BLOCK_SIZE:
+            raise ModelError(f"{name}: experts of {inputs} inputs, not a multiple of {BLOCK_SIZE}")
+        seen = self._importance.get(name)
+        importance = torch.ones(inputs) if seen is None else torch.from_numpy(seen)
+        rounded = self._kept_or(
+            name, lambda: round_rows(matrices.reshape(-1, inputs), importance, self.bits)
+        )
+        held = weight_name(name)
+        names = []
+        for part, values in (
+            ("codes", rounded.codes),
+            ("scales", rounded.scales),
+            ("zeros", rounded.zeros),
+        ):
+            shaped = None if values is None else values.reshape(count, outputs, -1).numpy()
+            names.append("" if shaped is None else graph.weight(f"{held}.{part}", shaped))
+            if self.bits == 8 and shaped is not None:
+                graph.make_overridable(names[-1])
+        return names[0], names[1], names[2]
+
     def _plain(self, graph: Graph, rows: str, name: str, matrix: Tensor) -> str:
         """A product in float32. At 16 bits the file holds float16, which ONNX Runtime widens once
         at load: half the download, but the memory of 32 bits."""
@@ -131,17 +214,19 @@ class StoredMatrices:
 
     def _rounded(self, name: str, read: Callable[[], Tensor]) -> tuple[RoundedMatrix, int]:
         importance = torch.from_numpy(self._importance[name])
+        rounded = self._kept_or(name, lambda: round_rows(read(), importance, self.bits))
+        return rounded, len(importance)
+
+    def _kept_or(self, name: str, make: Callable[[], RoundedMatrix]) -> RoundedMatrix:
+        """The rounded matrix that another front of this model has made, or a new one."""
         if self._kept is None:
-            return round_rows(read(), importance, self.bits), len(importance)
+            return make()
         path = self._kept / f"{weight_name(name)}.{self.bits}.pt"
         if not path.exists():
-            rounded = round_rows(read(), importance, self.bits)
+            rounded = make()
             torch.save([rounded.codes, rounded.scales, rounded.zeros], path)
         codes, scales, zeros = torch.load(path, mmap=True)
-        return (
-            RoundedMatrix(bits=self.bits, codes=codes, scales=scales, zeros=zeros),
-            len(importance),
-        )
+        return RoundedMatrix(bits=self.bits, codes=codes, scales=scales, zeros=zeros)
 
 
 def weight_name(node: str) -> str:

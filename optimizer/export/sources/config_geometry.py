@@ -14,8 +14,9 @@ from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import ModelError
+from optimizer.export.sources.internlm2 import MODEL_TYPE, config_as_llama
 from optimizer.export.sources.model_json import read_object
-from optimizer.families import family_of, front_family, position_limit
+from optimizer.families import ModelFamily, family_of, front_family, position_limit
 
 
 def geometry_of(config: Any) -> ModelGeometry:
@@ -42,7 +43,9 @@ def geometry_of(config: Any) -> ModelGeometry:
         num_heads=num_heads,
         num_kv_heads=_optional(config, "num_key_value_heads", num_heads),
         head_dim=int(getattr(config, "head_dim", None) or int(normalized.hidden_size) // num_heads),
-        intermediate_size=int(config.intermediate_size),
+        intermediate_size=int(
+            getattr(config, family.inner_size) if family else config.intermediate_size
+        ),
         vocab_size=int(normalized.vocab_size),
         context_length=position_limit(config),
         tied_embeddings=bool(config.tie_word_embeddings),
@@ -51,7 +54,20 @@ def geometry_of(config: Any) -> ModelGeometry:
         ),
         sliding_window=int(window) if has_window and window is not None else None,
         sliding_layers=sliding if has_window else (),
+        gated_mlp=family is None or family.gated,
+        **_experts(config, family),
     )
+
+
+def _experts(config: Any, family: ModelFamily | None) -> dict[str, int]:
+    if family is None or family.experts is None:
+        return {}
+    size = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    return {
+        "num_experts": int(getattr(config, family.experts.count)),
+        "experts_per_token": int(config.num_experts_per_tok),
+        "expert_size": int(size),
+    }
 
 
 def geometry_of_config(path: Path) -> ModelGeometry:
@@ -72,7 +88,9 @@ def read_config(path: Path) -> Any:
     """
     from transformers import AutoConfig
 
-    read_object(path)  # transformers reads it without any bounds
+    values = read_object(path)  # transformers reads it without any bounds
+    if values.get("model_type") == MODEL_TYPE:
+        return config_as_llama(values, str(path))
     try:
         return AutoConfig.from_pretrained(
             path.parent, local_files_only=True, trust_remote_code=False

@@ -17,6 +17,7 @@ from optimizer.errors import ModelError
 from optimizer.export.sources.checkpoint_files import checkpoint_files
 from optimizer.export.sources.config_geometry import read_config
 from optimizer.export.sources.experts import fused_experts
+from optimizer.export.sources.internlm2 import MODEL_TYPE, InternLm2Names
 from optimizer.export.sources.model_json import (
     check_tokenizer_files,
     configured_stops,
@@ -43,8 +44,14 @@ class FolderSource(ModelSource):
         self._files = checkpoint_files(folder)
         self.notes = self._files.notes
         path = folder / "config.json"
-        self._packed = packed_format_of(read_object(path), path)
+        values = read_object(path)
+        self._packed = packed_format_of(values, path)
         self._config = read_config(path)
+        if values.get("model_type") == MODEL_TYPE:
+            if self._packed is not None:
+                raise ModelError(f"{path}: a quantized InternLM2 is not read")
+            self._packed = InternLm2Names.of(self._config)
+            return
         if self._packed is not None:
             self.quantization = self._packed.name
             for section in SECTIONS:  # what is read of the model is dequantized

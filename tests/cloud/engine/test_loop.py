@@ -31,6 +31,7 @@ class FakeSession:
         self.fails_to_finish: dict[int, Exception] = {}
         self.repeated: set[int] = set()
         self.num_frames = 0
+        self.token_rows = 0
         self.num_closed = 0
         self.timings: list[Timings] = []
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
+import transformers
 
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.specs import load_spec, shipped_specs
@@ -12,15 +16,18 @@ from optimizer.cost.weights import (
     front_layer_bytes,
     layer_matrices,
     layer_vector_bytes,
+    stored_layer_weights,
 )
 from optimizer.errors import ModelError
+from optimizer.export.sources.config_geometry import geometry_of
+from tests.tiny_models import COMMON, CONFIGS, FAMILY_OF
 
 EXPECTED = {
     "llama-2-7b", "llama-2-13b", "llama-3.1-8b", "llama-3.1-70b", "qwen2.5-7b", "qwen3-8b",
     "mistral-7b", "gemma-2-9b", "phi-3-mini", "smollm2-135m", "smollm2-360m", "smollm2-1.7b",
     "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-14b", "qwen3-32b", "llama-3.2-1b",
     "llama-3.2-3b", "gemma-3-1b", "gemma-3-4b", "gemma-3-12b", "gemma-3-27b", "phi-4-mini",
-    "smollm3-3b", "mistral-small-3",
+    "smollm3-3b", "mistral-small-3", "gpt-oss-20b", "qwen3-30b-a3b",
 }  # fmt: skip
 
 
@@ -32,15 +39,34 @@ def test_the_promised_specs_are_shipped() -> None:
 def test_a_spec_has_the_published_number_of_parameters(name: str) -> None:
     spec = load_spec(name)
     geometry = spec.geometry
-    layer = sum(matrix.num_weights for matrix in layer_matrices(geometry))
-    layer += layer_vector_bytes(geometry) // 4
+    layer = stored_layer_weights(geometry) + layer_vector_bytes(geometry) // 4
     tables = 1 if geometry.tied_embeddings else 2
     counted = geometry.num_layers * layer + geometry.hidden_size
     counted += tables * geometry.vocab_size * geometry.hidden_size
-    # Gemma has more norms a layer and Qwen 3 norms of its heads: 1e-4 at most.
-    assert counted == pytest.approx(spec.num_parameters, rel=1e-4)
+    # Gemma has more norms a layer, Qwen 3 norms of its heads, gpt-oss biases of its experts.
+    most = 1e-3 if geometry.num_experts else 1e-4
+    assert counted == pytest.approx(spec.num_parameters, rel=most)
     if spec.geometry.architecture in ("LlamaForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM"):
         assert counted == spec.num_parameters
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_every_familys_layer_has_the_matrices_that_are_counted(family: str) -> None:
+    changes: dict[str, Any] = {"mlp_only_layers": []} if family == "qwen3_moe" else {}
+    config = transformers.AutoConfig.for_model(
+        FAMILY_OF[family].model_type, **{**COMMON, **CONFIGS[family], **changes}
+    )
+    config.architectures = [FAMILY_OF[family].architecture]
+    with torch.device("meta"):
+        model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    layer = model.get_decoder().layers[0]
+    named = layer.named_parameters()
+    matrices = sum(p.numel() for name, p in named if p.ndim > 1 and not name.endswith("bias"))
+    geometry = geometry_of(config)
+    assert stored_layer_weights(geometry) == matrices
+    resting = geometry.num_experts - geometry.experts_per_token
+    read = sum(matrix.num_weights for matrix in layer_matrices(geometry))
+    assert read == matrices - resting * 3 * geometry.hidden_size * geometry.expert_size
 
 
 def test_an_unknown_spec_names_those_there_are() -> None:

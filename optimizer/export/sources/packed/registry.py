@@ -10,6 +10,7 @@ from optimizer.export.sources.packed.assembly import PackedFormat
 from optimizer.export.sources.packed.awq import awq_format
 from optimizer.export.sources.packed.compressed import compressed_format
 from optimizer.export.sources.packed.gptq import gptq_format
+from optimizer.export.sources.packed.mxfp4 import mxfp4_format
 from optimizer.export.sources.packed.scaled import fp8_format
 
 FormatMaker = Callable[[Mapping[str, Any], str], PackedFormat]
@@ -20,6 +21,7 @@ FORMATS: Final[Mapping[str, FormatMaker]] = {
     "compressed-tensors": compressed_format,
     "fp8": fp8_format,
     "fbgemm_fp8": fp8_format,
+    "mxfp4": mxfp4_format,
 }
 
 

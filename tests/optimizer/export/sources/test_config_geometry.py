@@ -47,6 +47,10 @@ def write_config(folder: Path, name: str) -> Any:
         config["sliding_window"] = geometry.sliding_window
     elif family.sliding_windows:
         config["sliding_window"] = None
+    if family.experts is not None:
+        config[family.experts.count] = geometry.num_experts
+        config["num_experts_per_tok"] = geometry.experts_per_token
+        config["moe_intermediate_size"] = geometry.expert_size
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     return geometry
