@@ -139,15 +139,17 @@ def load_back(
         rotary=type(decoder.rotary_emb)(model.config).to(device),
         logits_divisor=family.logits_divisor(config),
         final_softcap=family.logits_cap(config),
-        embedding=TokenEmbedding.of(
-            tensors,
-            is_tied=bool(config.tie_word_embeddings),
-            factor=family.embedding_factor(config),
-        )
-        if first_layer == 0
-        else None,
+        embedding=_embedding(config, tensors) if first_layer == 0 else None,
         dtype=dtype,
         device=torch.device(device),
+    )
+
+
+def _embedding(config: Any, tensors: TensorFiles) -> TokenEmbedding | None:
+    return TokenEmbedding.of(
+        tensors,
+        is_tied=bool(config.tie_word_embeddings),
+        factor=back_family(config).embedding_factor(config),
     )
 
 
