@@ -67,6 +67,7 @@ class LayeredModel:
         self._prefix = names[id(self._decoder)]
         self._head_name = names[id(self.skeleton.get_output_embeddings())]
         self._loaded: dict[int, nn.Module] = {}
+        self._open: dict[int, nn.Module] = {}  # in use by a block of `layer`
         self._calls_of: dict[int, list[Call]] = {}
         self._has_head = False
         self._whole: Any = None
@@ -145,16 +146,22 @@ class LayeredModel:
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
-        """Layer `index` with its weights, for the time of the block."""
-        module = self._loaded.get(index)
-        if module is None:
-            module = copy.deepcopy(self._decoder.layers[index])
-            self._fill(module, f"{self._prefix}.layers.{index}")
-            if self._fast:
-                quicken(module)
-            if self.keeps:
-                self._loaded[index] = module
-        yield module
+        """Layer `index` with its weights, for the time of the block. Blocks inside share it."""
+        module = self._open.get(index) or self._loaded.get(index)
+        if module is not None:
+            yield module
+            return
+        module = copy.deepcopy(self._decoder.layers[index])
+        if self._fast:
+            quicken(module)
+        self._fill(module, f"{self._prefix}.layers.{index}")
+        if self.keeps:
+            self._loaded[index] = module
+        self._open[index] = module
+        try:
+            yield module
+        finally:
+            del self._open[index]
 
     def run_layer(self, module: nn.Module, index: int, rows: Tensor) -> Tensor:
         """Layer `index`, loaded, on rows [B, T, D] from position 0; gradients as torch is set."""
@@ -290,9 +297,9 @@ class LayeredModel:
         self._set_fast(self._fast)
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
-        """Give a module without values its weights, in float32."""
-        for name, _ in list(module.named_parameters()):
-            value = self.source.read(f"{prefix}.{name}").to(self.device, torch.float32)
+        """Give a module without values its weights, in the types of its parameters."""
+        for name, parameter in list(module.named_parameters()):
+            value = self.source.read(f"{prefix}.{name}").to(self.device, parameter.dtype)
             parent, _, attribute = name.rpartition(".")
             owner = module.get_submodule(parent)
             setattr(owner, attribute, nn.Parameter(value, requires_grad=False))

@@ -90,7 +90,8 @@ def test_streamed_gradients_are_those_of_the_graph(
         slopes.append({split: rows.read(0, len(rows)) for split, rows in found.items()})
     for split in (1, 3):
         error = (slopes[1][split] - slopes[0][split]).norm() / slopes[0][split].norm()
-        assert error < 0.02  # the inputs lie in 16 bits
+        # The inputs lie in 16 bits; experts that lie close may be chosen otherwise.
+        assert error < (0.15 if family in ("gpt_oss", "qwen3_moe") else 0.02)
         assert slopes[0][split].norm() > 0
 
 
@@ -109,6 +110,22 @@ def test_streamed_layers_are_dropped_and_kept_ones_are_not(tiny: Any, tmp_path: 
         model._fill = counted  # type: ignore[method-assign]
         states_at(model, [4], WINDOWS, quiet)
         assert len(reads) == again
+
+
+def test_on_the_way_back_a_layer_is_loaded_once_for_all_windows(tiny: Any, tmp_path: Path) -> None:
+    model = LayeredModel(tiny("llama").source, folder=tmp_path, keep=False)
+    entered = states_at(model, [1], WINDOWS, quiet)[1]
+    reads: list[str] = []
+    inner = model._fill
+
+    def counted(module: Any, prefix: str) -> None:
+        reads.append(prefix)
+        inner(module, prefix)
+
+    model._fill = counted  # type: ignore[method-assign]
+    gradients_at(model, [1], entered, torch.Generator().manual_seed(1), quiet)
+    assert len(WINDOWS) > 1
+    assert [prefix[-1] for prefix in reads] == ["1", "2", "3", "3", "2", "1"]
 
 
 def test_a_model_that_is_streamed_is_never_whole(tiny: Any, tmp_path: Path) -> None:
