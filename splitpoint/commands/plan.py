@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,7 @@ import typer
 from optimizer.errors import PlanError
 from splitpoint.commands.option_groups import with_options
 from splitpoint.commands.plan_options import (
+    DEFAULT_OBJECTIVE,
     ChoiceOptions,
     DeploymentOptions,
     EvidenceOptions,
@@ -50,9 +52,16 @@ def plan(
     edge, cloud = _machines(deployment)
     profile = load_link(deployment.link)
     reference = model_ref(deployment.model)
-    problem = _problem(reference, edge, cloud, choices, limits, evidence)
-    planner, point = Planner(problem), link_at(profile, epsilon=deployment.epsilon)
+    point = link_at(profile, epsilon=deployment.epsilon)
+    planner = Planner(_problem(reference, edge, cloud, choices, limits, evidence))
     found = planner.solve(point)
+    lifted = limits.without_defaults() if found is None else None
+    if lifted is not None:
+        freer = Planner(_problem(reference, edge, cloud, _fastest(choices), lifted, evidence))
+        found = freer.solve(point)
+        if found is not None:
+            planner = freer
+            _tell_lifted(limits)
     if found is None:
         raise _infeasible(planner, point, as_json=output.as_json)
     decided = _decided(planner, point, found, reference, deployment, output.out)
@@ -62,6 +71,20 @@ def plan(
     _show(planner, point, found, decided, output)
     if output.plot is not None:
         _plot(planner, point, found, output.plot)
+
+
+def _fastest(choices: ChoiceOptions) -> ChoiceOptions:
+    """The choices with the least time between tokens as objective, where none was asked for."""
+    return replace(choices, objective="tbt") if choices.objective == DEFAULT_OBJECTIVE else choices
+
+
+def _tell_lifted(limits: LimitOptions) -> None:
+    typer.echo(
+        f"splitpoint: no plan keeps the default limits here ({limits.max_tbt} s between tokens, "
+        f"{limits.max_ttft} s to the first one), so they were lifted; set --max-tbt and --max-ttft "
+        "to plan with others",
+        err=True,
+    )
 
 
 def _machines(deployment: DeploymentOptions) -> tuple[DeviceProfile, DeviceProfile]:
@@ -173,15 +196,17 @@ def _show(
     planner: Planner, point: LinkPoint, found: Found, decided: Plan, output: PlanOutputOptions
 ) -> None:
     """Print the plan and why it is the best."""
+    from optimizer.search.alternatives import alternatives
     from optimizer.search.explain import explain
     from splitpoint.views import plan_view
 
     why = explain(planner, point, found)
+    beside = alternatives(planner, point, found)
     front = plan_view.pareto_rows(found.grid) if output.pareto else None
     if output.as_json:
-        print_json(plan_view.plan_json(decided, why, front))
+        print_json(plan_view.plan_json(decided, why, front, beside=beside))
         return
-    plan_view.print_plan(decided, why, objective=planner.problem.objective)
+    plan_view.print_plan(decided, why, objective=planner.problem.objective, beside=beside)
     if front is not None:
         plan_view.print_pareto(front)
     if output.out is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 # A loss that few readers notice; a plan that gives up more says so because it was asked to.
 DEFAULT_MAX_QUALITY_DROP: Final = "3"
+# What people accept, and so what a plan keeps unless it is told otherwise.
+DEFAULT_MAX_TBT: Final = "0.15"
+DEFAULT_MAX_TTFT: Final = "3"
+DEFAULT_OBJECTIVE: Final = "cloud-cost"
 # Nobody waits longer: such a limit was meant in milliseconds.
 MOST_TBT_S: Final = 30.0
 MOST_TTFT_S: Final = 3600.0
@@ -76,12 +80,19 @@ class LimitOptions:
         str | None, typer.Option(help="KV cache of one session there.", metavar="SIZE")
     ] = None
     max_ttft: Annotated[
-        float | None,
-        typer.Option(help="Most seconds to the first token, over an open connection."),
-    ] = None
+        str,
+        typer.Option(
+            help="Most seconds to the first token, over an open connection; 'none' for no limit.",
+            metavar="S",
+        ),
+    ] = DEFAULT_MAX_TTFT
     max_tbt: Annotated[
-        float | None, typer.Option(help="Most seconds between tokens, up to the longest sequence.")
-    ] = None
+        str,
+        typer.Option(
+            help="Most seconds between tokens, up to the longest sequence; 'none' for no limit.",
+            metavar="S",
+        ),
+    ] = DEFAULT_MAX_TBT
     max_quality_drop: Annotated[
         str,
         typer.Option(
@@ -93,31 +104,42 @@ class LimitOptions:
 
     def limits(self) -> Limits:
         """The options as Limits; BadParameter for one that is not positive or infinite."""
-        max_quality_drop_pct = _percent(self.max_quality_drop)
-        if math.inf in (self.max_ttft, self.max_tbt, max_quality_drop_pct):
-            raise typer.BadParameter("an infinite limit: leave the option out instead")
+        max_quality_drop_pct = _number(self.max_quality_drop, "--max-quality-drop", "percentage")
+        max_ttft_s = _number(self.max_ttft, "--max-ttft", "number of seconds")
+        max_tbt_s = _number(self.max_tbt, "--max-tbt", "number of seconds")
+        if math.inf in (max_ttft_s, max_tbt_s, max_quality_drop_pct):
+            raise typer.BadParameter("an infinite limit: write 'none' instead")
         for option, limit_s, most_s in (
-            ("--max-tbt", self.max_tbt, MOST_TBT_S),
-            ("--max-ttft", self.max_ttft, MOST_TTFT_S),
+            ("--max-tbt", max_tbt_s, MOST_TBT_S),
+            ("--max-ttft", max_ttft_s, MOST_TTFT_S),
         ):
             if limit_s is not None and limit_s > most_s:
                 raise typer.BadParameter(
                     f"{option} {limit_s:g} is in seconds; for {limit_s:g} ms write "
-                    f"{limit_s / 1e3:g}, or leave it out for no limit"
+                    f"{limit_s / 1e3:g}, or 'none' for no limit"
                 )
         try:
             return Limits(
                 edge_memory_bytes=_size(self.edge_memory),
                 cloud_memory_bytes=_size(self.cloud_memory),
                 cloud_memory_per_session_bytes=_size(self.cloud_memory_per_session),
-                max_ttft_s=self.max_ttft,
-                max_tbt_s=self.max_tbt,
+                max_ttft_s=max_ttft_s,
+                max_tbt_s=max_tbt_s,
                 max_quality_drop_pct=max_quality_drop_pct,
                 prompt_tokens=self.prompt_tokens,
                 num_sessions=self.sessions,
             )
         except PlanError as error:
             raise typer.BadParameter(str(error)) from error
+
+    def without_defaults(self) -> LimitOptions | None:
+        """These limits less those on time that nobody asked for; None: all were asked for."""
+        lifted = replace(
+            self,
+            max_tbt="none" if self.max_tbt == DEFAULT_MAX_TBT else self.max_tbt,
+            max_ttft="none" if self.max_ttft == DEFAULT_MAX_TTFT else self.max_ttft,
+        )
+        return None if lifted == self else lifted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +179,7 @@ class ChoiceOptions:
     PANEL: ClassVar = "Objective and choices"
 
     objective: Annotated[str, typer.Option(help=f"What to make best: {', '.join(OBJECTIVES)}.")] = (
-        "tbt"
+        DEFAULT_OBJECTIVE
     )
     slack: Annotated[
         float,
@@ -233,16 +255,14 @@ class PlanOutputOptions:
     as_json: JsonOption = False
 
 
-def _percent(text: str) -> float | None:
-    """The percent of --max-quality-drop; None for 'none'."""
+def _number(text: str, option: str, what: str) -> float | None:
+    """The number of an option; None for 'none'."""
     if text == "none":
         return None
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(
-            f"--max-quality-drop {text!r}: give a percentage, or 'none'"
-        ) from None
+        raise typer.BadParameter(f"{option} {text!r}: give a {what}, or 'none'") from None
 
 
 def _size(text: str | None) -> int | None:

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prediction import Predicted
+from optimizer.search.alternatives import Alternative
+from optimizer.search.alternatives import why as reason
 from optimizer.search.explain import Explanation, Flip, Relaxation
 from optimizer.search.grid import Grid
 from optimizer.search.problem import Objective
@@ -63,7 +65,11 @@ FLIP_TEXT: dict[str, Text] = {
 
 
 def plan_json(
-    plan: Plan, why: Explanation, front: Sequence[dict[str, Any]] | None = None
+    plan: Plan,
+    why: Explanation,
+    front: Sequence[dict[str, Any]] | None = None,
+    *,
+    beside: tuple[Alternative, ...] = (),
 ) -> dict[str, Any]:
     """The plan with what decides and predicts at the top level, and its explanation."""
     values = asdict(plan)
@@ -74,6 +80,9 @@ def plan_json(
         for price in why.prices
     ]
     out["flips"] = [asdict(flip) for flip in why.flips]
+    if beside:
+        out["alternatives"] = [asdict(row) for row in beside]
+        out["why"] = reason(beside, num_layers=plan.model.geometry.num_layers)
     if front is not None:
         out["pareto"] = list(front)
     return out
@@ -105,12 +114,17 @@ def print_relaxations(needed: Sequence[Relaxation]) -> None:
     open_console(stderr=True, width=_width()).print(table)
 
 
-def print_plan(plan: Plan, why: Explanation, *, objective: Objective) -> None:
+def print_plan(
+    plan: Plan, why: Explanation, *, objective: Objective, beside: tuple[Alternative, ...] = ()
+) -> None:
     """What was chosen, what it promises part by part, what binds, prices and flips."""
     console = open_console(width=_width())
     if plan.predicted is None:
         raise ValueError("a plan without predictions")
     console.print(_choice_table(plan))
+    if beside:
+        console.print(_beside_table(beside))
+        console.print(reason(beside, num_layers=plan.model.geometry.num_layers))
     console.print(_promise_table(plan, plan.predicted))
     console.print(f"binding: {', '.join(plan.binding) or 'none: the best there is'}")
     text = OBJECTIVE_TEXT[objective]
@@ -182,7 +196,11 @@ def print_pareto(rows: Sequence[dict[str, Any]]) -> None:
 def _choice_table(plan: Plan) -> Table:
     layers, split = plan.model.geometry.num_layers, plan.partition.split
     table = Table("choice", "", title=f"Plan for {plan.model.id}", title_justify="left")
-    where = "the whole model is on the edge" if plan.edge_is_whole else f"of {layers} layers"
+    where = f"of {layers} layers on the device"
+    if plan.edge_is_whole:
+        where = "the whole model is on the device"
+    elif split == 0:
+        where = "the server runs every layer, the device sends token ids"
     table.add_row("split", f"{split} ({where})")
     bits = f"{plan.partition.front_bits}"
     if plan.front_layer_bits:
@@ -196,6 +214,26 @@ def _choice_table(plan: Plan) -> Table:
         table.add_row("drafting", plan.drafting)
     table.add_row("prefill chunk", str(plan.prefill_chunk))
     table.add_row("max tokens", f"{plan.max_tokens:,}")
+    return table
+
+
+def _beside_table(rows: Sequence[Alternative]) -> Table:
+    table = Table(
+        "", "split", "TTFT", "TBT", "cloud a token", "up a token", "edge memory", "quality lost",
+        "breaks", title="What else there is", title_justify="left",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row.what,
+            str(row.split),
+            time_text(row.ttft_s),
+            time_text(row.tbt_s),
+            time_text(row.cloud_s_per_token),
+            f"{row.uplink_bytes_per_token:.0f} B",
+            size_text(row.edge_memory_bytes),
+            percent_text(row.quality_drop_pct),
+            ", ".join(row.broken),
+        )
     return table
 
 

@@ -19,7 +19,9 @@ from splitpoint.cli import main
 from tests.conftest import ModelBench
 
 PI = ("--edge", "raspberry-pi-5-8gb", "--cloud", "a100-80gb")
-SMOL_WITH_LIMIT = ("plan", "--model", "smollm2-135m", *PI)
+# The least time, without limits on it.
+FASTEST = ("--objective", "tbt", "--max-tbt", "none", "--max-ttft", "none")
+SMOL_WITH_LIMIT = ("plan", "--model", "smollm2-135m", *PI, *FASTEST)
 SMOL = (*SMOL_WITH_LIMIT, "--max-quality-drop", "none")  # tests of other limits
 
 
@@ -135,7 +137,7 @@ def test_what_nothing_fits_says_how_far_each_limit_must_give_way(
         (("--objective", "fame"), 2, "choose one of tbt"),
         (("--max-tbt", "-1"), 2, "must be positive"),
         (("--max-ttft", "nan"), 2, "must be positive"),
-        (("--max-tbt", "inf"), 2, "leave the option out"),
+        (("--max-tbt", "inf"), 2, "write 'none' instead"),
         (("--max-tbt", "150"), 2, "for 150 ms write 0.15"),
         (("--edge-memory", "4"), 2, "no unit: write 4MiB or 4GiB"),
         (("--prompt-tokens", "0"), 2, "must be positive"),
@@ -262,7 +264,7 @@ def test_measured_layers_lead_to_fronts_of_mixed_precision(
     arguments = ["plan", "--model", folder, *PI, "--link", "wifi", "--split", "3"]
     arguments += ["--prompt-tokens", "16", "--answer-tokens", "8", "--max-tokens", "96"]
     arguments += ["--sensitivity", str(losses), "--max-quality-drop", "3", "--level", "lossless"]
-    arguments += ["--slack", "0"]
+    arguments += ["--slack", "0", *FASTEST]
     found = planned(capsys, *arguments, "--out", str(plan_file))
     assert found["front_layer_bits"] == [4, 8, 4]
     assert found["front_bits"] == 4
@@ -345,3 +347,46 @@ def test_a_plan_for_a_gpu_server_counts_16_bits_a_weight(
     found = planned(capsys, "plan", "--model", "llama-2-7b", *PI, "--link", "4g", "--split", "0")
     assert found["back_bits"] == 16
     assert 13e9 < found["predicted"]["cloud_memory_bytes"] < 16e9
+
+
+DEFAULT = ("plan", "--model", "llama-3.1-8b", "--edge", "raspberry-pi-5-8gb", "--cloud", "l4-24gb")
+
+
+def test_a_plan_shows_what_it_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, *DEFAULT, "--link", "wifi")
+    rows = {row["what"]: row for row in found["alternatives"]}
+    plan, cloud, device = (
+        rows[name] for name in ("this plan", "all in the cloud", "all on the device")
+    )
+    assert plan["split"] == found["split"] > 0 == cloud["split"]
+    assert plan["cloud_s_per_token"] == pytest.approx(found["predicted"]["cloud_s_per_token"])
+    assert plan["cloud_s_per_token"] < cloud["cloud_s_per_token"]
+    assert cloud["uplink_bytes_per_token"] < 50  # ids, no hidden state
+    assert "edge memory" in device["broken"]
+    assert "all layers on the device would break the limit on edge memory" in found["why"]
+    assert main([*DEFAULT, "--link", "wifi"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "What else there is" in said
+    assert found["why"] in said
+
+
+def test_default_limits_that_nothing_keeps_are_lifted_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*DEFAULT, "--link", "4g", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["limits"]["max_tbt_s"] is None
+    assert found["predicted"]["tbt_s"] > 0.15
+    assert "no plan keeps the default limits here (0.15 s between tokens, 3 s" in captured.err
+
+
+def test_limits_that_were_asked_for_are_never_lifted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DEFAULT, "--link", "4g", "--max-tbt", "0.1", "--max-ttft", "1"]) == 1
+    assert "no configuration keeps all limits" in capsys.readouterr().err
+
+
+def test_a_plan_at_split_0_says_that_ids_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DEFAULT, "--link", "wifi", "--objective", "tbt"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0 (the server runs every layer, the device sends token ids)" in said
