@@ -19,7 +19,7 @@ from optimizer.search.solve import best, least, value_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alternative:
+class PlanAlternative:
     """One configuration: the best there is at its split. Seconds, bytes, percent of perplexity.
 
     broken: the limits that it does not keep; then it is the best that breaks them.
@@ -35,7 +35,7 @@ class Alternative:
     quality_drop_pct: float
     broken: tuple[str, ...] = ()
 
-    def is_better_everywhere(self, other: Alternative) -> bool:
+    def is_better_everywhere(self, other: PlanAlternative) -> bool:
         """Whether no column of `other` is smaller, and one is larger."""
         mine, theirs = self._columns(), other._columns()
         return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
@@ -51,7 +51,7 @@ class Alternative:
         )
 
 
-def alternatives(planner: Planner, link: LinkPoint, found: Found) -> tuple[Alternative, ...]:
+def alternatives(planner: Planner, link: LinkPoint, found: Found) -> tuple[PlanAlternative, ...]:
     """The plan first, then what it stands beside; each split once."""
     chosen = planner.split_of(found.cell)
     num_layers = planner.problem.geometry.num_layers
@@ -66,7 +66,7 @@ def alternatives(planner: Planner, link: LinkPoint, found: Found) -> tuple[Alter
     return tuple(rows)
 
 
-def why(rows: tuple[Alternative, ...], *, num_layers: int) -> str:
+def why(rows: tuple[PlanAlternative, ...], *, num_layers: int) -> str:
     """One sentence: what the split is good for, or that it is good for nothing."""
     chosen = rows[0]
     beside = {row.split: row for row in rows[1:]}
@@ -93,7 +93,7 @@ def why(rows: tuple[Alternative, ...], *, num_layers: int) -> str:
     )
 
 
-def _breaks(what: str, row: Alternative | None) -> str:
+def _breaks(what: str, row: PlanAlternative | None) -> str:
     if row is None or not row.broken:
         return ""
     return f"; {what} would break the limit on {' and '.join(row.broken)}"
@@ -101,7 +101,7 @@ def _breaks(what: str, row: Alternative | None) -> str:
 
 def _at(
     planner: Planner, link: LinkPoint, limits: Limits, what: str, split: int
-) -> tuple[float, Alternative]:
+) -> tuple[float, PlanAlternative]:
     """The objective and the row of the best configuration at one split."""
     problem = planner.problem
     space = replace(problem.space, splits=(split,))
@@ -116,11 +116,11 @@ def _at(
     return least(grid, mask), _row(what, grid, cell)
 
 
-def _row(what: str, grid: Grid, cell: Cell) -> Alternative:
+def _row(what: str, grid: Grid, cell: Cell) -> PlanAlternative:
     shape = grid.problem.space.shape
     per_round = np.broadcast_to(grid.fixed.times.round_bytes, shape)[cell]
     tokens = np.broadcast_to(grid.fixed.tokens_per_round, shape)[cell]
-    return Alternative(
+    return PlanAlternative(
         what=what,
         split=grid.problem.space.splits[cell.split],
         ttft_s=value_of(grid, cell, "ttft"),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prediction import Predicted
-from optimizer.search.alternatives import Alternative
+from optimizer.search.alternatives import PlanAlternative
 from optimizer.search.alternatives import why as reason
 from optimizer.search.explain import Explanation, Flip, Relaxation
 from optimizer.search.grid import Grid
@@ -69,7 +69,7 @@ def plan_json(
     why: Explanation,
     front: Sequence[dict[str, Any]] | None = None,
     *,
-    beside: tuple[Alternative, ...] = (),
+    beside: tuple[PlanAlternative, ...] = (),
 ) -> dict[str, Any]:
     """The plan with what decides and predicts at the top level, and its explanation."""
     values = asdict(plan)
@@ -115,7 +115,7 @@ def print_relaxations(needed: Sequence[Relaxation]) -> None:
 
 
 def print_plan(
-    plan: Plan, why: Explanation, *, objective: Objective, beside: tuple[Alternative, ...] = ()
+    plan: Plan, why: Explanation, *, objective: Objective, beside: tuple[PlanAlternative, ...] = ()
 ) -> None:
     """What was chosen, what it promises part by part, what binds, prices and flips."""
     console = open_console(width=_width())
@@ -217,7 +217,7 @@ def _choice_table(plan: Plan) -> Table:
     return table
 
 
-def _beside_table(rows: Sequence[Alternative]) -> Table:
+def _beside_table(rows: Sequence[PlanAlternative]) -> Table:
     table = Table(
         "", "split", "TTFT", "TBT", "cloud a token", "up a token", "edge memory", "quality lost",
         "breaks", title="What else there is", title_justify="left",

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
 from optimizer.cost.link import LinkPoint
-from optimizer.search.alternatives import Alternative, alternatives, why
+from optimizer.search.alternatives import PlanAlternative, alternatives, why
 from optimizer.search.planner import Planner
 from optimizer.search.problem import Problem
 from tests.optimizer.search.brute import BruteForce
 from tests.optimizer.search.instances import links, problems
 
-ROW = Alternative(
+ROW = PlanAlternative(
     what="this plan",
     split=5,
     ttft_s=1.0,
