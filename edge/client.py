@@ -228,6 +228,7 @@ class EdgeClient:
                 max_new_tokens=max_new_tokens,
             ),
             with_logprobs=asked.sampling.logprobs,
+            with_top_logprobs=asked.sampling.top_logprobs > 0,
             clock=self._clock,
             trace=self._trace,
         )

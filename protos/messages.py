@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from decoding.params import SamplingParams
+from decoding.scores import TopToken
 from protos.limits import DEFAULT_FRAMES_IN_FLIGHT
 
 
@@ -22,6 +23,8 @@ class Open:
     chain (`protos.prefix`) after the first frame, the second, ... that the edge knows already.
     shareable_tokens: how many prompt tokens later sessions may share. prefix_salt: the device's
     secret that its chains begin with; empty: it shares with all devices of its tenant.
+    prompt_tokens: how many of the first tokens are the prompt; where `sampling` asks for what
+    version 1 does not know. end_token_ids: tokens that end an answer, where it has a grammar.
     """
 
     session_id: str
@@ -35,6 +38,8 @@ class Open:
     prefix_hashes: tuple[bytes, ...] = ()
     shareable_tokens: int = 0
     prefix_salt: bytes = field(default=b"", repr=False)
+    prompt_tokens: int = 0
+    end_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +106,9 @@ class Result:
 
     token_ids: the accepted drafts and one token of the cloud's own; empty for a prefill chunk
     that wanted none, and for a frame sent ahead on a wrong guess. logprobs: natural-log
-    probabilities of these, when asked for.
+    probabilities of these, when asked for. top: each token's most likely ones, when asked for.
+    prompt_logprobs: of the prompt tokens among the frame's rows, when asked for; position 0 has
+    none. prompt_top: the most likely tokens beside each of these.
     """
 
     sequence: int
@@ -109,6 +116,9 @@ class Result:
     logprobs: tuple[float, ...] = ()
     num_tokens: int
     timings: Timings = field(default_factory=Timings)
+    top: tuple[tuple[TopToken, ...], ...] = ()
+    prompt_logprobs: tuple[float, ...] = ()
+    prompt_top: tuple[tuple[TopToken, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
