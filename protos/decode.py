@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
@@ -53,7 +54,7 @@ from protos.messages import (
     Timings,
 )
 from protos.sampling_fields import sampling_from_proto
-from protos.score_fields import check_logprobs, top_from_flat
+from protos.score_fields import check_logprobs, check_top, top_from_flat
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -181,6 +182,7 @@ def _result_from_proto(message: pb.Result) -> Result:
     _in_range("prompt_logprobs", len(message.prompt_logprobs), 0, MAX_FRAME_TOKENS)
     check_logprobs(message.logprobs)
     check_logprobs(message.prompt_logprobs)
+    check_top(message.prompt_top_ids, message.prompt_top_logprobs, len(message.prompt_logprobs))
     timings = message.timings
     seconds = (timings.codec_s, timings.queue_s, timings.compute_s, timings.sample_s)
     if not all(math.isfinite(value) and 0 <= value <= MAX_TIMING_S for value in seconds):
@@ -202,9 +204,8 @@ def _result_from_proto(message: pb.Result) -> Result:
         ),
         top=top_from_flat(message.top_ids, message.top_logprobs, len(message.token_ids)),
         prompt_logprobs=tuple(message.prompt_logprobs),
-        prompt_top=top_from_flat(
-            message.prompt_top_ids, message.prompt_top_logprobs, len(message.prompt_logprobs)
-        ),
+        prompt_top_ids=array("I", message.prompt_top_ids),
+        prompt_top_logprobs=array("f", message.prompt_top_logprobs),
     )
 
 

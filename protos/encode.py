@@ -80,7 +80,6 @@ def encode_cloud(message: CloudMessage) -> bytes:
     if isinstance(message, Result):
         timings = message.timings
         top_ids, top_logprobs = flat_top(message.top)
-        prompt_top_ids, prompt_top_logprobs = flat_top(message.prompt_top)
         return _serialize(
             lambda: pb.CloudMessage(
                 result=pb.Result(
@@ -99,8 +98,8 @@ def encode_cloud(message: CloudMessage) -> bytes:
                     top_ids=top_ids,
                     top_logprobs=top_logprobs,
                     prompt_logprobs=message.prompt_logprobs,
-                    prompt_top_ids=prompt_top_ids,
-                    prompt_top_logprobs=prompt_top_logprobs,
+                    prompt_top_ids=message.prompt_top_ids,
+                    prompt_top_logprobs=message.prompt_top_logprobs,
                 )
             )
         )

@@ -6,12 +6,23 @@ turns them into bytes and back. Nothing here knows protobuf.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from decoding.params import SamplingParams
 from decoding.scores import TopToken
 from protos.limits import DEFAULT_FRAMES_IN_FLIGHT
+
+
+def no_ids() -> array[int]:
+    """An empty array of token ids."""
+    return array("I")
+
+
+def no_logprobs() -> array[float]:
+    """An empty array of log-probabilities."""
+    return array("f")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +119,8 @@ class Result:
     that wanted none, and for a frame sent ahead on a wrong guess. logprobs: natural-log
     probabilities of these, when asked for. top: each token's most likely ones, when asked for.
     prompt_logprobs: of the prompt tokens among the frame's rows, when asked for; position 0 has
-    none. prompt_top: the most likely tokens beside each of these.
+    none. prompt_top_ids, prompt_top_logprobs: the most likely tokens beside each of these, equally
+    many for each, one after the other (uint32, float32): a tuple would take ten times the memory.
     """
 
     sequence: int
@@ -118,7 +130,8 @@ class Result:
     timings: Timings = field(default_factory=Timings)
     top: tuple[tuple[TopToken, ...], ...] = ()
     prompt_logprobs: tuple[float, ...] = ()
-    prompt_top: tuple[tuple[TopToken, ...], ...] = ()
+    prompt_top_ids: array[int] = field(default_factory=no_ids)
+    prompt_top_logprobs: array[float] = field(default_factory=no_logprobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,15 +26,29 @@ def flat_top(top: Sequence[Sequence[TopToken]]) -> tuple[list[int], list[float]]
 def top_from_flat(
     token_ids: Sequence[int], logprobs: Sequence[float], num_positions: int
 ) -> tuple[tuple[TopToken, ...], ...]:
-    """The top tokens of each position; empty where the message has none.
+    """The top tokens of each position; empty where the message has none. Raises as `check_top`."""
+    check_top(token_ids, logprobs, num_positions)
+    return grouped_top(token_ids, logprobs, num_positions) if token_ids else ()
 
-    Raises RemoteWireError where they are not equally many for each, more than 20, out of order, or
-    no log-probabilities.
+
+def grouped_top(
+    token_ids: Sequence[int], logprobs: Sequence[float], num_positions: int
+) -> tuple[tuple[TopToken, ...], ...]:
+    """The top tokens of each position, of lists that `check_top` has passed."""
+    count = len(token_ids) // max(num_positions, 1)
+    pairs = [TopToken(*pair) for pair in zip(token_ids, logprobs, strict=True)]
+    return tuple(tuple(pairs[count * at : count * (at + 1)]) for at in range(num_positions))
+
+
+def check_top(token_ids: Sequence[int], logprobs: Sequence[float], num_positions: int) -> None:
+    """Raise RemoteWireError for top tokens that no positions can have.
+
+    They are equally many for each position, at most 20, the most likely first, and none twice.
     """
     if len(token_ids) != len(logprobs):
         raise RemoteWireError("result: as many top log-probabilities as top ids")
     if not token_ids:
-        return ()
+        return
     count, rest = divmod(len(token_ids), max(num_positions, 1))
     if rest or not num_positions or count > MAX_TOP_LOGPROBS:
         raise RemoteWireError(
@@ -42,14 +56,12 @@ def top_from_flat(
             f"each, at most {MAX_TOP_LOGPROBS}"
         )
     check_logprobs(logprobs)
-    pairs = [TopToken(*pair) for pair in zip(token_ids, logprobs, strict=True)]
-    top = tuple(tuple(pairs[begin : begin + count]) for begin in range(0, len(pairs), count))
-    for tokens in top:
-        if any(a.logprob < b.logprob for a, b in itertools.pairwise(tokens)):
+    for begin in range(0, len(token_ids), count):
+        values = logprobs[begin : begin + count]
+        if any(a < b for a, b in itertools.pairwise(values)):
             raise RemoteWireError("result: top tokens come in the order of their probabilities")
-        if len({token.token_id for token in tokens}) < count:
+        if len(set(token_ids[begin : begin + count])) < count:
             raise RemoteWireError("result: a top token comes twice")
-    return top
 
 
 def check_logprobs(values: Sequence[float]) -> None:

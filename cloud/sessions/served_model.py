@@ -77,6 +77,7 @@ class ServedModel:
                 f"split {request.split}: this server runs splits {self._layers.start} to "
                 f"{self._layers.stop - 1}"
             )
+        _check_sampling(request, self.vocab_size)
         if request.max_tokens > self.max_tokens:
             raise BadOpenError(f"{request.max_tokens} tokens: a session may have {self.max_tokens}")
 
@@ -108,6 +109,17 @@ class ServedModel:
             active_sessions=active_sessions,
             kv_bytes_in_use=kv_bytes_in_use,
             kv_bytes_limit=kv_bytes_limit,
+        )
+
+
+def _check_sampling(request: Open, vocab_size: int) -> None:
+    """Raise BadOpenError for token ids beyond the vocabulary, and for a prompt that cannot be."""
+    for token_id in (*request.sampling.logit_bias, *request.end_token_ids):
+        if token_id >= vocab_size:
+            raise BadOpenError(f"token {token_id}: the vocabulary has {vocab_size}")
+    if request.prompt_tokens > request.max_tokens:
+        raise BadOpenError(
+            f"a prompt of {request.prompt_tokens} tokens in a session of {request.max_tokens}"
         )
 
 

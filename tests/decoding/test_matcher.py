@@ -1,11 +1,10 @@
-"""Grammars on the tokens of single bytes: what may come, where an answer ends, and what it costs."""
+"""Grammars on the tokens of single bytes: what may come, where an answer ends, what it costs."""
 
 from __future__ import annotations
 
 import builtins
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +181,7 @@ def test_a_file_that_is_no_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def fake(name: str, *rest: Any, **named: Any) -> Any:
@@ -191,7 +190,6 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", fake)
-    yield
 
 
 @pytest.mark.usefixtures("no_library")

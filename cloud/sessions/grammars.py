@@ -1,0 +1,99 @@
+"""Grammars of sessions, compiled and asked in threads of their own, never on the model thread.
+
+A grammar is a client's text. Reading one may take a tenth of a second of processor time, and its
+masks may too (`decoding.matcher` bounds both). The model thread only asks for masks, runs the
+model meanwhile, and finishes a frame once its masks are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from cloud.errors import BadOpenError, CapacityError, MismatchError
+from decoding.errors import GrammarError, GrammarLibraryError
+from decoding.grammar import Grammar
+from decoding.matcher import GrammarMatcher, GrammarTokenizer
+from decoding.penalties import TokenMask
+from protos.messages import Open
+
+# The masks after an answer, and after each draft that the grammar allows. Fails with GrammarError.
+Constrain: TypeAlias = Callable[[Sequence[int], Sequence[int]], Future[list[TokenMask]]]
+
+TOKENIZER_NAME: Final = "cloud/tokenizer.json"
+THREADS: Final = 2
+MAX_COMPILING: Final = 16
+COMPILE_TIMEOUT_S: Final = 10.0
+
+
+class Grammars:
+    """See the module's docstring. Lives on the event loop's thread.
+
+    tokenizer_path: None where the bundle has no tokenizer for the server. eos_token_id: the
+    model's; None: unknown.
+    """
+
+    def __init__(
+        self, tokenizer_path: Path | None, *, vocab_size: int, eos_token_id: int | None = None
+    ) -> None:
+        self._path = tokenizer_path
+        self._vocab_size = vocab_size
+        self._eos_token_id = eos_token_id
+        self._tokenizer: GrammarTokenizer | None = None  # made when the first grammar comes
+        self._loading = asyncio.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+        self._num_compiling = 0
+
+    async def constrain(self, request: Open) -> Constrain | None:
+        """What gives the masks of this session; None where it has no grammar.
+
+        Raises BadOpenError for a grammar that cannot be had, MismatchError where this server cannot
+        have any, and CapacityError where too many are being read.
+        """
+        grammar = request.sampling.grammar
+        if grammar is None:
+            return None
+        if self._path is None:
+            raise MismatchError(
+                "this server's bundle has no tokenizer, which a grammar needs: build the bundle "
+                "again with this version, or ask without a grammar"
+            )
+        if self._num_compiling >= MAX_COMPILING:
+            raise CapacityError(f"{MAX_COMPILING} grammars are being read already")
+        threads = self._threads = self._threads or ThreadPoolExecutor(THREADS, "grammar")
+        self._num_compiling += 1
+        try:
+            matcher = await asyncio.wait_for(
+                self._compiled(self._path, grammar, request.end_token_ids, threads),
+                COMPILE_TIMEOUT_S,
+            )
+        except GrammarLibraryError as error:
+            raise MismatchError(f"this server takes no grammars: {error}") from error
+        except GrammarError as error:
+            raise BadOpenError(str(error)) from error
+        except asyncio.TimeoutError:
+            raise CapacityError("reading the grammar took too long") from None
+        finally:
+            self._num_compiling -= 1
+
+        def masks(answer: Sequence[int], drafts: Sequence[int]) -> Future[list[TokenMask]]:
+            return threads.submit(matcher.masks, answer, drafts)
+
+        return masks
+
+    async def _compiled(
+        self, path: Path, grammar: Grammar, end_ids: Sequence[int], threads: ThreadPoolExecutor
+    ) -> GrammarMatcher:
+        loop = asyncio.get_running_loop()
+        async with self._loading:
+            if self._tokenizer is None:
+                self._tokenizer = await loop.run_in_executor(
+                    threads, GrammarTokenizer, path, self._vocab_size, self._eos_token_id
+                )
+        tokenizer = self._tokenizer
+        return await loop.run_in_executor(
+            threads, lambda: GrammarMatcher(grammar, tokenizer, end_token_ids=end_ids)
+        )
