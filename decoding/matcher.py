@@ -36,7 +36,7 @@ MAX_MASKS_S: Final = 0.25
 # What is granted besides for each token that is read again, after a lost server.
 REPLAY_TOKEN_S: Final = 0.002
 _MAX_ERROR_CHARS: Final = 160
-_CURE: Final = "pip install llguidance"
+_CURE: Final = "pip install 'llguidance>=1.9'"
 
 
 class GrammarTokenizer:

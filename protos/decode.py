@@ -142,7 +142,6 @@ def plain_text(text: str) -> str:
 def _open_from_proto(message: pb.Open) -> Open:
     _check_version(message.protocol_version, newest=EXTENDED_VERSION)
     sampling = sampling_from_proto(message.sampling)
-    least = int(sampling.is_extended)
     return Open(
         session_id=_session_id(message.session_id),
         model_sha256=_sha256("model_sha256", message.model_sha256),
@@ -155,7 +154,7 @@ def _open_from_proto(message: pb.Open) -> Open:
         prefix_hashes=_hashes(message.prefix_hashes),
         shareable_tokens=_in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
         prefix_salt=_salt(message.prefix_salt),
-        prompt_tokens=_in_range("prompt_tokens", message.prompt_tokens, least, MAX_TOKENS),
+        prompt_tokens=_in_range("prompt_tokens", message.prompt_tokens, 0, MAX_TOKENS),
         end_token_ids=_end_tokens(message.end_token_ids),
     )
 

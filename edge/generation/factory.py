@@ -11,6 +11,7 @@ import random
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from codec.ladder import Ladder
 from edge.device.front import FrontEngine
@@ -24,6 +25,7 @@ from edge.generation.context import ShiftingGeneration
 from edge.generation.drafting import DraftSelector
 from edge.generation.level_selector import LevelSelector
 from edge.generation.local import LocalGeneration
+from edge.generation.local_grammars import LocalGrammars
 from edge.generation.loop import RemoteGeneration
 from edge.generation.prefix_memory import PrefixMemory
 from edge.generation.token_source import TokenSource
@@ -31,6 +33,7 @@ from edge.net.transport import Transport
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
+from protos.limits import MAX_END_TOKENS
 from protos.messages import Open
 from protos.wire import MAX_RESUME_S
 
@@ -41,6 +44,7 @@ class GenerationFactory:
     transports: the servers, the first one first; empty when the plan is whole on the edge.
     chunk_tokens: the most prompt tokens a frame, or always so many if not `adaptive_chunks`.
     share_prefixes: whether the tenant's other devices may find this device's prompts.
+    end_token_ids, tokenizer_path: for answers that follow a grammar.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class GenerationFactory:
         retry_policy: RetryPolicy,
         clock: Clock,
         share_prefixes: bool = False,
+        end_token_ids: Sequence[int] = (),
+        tokenizer_path: Path | None = None,
     ) -> None:
         self._plan = plan
         self._ladder = ladder
@@ -65,11 +71,25 @@ class GenerationFactory:
         self._retry_policy = retry_policy
         self._clock = clock
         self._prefixes = PrefixMemory(share=share_prefixes)
+        self._end_token_ids = tuple(end_token_ids)[:MAX_END_TOKENS]
+        self._grammars = LocalGrammars(
+            tokenizer_path,
+            vocab_size=plan.model.geometry.vocab_size,
+            end_token_ids=self._end_token_ids,
+        )
 
     def check(self, request: CompletionRequest) -> None:
-        """InputError when this device has no such level or no such drafter."""
+        """InputError when this device has no such level, drafter or token, or takes no grammar."""
         self.levels(request.level)
         self._drafters.check(request.draft)
+        vocab_size = self._plan.model.geometry.vocab_size
+        for token_id in request.sampling.logit_bias:
+            if token_id >= vocab_size:
+                raise InputError(
+                    f"logit bias of token {token_id}: the model's tokens end at {vocab_size - 1}"
+                )
+        if self._plan.edge_is_whole:
+            self._grammars.matcher(request.sampling.grammar)
 
     def levels(self, wanted: str) -> tuple[str, ...]:
         """The levels a generation may use, the first one to begin with. InputError for none."""
@@ -99,11 +119,17 @@ class GenerationFactory:
         total = num_prompt_tokens + max_new_tokens
         policy = kv_policy(request.context)
         if not policy.evicts or total <= self._plan.max_tokens:
-            return self.part(front, request, total)
+            return self.part(front, request, total, num_prompt_tokens)
+        if request.sampling.grammar is not None or request.sampling.prompt_logprobs is not None:
+            raise InputError(
+                f"prompt and answer of {total} tokens may outgrow the plan's "
+                f"{self._plan.max_tokens}, and a grammar and the prompt's log-probabilities need "
+                "all of them: ask for fewer new tokens"
+            )
 
-        def part(index: int, max_tokens: int) -> TokenSource:
+        def part(index: int, max_tokens: int, num_prompt: int) -> TokenSource:
             sampling = replace(request.sampling, seed=(request.sampling.seed + index) % (1 << 64))
-            return self.part(front, replace(request, sampling=sampling), max_tokens)
+            return self.part(front, replace(request, sampling=sampling), max_tokens, num_prompt)
 
         return ShiftingGeneration(
             generation_of=part,
@@ -113,14 +139,22 @@ class GenerationFactory:
             max_new_tokens=max_new_tokens,
         )
 
-    def part(self, front: FrontEngine, request: CompletionRequest, max_tokens: int) -> TokenSource:
-        """One generation of at most `max_tokens` tokens, prompt and output together."""
+    def part(
+        self, front: FrontEngine, request: CompletionRequest, max_tokens: int, num_prompt: int
+    ) -> TokenSource:
+        """One generation of at most `max_tokens` tokens, prompt and output together.
+
+        num_prompt: how many of its first tokens are no part of the answer. InputError for a grammar
+        that this device cannot follow.
+        """
         if self._plan.edge_is_whole:
             return LocalGeneration(
                 front=front,
                 sampling=request.sampling,
                 chunk_tokens=self._chunk_tokens,
                 clock=self._clock,
+                num_prompt=num_prompt,
+                matcher=self._grammars.matcher(request.sampling.grammar),
             )
         selector = LevelSelector(
             ladder=self._ladder,
@@ -131,7 +165,7 @@ class GenerationFactory:
             front=front,
             selector=selector,
             connector=Connector(
-                request=self._announcement(request, max_tokens),
+                request=self._announcement(request, max_tokens, num_prompt),
                 transports=self._transports,
                 retry_policy=self._retry_policy,
                 clock=self._clock,
@@ -159,7 +193,7 @@ class GenerationFactory:
             vocab_size=self._plan.model.geometry.vocab_size,
         )
 
-    def _announcement(self, request: CompletionRequest, max_tokens: int) -> Open:
+    def _announcement(self, request: CompletionRequest, max_tokens: int, num_prompt: int) -> Open:
         """What the edge tells a server when it opens a session."""
         return Open(
             session_id=secrets.token_hex(16),
@@ -172,4 +206,6 @@ class GenerationFactory:
             # Long enough for every attempt to come back to this server.
             resume_s=min(self._retry_policy.recover_s, MAX_RESUME_S),
             prefix_salt=self._prefixes.salt,
+            prompt_tokens=num_prompt,
+            end_token_ids=self._end_token_ids,
         )

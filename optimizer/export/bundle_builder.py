@@ -169,7 +169,9 @@ def _write_tokenizer(source: ModelSource, root: Path) -> tuple[str, ...]:
 
 
 def _write_cloud(source: ModelSource, plan: Plan, folder: Path, weights: WeightsPlace) -> None:
-    """The back's weights into `folder`, or where they are."""
+    """The back's weights into `folder`, or where they are; and the tokenizer, for grammars."""
+    tokenizer = source.tokenizer_files().tokenizer_json
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     if weights != "copy":
         try:
             write_reference(source, plan, folder)

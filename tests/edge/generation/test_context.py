@@ -23,7 +23,7 @@ def shifting(capacity: int, count: int) -> tuple[ShiftingGeneration, list[int]]:
     front = FakeFront()
     limits: list[int] = []
 
-    def part(index: int, max_tokens: int) -> TokenSource:
+    def part(index: int, max_tokens: int, num_prompt: int) -> TokenSource:
         limits.append(max_tokens)
         return generation([FakeTransport()], front=front)
 
@@ -58,7 +58,7 @@ def test_an_unknown_policy_is_refused() -> None:
 
 
 def test_cancelling_while_a_part_is_being_made_ends_it_before_its_first_token() -> None:
-    def part(index: int, max_tokens: int) -> TokenSource:
+    def part(index: int, max_tokens: int, num_prompt: int) -> TokenSource:
         source.cancel()
         return generation([FakeTransport()])
 
