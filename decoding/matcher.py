@@ -30,6 +30,9 @@ _LIMITS: Final = {
     "precompute_large_lexemes": False,
     "verbose_errors": False,
 }
+# White space between the parts of JSON: enough to indent it. Without a bound, an answer may become
+# white space for ever.
+_JSON: Final = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
 # Processor time, in seconds: of one call of llguidance, and of all calls for one frame.
 MAX_CALL_S: Final = 0.1
 MAX_MASKS_S: Final = 0.25
@@ -181,10 +184,9 @@ class GrammarMatcher:
 
 def _source(grammar: Grammar, matcher: Any) -> str:
     """The grammar in llguidance's own form."""
-    if grammar.kind == "json_object":
-        return str(matcher.grammar_from_json_schema('{"type": "object"}'))
-    if grammar.kind == "json_schema":
-        return str(matcher.grammar_from_json_schema(grammar.text))
+    if grammar.kind in ("json_object", "json_schema"):
+        schema = grammar.text or '{"type": "object"}'
+        return str(matcher.grammar_from_json_schema(schema, overrides=_JSON))
     if grammar.kind == "regex":
         return str(matcher.grammar_from_regex(grammar.text))
     return str(matcher.grammar_from_lark(grammar.text))

@@ -136,4 +136,5 @@ def save_byte_tokenizer(folder: Path) -> None:
 def byte_ids(text: str) -> list[int]:
     """The tokens of ASCII text in the tokenizer of single bytes."""
     alphabet = sorted(ByteLevel.alphabet())
-    return [len(SPECIAL) + alphabet.index(letter.replace(" ", "Ġ")) for letter in text]
+    letters = [letter if letter > " " else chr(256 + ord(letter)) for letter in text]
+    return [len(SPECIAL) + alphabet.index(letter) for letter in letters]
