@@ -21,7 +21,7 @@ from decoding.penalties import TokenMask, allows
 
 # Of llguidance: items and states that one grammar may have. It takes about 2 KB a state.
 _LIMITS: Final = {
-    "max_items_in_row": 1_000,
+    "max_items_in_row": 2_000,
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 50_000,
     "step_max_items": 20_000,
@@ -148,7 +148,8 @@ class GrammarMatcher:
     def _consume(self, token_id: int) -> None:
         begun_s = self._cpu_s()
         if token_id >= self._vocab_size or not self._matcher.consume_token(token_id):
-            raise GrammarError(f"token {token_id} does not match the grammar")
+            why = _short(self._matcher.get_error() or "it is beyond the vocabulary")
+            raise GrammarError(f"token {token_id} does not match the grammar: {why}")
         self._read.append(token_id)
         self._check_time(begun_s)
 

@@ -194,5 +194,5 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_library")
 def test_without_the_library_the_cure_is_named(tmp_path: Path) -> None:
-    with pytest.raises(GrammarLibraryError, match="pip install llguidance"):
+    with pytest.raises(GrammarLibraryError, match="pip install 'llguidance"):
         GrammarTokenizer(tmp_path / "tokenizer.json", VOCAB)
