@@ -15,7 +15,6 @@ from typing import Final, TypeAlias
 
 from cloud.errors import BadOpenError, CapacityError, MismatchError
 from decoding.errors import GrammarError, GrammarLibraryError
-from decoding.grammar import Grammar
 from decoding.matcher import GrammarMatcher, GrammarTokenizer
 from decoding.penalties import TokenMask
 from protos.messages import Open
@@ -33,17 +32,23 @@ class Grammars:
     """See the module's docstring. Lives on the event loop's thread.
 
     tokenizer_path: None where the bundle has no tokenizer for the server. eos_token_id: the
-    model's; None: unknown.
+    model's; None: unknown. The tokenizer is made now: it holds Python's lock for up to a second,
+    which would stop the steps of a server that works already.
     """
 
     def __init__(
         self, tokenizer_path: Path | None, *, vocab_size: int, eos_token_id: int | None = None
     ) -> None:
-        self._path = tokenizer_path
-        self._vocab_size = vocab_size
-        self._eos_token_id = eos_token_id
-        self._tokenizer: GrammarTokenizer | None = None  # made when the first grammar comes
-        self._loading = asyncio.Lock()
+        self._tokenizer: GrammarTokenizer | None = None
+        self._why_not = (
+            "this server's bundle has no tokenizer, which a grammar needs: build the bundle again "
+            "with this version, or ask without a grammar"
+        )
+        if tokenizer_path is not None:
+            try:
+                self._tokenizer = GrammarTokenizer(tokenizer_path, vocab_size, eos_token_id)
+            except GrammarLibraryError as error:
+                self._why_not = f"this server takes no grammars: {error}"
         self._threads: ThreadPoolExecutor | None = None
         self._num_compiling = 0
 
@@ -56,22 +61,19 @@ class Grammars:
         grammar = request.sampling.grammar
         if grammar is None:
             return None
-        if self._path is None:
-            raise MismatchError(
-                "this server's bundle has no tokenizer, which a grammar needs: build the bundle "
-                "again with this version, or ask without a grammar"
-            )
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise MismatchError(self._why_not)
         if self._num_compiling >= MAX_COMPILING:
             raise CapacityError(f"{MAX_COMPILING} grammars are being read already")
         threads = self._threads = self._threads or ThreadPoolExecutor(THREADS, "grammar")
         self._num_compiling += 1
         try:
-            matcher = await asyncio.wait_for(
-                self._compiled(self._path, grammar, request.end_token_ids, threads),
-                COMPILE_TIMEOUT_S,
+            reading = asyncio.get_running_loop().run_in_executor(
+                threads,
+                lambda: GrammarMatcher(grammar, tokenizer, end_token_ids=request.end_token_ids),
             )
-        except GrammarLibraryError as error:
-            raise MismatchError(f"this server takes no grammars: {error}") from error
+            matcher = await asyncio.wait_for(reading, COMPILE_TIMEOUT_S)
         except GrammarError as error:
             raise BadOpenError(str(error)) from error
         except asyncio.TimeoutError:
@@ -83,17 +85,3 @@ class Grammars:
             return threads.submit(matcher.masks, answer, drafts)
 
         return masks
-
-    async def _compiled(
-        self, path: Path, grammar: Grammar, end_ids: Sequence[int], threads: ThreadPoolExecutor
-    ) -> GrammarMatcher:
-        loop = asyncio.get_running_loop()
-        async with self._loading:
-            if self._tokenizer is None:
-                self._tokenizer = await loop.run_in_executor(
-                    threads, GrammarTokenizer, path, self._vocab_size, self._eos_token_id
-                )
-        tokenizer = self._tokenizer
-        return await loop.run_in_executor(
-            threads, lambda: GrammarMatcher(grammar, tokenizer, end_token_ids=end_ids)
-        )
