@@ -45,22 +45,28 @@ _CURE: Final = "pip install 'llguidance>=1.9'"
 class GrammarTokenizer:
     """A model's tokens as text, for any number of grammars. Takes about half a second to make.
 
-    path: a `tokenizers` JSON file. vocab_size: V of the model's logits. eos_token_id: one that ends
-    a text; None: the tokenizer's own. Raises GrammarLibraryError where llguidance is missing or
-    cannot read the file.
+    path: a `tokenizers` JSON file; None: the tokens are single bytes. vocab_size: V of the model's
+    logits. eos_token_id: one that ends a text; None: the tokenizer's own. Raises
+    GrammarLibraryError where llguidance is missing or cannot read the file.
     """
 
-    def __init__(self, path: Path, vocab_size: int, eos_token_id: int | None = None) -> None:
+    def __init__(self, path: Path | None, vocab_size: int, eos_token_id: int | None = None) -> None:
         self.vocab_size = vocab_size
         llguidance = _library()
         try:
-            self.tokens: Any = llguidance.LLTokenizer(
-                path.read_text(encoding="utf-8"), eos_token=eos_token_id
-            )
+            text = "byte" if path is None else path.read_text(encoding="utf-8")
+            self.tokens: Any = llguidance.LLTokenizer(text, eos_token=eos_token_id)
         except Exception as error:  # it names no kinds
             raise GrammarLibraryError(
                 f"grammars do not work with this model's tokenizer ({_short(error)})"
             ) from error
+
+
+def byte_tokenizer() -> GrammarTokenizer:
+    """One token a byte, and one that ends a text: enough to find out what a grammar costs."""
+    tokenizer = GrammarTokenizer(None, 0)
+    tokenizer.vocab_size = int(tokenizer.tokens.vocab_size)
+    return tokenizer
 
 
 class GrammarMatcher:

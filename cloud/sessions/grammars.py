@@ -1,8 +1,9 @@
 """Grammars of sessions, compiled and asked in threads of their own, never on the model thread.
 
-A grammar is a client's text. Reading one may take a tenth of a second of processor time, and its
-masks may too (`decoding.matcher` bounds both). The model thread only asks for masks, runs the
-model meanwhile, and finishes a frame once its masks are there.
+A grammar is a client's text. A child process tries it first (`decoding.grammar_trial`). Reading one
+may take a tenth of a second of processor time, and its masks may too (`decoding.matcher` bounds
+both). The model thread only asks for masks, runs the model meanwhile, and finishes a frame once its
+masks are there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Final, TypeAlias
 
 from cloud.errors import BadOpenError, CapacityError, MismatchError
 from decoding.errors import GrammarError, GrammarLibraryError
+from decoding.grammar import Grammar
+from decoding.grammar_trial import submitted, try_grammar, with_stack
 from decoding.matcher import GrammarMatcher, GrammarTokenizer
 from decoding.penalties import TokenMask
 from protos.messages import Open
@@ -24,8 +27,8 @@ Constrain: TypeAlias = Callable[[Sequence[int], Sequence[int]], Future[list[Toke
 
 TOKENIZER_NAME: Final = "cloud/tokenizer.json"
 THREADS: Final = 2
-MAX_COMPILING: Final = 16
-COMPILE_TIMEOUT_S: Final = 10.0
+MAX_COMPILING: Final = 8
+COMPILE_TIMEOUT_S: Final = 30.0
 
 
 class Grammars:
@@ -66,14 +69,15 @@ class Grammars:
             raise MismatchError(self._why_not)
         if self._num_compiling >= MAX_COMPILING:
             raise CapacityError(f"{MAX_COMPILING} grammars are being read already")
-        threads = self._threads = self._threads or ThreadPoolExecutor(THREADS, "grammar")
+        threads = self._threads = self._threads or with_stack(THREADS)
         self._num_compiling += 1
         try:
-            reading = asyncio.get_running_loop().run_in_executor(
-                threads,
-                lambda: GrammarMatcher(grammar, tokenizer, end_token_ids=request.end_token_ids),
-            )
-            matcher = await asyncio.wait_for(reading, COMPILE_TIMEOUT_S)
+            # In a thread of its own: a trial must not hold up the masks of others.
+            await asyncio.wait_for(asyncio.to_thread(try_grammar, grammar), COMPILE_TIMEOUT_S)
+            reading = submitted(threads, _read, grammar, tokenizer, request.end_token_ids)
+            matcher = await asyncio.wait_for(asyncio.wrap_future(reading), COMPILE_TIMEOUT_S)
+        except GrammarLibraryError as error:
+            raise MismatchError(f"this server takes no grammars: {error}") from error
         except GrammarError as error:
             raise BadOpenError(str(error)) from error
         except asyncio.TimeoutError:
@@ -82,6 +86,12 @@ class Grammars:
             self._num_compiling -= 1
 
         def masks(answer: Sequence[int], drafts: Sequence[int]) -> Future[list[TokenMask]]:
-            return threads.submit(matcher.masks, answer, drafts)
+            return submitted(threads, matcher.masks, answer, drafts)
 
         return masks
+
+
+def _read(
+    grammar: Grammar, tokenizer: GrammarTokenizer, end_token_ids: Sequence[int]
+) -> GrammarMatcher:
+    return GrammarMatcher(grammar, tokenizer, end_token_ids=end_token_ids)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from decoding.errors import GrammarError
-from decoding.matcher import GrammarMatcher
 from decoding.params import SamplingParams
-from decoding.penalties import Logits
+from decoding.penalties import Logits, TokenMask
 from decoding.sampler import Sampled, sample, score
 from decoding.scores import TokenScore
 from edge.errors import InputError
@@ -19,6 +19,14 @@ from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock
 
 LOCAL_LEVEL = "none"  # nothing is sent, so nothing is encoded
+
+
+class AnswerMatcher(Protocol):
+    """What masks the tokens of one answer; `edge.generation.local_grammars` makes one."""
+
+    def masks(self, answer: Sequence[int]) -> list[TokenMask]:
+        """The tokens that may come after `answer`: one mask. Raises GrammarError."""
+        ...
 
 
 class LocalGeneration:
@@ -40,7 +48,7 @@ class LocalGeneration:
         chunk_tokens: int,
         clock: Clock,
         num_prompt: int | None = None,
-        matcher: GrammarMatcher | None = None,
+        matcher: AnswerMatcher | None = None,
     ) -> None:
         self._front = front
         self._sampling = sampling
