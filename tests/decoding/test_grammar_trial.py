@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from decoding import grammar_trial
 from decoding.errors import GrammarError, GrammarLibraryError
 from decoding.grammar import Grammar
 from decoding.grammar_trial import STACK_BYTES, submitted, try_grammar, with_stack
+from decoding.matcher import GrammarMatcher, byte_tokenizer
 
 
 def chain(length: int) -> Grammar:
@@ -45,7 +45,7 @@ def test_a_repetition_that_becomes_a_gigabyte_is_refused() -> None:
 def test_the_longest_chain_that_passes_is_read_here_too() -> None:
     """The stack here is larger than the child's; without it this process would end."""
     threads = with_stack(1)
-    tokenizer = grammar_trial.byte_tokenizer()
+    tokenizer = byte_tokenizer()
     grammar = chain(4500)
     try:
         try_grammar(grammar)
@@ -53,9 +53,7 @@ def test_the_longest_chain_that_passes_is_read_here_too() -> None:
         return
     matcher = submitted(
         threads,
-        lambda: grammar_trial.GrammarMatcher(
-            grammar, tokenizer, end_token_ids=tokenizer.tokens.eos_tokens
-        ),
+        lambda: GrammarMatcher(grammar, tokenizer, end_token_ids=tokenizer.tokens.eos_tokens),
     ).result()
     assert submitted(threads, matcher.masks, []).result()
 
