@@ -18,29 +18,43 @@ import numpy as np
 import numpy.typing as npt
 
 from decoding.params import SamplingParams
-
-Logits = npt.NDArray[np.float32]
+from decoding.penalties import Logits, TokenMask, adjusted, looks_back
+from decoding.scores import TokenScore, TopToken
 
 
 class Sampled(NamedTuple):
-    """One chosen token and its natural-log probability under the unfiltered model."""
+    """One chosen token, its natural-log probability under the unfiltered model, and the top ones.
+
+    top: the most likely tokens of the position, where `SamplingParams.top_logprobs` asks.
+    """
 
     token_id: int
     logprob: float
+    top: tuple[TopToken, ...] = ()
 
 
 def sample(
-    logits: Logits, params: SamplingParams, *, position: int, seen: Iterable[int] = ()
+    logits: Logits,
+    params: SamplingParams,
+    *,
+    position: int,
+    seen: Iterable[int] = (),
+    num_prompt: int = 0,
+    mask: TokenMask | None = None,
 ) -> Sampled:
     """Choose the token at `position` (the position it will take in the sequence).
 
-    logits: [V] float32. seen: ids of prompt and output so far, for the repetition penalty.
-    `logprob` is that of the model's own distribution, before temperature, filters and penalty
-    (0.0 unless `params.logprobs`).
+    logits: [V] float32. seen: ids of prompt and output so far, for the penalties; the first
+    `num_prompt` are the prompt. mask: the tokens that a grammar allows, at least one. `logprob` is
+    that of the model's own distribution, before temperature, filters, penalties, bias and mask (0.0
+    unless `params.logprobs`).
     """
-    scores = penalized(logits, params.repetition_penalty, seen)
+    history = list(seen) if looks_back(params) else []
+    scores = adjusted(logits, params, seen=history, num_prompt=num_prompt, mask=mask)
     token_id = int(scores.argmax()) if params.greedy else _draw(scores, params, position)
-    return Sampled(token_id, log_probability(logits, token_id) if params.logprobs else 0.0)
+    if not params.logprobs:
+        return Sampled(token_id, 0.0)
+    return Sampled(*score(logits, token_id, params.top_logprobs))
 
 
 def verify(
@@ -50,17 +64,27 @@ def verify(
     *,
     position: int,
     seen: Iterable[int] = (),
+    num_prompt: int = 0,
+    masks: Sequence[TokenMask] | None = None,
 ) -> list[Sampled]:
     """Accept drafts while they equal what would have been drawn, then add one token.
 
     logits: [K + 1, V], row i being the model's answer after draft i (row 0: before any).
-    drafts: K guesses for positions `position`, `position + 1`, ... Returns 1 to K + 1 tokens:
-    the accepted drafts and the correction, or all drafts and a bonus token.
+    drafts: K guesses for positions `position`, `position + 1`, ... masks: one for each row, up to
+    the first draft that the grammar forbids. Returns 1 to K + 1 tokens: the accepted drafts and the
+    correction, or all drafts and a bonus token.
     """
-    history = list(seen) if params.repetition_penalty != 1.0 else []
+    history = list(seen) if looks_back(params) else []
     chosen: list[Sampled] = []
     for index, row in enumerate(logits):
-        token = sample(row, params, position=position + index, seen=history)
+        token = sample(
+            row,
+            params,
+            position=position + index,
+            seen=history,
+            num_prompt=num_prompt,
+            mask=None if masks is None else masks[index],
+        )
         chosen.append(token)
         if index >= len(drafts) or token.token_id != drafts[index]:
             break
@@ -94,21 +118,21 @@ def probabilities(scores: Logits, params: SamplingParams) -> npt.NDArray[np.floa
     return weights
 
 
-def penalized(logits: Logits, penalty: float, seen: Iterable[int]) -> Logits:
-    """Logits with the repetition penalty applied to the tokens in `seen`. [V] -> [V]."""
-    if penalty == 1.0:
-        return logits
-    scores = logits.copy()
-    ids = np.unique(np.fromiter(seen, dtype=np.int64))
-    values = scores[ids]
-    scores[ids] = np.where(values > 0, values / penalty, values * penalty)
-    return scores
+def score(logits: Logits, token_id: int, num_top: int = 0) -> TokenScore:
+    """A token's natural log of the softmax of `logits` [V], and the `num_top` most likely ones.
 
-
-def log_probability(logits: Logits, token_id: int) -> float:
-    """Natural log of the softmax of `logits` [V] at `token_id`."""
+    Equal tokens come in the order of their ids.
+    """
     shifted = logits.astype(np.float64) - float(logits.max())
-    return float(shifted[token_id] - np.log(np.exp(shifted).sum()))
+    total = float(np.log(np.exp(shifted).sum()))
+    top: tuple[TopToken, ...] = ()
+    if num_top:
+        count = min(num_top, len(logits))
+        least = np.partition(logits, len(logits) - count)[len(logits) - count]
+        ids = np.flatnonzero(logits >= least)
+        ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
+        top = tuple(TopToken(int(index), float(shifted[index] - total)) for index in ids)
+    return TokenScore(token_id, float(shifted[token_id] - total), top)
 
 
 def _draw(scores: Logits, params: SamplingParams, position: int) -> int:

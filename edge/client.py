@@ -144,6 +144,8 @@ class EdgeClient:
             retry_policy=retry_policy or RetryPolicy(),
             clock=self._clock,
             share_prefixes=share_prefixes,
+            end_token_ids=self._settings.stop_token_ids,
+            tokenizer_path=opened.path("edge/tokenizer.json"),
         )
         self._trace = trace
 
@@ -228,6 +230,7 @@ class EdgeClient:
                 max_new_tokens=max_new_tokens,
             ),
             with_logprobs=asked.sampling.logprobs,
+            with_top_logprobs=asked.sampling.top_logprobs > 0,
             clock=self._clock,
             trace=self._trace,
         )

@@ -15,6 +15,7 @@ from typing import Final
 
 from google.protobuf.message import Message
 
+from decoding.grammar import MAX_GRAMMAR_BYTES
 from protos import split_inference_pb2 as pb
 from protos.errors import RemoteWireError
 from protos.limits import MAX_FRAME_TOKENS, MAX_PREFIX_HASHES
@@ -26,6 +27,8 @@ _FIXED32: Final = 5
 _EDGE_MESSAGE: Final = pb.EdgeMessage.DESCRIPTOR.full_name
 _FRAME: Final = pb.Frame.DESCRIPTOR.full_name
 _HIDDEN: Final = pb.Frame.DESCRIPTOR.fields_by_name["hidden"].number
+_GRAMMAR: Final = pb.Grammar.DESCRIPTOR.full_name
+_GRAMMAR_TEXT: Final = pb.Grammar.DESCRIPTOR.fields_by_name["text"].number
 # The longest list of an honest message, one field an item, and its other fields.
 MAX_FIELDS: Final = max(MAX_FRAME_TOKENS, MAX_PREFIX_HASHES) + 64
 # A newer edge may say more than this side knows, but not much more.
@@ -43,18 +46,18 @@ def _children(kind: type[Message]) -> Mapping[int, str | None]:
 # By full name: an edge's message and all that it may hold.
 _FIELDS: Final = {
     kind.DESCRIPTOR.full_name: _children(kind)
-    for kind in (pb.EdgeMessage, pb.Open, pb.Sampling, pb.Frame, pb.Close)
+    for kind in (pb.EdgeMessage, pb.Open, pb.Sampling, pb.Grammar, pb.Frame, pb.Close)
 }
 
 
 def check_rest(data: bytes, most: int) -> None:
     """Raise RemoteWireError for an edge's message that is dear to parse.
 
-    That is one with more than `most` bytes beside `hidden`, with more than `MAX_FIELDS` fields, or
-    with more than `MAX_UNKNOWN_FIELDS` that this side does not know. A damaged message passes,
-    because parsing says better what is wrong with it.
+    That is one with more than `most` bytes beside `hidden` and a grammar's text, with more than
+    `MAX_FIELDS` fields, or with more than `MAX_UNKNOWN_FIELDS` that this side does not know. A
+    damaged message passes, because parsing says better what is wrong with it.
     """
-    rest = num_fields = num_unknown = 0
+    rest = num_fields = num_unknown = num_grammar = 0
     spans = [(0, len(data), _EDGE_MESSAGE)]
     while spans:
         at, end, name = spans.pop()
@@ -82,8 +85,11 @@ def check_rest(data: bytes, most: int) -> None:
                 raise RemoteWireError("a message with groups")
             if size >= 0:
                 at += size
-                is_hidden = field == _HIDDEN and name == _FRAME
-                rest += at - begin - (size if is_hidden else 0)
+                is_bulk = field == _HIDDEN and name == _FRAME
+                if field == _GRAMMAR_TEXT and name == _GRAMMAR:
+                    num_grammar += size
+                    is_bulk = num_grammar <= MAX_GRAMMAR_BYTES  # the decoder refuses more
+                rest += at - begin - (size if is_bulk else 0)
             if rest > most:
                 raise RemoteWireError(f"more than {most} bytes beside the hidden states")
             if num_fields > MAX_FIELDS or num_unknown > MAX_UNKNOWN_FIELDS:

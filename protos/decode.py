@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from decoding.params import SamplingParams
 from protos import split_inference_pb2 as pb
 from protos.bulk import check_rest
 from protos.errors import RemoteWireError, VersionError
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
+    EXTENDED_VERSION,
     MAX_DETAIL_CHARS,
+    MAX_END_TOKENS,
     MAX_FRAME_DRAFTS,
     MAX_FRAME_TOKENS,
     MAX_FRAMES_IN_FLIGHT,
     MAX_LAYERS,
-    MAX_LOGPROB_ERROR,
     MAX_MESSAGE_BYTES,
     MAX_PREFIX_HASHES,
     MAX_PROBE_BYTES,
@@ -52,6 +53,8 @@ from protos.messages import (
     Result,
     Timings,
 )
+from protos.sampling_fields import sampling_from_proto
+from protos.score_fields import check_logprobs, check_top, top_from_flat
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -138,8 +141,8 @@ def plain_text(text: str) -> str:
 
 
 def _open_from_proto(message: pb.Open) -> Open:
-    _check_version(message.protocol_version)
-    sampling = message.sampling
+    _check_version(message.protocol_version, newest=EXTENDED_VERSION)
+    sampling = sampling_from_proto(message.sampling)
     return Open(
         session_id=_session_id(message.session_id),
         model_sha256=_sha256("model_sha256", message.model_sha256),
@@ -147,28 +150,15 @@ def _open_from_proto(message: pb.Open) -> Open:
         hidden_size=_in_range("hidden_size", message.hidden_size, 1, MAX_WIDTH),
         codec_tables_sha256=_sha256("codec_tables_sha256", message.codec_tables_sha256),
         max_tokens=_in_range("max_tokens", message.max_tokens, 1, MAX_TOKENS),
-        sampling=_sampling_from_proto(sampling),
+        sampling=sampling,
         resume_s=_seconds("resume_s", message.resume_s),
         prefix_hashes=_hashes(message.prefix_hashes),
         shareable_tokens=_in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
         prefix_salt=_salt(message.prefix_salt),
         token_rows=_in_range("token_rows", message.token_rows, 0, MAX_TOKENS),
+        prompt_tokens=_in_range("prompt_tokens", message.prompt_tokens, 0, MAX_TOKENS),
+        end_token_ids=_end_tokens(message.end_token_ids),
     )
-
-
-def _sampling_from_proto(message: pb.Sampling) -> SamplingParams:
-    try:
-        return SamplingParams(
-            temperature=message.temperature,
-            top_p=message.top_p,
-            top_k=message.top_k,
-            min_p=message.min_p,
-            repetition_penalty=message.repetition_penalty,
-            seed=message.seed,
-            logprobs=message.logprobs,
-        )
-    except ValueError as error:
-        raise RemoteWireError(f"sampling: {error}") from error
 
 
 def _frame_from_proto(message: pb.Frame) -> Frame:
@@ -190,8 +180,10 @@ def _result_from_proto(message: pb.Result) -> Result:
     _in_range("token_ids", len(message.token_ids), 0, MAX_FRAME_DRAFTS + 1)
     if len(message.logprobs) not in (0, len(message.token_ids)):
         raise RemoteWireError("result: as many logprobs as tokens, or none")
-    if not all(math.isfinite(value) and value <= MAX_LOGPROB_ERROR for value in message.logprobs):
-        raise RemoteWireError("result: log-probabilities must be finite and not above 0")
+    _in_range("prompt_logprobs", len(message.prompt_logprobs), 0, MAX_FRAME_TOKENS)
+    check_logprobs(message.logprobs)
+    check_logprobs(message.prompt_logprobs)
+    check_top(message.prompt_top_ids, message.prompt_top_logprobs, len(message.prompt_logprobs))
     timings = message.timings
     seconds = (timings.codec_s, timings.queue_s, timings.compute_s, timings.sample_s)
     if not all(math.isfinite(value) and 0 <= value <= MAX_TIMING_S for value in seconds):
@@ -211,6 +203,10 @@ def _result_from_proto(message: pb.Result) -> Result:
             batch_sessions=timings.batch_sessions,
             batch_rows=timings.batch_rows,
         ),
+        top=top_from_flat(message.top_ids, message.top_logprobs, len(message.token_ids)),
+        prompt_logprobs=tuple(message.prompt_logprobs),
+        prompt_top_ids=array("I", message.prompt_top_ids),
+        prompt_top_logprobs=array("f", message.prompt_top_logprobs),
     )
 
 
@@ -223,10 +219,10 @@ def _parse(kind: type[MessageT], data: bytes) -> MessageT:
         raise RemoteWireError(f"not a {kind.DESCRIPTOR.name}: {error}") from error
 
 
-def _check_version(version: int) -> None:
-    if version != PROTOCOL_VERSION:
+def _check_version(version: int, *, newest: int = PROTOCOL_VERSION) -> None:
+    if not PROTOCOL_VERSION <= version <= newest:
         raise VersionError(
-            f"protocol version {version}, this side speaks {PROTOCOL_VERSION}: update the older one"
+            f"protocol version {version}, this side speaks {newest}: update the older one"
         )
 
 
@@ -246,6 +242,11 @@ def _hashes(values: Sequence[bytes]) -> tuple[bytes, ...]:
     _in_range("prefix_hashes", len(values), 0, MAX_PREFIX_HASHES)
     if any(len(value) != 32 for value in values):
         raise RemoteWireError("prefix_hashes are SHA-256 digests of 32 bytes")
+    return tuple(values)
+
+
+def _end_tokens(values: Sequence[int]) -> tuple[int, ...]:
+    _in_range("end_token_ids", len(values), 0, MAX_END_TOKENS)
     return tuple(values)
 
 

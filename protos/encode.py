@@ -13,6 +13,7 @@ from protos import split_inference_pb2 as pb
 from protos.errors import LocalWireError
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
+    EXTENDED_VERSION,
     MAX_DETAIL_CHARS,
     MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
@@ -27,6 +28,8 @@ from protos.messages import (
     ProbeChunk,
     Result,
 )
+from protos.sampling_fields import sampling_to_proto
+from protos.score_fields import flat_top
 
 
 def encode_edge(message: EdgeMessage) -> bytes:
@@ -36,27 +39,23 @@ def encode_edge(message: EdgeMessage) -> bytes:
         return _serialize(
             lambda: pb.EdgeMessage(
                 open=pb.Open(
-                    protocol_version=PROTOCOL_VERSION,
+                    protocol_version=(
+                        EXTENDED_VERSION if sampling.is_extended else PROTOCOL_VERSION
+                    ),
                     session_id=message.session_id,
                     model_sha256=message.model_sha256,
                     split=message.split,
                     hidden_size=message.hidden_size,
                     codec_tables_sha256=message.codec_tables_sha256,
                     max_tokens=message.max_tokens,
-                    sampling=pb.Sampling(
-                        temperature=sampling.temperature,
-                        top_p=sampling.top_p,
-                        top_k=sampling.top_k,
-                        min_p=sampling.min_p,
-                        repetition_penalty=sampling.repetition_penalty,
-                        seed=sampling.seed,
-                        logprobs=sampling.logprobs,
-                    ),
+                    sampling=sampling_to_proto(sampling),
                     resume_s=message.resume_s,
                     prefix_hashes=message.prefix_hashes,
                     shareable_tokens=message.shareable_tokens,
                     prefix_salt=message.prefix_salt,
                     token_rows=message.token_rows,
+                    prompt_tokens=message.prompt_tokens if sampling.is_extended else 0,
+                    end_token_ids=message.end_token_ids if sampling.grammar else (),
                 )
             )
         )
@@ -81,6 +80,7 @@ def encode_cloud(message: CloudMessage) -> bytes:
     """One message of the cloud."""
     if isinstance(message, Result):
         timings = message.timings
+        top_ids, top_logprobs = flat_top(message.top)
         return _serialize(
             lambda: pb.CloudMessage(
                 result=pb.Result(
@@ -96,6 +96,11 @@ def encode_cloud(message: CloudMessage) -> bytes:
                         batch_sessions=timings.batch_sessions,
                         batch_rows=timings.batch_rows,
                     ),
+                    top_ids=top_ids,
+                    top_logprobs=top_logprobs,
+                    prompt_logprobs=message.prompt_logprobs,
+                    prompt_top_ids=message.prompt_top_ids,
+                    prompt_top_logprobs=message.prompt_top_logprobs,
                 )
             )
         )

@@ -8,6 +8,11 @@ from __future__ import annotations
 from typing import Final
 
 PROTOCOL_VERSION: Final = 1
+# What an Open names that asks for more than version 1 knows, so that an older server refuses it
+# and does not ignore what it asks for.
+EXTENDED_VERSION: Final = 2
+# Tokens that may end an answer.
+MAX_END_TOKENS: Final = 64
 
 # 1,024 rows of 8,192 float32 are 32 MiB: no honest message is larger.
 MAX_MESSAGE_BYTES: Final = 33 << 20

@@ -6,11 +6,23 @@ turns them into bytes and back. Nothing here knows protobuf.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from decoding.params import SamplingParams
+from decoding.scores import TopToken
 from protos.limits import DEFAULT_FRAMES_IN_FLIGHT
+
+
+def no_ids() -> array[int]:
+    """An empty array of token ids."""
+    return array("I")
+
+
+def no_logprobs() -> array[float]:
+    """An empty array of log-probabilities."""
+    return array("f")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +34,9 @@ class Open:
     chain (`protos.prefix`) after the first frame, the second, ... that the edge knows already.
     shareable_tokens: how many prompt tokens later sessions may share. prefix_salt: the device's
     secret that its chains begin with; empty: it shares with all devices of its tenant. token_rows:
-    how many first tokens may come in token frames.
+    how many first tokens may come in token frames. prompt_tokens: how many of the first tokens are
+    the prompt; where `sampling` asks for what version 1 does not know. end_token_ids: tokens that
+    end an answer, where it has a grammar.
     """
 
     session_id: str
@@ -37,6 +51,8 @@ class Open:
     shareable_tokens: int = 0
     prefix_salt: bytes = field(default=b"", repr=False)
     token_rows: int = 0
+    prompt_tokens: int = 0
+    end_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +127,10 @@ class Result:
 
     token_ids: the accepted drafts and one token of the cloud's own; empty for a prefill chunk
     that wanted none, and for a frame sent ahead on a wrong guess. logprobs: natural-log
-    probabilities of these, when asked for.
+    probabilities of these, when asked for. top: each token's most likely ones, when asked for.
+    prompt_logprobs: of the prompt tokens among the frame's rows, when asked for; position 0 has
+    none. prompt_top_ids, prompt_top_logprobs: the most likely tokens beside each of these, equally
+    many for each, one after the other (uint32, float32): a tuple would take ten times the memory.
     """
 
     sequence: int
@@ -119,6 +138,10 @@ class Result:
     logprobs: tuple[float, ...] = ()
     num_tokens: int
     timings: Timings = field(default_factory=Timings)
+    top: tuple[tuple[TopToken, ...], ...] = ()
+    prompt_logprobs: tuple[float, ...] = ()
+    prompt_top_ids: array[int] = field(default_factory=no_ids)
+    prompt_top_logprobs: array[float] = field(default_factory=no_logprobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,13 @@
 The other rooms import this module and never the generated stubs. The functions work on bytes, so
 that gRPC channels and servers need nothing but the method paths below.
 
-encode.py    messages to bytes
-decode.py    bytes to messages, range-checked
-bulk.py      how much of a large message is not hidden states, before it is parsed
-limits.py    the bounds that both check
-metadata.py  the names of the gRPC metadata
+encode.py           messages to bytes
+decode.py           bytes to messages, range-checked
+sampling_fields.py  how tokens are chosen, both ways
+score_fields.py     log-probabilities of a result, both ways
+bulk.py             how much of a large message is not hidden states, before it is parsed
+limits.py           the bounds that both check
+metadata.py         the names of the gRPC metadata
 """
 
 from __future__ import annotations

@@ -120,6 +120,9 @@ FRONT_FAMILIES = [family.name for family in FAMILIES if family.on_front]
 BACK_FAMILIES = [family.name for family in FAMILIES if family.on_back]
 
 
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+
+
 def make_tiny_model(name: str, folder: Path, **changes: Any) -> transformers.PreTrainedModel:
     """Save the tiny model `name` with a tokenizer into `folder`; returns it in float32, eval.
 
@@ -136,19 +139,18 @@ def make_tiny_model(name: str, folder: Path, **changes: Any) -> transformers.Pre
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    _byte_tokenizer(folder)
+    save_byte_tokenizer(folder)
     return model.eval()
 
 
-def _byte_tokenizer(folder: Path) -> None:
+def save_byte_tokenizer(folder: Path) -> None:
     """A tokenizer of single bytes, so that any text works and ids stay below VOCAB."""
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
     alphabet = sorted(ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate(special + alphabet)}
+    vocab = {token: index for index, token in enumerate((*SPECIAL, *alphabet))}
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
-    tokenizer.add_special_tokens(special)
+    tokenizer.add_special_tokens(list(SPECIAL))
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -161,3 +163,10 @@ def _byte_tokenizer(folder: Path) -> None:
         "{% if add_generation_prompt %}<s>assistant: {% endif %}"
     )
     fast.save_pretrained(folder)
+
+
+def byte_ids(text: str) -> list[int]:
+    """The tokens of ASCII text in the tokenizer of single bytes."""
+    alphabet = sorted(ByteLevel.alphabet())
+    letters = [letter if letter > " " else chr(256 + ord(letter)) for letter in text]
+    return [len(SPECIAL) + alphabet.index(letter) for letter in letters]

@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,6 +41,10 @@ _Rotary: TypeAlias = dict[str, tuple[Tensor, Tensor, Tensor]]
 # The kernel and torch multiply the same integers, but float32 noise may round a digit differently.
 _MAX_STACK_ERROR: Final = 2e-3  # relative
 
+# Rows whose logits exist at once for a `watch`: 32 rows of 150,000 tokens are 19 MB.
+WATCHED_CHUNK: Final = 32
+FloatRows: TypeAlias = npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchEntry:
@@ -46,13 +52,17 @@ class BatchEntry:
 
     Their positions begin at `lease.length`. The last `num_logits` of them need logits. below: the
     rows are the embedding's; they run through the layers below `lease.split` first, whose keys and
-    values this lease holds. None: they enter at the split.
+    values this lease holds. None: they enter at the split. watch: is told the logits of the first
+    `num_watched` rows, in chunks: the index of the chunk's first row, and float32 [C, V]. It must
+    not raise.
     """
 
     lease: KvLease
     rows: Tensor
     num_logits: int
     below: KvLease | None = None
+    num_watched: int = 0
+    watch: Callable[[int, FloatRows], None] | None = None
 
 
 class BackEngine:
@@ -157,6 +167,8 @@ class BackEngine:
         hidden = self._run(entries, rows, positions, self.num_layers)
         size = torch.linalg.vector_norm(hidden, dtype=torch.float32)
         logits = self._logits(hidden, batch, order, entries)
+        for index, entry in zip(order, entries, strict=True):
+            self._show(hidden[entry.begin : entry.end], batch[index])
         if not math.isfinite(size):
             _mark_overflow(hidden, entries)
         return logits
@@ -320,14 +332,27 @@ class BackEngine:
         if wanted:
             if len(wanted) < hidden.shape[0]:
                 hidden = hidden[torch.tensor(wanted, device=hidden.device)]
-            logits = self.model.head(self.model.norm(hidden)).float()
-            if divisor := self.model.logits_divisor:
-                logits = logits.div_(divisor)
-            if cap := self.model.final_softcap:
-                logits = logits.div_(cap).tanh_().mul_(cap)
+            logits = self._head(hidden)
         else:
             logits = torch.empty((0, self.model.config.vocab_size), device=hidden.device)
         return [logits[begin:end] for begin, end in spans]
+
+    def _show(self, hidden: Tensor, entry: BatchEntry) -> None:
+        """Tell `entry.watch` the logits of its rows. hidden: the entry's rows, [T, D]."""
+        if entry.watch is None:
+            return
+        for begin in range(0, entry.num_watched, WATCHED_CHUNK):
+            rows = hidden[begin : min(begin + WATCHED_CHUNK, entry.num_watched)]
+            entry.watch(begin, self._head(rows).cpu().numpy())
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """Norm and head: float32 logits [T, V] of rows [T, D]."""
+        logits: Tensor = self.model.head(self.model.norm(hidden)).float()
+        if divisor := self.model.logits_divisor:
+            logits = logits.div_(divisor)
+        if cap := self.model.final_softcap:
+            logits = logits.div_(cap).tanh_().mul_(cap)
+        return logits
 
 
 def _mark_overflow(hidden: Tensor, entries: Sequence[StepEntry]) -> None:

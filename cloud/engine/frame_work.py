@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+import torch
 
+from cloud.engine.back_engine import BatchEntry, FloatRows
 from cloud.kv.pool import KvLease
+from decoding.penalties import TokenMask
 from protos.messages import Frame, Result, Timings
 
-FloatRows: TypeAlias = npt.NDArray[np.float32]
 # Rows of the embedding for T token ids: float32 [T, D].
 TokenRows: TypeAlias = Callable[[Sequence[int]], FloatRows]
+# Rows of one batch where every row's logits are watched: the head costs as much as some layers.
+WATCHED_ROWS: Final = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,7 +25,9 @@ class FrameWork:
     """A checked frame on its way through batches. rows: float32 [T, D]; `done` of them have run.
 
     The last `num_logits` rows need logits and run in one batch. below: where the keys and values of
-    the layers below the split lie, for rows that have to run through these layers first.
+    the layers below the split lie, for rows that have to run through these layers first. masks:
+    what a grammar allows at each of these; `finish` waits for them. watch: is told the logits of
+    the first `num_watched` rows: the index of the first one, and float32 [C, V].
     """
 
     frame: Frame
@@ -30,11 +35,69 @@ class FrameWork:
     num_logits: int
     done: int = 0
     below: KvLease | None = None
+    masks: Future[list[TokenMask]] | None = None
+    num_watched: int = 0
+    watch: Callable[[int, FloatRows], None] | None = None
 
     @property
     def left(self) -> int:
         """Rows that have not run yet."""
         return len(self.rows) - self.done
+
+    @property
+    def next_rows(self) -> int:
+        """Rows that one batch may take: few where each row's logits are watched."""
+        spare = self.left - self.num_logits
+        if self.done < self.num_watched and spare > 0:
+            return min(self.left, spare, WATCHED_ROWS) if self.left > WATCHED_ROWS else self.left
+        return self.left
+
+    def entry(self, lease: KvLease, num_rows: int) -> BatchEntry:
+        """Its next `num_rows` rows as a part of a batch."""
+        done, watch = self.done, self.watch
+        num_watched = max(0, min(self.num_watched - done, num_rows))
+        return BatchEntry(
+            lease=lease,
+            rows=torch.from_numpy(self.rows[done : done + num_rows]),
+            num_logits=self.num_logits if num_rows == self.left else 0,
+            below=self.below,
+            num_watched=num_watched,
+            watch=(
+                None
+                if watch is None or not num_watched
+                else lambda first, logits: watch(done + first, logits)
+            ),
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class FrameRun:
+    """A frame that was begun and not answered, and where its time went so far, in seconds.
+
+    release: called once no batch needs its rows. logits, batch_sessions, batch_rows: of its last
+    batch.
+    """
+
+    work: FrameWork
+    received_s: float
+    release: Callable[[], None]
+    codec_s: float
+    queue_s: float | None = None  # None: no batch had a row of it yet
+    compute_s: float = 0.0
+    logits: FloatRows | None = None
+    batch_sessions: int = 0
+    batch_rows: int = 0
+
+    @property
+    def timings(self) -> Timings:
+        """Of all but the sampling."""
+        return Timings(
+            codec_s=self.codec_s,
+            queue_s=self.queue_s or 0.0,
+            compute_s=self.compute_s,
+            batch_sessions=self.batch_sessions,
+            batch_rows=self.batch_rows,
+        )
 
 
 class FrameSession(Protocol):

@@ -18,18 +18,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
 from cloud.engine.back_engine import BatchEntry
-from cloud.engine.frame_work import FloatRows, FrameSession, FrameWork
+from cloud.engine.frame_work import FrameRun, FrameSession
 from cloud.engine.loop_observer import LoopObserver, NoObserver
 from cloud.errors import CloudError, EngineError, ServerFailedError
 from optimizer.policy.batching import BatchShare, Scheduler, Waiting
-from protos.messages import Frame, Result, Timings
+from protos.messages import Frame, Result
 
 logger = logging.getLogger(__name__)
 
@@ -86,20 +84,12 @@ class _Close(NamedTuple):
     freed: Future[None]
 
 
+class _Masked(NamedTuple):
+    active: ActiveSession  # the masks that its frame waited for are there
+
+
 class _Stop:
     pass
-
-
-@dataclass(slots=True, kw_only=True)
-class _FrameRun:
-    """A frame that was begun and not answered, and where its time went so far, in seconds."""
-
-    work: FrameWork
-    received_s: float
-    release: Release
-    codec_s: float
-    queue_s: float | None = None  # None: no batch had a row of it yet
-    compute_s: float = 0.0
 
 
 class EngineLoop:
@@ -117,9 +107,11 @@ class EngineLoop:
         self._scheduler = scheduler or Scheduler()
         self._observer = observer or NoObserver()
         self._clock = clock
-        self._inbox: queue.SimpleQueue[_Submit | _Close | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Submit | _Close | _Masked | _Stop] = queue.SimpleQueue()
         # One frame of each session that has one, in the order in which they were begun.
-        self._runs: dict[ActiveSession, _FrameRun] = {}
+        self._runs: dict[ActiveSession, FrameRun] = {}
+        # Frames whose rows have run and that wait for the masks of their grammar.
+        self._masking: dict[ActiveSession, FrameRun] = {}
         self._answers: list[tuple[ActiveSession, Result | CloudError]] = []  # not yet delivered
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._busy_since_s: float | None = None  # None: it waits for a command
@@ -175,7 +167,7 @@ class EngineLoop:
         if self._failure is None:
             return
         with self._settling:
-            orphans = dict.fromkeys(self._runs)
+            orphans = dict.fromkeys([*self._runs, *self._masking])
             while not self._inbox.empty():
                 command = self._inbox.get()
                 if isinstance(command, _Submit):
@@ -202,8 +194,10 @@ class EngineLoop:
                 [
                     Waiting(
                         key=active,
-                        num_rows=run.work.left,
-                        num_logits=run.work.num_logits,
+                        num_rows=run.work.next_rows,
+                        num_logits=(
+                            run.work.num_logits if run.work.next_rows == run.work.left else 0
+                        ),
                         begun=run.work.done > 0,
                     )
                     for active, run in self._runs.items()
@@ -227,6 +221,10 @@ class EngineLoop:
                 return False
             if isinstance(command, _Close):
                 self._free(command)
+            elif isinstance(command, _Masked):
+                if (run := self._masking.pop(command.active, None)) is not None:
+                    self._finish(command.active, run)
+                    self._deliver()
             elif command.active._dropped:
                 command.release()
             else:
@@ -244,7 +242,7 @@ class EngineLoop:
 
     def _begin_next(self, active: ActiveSession) -> None:
         """Begin the session's next frame if none is begun; a repeated frame is answered at once."""
-        while active not in self._runs and active._frames:
+        while active not in self._runs and active not in self._masking and active._frames:
             frame, received_s, release = active._frames.popleft()[1:]
             begun_s = self._clock()
             try:
@@ -262,7 +260,7 @@ class EngineLoop:
                 release()
                 self._answers.append((active, work))
                 continue
-            self._runs[active] = _FrameRun(
+            self._runs[active] = FrameRun(
                 work=work, received_s=received_s, release=release, codec_s=self._clock() - begun_s
             )
 
@@ -271,7 +269,12 @@ class EngineLoop:
         for share in shares:
             self._note_wait(self._runs[share.key], begun_s)
         try:
-            outputs = self._engine.forward([self._entry(share) for share in shares])
+            outputs = self._engine.forward(
+                [
+                    self._runs[share.key].work.entry(share.key.session.lease, share.num_rows)
+                    for share in shares
+                ]
+            )
             logits = [part.cpu().numpy() for part in outputs]
         except Exception as error:  # one broken step must not end the server
             logger.exception("a batch of %d sessions failed", len(shares))
@@ -286,40 +289,33 @@ class EngineLoop:
             run.work.done += share.num_rows
             run.compute_s += duration_s
             if run.work.left == 0:
-                self._answer(share.key, part, num_sessions=len(shares), num_rows=num_rows)
+                run.logits, run.batch_sessions, run.batch_rows = part, len(shares), num_rows
+                self._answer(share.key)
 
-    def _note_wait(self, run: _FrameRun, begun_s: float) -> None:
+    def _note_wait(self, run: FrameRun, begun_s: float) -> None:
         """The first batch with rows of this frame begins: its wait is over."""
         if run.queue_s is None:
             run.queue_s = max(0.0, begun_s - run.received_s - run.codec_s)
             self._observer.frame_waited(run.queue_s)
 
-    def _entry(self, share: BatchShare[ActiveSession]) -> BatchEntry:
-        work = self._runs[share.key].work
-        is_last = share.num_rows == work.left
-        return BatchEntry(
-            lease=share.key.session.lease,
-            rows=torch.from_numpy(work.rows[work.done : work.done + share.num_rows]),
-            num_logits=work.num_logits if is_last else 0,
-            below=work.below,
-        )
-
-    def _answer(
-        self, active: ActiveSession, logits: FloatRows, *, num_sessions: int, num_rows: int
-    ) -> None:
+    def _answer(self, active: ActiveSession) -> None:
+        """All rows of its frame have run: finish it, or wait for the masks of its grammar."""
         run = self._runs.pop(active)
         run.release()
+        masks = run.work.masks
+        if masks is None or masks.done():
+            self._finish(active, run)
+            return
+        self._masking[active] = run
+        masks.add_done_callback(lambda _: self._inbox.put(_Masked(active)))
+
+    def _finish(self, active: ActiveSession, run: FrameRun) -> None:
         begun_s = self._clock()
-        timings = Timings(
-            codec_s=run.codec_s,
-            queue_s=run.queue_s or 0.0,
-            compute_s=run.compute_s,
-            batch_sessions=num_sessions,
-            batch_rows=num_rows,
-        )
         try:
+            if run.logits is None:
+                raise EngineError("a frame without logits")
             result = active.session.finish(
-                run.work, logits, timings, lambda: self._clock() - begun_s
+                run.work, run.logits, run.timings, lambda: self._clock() - begun_s
             )
         except CloudError as error:
             self._fail(active, error)
@@ -338,6 +334,7 @@ class EngineLoop:
     def _drop(self, active: ActiveSession) -> None:
         active._dropped = True
         run = self._runs.pop(active, None)
+        self._masking.pop(active, None)  # released already
         for held in (*active._frames, *([run] if run is not None else ())):
             held.release()
         active._frames.clear()

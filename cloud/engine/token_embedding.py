@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cloud.engine.frame_work import FloatRows
 from cloud.engine.tensor_files import TensorFiles
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 
@@ -40,7 +40,7 @@ class TokenEmbedding:
         names = [name for name in (_NAMES if is_tied else _NAMES[:1]) if tensors.has_rows(name)]
         return cls(tensors, names[0], factor) if names else None
 
-    def rows(self, token_ids: Sequence[int]) -> FloatRows:
+    def rows(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 [T, D] for T ids of the vocabulary."""
         known, where = np.unique(np.asarray(token_ids, dtype=np.int64), return_inverse=True)
         table: Tensor = torch.cat([self._tensors.row(self._name, int(each)) for each in known])

@@ -19,6 +19,7 @@ from cloud.server.metrics import Metrics
 from cloud.server.service import InferenceService
 from cloud.server.stream import StreamLimits
 from cloud.sessions.admission import Admission, SessionLimits
+from cloud.sessions.grammars import TOKENIZER_NAME, Grammars
 from cloud.sessions.lifecycle import Lifecycle
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel, load_ladders
@@ -75,6 +76,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
             max_waiting=config.max_waiting,
             max_wait_s=config.max_wait_s,
         ),
+        grammars=_grammars(bundle, engine),
     )
     metrics = Metrics()
     engine_loop = EngineLoop(engine, config.scheduler, observer=metrics)
@@ -122,6 +124,16 @@ def _pool(config: ServerConfig, engine: BackEngine, prefixes: PrefixCache) -> Kv
         limit_bytes=num_bytes,
         device=engine.model.device,
         reclaim=prefixes.drop_oldest,
+    )
+
+
+def _grammars(bundle: Bundle, engine: BackEngine) -> Grammars:
+    eos = engine.model.config.eos_token_id
+    first = next(iter(eos), None) if isinstance(eos, (list, tuple)) else eos
+    return Grammars(
+        bundle.path(TOKENIZER_NAME) if bundle.has(TOKENIZER_NAME) else None,
+        vocab_size=bundle.plan.model.geometry.vocab_size,
+        eos_token_id=first if isinstance(first, int) else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from cloud.errors import CapacityError, CloudError, DrainingError
 from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, PrefixCache
+from cloud.sessions.grammars import Constrain, Grammars
 from cloud.sessions.lifecycle import (
     Lifecycle,
     SessionEvent,
@@ -55,6 +56,7 @@ class _Waiter:
 
     request: Open
     tenant: Tenant
+    constrain: Constrain | None
     num_blocks: int
     granted: asyncio.Future[Granted] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -77,6 +79,7 @@ class Admission:
         lifecycle: Lifecycle,
         resumable: ResumableSessions,
         limits: SessionLimits,
+        grammars: Grammars,
     ) -> None:
         self._served = served
         self._pool = pool
@@ -84,6 +87,7 @@ class Admission:
         self._lifecycle = lifecycle
         self._resumable = resumable
         self._limits = limits
+        self._grammars = grammars
         self._guesses = PrefixGuesses()
         self._rule = AdmissionRule(max_sessions=limits.max_sessions, max_waiting=limits.max_waiting)
         self._waiters: dict[SessionLife, _Waiter] = {}
@@ -124,6 +128,11 @@ class Admission:
         """
         self.check_open()
         self._served.check(request)
+        if request.sampling.grammar is not None:
+            constrain = await self._grammars.constrain(request)
+            self.check_open()  # it may have changed meanwhile
+        else:
+            constrain = None
         self._check_limit_of(tenant)
         blocks = num_blocks(request.max_tokens) * self._served.num_layers_from(request.split)
         verdict = self._rule.decide(self._load(), blocks)
@@ -133,9 +142,9 @@ class Admission:
             raise CapacityError(self._why_full(), retry_after_s=verdict.retry_after_s)
         life = self._lifecycle.begin(SessionKey(tenant.name, request.session_id))
         if verdict.kind != "admit":
-            return await self._wait(life, _Waiter(request, tenant, blocks), timeout_s)
+            return await self._wait(life, _Waiter(request, tenant, constrain, blocks), timeout_s)
         try:
-            return self._grant(life, request, tenant)
+            return self._grant(life, request, tenant, constrain)
         except CloudError:  # room, but in holes of the wrong shape
             self._lifecycle.apply(life, SessionEvent.REFUSE)
             raise
@@ -151,7 +160,7 @@ class Admission:
                 self._resumable.close_oldest()  # one only: once it is free, this runs again
                 return
             try:
-                granted = self._grant(life, waiter.request, waiter.tenant)
+                granted = self._grant(life, waiter.request, waiter.tenant, waiter.constrain)
             except CapacityError:  # room, but in holes of the wrong shape
                 return
             waiter.granted.set_result(granted)
@@ -213,12 +222,16 @@ class Admission:
             self._lifecycle.apply(life, SessionEvent.FREE)
             self.serve_queue()
 
-    def _grant(self, life: SessionLife, request: Open, tenant: Tenant) -> Granted:
+    def _grant(
+        self, life: SessionLife, request: Open, tenant: Tenant, constrain: Constrain | None
+    ) -> Granted:
         """Reserve the session's blocks. Raises CapacityError where they do not fit."""
         may_share = tenant.share_prefixes or bool(request.prefix_salt)
         shareable_tokens = min(request.shareable_tokens, request.max_tokens) if may_share else 0
         with self._pool.lock:  # what is found stays until it is leased
-            beginning = self._find(tenant.name, request) if may_share else None
+            # What is skipped has no logits, and a prompt's log-probabilities need them.
+            may_skip = may_share and request.sampling.prompt_logprobs is None
+            beginning = self._find(tenant.name, request) if may_skip else None
             lease = self._pool.lease(
                 split=request.split,
                 max_tokens=request.max_tokens,
@@ -234,6 +247,8 @@ class Admission:
             sampling=request.sampling,
             vocab_size=self._served.vocab_size,
             max_frame_tokens=self._served.max_frame_tokens,
+            prompt_tokens=request.prompt_tokens,
+            constrain=constrain,
             beginning=beginning,
             keep=self._keep(tenant.name, lease, shareable_tokens),
             embedding=self._served.embedding if request.token_rows else None,

@@ -103,11 +103,17 @@ class HeldSession:
 
 def _same_terms(first: Open, second: Open) -> bool:
     """Whether two Opens ask for the same session."""
-    return (first.split, first.max_tokens, first.codec_tables_sha256, first.sampling) == (
-        second.split,
-        second.max_tokens,
-        second.codec_tables_sha256,
-        second.sampling,
+    return _terms(first) == _terms(second)
+
+
+def _terms(request: Open) -> tuple[object, ...]:
+    return (
+        request.split,
+        request.max_tokens,
+        request.codec_tables_sha256,
+        request.sampling,
+        request.prompt_tokens,
+        request.end_token_ids,
     )
 
 

@@ -85,6 +85,7 @@ class ServedModel:
                 f"split {request.split}: this server runs splits {self._layers.start} to "
                 f"{self._layers.stop - 1}"
             )
+        _check_sampling(request, self.vocab_size)
         as_ids = request.split == 0 and request.token_rows > 0 and self.embedding is not None
         most = self._max_positions if as_ids else self.max_tokens
         if request.max_tokens > most:
@@ -118,6 +119,17 @@ class ServedModel:
             active_sessions=active_sessions,
             kv_bytes_in_use=kv_bytes_in_use,
             kv_bytes_limit=kv_bytes_limit,
+        )
+
+
+def _check_sampling(request: Open, vocab_size: int) -> None:
+    """Raise BadOpenError for token ids beyond the vocabulary, and for a prompt that cannot be."""
+    for token_id in (*request.sampling.logit_bias, *request.end_token_ids):
+        if token_id >= vocab_size:
+            raise BadOpenError(f"token {token_id}: the vocabulary has {vocab_size}")
+    if request.prompt_tokens > request.max_tokens:
+        raise BadOpenError(
+            f"a prompt of {request.prompt_tokens} tokens in a session of {request.max_tokens}"
         )
 
 

@@ -18,18 +18,25 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from cloud.engine.frame_work import FloatRows, FrameWork, TokenRows
+from cloud.engine.back_engine import FloatRows
+from cloud.engine.frame_work import FrameWork, TokenRows
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
 from cloud.kv.prefix_cache import Beginning
+from cloud.sessions.grammars import Constrain
+from cloud.sessions.prompt_scores import PromptScores
 from codec.errors import FrameError
 from codec.ladder import Ladder
+from decoding.errors import GrammarError
 from decoding.params import SamplingParams
+from decoding.penalties import TokenMask
 from decoding.sampler import verify
+from decoding.scores import TopToken
 from protos.messages import Frame, Result, Timings
 from protos.prefix import extend_chain
 
@@ -57,20 +64,30 @@ class ServerSession:
         sampling: SamplingParams,
         vocab_size: int,
         max_frame_tokens: int,
+        prompt_tokens: int = 0,
+        constrain: Constrain | None = None,
         beginning: Beginning | None = None,
         keep: Keep | None = None,
         embedding: TokenRows | None = None,
         below: KvLease | None = None,
     ) -> None:
-        """beginning: frames that ran in another session; `lease` must share its blocks. keep: told
-        of each further beginning that other sessions may share. embedding: makes the rows of token
-        frames; None: there are none. below: where keys and values of the layers below the split go
-        meanwhile; None at split 0."""
+        """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
+        the session's grammar. beginning: frames that ran in another session; `lease` must share its
+        blocks. keep: told of each further beginning that other sessions may share. embedding: makes
+        the rows of token frames; None: there are none. below: where keys and values of the layers
+        below the split go meanwhile; None at split 0."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
         self._ladder = ladder
         self._sampling = sampling
+        self._prompt_tokens = prompt_tokens
+        self._constrain = constrain
+        self._prompt_scores: PromptScores | None = None
+        if sampling.prompt_logprobs is not None:
+            self._prompt_scores = PromptScores(
+                num_prompt=prompt_tokens, num_top=sampling.prompt_logprobs
+            )
         self._vocab_size = vocab_size
         self._max_frame_tokens = max_frame_tokens
         self._embedding = embedding
@@ -116,6 +133,8 @@ class ServerSession:
             return result
         self._check(frame)
         rows = self._embed(frame) if frame.is_tokens else self._decode(frame)
+        if self._prompt_scores is not None:
+            self._prompt_scores.begin(frame)
         self._next_sequence += 1
         if self._chain is not None:
             goes_on = frame.first_position == len(self.tokens) and not frame.want_token
@@ -123,12 +142,20 @@ class ServerSession:
         self.lease.rollback(frame.first_position)
         del self.tokens[frame.first_position :]
         self.tokens.extend(frame.token_ids)
-        return FrameWork(
+        work = FrameWork(
             frame=frame,
             rows=rows,
             num_logits=frame.num_drafts + 1 if frame.want_token else 0,
             below=self._below,
         )
+        if self._constrain is not None and frame.want_token:
+            first = _first_drawn(frame)
+            answer = self.tokens[self._prompt_tokens : first]
+            work.masks = self._constrain(answer, self.tokens[first:])
+        if self._prompt_scores is not None:
+            work.num_watched = self._prompt_scores.num_watched(frame)
+            work.watch = partial(self._prompt_scores.take, frame)
+        return work
 
     def finish(
         self,
@@ -147,22 +174,26 @@ class ServerSession:
         frame = work.frame
         tokens: tuple[int, ...] = ()
         logprobs: tuple[float, ...] = ()
+        top: tuple[tuple[TopToken, ...], ...] = ()
         self._last_token = None
         if self.lease.overflowed or not np.isfinite(logits).all():
             raise BadFrameError(f"frame {frame.sequence}: its rows overflow the model")
         if frame.want_token:
             # Logits row 0 belongs to the last token that is not a guess.
-            first = frame.first_position + len(frame.token_ids) - frame.num_drafts
+            first = _first_drawn(frame)
             chosen = verify(
                 logits,
                 frame.token_ids[len(frame.token_ids) - frame.num_drafts :],
                 self._sampling,
                 position=first,
                 seen=self.tokens[:first],
+                num_prompt=self._prompt_tokens,
+                masks=_masks_of(work),
             )
             tokens = tuple(token.token_id for token in chosen)
             if self._sampling.logprobs:
                 logprobs = tuple(token.logprob for token in chosen)
+                top = tuple(token.top for token in chosen)
             self._last_token = tokens[-1]
             keep = first + len(tokens) - 1
             self.lease.rollback(keep)
@@ -174,7 +205,10 @@ class ServerSession:
             logprobs=logprobs,
             num_tokens=self.lease.length,
             timings=replace(timings, sample_s=elapsed_s()),
+            top=top if self._sampling.top_logprobs else (),
         )
+        if self._prompt_scores is not None:
+            result = self._prompt_scores.filled(result, frame)
         self._remember(frame, result)
         if self._keep is not None and self._chain is not None:
             self._keep(tuple(self.tokens), self._next_sequence, self._chain)
@@ -278,3 +312,18 @@ class ServerSession:
             raise BadFrameError(f"frame {frame.sequence} has drafts but wants no token")
         if max(frame.token_ids) >= self._vocab_size:
             raise BadFrameError(f"frame {frame.sequence} names a token beyond the vocabulary")
+
+
+def _first_drawn(frame: Frame) -> int:
+    """The position of the first token that the frame asks for."""
+    return frame.first_position + len(frame.token_ids) - frame.num_drafts
+
+
+def _masks_of(work: FrameWork) -> list[TokenMask] | None:
+    """What the grammar allows at each row; None without one. Raises BadFrameError."""
+    if work.masks is None:
+        return None
+    try:
+        return work.masks.result()
+    except GrammarError as error:
+        raise BadFrameError(f"frame {work.frame.sequence}: {error}") from error

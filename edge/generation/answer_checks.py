@@ -6,6 +6,7 @@ pure, and each failure is a SessionError in one line.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from edge.errors import SessionError
@@ -18,12 +19,21 @@ class AnswerTerms:
     """What one generation's answers must keep to.
 
     vocab_size: of the model; None: any token id. with_logprobs: whether log-probabilities were
-    asked for. max_tokens: the session's, prompt and output together.
+    asked for, and num_top: of how many most likely tokens beside each. num_prompt: tokens of the
+    prompt. prompt_top: of how many most likely tokens beside each of these; None: their own
+    log-probabilities were not asked for. max_tokens: the session's, prompt and output together.
     """
 
     vocab_size: int | None = None
     with_logprobs: bool = False
     max_tokens: int = MAX_TOKENS
+    num_top: int = 0
+    num_prompt: int = 0
+    prompt_top: int | None = None
+
+    def top_of(self, count: int) -> int:
+        """How many most likely tokens there are where `count` were asked for."""
+        return count if self.vocab_size is None else min(count, self.vocab_size)
 
 
 def check_answer(frame: Frame, result: Result, terms: AnswerTerms, *, is_void: bool) -> None:
@@ -31,6 +41,7 @@ def check_answer(frame: Frame, result: Result, terms: AnswerTerms, *, is_void: b
 
     is_void: the frame was sent ahead on a wrong guess, so the server has run nothing for it.
     """
+    _check_prompt_scores(frame, result, terms, is_void=is_void)
     if is_void or not frame.want_token:
         kept = frame.first_position + len(frame.token_ids)
         if result.num_tokens > terms.max_tokens or not (is_void or result.num_tokens == kept):
@@ -38,6 +49,7 @@ def check_answer(frame: Frame, result: Result, terms: AnswerTerms, *, is_void: b
         return
     _check_tokens(frame, result)
     _check_vocabulary(result, terms.vocab_size)
+    _check_top(result, terms)
     if terms.with_logprobs and len(result.logprobs) != len(result.token_ids):
         raise SessionError(
             f"answer {result.sequence} has {len(result.logprobs)} log-probabilities for "
@@ -60,6 +72,42 @@ def _check_tokens(frame: Frame, result: Result) -> None:
     num_accepted = len(result.token_ids) - 1
     if result.token_ids[:-1] != frame.token_ids[-frame.num_drafts :][:num_accepted]:
         raise SessionError(f"answer {result.sequence} accepts drafts that were not sent")
+
+
+def _check_top(result: Result, terms: AnswerTerms) -> None:
+    """Each token comes with as many most likely ones as were asked for."""
+    expected = terms.top_of(terms.num_top) if terms.num_top else 0
+    if any(len(top) != expected for top in result.top or ((),) * len(result.token_ids)):
+        raise SessionError(f"answer {result.sequence} has not {expected} top tokens for each token")
+    _check_known(result, [token.token_id for top in result.top for token in top], terms)
+
+
+def _check_prompt_scores(
+    frame: Frame, result: Result, terms: AnswerTerms, *, is_void: bool
+) -> None:
+    """Each prompt token of the frame but the first of all comes with its log-probability."""
+    expected, num_top = 0, 0
+    if terms.prompt_top is not None and not is_void:
+        end = min(frame.first_position + len(frame.token_ids), terms.num_prompt)
+        expected = max(0, end - max(frame.first_position, 1))
+        num_top = terms.top_of(terms.prompt_top)
+    if len(result.prompt_logprobs) != expected:
+        raise SessionError(
+            f"answer {result.sequence} has {len(result.prompt_logprobs)} log-probabilities for "
+            f"{expected} tokens of the prompt"
+        )
+    if len(result.prompt_top_ids) != expected * num_top:
+        raise SessionError(
+            f"answer {result.sequence} has not {num_top} top tokens for each token of the prompt"
+        )
+    _check_known(result, result.prompt_top_ids, terms)
+
+
+def _check_known(result: Result, token_ids: Collection[int], terms: AnswerTerms) -> None:
+    if token_ids and terms.vocab_size is not None and max(token_ids) >= terms.vocab_size:
+        raise SessionError(
+            f"the server answered top token {max(token_ids)}, the vocabulary has {terms.vocab_size}"
+        )
 
 
 def _check_vocabulary(result: Result, vocab_size: int | None) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Final, NamedTuple, TextIO
 
 from decoding.params import SamplingParams, shown, whole_in
+from decoding.scores import TokenScore, TopToken
 from edge.device.detokenizer import DecodedToken, TextStream
 from edge.device.front import FrontEngine
 from edge.draft.registry import AUTO as AUTO_DRAFT
@@ -118,7 +119,8 @@ class TextPiece(NamedTuple):
 
     text: without a stop string, and without what may become one. token: what the token itself adds
     to the text (or the name of a special token, which adds nothing), token_bytes: in bytes, which
-    may be a part of a character. offset: characters that the tokens before it add.
+    may be a part of a character. offset: characters that the tokens before it add. top_logprobs:
+    the most likely tokens of its position, when asked for.
     """
 
     token_id: int
@@ -127,6 +129,7 @@ class TextPiece(NamedTuple):
     token: str = ""
     token_bytes: bytes = b""
     offset: int = 0
+    top_logprobs: tuple[TopToken, ...] = ()
 
 
 class CompletionRun:
@@ -145,6 +148,7 @@ class CompletionRun:
         text: TextStream,
         stop: StopRule,
         with_logprobs: bool,
+        with_top_logprobs: bool = False,
         clock: Clock,
         trace: TextIO | None,
     ) -> None:
@@ -155,11 +159,13 @@ class CompletionRun:
         self._text = text
         self._stop = stop
         self._with_logprobs = with_logprobs
+        self._with_top = with_top_logprobs
         self._clock = clock
         self._trace = trace
         self._steps: list[StepTrace] = []
         self._pieces: list[TextPiece] = []
         self._num_chars = 0
+        self._prompt_scores: tuple[TokenScore | None, ...] = ()
         self._token_times_s: list[float] = []
         self._completion: Completion | None = None
         self._generation: TokenSource | None = None
@@ -170,6 +176,11 @@ class CompletionRun:
         self._cancelled = True
         if self._generation is not None:
             self._generation.cancel()
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenScore | None, ...]:
+        """As in the completion, from the first piece on."""
+        return self._prompt_scores
 
     @property
     def completion(self) -> Completion:
@@ -196,6 +207,8 @@ class CompletionRun:
             with closing(generation.tokens(self._prompt_ids, self._record)) as tokens:
                 for token in tokens:
                     self._token_times_s.append(token.at_s - started_s)
+                    if token.prompt_scores and not self._prompt_scores:
+                        self._prompt_scores = (None, *token.prompt_scores)
                     yield self._piece(token)
                     if self._stop.reason is not None:
                         reason = self._stop.reason
@@ -228,6 +241,7 @@ class CompletionRun:
             token=added.token,
             token_bytes=added.data,
             offset=self._num_chars,
+            top_logprobs=token.top,
         )
         self._num_chars += len(added.text)
         self._pieces.append(piece)
@@ -250,6 +264,10 @@ class CompletionRun:
             logprobs=(
                 tuple(piece.logprob for piece in self._pieces) if self._with_logprobs else ()
             ),
+            top_logprobs=(
+                tuple(piece.top_logprobs for piece in self._pieces) if self._with_top else ()
+            ),
+            prompt_logprobs=self._prompt_scores,
             finish_reason=reason,
             finish_detail=detail,
             num_prompt_tokens=len(self._prompt_ids),

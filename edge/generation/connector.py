@@ -73,6 +73,8 @@ class Connector:
         return AnswerTerms(
             vocab_size=vocab_size,
             with_logprobs=self._request.sampling.logprobs,
+            num_top=self._request.sampling.top_logprobs,
+            prompt_top=self._request.sampling.prompt_logprobs,
             max_tokens=self.max_tokens,
         )
 

@@ -20,15 +20,16 @@ from optimizer.policy.kv.base import KvPolicy
 class ShiftingGeneration:
     """A token source without end, made of generations that each fit into `capacity` tokens.
 
-    generation_of(index, max_tokens): makes the index-th generation, for so many tokens in all.
-    Each gets `front` with an empty cache. policy: which tokens stay when `capacity` is reached.
+    generation_of(index, max_tokens, num_prompt): makes the index-th generation, for so many tokens
+    in all; the first `num_prompt` of its prompt are no part of the answer. Each gets `front` with
+    an empty cache. policy: which tokens stay when `capacity` is reached.
     max_new_tokens: of all generations together.
     """
 
     def __init__(
         self,
         *,
-        generation_of: Callable[[int, int], TokenSource],
+        generation_of: Callable[[int, int, int], TokenSource],
         front: FrontSegment,
         capacity: int,
         policy: KvPolicy,
@@ -55,8 +56,8 @@ class ShiftingGeneration:
         if self._current is not None:
             self._current.cancel()
 
-    def _begin(self, index: int, max_tokens: int) -> TokenSource:
-        part = self._current = self._generation_of(index, max_tokens)
+    def _begin(self, index: int, max_tokens: int, num_prompt: int) -> TokenSource:
+        part = self._current = self._generation_of(index, max_tokens, num_prompt)
         if self._cancelled:  # meanwhile, when it was not there yet to be told
             part.cancel()
         return part
@@ -72,7 +73,8 @@ class ShiftingGeneration:
             self.shifts += len(prompt) < len(tokens)
             count = min(self._capacity - len(prompt), left)
             self._past_reconnects = self.reconnects
-            part = self._begin(index, len(prompt) + count)
+            num_prompt = sum(position < len(prompt_ids) for position in kept)
+            part = self._begin(index, len(prompt) + count, num_prompt)
             self._front.rollback(0)
             with closing(part.tokens(prompt, on_step)) as source:
                 for token in islice(source, count):

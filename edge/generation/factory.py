@@ -11,6 +11,7 @@ import random
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from codec.ladder import Ladder
 from edge.device.front import FrontEngine
@@ -25,6 +26,7 @@ from edge.generation.drafting import DraftSelector
 from edge.generation.handover import HandoverGeneration
 from edge.generation.level_selector import LevelSelector
 from edge.generation.local import LocalGeneration
+from edge.generation.local_grammars import LocalGrammars
 from edge.generation.loop import RemoteGeneration
 from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
 from edge.generation.prefix_memory import PrefixMemory
@@ -33,6 +35,7 @@ from edge.net.transport import Transport
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
+from protos.limits import MAX_END_TOKENS
 from protos.messages import Open
 from protos.wire import MAX_RESUME_S
 
@@ -43,6 +46,7 @@ class GenerationFactory:
     transports: the servers, the first one first; empty when the plan is whole on the edge.
     chunk_tokens: the most prompt tokens a frame, or always so many if not `adaptive_chunks`.
     share_prefixes: whether the tenant's other devices may find this device's prompts.
+    end_token_ids, tokenizer_path: for answers that follow a grammar.
     """
 
     def __init__(
@@ -57,6 +61,8 @@ class GenerationFactory:
         retry_policy: RetryPolicy,
         clock: Clock,
         share_prefixes: bool = False,
+        end_token_ids: Sequence[int] = (),
+        tokenizer_path: Path | None = None,
     ) -> None:
         self._plan = plan
         self._ladder = ladder
@@ -72,11 +78,30 @@ class GenerationFactory:
             num_layers=plan.model.geometry.num_layers,
             chunk_tokens=chunk_tokens,
         )
+        self._end_token_ids = tuple(end_token_ids)[:MAX_END_TOKENS]
+        self._grammars = LocalGrammars(
+            tokenizer_path,
+            vocab_size=plan.model.geometry.vocab_size,
+            end_token_ids=self._end_token_ids,
+        )
 
     def check(self, request: CompletionRequest) -> None:
-        """InputError for a level, a drafter or a prefill place that is not to be had here."""
+        """InputError for a level, a drafter, a prefill place, a token or a grammar that is not to
+        be had here."""
         self.levels(request.level)
         self._drafters.check(request.draft)
+        self._check_cloud_layers(request)
+        vocab_size = self._plan.model.geometry.vocab_size
+        for token_id in request.sampling.logit_bias:
+            if token_id >= vocab_size:
+                raise InputError(
+                    f"logit bias of token {token_id}: the model's tokens end at {vocab_size - 1}"
+                )
+        if self._plan.edge_is_whole:
+            self._grammars.matcher(request.sampling.grammar)
+
+    def _check_cloud_layers(self, request: CompletionRequest) -> None:
+        """InputError for what needs a server with every layer where there is none."""
         wanted = f"prefill {request.prefill}" if request.prefill != "edge" else ""
         if kv_policy(request.context).hands_over:
             wanted = f"context {request.context}"
@@ -117,18 +142,27 @@ class GenerationFactory:
         total = num_prompt_tokens + max_new_tokens
         policy = kv_policy(request.context)
         if total <= self._plan.max_tokens or not (policy.evicts or policy.hands_over):
-            return self.part(front, request, total)
+            return self.part(front, request, total, num_prompt_tokens)
+        needs_all = request.sampling.prompt_logprobs is not None
+        if policy.evicts:
+            needs_all = needs_all or request.sampling.grammar is not None
+        if needs_all:
+            raise InputError(
+                f"prompt and answer of {total} tokens may outgrow the plan's "
+                f"{self._plan.max_tokens}, and a grammar and the prompt's log-probabilities need "
+                "all of them: ask for fewer new tokens"
+            )
         if policy.hands_over:
             return HandoverGeneration(
-                on_device=lambda max_tokens: self.part(front, request, max_tokens),
-                in_cloud=lambda max_tokens: self._in_cloud(front, request, max_tokens),
+                on_device=lambda most: self.part(front, request, most, num_prompt_tokens),
+                in_cloud=lambda most: self._in_cloud(front, request, most, num_prompt_tokens),
                 capacity=self._plan.max_tokens,
                 max_new_tokens=max_new_tokens,
             )
 
-        def part(index: int, max_tokens: int) -> TokenSource:
+        def part(index: int, max_tokens: int, num_prompt: int) -> TokenSource:
             sampling = replace(request.sampling, seed=(request.sampling.seed + index) % (1 << 64))
-            return self.part(front, replace(request, sampling=sampling), max_tokens)
+            return self.part(front, replace(request, sampling=sampling), max_tokens, num_prompt)
 
         return ShiftingGeneration(
             generation_of=part,
@@ -138,14 +172,22 @@ class GenerationFactory:
             max_new_tokens=max_new_tokens,
         )
 
-    def part(self, front: FrontEngine, request: CompletionRequest, max_tokens: int) -> TokenSource:
-        """One generation of at most `max_tokens` tokens, prompt and output together."""
+    def part(
+        self, front: FrontEngine, request: CompletionRequest, max_tokens: int, num_prompt: int
+    ) -> TokenSource:
+        """One generation of at most `max_tokens` tokens, prompt and output together.
+
+        num_prompt: how many of its first tokens are no part of the answer. InputError for a grammar
+        that this device cannot follow.
+        """
         if self._plan.edge_is_whole:
             return LocalGeneration(
                 front=front,
                 sampling=request.sampling,
                 chunk_tokens=self._chunk_tokens,
                 clock=self._clock,
+                num_prompt=num_prompt,
+                matcher=self._grammars.matcher(request.sampling.grammar),
             )
         prefill = self._prefill_choice(request.prefill)
         selector = LevelSelector(
@@ -157,7 +199,7 @@ class GenerationFactory:
             front=front,
             selector=selector,
             connector=Connector(
-                request=self._announcement(request, max_tokens),
+                request=self._announcement(request, max_tokens, num_prompt),
                 transports=self._transports,
                 retry_policy=self._retry_policy,
                 clock=self._clock,
@@ -176,7 +218,7 @@ class GenerationFactory:
         )
 
     def _in_cloud(
-        self, front: FrontEngine, request: CompletionRequest, max_tokens: int
+        self, front: FrontEngine, request: CompletionRequest, max_tokens: int, num_prompt: int
     ) -> TokenSource:
         """A generation at split 0: every token goes as an id, and the front computes nothing."""
         ladder = Ladder.lossless(self._plan.model.geometry.hidden_size)
@@ -184,7 +226,7 @@ class GenerationFactory:
             ladder=ladder, levels=ladder.names, deadline_s=request.deadline_tbt_s
         )
         opening = replace(
-            self._announcement(request, max_tokens),
+            self._announcement(request, max_tokens, num_prompt),
             split=0,
             codec_tables_sha256=ladder.tables_sha256,
         )
@@ -225,7 +267,7 @@ class GenerationFactory:
             vocab_size=self._plan.model.geometry.vocab_size,
         )
 
-    def _announcement(self, request: CompletionRequest, max_tokens: int) -> Open:
+    def _announcement(self, request: CompletionRequest, max_tokens: int, num_prompt: int) -> Open:
         """What the edge tells a server when it opens a session."""
         return Open(
             session_id=secrets.token_hex(16),
@@ -238,4 +280,6 @@ class GenerationFactory:
             # Long enough for every attempt to come back to this server.
             resume_s=min(self._retry_policy.recover_s, MAX_RESUME_S),
             prefix_salt=self._prefixes.salt,
+            prompt_tokens=num_prompt,
+            end_token_ids=self._end_token_ids,
         )

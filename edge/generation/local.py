@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from decoding.errors import GrammarError
 from decoding.params import SamplingParams
-from decoding.sampler import sample
+from decoding.penalties import Logits, TokenMask
+from decoding.sampler import Sampled, sample, score
+from decoding.scores import TokenScore
+from edge.errors import InputError
 from edge.generation.token_source import FrontSegment, NewToken
 from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock
@@ -16,10 +21,21 @@ from optimizer.policy.retry import Clock
 LOCAL_LEVEL = "none"  # nothing is sent, so nothing is encoded
 
 
+class AnswerMatcher(Protocol):
+    """What masks the tokens of one answer; `edge.generation.local_grammars` makes one."""
+
+    def masks(self, answer: Sequence[int]) -> list[TokenMask]:
+        """The tokens that may come after `answer`: one mask. Raises GrammarError."""
+        ...
+
+
 class LocalGeneration:
     """A TokenSource without a cloud; the front gives logits instead of hidden states.
 
-    chunk_tokens: the most prompt tokens that go through the front at once.
+    chunk_tokens: the most prompt tokens that go through the front at once. The front gives logits
+    after the last of them only, so a prompt whose log-probabilities are asked for goes one by one.
+    num_prompt: how many of the first tokens are no part of the answer; None: the whole prompt.
+    matcher: what the answer has to match. A grammar that fails on the way is an InputError.
     """
 
     reconnects = 0
@@ -31,10 +47,14 @@ class LocalGeneration:
         sampling: SamplingParams,
         chunk_tokens: int,
         clock: Clock,
+        num_prompt: int | None = None,
+        matcher: AnswerMatcher | None = None,
     ) -> None:
         self._front = front
         self._sampling = sampling
-        self._chunk_tokens = chunk_tokens
+        self._chunk_tokens = chunk_tokens if sampling.prompt_logprobs is None else 1
+        self._num_prompt = num_prompt
+        self._matcher = matcher
         self._clock = clock
         self._cancelled = False
 
@@ -47,6 +67,8 @@ class LocalGeneration:
     ) -> Generator[NewToken, None, None]:
         """Yield new tokens until the caller stops iterating; `on_step` gets every forward."""
         tokens = list(prompt_ids)
+        num_prompt = len(tokens) if self._num_prompt is None else self._num_prompt
+        scores: list[TokenScore] = []
         num_done = 0
         for sequence in itertools.count():
             if self._cancelled:
@@ -57,7 +79,11 @@ class LocalGeneration:
             computed_s = self._clock.now()
             is_last = num_done + len(chunk) == len(tokens)
             if is_last:
-                token = sample(logits[-1], self._sampling, position=len(tokens), seen=tokens)
+                token = self._sampled(logits[-1], tokens, num_prompt)
+            elif self._sampling.prompt_logprobs is not None:
+                scores.append(
+                    score(logits[-1], tokens[num_done + 1], self._sampling.prompt_logprobs)
+                )
             finished_s = self._clock.now()
             on_step(
                 _local_step(
@@ -73,7 +99,25 @@ class LocalGeneration:
             num_done += len(chunk)
             if is_last:
                 tokens.append(token.token_id)
-                yield NewToken(token.token_id, token.logprob, finished_s)
+                yield NewToken(token.token_id, token.logprob, finished_s, token.top, tuple(scores))
+                scores.clear()
+
+    def _sampled(self, logits: Logits, tokens: Sequence[int], num_prompt: int) -> Sampled:
+        """The token after `tokens`. logits: [V]. Raises InputError where the grammar fails."""
+        mask = None
+        if self._matcher is not None:
+            try:
+                (mask,) = self._matcher.masks(tokens[num_prompt:])
+            except GrammarError as error:
+                raise InputError(str(error)) from error
+        return sample(
+            logits,
+            self._sampling,
+            position=len(tokens),
+            seen=tokens,
+            num_prompt=num_prompt,
+            mask=mask,
+        )
 
 
 def _local_step(

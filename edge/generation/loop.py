@@ -24,6 +24,7 @@ from edge.errors import (
     TooSlowError,
     TransportError,
 )
+from edge.generation.arrived_scores import ArrivedScores
 from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.connector import Connector
 from edge.generation.deadlines import Deadlines
@@ -93,6 +94,7 @@ class RemoteGeneration:
             drafted=self._drafted,
         )
         self._deadlines = Deadlines(retry_policy=retry_policy, clock=clock, selector=selector)
+        self._scores = ArrivedScores()
         self._stream: Stream | None = None
         self._cancelled = False
         self._early: Received | None = None  # an answer that came while guesses were made
@@ -105,7 +107,8 @@ class RemoteGeneration:
         when one broke the protocol, and TooSlowError when the deadline cannot be held.
         """
         level = self._selector.level
-        known = self._prefixes.matching(level, prompt_ids)
+        wants_scores = self._terms.prompt_top is not None  # of every row, so none is skipped
+        known = () if wants_scores else self._prefixes.matching(level, prompt_ids)
         session = EdgeSession(
             prompt_ids, chunk_tokens=self._chunks.max_tokens, known=known, terms=self._terms
         )
@@ -262,11 +265,19 @@ class RemoteGeneration:
             raise PeerError(f"the server broke the protocol: {error}") from error
         self._deadlines.answered(is_new=session.journal.num_answered > num_before)
         self._observer.answered(ArrivedResult(result, received.num_bytes, received.at_s), new_ids)
+        if result.prompt_logprobs and session.journal.num_answered > num_before:
+            self._scores.take(session.journal.frames[result.sequence], result)
         logprobs = result.logprobs or (0.0,) * len(new_ids)
-        return [
-            NewToken(token_id, logprob, received.at_s)
-            for token_id, logprob in zip(new_ids, logprobs, strict=True)
+        new = [
+            NewToken(token_id, logprob, received.at_s, top)
+            for token_id, logprob, top in zip(
+                new_ids, logprobs, result.top or ((),) * len(new_ids), strict=True
+            )
         ]
+        if new and self._terms.prompt_top is not None and session.num_new_tokens == len(new):
+            scores = self._scores.complete(session.num_prompt_tokens)
+            new[0] = new[0]._replace(prompt_scores=scores)
+        return new
 
     def _recover(self, session: EdgeSession, error: TransportError) -> Stream:
         """A new stream with the journal replayed into it, or the error that broke the old one."""

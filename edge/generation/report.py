@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from decoding.scores import TokenScore, TopToken
 from edge.generation.stopping import FinishReason
 from edge.step_trace import StepTrace
 from hwprofiles.peak_memory import peak_memory_bytes
@@ -22,7 +23,9 @@ class Completion:
     is the time to first token (TTFT). The differences are the times between tokens (TBT); tokens
     that came in one message arrive together. `finish_reason`: "stop", "length", "deadline",
     "server_lost" or "cancelled"; `finish_detail` says more where there is more to say.
-    `steps`: the trace of every answered frame. `logprobs` is empty unless the request asked.
+    `steps`: the trace of every answered frame. `logprobs` is empty unless the request asked, and so
+    are `top_logprobs` (the most likely tokens beside each token) and `prompt_logprobs` (one entry
+    a prompt token; the first one is None, because nothing comes before it).
     """
 
     text: str
@@ -36,6 +39,8 @@ class Completion:
     steps: tuple[StepTrace, ...]
     reconnects: int
     total_s: float
+    top_logprobs: tuple[tuple[TopToken, ...], ...] = ()
+    prompt_logprobs: tuple[TokenScore | None, ...] = ()
     shifts: int = 0  # how often the context was cut, see edge.generation.context
     moves: int = 0  # how often the split moved, see edge.generation.handover
 
@@ -97,6 +102,8 @@ class Completion:
             "level_counts": dict(Counter(step.level for step in self.steps)),
             "total_s": self.total_s,
             **({"logprobs": list(self.logprobs)} if self.logprobs else {}),
+            **({"top_logprobs": list(self.top_logprobs)} if self.top_logprobs else {}),
+            **({"prompt_logprobs": list(self.prompt_logprobs)} if self.prompt_logprobs else {}),
         }
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from edge.errors import SessionError
@@ -59,7 +60,7 @@ class EdgeSession:
         self.token_rows = 0  # tokens before this position go as ids
         self._granted_token_rows = 0  # the most that the server takes so
         self.journal = Journal(known)
-        self._terms = terms or AnswerTerms()
+        self._terms = replace(terms or AnswerTerms(), num_prompt=len(prompt_ids))
         self._asked: deque[int] = deque()  # frames of this stream that wait for their answer
         self._num_repeated = 0  # answers of this stream that no frame of it asked for
         self._phase = Phase.IDLE

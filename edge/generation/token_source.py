@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from decoding.scores import TokenScore, TopToken
 from edge.generation.row_span import RowSpan
 from edge.step_trace import StepTrace
 
@@ -32,11 +33,17 @@ class FrontSegment(Protocol):
 
 
 class NewToken(NamedTuple):
-    """One token of the answer. `at_s`: its arrival in seconds on the generation's clock."""
+    """One token of the answer. `at_s`: its arrival in seconds on the generation's clock.
+
+    top: the most likely tokens of its position, when asked for. prompt_scores: with the first
+    token, when asked for: the prompt's tokens from the second on, each with its log-probability.
+    """
 
     token_id: int
     logprob: float
     at_s: float
+    top: tuple[TopToken, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
 
 
 class TokenSource(Protocol):

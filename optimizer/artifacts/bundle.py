@@ -3,7 +3,8 @@
     BUNDLE/
       plan.yaml           what was decided
       edge/               front.onnx (+ data), tokenizer.json, chat_template.jinja, edge.json
-      cloud/              config.json and the back's weights (absent when the edge holds it all)
+      cloud/              config.json, the back's weights, and tokenizer.json for grammars
+                          (absent when the edge holds it all)
       draft/              a draft head for the edge, made by `splitpoint train-draft` (optional)
       codec/              tables of the calibrated compression levels, one file a split (optional)
       manifest.json       format, model hash, and size and SHA-256 of every file above

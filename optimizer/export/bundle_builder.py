@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from optimizer.artifacts.bundle import MANIFEST_NAME, PLAN_NAME, TEMPLATE_NAME, 
 from optimizer.artifacts.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from optimizer.artifacts.plan import ModelRef, Plan
 from optimizer.artifacts.weight_reference import WeightsPlace
-from optimizer.errors import BuildError, ChatTemplateError
+from optimizer.errors import BuildError, ChatTemplateError, ModelError
 from optimizer.export.back import write_back
 from optimizer.export.back_reference import NotReferableError, write_reference
 from optimizer.export.build_stages import BuildStages, Progress, Share
@@ -169,7 +170,10 @@ def _write_tokenizer(source: ModelSource, root: Path) -> tuple[str, ...]:
 
 
 def _write_cloud(source: ModelSource, plan: Plan, folder: Path, weights: WeightsPlace) -> None:
-    """The back's weights into `folder`, or where they are."""
+    """The back's weights into `folder`, or where they are; and the tokenizer, for grammars."""
+    with contextlib.suppress(ModelError):  # a server needs no tokenizer for anything else
+        tokenizer = source.tokenizer_files().tokenizer_json
+        (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     if weights != "copy":
         try:
             write_reference(source, plan, folder)

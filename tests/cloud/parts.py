@@ -10,6 +10,7 @@ from cloud.engine.loop import ActiveSession, Release
 from cloud.kv.pool import KvPool, KvShape
 from cloud.kv.prefix_cache import PrefixCache
 from cloud.sessions.admission import Admission, Granted, SessionLimits
+from cloud.sessions.grammars import Grammars
 from cloud.sessions.held_session import HeldSession
 from cloud.sessions.lifecycle import Lifecycle
 from cloud.sessions.resumable_sessions import ResumableSessions
@@ -106,6 +107,7 @@ class Parts:
             prefixes=prefixes,
             lifecycle=self.lifecycle,
             resumable=self.resumable,
+            grammars=Grammars(None, vocab_size=32),
             limits=SessionLimits(**{"max_sessions": 8, "max_wait_s": 30.0, **limits}),
         )
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decoding.params import MAX_SEED, SMALLEST, SamplingParams
-from decoding.sampler import log_probability, penalized, probabilities, sample
+from decoding.penalties import penalized
+from decoding.sampler import probabilities, sample, score
 from protos import wire
 from protos.messages import Open
 
@@ -71,7 +72,7 @@ def test_accepted_values_cross_the_wire_unchanged_and_draw_without_nan(
         shares = probabilities(penalized(scores, params.repetition_penalty, seen), params)
         assert math.isclose(shares.sum(), 1.0)
         assert shares[token.token_id] > 0
-    assert math.isfinite(log_probability(scores, token.token_id))
+    assert math.isfinite(score(scores, token.token_id).logprob)
 
 
 @pytest.mark.parametrize(

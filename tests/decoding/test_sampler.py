@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from decoding.params import SamplingParams
-from decoding.sampler import (
-    log_probability,
-    penalized,
-    probabilities,
-    sample,
-    uniform,
-    verify,
-)
+from decoding.penalties import TokenMask, masked, penalized
+from decoding.sampler import probabilities, sample, score, uniform, verify
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
 
@@ -69,7 +61,7 @@ def test_sampled_tokens_have_the_wanted_distribution() -> None:
 def test_logprob_is_of_the_unfiltered_distribution() -> None:
     params = SamplingParams(temperature=0.3, top_k=1, logprobs=True)
     assert sample(LOGITS, params, position=0).logprob == pytest.approx(np.log(0.5), abs=1e-6)
-    assert log_probability(LOGITS + 100, 3) == pytest.approx(np.log(0.1), abs=1e-5)
+    assert score(LOGITS + 100, 3).logprob == pytest.approx(np.log(0.1), abs=1e-5)
 
 
 def test_a_position_draws_the_same_number_whenever_it_is_asked() -> None:
@@ -77,25 +69,78 @@ def test_a_position_draws_the_same_number_whenever_it_is_asked() -> None:
     assert len({uniform(3, i) for i in range(100)} | {uniform(4, i) for i in range(100)}) == 200
 
 
+def test_the_top_tokens_come_by_probability_and_equal_ones_by_id() -> None:
+    logits = np.array([1.0, 3.0, 3.0, 2.0, 3.0], dtype=np.float32)
+    top = score(logits, 0, 3).top
+    assert [token.token_id for token in top] == [1, 2, 4]
+    assert [token.token_id for token in score(logits, 0, 20).top] == [1, 2, 4, 3, 0]
+    assert top[0].logprob == score(logits, 1).logprob
+    assert sum(np.exp(token.logprob) for token in score(logits, 0, 5).top) == pytest.approx(1.0)
+
+
+def test_log_probabilities_do_not_see_bias_and_mask() -> None:
+    params = SamplingParams(logit_bias={3: 100}, logprobs=True, top_logprobs=1)
+    chosen = sample(LOGITS, params, position=0, mask=np.array([0b1110], dtype=np.uint8))
+    assert chosen.token_id == 3
+    assert chosen.logprob == pytest.approx(np.log(0.1), abs=1e-6)
+    assert chosen.top[0].token_id == 0
+
+
+def test_a_masked_token_is_never_drawn_however_likely_it_is() -> None:
+    params = SamplingParams(temperature=2.0, seed=1)
+    mask: TokenMask = np.array([0b1010], dtype=np.uint8)
+    drawn = {sample(LOGITS, params, position=i, mask=mask).token_id for i in range(200)}
+    assert drawn == {1, 3}
+    assert np.isneginf(masked(LOGITS, mask)[[0, 2]]).all()
+
+
 @given(
     seed=st.integers(0, 2**64 - 1),
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
     penalty=st.sampled_from([1.0, 1.3]),
+    counts=st.sampled_from([(0.0, 0.0), (1.5, 0.0), (-2.0, 0.5)]),
+    with_masks=st.booleans(),
     flips=st.lists(st.integers(0, 5), max_size=4),
 )
 def test_drafting_gives_exactly_what_plain_decoding_gives(
-    seed: int, temperature: float, penalty: float, flips: list[int]
+    seed: int,
+    temperature: float,
+    penalty: float,
+    counts: tuple[float, float],
+    with_masks: bool,
+    flips: list[int],
 ) -> None:
     """A toy model whose logits depend on the whole history; drafts right but for `flips`."""
-    params = SamplingParams(temperature=temperature, seed=seed, repetition_penalty=penalty)
+    params = SamplingParams(
+        temperature=temperature,
+        seed=seed,
+        repetition_penalty=penalty,
+        frequency_penalty=counts[0],
+        presence_penalty=counts[1],
+        logit_bias={5: 1.0},
+    )
 
     def model(history: list[int]) -> np.ndarray:
         return np.random.default_rng(history).normal(size=16).astype(np.float32)
 
+    def mask(history: list[int]) -> TokenMask | None:
+        """Depends on the whole history too, and always allows tokens 0 and 8."""
+        if not with_masks:
+            return None
+        drawn = np.random.default_rng([*history, 1]).integers(0, 256, size=2, dtype=np.uint8)
+        return drawn | np.uint8(1)
+
     plain = [3]
     while len(plain) < 14:
-        row = model(plain)
-        plain.append(sample(row, params, position=len(plain), seen=plain).token_id)
+        token = sample(
+            model(plain),
+            params,
+            position=len(plain),
+            seen=plain,
+            num_prompt=1,
+            mask=mask(plain),
+        )
+        plain.append(token.token_id)
 
     drafted = [3]
     while len(drafted) < 14:
@@ -103,26 +148,16 @@ def test_drafting_gives_exactly_what_plain_decoding_gives(
             (token + (index in flips)) % 16
             for index, token in enumerate(plain[len(drafted) : len(drafted) + 4])
         ]
-        rows = np.stack([model(drafted + drafts[:i]) for i in range(len(drafts) + 1)])
-        answer = verify(rows, drafts, params, position=len(drafted), seen=drafted)
+        before = [drafted + drafts[:i] for i in range(len(drafts) + 1)]
+        answer = verify(
+            np.stack([model(history) for history in before]),
+            drafts,
+            params,
+            position=len(drafted),
+            seen=drafted,
+            num_prompt=1,
+            masks=[m for history in before if (m := mask(history)) is not None] or None,
+        )
         assert 1 <= len(answer) <= len(drafts) + 1
         drafted += [token.token_id for token in answer]
     assert drafted[:14] == plain[:14]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", -0.1),
-        ("temperature", float("nan")),
-        ("top_p", 0.0),
-        ("top_p", 1.1),
-        ("min_p", 2.0),
-        ("top_k", -1),
-        ("repetition_penalty", 0.0),
-        ("seed", -1),
-    ],
-)
-def test_nonsense_parameters_are_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=field.replace("_", "[ -]")):
-        SamplingParams(**{field: value})

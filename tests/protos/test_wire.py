@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoding.params import SamplingParams
+from decoding.grammar import MAX_GRAMMAR_BYTES, Grammar
+from decoding.params import MAX_BIASED_TOKENS, SamplingParams
+from decoding.scores import TopToken
+from protos import decode as decoding_side
+from protos import split_inference_pb2 as pb
 from protos import wire
-from protos.errors import LocalWireError, RemoteWireError
+from protos.errors import LocalWireError, RemoteWireError, VersionError
 from protos.messages import (
     Close,
     Closed,
@@ -225,3 +231,122 @@ def test_a_salt_is_too_long_to_guess(size: int) -> None:
     _, salted = _opens(bytes(size))
     with pytest.raises(RemoteWireError, match="prefix_salt"):
         wire.decode_edge(wire.encode_edge(salted))
+
+
+EXTENDED: dict[str, SamplingParams] = {
+    "frequency": SamplingParams(frequency_penalty=0.5),
+    "presence": SamplingParams(presence_penalty=-2),
+    "bias": SamplingParams(logit_bias={7: -100, 3: 0.5}),
+    "grammar": SamplingParams(grammar=Grammar(kind="regex", text="a+")),
+    "object": SamplingParams(grammar=Grammar(kind="json_object")),
+    "top": SamplingParams(logprobs=True, top_logprobs=20),
+    "prompt": SamplingParams(prompt_logprobs=0),
+}
+
+
+def _extended(sampling: SamplingParams) -> Open:
+    return replace(_opens()[0], sampling=sampling, prompt_tokens=9, end_token_ids=(2, 5))
+
+
+@pytest.mark.parametrize("name", EXTENDED)
+def test_what_version_one_does_not_know_crosses_in_version_two(name: str) -> None:
+    request = _extended(EXTENDED[name])
+    if request.sampling.grammar is None:
+        request = replace(request, end_token_ids=())  # nobody needs them
+    data = wire.encode_edge(request)
+    assert pb.EdgeMessage.FromString(data).open.protocol_version == 2
+    assert wire.decode_edge(data) == request
+
+
+def test_an_older_server_refuses_what_it_does_not_know_and_names_the_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It must not ignore a grammar and answer something else."""
+    monkeypatch.setattr(decoding_side, "EXTENDED_VERSION", 1)
+    with pytest.raises(VersionError, match="version 2, this side speaks 1: update the older one"):
+        wire.decode_edge(wire.encode_edge(_extended(EXTENDED["grammar"])))
+
+
+def test_an_open_that_asks_for_nothing_new_keeps_its_bytes() -> None:
+    plain = _opens()[0]
+    told = replace(plain, prompt_tokens=9, end_token_ids=(2,))
+    assert wire.encode_edge(told) == wire.encode_edge(plain)
+
+
+def test_the_largest_grammar_bias_and_prefixes_fit_one_open() -> None:
+    sampling = SamplingParams(
+        grammar=Grammar(kind="lark", text="x" * MAX_GRAMMAR_BYTES),
+        logit_bias=dict.fromkeys(range(1 << 20, (1 << 20) + MAX_BIASED_TOKENS), 1.5),
+    )
+    hashes = (b"h" * 32,) * wire.MAX_PREFIX_HASHES
+    request = replace(_extended(sampling), prefix_hashes=hashes)
+    assert wire.decode_edge(wire.encode_edge(request)) == request
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"bias_ids": [1, 2], "bias_values": [1.0]}, "as many bias_values"),
+        ({"bias_ids": [1], "bias_values": [101.0]}, "between -100 and 100"),
+        ({"bias_ids": range(1025), "bias_values": [1.0] * 1025}, "at most 1024"),
+        ({"frequency_penalty": float("nan")}, "frequency penalty"),
+        ({"presence_penalty": 2.5}, "presence penalty"),
+        ({"top_logprobs": 21, "logprobs": True}, "top logprobs"),
+        ({"top_logprobs": 1}, "ask for those too"),
+        ({"prompt_logprobs": 21}, "prompt logprobs"),
+        ({"grammar": pb.Grammar(kind="yaml", text="a")}, "kind is one of"),
+        ({"grammar": pb.Grammar(kind="regex")}, "needs its text"),
+        ({"grammar": pb.Grammar(kind="regex", text="a" * (MAX_GRAMMAR_BYTES + 1))}, "65536"),
+    ],
+)
+def test_sampling_that_nobody_may_ask_for_is_refused(fields: dict[str, Any], reason: str) -> None:
+    message = pb.EdgeMessage.FromString(wire.encode_edge(_extended(SamplingParams())))
+    sampling = {"top_p": 1.0, "repetition_penalty": 1.0, **fields}
+    message.open.sampling.CopyFrom(pb.Sampling(**sampling))
+    with pytest.raises(RemoteWireError, match=reason):
+        wire.decode_edge(message.SerializeToString())
+
+
+TOP = (TopToken(7, -0.25), TopToken(1, -2.0))
+
+
+def test_top_tokens_and_a_prompts_scores_come_back_equal() -> None:
+    result = Result(
+        sequence=2,
+        token_ids=(7, 8),
+        logprobs=(-0.25, -0.5),
+        num_tokens=8,
+        top=(TOP, TOP),
+        prompt_logprobs=(-0.5, -1.5),
+        prompt_top_ids=array("I", [1, 2, 3, 4]),
+        prompt_top_logprobs=array("f", [-1, -2, -0.5, -0.5]),
+    )
+    assert wire.decode_cloud(wire.encode_cloud(result)) == result
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"top_ids": [1, 2], "top_logprobs": [-1]}, "as many top log-probabilities"),
+        ({"top_ids": [1, 2, 3], "top_logprobs": [-1] * 3}, "equally many"),
+        ({"top_ids": range(42), "top_logprobs": [-1] * 42}, "at most 20"),
+        ({"top_ids": [1, 2], "top_logprobs": [float("nan"), -1]}, "finite"),
+        ({"top_ids": [1, 2, 3, 4], "top_logprobs": [-2, -1, -1, -2]}, "in the order"),
+        ({"top_ids": [1, 1, 3, 4], "top_logprobs": [-1, -2, -1, -2]}, "comes twice"),
+        ({"prompt_top_ids": [1], "prompt_top_logprobs": [-1]}, "for 0 positions"),
+        ({"prompt_logprobs": [0.5]}, "not above 0"),
+        ({"prompt_logprobs": [-0.5] * 1025}, "prompt_logprobs is 1025"),
+    ],
+)
+def test_top_tokens_that_no_positions_can_have_are_refused(
+    fields: dict[str, Any], reason: str
+) -> None:
+    message = pb.CloudMessage(result=pb.Result(token_ids=[5, 6], num_tokens=3, **fields))
+    with pytest.raises(RemoteWireError, match=reason):
+        wire.decode_cloud(message.SerializeToString())
+
+
+def test_top_tokens_of_unequal_number_are_a_local_error() -> None:
+    result = Result(sequence=0, token_ids=(7, 8), num_tokens=1, top=(TOP, TOP[:1]))
+    with pytest.raises(LocalWireError, match="top tokens"):
+        wire.encode_cloud(result)

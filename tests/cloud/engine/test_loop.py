@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,7 @@ from cloud.engine.back_engine import BatchEntry
 from cloud.engine.frame_work import FrameWork
 from cloud.engine.loop import ActiveSession, EngineLoop
 from cloud.errors import BadFrameError, CloudError, EngineError, ServerFailedError
+from decoding.penalties import TokenMask
 from optimizer.policy.batching import Scheduler
 from protos.messages import Frame, Result, Timings
 
@@ -34,6 +36,9 @@ class FakeSession:
         self.token_rows = 0
         self.num_closed = 0
         self.timings: list[Timings] = []
+        self.masks: Future[list[TokenMask]] | None = None  # what its frames wait for
+        self.watched: list[int] = []
+        self.num_watched = 0
 
     def begin(self, frame: Frame) -> FrameWork | Result:
         if frame.sequence in self.fails:
@@ -42,7 +47,14 @@ class FakeSession:
         if frame.sequence in self.repeated:
             return Result(sequence=frame.sequence, token_ids=(), num_tokens=0)
         rows = np.full((len(frame.token_ids), 2), frame.sequence, dtype=np.float32)
-        return FrameWork(frame=frame, rows=rows, num_logits=1 if frame.want_token else 0)
+        return FrameWork(
+            frame=frame,
+            rows=rows,
+            num_logits=1 if frame.want_token else 0,
+            masks=self.masks,
+            num_watched=self.num_watched,
+            watch=lambda first, logits: self.watched.append(first),
+        )
 
     def finish(
         self,
@@ -74,6 +86,9 @@ class FakeEngine:
         self.on_forward()
         if self.fails:
             raise RuntimeError("out of memory")
+        for entry in batch:
+            if entry.watch is not None:
+                entry.watch(0, np.zeros((entry.num_watched, 4), dtype=np.float32))
         return [torch.zeros(entry.num_logits, 4) for entry in batch]
 
 
@@ -374,3 +389,48 @@ def test_every_frame_is_released_once_however_it_ends(end: str) -> None:
             listener.next()
         loop.close(active).result(timeout=WAIT_S)
     assert sorted(released) == [0, 1]
+
+
+def test_a_grammar_that_takes_its_time_stops_nobody_else() -> None:
+    """Its frame's rows run in the batch; only its answer waits for the masks."""
+    slow, other = FakeSession(), FakeSession()
+    masks = slow.masks = Future[list[TokenMask]]()
+    heard, heard_other = Listener(), Listener()
+    with running(FakeEngine()) as loop:
+        waiting = ActiveSession(slow, heard)
+        loop.submit(waiting, frame(0))
+        loop.submit(waiting, frame(1))
+        active = ActiveSession(other, heard_other)
+        for sequence in range(5):
+            loop.submit(active, frame(sequence))
+            assert getattr(heard_other.next(), "sequence", None) == sequence
+        assert heard.is_empty
+        assert slow.num_frames == 1  # the next one waits for its answer
+        masks.set_result([])
+        assert [getattr(heard.next(), "sequence", None) for _ in range(2)] == [0, 1]
+
+
+def test_a_session_that_waits_for_masks_can_be_closed() -> None:
+    session, heard = FakeSession(), Listener()
+    masks = session.masks = Future[list[TokenMask]]()
+    released: list[int] = []
+    with running(FakeEngine()) as loop:
+        active = ActiveSession(session, heard)
+        loop.submit(active, frame(0), lambda: released.append(0))
+        loop.close(active).result(timeout=WAIT_S)
+        masks.set_result([])
+        other = Listener()
+        loop.submit(ActiveSession(FakeSession(), other), frame(0))
+        other.next()
+    assert heard.is_empty
+    assert (session.num_closed, released) == (1, [0])
+
+
+def test_rows_whose_logits_are_watched_come_in_small_parts_with_their_place() -> None:
+    session, engine, heard = FakeSession(), FakeEngine(), Listener()
+    session.num_watched = 150
+    with running(engine) as loop:
+        loop.submit(ActiveSession(session, heard), frame(0, 200))
+        heard.next()
+    assert [num_rows for batch in engine.batches for _, num_rows in batch] == [64, 64, 64, 8]
+    assert session.watched == [0, 64, 128]

@@ -56,7 +56,11 @@ def test_a_referenced_back_has_the_copys_bits(family: str, bits: int, tmp_path: 
     source = source_of(family, tmp_path / "model")
     copy = values(built(source, tmp_path / "copy", bits=bits, weights="copy") / "cloud")
     bundle = built(source, tmp_path / "reference", bits=bits, weights="auto")
-    assert {path.name for path in (bundle / "cloud").iterdir()} == {"config.json", REFERENCE_NAME}
+    assert {path.name for path in (bundle / "cloud").iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        REFERENCE_NAME,
+    }
     assert open_bundle(bundle, role="cloud").has(f"cloud/{REFERENCE_NAME}")
     found = values(bundle / "cloud")
     assert found.keys() == copy.keys()

@@ -215,7 +215,7 @@ def test_another_protocol_version_is_a_failed_precondition(served: Served) -> No
             code, reason = await stream.refused()
             assert code is grpc.StatusCode.FAILED_PRECONDITION
             assert "9" in reason
-            assert "1" in reason
+            assert "2" in reason
 
     run(scenario)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,9 @@ from cloud.kv.pool import KvPool, KvShape
 from cloud.kv.prefix_cache import Beginning
 from cloud.sessions.session import REMEMBERED_RESULTS, ServerSession
 from codec.ladder import Ladder
+from decoding.errors import GrammarError
 from decoding.params import SamplingParams
+from decoding.penalties import TokenMask
 from protos.messages import Frame, Result, Timings
 
 WIDTH, VOCAB = 8, 32
@@ -333,3 +337,73 @@ def test_at_split_0_drafts_come_as_ids_too() -> None:
     assert result.token_ids == (10, 11)
     assert it.token_rows == 40
     it.close()
+
+
+def masked_session(allowed: dict[tuple[int, ...], int], **sampling: float) -> ServerSession:
+    """A session whose grammar allows one token after each answer; it names the drafts that fit."""
+
+    def constrain(answer: Sequence[int], drafts: Sequence[int]) -> Future[list[TokenMask]]:
+        masks, history = [], list(answer)
+        for draft in (*drafts, -1):
+            only = allowed[tuple(history)]
+            masks.append(np.packbits(np.arange(VOCAB) == only, bitorder="little"))
+            if draft != only:
+                break
+            history.append(draft)
+        done: Future[list[TokenMask]] = Future()
+        done.set_result(masks)
+        return done
+
+    return ServerSession(
+        "s",
+        lease=POOL.lease(split=0, max_tokens=40),
+        ladder=LADDER,
+        sampling=SamplingParams(**sampling),  # type: ignore[arg-type]
+        vocab_size=VOCAB,
+        max_frame_tokens=16,
+        prompt_tokens=2,
+        constrain=constrain,
+    )
+
+
+def test_a_grammar_masks_each_row_by_the_answer_without_the_prompt() -> None:
+    it = masked_session({(): 20, (20,): 21, (20, 21): 22, (20, 21, 22): 23})
+    assert run(it, frame(0, 0, 1, 2), 7).token_ids == (20,)
+    result = run(it, frame(1, 2, 20, 21, 9, 10, drafts=3), 8, 9, 10, 11)
+    assert result.token_ids == (21, 22)  # the second draft is forbidden, the third never asked for
+    assert run(it, frame(2, 4, 22), 5).token_ids == (23,)
+
+
+def test_a_chunk_that_wants_no_token_asks_for_no_mask() -> None:
+    it = masked_session({(): 20})
+    work = it.begin(frame(0, 0, 1, 2, want=False))
+    assert isinstance(work, FrameWork)
+    assert work.masks is None
+
+
+def test_a_grammar_that_gives_up_ends_the_session_in_one_line() -> None:
+    def constrain(answer: Sequence[int], drafts: Sequence[int]) -> Future[list[TokenMask]]:
+        failed: Future[list[TokenMask]] = Future()
+        failed.set_exception(GrammarError("the grammar takes too long"))
+        return failed
+
+    it = masked_session({})
+    it._constrain = constrain
+    with pytest.raises(BadFrameError, match="frame 0: the grammar takes too long"):
+        run(it, frame(0, 0, 1, 2), 7)
+
+
+def test_count_penalties_count_the_answer_and_not_the_prompt() -> None:
+    it = masked_session({}, presence_penalty=2.0)
+    it._constrain = None
+    prompt = frame(0, 0, 9, 9)
+    assert run(it, prompt, 9).token_ids == (9,)  # in the prompt alone: 10 to 9
+    assert run(it, frame(1, 2, 9), 9).token_ids == (10,)  # 10 - 2 to 9
+
+
+def test_top_tokens_come_with_every_accepted_draft() -> None:
+    it = session(logprobs=True, top_logprobs=2)
+    run(it, frame(0, 0, 1, 2), 7)
+    result = run(it, frame(1, 2, 7, 8, 9, drafts=2), 8, 20, 21)
+    assert [[top.token_id for top in tokens] for tokens in result.top] == [[8, 9], [20, 21]]
+    assert result.top[0][0].logprob == result.logprobs[0]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
+from dataclasses import replace
+
 import pytest
 
+from decoding.scores import TopToken
 from edge.errors import SessionError
 from edge.generation.answer_checks import AnswerTerms, check_answer
 from protos.messages import Frame, Result
@@ -60,3 +64,63 @@ def test_what_nobody_asked_for_is_not_missed() -> None:
     plain = answer(1, 9, num_tokens=5, num_logprobs=0)
     check_answer(STEP, plain, AnswerTerms(vocab_size=50), is_void=False)
     check_answer(STEP, answer(1, 1 << 20, num_tokens=5), AnswerTerms(), is_void=False)
+
+
+SCORED = AnswerTerms(vocab_size=50, max_tokens=100, num_top=2, num_prompt=6, prompt_top=2)
+TOP = (TopToken(3, -0.5), TopToken(4, -1.0))
+
+
+def scored(sequence: int, num_scores: int, *, num_top: int = 2, last_id: int = 4) -> Result:
+    """An answer without tokens, and so many log-probabilities of the prompt."""
+    return Result(
+        sequence=sequence,
+        token_ids=(),
+        num_tokens=4,
+        prompt_logprobs=(-1.0,) * num_scores,
+        prompt_top_ids=array("I", ([3, last_id] * num_scores)[: num_top * num_scores]),
+        prompt_top_logprobs=array("f", ([-0.5, -1.0] * num_scores)[: num_top * num_scores]),
+    )
+
+
+def test_a_prompts_frame_comes_with_a_score_of_each_token_but_the_first() -> None:
+    check_answer(CHUNK, scored(0, 3), SCORED, is_void=False)
+    last = replace(CHUNK, sequence=1, first_position=4)  # two of the prompt, two of the answer
+    check_answer(last, replace(scored(1, 2), num_tokens=8), SCORED, is_void=False)
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (scored(0, 0), "has 0 log-probabilities for 3 tokens of the prompt"),
+        (scored(0, 4), "has 4 log-probabilities for 3 tokens of the prompt"),
+        (scored(0, 3, num_top=1), "has not 2 top tokens for each token of the prompt"),
+        (scored(0, 3, last_id=50), "answered top token 50, the vocabulary has 50"),
+    ],
+)
+def test_a_prompts_frame_has_no_other_scores(result: Result, reason: str) -> None:
+    with pytest.raises(SessionError, match=reason):
+        check_answer(CHUNK, result, SCORED, is_void=False)
+
+
+def test_scores_that_nobody_asked_for_are_refused() -> None:
+    with pytest.raises(SessionError, match="for 0 tokens of the prompt"):
+        check_answer(CHUNK, scored(0, 3), TERMS, is_void=False)
+
+
+@pytest.mark.parametrize(
+    ("top", "reason"),
+    [
+        ((), "has not 2 top tokens for each token"),
+        ((TOP[:1],), "has not 2 top tokens for each token"),
+        (((TOP[0], TopToken(50, -1.0)),), "answered top token 50"),
+    ],
+)
+def test_each_token_comes_with_its_top_tokens(
+    top: tuple[tuple[TopToken, ...], ...], reason: str
+) -> None:
+    step = replace(STEP, first_position=6)
+    terms = replace(SCORED, prompt_top=None)
+    good = replace(answer(1, 9, num_tokens=7), top=(TOP,))
+    check_answer(step, good, terms, is_void=False)
+    with pytest.raises(SessionError, match=reason):
+        check_answer(step, replace(good, top=top), terms, is_void=False)

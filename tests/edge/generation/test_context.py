@@ -23,7 +23,7 @@ def shifting(capacity: int, count: int) -> tuple[ShiftingGeneration, list[int]]:
     front = FakeFront()
     limits: list[int] = []
 
-    def part(index: int, max_tokens: int) -> TokenSource:
+    def part(index: int, max_tokens: int, num_prompt: int) -> TokenSource:
         limits.append(max_tokens)
         return generation([FakeTransport()], front=front)
 
@@ -45,6 +45,29 @@ def test_every_part_answers_as_a_fresh_generation_with_the_kept_prompt() -> None
     assert source.shifts == len(limits) - 1 > 2
 
 
+def test_a_part_after_a_shift_knows_how_much_of_its_prompt_is_no_answer() -> None:
+    """Penalties count the answer, also the part of it that the new prompt begins with."""
+    front = FakeFront()
+    told: list[int] = []
+
+    def part(index: int, max_tokens: int, num_prompt: int) -> TokenSource:
+        told.append(num_prompt)
+        return generation([FakeTransport()], front=front)
+
+    source = ShiftingGeneration(
+        generation_of=part, front=front, capacity=24, policy=Shift(), max_new_tokens=50
+    )
+    tokens = [token.token_id for token in source.tokens(PROMPT, lambda step: None)]
+    expected, num_new = [], 0
+    while num_new < 50:
+        kept = Shift().kept(len(PROMPT) + num_new, 24)
+        expected.append(len([position for position in kept if position < len(PROMPT)]))
+        num_new += min(24 - len(kept), 50 - num_new)
+    assert told == expected
+    assert told[0] == len(PROMPT) > told[-1]
+    assert len(tokens) == 50
+
+
 def test_nothing_shifts_while_the_answer_fits() -> None:
     source, limits = shifting(capacity=100, count=20)
     tokens = [token.token_id for token in islice(source.tokens(PROMPT, lambda step: None), 30)]
@@ -58,7 +81,7 @@ def test_an_unknown_policy_is_refused() -> None:
 
 
 def test_cancelling_while_a_part_is_being_made_ends_it_before_its_first_token() -> None:
-    def part(index: int, max_tokens: int) -> TokenSource:
+    def part(index: int, max_tokens: int, num_prompt: int) -> TokenSource:
         source.cancel()
         return generation([FakeTransport()])
 

@@ -42,7 +42,7 @@ class Drafters:
 
 
 def factory(
-    *, level: str = "q2", edge_is_whole: bool = False, recover_s: float = 60.0, **changes: bool
+    *, level: str = "q2", edge_is_whole: bool = False, recover_s: float = 60.0, **changes: Any
 ) -> GenerationFactory:
     model = SimpleNamespace(
         sha256=SHA, geometry=SimpleNamespace(hidden_size=4, vocab_size=50, num_layers=6)
@@ -115,7 +115,7 @@ def test_every_part_after_a_shift_has_a_seed_of_its_own(monkeypatch: pytest.Monk
     made = factory()
     seeds: list[int] = []
 
-    def part(front: object, request: CompletionRequest, max_tokens: int) -> Any:
+    def part(front: object, request: CompletionRequest, max_tokens: int, num_prompt: int) -> Any:
         seeds.append(request.sampling.seed)
 
     monkeypatch.setattr(made, "part", part)
@@ -123,23 +123,23 @@ def test_every_part_after_a_shift_has_a_seed_of_its_own(monkeypatch: pytest.Monk
     request = CompletionRequest(context="shift", sampling=SamplingParams(seed=last))
     source: Any = generation(made, request, 3 * MAX_TOKENS)
     for index in range(3):
-        source._generation_of(index, MAX_TOKENS)
+        source._generation_of(index, MAX_TOKENS, 2)
     assert seeds == [last, 0, 1]
 
 
 def test_a_server_is_told_the_model_the_split_and_how_long_to_hold_the_session() -> None:
     request = CompletionRequest(sampling=SamplingParams(temperature=0.5))
-    told = factory(recover_s=12.0)._announcement(request, 17)
+    told = factory(recover_s=12.0)._announcement(request, 17, 2)
     assert (told.model_sha256, told.split, told.hidden_size) == (SHA, 3, 4)
     assert (told.max_tokens, told.sampling, told.resume_s) == (17, request.sampling, 12.0)
-    other = factory(recover_s=12.0)._announcement(request, 17)
+    other = factory(recover_s=12.0)._announcement(request, 17, 2)
     assert other.session_id != told.session_id
 
 
 def test_a_device_names_prompts_with_a_secret_of_its_own_unless_it_is_to_share() -> None:
     made, other = factory(), factory()
-    told = [one._announcement(CompletionRequest(), 17) for one in (made, made, other)]
+    told = [one._announcement(CompletionRequest(), 17, 2) for one in (made, made, other)]
     assert told[0].prefix_salt == told[1].prefix_salt
     assert told[0].prefix_salt != told[2].prefix_salt
-    shared = factory(share_prefixes=True)._announcement(CompletionRequest(), 17)
+    shared = factory(share_prefixes=True)._announcement(CompletionRequest(), 17, 2)
     assert shared.prefix_salt == b""
