@@ -149,6 +149,7 @@ def _request(
             deadline_tbt_s=_number(body, "deadline_tbt_s", default.deadline_tbt_s),
             context=default.context,
             prefill=default.prefill,
+            prefer=default.prefer,
         )
     except (ValueError, InputError) as error:  # both name the parameter
         raise ApiError(str(error)) from error

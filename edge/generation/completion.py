@@ -33,6 +33,7 @@ from optimizer.policy.prefill_place import PREFILL_PLACES
 from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
+PREFERRED: Final = ("split", "cloud")
 # Each token is compared with every stop string, so their number and their length cost time.
 MAX_STOPS: Final = 64
 MAX_STOP_CHARS: Final = 1000
@@ -55,7 +56,8 @@ class CompletionRequest:
     `optimizer.policy.kv.registry`. draft: a drafter's name, see `edge.draft.registry`. prefill:
     where the prompt's rows for the cloud are computed (`optimizer.policy.prefill_place`). "cloud"
     sends ids, "both" as many as seem best by what was measured so far, "edge" none. At split 0 the
-    server computes all rows where it can.
+    server computes all rows where it can. prefer: "cloud" lets the server run every layer, whatever
+    the plan's split; "split" keeps to the plan.
     Raises InputError for values that no generation can have.
     """
 
@@ -68,6 +70,7 @@ class CompletionRequest:
     context: str = "refuse"
     draft: str = AUTO_DRAFT
     prefill: str = "edge"
+    prefer: str = "split"
 
     def __post_init__(self) -> None:
         check_text(self.level, "level")
@@ -79,6 +82,8 @@ class CompletionRequest:
             raise InputError(str(error)) from error
         if self.prefill not in PREFILL_PLACES:
             raise InputError(f"prefill {shown(self.prefill)}: one of {', '.join(PREFILL_PLACES)}")
+        if self.prefer not in PREFERRED:
+            raise InputError(f"prefer {shown(self.prefer)}: one of {', '.join(PREFERRED)}")
         if self.deadline_tbt_s is not None:
             _check_deadline(self.deadline_tbt_s)
         if self.max_new_tokens is not None:

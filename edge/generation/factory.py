@@ -105,6 +105,8 @@ class GenerationFactory:
         wanted = f"prefill {request.prefill}" if request.prefill != "edge" else ""
         if kv_policy(request.context).hands_over:
             wanted = f"context {request.context}"
+        if request.prefer == "cloud":
+            wanted = "prefer cloud"
         if wanted and self._plan.edge_is_whole:
             raise InputError(f"{wanted}: this plan has no server, the device holds every layer")
         if wanted and self._plan.back_start > 0:
@@ -140,6 +142,8 @@ class GenerationFactory:
         sampler's random numbers depend on seed and position.
         """
         total = num_prompt_tokens + max_new_tokens
+        if request.prefer == "cloud":
+            return self._in_cloud(front, request, total, num_prompt_tokens)
         policy = kv_policy(request.context)
         if total <= self._plan.max_tokens or not (policy.evicts or policy.hands_over):
             return self.part(front, request, total, num_prompt_tokens)

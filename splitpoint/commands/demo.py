@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -21,6 +21,7 @@ from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import parse_size, size_text, time_text
 
 if TYPE_CHECKING:
+    from edge.device.tokenizer import ChatMessage
     from edge.generation.report import Completion
     from hwprofiles.profiles.device import DeviceProfile
     from optimizer.artifacts.plan import Plan
@@ -78,6 +79,8 @@ def demo(
         fastest = question_put.plan(range(source.geometry.num_layers + 1), "tbt")
         _say_fastest(screen, fastest, plan)
 
+    num_layers = source.geometry.num_layers
+    whole = replace(question_put, room_bytes=1 << 40).plan((num_layers,))
     bundle = _built(source, plan, folder / "bundle", screen)
     del source
     with serving(bundle) as address, crossing(point, address) as across:
@@ -87,7 +90,7 @@ def demo(
             f"{8e-6 * point.up_bytes_per_s:.1f} Mbit/s up, "
             f"{8e-6 * point.down_bytes_per_s:.1f} Mbit/s down"
         )
-        _ask(bundle, across, question, plan, screen)
+        _ask(bundle, across, question, plan, whole, screen)
 
 
 def _built(source: ModelSource, plan: Plan, bundle: Path, screen: Console) -> Path:
@@ -112,7 +115,9 @@ def _built(source: ModelSource, plan: Plan, bundle: Path, screen: Console) -> Pa
     return bundle
 
 
-def _ask(bundle: Path, address: str, question: str, plan: Plan, screen: Console) -> None:
+def _ask(
+    bundle: Path, address: str, question: str, plan: Plan, whole: Plan, screen: Console
+) -> None:
     """Put the question to the running server; print the text and where the time went."""
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
@@ -123,11 +128,14 @@ def _ask(bundle: Path, address: str, question: str, plan: Plan, screen: Console)
         request = CompletionRequest(max_new_tokens=NEW_TOKENS, draft="off")
         client.complete(question, CompletionRequest(max_new_tokens=4))  # warm up both sides
         screen.print(Text(f"\n{question}\n", style="bold"))
-        run = client.start([{"role": "user", "content": question}], request)
+        asked: list[ChatMessage] = [{"role": "user", "content": question}]
+        run = client.start(asked, request)
         for piece in run:
             typer.echo(piece.text, nl=False)
         typer.echo("\n")
+        in_cloud = client.complete(asked, replace(request, prefer="cloud"))
     screen.print(time_table(run.completion))
+    screen.print(three_ways(plan, run.completion, in_cloud, whole))
     _say_compression(screen, run.completion)
     if plan.predicted is not None:
         measured = run.completion.tbt_quantile_s(0.5)
@@ -203,6 +211,7 @@ class _Question:
             back_bits=(8,),
             levels=(DEMO_LEVEL,),
             splits=tuple(splits),
+            back_from=0,  # so that the server can also run every layer alone
         )
         planner = Planner(problem)
         found = planner.solve(self.point)
@@ -255,6 +264,37 @@ def _say_compression(screen: Console, completion: Completion) -> None:
     screen.print(
         f"uplink   {sent:.0f} B a token for its hidden state of {completion.hidden_size} numbers; "
         f"{raw:,} B as float16 ({raw / sent:.1f} times as many)"
+    )
+
+
+def three_ways(plan: Plan, split: Completion, in_cloud: Completion, whole: Plan) -> Table:
+    """The same question three ways; the whole device as planned, since it may not fit there."""
+    table = Table(title="The same question three ways", title_justify="left")
+    for name in ("layers", "TTFT", "TBT", "server a token", "up, all", "memory on the device"):
+        table.add_column(name, justify="left" if name == "layers" else "right")
+    memory = "" if plan.predicted is None else size_text(plan.predicted.edge_memory_bytes)
+    layers = plan.model.geometry.num_layers
+    table.add_row(f"split at {plan.partition.split} of {layers}", *_measured_row(split), memory)
+    table.add_row("all in the cloud, token ids up", *_measured_row(in_cloud), "no layers")
+    if whole.predicted is not None:
+        table.add_row(
+            "all on the device (planned)",
+            time_text(whole.predicted.ttft_s),
+            time_text(whole.predicted.tbt_s),
+            time_text(0.0),
+            "0 B",
+            size_text(whole.predicted.edge_memory_bytes),
+        )
+    return table
+
+
+def _measured_row(completion: Completion) -> tuple[str, ...]:
+    busy_s = sum(step.cloud_s - step.cloud_queue_s for step in completion.steps)
+    return (
+        time_text(completion.ttft_s),
+        time_text(completion.tbt_quantile_s(0.5)),
+        time_text(busy_s / max(len(completion.token_ids), 1)),
+        f"{completion.to_json()['uplink_bytes']:,} B",
     )
 
 

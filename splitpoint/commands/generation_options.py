@@ -184,6 +184,10 @@ class ControlOptions:
             "ids); both (as many ids as seem fastest by what was measured)."
         ),
     ] = "edge"
+    prefer: Annotated[
+        str,
+        typer.Option(help="Who runs the layers: split (as planned), or cloud (the server, all)."),
+    ] = "split"
     context: Annotated[
         str,
         typer.Option(
@@ -236,6 +240,7 @@ def completion_request(
             deadline_tbt_s=control.deadline_tbt,
             context=control.context,
             prefill=control.prefill,
+            prefer=control.prefer,
         )
     except (ValueError, InputError) as error:
         raise typer.BadParameter(str(error)) from error

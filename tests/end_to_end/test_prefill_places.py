@@ -158,3 +158,15 @@ def test_a_prompt_longer_than_the_devices_cache_goes_to_the_cloud_at_once(tiny: 
         completion = answered(client, PROMPT, context="handover").completion
     assert first_difference(bench.whole, PROMPT, completion.token_ids, whole) is None
     assert completion.moves == 1
+
+
+def test_the_server_can_run_every_layer_whatever_the_plans_split(tiny: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    whole = generate(bench.whole, PROMPT, COUNT)
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        EdgeClient(bench.edge_bundle(2), server.address) as client,
+    ):
+        completion = answered(client, PROMPT, prefer="cloud").completion
+    assert first_difference(bench.whole, PROMPT, completion.token_ids, whole) is None
+    assert {step.level for step in completion.steps} == {"ids"}
