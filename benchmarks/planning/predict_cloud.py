@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BackEngine
+from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.profiled_kernels import TorchKernels
 from cloud.kv.pool import KvPool
 from codec.ladder import Ladder

@@ -28,7 +28,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BackEngine
+from cloud.engine.batch_entry import BatchEntry
 from cloud.kernel import library as native
 from cloud.kv.pool import KvPool
 

@@ -10,13 +10,10 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,12 +22,13 @@ from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.attention.registry import backend_for
 from cloud.attention.transformers_interface import attending
 from cloud.engine.back_weights import BackModel, load_back
+from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.fused_layer import PROBE_ROWS, FusedLayer, fuse, probe_step, sign_sine
 from cloud.engine.int8_linear import Int8Linear
 from cloud.engine.native_stack import NativeStack, suits
 from cloud.engine.rotary import RotaryTables
 from cloud.kernel import library as native
-from cloud.kv.pool import KvLease, KvShape
+from cloud.kv.pool import KvShape
 from optimizer.families import head_dim_of, position_limit
 
 logger = logging.getLogger(__name__)
@@ -43,26 +41,6 @@ _MAX_STACK_ERROR: Final = 2e-3  # relative
 
 # Rows whose logits exist at once for a `watch`: 32 rows of 150,000 tokens are 19 MB.
 WATCHED_CHUNK: Final = 32
-FloatRows: TypeAlias = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchEntry:
-    """One session's rows: hidden states float32 [T, D] that enter layer `lease.split`.
-
-    Their positions begin at `lease.length`. The last `num_logits` of them need logits. below: the
-    rows are the embedding's; they run through the layers below `lease.split` first, whose keys and
-    values this lease holds. None: they enter at the split. watch: is told the logits of the first
-    `num_watched` rows, in chunks: the index of the chunk's first row, and float32 [C, V]. It must
-    not raise.
-    """
-
-    lease: KvLease
-    rows: Tensor
-    num_logits: int
-    below: KvLease | None = None
-    num_watched: int = 0
-    watch: Callable[[int, FloatRows], None] | None = None
 
 
 class BackEngine:

@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BackEngine
+from cloud.engine.batch_entry import BatchEntry
 from cloud.kernel import library as native
 from cloud.kv.pool import KvLease, KvPool
 

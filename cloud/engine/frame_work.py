@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeAlias
 
 import torch
 
-from cloud.engine.back_engine import BatchEntry, FloatRows
+from cloud.engine.batch_entry import BatchEntry, FloatRows
 from cloud.kv.pool import KvLease
 from decoding.penalties import TokenMask
 from protos.messages import Frame, Result, Timings

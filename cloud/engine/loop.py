@@ -22,7 +22,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
-from cloud.engine.back_engine import BatchEntry
+from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.frame_work import FrameRun, FrameSession
 from cloud.engine.loop_observer import LoopObserver, NoObserver
 from cloud.errors import CloudError, EngineError, ServerFailedError

@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BackEngine
 from cloud.engine.back_weights import compute_dtype
+from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.int8_linear import Int8Linear, int8_linear, runs_int8
 from cloud.engine.threads import use_threads
 from cloud.kv.pool import KvLease, KvPool

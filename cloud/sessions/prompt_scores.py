@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cloud.engine.back_engine import FloatRows
+from cloud.engine.batch_entry import FloatRows
 from cloud.errors import BadFrameError
 from decoding.sampler import score
 from decoding.scores import TokenScore

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from cloud.engine.back_engine import FloatRows
+from cloud.engine.batch_entry import FloatRows
 from cloud.engine.frame_work import FrameWork, TokenRows
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BackEngine
+from cloud.engine.batch_entry import BatchEntry
 from cloud.kv.pool import KvPool
 from edge.device.front import FrontEngine
 from optimizer.export.back import write_back

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BackEngine
+from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.int8_experts import Int8Experts
 from cloud.kv.pool import KvPool
 from optimizer.export.back import write_back

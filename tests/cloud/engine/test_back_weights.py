@@ -11,8 +11,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BackEngine
 from cloud.engine.back_weights import compute_dtype, load_back
+from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.profiled_kernels import write_random_back
 from cloud.errors import WeightsError
 from cloud.kv.pool import KvPool

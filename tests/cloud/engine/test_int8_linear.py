@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BackEngine
+from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.int8_linear import (
     DequantizedLinear,
     Int8Linear,

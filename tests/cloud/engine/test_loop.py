@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cloud.engine.back_engine import BatchEntry
+from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.frame_work import FrameWork
 from cloud.engine.loop import ActiveSession, EngineLoop
 from cloud.errors import BadFrameError, CloudError, EngineError, ServerFailedError

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from cloud.engine.back_engine import BackEngine, BatchEntry
+from cloud.engine.back_engine import BackEngine
 from cloud.engine.back_weights import load_back
+from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.frame_work import FrameWork
 from cloud.errors import BadFrameError
 from cloud.kernel import library as native

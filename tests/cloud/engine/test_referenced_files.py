@@ -22,6 +22,8 @@ from tests.optimizer.export.plans import make_plan
 from tests.tiny_models import FRONT_FAMILIES, make_tiny_model
 
 SPLIT = 2
+# Its experts are stored one by one: there is nothing that could be referred to.
+REFERABLE = [family for family in FRONT_FAMILIES if family != "qwen3_moe"]
 
 
 def source_of(family: str, folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> ModelSource:
@@ -51,7 +53,7 @@ def values(folder: Path, **options: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("family", FRONT_FAMILIES)
+@pytest.mark.parametrize("family", REFERABLE)
 def test_a_referenced_back_has_the_copys_bits(family: str, bits: int, tmp_path: Path) -> None:
     source = source_of(family, tmp_path / "model")
     copy = values(built(source, tmp_path / "copy", bits=bits, weights="copy") / "cloud")
