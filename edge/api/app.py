@@ -31,6 +31,8 @@ from edge.api.answers import AnswerFormat
 from edge.api.bodies import BodyReader, body_limit, parse_body
 from edge.api.connection import ConnectionLimits
 from edge.api.errors import ApiError, api_error, shown, shown_value
+from edge.api.page.live import LiveFigures
+from edge.api.page.routes import page_routes
 from edge.api.requests import ApiRequest, chat_request, completions_request
 from edge.api.responses import streamed_response, whole_response
 from edge.api.slots import AnswerSlots
@@ -78,6 +80,13 @@ def make_app(
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
             Route("/health", api.health),
+            *page_routes(
+                client,
+                check_caller=api._check_caller,
+                loopback_only=loopback_only and not keys,
+                num_running=lambda: slots.num_taken,
+                default=default or CompletionRequest(),
+            ),
         ],
         exception_handlers={
             ApiError: _answer_error,
@@ -161,7 +170,11 @@ class _Api:
         )
         if asked.stream:
             return await streamed_response(
-                request, running, answer, include_usage=asked.include_usage
+                request,
+                running,
+                answer,
+                include_usage=asked.include_usage,
+                live=LiveFigures(run) if asked.include_splitpoint else None,
             )
         return await whole_response(request, running, answer)
 
