@@ -41,6 +41,8 @@ class ServerParts:
     pool: KvPool
     admission: Admission
     engine_loop: EngineLoop
+    lifecycle: Lifecycle
+    conversations: Conversations
     service: InferenceService
     metrics: Metrics
     tenants: Tenants
@@ -105,6 +107,8 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
         pool=pool,
         admission=admission,
         engine_loop=engine_loop,
+        lifecycle=lifecycle,
+        conversations=conversations,
         service=service,
         metrics=metrics,
         tenants=tenants,

@@ -34,6 +34,7 @@ class Page:
         self.requested: list[str] = []  # addresses
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> Any:
         """One command of the protocol and its result."""
