@@ -168,7 +168,7 @@ def test_axe_finds_nothing_serious(page: Page, screen: dict[str, int], dark: boo
 @pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
 def test_nothing_is_wider_than_the_screen(page: Page, screen: dict[str, int]) -> None:
     page.look(**screen)
-    assert page.run("document.documentElement.scrollWidth") == screen["width"]
+    assert page.run("document.documentElement.scrollWidth") <= screen["width"]
 
 
 def test_a_key_is_asked_for_once_and_kept_for_the_tab(
