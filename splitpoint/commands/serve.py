@@ -125,9 +125,7 @@ class ObservationOptions:
     ] = None
     expose_metrics: Annotated[
         bool,
-        typer.Option(
-            "--expose-metrics", help="Let --metrics and --status listen beyond loopback."
-        ),
+        typer.Option("--expose-metrics", help="Let --metrics and --status listen beyond loopback."),
     ] = False
     status: Annotated[
         str | None,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
@@ -22,6 +22,17 @@ WAIT_S: Final = 60.0
 LOOK_S: Final = 0.05
 # axe-core is no part of this repository. `npm pack axe-core` fetches it; this names its axe.min.js.
 AXE_VARIABLE: Final = "SPLITPOINT_AXE_JS"
+
+
+class Screen(NamedTuple):
+    """A screen in CSS pixels."""
+
+    width: int
+    height: int
+
+
+DESK: Final = Screen(1360, 820)
+PHONE: Final = Screen(390, 844)
 
 
 class Page:
@@ -87,14 +98,14 @@ class Page:
     def click(self, selector: str) -> None:
         self.run(f"document.querySelector({selector!r}).click()")
 
-    def look(self, *, width: int, height: int, dark: bool = False) -> None:
-        """A screen of this size in CSS pixels, and the colours that the person prefers."""
+    def look(self, screen: Screen, *, dark: bool = False) -> None:
+        """A screen of this size, and the colours that the person prefers."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
+            width=screen.width,
+            height=screen.height,
             deviceScaleFactor=1,
-            mobile=width < 600,
+            mobile=screen is PHONE,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])

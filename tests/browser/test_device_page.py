@@ -11,14 +11,12 @@ import pytest
 from edge.api.access import ApiAccess
 from edge.api.server import ApiConfig
 from edge.client import EdgeClient
-from tests.browser.chromium import Page, chromium
+from tests.browser.chromium import DESK, PHONE, Page, Screen, chromium
 from tests.conftest import ModelBench
 from tests.edge.api.running import running_api
 from tests.end_to_end.servers import RunningServer
 
 SPLIT = 2
-DESK = {"width": 1360, "height": 820}
-PHONE = {"width": 390, "height": 844}
 IDLE = "!document.getElementById('send').disabled && !!document.querySelector('#sides dt')"
 LAST = "[...document.querySelectorAll('.message.assistant .body')].at(-1)"
 # As the page itself would make an answer of it, without a server.
@@ -46,7 +44,7 @@ def browser() -> Iterator[Page]:
 @pytest.fixture
 def page(browser: Page, url: str) -> Page:
     """The page as a new person sees it."""
-    browser.look(**DESK)
+    browser.look(DESK)
     browser.open(f"{url}/")
     browser.run("localStorage.clear(); sessionStorage.clear()")
     browser.complaints.clear()
@@ -155,20 +153,20 @@ def test_the_first_tab_stop_skips_to_the_message(page: Page) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
-def test_axe_finds_nothing_serious(page: Page, screen: dict[str, int], dark: bool) -> None:
+def test_axe_finds_nothing_serious(page: Page, screen: Screen, dark: bool) -> None:
     set_most_tokens(page, 8)
     say(page, "hello")
     page.until(IDLE)
-    page.look(**screen, dark=dark)
+    page.look(screen, dark=dark)
     assert page.axe_findings() == []
     page.click("#open-settings")
     assert page.axe_findings() == []
 
 
 @pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
-def test_nothing_is_wider_than_the_screen(page: Page, screen: dict[str, int]) -> None:
-    page.look(**screen)
-    assert page.run("document.documentElement.scrollWidth") <= screen["width"]
+def test_nothing_is_wider_than_the_screen(page: Page, screen: Screen) -> None:
+    page.look(screen)
+    assert page.run("document.documentElement.scrollWidth") <= screen.width
 
 
 def test_a_key_is_asked_for_once_and_kept_for_the_tab(

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from cloud.server.process import ServerConfig
 from edge.client import EdgeClient
 from edge.generation.completion import CompletionRequest
-from tests.browser.chromium import Page, chromium
+from tests.browser.chromium import DESK, PHONE, Page, Screen, chromium
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import RunningServer
 
-DESK = {"width": 1360, "height": 900}
-PHONE = {"width": 390, "height": 844}
+
+@contextmanager
+def _begun(client: EdgeClient) -> Iterator[None]:
+    """A session that is under way for as long as the block lasts."""
+    answer = client.start("hello")
+    pieces = iter(answer)
+    next(pieces)
+    yield
+    answer.cancel()
+    list(pieces)
 
 
 @pytest.fixture(scope="module")
 def watched(bench: ModelBench) -> Iterator[RunningServer]:
-    """A server with a status page that has served one answer."""
+    """A server with a status page that has served one answer and serves another."""
     config = ServerConfig(
         bundle=bench.cloud_bundle(), port=0, kv_memory_bytes=1 << 26, status_port=0
     )
@@ -28,9 +37,10 @@ def watched(bench: ModelBench) -> Iterator[RunningServer]:
     try:
         with EdgeClient(bench.edge_bundle(2), server.address) as client:
             client.complete("hello", CompletionRequest(max_new_tokens=9))
-        assert server.server.status is not None
-        server.server.status.board.tick()
-        yield server
+            with _begun(client):
+                assert server.server.status is not None
+                server.server.status.board.tick()
+                yield server
     finally:
         server.stop()
 
@@ -38,7 +48,7 @@ def watched(bench: ModelBench) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def page(watched: RunningServer) -> Iterator[Page]:
     with chromium() as tab:
-        tab.look(**DESK)
+        tab.look(DESK)
         assert watched.server.status is not None
         tab.open(f"http://127.0.0.1:{watched.server.status.port}/")
         tab.until("document.querySelectorAll('figure').length > 5")
@@ -47,8 +57,8 @@ def page(watched: RunningServer) -> Iterator[Page]:
 
 def test_it_shows_what_was_served_and_the_console_is_clean(page: Page) -> None:
     shown = page.run("document.body.innerText")
-    assert "No session is here." in shown
-    assert "Sessions opened\t1" in shown
+    assert "anonymous\trunning" in shown
+    assert "Sessions opened\t2" in shown
     assert page.run("document.querySelector('figure svg').getAttribute('aria-label')").startswith(
         "Tokens a second: now "
     )
@@ -59,12 +69,12 @@ def test_it_shows_what_was_served_and_the_console_is_clean(page: Page) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
-def test_axe_finds_nothing_serious(page: Page, screen: dict[str, int], dark: bool) -> None:
-    page.look(**screen, dark=dark)
+def test_axe_finds_nothing_serious(page: Page, screen: Screen, dark: bool) -> None:
+    page.look(screen, dark=dark)
     assert page.axe_findings() == []
 
 
 @pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
-def test_nothing_is_wider_than_the_screen(page: Page, screen: dict[str, int]) -> None:
-    page.look(**screen)
-    assert page.run("document.documentElement.scrollWidth") <= screen["width"]
+def test_nothing_is_wider_than_the_screen(page: Page, screen: Screen) -> None:
+    page.look(screen)
+    assert page.run("document.documentElement.scrollWidth") <= screen.width

@@ -146,7 +146,8 @@ def test_a_failed_update_is_not_the_last() -> None:
 def test_the_files_come_with_a_strict_policy() -> None:
     for path in STATUS_FILES:
         status, headers, body = answered(path=path)
-        assert status == 200 and body
+        assert status == 200
+        assert body
         assert headers["Content-Security-Policy"].startswith("default-src 'none'; ")
         assert "unsafe" not in headers["Content-Security-Policy"]
 

@@ -11,8 +11,8 @@ const CURVES = [
   ["tokens_per_s", "Tokens a second", number],
   ["sessions", "Sessions", number],
   ["batch_sessions", "Sessions in a batch, mean", number],
-  ["step_s", "A batch through the layers, mean", seconds],
-  ["queue_s", "A frame's wait for a batch, mean", seconds],
+  ["step_s", "One batch, mean", seconds],
+  ["queue_s", "Wait for a batch, mean", seconds],
   ["tbt_s", "Between answers, mean", seconds],
   ["ttft_s", "To the first token, mean", seconds],
   ["kv_blocks_used", "KV blocks used", number],
@@ -122,7 +122,7 @@ function showTables(status) {
   ]);
   fill("session-table", table(heads, rows, 3, "No session is here."));
   const limit = (value) => value ?? "no limit";
-  fill("tenant-table", table(["Tenant", "Sessions", "Most", "Tokens a second, most"],
+  fill("tenant-table", table(["Tenant", "Sessions", "Most", "Most tokens a second"],
     status.tenants.map((one) => [one.name, one.sessions, limit(one.most_sessions), limit(one.most_tokens_per_s)]),
     1, "No tenant is here."));
   fill("error-table", table(["Kind", "Streams"], Object.entries(status.errors), 1, "None since the start."));

@@ -28,6 +28,7 @@ function filled(made, attributes, children) {
 /** Milliseconds for people: two figures where they say something. */
 export function milliseconds(seconds) {
   const ms = 1000 * seconds;
+  if (ms === 0) return "0 ms";
   if (ms >= 1000) return `${seconds.toFixed(2)} s`;
   return `${ms >= 10 ? ms.toFixed(0) : ms.toFixed(1)} ms`;
 }

@@ -16,7 +16,7 @@ def step(sequence: int, **changes: Any) -> StepTrace:
         if name not in ("decision", "ahead")
     }
     fields = {**numbers, "sequence": sequence, "phase": "decode", "level": "q2", **changes}
-    return StepTrace(**fields)  # type: ignore[arg-type]
+    return StepTrace(**fields)
 
 
 def run_of(steps: list[StepTrace], times_s: list[float]) -> Any:
