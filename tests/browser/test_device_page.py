@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.api.access import ApiAccess
 from edge.api.server import ApiConfig
+from edge.api.stream import RunningAnswer
 from edge.client import EdgeClient
 from tests.browser.chromium import DESK, PHONE, Page, Screen, chromium
 from tests.conftest import ModelBench
@@ -17,6 +21,7 @@ from tests.edge.api.running import running_api
 from tests.end_to_end.servers import RunningServer
 
 SPLIT = 2
+TOKEN_S = 0.1  # slow enough for a person to stop it
 IDLE = "!document.getElementById('send').disabled && !!document.querySelector('#sides dt')"
 LAST = "[...document.querySelectorAll('.message.assistant .body')].at(-1)"
 # As the page itself would make an answer of it, without a server.
@@ -25,7 +30,9 @@ SHOW = "import('/page/markdown.js').then(m => {{ {LAST}.replaceChildren(...m.blo
 
 @pytest.fixture(scope="module")
 def edge(bench: ModelBench, server: RunningServer) -> Iterator[EdgeClient]:
+    """A client whose answers never end by themselves: the page draws tokens without a seed."""
     with EdgeClient(bench.chat_bundle(SPLIT), server.address) as client:
+        client._settings = replace(client._settings, stop_token_ids=())
         yield client
 
 
@@ -92,7 +99,16 @@ def test_shift_enter_makes_a_line_and_sends_nothing(page: Page) -> None:
     assert page.run("document.querySelectorAll('.message').length") == 0
 
 
-def test_escape_stops_the_answer_and_keeps_what_had_come(page: Page) -> None:
+def test_escape_stops_the_answer_and_keeps_what_had_come(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = RunningAnswer._tell
+
+    def tell_slowly(answer: RunningAnswer, item: Any) -> None:
+        time.sleep(TOKEN_S)
+        tell(answer, item)
+
+    monkeypatch.setattr(RunningAnswer, "_tell", tell_slowly)
     say(page, "a long one")
     page.until("/tokens a second/.test(document.getElementById('strip').innerText)")
     page.press("Escape")
