@@ -93,8 +93,9 @@ function curve(values, everyS, name, format) {
       return;
     }
     const move = begun === null ? "M" : "L";
+    const dot = begun === null ? "h.01 " : ""; // so that a point without neighbours shows
     begun ??= x(index);
-    line += `${move}${x(index).toFixed(1)} ${y(value).toFixed(1)} `;
+    line += `${move}${x(index).toFixed(1)} ${y(value).toFixed(1)} ${dot}`;
     area += `${move}${x(index).toFixed(1)} ${y(value).toFixed(1)} `;
   });
   if (begun !== null) area += ` L${x(values.length - 1)} ${HEIGHT} L${begun} ${HEIGHT} Z`;

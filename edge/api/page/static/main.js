@@ -217,7 +217,11 @@ function listen() {
     send();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !document.querySelector("dialog[open]")) running?.abort();
+    if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+    const shown = ["conversations", "figures"].find((id) => byId(id).classList.contains("shown"));
+    if (!shown) return running?.abort();
+    toggle(shown, false);
+    byId(`show-${shown}`).focus();
   });
   byId("stop").addEventListener("click", () => running?.abort());
   byId("regenerate").addEventListener("click", regenerate);
