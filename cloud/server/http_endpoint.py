@@ -15,7 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from cloud.errors import StartError
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from wsgiref.types import WSGIApplication
 
 MAX_CONNECTIONS: Final = 16
 MAX_REQUEST_S: Final = 10.0

@@ -1,6 +1,7 @@
 """The OpenAI-compatible endpoints of one EdgeClient, as a Starlette application.
 
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models[/ID]   GET /health
+    GET / and /page/FILE (see `edge.api.page`)   GET /v1/splitpoint/status
 
 As many generations run at once as the client has fronts. A request beyond that is answered with 429
 and Retry-After before its body is read, instead of waiting in a queue that nobody sees. Bodies are

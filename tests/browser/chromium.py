@@ -21,7 +21,7 @@ START_S: Final = 60.0
 WAIT_S: Final = 60.0
 LOOK_S: Final = 0.05
 # axe-core is no part of this repository. `npm pack axe-core` fetches it; this names its axe.min.js.
-AXE_VARIABLE: Final = "SPLITPOINT_AXE_JS"
+AXE_VARIABLE: Final = "AXE_CORE_JS"
 
 
 class Screen(NamedTuple):

@@ -17,7 +17,7 @@ from cloud.server.status.snapshot import StatusBoard
 from protos.addresses import is_loopback
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 # Paths with their file in `static` and its media type. Nothing else is served.
 STATUS_FILES: Final = {
