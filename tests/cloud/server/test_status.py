@@ -9,12 +9,16 @@ from dataclasses import replace
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
+import pytest
+import typer
+
 from cloud.server.metrics import Metrics
 from cloud.server.status.page import STATUS_FILES, StatusApp
 from cloud.server.status.readings import CURVES, Reading, between
 from cloud.server.status.snapshot import StatusBoard
 from cloud.sessions.lifecycle import Lifecycle, SessionEvent, SessionKey
 from cloud.sessions.tenants import Tenants
+from splitpoint.commands.serve import ObservationOptions
 from tests.cloud.serving import PROMPT, RawStream, Served, connected, generate, run
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -165,3 +169,12 @@ def test_on_loopback_it_answers_to_loopback_names_only() -> None:
     for host in ("localhost:9", "127.0.0.1", "[::1]:80"):
         assert answered(host=host, path="/status.json")[0] == 200
     assert answered(host="inner.example", loopback_only=False)[0] == 200
+
+
+def test_beyond_loopback_it_must_be_asked_for() -> None:
+    everywhere = ObservationOptions(status="0.0.0.0:9091")
+    with pytest.raises(typer.BadParameter, match="--status .*: there is no password"):
+        everywhere.status_address(insecure=False)
+    allowed = ObservationOptions(status="0.0.0.0:9091", expose_metrics=True)
+    assert allowed.status_address(insecure=False) == ("0.0.0.0", 9091)
+    assert ObservationOptions().status_address(insecure=False) is None
