@@ -173,7 +173,7 @@ def test_on_loopback_it_answers_to_loopback_names_only() -> None:
 
 def test_beyond_loopback_it_must_be_asked_for() -> None:
     everywhere = ObservationOptions(status="0.0.0.0:9091")
-    with pytest.raises(typer.BadParameter, match="--status .*: there is no password"):
+    with pytest.raises(typer.BadParameter, match=r"--status .*: there is no password"):
         everywhere.status_address(insecure=False)
     allowed = ObservationOptions(status="0.0.0.0:9091", expose_metrics=True)
     assert allowed.status_address(insecure=False) == ("0.0.0.0", 9091)
