@@ -42,6 +42,8 @@ class ServerParts:
     pool: KvPool
     admission: Admission
     engine_loop: EngineLoop
+    lifecycle: Lifecycle
+    conversations: Conversations
     service: InferenceService
     metrics: Metrics
     tenants: Tenants
@@ -109,6 +111,8 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
         pool=pool,
         admission=admission,
         engine_loop=engine_loop,
+        lifecycle=lifecycle,
+        conversations=conversations,
         service=service,
         metrics=metrics,
         tenants=tenants,

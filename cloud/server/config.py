@@ -24,7 +24,8 @@ class ServerConfig:
     that have come and not run yet. max_stall_s: how long a client may leave an answer unread, and
     a frame may wait for memory. max_step_s: how long one step of the model may take before the
     server counts as failed. verify: hash all weights that lie outside the bundle.
-    metrics_port: where GET /metrics is answered (None: nowhere).
+    metrics_port: where GET /metrics is answered (None: nowhere). status_port: where the status page
+    is (None: nowhere).
     """
 
     bundle: Path
@@ -47,6 +48,8 @@ class ServerConfig:
     verify: bool = False
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    status_host: str = "127.0.0.1"
+    status_port: int | None = None
 
 
 def choose_device(wanted: str) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from cloud.engine.frame_work import FrameSession
 from cloud.engine.loop import ActiveSession
@@ -36,6 +36,20 @@ MAX_UNOPENED: Final = 128
 
 class ModelThread(FrameSink, SessionCloser, Protocol):
     """The part of `EngineLoop` that serves sessions."""
+
+
+class StreamFigures(NamedTuple):
+    """What a session on a stream is like now. kv_tokens: valid positions in its KV blocks.
+
+    num_frames, num_tokens: what its stream brought and answered. age_s: since its stream opened.
+    """
+
+    split: int
+    max_tokens: int
+    kv_tokens: int
+    num_frames: int
+    num_tokens: int
+    age_s: float
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +99,21 @@ class Conversations:
             per_peer=(max_unopened + 1) // 2,
         )
         self._latest: dict[SessionKey, _OnStream] = {}  # the last stream that opened each session
+
+    def figures_now(self) -> dict[SessionKey, StreamFigures]:
+        """Sizes and times of the sessions on a stream now; nothing of what they say."""
+        now_s = self._clock()
+        return {
+            key: StreamFigures(
+                split=one.request.split,
+                max_tokens=one.request.max_tokens,
+                kv_tokens=one.held.active.session.lease.length if one.held is not None else 0,
+                num_frames=one.stream.num_frames,
+                num_tokens=one.stream.num_tokens,
+                age_s=now_s - one.stream.opened_s,
+            )
+            for key, one in self._latest.items()
+        }
 
     def end_all(self, error: CloudError) -> None:
         """End every stream with `error`, and close every resumable session."""

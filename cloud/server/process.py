@@ -30,6 +30,8 @@ from cloud.server.logs import event
 from cloud.server.memory import Trimmer
 from cloud.server.metrics import Metrics
 from cloud.server.metrics_endpoint import MetricsEndpoint
+from cloud.server.status.page import StatusEndpoint
+from cloud.server.status.serving import serving_status, status_facts
 from cloud.server.supervision import Check, Supervisor
 from optimizer.artifacts.bundle import open_bundle
 from optimizer.artifacts.weight_reference import REFERENCE_NAME
@@ -81,10 +83,12 @@ class Server:
         *,
         port: int,
         metrics_port: int | None,
+        status: StatusEndpoint | None,
     ) -> None:
         """port: where it listens. metrics_port: where GET /metrics is answered; None: nowhere."""
         self.port = port
         self.metrics_port = metrics_port
+        self.status = status
         self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.admission = parts.admission
         self.pool = parts.pool
@@ -141,20 +145,26 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
     trimmer.trim()  # loading packed the weights, and freed them as they were read
     grpc_server, health_servicer = _grpc_server(parts, config)
     port = _bind(grpc_server, config)
-    with _serving_metrics(parts.metrics, config) as endpoint:
+    facts = status_facts(config, engine, bundle.plan.model.id)
+    async with contextlib.AsyncExitStack() as stack:
+        endpoint = stack.enter_context(_serving_metrics(parts.metrics, config))
+        page = await stack.enter_async_context(serving_status(parts, config, facts))
         parts.engine_loop.start()
         try:
             await grpc_server.start()
             for name in (health.OVERALL_HEALTH, wire.SERVICE_NAME):
                 await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
             event(logger, "serving", model=bundle.plan.model.id, port=port, native=engine.is_native)
-            metrics_port = None if endpoint is None else endpoint.port
             server = Server(
-                grpc_server, health_servicer, parts, port=port, metrics_port=metrics_port
+                grpc_server,
+                health_servicer,
+                parts,
+                port=port,
+                metrics_port=None if endpoint is None else endpoint.port,
+                status=page,
             )
             checks: list[Check] = [partial(parts.engine_loop.trouble, config.max_step_s)]
-            if endpoint is not None:
-                checks.append(endpoint.trouble)
+            checks += [one.trouble for one in (endpoint, page) if one is not None]
             async with _supervised(server, grpc_server, checks, trimmer):
                 yield server
         finally:

@@ -109,6 +109,10 @@ class Lifecycle:
         """Sessions that hold KV blocks, whether a stream uses them or not."""
         return self._count(*_WITH_BLOCKS)
 
+    def in_state(self, state: SessionState) -> tuple[SessionLife, ...]:
+        """The sessions in this state now, the first that entered it first."""
+        return tuple(self._lives.get(state, {}))
+
     def num_of_tenant(self, tenant: str) -> int:
         """Sessions that count against this tenant's limit, those in the queue among them."""
         return sum(

@@ -52,6 +52,11 @@ class Tenants:
     def __len__(self) -> int:
         return len(self._by_token)
 
+    @property
+    def holders(self) -> tuple[Tenant, ...]:
+        """Every tenant once, in the order of the token file."""
+        return tuple(dict.fromkeys(tenant for _, tenant in self._by_token))
+
     @classmethod
     def parse(cls, text: bytes, source: str) -> Tenants:
         """Read the content of a token file. A StartError names `source` and the line."""

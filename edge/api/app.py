@@ -1,6 +1,7 @@
 """The OpenAI-compatible endpoints of one EdgeClient, as a Starlette application.
 
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models[/ID]   GET /health
+    GET / and /page/FILE (see `edge.api.page`)   GET /v1/splitpoint/status
 
 As many generations run at once as the client has fronts. A request beyond that is answered with 429
 and Retry-After before its body is read, instead of waiting in a queue that nobody sees. Bodies are
@@ -31,6 +32,8 @@ from edge.api.answers import AnswerFormat
 from edge.api.bodies import BodyReader, body_limit, parse_body
 from edge.api.connection import ConnectionLimits
 from edge.api.errors import ApiError, api_error, shown, shown_value
+from edge.api.page.live import LiveFigures
+from edge.api.page.routes import page_routes
 from edge.api.requests import ApiRequest, chat_request, completions_request
 from edge.api.responses import streamed_response, whole_response
 from edge.api.slots import AnswerSlots
@@ -78,6 +81,13 @@ def make_app(
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
             Route("/health", api.health),
+            *page_routes(
+                client,
+                check_caller=api._check_caller,
+                loopback_only=loopback_only and not keys,
+                num_running=lambda: slots.num_taken,
+                default=default or CompletionRequest(),
+            ),
         ],
         exception_handlers={
             ApiError: _answer_error,
@@ -161,7 +171,11 @@ class _Api:
         )
         if asked.stream:
             return await streamed_response(
-                request, running, answer, include_usage=asked.include_usage
+                request,
+                running,
+                answer,
+                include_usage=asked.include_usage,
+                live=LiveFigures(run) if asked.include_splitpoint else None,
             )
         return await whole_response(request, running, answer)
 

@@ -79,7 +79,7 @@ _NOTHING: Final[Mapping[str, tuple[Any, ...]]] = {
     "top_logprobs": (None, 0),
 }
 _TOOL_FIELDS: Final = frozenset({"tools", "tool_choice", "functions", "function_call"})
-_STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation"})
+_STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation", "include_splitpoint"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,7 @@ class ApiRequest:
     is_chat: bool
     stream: bool
     include_usage: bool
+    include_splitpoint: bool
 
 
 def chat_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiRequest:
@@ -159,6 +160,7 @@ def _request(
         is_chat=is_chat,
         stream=_flag(body, "stream"),
         include_usage=include_usage,
+        include_splitpoint=_flag(body.get("stream_options") or {}, "include_splitpoint"),
     )
 
 

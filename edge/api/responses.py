@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from edge.api.answers import AnswerFormat
 from edge.api.errors import ApiError, api_error
+from edge.api.page.live import LiveFigures
 from edge.api.stream import RunningAnswer
 from edge.generation.completion import TextPiece
 
@@ -61,11 +62,16 @@ async def whole_response(
 
 
 async def streamed_response(
-    request: Request, running: RunningAnswer, answer: AnswerFormat, *, include_usage: bool
+    request: Request,
+    running: RunningAnswer,
+    answer: AnswerFormat,
+    *,
+    include_usage: bool,
+    live: LiveFigures | None = None,
 ) -> Response:
     """The answer as server-sent events. An error before the first token is an HTTP error.
 
-    include_usage: a last chunk has the token counts.
+    include_usage: a last chunk has the token counts. live: adds its figures to every chunk.
     """
     pieces = running.pieces()
 
@@ -89,7 +95,7 @@ async def streamed_response(
 
     async def events() -> AsyncIterator[str]:
         async for event in _events(running, answer, first, pieces):
-            yield _sse(event)
+            yield _sse(event if live is None else live.added_to(event))
         if include_usage:
             yield _sse(answer.usage_chunk(running.run.completion))
         yield "data: [DONE]\n\n"

@@ -194,6 +194,14 @@ class CompletionRun:
             raise InputError("the generation has not ended yet")
         return self._completion
 
+    def steps_since(self, number: int) -> tuple[StepTrace, ...]:
+        """The traces of answered frames from this one on, so far. Safe from any thread."""
+        return tuple(self._steps[number:])
+
+    def token_times_since(self, number: int) -> tuple[float, ...]:
+        """Arrivals of tokens from this one on, so far, in seconds since the call. Likewise safe."""
+        return tuple(self._token_times_s[number:])
+
     def __iter__(self) -> Iterator[TextPiece]:
         """Pieces as they come. A TransportError leaves here only if no token had come yet."""
         started_s = self._clock.now()

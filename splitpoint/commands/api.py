@@ -44,7 +44,7 @@ def api(
     control: options.ControlOptions,
     local: ListenOptions,
 ) -> None:
-    """Serve /v1/chat/completions and /v1/completions. Prints 'listening on HOST:PORT'."""
+    """Serve the OpenAI endpoints and, at /, a chat page. Prints 'listening on HOST:PORT'."""
     from edge.api.access import ApiAccess
     from edge.api.server import ApiConfig, ApiServer
     from edge.device.mapped_pages import share_heaps

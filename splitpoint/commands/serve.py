@@ -124,20 +124,32 @@ class ObservationOptions:
         typer.Option(help="HOST:PORT of GET /metrics for Prometheus.", metavar="H:P"),
     ] = None
     expose_metrics: Annotated[
-        bool, typer.Option("--expose-metrics", help="Let --metrics listen beyond loopback.")
+        bool,
+        typer.Option("--expose-metrics", help="Let --metrics and --status listen beyond loopback."),
     ] = False
+    status: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a page with sessions, memory and curves.", metavar="H:P"),
+    ] = None
     log: Annotated[LogFormat, typer.Option(help="Log sessions to stderr: off, text or json.")] = (
         LogFormat.OFF
     )
 
     def metrics_address(self, *, insecure: bool) -> Address | None:
         """Where the metrics are served; BadParameter where anybody could read them."""
-        if self.metrics is None:
+        return self._address(self.metrics, "--metrics", insecure=insecure)
+
+    def status_address(self, *, insecure: bool) -> Address | None:
+        """Where the status page is served; BadParameter where anybody could read it."""
+        return self._address(self.status, "--status", insecure=insecure)
+
+    def _address(self, given: str | None, option: str, *, insecure: bool) -> Address | None:
+        if given is None:
             return None
-        address = address_of(self.metrics, "--metrics")
+        address = address_of(given, option)
         if not (self.expose_metrics or insecure or is_loopback(address.host)):
             raise typer.BadParameter(
-                f"--metrics {self.metrics}: they have no password; add --expose-metrics if the "
+                f"{option} {given}: there is no password; add --expose-metrics if the "
                 "network is yours alone"
             )
         return address
@@ -158,6 +170,7 @@ def serve(
     kv_memory_bytes = None if model.kv_memory is None else parse_size(model.kv_memory)
     address = address_of(listen, "--listen")
     metrics = observation.metrics_address(insecure=access.insecure)
+    status = observation.status_address(insecure=access.insecure)
 
     import asyncio
 
@@ -184,6 +197,8 @@ def serve(
         verify=model.verify,
         metrics_host="127.0.0.1" if metrics is None else metrics.host,
         metrics_port=None if metrics is None else metrics.port,
+        status_host="127.0.0.1" if status is None else status.host,
+        status_port=None if status is None else status.port,
         access=access.access(),
     )
 
