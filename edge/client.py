@@ -8,7 +8,6 @@ with EdgeClient("bundle", server="127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
-import json
 import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +30,7 @@ from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
 from edge.net.credentials import Credentials
 from edge.net.grpc_transport import GrpcTransport
-from edge.text_input import check_text
+from edge.text_input import check_text, conversation_texts
 from optimizer.artifacts.bundle import (
     EDGE_SETTINGS_NAME,
     FRONT_NAME,
@@ -210,15 +209,7 @@ class EdgeClient:
         messages = [item for item in prompt if not isinstance(item, int)]
         if not messages:
             return [item for item in prompt if isinstance(item, int)]
-        texts = []
-        for index, message in enumerate(messages):
-            check_text(message["role"], f"the role of message {index}")
-            check_text(message["content"], f"message {index}")
-            texts.append(message["content"])
-            if message.get("tool_calls"):
-                texts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
-        if tools:
-            texts.append(json.dumps(list(tools), ensure_ascii=False))
+        texts = conversation_texts(messages, tools or ())
         self._check_length(texts, request or CompletionRequest())
         return self.tokenizer.encode_chat(messages, tools)
 

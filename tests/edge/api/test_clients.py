@@ -22,7 +22,8 @@ SPLIT = 2
 MESSAGES: Any = [{"role": "user", "content": "tell me"}]
 TEMPLATE = (
     "{% if tools %}{% for t in tools %}{{ t.function.name }}{% endfor %}<tool_call>{% endif %}"
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}\n"
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+    "{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}\n"
     "{% endfor %}assistant:"
 )
 TOOL: Any = {
@@ -77,16 +78,18 @@ def test_a_forced_tool_is_called_with_arguments_of_its_schema(client: openai.Ope
     answer = client.chat.completions.create(
         model="any", messages=MESSAGES, tools=[TOOL], tool_choice="required", max_tokens=120, seed=1
     )
-    (call,) = answer.choices[0].message.tool_calls or ()
+    calls: Any = answer.choices[0].message.tool_calls
+    (call,) = calls
     assert isinstance(call, openai.types.chat.ChatCompletionMessageFunctionToolCall)
     assert call.function.name == "pick"
     assert json.loads(call.function.arguments)["color"] in ("red", "blue")
     assert answer.choices[0].finish_reason == "tool_calls"
+    said: Any = answer.choices[0].message
     again = client.chat.completions.create(
         model="any",
         messages=[
             *MESSAGES,
-            answer.choices[0].message,
+            said,
             {"role": "tool", "tool_call_id": call.id, "content": "done"},
         ],
         max_tokens=3,
