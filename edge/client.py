@@ -9,12 +9,12 @@ with EdgeClient("bundle", server="127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from codec.ladder import Ladder
 from decoding.params import whole_in
@@ -30,7 +30,7 @@ from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
 from edge.net.credentials import Credentials
 from edge.net.grpc_transport import GrpcTransport
-from edge.text_input import check_text
+from edge.text_input import check_text, conversation_texts
 from optimizer.artifacts.bundle import (
     EDGE_SETTINGS_NAME,
     FRONT_NAME,
@@ -180,26 +180,38 @@ class EdgeClient:
         return run.completion
 
     def start(
-        self, prompt: str | Sequence[ChatMessage], request: CompletionRequest | None = None
+        self,
+        prompt: str | Sequence[ChatMessage],
+        request: CompletionRequest | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> CompletionRun:
         """Begin a generation; iterate over it for its text pieces, then read `completion`.
 
         Raises InputError when the request does not fit the plan. A text that is too long for the
-        plan whatever its tokens are is refused before it is tokenized. See `complete`.
+        plan whatever its tokens are is refused before it is tokenized. tools: JSON schemas for the
+        chat template. See `complete`.
         """
+        return self.start_ids(self.prompt_ids(prompt, request, tools=tools), request)
+
+    def prompt_ids(
+        self,
+        prompt: str | Sequence[int] | Sequence[ChatMessage],
+        request: CompletionRequest | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """The token ids of a prompt; ids stay as they are. Raises InputError as `start`."""
         if isinstance(prompt, str):
             check_text(prompt, "the prompt")
-        else:
-            for index, message in enumerate(prompt):
-                check_text(message["role"], f"the role of message {index}")
-                check_text(message["content"], f"message {index}")
-        self._check_length(prompt, request or CompletionRequest())
-        ids = (
-            self.tokenizer.encode(prompt)
-            if isinstance(prompt, str)
-            else self.tokenizer.encode_chat(prompt)
-        )
-        return self.start_ids(ids, request)
+            self._check_length((prompt,), request or CompletionRequest())
+            return self.tokenizer.encode(prompt)
+        messages = [item for item in prompt if not isinstance(item, int)]
+        if not messages:
+            return [item for item in prompt if isinstance(item, int)]
+        texts = conversation_texts(messages, tools or ())
+        self._check_length(texts, request or CompletionRequest())
+        return self.tokenizer.encode_chat(messages, tools)
 
     def start_ids(
         self, prompt_ids: Sequence[int], request: CompletionRequest | None = None
@@ -248,11 +260,8 @@ class EdgeClient:
     def _longest_token_bytes(self) -> int:
         return self.tokenizer.longest_token_bytes(self.plan.model.geometry.vocab_size)
 
-    def _check_length(
-        self, prompt: str | Sequence[ChatMessage], request: CompletionRequest
-    ) -> None:
+    def _check_length(self, texts: Sequence[str], request: CompletionRequest) -> None:
         """ContextLengthError when the text cannot fit, as far as that shows without much work."""
-        texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
         max_tokens = self.plan.max_tokens
         num_chars = sum(map(len, texts))  # at most as many as bytes
         most = self.max_prompt_bytes(request.context)

@@ -6,10 +6,12 @@ and files that are not UTF-8 (PEP 383). No tokenizer, file or message takes them
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edge.errors import InputError
 
@@ -61,3 +63,19 @@ def utf8_path(path: Path) -> str:
         return os.fsencode(path).decode("utf-8")
     except UnicodeError as error:
         raise InputError(f"{path!s}: rename it, its path is not UTF-8") from error
+
+
+def conversation_texts(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """All texts of a conversation, checked; tool calls and tools as JSON. InputError as above."""
+    texts = []
+    for index, message in enumerate(messages):
+        check_text(message["role"], f"the role of message {index}")
+        check_text(message["content"], f"message {index}")
+        texts.append(message["content"])
+        if message.get("tool_calls"):
+            texts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+    if tools:
+        texts.append(json.dumps(list(tools), ensure_ascii=False))
+    return texts

@@ -8,6 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from decoding.scores import TokenScore
+from edge.api.choices import ChoiceDelta
+from edge.api.errors import ApiError
+from edge.api.logprobs import (
+    PromptEcho,
+    TokenText,
+    chat_logprobs_of,
+    completion_logprobs_of,
+    echo_logprobs_of,
+    joined,
+)
+from edge.api.tool_calls.reader import ToolCall
+from edge.device.detokenizer import DecodedToken
 from edge.generation.completion import TextPiece
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason
@@ -24,56 +37,102 @@ FINISH_REASONS: Final[dict[FinishReason, str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One whole answer of a request. echo: the prompt, when it stands before the answer."""
+
+    completion: Completion
+    text: str
+    pieces: Sequence[TextPiece] = ()
+    calls: Sequence[ToolCall] = ()
+    echo: PromptEcho | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerFormat:
-    """Makes the objects of one answer; holds what they share. `fingerprint`: of model and split."""
+    """Makes the objects of one request's answer; holds what they share.
+
+    fingerprint: of model and split. with_top: the likely tokens beside each token are asked for.
+    num_choices: answers to each prompt. text_of: what a token stands for.
+    """
 
     model: str
     fingerprint: str
     is_chat: bool
     with_logprobs: bool
+    with_top: bool = False
+    num_choices: int = 1
+    text_of: TokenText = lambda token_id: DecodedToken("", "", b"")
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, completion: Completion, pieces: Sequence[TextPiece]) -> dict[str, Any]:
-        """The answer to a request without `stream`. pieces: all of them."""
-        choice: dict[str, Any] = {
-            "index": 0,
-            "logprobs": self._logprobs(pieces),
-            "finish_reason": FINISH_REASONS[completion.finish_reason],
-        }
-        if self.is_chat:
-            choice["message"] = {"role": "assistant", "content": completion.text, "refusal": None}
-        else:
-            choice["text"] = completion.text
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The answer to a request without `stream`."""
+        completions = [choice.completion for choice in choices]
         return {
             **self._head("chat.completion" if self.is_chat else "text_completion"),
-            "choices": [choice],
-            "usage": usage(completion),
-            "splitpoint": costs(completion),
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage(completions, self.num_choices),
+            "splitpoint": costs(completions),
         }
 
-    def first_chunk(self) -> dict[str, Any] | None:
+    def first_chunk(self, index: int = 0) -> dict[str, Any] | None:
         """The first chunk of a chat's stream: who speaks. None for a plain completion."""
-        return self._chunk({"role": "assistant", "content": ""}) if self.is_chat else None
+        return self._chunk(index, {"role": "assistant", "content": ""}) if self.is_chat else None
 
-    def chunk(self, text: str, pieces: Sequence[TextPiece]) -> dict[str, Any]:
-        """Text that can be shown, and the tokens it came with."""
-        delta = {"content": text} if self.is_chat else {"text": text}
-        return self._chunk(delta, logprobs=self._logprobs(pieces))
+    def echo_chunk(
+        self, index: int, echo: PromptEcho, scores: Sequence[TokenScore | None]
+    ) -> dict[str, Any]:
+        """The prompt, before its answer. scores: of its tokens."""
+        told = self._echo_logprobs(echo, scores) if self.with_logprobs else None
+        return self._chunk(index, {"text": echo.text}, logprobs=told)
 
-    def last_chunk(self, completion: Completion) -> dict[str, Any]:
+    def chunk(self, index: int, delta: ChoiceDelta, offset: int = 0) -> dict[str, Any]:
+        """What can be shown, and the tokens it came with. offset: characters before the answer."""
+        content: dict[str, Any] = {"content" if self.is_chat else "text": delta.text}
+        if delta.calls:
+            content["tool_calls"] = [
+                {"index": delta.first_call + place, **call.to_json()}
+                for place, call in enumerate(delta.calls)
+            ]
+            if not delta.text:
+                del content["content"]
+        return self._chunk(index, content, logprobs=self._logprobs(delta.pieces, offset))
+
+    def last_chunk(
+        self, completion: Completion, index: int = 0, *, has_calls: bool = False
+    ) -> dict[str, Any]:
         """The chunk that says how the answer ended."""
         delta: dict[str, Any] = {} if self.is_chat else {"text": ""}
-        return self._chunk(delta, finish_reason=FINISH_REASONS[completion.finish_reason])
+        return self._chunk(index, delta, finish_reason=_finish_reason(completion, has_calls))
 
-    def usage_chunk(self, completion: Completion) -> dict[str, Any]:
+    def usage_chunk(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """The chunk that `stream_options.include_usage` asks for: no choice, the counts."""
         return {
             **self._head(self._chunk_object),
             "choices": [],
-            "usage": usage(completion),
-            "splitpoint": costs(completion),
+            "usage": usage(completions, self.num_choices),
+            "splitpoint": costs(completions),
         }
+
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        completion, echo = choice.completion, choice.echo
+        told = self._logprobs(choice.pieces, 0 if echo is None else len(echo.text))
+        if echo is not None and self.with_logprobs:
+            before = self._echo_logprobs(echo, completion.prompt_logprobs)
+            told = before if told is None else joined(before, told)
+        made: dict[str, Any] = {
+            "index": index,
+            "logprobs": told,
+            "finish_reason": _finish_reason(completion, bool(choice.calls)),
+        }
+        if not self.is_chat:
+            made["text"] = choice.text if echo is None else echo.text + choice.text
+            return made
+        content = None if choice.calls and not choice.text else choice.text
+        made["message"] = {"role": "assistant", "content": content, "refusal": None}
+        if choice.calls:
+            made["message"]["tool_calls"] = [call.to_json() for call in choice.calls]
+        return made
 
     @property
     def _chunk_object(self) -> str:
@@ -81,13 +140,14 @@ class AnswerFormat:
 
     def _chunk(
         self,
+        index: int,
         delta: dict[str, Any],
         *,
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
     ) -> dict[str, Any]:
         content = {"delta": delta} if self.is_chat else delta
-        choice = {"index": 0, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._head(self._chunk_object), "choices": [choice]}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -100,45 +160,54 @@ class AnswerFormat:
             "system_fingerprint": self.fingerprint,
         }
 
-    def _logprobs(self, pieces: Sequence[TextPiece]) -> dict[str, Any] | None:
-        """The chosen tokens' log-probabilities, in the shape of either endpoint.
-
-        A token that is a part of a character has no text of its own. Its last part has the
-        character. `bytes` are the token's own; a special token, which is not in the text, has none.
-        """
+    def _logprobs(self, pieces: Sequence[TextPiece], offset: int) -> dict[str, Any] | None:
+        """The tokens' log-probabilities, in the shape of either endpoint."""
         if not self.with_logprobs or not pieces:
             return None
         if self.is_chat:
-            content = [
-                {
-                    "token": piece.token,
-                    "logprob": piece.logprob,
-                    "bytes": list(piece.token_bytes),
-                    "top_logprobs": [],
-                }
-                for piece in pieces
-            ]
-            return {"content": content, "refusal": None}
-        return {
-            "tokens": [piece.token for piece in pieces],
-            "token_logprobs": [piece.logprob for piece in pieces],
-            "top_logprobs": None,
-            "text_offset": [piece.offset for piece in pieces],
-        }
+            return chat_logprobs_of(pieces, self.text_of)
+        return completion_logprobs_of(pieces, self.text_of, with_top=self.with_top, offset=offset)
+
+    def _echo_logprobs(
+        self, echo: PromptEcho, scores: Sequence[TokenScore | None]
+    ) -> dict[str, Any]:
+        scores = scores or (None,)  # a prompt of one token has nothing to score
+        if len(scores) != len(echo.tokens):
+            raise ApiError(
+                f"the cloud server scored {len(scores)} of {len(echo.tokens)} prompt tokens",
+                status=502,
+                kind="server_error",
+                code="server_unusable",
+            )
+        return echo_logprobs_of(echo, scores, self.text_of, with_top=self.with_top)
 
 
-def usage(completion: Completion) -> dict[str, Any]:
-    """OpenAI's token counts."""
-    num_new = len(completion.token_ids)
+def _finish_reason(completion: Completion, has_calls: bool) -> str:
+    reason = FINISH_REASONS[completion.finish_reason]
+    return "tool_calls" if has_calls and reason == "stop" else reason
+
+
+def usage(completions: Sequence[Completion], num_choices: int = 1) -> dict[str, Any]:
+    """OpenAI's token counts; a prompt counts once, however many choices it has."""
+    num_prompt = sum(one.num_prompt_tokens for one in completions[::num_choices])
+    num_new = sum(len(one.token_ids) for one in completions)
     return {
-        "prompt_tokens": completion.num_prompt_tokens,
+        "prompt_tokens": num_prompt,
         "completion_tokens": num_new,
-        "total_tokens": completion.num_prompt_tokens + num_new,
+        "total_tokens": num_prompt + num_new,
     }
 
 
-def costs(completion: Completion) -> dict[str, Any]:
-    """Ours, beside OpenAI's fields: how it really ended, and what the split cost."""
+def costs(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Ours, beside OpenAI's fields: how it really ended, and what the split cost.
+
+    Of several answers: a list `choices`, one entry each.
+    """
+    each = [_costs_of(completion) for completion in completions]
+    return each[0] if len(each) == 1 else {"choices": each}
+
+
+def _costs_of(completion: Completion) -> dict[str, Any]:
     figures = completion.to_json()
     names = (
         "finish_reason",

@@ -28,17 +28,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edge.api.access import check_host, check_key
-from edge.api.answers import AnswerFormat
 from edge.api.bodies import BodyReader, body_limit, parse_body
 from edge.api.connection import ConnectionLimits
 from edge.api.errors import ApiError, api_error, shown, shown_value
+from edge.api.fields import name_field
 from edge.api.page.live import LiveFigures
 from edge.api.page.routes import page_routes
+from edge.api.prepare import Prepared, RequestPreparer
 from edge.api.requests import ApiRequest, chat_request, completions_request
 from edge.api.responses import streamed_response, whole_response
 from edge.api.slots import AnswerSlots
 from edge.client import EdgeClient
-from edge.generation.completion import CompletionRequest, CompletionRun
+from edge.generation.completion import CompletionRequest
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ def make_app(
         routes=[
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
             Route("/v1/completions", api.completions, methods=["POST"]),
+            Route("/v1/embeddings", api.embeddings, methods=["POST"]),
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
             Route("/health", api.health),
@@ -125,8 +127,9 @@ class _Api:
             ),
             limit_s=limits.body_s,
         )
+        fingerprint = f"{plan.model.sha256[:12]}-split{plan.partition.split}"
+        self._preparer = RequestPreparer(client, fingerprint)
         self._created = int(time.time())
-        self._fingerprint = f"{plan.model.sha256[:12]}-split{plan.partition.split}"
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -152,34 +155,38 @@ class _Api:
     async def completions(self, request: Request) -> Response:
         return await self._answer(request, completions_request)
 
+    async def embeddings(self, request: Request) -> Response:
+        self._check_caller(request)
+        raise ApiError(
+            "this server makes no embeddings: a generating model is split here",
+            status=501,
+            code="not_supported",
+        )
+
     async def _answer(self, request: Request, parse: Parse) -> Response:
         self._check_caller(request)
         self._slots.check()
-        asked, run = await self._prepared(await self._bodies.read(request), parse)
+        data = await self._bodies.read(request)
+        asked, runs, plan = await self._prepared(data, parse)
         try:
             if await request.is_disconnected():
                 raise ClientDisconnect
-            running = self._slots.run(run)
+            running = self._slots.run(runs)
         except BaseException:
             self._slots.free()
             raise
-        answer = AnswerFormat(
-            model=self._client.plan.model.id,
-            fingerprint=self._fingerprint,
-            is_chat=asked.is_chat,
-            with_logprobs=asked.completion.sampling.logprobs,
-        )
         if asked.stream:
             return await streamed_response(
                 request,
                 running,
-                answer,
+                runs,
+                plan,
                 include_usage=asked.include_usage,
-                live=LiveFigures(run) if asked.include_splitpoint else None,
+                live=LiveFigures(runs.runs) if asked.include_splitpoint else None,
             )
-        return await whole_response(request, running, answer)
+        return await whole_response(request, running, runs, plan)
 
-    async def _prepared(self, data: bytes, parse: Parse) -> tuple[ApiRequest, CompletionRun]:
+    async def _prepared(self, data: bytes, parse: Parse) -> Prepared:
         """Take a slot, then parse and tokenize in a thread. The slot is free again on an error."""
         self._slots.take()
         loop = asyncio.get_running_loop()
@@ -191,14 +198,15 @@ class _Api:
                 raise api_error(error) from error
             raise
 
-    def _prepare(self, data: bytes, parse: Parse) -> tuple[ApiRequest, CompletionRun]:
+    def _prepare(self, data: bytes, parse: Parse) -> Prepared:
         body = parse_body(data)
-        self._check_model(body.get("model"))
+        if body.get("model") is None:
+            raise ApiError(
+                f"model is missing: this server has {self._client.plan.model.id!r}", param="model"
+            )
+        name_field(body, "model", "")  # any alias: there is one model
         asked = parse(body, default=self._default)
-        prompt, completion = asked.prompt, asked.completion
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
-            return asked, self._client.start_ids([int(str(id_)) for id_ in prompt], completion)
-        return asked, self._client.start(prompt, completion)  # type: ignore[arg-type]
+        return self._preparer.prepare(asked)
 
     def _check_caller(self, request: Request) -> None:
         if self._loopback_only:
@@ -207,8 +215,6 @@ class _Api:
 
     def _check_model(self, name: Any) -> None:
         known = self._client.plan.model.id
-        if name is None:
-            raise ApiError(f"model is missing: this server has {known!r}", param="model")
         if name != known:
             raise ApiError(
                 f"the model {shown_value(name)} does not exist: this server has {known!r}",

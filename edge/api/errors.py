@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any, Final
@@ -24,6 +25,10 @@ from edge.errors import (
 INVALID_REQUEST: Final = "invalid_request_error"
 DEFAULT_RETRY_AFTER_S: Final = 1.0
 CONTEXT_LENGTH: Final = "context_length_exceeded"
+# How a server refuses a schema or grammar (`decoding.matcher`): the client's fault, not its own.
+_REFUSED_GRAMMAR: Final = re.compile(
+    r"the (json_object|json_schema|regex|lark|grammar)\b.*does not work"
+)
 MAX_SHOWN_CHARS: Final = 80  # of a client's own words, in an error
 
 
@@ -100,6 +105,8 @@ def api_error(error: Exception) -> ApiError:
             code="server_full",
             retry_after_s=error.retry_after_s,
         )
+    if isinstance(error, RefusedError) and _REFUSED_GRAMMAR.search(str(error)):
+        return ApiError(str(error), code="invalid_grammar")
     if isinstance(error, RefusedError):
         return ApiError(
             f"the cloud server refuses this device: {error}",

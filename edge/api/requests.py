@@ -8,28 +8,40 @@ other local servers, and Splitpoint's level, draft and deadline_tbt_s.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from decoding.params import SamplingParams
+from decoding.params import MAX_SEED, MAX_TOP_LOGPROBS, SamplingParams
 from edge.api.errors import ApiError, shown, shown_value
-from edge.api.messages import NO_TOOLS, check_message_fields, check_part_fields
+from edge.api.fields import (
+    check_texts,
+    count_field,
+    flag_field,
+    is_integer,
+    maximum_field,
+    name_field,
+    number_field,
+)
+from edge.api.messages import conversation
+from edge.api.sampling_fields import (
+    SAMPLING_FIELDS,
+    chat_logprobs,
+    response_grammar,
+    sampling_of,
+)
+from edge.api.tools import AskedTools, asked_tools
 from edge.device.tokenizer import ChatMessage
 from edge.errors import InputError
 from edge.generation.completion import AUTO_LEVEL, CompletionRequest
-from edge.text_input import check_text
 
 COMPLETIONS_MAX_TOKENS: Final = 16  # what OpenAI's completions give when nothing is asked for
 MAX_STOPS: Final = 16
-MAX_NUMBER: Final = 1e12
-ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+MAX_CHOICES: Final = 8  # of one prompt
+MAX_ANSWERS: Final = 128  # of one request: prompts, and choices of each
 
-_SAMPLING: Final = frozenset(
-    {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop"}
-)
-_SHARED: Final = _SAMPLING | {
+_SHARED: Final = SAMPLING_FIELDS | {
     "model",
     "n",
     "stream",
@@ -39,9 +51,7 @@ _SHARED: Final = _SAMPLING | {
     "level",
     "draft",
     "deadline_tbt_s",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
+    "response_format",
     # They describe the caller or concern OpenAI's own service; they change no token here.
     "user",
     "metadata",
@@ -54,7 +64,6 @@ _CHAT: Final = _SHARED | {
     "messages",
     "max_completion_tokens",
     "top_logprobs",
-    "response_format",
     "tools",
     "tool_choice",
     "parallel_tool_calls",
@@ -64,145 +73,152 @@ _CHAT: Final = _SHARED | {
 _COMPLETIONS: Final = _SHARED | {"prompt", "suffix", "echo", "best_of"}
 # Values that ask for nothing special; any other value asks for something we do not have.
 _NOTHING: Final[Mapping[str, tuple[Any, ...]]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
-    "echo": (None, False),
     "suffix": (None, ""),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "top_logprobs": (None, 0),
 }
-_TOOL_FIELDS: Final = frozenset({"tools", "tool_choice", "functions", "function_call"})
+_INSTEAD: Final[Mapping[str, str]] = {
+    "best_of": "one answer is made for each choice: use n",
+    "functions": "the old form of tools: use tools",
+    "function_call": "the old form of tool_choice: use tool_choice",
+}
 _STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation", "include_splitpoint"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiRequest:
-    """One request, checked. prompt: text, token ids, or a conversation."""
+    """One request, checked. prompts: each a text, token ids, or a conversation.
 
-    prompt: str | list[int] | list[ChatMessage]
+    num_choices: answers to each prompt. echo: the prompt stands before the answer. tools: what the
+    model may call; None when there is nothing to call.
+    """
+
+    prompts: tuple[str | list[int] | list[ChatMessage], ...]
     completion: CompletionRequest
     is_chat: bool
     stream: bool
     include_usage: bool
-    include_splitpoint: bool
+    include_splitpoint: bool = False
+    num_choices: int = 1
+    echo: bool = False
+    tools: AskedTools | None = None
+
+    def choice(self, index: int) -> CompletionRequest:
+        """The request of one of a prompt's answers: each has a seed of its own."""
+        sampling = self.completion.sampling
+        seed = (sampling.seed + index) & MAX_SEED
+        return replace(self.completion, sampling=replace(sampling, seed=seed))
 
 
 def chat_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiRequest:
     """The body of /v1/chat/completions. ApiError names the field that is wrong."""
-    _check_texts(body, "")
+    check_texts(body, "")
     _check_fields(body, _CHAT)
-    max_tokens = _maximum(body, "max_completion_tokens") or _maximum(body, "max_tokens")
-    with_logprobs = _flag(body, "logprobs")
+    max_tokens = maximum_field(body, "max_completion_tokens") or maximum_field(body, "max_tokens")
+    tools = asked_tools(body)
+    grammar = response_grammar(body)
+    if tools is not None and tools.grammar is not None:
+        if grammar is not None:
+            raise ApiError(
+                "response_format: a forced tool call has a format already", param="response_format"
+            )
+        grammar = tools.grammar
+    with _named():
+        sampling = sampling_of(body, logprobs=chat_logprobs(body), grammar=grammar)
     return _request(
         body,
-        prompt=_messages(body.get("messages")),
+        prompts=(conversation(body.get("messages")),),
         is_chat=True,
         max_tokens=max_tokens,
-        with_logprobs=with_logprobs,
+        sampling=sampling,
         default=default,
+        tools=tools,
     )
 
 
 def completions_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiRequest:
     """The body of /v1/completions. ApiError names the field that is wrong."""
-    _check_texts(body, "")
+    check_texts(body, "")
     _check_fields(body, _COMPLETIONS)
-    num_logprobs = _number(body, "logprobs", None)
-    if num_logprobs is not None and num_logprobs not in (0, 1):
-        raise ApiError(
-            "logprobs: only those of the chosen tokens are available (0 or 1)", param="logprobs"
+    logprobs = count_field(body, "logprobs", None, low=0, high=MAX_TOP_LOGPROBS)
+    echo = flag_field(body, "echo")
+    with _named():
+        sampling = sampling_of(
+            body,
+            logprobs=logprobs,
+            prompt_logprobs=logprobs if echo else None,
+            grammar=response_grammar(body),
         )
     return _request(
         body,
-        prompt=_prompt(body.get("prompt")),
+        prompts=_prompts(body.get("prompt")),
         is_chat=False,
-        max_tokens=_maximum(body, "max_tokens") or COMPLETIONS_MAX_TOKENS,
-        with_logprobs=num_logprobs is not None,
+        max_tokens=maximum_field(body, "max_tokens") or COMPLETIONS_MAX_TOKENS,
+        sampling=sampling,
         default=default,
+        echo=echo,
     )
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Errors that name the parameter become an ApiError."""
+    try:
+        yield
+    except (ValueError, InputError) as error:
+        raise ApiError(str(error)) from error
 
 
 def _request(
     body: Mapping[str, Any],
     *,
-    prompt: str | list[int] | list[ChatMessage],
+    prompts: tuple[str | list[int] | list[ChatMessage], ...],
     is_chat: bool,
     max_tokens: int | None,
-    with_logprobs: bool,
+    sampling: SamplingParams,
     default: CompletionRequest,
+    echo: bool = False,
+    tools: AskedTools | None = None,
 ) -> ApiRequest:
     include_usage = _include_usage(body)
-    level = _name(body, "level", AUTO_LEVEL)
-    try:
+    level = name_field(body, "level", AUTO_LEVEL)
+    num_choices = count_field(body, "n", 1, low=1, high=MAX_CHOICES) or 1
+    if num_choices * len(prompts) > MAX_ANSWERS:
+        raise ApiError(f"prompt and n: at most {MAX_ANSWERS} answers a request", param="prompt")
+    with _named():
         completion = CompletionRequest(
             max_new_tokens=max_tokens,
-            sampling=_sampling(body, with_logprobs),
+            sampling=sampling,
             stop=_stops(body.get("stop")),
             level=level if level != AUTO_LEVEL else default.level,
-            draft=_name(body, "draft", default.draft),
-            deadline_tbt_s=_number(body, "deadline_tbt_s", default.deadline_tbt_s),
+            draft=name_field(body, "draft", default.draft),
+            deadline_tbt_s=number_field(body, "deadline_tbt_s", default.deadline_tbt_s),
             context=default.context,
             prefill=default.prefill,
             prefer=default.prefer,
         )
-    except (ValueError, InputError) as error:  # both name the parameter
-        raise ApiError(str(error)) from error
     return ApiRequest(
-        prompt=prompt,
+        prompts=prompts,
         completion=completion,
         is_chat=is_chat,
-        stream=_flag(body, "stream"),
+        stream=flag_field(body, "stream"),
         include_usage=include_usage,
-        include_splitpoint=_flag(body.get("stream_options") or {}, "include_splitpoint"),
+        include_splitpoint=flag_field(body.get("stream_options") or {}, "include_splitpoint"),
+        num_choices=num_choices,
+        echo=echo,
+        tools=tools,
     )
 
 
-def _sampling(body: Mapping[str, Any], with_logprobs: bool) -> SamplingParams:
-    """OpenAI's defaults: temperature 1, and another seed each time unless one is given."""
-    seed = _integer(body, "seed")
-    return SamplingParams(
-        temperature=_real(body, "temperature", 1.0),
-        top_p=_real(body, "top_p", 1.0),
-        top_k=_integer(body, "top_k") or 0,
-        min_p=_real(body, "min_p", 0.0),
-        repetition_penalty=_real(body, "repetition_penalty", 1.0),
-        seed=secrets.randbits(63) if seed is None else seed % (1 << 64),
-        logprobs=with_logprobs,
-    )
-
-
-def _check_texts(value: Any, where: str) -> None:
-    """ApiError when a string anywhere in the body is no text: JSON may say "\\ud83d" alone."""
-    if isinstance(value, str):
-        try:
-            check_text(value, where)
-        except InputError as error:
-            raise ApiError(str(error), param=where) from error
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            if not isinstance(item, int):  # token ids are many
-                _check_texts(item, f"{where}[{index}]")
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            _check_texts(name, f"a name in {where or 'the body'}")
-            _check_texts(item, f"{where}.{name}" if where else name)
-
-
-def _check_fields(body: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
+def _check_fields(body: Mapping[str, Any], known: frozenset[str]) -> None:
     for name in body:
         if name not in known:
             raise ApiError(f"unrecognized request argument supplied: {shown(name)}", param=name)
     for name, values in _NOTHING.items():
         if name in body and not _says_nothing(body[name], values):
             given = f"{shown_value(body[name])} is not supported here"
-            raise ApiError(f"{name}: {NO_TOOLS if name in _TOOL_FIELDS else given}", param=name)
+            raise ApiError(f"{name}: {_INSTEAD.get(name, given)}", param=name)
 
 
 def _says_nothing(value: Any, values: tuple[Any, ...]) -> bool:
@@ -222,53 +238,25 @@ def _include_usage(body: Mapping[str, Any]) -> bool:
     for name in options:
         if name not in _STREAM_OPTIONS:
             raise ApiError(f"stream_options.{shown(name)}: unknown option", param="stream_options")
-    if _flag(options, "include_obfuscation"):
+    if flag_field(options, "include_obfuscation"):
         raise ApiError("include_obfuscation is not supported here", param="stream_options")
-    return _flag(options, "include_usage")
+    return flag_field(options, "include_usage")
 
 
-def _messages(value: Any) -> list[ChatMessage]:
-    if not isinstance(value, list) or not value:
-        raise ApiError("messages must be a list of at least one message", param="messages")
-    messages: list[ChatMessage] = []
-    for index, message in enumerate(value):
-        where = f"messages[{index}]"
-        if isinstance(message, dict):
-            check_message_fields(message, where)
-        if not isinstance(message, dict) or not _is_role(message.get("role")):
-            raise ApiError(f"{where}: role must be one of {', '.join(ROLES)}", param=where)
-        content = _content(message.get("content"), where)
-        messages.append({"role": ROLES[message["role"]], "content": content})
-    return messages
-
-
-def _is_role(value: Any) -> bool:
-    return isinstance(value, str) and value in ROLES
-
-
-def _content(value: Any, where: str) -> str:
-    """Text, or a list of text parts."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        for part in value
-    ):
-        for part in value:
-            check_part_fields(part, where)
-        return "".join(part["text"] for part in value)
-    raise ApiError(f"{where}: content must be text", param=f"{where}.content")
+def _prompts(value: Any) -> tuple[str | list[int], ...]:
+    """One text or list of token ids, or a list of them."""
+    several = value if isinstance(value, list) and value and not is_integer(value[0]) else [value]
+    if len(several) > MAX_ANSWERS:
+        raise ApiError(f"prompt: at most {MAX_ANSWERS} prompts a request", param="prompt")
+    return tuple(map(_prompt, several))
 
 
 def _prompt(value: Any) -> str | list[int]:
-    """One text or one list of token ids, alone or in a list of one."""
-    if isinstance(value, list) and len(value) == 1 and not _is_integer(value[0]):
-        value = value[0]
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and all(_is_integer(item) for item in value):
+    if isinstance(value, list) and value and all(is_integer(item) for item in value):
         return list(value)
-    raise ApiError("prompt must be one text or one list of token ids", param="prompt")
+    raise ApiError("prompt must be texts or lists of token ids", param="prompt")
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -282,55 +270,3 @@ def _stops(value: Any) -> tuple[str, ...]:
     ):
         raise ApiError(f"stop must be a text or a list of up to {MAX_STOPS} texts", param="stop")
     return tuple(stops)
-
-
-def _name(body: Mapping[str, Any], name: str, default: str) -> str:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise ApiError(f"{name} must be a string", param=name)
-    return default if value is None else value
-
-
-def _maximum(body: Mapping[str, Any], name: str) -> int | None:
-    value = _integer(body, name)
-    if value is not None and value < 1:
-        raise ApiError(f"{name} must be at least 1", param=name)
-    return value
-
-
-def _integer(body: Mapping[str, Any], name: str) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if not _is_integer(value):
-        raise ApiError(f"{name} must be an integer", param=name)
-    return int(value)
-
-
-def _number(body: Mapping[str, Any], name: str, default: float | None) -> float | None:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ApiError(f"{name} must be a number", param=name)
-    if not -MAX_NUMBER <= value <= MAX_NUMBER:  # NaN too, which Python's JSON knows
-        raise ApiError(f"{name} is out of range", param=name)
-    return value
-
-
-def _real(body: Mapping[str, Any], name: str, default: float) -> float:
-    value = _number(body, name, default)
-    return default if value is None else float(value)
-
-
-def _flag(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise ApiError(f"{name} must be true or false", param=name)
-    return value
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -5,35 +5,49 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from edge.api.answers import AnswerFormat
+from edge.api.answers import AnswerFormat, Choice
+from edge.api.choices import ChoiceReader
 from edge.api.errors import ApiError, api_error
+from edge.api.logprobs import PromptEcho
 from edge.api.page.live import LiveFigures
+from edge.api.runs import AnswerRuns, RunEvent
 from edge.api.stream import RunningAnswer
 from edge.generation.completion import TextPiece
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerPlan:
+    """What one request's answers are made with: the choices' readers and echoes, in order."""
+
+    format: AnswerFormat
+    readers: Sequence[ChoiceReader]
+    echoes: Sequence[PromptEcho | None]
+
+
 async def whole_response(
-    request: Request, running: RunningAnswer, answer: AnswerFormat
+    request: Request, running: RunningAnswer[RunEvent], runs: AnswerRuns, plan: AnswerPlan
 ) -> Response:
-    """The whole answer in one body, once it has ended.
+    """All answers in one body, once they have ended.
 
     A client that hangs up ends the generation. Raises ApiError when the generation fails.
     """
 
-    pieces: list[TextPiece] = []
+    pieces: list[list[TextPiece]] = [[] for _ in runs.runs]
 
     async def collect() -> None:
-        async for piece in running.pieces():
-            pieces.append(piece)
+        async for event in running.pieces():
+            if event.piece is not None:
+                pieces[event.choice].append(event.piece)
 
     work = asyncio.ensure_future(collect())
     gone = asyncio.ensure_future(_disconnected(request))
@@ -42,6 +56,8 @@ async def whole_response(
         if not work.done():
             return Response(status_code=499)  # nobody reads it
         work.result()
+        choices = [_choice(index, runs, plan, told) for index, told in enumerate(pieces)]
+        return JSONResponse(plan.format.whole(choices))
     except Exception as error:
         raise api_error(error) from error
     finally:
@@ -49,7 +65,11 @@ async def whole_response(
         if not work.done():
             work.cancel()
             running.cancel()
-    completion = running.run.completion
+
+
+def _choice(index: int, runs: AnswerRuns, plan: AnswerPlan, pieces: Sequence[TextPiece]) -> Choice:
+    """A choice that has ended. ApiError when its server was lost."""
+    completion = runs.completion(index)
     if completion.finish_reason == "server_lost":
         raise ApiError(
             f"the cloud server was lost after {len(completion.token_ids)} tokens: "
@@ -58,25 +78,34 @@ async def whole_response(
             kind="server_error",
             code="server_lost",
         )
-    return JSONResponse(answer.whole(completion, pieces))
+    reader = plan.readers[index]
+    deltas = [*map(reader.push, pieces), reader.end(completion.text)]
+    return Choice(
+        completion=completion,
+        text="".join(delta.text for delta in deltas),
+        pieces=pieces,
+        calls=[call for delta in deltas for call in delta.calls],
+        echo=plan.echoes[index],
+    )
 
 
 async def streamed_response(
     request: Request,
-    running: RunningAnswer,
-    answer: AnswerFormat,
+    running: RunningAnswer[RunEvent],
+    runs: AnswerRuns,
+    plan: AnswerPlan,
     *,
     include_usage: bool,
     live: LiveFigures | None = None,
 ) -> Response:
-    """The answer as server-sent events. An error before the first token is an HTTP error.
+    """The answers as server-sent events. An error before the first token is an HTTP error.
 
     include_usage: a last chunk has the token counts. live: adds its figures to every chunk.
     """
-    pieces = running.pieces()
+    told = running.pieces()
 
-    async def begin() -> TextPiece | None:
-        return await anext(pieces, None)
+    async def begin() -> RunEvent | None:
+        return await anext(told, None)
 
     beginning = asyncio.ensure_future(begin())
     gone = asyncio.ensure_future(_disconnected(request))
@@ -94,10 +123,15 @@ async def streamed_response(
             running.cancel()
 
     async def events() -> AsyncIterator[str]:
-        async for event in _events(running, answer, first, pieces):
-            yield _sse(event if live is None else live.added_to(event))
-        if include_usage:
-            yield _sse(answer.usage_chunk(running.run.completion))
+        try:
+            async for event in _events(runs, plan, first, told):
+                yield _sse(event if live is None else live.added_to(event))
+            if include_usage:
+                completions = [run.completion for run in runs.runs]
+                yield _sse(plan.format.usage_chunk(completions))
+        except Exception as error:
+            logger.warning("an answer broke off: %s", error)
+            yield _sse(api_error(error).body)
         yield "data: [DONE]\n\n"
 
     return _Events(events(), running)
@@ -106,7 +140,7 @@ async def streamed_response(
 class _Events(StreamingResponse):
     """The events of one answer. However they end, even before the first: so does the answer."""
 
-    def __init__(self, events: AsyncIterator[str], running: RunningAnswer) -> None:
+    def __init__(self, events: AsyncIterator[str], running: RunningAnswer[RunEvent]) -> None:
         super().__init__(
             events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )
@@ -120,40 +154,40 @@ class _Events(StreamingResponse):
 
 
 async def _events(
-    running: RunningAnswer,
-    answer: AnswerFormat,
-    first: TextPiece | None,
-    rest: AsyncIterator[TextPiece],
+    runs: AnswerRuns,
+    plan: AnswerPlan,
+    first: RunEvent | None,
+    rest: AsyncIterator[RunEvent],
 ) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of one answer; an error of its own kind when it breaks off."""
-    opening = answer.first_chunk()
-    if opening is not None:
-        yield opening
-    num_chars = 0
-    waiting: list[TextPiece] = []  # tokens whose text is held back
-    piece = first
-    try:
-        while piece is not None:
-            waiting.append(piece)
-            if piece.text:
-                yield answer.chunk(piece.text, waiting)
-                num_chars += len(piece.text)
-                waiting = []
-            piece = await anext(rest, None)
-    except Exception as error:
-        logger.warning("an answer broke off: %s", error)
-        yield api_error(error).body
-        return
-    completion = running.run.completion
-    left = completion.text[num_chars:]
-    if left or (waiting and answer.with_logprobs):
-        yield answer.chunk(left, waiting)
-    if completion.finish_reason == "server_lost":
-        yield api_error(
-            ApiError(completion.finish_detail, status=503, kind="server_error", code="server_lost")
-        ).body
-        return
-    yield answer.last_chunk(completion)
+    """The chunks of all choices, one choice after another. Raises what breaks them off."""
+    answer = plan.format
+    begun = -1
+    event = first
+    while event is not None:
+        index, piece = event
+        reader, echo = plan.readers[index], plan.echoes[index]
+        offset = 0 if echo is None else len(echo.text)
+        if index > begun:
+            begun = index
+            if (opening := answer.first_chunk(index)) is not None:
+                yield opening
+            if echo is not None:
+                yield answer.echo_chunk(index, echo, runs.runs[index].prompt_logprobs)
+        if piece is not None:
+            delta = reader.push(piece)
+            if not delta.is_empty:
+                yield answer.chunk(index, delta, offset)
+        else:
+            completion = runs.completion(index)
+            delta = reader.end(completion.text)
+            if not delta.is_empty or (delta.pieces and answer.with_logprobs):
+                yield answer.chunk(index, delta, offset)
+            if completion.finish_reason == "server_lost":
+                raise ApiError(
+                    completion.finish_detail, status=503, kind="server_error", code="server_lost"
+                )
+            yield answer.last_chunk(completion, index, has_calls=reader.has_calls)
+        event = await anext(rest, None)
 
 
 async def _disconnected(request: Request) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 from edge.api.errors import ApiError
-from edge.api.stream import RunningAnswer
-from edge.generation.completion import CompletionRun
+from edge.api.stream import CancellableRun, RunningAnswer, T
 
 FIRST_TYPICAL_S: Final = 1.0  # before an answer has ended
 NEWEST_SHARE: Final = 0.2
@@ -25,7 +24,7 @@ class AnswerSlots:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._num_taken = 0
-        self._running: set[RunningAnswer] = set()
+        self._running: set[RunningAnswer[Any]] = set()
         self._typical_s = FIRST_TYPICAL_S  # how long an answer takes, for Retry-After
 
     @property
@@ -53,7 +52,7 @@ class AnswerSlots:
         """Give back a slot that no answer runs in."""
         self._num_taken -= 1
 
-    def run(self, run: CompletionRun) -> RunningAnswer:
+    def run(self, run: CancellableRun[T]) -> RunningAnswer[T]:
         """Start a generation in a slot that was taken; the slot is free when it has ended."""
         started_s = time.monotonic()
 

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Generic, Protocol, TypeVar
 
 from edge.errors import EdgeError
-from edge.generation.completion import CompletionRun, TextPiece
+
+T = TypeVar("T")
 
 
-class RunningAnswer:
+class CancellableRun(Protocol[T]):  # type: ignore[misc] # results only come out
+    """What runs in the thread: results as they come, and a way to end it."""
+
+    def cancel(self) -> None:
+        """End soon; from any thread."""
+
+    def __iter__(self) -> Iterator[T]: ...
+
+
+class RunningAnswer(Generic[T]):
     """One generation in a thread of its own. `cancel` is safe at any time and from any thread.
 
     on_end is called in the event loop once the thread is done with the front and the stream.
     """
 
-    def __init__(self, run: CompletionRun, on_end: Callable[[], None]) -> None:
+    def __init__(self, run: CancellableRun[T], on_end: Callable[[], None]) -> None:
         self.run = run
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[TextPiece | Exception | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
         self._on_end = on_end
         threading.Thread(target=self._work, name="api-answer", daemon=True).start()
 
@@ -27,7 +38,7 @@ class RunningAnswer:
         """End the generation, which frees the cloud's cache: nobody listens any more."""
         self.run.cancel()
 
-    async def pieces(self) -> AsyncIterator[TextPiece]:
+    async def pieces(self) -> AsyncIterator[T]:
         """The pieces as they come. Raises what the generation raised."""
         while (item := await self._queue.get()) is not None:
             if isinstance(item, Exception):
@@ -47,7 +58,7 @@ class RunningAnswer:
         self._call(self._on_end)
         self._tell(last)
 
-    def _tell(self, item: TextPiece | Exception | None) -> None:
+    def _tell(self, item: T | Exception | None) -> None:
         self._call(lambda: self._queue.put_nowait(item))
 
     def _call(self, function: Callable[[], None]) -> None:

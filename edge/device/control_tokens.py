@@ -27,6 +27,7 @@ from edge.errors import InputError
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
 _MARKS: Final = range(0xF0000, 0xFFFFD)  # the private use area of plane 15
+_NAME_CHARS: Final = 80  # of a field's name, in an error
 _LEAD: Final = "\n"  # SentencePiece puts a space before a text's first character
 
 
@@ -75,6 +76,22 @@ class ControlTokens:
             if self._count(whole) == self._count("\0".join(filter(None, pieces[::2]))):
                 return self._encode_whole(whole)
         return self._encode_pieces(pieces)
+
+    def check_names(self, value: Any) -> None:
+        """InputError where the name of a field, at any depth, holds text of a control token.
+
+        A template may write such names, of a tool's parameters. They are not marked as texts are.
+        """
+        if isinstance(value, Mapping):
+            for name, item in value.items():
+                if self._any.search(name) or any(self._open_ends(name)):
+                    raise InputError(
+                        f"the name {name[:_NAME_CHARS]!r} holds text of a control token: change it"
+                    )
+                self.check_names(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                self.check_names(item)
 
     def _open_ends(self, text: str) -> tuple[bool, bool]:
         """Whether the text begins with the last part of a control token, ends with the first."""

@@ -18,11 +18,21 @@ from optimizer.artifacts.edge_settings import EdgeSettings
 from optimizer.errors import ChatTemplateError
 
 
-class ChatMessage(TypedDict):
-    """One turn: role is "system", "user" or "assistant"."""
-
+class _Turn(TypedDict):
     role: str
     content: str
+
+
+class ChatMessage(_Turn, total=False):
+    """One turn: role is "system", "user", "assistant" or "tool".
+
+    tool_calls: of the assistant, each with a function's name and its arguments as an object.
+    tool_call_id, name: of a tool's answer, which call and which tool it belongs to.
+    """
+
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
 
 
 class ChatTokenizer:
@@ -52,6 +62,7 @@ class ChatTokenizer:
         self._detokenizer = Detokenizer(self._tokenizer)
         self._settings = settings
         self._template, self._no_template = _parsed(template)
+        self.template = template or ""
         self._control: ControlTokens | None = None
         if self._template is not None and not allow_control_tokens:
             self._control = ControlTokens(self._tokenizer, self._template.literals)
@@ -70,16 +81,32 @@ class ChatTokenizer:
         """Token ids of plain text, with the special tokens the model expects around it."""
         return token_ids(self._tokenizer, text)
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Token ids of a conversation, ending where the assistant has to speak.
 
-        InputError without a chat template, and for a conversation that it refuses.
+        tools: JSON schemas of functions that the model may call. InputError without a chat
+        template, for tools that the template does not know, and for a conversation that it refuses.
         """
+        if tools and self._template is not None and not self._template.knows_tools:
+            raise InputError("tools: this model's chat template knows none")
         if self._control is None:
-            return token_ids(self._tokenizer, self.render(messages), add_special_tokens=False)
-        return self._control.encode_chat(messages, self.render)
+            text = self.render(messages, tools)
+            return token_ids(self._tokenizer, text, add_special_tokens=False)
+        self._control.check_names(([turn.get("tool_calls") for turn in messages], tools))
+        given = ({"messages": list(messages), "tools": None if tools is None else list(tools)},)
+        return self._control.encode_chat(
+            given, lambda marked: self.render(marked[0]["messages"], marked[0]["tools"])
+        )
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The conversation as the model was trained to read it. InputError as `encode_chat`."""
         if self._template is None:
             raise InputError(f"{self._no_template}: give a plain prompt")
@@ -89,7 +116,7 @@ class ChatTokenizer:
             "eos_token": self._settings.eos_token or "",
         }
         try:
-            return self._template.render(messages, tokens)
+            return self._template.render(messages, tokens, tools=tools)
         except ChatTemplateError as error:
             raise InputError(
                 f"the chat template (chat_template.jinja) refuses this conversation: {error}"

@@ -52,6 +52,9 @@ class ChatTemplate:
             if sum(1 for _ in tree.find_all(jinja2.nodes.Node)) > MAX_NODES:
                 raise ChatTemplateError(f"more than {MAX_NODES} parts")
             self.literals = _literals(tree)
+            self.knows_tools = any(
+                node.name == "tools" for node in tree.find_all(jinja2.nodes.Name)
+            )
             self._template = environment.from_string(bounded(tree))
         except ChatTemplateError:
             raise
@@ -63,9 +66,12 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         special_tokens: Mapping[str, str],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
         """The conversation as the model was trained to read it.
+
+        tools: JSON schemas of functions, for a template that knows them (`knows_tools`).
 
         special_tokens: by name. `literals` has the texts that the template itself can write, joined
         by zero characters. Raises ChatTemplateError where the template refuses or fails.
@@ -75,11 +81,12 @@ class ChatTemplate:
             **dict.fromkeys(SPECIAL_TOKENS, ""),
             **special_tokens,
             "messages": given,
-            "tools": None,
+            "tools": [_plain(tool) for tool in tools] if tools else None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
         num_chars = sum(len(str(value)) for message in given for value in message.values())
+        num_chars += len(str(values["tools"] or ""))
         budget = RenderBudget(BASE_UNITS + UNITS_A_CHAR * num_chars)
         try:
             return with_budget(budget, lambda: self._template.render(values))

@@ -6,6 +6,7 @@ frames that were answered since the chunk before, and the times of the tokens th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from edge.generation.completion import CompletionRun
@@ -36,16 +37,17 @@ STEP_FIELDS: Final = (
 
 
 class LiveFigures:
-    """Adds the figures of one answer to its chunks. Ours; the names are those of StepTrace.
+    """Adds the figures of a request's answers to its chunks. Ours; names are those of StepTrace.
 
-    The generation's thread appends to the run's lists while this reads them. A chunk tells of what
-    was there when it was made, and the next chunk goes on from there.
+    runs: the answers, which are made one after the other. The generation's thread appends to their
+    lists while this reads them. A chunk tells of what was there when it was made, and the next
+    chunk goes on from there.
     """
 
-    def __init__(self, run: CompletionRun) -> None:
-        self._run = run
-        self._num_steps = 0
-        self._num_tokens = 0
+    def __init__(self, runs: Sequence[CompletionRun]) -> None:
+        self._runs = tuple(runs)
+        self._num_steps = [0] * len(self._runs)
+        self._num_tokens = [0] * len(self._runs)
 
     def added_to(self, event: dict[str, Any]) -> dict[str, Any]:
         """The chunk with a `splitpoint` field; an error's event stays as it is.
@@ -56,13 +58,18 @@ class LiveFigures:
         """
         if "error" in event:
             return event
-        steps = self._run.steps_since(self._num_steps)
-        times_s = self._run.token_times_since(self._num_tokens)
-        self._num_steps += len(steps)
-        self._num_tokens += len(times_s)
+        steps: list[StepTrace] = []
+        times_s: list[float] = []
+        for index, run in enumerate(self._runs):
+            new_steps = run.steps_since(self._num_steps[index])
+            new_times = run.token_times_since(self._num_tokens[index])
+            self._num_steps[index] += len(new_steps)
+            self._num_tokens[index] += len(new_times)
+            steps += new_steps
+            times_s += new_times
         figures: dict[str, Any] = {
             "steps": [_shown(step) for step in steps],
-            "token_times_s": list(times_s),
+            "token_times_s": times_s,
         }
         if steps:
             figures["kv_tokens"] = steps[-1].first_position + steps[-1].num_rows

@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from edge.api.answers import FINISH_REASONS, AnswerFormat
+from edge.api.answers import FINISH_REASONS, AnswerFormat, Choice
+from edge.api.choices import ChoiceDelta
 from edge.generation.completion import TextPiece
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason
@@ -44,7 +45,7 @@ def test_every_way_to_end_has_a_name_that_clients_know() -> None:
 
 @pytest.mark.parametrize("is_chat", [True, False])
 def test_the_whole_answer_carries_text_counts_and_the_real_reason(is_chat: bool) -> None:
-    body = answer(is_chat=is_chat).whole(completion("deadline"), [])
+    body = answer(is_chat=is_chat).whole([Choice(completion=completion("deadline"), text="hi")])
     (choice,) = body["choices"]
     assert (choice["message"]["content"] if is_chat else choice["text"]) == "hi"
     assert choice["finish_reason"] == "length"
@@ -56,7 +57,14 @@ def test_all_objects_of_one_answer_share_their_id() -> None:
     chat = answer(is_chat=True)
     opening = chat.first_chunk()
     assert opening is not None
-    ids = {body["id"] for body in (opening, chat.chunk("a", []), chat.usage_chunk(completion()))}
+    ids = {
+        body["id"]
+        for body in (
+            opening,
+            chat.chunk(0, ChoiceDelta(text="a")),
+            chat.usage_chunk([completion()]),
+        )
+    }
     assert len(ids) == 1
     assert answer(is_chat=True).id != chat.id
     assert answer(is_chat=False).first_chunk() is None
@@ -68,7 +76,8 @@ def test_log_probabilities_have_the_shape_of_their_endpoint() -> None:
         TextPiece(22, -1.0, "€b", "€b", b"\xacb", 10),
         TextPiece(2, -2.0, "", "</s>", b"", 12),
     ]
-    chat = answer(is_chat=True, with_logprobs=True).chunk("€b", pieces)
+    delta = ChoiceDelta(text="€b", pieces=tuple(pieces))
+    chat = answer(is_chat=True, with_logprobs=True).chunk(0, delta)
     content = chat["choices"][0]["logprobs"]["content"]
     assert [(entry["token"], entry["logprob"]) for entry in content] == [
         ("", -0.5),
@@ -76,9 +85,11 @@ def test_log_probabilities_have_the_shape_of_their_endpoint() -> None:
         ("</s>", -2),
     ]
     assert b"".join(bytes(entry["bytes"]) for entry in content).decode() == "€b"
-    plain = answer(is_chat=False, with_logprobs=True).chunk("€b", pieces)
+    plain = answer(is_chat=False, with_logprobs=True).chunk(0, delta)
     assert plain["choices"][0]["logprobs"]["text_offset"] == [10, 10, 12]
     assert plain["choices"][0]["logprobs"]["tokens"] == ["", "€b", "</s>"]
-    assert answer(is_chat=False).chunk("€b", pieces)["choices"][0]["logprobs"] is None
-    whole = answer(is_chat=True, with_logprobs=True).whole(completion(), pieces)
+    assert answer(is_chat=False).chunk(0, delta)["choices"][0]["logprobs"] is None
+    whole = answer(is_chat=True, with_logprobs=True).whole(
+        [Choice(completion=completion(), text="hi", pieces=pieces)]
+    )
     assert whole["choices"][0]["logprobs"]["content"] == content

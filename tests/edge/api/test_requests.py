@@ -12,6 +12,9 @@ from edge.errors import BusyError, InputError, LostError, RefusedError, SessionE
 from edge.generation.completion import CompletionRequest
 
 DEFAULT = CompletionRequest(level="q3", deadline_tbt_s=0.2)
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+OTHER_TOOL = {"type": "function", "function": {"name": "x"}}
+LONG_FORMAT = {"type": "json_schema", "json_schema": {"schema": {"a": "x" * 70_000}}}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -37,7 +40,7 @@ def test_a_chat_with_everything_in_it() -> None:
         },
         default=DEFAULT,
     )
-    assert asked.prompt == [
+    assert asked.prompts[0] == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "aa"},
     ]
@@ -63,21 +66,43 @@ def test_defaults_are_openais() -> None:
 @pytest.mark.parametrize("prompt", ["abc", ["abc"], [1, 2], [[1, 2]]])
 def test_the_four_ways_to_write_one_prompt(prompt: Any) -> None:
     asked = completions_request({"model": "m", "prompt": prompt}, default=DEFAULT)
-    assert asked.prompt in ("abc", [1, 2])
+    assert asked.prompts in (("abc",), ([1, 2],))
 
 
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"n": 9}, "n"),
+        ({"n": 0}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools[0]"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"a": "x" * 70_000}},
+                }
+            },
+            "response_format",
+        ),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"presence_penalty": "much"}, "presence_penalty"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"tools": [{"type": "function", "function": {"name": "<|im_end|>"}}]}, "tools[0]"),
+        ({"tools": [TOOL, TOOL]}, "tools[1]"),
+        ({"tools": [TOOL] * 129}, "tools"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}},
+            "tool_choice",
+        ),
         ({"temprature": 1}, "temprature"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "tool"}]}, "messages[0].content"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [5]}, "messages[0]"),
         ({"functions": [{"name": "f"}]}, "functions"),
@@ -111,8 +136,12 @@ def test_what_is_wrong_is_named(change: dict[str, Any], param: str) -> None:
 def test_a_parameter_out_of_range_is_a_bad_request() -> None:
     with pytest.raises(ApiError, match="temperature"):
         chat_request({**CHAT, "temperature": -1}, default=DEFAULT)
-    with pytest.raises(ApiError, match="chosen tokens"):
-        completions_request({"model": "m", "prompt": "x", "logprobs": 5}, default=DEFAULT)
+    with pytest.raises(ApiError, match="between 0 and 20"):
+        completions_request({"model": "m", "prompt": "x", "logprobs": 21}, default=DEFAULT)
+    with pytest.raises(ApiError, match="use n"):
+        completions_request({"model": "m", "prompt": "x", "best_of": 2}, default=DEFAULT)
+    with pytest.raises(ApiError, match="at most 128"):
+        completions_request({"model": "m", "prompt": ["x"] * 17, "n": 8}, default=DEFAULT)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +191,44 @@ def test_values_that_would_break_later_are_a_400(change: dict[str, Any], reason:
         chat_request({**CHAT, **change}, default=DEFAULT)
     assert caught.value.status == 400
     str(caught.value.body).encode()
+
+
+def test_several_prompts_and_choices_have_seeds_of_their_own() -> None:
+    asked = completions_request(
+        {"model": "m", "prompt": ["a", [3, 4]], "n": 2, "seed": 2**64 - 1, "logprobs": 4},
+        default=DEFAULT,
+    )
+    assert asked.prompts == ("a", [3, 4])
+    assert [asked.choice(index).sampling.seed for index in (0, 1)] == [2**64 - 1, 0]
+    assert asked.completion.sampling.top_logprobs == 4
+    assert asked.completion.sampling.prompt_logprobs is None
+
+
+def test_echo_asks_for_the_prompts_log_probabilities() -> None:
+    asked = completions_request(
+        {"model": "m", "prompt": "a", "echo": True, "logprobs": 1}, default=DEFAULT
+    )
+    assert asked.echo
+    assert asked.completion.sampling.prompt_logprobs == 1
+
+
+def test_a_forced_tool_is_a_grammar_of_that_tool_alone() -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    for choice, names in (
+        ("required", {"f", "g"}),
+        ({"type": "function", "function": {"name": "g"}}, {"g"}),
+    ):
+        asked = chat_request(
+            {**CHAT, "tools": [TOOL, other], "tool_choice": choice}, default=DEFAULT
+        )
+        assert asked.tools is not None
+        assert asked.tools.names == names
+        grammar = asked.completion.sampling.grammar
+        assert grammar is not None
+        assert grammar.text.startswith("start: %json {")
+    free = chat_request({**CHAT, "tools": [TOOL]}, default=DEFAULT)
+    assert free.completion.sampling.grammar is None
+    assert (
+        chat_request({**CHAT, "tools": [TOOL], "tool_choice": "none"}, default=DEFAULT).tools
+        is None
+    )

@@ -28,7 +28,7 @@ def run_of(steps: list[StepTrace], times_s: list[float]) -> Any:
 
 def test_each_step_and_each_time_is_told_once() -> None:
     steps, times_s = [step(0, first_position=4, num_rows=2)], [0.5]
-    live = LiveFigures(run_of(steps, times_s))
+    live = LiveFigures([run_of(steps, times_s)])
     first = live.added_to({"id": "x"})["splitpoint"]
     assert [one["sequence"] for one in first["steps"]] == [0]
     assert first["token_times_s"] == [0.5]
@@ -42,10 +42,10 @@ def test_each_step_and_each_time_is_told_once() -> None:
 
 
 def test_what_a_chunk_says_of_itself_stays() -> None:
-    live = LiveFigures(run_of([], [0.1]))
+    live = LiveFigures([run_of([], [0.1])])
     figures = live.added_to({"splitpoint": {"finish_reason": "stop"}})["splitpoint"]
     assert figures == {"finish_reason": "stop", "steps": [], "token_times_s": [0.1]}
 
 
 def test_an_error_stays_an_error() -> None:
-    assert LiveFigures(run_of([], [0.1])).added_to({"error": {}}) == {"error": {}}
+    assert LiveFigures([run_of([], [0.1])]).added_to({"error": {}}) == {"error": {}}
