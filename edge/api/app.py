@@ -1,10 +1,11 @@
 """The OpenAI-compatible endpoints of one EdgeClient, as a Starlette application.
 
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models[/ID]   GET /health
-    GET / and /page/FILE (see `edge.api.page`)   GET /v1/splitpoint/status
+    GET / and /page/FILE (see `edge.api.page`)   GET /v1/splitpoint/status   GET /metrics
 
-As many generations run at once as the client has fronts. A request beyond that is answered with 429
-and Retry-After before its body is read, instead of waiting in a queue that nobody sees. Bodies are
+As many generations run at once as the client has fronts, and as many requests may wait as `slots`
+has room for. A request beyond that is answered with 429 and Retry-After before its body is read.
+Bodies are
 parsed and prompts tokenized in threads, one for each front, so that the event loop stays free. A
 client that hangs up ends its generation, which frees the cloud's cache. The content type must be
 JSON: a web page cannot send that to a loopback address unless the server allows it first. Without a
@@ -17,12 +18,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -32,12 +35,15 @@ from edge.api.bodies import BodyReader, body_limit, parse_body
 from edge.api.connection import ConnectionLimits
 from edge.api.errors import ApiError, api_error, shown, shown_value
 from edge.api.fields import name_field
+from edge.api.figures import CONTENT_TYPE, ApiFigures
 from edge.api.page.live import LiveFigures
 from edge.api.page.routes import page_routes
 from edge.api.prepare import Prepared, RequestPreparer
 from edge.api.requests import ApiRequest, chat_request, completions_request
 from edge.api.responses import streamed_response, whole_response
+from edge.api.runs import AnswerRuns
 from edge.api.slots import AnswerSlots
+from edge.api.status_counter import StatusCounter
 from edge.client import EdgeClient
 from edge.generation.completion import CompletionRequest
 
@@ -58,13 +64,14 @@ def make_app(
     loopback_only: bool = False,
     default: CompletionRequest | None = None,
     limits: ConnectionLimits | None = None,
+    origins: Sequence[str] = (),
 ) -> Starlette:
     """An ASGI application.
 
     slots: of the answers, as many as the client has fronts. concurrency: how many. keys: accepted
     API keys; empty: none is asked for. loopback_only: without keys, answer only requests to a
     loopback host. default: level, deadline, context and drafter of requests that name none.
-    limits: None for the defaults.
+    limits: None for the defaults. origins: web pages of these may use the API (CORS).
     """
     api = _Api(
         client,
@@ -83,6 +90,7 @@ def make_app(
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
             Route("/health", api.health),
+            Route("/metrics", api.metrics),
             *page_routes(
                 client,
                 check_caller=api._check_caller,
@@ -98,7 +106,21 @@ def make_app(
             Exception: _answer_error,
         },
         lifespan=api.lifespan,
+        middleware=_middleware(api.figures, origins),
     )
+
+
+def _middleware(figures: ApiFigures, origins: Sequence[str]) -> list[Middleware]:
+    counted = Middleware(StatusCounter, figures=figures)
+    if not origins:
+        return [counted]
+    allowed = Middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type"],
+    )
+    return [counted, allowed]
 
 
 class _Api:
@@ -130,6 +152,7 @@ class _Api:
         fingerprint = f"{plan.model.sha256[:12]}-split{plan.partition.split}"
         self._preparer = RequestPreparer(client, fingerprint)
         self._created = int(time.time())
+        self.figures = ApiFigures(lambda: slots.num_taken, lambda: slots.num_waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -139,6 +162,10 @@ class _Api:
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "running": self._slots.num_taken})
+
+    async def metrics(self, request: Request) -> Response:
+        self._check_caller(request)
+        return Response(self.figures.text(), headers={"content-type": CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
         self._check_caller(request)
@@ -171,7 +198,7 @@ class _Api:
         try:
             if await request.is_disconnected():
                 raise ClientDisconnect
-            running = self._slots.run(runs)
+            running = self._slots.run(runs, lambda: self._count(runs))
         except BaseException:
             self._slots.free()
             raise
@@ -188,7 +215,7 @@ class _Api:
 
     async def _prepared(self, data: bytes, parse: Parse) -> Prepared:
         """Take a slot, then parse and tokenize in a thread. The slot is free again on an error."""
-        self._slots.take()
+        await self._slots.take()
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._workers, self._prepare, data, parse)
@@ -207,6 +234,9 @@ class _Api:
         name_field(body, "model", "")  # any alias: there is one model
         asked = parse(body, default=self._default)
         return self._preparer.prepare(asked)
+
+    def _count(self, runs: AnswerRuns) -> None:
+        self.figures.completed([run.completion for run in runs.runs if run.has_ended])
 
     def _check_caller(self, request: Request) -> None:
         if self._loopback_only:

@@ -30,7 +30,10 @@ SHUTDOWN_S: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiConfig:
-    """Where to listen (port 0: any free one), for whom, and how many requests at once."""
+    """Where to listen (port 0: any free one), for whom, and how many requests at once.
+
+    queue: how many requests more may wait. origins: of web pages that may use the API.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -38,6 +41,8 @@ class ApiConfig:
     access: ApiAccess = field(default_factory=ApiAccess)
     default: CompletionRequest = field(default_factory=CompletionRequest)
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
+    queue: int = 0
+    origins: tuple[str, ...] = ()
 
 
 class ApiServer:
@@ -46,7 +51,7 @@ class ApiServer:
     def __init__(self, client: EdgeClient, config: ApiConfig) -> None:
         config.access.check(config.host)
         self._config = config
-        slots = AnswerSlots(config.concurrency)
+        slots = AnswerSlots(config.concurrency, queue=config.queue)
         app = make_app(
             client,
             slots,
@@ -55,6 +60,7 @@ class ApiServer:
             loopback_only=is_loopback(config.host),
             default=config.default,
             limits=config.limits,
+            origins=config.origins,
         )
         access = config.access
         self._server = _GuardedServer(

@@ -188,6 +188,11 @@ class CompletionRun:
         return self._prompt_scores
 
     @property
+    def has_ended(self) -> bool:
+        """Whether `completion` is there."""
+        return self._completion is not None
+
+    @property
     def completion(self) -> Completion:
         """The outcome, once the iteration has ended. Raises InputError before that."""
         if self._completion is None:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
+from urllib.parse import urlsplit
 
 import typer
 
@@ -23,8 +24,18 @@ class ListenOptions:
         str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.", metavar="H:P")
     ] = "127.0.0.1:8000"
     max_requests: Annotated[
-        int, typer.Option(help="Requests at once, each with a KV cache; beyond: 429.", min=1)
+        int, typer.Option(help="Requests at once, each with a KV cache.", min=1)
     ] = 1
+    queue: Annotated[
+        int, typer.Option(help="Requests more that may wait for their turn; beyond: 429.", min=0)
+    ] = 0
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin of a web page that may use this API, such as https://chat.example.",
+            metavar="ORIGIN",
+        ),
+    ] = None
     api_key_file: Annotated[Path | None, typer.Option(help="Accepted API keys, one a line.")] = None
     listen_tls_cert: Annotated[
         Path | None, typer.Option(help="Certificate of this server (PEM).")
@@ -35,6 +46,17 @@ class ListenOptions:
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond loopback without TLS and key.")
     ] = False
+
+
+def origin_of(text: str) -> str:
+    """A web origin: scheme and host, with a port where it has one. BadParameter for another."""
+    parts = urlsplit(text)
+    is_origin = parts.scheme in ("http", "https") and parts.netloc and text == text.strip()
+    if not is_origin or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+        raise typer.BadParameter(
+            f"--cors {text!r}: give an origin such as https://chat.example (no path, no *)"
+        )
+    return text
 
 
 @with_options()
@@ -61,6 +83,8 @@ def api(
             insecure=local.insecure,
         ),
         default=options.completion_request(options.SamplingOptions(), control),
+        queue=local.queue,
+        origins=tuple(origin_of(text) for text in local.cors or ()),
     )
     config.access.check(address.host)  # before the model is loaded
 

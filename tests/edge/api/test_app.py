@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -431,3 +432,35 @@ def test_offsets_and_tokens_of_a_completion_are_places_in_its_text(
     assert "".join(token for token in tokens if token != "</s>") == text
     for token, offset in zip(tokens, offsets, strict=True):
         assert token == "</s>" or text[offset : offset + len(token)] == token
+
+
+def test_more_requests_wait_for_their_turn_where_there_is_a_queue(
+    edge: EdgeClient, model: str
+) -> None:
+    """The client has one front, so three requests at once are answered one after another."""
+    body = {"model": model, "prompt": "again", "max_tokens": 4}
+    with running_api(edge, ApiConfig(port=0, queue=2)) as url:
+
+        def ask(_: int) -> int:
+            return httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code
+
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(ask, range(3))) == [200, 200, 200]
+        said = httpx.get(f"{url}/metrics").text
+    assert 'splitpoint_api_requests_total{status="200"} 3' in said
+    assert "splitpoint_api_tokens_total 12" in said
+    assert "again" not in said
+
+
+def test_a_web_page_may_use_the_api_where_its_origin_is_named(edge: EdgeClient) -> None:
+    page = "https://chat.example"
+    asking = {"Origin": page, "Access-Control-Request-Method": "POST"}
+    with running_api(edge, ApiConfig(port=0, origins=(page,))) as url:
+        allowed = httpx.options(f"{url}/v1/chat/completions", headers=asking)
+        assert allowed.headers["access-control-allow-origin"] == page
+        other = {**asking, "Origin": "https://elsewhere.example"}
+        refused = httpx.options(f"{url}/v1/chat/completions", headers=other)
+        assert "access-control-allow-origin" not in refused.headers
+    with running_api(edge, ApiConfig(port=0)) as url:
+        silent = httpx.get(f"{url}/health", headers={"Origin": page})
+        assert "access-control-allow-origin" not in silent.headers
