@@ -8,7 +8,8 @@ The public Python API. Names load on first use, so `import splitpoint` stays lig
         answer = client.complete("The capital of France is", CompletionRequest(max_new_tokens=16))
         print(answer.text)
 
-- `EdgeClient`: one device with one bundle. `Credentials`, `RetryPolicy`: how it reaches a server.
+- `EdgeClient`: one device with one bundle. `AsyncEdgeClient`: the same for asyncio.
+  `Credentials`, `RetryPolicy`: how it reaches a server.
 - `CompletionRequest`, `SamplingParams`: what to generate.
 - `CompletionRun`, `TextPiece`: an answer while it comes. `Completion`, `StepTrace`: what it cost.
 - `Plan`, `Partition`: what a bundle was built for.
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from decoding.params import SamplingParams as SamplingParams
+    from edge.async_client import AsyncEdgeClient as AsyncEdgeClient
     from edge.client import EdgeClient as EdgeClient
     from edge.errors import EdgeError as EdgeError
     from edge.generation.completion import CompletionRequest as CompletionRequest
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "SamplingParams": "decoding.params",
+    "AsyncEdgeClient": "edge.async_client",
     "EdgeClient": "edge.client",
     "EdgeError": "edge.errors",
     "CompletionRequest": "edge.generation.completion",
@@ -50,6 +53,7 @@ _HOMES: Final = {
 }
 
 __all__ = [
+    "AsyncEdgeClient",
     "Completion",
     "CompletionRequest",
     "CompletionRun",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import io
 import json
@@ -63,3 +64,12 @@ def test_the_device_loop_answers_and_outlives_a_bad_question(
     assert "plan allows" in answers[1]["error"]
     assert answers[0]["finish_reason"] in ("length", "stop")
     assert answers[2]["uplink_bytes"] > 0
+
+
+def test_several_answers_come_at_once_through_asyncio(
+    bundle: str, server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("async_api")
+    asyncio.run(module.main(bundle, server.address))
+    said = capsys.readouterr().out
+    assert all(question in said for question in module.QUESTIONS)

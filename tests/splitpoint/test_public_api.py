@@ -13,6 +13,7 @@ import pytest
 import splitpoint
 
 EXPORTS = {
+    "AsyncEdgeClient",
     "Completion",
     "CompletionRequest",
     "CompletionRun",
