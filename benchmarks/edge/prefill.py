@@ -3,12 +3,13 @@
     python benchmarks/edge/prefill.py --bundle BUNDLE [--prompt-tokens 512] [--rtt-ms 40] [--up-mbps
     4]
 
-Serves BUNDLE (calibrated) in a process of its own behind the emulated link. Three ways, in turn:
+Serves BUNDLE (calibrated) in a process of its own behind the emulated link. Four ways, in turn:
 
 - `fp16, whole`: the prompt as one frame, nothing overlapped, as a split without a codec does. The
   frame really sent is lossless, which is larger than fp16; the link of these runs is faster by the
   same ratio, so that the frame takes exactly the time that 2 bytes an element take.
 - `lossless, pipelined` and `default level, pipelined`: chunks as the edge chooses them.
+- `ids, in the cloud`: --prefill cloud, for a bundle whose server holds every layer.
 
 Bound of a run: max(edge compute, bytes / rate, cloud compute) + RTT, each from the run's own trace.
 Warm-up thrown away; medians of --repeats, smallest and largest beside them. JSON last.
@@ -61,14 +62,15 @@ def main() -> int:
         options += ["--threads", str(arguments.cloud_threads)]
     runs: dict[str, list[dict[str, float]]] = {}
     with serving(arguments.bundle, options) as address:
-        ways: list[tuple[str, str, int | None]] = [
-            ("fp16, whole", "lossless", arguments.prompt_tokens),
-            ("lossless, pipelined", "lossless", None),
-            ("default level, pipelined", arguments.level, None),
+        ways: list[tuple[str, str, int | None, str]] = [
+            ("fp16, whole", "lossless", arguments.prompt_tokens, "edge"),
+            ("lossless, pipelined", "lossless", None, "edge"),
+            ("default level, pipelined", arguments.level, None, "edge"),
+            ("ids, in the cloud", arguments.level, None, "cloud"),
         ]
         inflation = 1.0
         for repeat in range(arguments.repeats + 1):
-            for name, level, chunk in ways:
+            for name, level, chunk, place in ways:
                 link_rate = rate * (inflation if chunk else 1.0)
                 completion = first_token(
                     arguments.bundle,
@@ -80,6 +82,7 @@ def main() -> int:
                     chunk=chunk,
                     num_tokens=arguments.prompt_tokens,
                     threads=arguments.edge_threads,
+                    prefill=place,
                 )
                 if chunk:  # what the lossless frame is larger than fp16 by
                     sent = sum(step.uplink_bytes for step in completion.steps)
@@ -122,6 +125,7 @@ def first_token(
     chunk: int | None,
     num_tokens: int,
     threads: int | None,
+    prefill: str,
 ) -> Completion:
     host, _, port = address.rpartition(":")
     with (
@@ -134,7 +138,8 @@ def first_token(
         # The channel is up before the clock runs: a device keeps its connection.
         client.start_ids(ids[:8], CompletionRequest(max_new_tokens=1, draft="off"))
         client.complete(TEXT, CompletionRequest(max_new_tokens=1, draft="off"))
-        run = client.start_ids(ids, CompletionRequest(max_new_tokens=1, level=level, draft="off"))
+        request = CompletionRequest(max_new_tokens=1, level=level, draft="off", prefill=prefill)
+        run = client.start_ids(ids, request)
         for _ in run:
             pass
         return run.completion
