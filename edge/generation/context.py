@@ -13,11 +13,12 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from itertools import islice
 
+from edge.generation.parts import AnswerParts
 from edge.generation.token_source import FrontSegment, NewToken, OnStep, TokenSource
 from optimizer.policy.kv.base import KvPolicy
 
 
-class ShiftingGeneration:
+class ShiftingGeneration(AnswerParts):
     """A token source without end, made of generations that each fit into `capacity` tokens.
 
     generation_of(index, max_tokens, num_prompt): makes the index-th generation, for so many tokens
@@ -35,32 +36,13 @@ class ShiftingGeneration:
         policy: KvPolicy,
         max_new_tokens: int,
     ) -> None:
+        super().__init__()
         self._policy = policy
         self._generation_of = generation_of
         self._front = front
         self._capacity = capacity
         self._max_new_tokens = max_new_tokens
-        self._current: TokenSource | None = None
-        self._past_reconnects = 0
-        self._cancelled = False
         self.shifts = 0
-
-    @property
-    def reconnects(self) -> int:
-        """Of all generations so far."""
-        return self._past_reconnects + (0 if self._current is None else self._current.reconnects)
-
-    def cancel(self) -> None:
-        """See TokenSource."""
-        self._cancelled = True
-        if self._current is not None:
-            self._current.cancel()
-
-    def _begin(self, index: int, max_tokens: int, num_prompt: int) -> TokenSource:
-        part = self._current = self._generation_of(index, max_tokens, num_prompt)
-        if self._cancelled:  # meanwhile, when it was not there yet to be told
-            part.cancel()
-        return part
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens; raises what the generations raise (see RemoteGeneration)."""
@@ -72,9 +54,8 @@ class ShiftingGeneration:
             prompt = [tokens[position] for position in kept]
             self.shifts += len(prompt) < len(tokens)
             count = min(self._capacity - len(prompt), left)
-            self._past_reconnects = self.reconnects
             num_prompt = sum(position < len(prompt_ids) for position in kept)
-            part = self._begin(index, len(prompt) + count, num_prompt)
+            part = self.begin(self._generation_of(index, len(prompt) + count, num_prompt))
             self._front.rollback(0)
             with closing(part.tokens(prompt, on_step)) as source:
                 for token in islice(source, count):

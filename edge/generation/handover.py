@@ -15,10 +15,11 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from itertools import islice
 
+from edge.generation.parts import AnswerParts
 from edge.generation.token_source import NewToken, OnStep, TokenSource
 
 
-class HandoverGeneration:
+class HandoverGeneration(AnswerParts):
     """A token source of at most two parts.
 
     on_device, in_cloud: make a part for so many tokens in all, prompt and output together.
@@ -33,25 +34,12 @@ class HandoverGeneration:
         capacity: int,
         max_new_tokens: int,
     ) -> None:
+        super().__init__()
         self._on_device = on_device
         self._in_cloud = in_cloud
         self._capacity = capacity
         self._max_new_tokens = max_new_tokens
-        self._current: TokenSource | None = None
-        self._past_reconnects = 0
-        self._cancelled = False
         self.moves = 0
-
-    @property
-    def reconnects(self) -> int:
-        """Of both parts."""
-        return self._past_reconnects + (0 if self._current is None else self._current.reconnects)
-
-    def cancel(self) -> None:
-        """See TokenSource."""
-        self._cancelled = True
-        if self._current is not None:
-            self._current.cancel()
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens; raises what the parts raise (see RemoteGeneration)."""
@@ -70,9 +58,5 @@ class HandoverGeneration:
     def _part(
         self, part: TokenSource, prompt_ids: Sequence[int], count: int, on_step: OnStep
     ) -> Generator[NewToken, None, None]:
-        self._past_reconnects = self.reconnects
-        self._current = part
-        if self._cancelled:  # meanwhile, when it was not there yet to be told
-            part.cancel()
-        with closing(part.tokens(tuple(prompt_ids), on_step)) as source:
+        with closing(self.begin(part).tokens(tuple(prompt_ids), on_step)) as source:
             yield from islice(source, count)

@@ -1,0 +1,33 @@
+"""An answer made of several generations, one after the other: what they have in common."""
+
+from __future__ import annotations
+
+from edge.generation.token_source import TokenSource
+
+
+class AnswerParts:
+    """Base of the token sources that are made of parts: reconnects add up, and one is cancelled."""
+
+    def __init__(self) -> None:
+        self._current: TokenSource | None = None
+        self._past_reconnects = 0
+        self._cancelled = False
+
+    @property
+    def reconnects(self) -> int:
+        """Of all parts so far."""
+        return self._past_reconnects + (0 if self._current is None else self._current.reconnects)
+
+    def cancel(self) -> None:
+        """See TokenSource."""
+        self._cancelled = True
+        if self._current is not None:
+            self._current.cancel()
+
+    def begin(self, part: TokenSource) -> TokenSource:
+        """Make `part` the one that runs. It is cancelled at once if the answer was meanwhile."""
+        self._past_reconnects = self.reconnects
+        self._current = part
+        if self._cancelled:  # when it was not there yet to be told
+            part.cancel()
+        return part
