@@ -30,6 +30,7 @@ EXTRA_OF_PACKAGE: Final = {
     "grpc_health": "cloud",
     "grpc_reflection": "cloud",
     "prometheus_client": "cloud",
+    "llguidance": "grammar",  # the smaller of the two that bring it
     "accelerate": "build",
     "onnx": "build",
     "onnx_ir": "build",

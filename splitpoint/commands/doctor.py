@@ -25,6 +25,7 @@ PACKAGES_OF_SIDE = {
         "grpcio-health-checking",
         "grpcio-reflection",
         "prometheus-client",
+        "llguidance",
     ),
     "build": ("onnx", "onnx-ir", "optimum", "gguf", "accelerate"),
     "simulate": ("simpy", "matplotlib"),

@@ -216,7 +216,7 @@ REQUESTS: dict[str, tuple[bytes, int]] = {
     "DELETE": (request(COMPLETIONS, method="DELETE"), 405),
     "POST of the models": (request("/v1/models", BODY), 405),
     "OPTIONS": (request(CHAT, method="OPTIONS"), 405),
-    "no such path": (request("/v1/embeddings", BODY), 404),
+    "no such path": (request("/v1/moderations", BODY), 404),
     "no such model": (request("/v1/models/other", method="GET"), 404),
     "another host": (request(COMPLETIONS, BODY, headers={"Host": "evil.example"}), 403),
     "a long header": (request(COMPLETIONS, BODY, headers={"X": "y" * 200_000}), 431),

@@ -100,7 +100,7 @@ def test_quantized_tensors_are_refused_at_every_split(
     ("section", "method"),
     [
         ({"load_in_4bit": True}, "bitsandbytes"),
-        ({"quant_method": "mxfp4"}, "mxfp4"),
+        ({"quant_method": "hqq"}, "hqq"),
         ({"quant_algo": "FP8"}, "FP8"),
         ("odd", "unknown"),
     ],

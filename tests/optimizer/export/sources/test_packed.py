@@ -292,7 +292,6 @@ def test_a_scale_that_is_not_finite_is_refused(folder: Path, tmp_path: Path) -> 
         ({**FP8, "weight_block_size": [128]}, "weight_block_size must be two sizes"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
         ({"load_in_8bit": True}, "bitsandbytes"),
-        ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "hqq"}, "hqq"),
         ({"quant_method": "torchao"}, "torchao"),
     ],
