@@ -42,7 +42,7 @@ from edge.generation.step_observer import StepObserver, StepWatcher
 from edge.generation.token_source import FrontSegment, NewToken, OnStep, compute_rows
 from edge.net.transport import Received, Stream
 from optimizer.policy.retry import Clock, RetryPolicy
-from protos.messages import Closed, Opened, Result
+from protos.messages import Closed, Frame, Opened, Result
 
 
 class RemoteGeneration:
@@ -107,8 +107,7 @@ class RemoteGeneration:
         when one broke the protocol, and TooSlowError when the deadline cannot be held.
         """
         level = self._selector.level
-        wants_scores = self._terms.prompt_top is not None  # of every row, so none is skipped
-        known = () if wants_scores else self._prefixes.matching(level, prompt_ids)
+        known = self._known_beginning(level, prompt_ids)
         session = EdgeSession(
             prompt_ids, chunk_tokens=self._chunks.max_tokens, known=known, terms=self._terms
         )
@@ -143,6 +142,21 @@ class RemoteGeneration:
         self._connector.cancel()
         if self._stream is not None:
             self._stream.hang_up()  # with a goodbye, so that the cloud keeps nothing for a return
+
+    def _known_beginning(self, level: str, prompt_ids: Sequence[int]) -> tuple[Frame, ...]:
+        """Frames that the cloud may hold already.
+
+        Scores of the prompt are scores of every row, so none is skipped. Behind a beginning that is
+        held, the rest of a prompt has to go as rows. Where ids are wanted, a beginning is therefore
+        named only if it is most of the prompt.
+        """
+        if self._terms.prompt_top is not None:
+            return ()
+        known = self._prefixes.matching(level, prompt_ids)
+        if self._prefill is None or not self._prefill.fills_front(with_drafts=False):
+            return known
+        covered = sum(len(frame.token_ids) for frame in known)
+        return known if 2 * covered >= len(prompt_ids) else ()
 
     def _compute_early(self, session: EdgeSession) -> None:
         """Compute the first chunk while the session opens; does its work once."""

@@ -111,6 +111,20 @@ def test_a_second_turn_reuses_what_came_as_ids(tiny: Any) -> None:
     assert first_difference(bench.whole, longer, completion.token_ids, whole) is None
 
 
+def test_a_short_known_beginning_does_not_keep_a_long_prompt_from_going_as_ids(tiny: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    whole = generate(bench.whole, PROMPT, COUNT)
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        EdgeClient(bench.edge_bundle(1, prefill_chunk=16), server.address) as client,
+    ):
+        answered(client, PROMPT[:20], prefill="edge")  # one chunk of 16 is kept
+        completion = answered(client, PROMPT, prefill="cloud").completion
+    assert first_difference(bench.whole, PROMPT, completion.token_ids, whole) is None
+    prefill = [step for step in completion.steps if step.phase == "prefill"]
+    assert [(step.num_rows, step.hidden_bytes) for step in prefill] == [(len(PROMPT), 0)]
+
+
 def test_an_answer_that_outgrows_the_device_goes_on_in_the_cloud(tiny: Any) -> None:
     bench: ModelBench = tiny("llama")
     count = 100
