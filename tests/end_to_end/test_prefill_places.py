@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from decoding.grammar import Grammar
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
 from edge.generation.completion import CompletionRequest, CompletionRun
@@ -144,9 +145,19 @@ def test_an_answer_that_outgrows_the_device_goes_on_in_the_cloud(tiny: Any) -> N
         assert_comes_true(lambda: server.server.pool.used_bytes == 0)
 
 
-def test_a_sampled_answer_is_the_same_with_and_without_a_handover(tiny: Any) -> None:
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.9, seed=7, repetition_penalty=1.2),
+        SamplingParams(temperature=0.7, seed=1, presence_penalty=1.5, frequency_penalty=0.5),
+        SamplingParams(grammar=Grammar(kind="regex", text="[a-z ]*")),
+    ],
+    ids=["sampled", "penalties", "grammar"],
+)
+def test_an_answer_is_the_same_with_and_without_a_handover(
+    tiny: Any, sampling: SamplingParams
+) -> None:
     bench: ModelBench = tiny("qwen3")
-    sampling = SamplingParams(temperature=0.9, seed=7, repetition_penalty=1.2)
     request = CompletionRequest(max_new_tokens=80, context="handover", sampling=sampling)
     answers = []
     with running_server(bench.cloud_bundle()) as server:
