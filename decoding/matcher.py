@@ -30,9 +30,10 @@ _LIMITS: Final = {
     "precompute_large_lexemes": False,
     "verbose_errors": False,
 }
-# White space between the parts of JSON: enough to indent it. Without a bound, an answer may become
-# white space for ever.
-_JSON: Final = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
+# White space in JSON: one space after each comma and colon. Where more is allowed, a weak model
+# writes white space until its tokens run out.
+# Options: https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md
+_JSON: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 # Processor time, in seconds: of one call of llguidance; and of all calls of an answer together, so
 # much and so much more a call. An honest grammar takes a twentieth of that.
 MAX_CALL_S: Final = 0.1

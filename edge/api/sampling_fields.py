@@ -32,12 +32,6 @@ SAMPLING_FIELDS: Final = frozenset(
         "logit_bias",
     }
 )
-# llguidance's options, https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md
-_COMPACT: Final[Mapping[str, Any]] = {
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "whitespace_flexible": False,
-}
 MAX_ID_DIGITS: Final = 10
 
 
@@ -109,15 +103,9 @@ def response_grammar(body: Mapping[str, Any]) -> Grammar | None:
 
 
 def schema_grammar(schema: Mapping[str, Any], where: str) -> Grammar:
-    """A JSON schema as a grammar. ApiError when it is too long.
-
-    The answer has no white space but one space after each comma and colon. Else a model may write
-    spaces until its tokens run out, which the grammar of JSON allows. A schema may say otherwise.
-    The kind "json_schema" cannot carry these options, so the schema stands in a Lark grammar.
-    """
+    """A JSON schema as a grammar. ApiError when it is too long."""
     try:
-        compact = {"x-guidance": dict(_COMPACT), **schema}
-        return Grammar(kind="lark", text=f"start: %json {json.dumps(compact)}")
+        return Grammar(kind="json_schema", text=json.dumps(schema))
     except ValueError as error:
         raise ApiError(f"{where}: {error}", param=where) from error
 

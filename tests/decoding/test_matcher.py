@@ -196,3 +196,19 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_library_the_cure_is_named(tmp_path: Path) -> None:
     with pytest.raises(GrammarLibraryError, match="pip install 'llguidance"):
         GrammarTokenizer(tmp_path / "tokenizer.json", VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("json_object", ""), ("json_schema", '{"type": "object", "properties": {"a": {}}}')],
+)
+def test_json_has_one_space_after_a_colon_and_no_other(
+    tokenizer: GrammarTokenizer, kind: str, text: str
+) -> None:
+    it = matcher(tokenizer, kind, text)
+    space, line, brace = byte_ids(" \n}")
+    begun = byte_ids('{"a":')
+    assert not {space, line} & allowed(it.masks([])[0])
+    assert allowed(it.masks(byte_ids("{"))[0]) <= {byte_ids('"')[0], brace}
+    assert allowed(it.masks(begun)[0]) == {space}
+    assert not {space, line} & allowed(it.masks([*begun, space])[0])
