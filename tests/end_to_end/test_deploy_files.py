@@ -49,6 +49,23 @@ def test_images_start_commands_with_flags_that_exist(name: str) -> None:
     assert "USER 10001" in text
 
 
+def test_the_edges_image_has_what_its_command_needs() -> None:
+    text = (DEPLOY / "docker/edge.Dockerfile").read_text()
+    assert '".[edge,api]"' in text  # `splitpoint api` needs the API's packages
+    assert "splitpoint api /bundle" in text
+    for variable in ("SPLITPOINT_SERVER", "SPLITPOINT_TLS_CA", "SPLITPOINT_TOKEN_FILE"):
+        assert f"${{{variable}" in text or f"${variable}" in text
+    assert "HEALTHCHECK" in text
+
+
+def test_a_service_with_tls_is_not_announced_as_clear_text() -> None:
+    (grpc,) = (p for p in manifest("Service")["spec"]["ports"] if p["name"] == "grpc")
+    arguments = manifest("Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+    has_tls = any(argument.startswith("--tls-cert") for argument in arguments)
+    assert has_tls
+    assert grpc["appProtocol"] == "https"
+
+
 def test_the_unit_starts_the_api_with_flags_that_exist() -> None:
     text = (DEPLOY / "systemd/splitpoint-edge.service").read_text()
     (command,) = (line for line in text.splitlines() if line.startswith("ExecStart="))
