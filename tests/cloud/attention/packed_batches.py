@@ -84,7 +84,10 @@ class PackedBatch:
                     scores = traits.scale * (keys @ row[head])
                     if traits.cap is not None:
                         scores = traits.cap * torch.tanh(scores / traits.cap)
-                    weights = torch.exp(scores) / torch.exp(scores).sum()
+                    total = torch.exp(scores).sum()
+                    if traits.sinks is not None:  # a score that belongs to no token
+                        total = total + torch.exp(traits.sinks[head].double())
+                    weights = torch.exp(scores) / total
                     out.append(weights @ values)
         return torch.stack(out).view(-1, self.heads.query, self.heads.dim)
 

@@ -24,12 +24,15 @@ BATCHES = {
     "steps together": [1] * 7,
     "steps and prefills": [1, 9, 1, 2, 1, 17],
 }
+SINKS = torch.tensor([1.5, -0.5, 0.0, 2.5])  # one a head
 TRAITS = {
     "plain": AttentionTraits(0.25),
     "window": AttentionTraits(0.25, window=12),
     "window of one": AttentionTraits(0.25, window=1),
     "soft cap": AttentionTraits(0.5, cap=1.5),
     "window and soft cap": AttentionTraits(0.5, window=5, cap=1.5),
+    "sinks": AttentionTraits(0.25, sinks=SINKS),
+    "sinks and window": AttentionTraits(0.25, window=12, sinks=SINKS),
 }
 
 
