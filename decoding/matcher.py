@@ -73,8 +73,8 @@ def byte_tokenizer() -> GrammarTokenizer:
 class GrammarMatcher:
     """One answer's grammar. Not thread-safe: one call at a time. An error ends its use.
 
-    Raises GrammarError for a grammar that cannot be read or is too
-    large, and GrammarLibraryError. end_token_ids: tokens that may come where the answer may end.
+    end_token_ids: tokens that may come where the answer may end. Raises GrammarError for a grammar
+    that cannot be read or is too large, and GrammarLibraryError.
     """
 
     def __init__(

@@ -61,10 +61,10 @@ class Frame:
 
     token_ids: [T] the input tokens of the rows; the last `num_drafts` of them are guesses.
     hidden: a codec frame of float32 [T, D]; empty: a token frame, whose rows the cloud computes
-    from the ids. first_position: where it is below the number of
-    tokens that the cloud holds, the cloud first rolls its cache back to there. ahead: the edge
-    sent the frame before it had the answer to the frame before. The first row is then a guess of
-    the last token of that answer; if the guess is wrong, the cloud runs nothing.
+    from the ids. first_position: where it is below the number of tokens that the cloud holds, the
+    cloud first rolls its cache back to there. ahead: the edge sent the frame before it had the
+    answer to the frame before. The first row is then a guess of the last token of that answer; if
+    the guess is wrong, the cloud runs nothing.
     """
 
     sequence: int

@@ -1,10 +1,10 @@
 """Peak memory and time of a build, for a seeded random model of a given shape.
 
-    python benchmarks/planning/build_memory.py --shape 1b --split 8 --work /tmp/build-memory
+    python benchmarks/planning/build_memory.py --shape 1b --split 8 --work WORK
 
 The model is written shard by shard, so this needs no more memory than a build does. The build runs
-in a process of its own. JSON last: peak bytes, the bound of issue 16 (two layers in float32, the
-embedding and head as stored, 1.5 GiB), seconds by stage.
+in a process of its own. JSON last: peak bytes, the bound (two layers in float32, the embedding and
+head as stored, 1.5 GiB), seconds by stage.
 """
 
 from __future__ import annotations

@@ -148,6 +148,7 @@ def load_back(
 def _embedding(config: Any, tensors: TensorFiles) -> TokenEmbedding | None:
     return TokenEmbedding.of(
         tensors,
+        shape=(config.vocab_size, config.hidden_size),
         is_tied=bool(config.tie_word_embeddings),
         factor=back_family(config).embedding_factor(config),
     )

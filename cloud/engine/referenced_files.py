@@ -41,7 +41,7 @@ class ReferencedFiles(TensorFiles):
         for name, (_, stored) in reference.tensors.items():
             if stored not in self._file_of:
                 raise WeightsError(f"{reference.folder}: the tensor {stored} is missing")
-            num_axes = len(self._file_of[stored].get_slice(stored).get_shape())
+            num_axes = len(super()._shape_of(stored))
             kept = back_name(name, reference.tensors)
             bits = back_tensor_bits(kept, reference.back_bits)
             coded = bits == 8 and is_coded(kept, num_axes)
@@ -64,6 +64,10 @@ class ReferencedFiles(TensorFiles):
         if name in made:
             return made[name].float()
         return made[name + CODES_SUFFIX].float() * made[name + SCALE_SUFFIX].float()[:, None]
+
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        shape = super()._shape_of(self._place[name])
+        return shape[:-1] if name.endswith(SCALE_SUFFIX) else shape
 
     def _as_kept(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         kept = name.removesuffix(CODES_SUFFIX).removesuffix(SCALE_SUFFIX)

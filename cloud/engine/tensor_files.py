@@ -77,12 +77,27 @@ class TensorFiles(Mapping[str, Tensor]):
         """Whether `row` can read this matrix."""
         return name in self or name + CODES_SUFFIX in self
 
+    def check_rows(self, name: str, shape: tuple[int, int]) -> None:
+        """WeightsError unless `row` reads a matrix of this shape; reads no value of it."""
+        parts: dict[str, tuple[int, ...]] = {name: shape}
+        if name not in self:
+            parts = {name + CODES_SUFFIX: shape, name + SCALE_SUFFIX: shape[:1]}
+        for part, expected in parts.items():
+            if part not in self:
+                raise WeightsError(f"{self._folder}: the tensor {part} is missing")
+            found = self._shape_of(part)
+            if found != expected:
+                raise WeightsError(f"{self._folder}: {part} has shape {found}, expected {expected}")
+
     def row(self, name: str, index: int) -> Tensor:
         """Row `index` of a matrix, float32 [1, D], as the layers would see it."""
         if name in self:
             return self._slice(name, index).float()
         codes, scale = name + CODES_SUFFIX, name + SCALE_SUFFIX
         return self._slice(codes, index).float() * self._slice(scale, index).float()[:, None]
+
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file_of[name].get_slice(name).get_shape())
 
     def _slice(self, name: str, index: int) -> Tensor:
         part: Tensor = self._file_of[name].get_slice(name)[index : index + 1]

@@ -31,14 +31,18 @@ class TokenEmbedding:
 
     @classmethod
     def of(
-        cls, tensors: TensorFiles, *, is_tied: bool, factor: float | None
+        cls, tensors: TensorFiles, *, shape: tuple[int, int], is_tied: bool, factor: float | None
     ) -> TokenEmbedding | None:
         """The embedding in `tensors`; None where they hold none.
 
-        is_tied: the head's matrix is the embedding.
+        shape: (V, D); WeightsError for a table of another one. is_tied: the head's matrix is the
+        embedding.
         """
         names = [name for name in (_NAMES if is_tied else _NAMES[:1]) if tensors.has_rows(name)]
-        return cls(tensors, names[0], factor) if names else None
+        if not names:
+            return None
+        tensors.check_rows(names[0], shape)
+        return cls(tensors, names[0], factor)
 
     def rows(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 [T, D] for T ids of the vocabulary."""

@@ -6,7 +6,9 @@ none lasts longer than `MAX_REQUEST_S`, however slowly its client sends or reads
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +18,8 @@ from cloud.errors import StartError
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
+
+logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 16
 MAX_REQUEST_S: Final = 10.0
@@ -104,7 +108,10 @@ class _LimitedServer(WSGIServer):
                 continue
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no event."""
+        """Log what went wrong; a client that hangs up is no event."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            logger.warning("an HTTP request was not answered (%r)", error)
 
     def _answer(self, request: Any, client_address: Any) -> None:
         try:

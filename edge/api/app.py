@@ -5,11 +5,10 @@
 
 As many generations run at once as the client has fronts, and as many requests may wait as `slots`
 has room for. A request beyond that is answered with 429 and Retry-After before its body is read.
-Bodies are
-parsed and prompts tokenized in threads, one for each front, so that the event loop stays free. A
-client that hangs up ends its generation, which frees the cloud's cache. The content type must be
-JSON: a web page cannot send that to a loopback address unless the server allows it first. Without a
-key, the Host header must name a loopback address.
+Bodies are parsed and prompts tokenized in threads, one for each front, so that the event loop stays
+free. A client that hangs up ends its generation, which frees the cloud's cache. The content type
+must be JSON: a web page cannot send that to a loopback address unless the server allows it first.
+Without a key, the Host header must name a loopback address.
 """
 
 from __future__ import annotations

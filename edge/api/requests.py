@@ -34,7 +34,7 @@ from edge.api.sampling_fields import (
 from edge.api.tools import AskedTools, asked_tools
 from edge.device.tokenizer import ChatMessage
 from edge.errors import InputError
-from edge.generation.completion import AUTO_LEVEL, CompletionRequest
+from edge.generation.completion import CompletionRequest
 
 COMPLETIONS_MAX_TOKENS: Final = 16  # what OpenAI's completions give when nothing is asked for
 MAX_STOPS: Final = 16
@@ -182,7 +182,6 @@ def _request(
     tools: AskedTools | None = None,
 ) -> ApiRequest:
     include_usage = _include_usage(body)
-    level = name_field(body, "level", AUTO_LEVEL)
     num_choices = count_field(body, "n", 1, low=1, high=MAX_CHOICES) or 1
     if num_choices * len(prompts) > MAX_ANSWERS:
         raise ApiError(f"prompt and n: at most {MAX_ANSWERS} answers a request", param="prompt")
@@ -191,7 +190,7 @@ def _request(
             max_new_tokens=max_tokens,
             sampling=sampling,
             stop=_stops(body.get("stop")),
-            level=level if level != AUTO_LEVEL else default.level,
+            level=name_field(body, "level", default.level),
             draft=name_field(body, "draft", default.draft),
             deadline_tbt_s=number_field(body, "deadline_tbt_s", default.deadline_tbt_s),
             context=default.context,

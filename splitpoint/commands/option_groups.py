@@ -85,6 +85,14 @@ def address_of(text: str, option: str, *, lowest_port: int = 0) -> Address:
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
+def given_options(context: typer.Context) -> frozenset[str]:
+    """Names of the command's parameters that somebody gave: no default says the same."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(
+        name for name, source in sources.items() if source is not None and source.name != "DEFAULT"
+    )
+
+
 def with_options(**defaults: Any) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:
     """Replace every parameter whose type is a dataclass by that dataclass's fields.
 

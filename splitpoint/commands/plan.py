@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,9 +11,8 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from optimizer.errors import PlanError
-from splitpoint.commands.option_groups import with_options
+from splitpoint.commands.option_groups import given_options, with_options
 from splitpoint.commands.plan_options import (
-    DEFAULT_OBJECTIVE,
     ChoiceOptions,
     DeploymentOptions,
     EvidenceOptions,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 @with_options()
 def plan(
+    context: typer.Context,
     deployment: DeploymentOptions,
     choices: ChoiceOptions,
     limits: LimitOptions,
@@ -55,13 +56,15 @@ def plan(
     point = link_at(profile, epsilon=deployment.epsilon)
     planner = Planner(_problem(reference, edge, cloud, choices, limits, evidence))
     found = planner.solve(point)
-    lifted = limits.without_defaults() if found is None else None
+    asked = given_options(context)
+    lifted = limits.without_defaults(asked) if found is None else None
     if lifted is not None:
-        freer = Planner(_problem(reference, edge, cloud, _fastest(choices), lifted, evidence))
+        fastest = _fastest(choices, asked)
+        freer = Planner(_problem(reference, edge, cloud, fastest, lifted, evidence))
         found = freer.solve(point)
         if found is not None:
             planner = freer
-            _tell_lifted(limits)
+            _tell_lifted(limits, asked)
     if found is None:
         raise _infeasible(planner, point, as_json=output.as_json)
     decided = _decided(planner, point, found, reference, deployment, output.out)
@@ -73,16 +76,19 @@ def plan(
         _plot(planner, point, found, output.plot)
 
 
-def _fastest(choices: ChoiceOptions) -> ChoiceOptions:
+def _fastest(choices: ChoiceOptions, asked: Collection[str]) -> ChoiceOptions:
     """The choices with the least time between tokens as objective, where none was asked for."""
-    return replace(choices, objective="tbt") if choices.objective == DEFAULT_OBJECTIVE else choices
+    return choices if "objective" in asked else replace(choices, objective="tbt")
 
 
-def _tell_lifted(limits: LimitOptions) -> None:
+def _tell_lifted(limits: LimitOptions, asked: Collection[str]) -> None:
+    values = {"max_tbt": f"{limits.max_tbt} s between tokens"}
+    values["max_ttft"] = f"{limits.max_ttft} s to the first token"
+    lifted = {name: value for name, value in values.items() if name not in asked}
+    options = " and ".join("--" + name.replace("_", "-") for name in lifted)
     typer.echo(
-        f"splitpoint: no plan keeps the default limits here ({limits.max_tbt} s between tokens, "
-        f"{limits.max_ttft} s to the first one), so they were lifted; set --max-tbt and --max-ttft "
-        "to plan with others",
+        f"splitpoint: no plan keeps the default limits here ({', '.join(lifted.values())}), "
+        f"so they were lifted; set {options} to plan with others",
         err=True,
     )
 

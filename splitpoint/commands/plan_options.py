@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final
@@ -132,12 +133,15 @@ class LimitOptions:
         except PlanError as error:
             raise typer.BadParameter(str(error)) from error
 
-    def without_defaults(self) -> LimitOptions | None:
-        """These limits less those on time that nobody asked for; None: all were asked for."""
+    def without_defaults(self, asked: Collection[str]) -> LimitOptions | None:
+        """These limits less those on time that nobody asked for; None: all were asked for.
+
+        asked: names of the options that were given, see `given_options`.
+        """
         lifted = replace(
             self,
-            max_tbt="none" if self.max_tbt == DEFAULT_MAX_TBT else self.max_tbt,
-            max_ttft="none" if self.max_ttft == DEFAULT_MAX_TTFT else self.max_ttft,
+            max_tbt=self.max_tbt if "max_tbt" in asked else "none",
+            max_ttft=self.max_ttft if "max_ttft" in asked else "none",
         )
         return None if lifted == self else lifted
 

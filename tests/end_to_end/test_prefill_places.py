@@ -15,7 +15,7 @@ from edge.generation.prefill_planner import PrefillPlanner
 from tests.conftest import ModelBench
 from tests.end_to_end.greedy import first_difference, generate
 from tests.end_to_end.servers import running_server
-from tests.end_to_end.test_recovery import assert_comes_true
+from tests.waiting import comes_true
 
 # A tied head, an untied one, scaled embeddings, multipliers.
 FAMILIES = ("llama", "qwen3", "gemma3", "granite", "phi3")
@@ -142,7 +142,7 @@ def test_an_answer_that_outgrows_the_device_goes_on_in_the_cloud(tiny: Any) -> N
         done = completion.completion
         assert first_difference(bench.whole, PROMPT, done.token_ids, whole) is None
         assert (done.moves, len(done.token_ids)) == (1, count)
-        assert_comes_true(lambda: server.server.pool.used_bytes == 0)
+        assert comes_true(lambda: server.server.pool.used_bytes == 0)
 
 
 @pytest.mark.parametrize(

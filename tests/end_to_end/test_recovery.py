@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,6 +18,7 @@ from hwprofiles.links.shape import LinkShape
 from optimizer.policy.retry import RetryPolicy
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import running_server
+from tests.waiting import comes_true
 
 PROMPT = "a story about a link that breaks"
 REQUEST = CompletionRequest(
@@ -94,7 +93,7 @@ def test_cut_connections_change_no_token(bench: ModelBench, undisturbed: tuple[i
         pool = server.server.pool
         assert run.completion.token_ids == undisturbed
         assert run.completion.reconnects >= 3
-        assert_comes_true(lambda: pool.used_bytes == 0)
+        assert comes_true(lambda: pool.used_bytes == 0)
 
 
 def test_a_silent_link_is_noticed_and_the_next_address_takes_over(
@@ -148,7 +147,7 @@ def test_walking_away_frees_the_clouds_cache(bench: ModelBench) -> None:
         assert server.server.pool.used_bytes > 0
         pieces.close()  # type: ignore[attr-defined]
         assert run.completion.finish_reason == "cancelled"
-        assert_comes_true(lambda: server.server.pool.used_bytes == 0)
+        assert comes_true(lambda: server.server.pool.used_bytes == 0)
 
 
 def test_a_full_server_is_waited_for(bench: ModelBench, undisturbed: tuple[int, ...]) -> None:
@@ -169,10 +168,3 @@ def test_a_full_server_is_waited_for(bench: ModelBench, undisturbed: tuple[int, 
         for thread in threads:
             thread.join()
     assert answers == [undisturbed, undisturbed]
-
-
-def assert_comes_true(condition: Any, within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.01)

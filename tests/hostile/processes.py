@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +119,3 @@ def api_process(
     arguments = [str(bundle), *where, "--listen", "127.0.0.1:0", *options]
     with listening_process(command, arguments, log_path=log_path) as process:
         yield process
-
-
-def comes_true(condition: Callable[[], bool], *, within_s: float = 15.0) -> bool:
-    """Whether `condition` holds at some time within `within_s`; looks every 20 ms."""
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.02)
-    return True

@@ -18,7 +18,7 @@ import pytest
 from protos import wire
 from protos.messages import Description
 from tests.conftest import ModelBench
-from tests.hostile.processes import ListeningProcess, api_process, comes_true, serve_process
+from tests.hostile.processes import ListeningProcess, api_process, serve_process
 from tests.hostile.raw_http import (
     CHAT,
     COMPLETIONS,
@@ -31,6 +31,7 @@ from tests.hostile.raw_http import (
     read_answer,
     request,
 )
+from tests.waiting import comes_true
 
 SPLIT = 2
 MIB = 1 << 20

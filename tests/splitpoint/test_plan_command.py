@@ -381,9 +381,30 @@ def test_default_limits_that_nothing_keeps_are_lifted_and_that_is_said(
     assert "no plan keeps the default limits here (0.15 s between tokens, 3 s" in captured.err
 
 
-def test_limits_that_were_asked_for_are_never_lifted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*DEFAULT, "--link", "4g", "--max-tbt", "0.1", "--max-ttft", "1"]) == 1
+@pytest.mark.parametrize("limits", [("0.1", "1"), ("0.15", "3")])  # one pair is the defaults'
+def test_limits_that_were_asked_for_are_never_lifted(
+    capsys: pytest.CaptureFixture[str], limits: tuple[str, str]
+) -> None:
+    tbt, ttft = limits
+    assert main([*DEFAULT, "--link", "4g", "--max-tbt", tbt, "--max-ttft", ttft]) == 1
     assert "no configuration keeps all limits" in capsys.readouterr().err
+
+
+def test_only_what_was_not_asked_for_is_lifted_and_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limits = ("--max-tbt", "none", "--objective", "cloud-cost")
+    assert main([*DEFAULT, "--link", "4g", *limits, "--max-quality-drop", "none", "--json"]) == 0
+    kept = json.loads(capsys.readouterr().out)
+    assert kept["limits"]["max_ttft_s"] == 3  # a plan keeps it, so it is not lifted
+    long = ("--prompt-tokens", "1800")
+    assert main([*DEFAULT, "--link", "4g", *limits, *long, "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["limits"]["max_ttft_s"] is None
+    assert "(3 s to the first token), so they were lifted; set --max-ttft to" in captured.err
+    fastest = planned(capsys, *DEFAULT, "--link", "4g", *FASTEST, *long)
+    assert found["predicted"]["cloud_s_per_token"] < fastest["predicted"]["cloud_s_per_token"]
 
 
 def test_a_plan_at_split_0_says_that_ids_are_sent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,24 @@ def test_a_wrong_shape_is_named_with_both_shapes(back: Path) -> None:
         load_back(back, first_layer=2)
 
 
+@pytest.mark.parametrize("parts", [{"": (319, 64)}, {".int8": (320, 64), ".scale": (319,)}])
+def test_an_embedding_of_another_shape_is_named(
+    tmp_path: Path, parts: dict[str, tuple[int, ...]]
+) -> None:
+    save_back(make_tiny_model("mistral", tmp_path / "source"), tmp_path / "cloud")
+    assert load_back(tmp_path / "cloud", first_layer=0).embedding is None
+    path = tmp_path / "cloud" / "back-00001.safetensors"
+    tables = {
+        f"model.embed_tokens.weight{suffix}": torch.zeros(
+            shape, dtype=torch.int8 if suffix == ".int8" else torch.float32
+        )
+        for suffix, shape in parts.items()
+    }
+    save_file({**load_file(path), **tables}, path)
+    with pytest.raises(WeightsError, match=r"embed_tokens\.weight.* has shape \(319.*\(320"):
+        load_back(tmp_path / "cloud", first_layer=0)
+
+
 def test_a_damaged_file_is_named(back: Path) -> None:
     path = back / "back-00001.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cloud.engine.back_weights import load_back
 from cloud.errors import WeightsError
 from optimizer.artifacts.bundle import Role, open_bundle
-from optimizer.artifacts.weight_reference import REFERENCE_NAME, WeightReference
+from optimizer.artifacts.weight_reference import REFERENCE_NAME, WeightReference, WeightsPlace
 from optimizer.errors import BuildError, BundleError
 from optimizer.export.back_reference import write_reference
 from optimizer.export.bundle_builder import build_bundle
@@ -69,6 +70,25 @@ def test_a_referenced_back_has_the_copys_bits(family: str, bits: int, tmp_path: 
     for name, tensor in copy.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("family", ["llama", "mistral"])  # tied, and not
+def test_a_referenced_embedding_has_the_copys_rows(family: str, bits: int, tmp_path: Path) -> None:
+    source = source_of(family, tmp_path / "model")
+    plan = make_plan(source, SPLIT, back_bits=bits, back_start=0)
+    sides: tuple[Role, ...] = ("cloud",)
+    places: tuple[WeightsPlace, ...] = ("copy", "reference")
+    rows = []
+    for place in places:
+        out = tmp_path / place
+        build_bundle(source, plan, out, progress=lambda _: None, sides=sides, weights=place)
+        embedding = load_back(out / "cloud", first_layer=0).embedding
+        assert embedding is not None
+        rows.append(embedding.rows([7, 0, 255, 7]))
+    copied, referenced = rows
+    assert copied.shape == (4, source.geometry.hidden_size)
+    assert np.array_equal(copied, referenced)
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import json
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from edge.generation.completion import CompletionRequest, CompletionRun
 from tests.conftest import ModelBench
 from tests.edge.api.running import running_api
 from tests.end_to_end.servers import RunningServer
+from tests.waiting import comes_true
 
 SPLIT = 2
 CONCURRENCY = 2
@@ -227,7 +227,7 @@ def test_requests_beyond_the_limit_are_told_when_to_come_again(
     waiting = [threading.Thread(target=ask) for _ in range(CONCURRENCY)]
     for thread in waiting:
         thread.start()
-    assert_comes_true(lambda: running(url) == CONCURRENCY)
+    assert comes_true(lambda: running(url) == CONCURRENCY)
     refused = httpx.post(f"{url}/v1/chat/completions", json=body)
     for front in fronts:
         edge._fronts.put(front)
@@ -237,7 +237,7 @@ def test_requests_beyond_the_limit_are_told_when_to_come_again(
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     assert statuses == [200] * CONCURRENCY
-    assert_comes_true(lambda: running(url) == 0)
+    assert comes_true(lambda: running(url) == 0)
 
 
 def running(url: str) -> int:
@@ -249,7 +249,7 @@ def running(url: str) -> int:
 def test_hanging_up_frees_the_clouds_cache(
     url: str, model: str, server: RunningServer, stream: bool
 ) -> None:
-    assert_comes_true(lambda: running(url) == 0)
+    assert comes_true(lambda: running(url) == 0)
     body = json.dumps(
         {"model": model, "messages": MESSAGES, "max_tokens": 150, "stream": stream, "level": "auto"}
     )
@@ -257,9 +257,9 @@ def test_hanging_up_frees_the_clouds_cache(
     pool = server.server.pool
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(raw_post(host, body))
-        assert_comes_true(lambda: pool.used_bytes > 0)
-    assert_comes_true(lambda: pool.used_bytes == 0)
-    assert_comes_true(lambda: running(url) == 0)
+        assert comes_true(lambda: pool.used_bytes > 0)
+    assert comes_true(lambda: pool.used_bytes == 0)
+    assert comes_true(lambda: running(url) == 0)
 
 
 def raw_post(host: str, body: str) -> bytes:
@@ -282,12 +282,12 @@ def test_hanging_up_before_the_first_token_of_a_stream_ends_the_generation(
     try:
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(raw_post(host, body))
-            assert_comes_true(lambda: running(url) == 1)
+            assert comes_true(lambda: running(url) == 1)
         assert cancelled.wait(5)
     finally:
         for front in fronts:
             edge._fronts.put(front)
-    assert_comes_true(lambda: running(url) == 0)
+    assert comes_true(lambda: running(url) == 0)
 
 
 def test_a_generation_that_cannot_be_set_up_gives_its_front_back(
@@ -368,13 +368,6 @@ def test_a_lost_cloud_server_is_a_503(bench: ModelBench, tmp_path: Path) -> None
             answer = httpx.post(f"{base}/v1/completions", json={**body, "stream": stream})
             assert answer.status_code == 503
             assert answer.json()["error"]["code"] == "server_lost"
-
-
-def assert_comes_true(condition: Callable[[], bool], within_s: float = 15.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.01)
 
 
 BAD_BODIES = [

@@ -63,6 +63,12 @@ def test_defaults_are_openais() -> None:
     assert len(seeds) == 3
 
 
+def test_auto_that_is_asked_for_is_not_the_servers_default() -> None:
+    default = CompletionRequest(level="q3", draft="off")
+    auto = chat_request({**CHAT, "level": "auto", "draft": "auto"}, default=default).completion
+    assert (auto.level, auto.draft) == ("auto", "auto")
+
+
 @pytest.mark.parametrize("prompt", ["abc", ["abc"], [1, 2], [[1, 2]]])
 def test_the_four_ways_to_write_one_prompt(prompt: Any) -> None:
     asked = completions_request({"model": "m", "prompt": prompt}, default=DEFAULT)
