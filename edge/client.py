@@ -19,7 +19,6 @@ from typing import Any, Final, TextIO
 from codec.ladder import Ladder
 from decoding.params import whole_in
 from edge.device.front import FrontEngine
-from edge.device.mapped_pages import return_freed_blocks
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
 from edge.device.tokenizer import ChatMessage, ChatTokenizer
 from edge.draft.factory import DrafterFactory
@@ -31,6 +30,7 @@ from edge.generation.stopping import StopRule
 from edge.net.credentials import Credentials
 from edge.net.grpc_transport import GrpcTransport
 from edge.text_input import check_text, conversation_texts
+from hwprofiles.heap import return_freed_blocks
 from optimizer.artifacts.bundle import (
     EDGE_SETTINGS_NAME,
     FRONT_NAME,

@@ -1,18 +1,16 @@
 """Give memory back to the operating system after large frames were freed.
 
 glibc keeps what is freed, in the arena of the thread that allocated it, and a large block that was
-freed makes it keep larger ones. `malloc_trim` returns the free pages of all arenas. It takes
-milliseconds for each GiB, so it runs when messages came and then it was quiet. Source:
-malloc_trim(3). Linux with glibc only; elsewhere there is nothing to call.
+freed makes it keep larger ones. `trim_heap` returns the free pages of all arenas. It takes
+milliseconds for each GiB, so it runs when messages came and then it was quiet.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Final
 
 from cloud.server.byte_budget import ByteBudget
+from hwprofiles.heap import can_trim, trim_heap
 
 # What passed since the last time, from which on it is worth it.
 WORTH_BYTES: Final = 1 << 20
@@ -25,7 +23,6 @@ class Trimmer:
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
-        self._malloc_trim = _malloc_trim()
         self._trimmed_at_bytes = 0
         self._trimmed_s = 0.0
         self._seen_bytes = 0
@@ -42,18 +39,8 @@ class Trimmer:
         if passed_bytes - self._trimmed_at_bytes < WORTH_BYTES:
             return False
         self._trimmed_at_bytes, self._trimmed_s = passed_bytes, now_s
-        return self._malloc_trim is not None
+        return can_trim()
 
     def trim(self) -> None:
         """Return free pages to the operating system."""
-        if self._malloc_trim is not None:
-            self._malloc_trim(0)
-
-
-def _malloc_trim() -> ctypes._NamedFuncPointer | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    found: ctypes._NamedFuncPointer | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if found is not None:
-        found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
-    return found
+        trim_heap()

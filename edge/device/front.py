@@ -6,6 +6,7 @@ once for the plan's longest sequence, so rolling back changes one number.
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edge.device.mapped_pages import MappedFiles, release_read_only_pages, trim_heap
+from edge.device.mapped_pages import MappedFiles, release_read_only_pages
 from edge.errors import FrontError, InputError
 from edge.text_input import utf8_path
 from hwprofiles.cpus import usable_cpus
+from hwprofiles.heap import trim_heap
 from optimizer.artifacts.bundle import FRONT_NAME
 from optimizer.artifacts.plan import Plan
 
@@ -84,6 +86,7 @@ class FrontEngine:
             if low_memory:  # the kernels have packed what they need; loading leaves holes
                 pages = MappedFiles(edge_dir / f"{FRONT_NAME}.data", *mapped)
                 pages.release()
+                gc.collect()
                 trim_heap()
                 release_read_only_pages()
             return [cls(session, plan, pages) for _ in range(count)]

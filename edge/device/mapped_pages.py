@@ -10,7 +10,6 @@ with a fault of a microsecond. Linux only; elsewhere there is nothing to release
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -18,12 +17,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 MADV_DONTNEED: Final = 4  # linux/include/uapi/asm-generic/mman-common.h
-M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
-M_ARENA_MAX: Final = -8
-# Blocks from this size on are mapped one by one and go back as soon as they are freed. glibc begins
-# with it too, and raises it with every large block that is freed, up to 32 MiB.
-MAPPED_BLOCK_BYTES: Final = 128 << 10
-MOST_HEAPS: Final = 2
 
 
 class Region(NamedTuple):
@@ -70,32 +63,6 @@ def release_read_only_pages() -> int:
     return sum(region.num_bytes for region in regions)
 
 
-def return_freed_blocks() -> None:
-    """From now on a large block that is freed goes back to the system at once (glibc alone).
-
-    For the whole process. It costs page faults: about a tenth of a long prefill's time, and nothing
-    measurable while decoding.
-    """
-    _mallopt(M_MMAP_THRESHOLD, MAPPED_BLOCK_BYTES)
-
-
-def share_heaps() -> None:
-    """From now on threads share two heaps instead of having up to eight a core (glibc alone).
-
-    For a process that answers each request in a thread of its own. What such threads leave behind
-    in many heaps adds up over thousands of requests; in two heaps it does not.
-    """
-    _mallopt(M_ARENA_MAX, MOST_HEAPS)
-
-
-def trim_heap() -> None:
-    """Return memory to the system that was freed and that the allocator keeps (glibc alone)."""
-    gc.collect()
-    libc = _libc()
-    if libc is not None and hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-
-
 def clean_regions(wanted: Callable[[Mapping], bool]) -> tuple[Region, ...]:
     """Wanted mappings without a page of their own: dropping them loses nothing.
 
@@ -122,12 +89,6 @@ def _release(libc: Any, regions: tuple[Region, ...]) -> None:
         libc.madvise(
             ctypes.c_void_p(region.start), ctypes.c_size_t(region.num_bytes), MADV_DONTNEED
         )
-
-
-def _mallopt(option: int, value: int) -> None:
-    libc = _libc()
-    if libc is not None and hasattr(libc, "mallopt"):
-        libc.mallopt(option, value)
 
 
 def _libc() -> Any:

@@ -7,6 +7,7 @@ does not fit, the error says part by part what it would need, and names the near
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +17,9 @@ import psutil
 
 from codec.levels.registry import kind_of
 from edge.device.front import RELEASE_ROWS
-from edge.device.mapped_pages import release_read_only_pages, trim_heap
+from edge.device.mapped_pages import release_read_only_pages
 from edge.errors import MemoryLimitError
+from hwprofiles.heap import trim_heap
 from optimizer.artifacts.plan import FRONT_BITS, KV_BITS, Plan
 from optimizer.cost.memory import EdgeMemory, codec_bytes, edge_memory_over, touched_bytes
 from optimizer.cost.weights import embedding_bytes
@@ -34,6 +36,7 @@ CHUNKS: Final = (128, 64, 32, 16)
 
 def runtime_bytes() -> float:
     """What this process will take without a front: resident now, and what a run adds."""
+    gc.collect()
     trim_heap()
     added = RUNNING_CODE_BYTES if release_read_only_pages() else FIRST_RUN_BYTES
     return float(psutil.Process().memory_info().rss + added)

@@ -34,7 +34,8 @@ _CALIBRATION_COSTS: Final[Mapping[str, float]] = {
     "reading hidden states": 5,
     "reading gradients": 30,
     "reading tokens alone": 10,
-    "measuring levels": 30,
+    "measuring the model": 5,
+    "measuring levels": 25,
 }
 
 Progress = Callable[[str], None]  # called with the name of the stage that begins

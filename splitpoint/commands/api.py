@@ -69,7 +69,7 @@ def api(
     """Serve the OpenAI endpoints and, at /, a chat page. Prints 'listening on HOST:PORT'."""
     from edge.api.access import ApiAccess
     from edge.api.server import ApiConfig, ApiServer
-    from edge.device.mapped_pages import share_heaps
+    from hwprofiles.heap import share_heaps
 
     address = address_of(local.listen, "--listen")
     config = ApiConfig(

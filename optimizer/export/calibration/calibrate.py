@@ -86,25 +86,25 @@ def calibrate_splits(
     """
     tell = progress or (lambda stage, done, total: None)
     num_tokens = max(num_tokens, tokens_to_fit(model.hidden_size))
-    if token_ids is None:
-        count = max(2, num_tokens // WINDOW) + HELD_OUT_WINDOWS
-        with model.in_bfloat16():
+    with model.in_bfloat16():
+        if token_ids is None:
+            count = max(2, num_tokens // WINDOW) + HELD_OUT_WINDOWS
             windows = sampled_windows(
                 model.whole(), num_windows=count, window=WINDOW, seed=seed, progress=tell
             )
-        fitted, held = windows[HELD_OUT_WINDOWS:], windows[:HELD_OUT_WINDOWS]
-    else:
-        most = num_tokens + HELD_OUT_WINDOWS * WINDOW
-        fitted, held = held_apart(text_windows(token_ids, window=WINDOW, max_tokens=most))
-    if fitted.size < TOKENS_A_CHANNEL * model.hidden_size:
-        raise BuildError(
-            f"{fitted.size} tokens of calibration text are too few for a width of "
-            f"{model.hidden_size}; at least {TOKENS_A_CHANNEL * model.hidden_size} are needed"
-        )
-    with model.in_bfloat16():
+            fitted, held = windows[HELD_OUT_WINDOWS:], windows[:HELD_OUT_WINDOWS]
+        else:
+            most = num_tokens + HELD_OUT_WINDOWS * WINDOW
+            fitted, held = held_apart(text_windows(token_ids, window=WINDOW, max_tokens=most))
+        if fitted.size < TOKENS_A_CHANNEL * model.hidden_size:
+            raise BuildError(
+                f"{fitted.size} tokens of calibration text are too few for a width of "
+                f"{model.hidden_size}; at least {TOKENS_A_CHANNEL * model.hidden_size} are needed"
+            )
         found = collect_states(
             model, splits=list(outs), windows=fitted, held_out=held, seed=seed, progress=tell
         )
+    model.release()
     digests = {}
     for split, out in outs.items():
         tell(f"fitting split {split}", 0, 1)
@@ -200,6 +200,7 @@ def collect_states(
     for rows in states.values():
         rows.close()
     gradient = gradients_at(model, splits, hidden[min(splits)], generator, progress)
+    model.release(but_first=max(splits))
     listed = listed_tokens(windows, model.vocab_size, MOST_PREDICTION_BYTES // model.hidden_size)
     first = int(np.bincount(windows.reshape(-1)).argmax())
     features = states_after(model, splits, listed, first, progress)

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from codec.arrays import F32, F64, I64, Mask
+from codec.arrays import F32, F64, I8, I64, Mask
 from codec.levels.split_model import FittedSplit, SplitModel
 from optimizer.export.calibration.error_weights import fit_sensitivity
 
@@ -20,6 +20,7 @@ _TAU_SIGMAS: Final = 12.0  # beyond this many channel rms a value is an outlier
 _LOUD_ROW: Final = 3.0
 _METRIC_SHRINKAGE: Final = 0.1  # share of the identity in the gradient's second moment
 _RIDGE: Final = 1e-3
+_PART: Final = 4096  # tokens at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +55,23 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     metric = _loss_metric(states.gradient[usual])
     root, root_inverse = _roots(metric)
 
+    # What the predictor knows of each row: the features of its token, centred on text and not on
+    # the vocabulary. Rows of one token share them.
     at = np.searchsorted(states.listed_ids, states.token_ids[usual])
     at = np.minimum(at, len(states.listed_ids) - 1)
     known = states.listed_ids[at] == states.token_ids[usual]
-    features = states.listed_features.astype(np.float64)
-    features -= features[at[known]].mean(axis=0)  # centred on text, not on the vocabulary
+    seen, at = np.unique(at, return_inverse=True)
+    features = states.listed_features[seen].astype(np.float64)
+    centre = features[at[known]].mean(axis=0)
+    features -= centre
     # Two halves by text window: the spread that is left must be seen on text not fitted to.
     half = np.flatnonzero(usual) // states.window % 2
     residual = centred.copy()
     for side in (0, 1):
-        table = _predict_table(features, at, known & (half != side), centred)
-        residual[half == side] -= table[at[half == side]] * known[half == side, None]
-    table = _predict_table(features, at, known, centred)
+        by_features = _ridge(features, at, known & (half != side), centred)
+        rows = known & (half == side)
+        residual[rows] -= features[at[rows]] @ by_features
+    by_features = _ridge(features, at, known, centred)
 
     whitened = residual @ root
     order = np.arange(size) if num_blocks == 1 else _group_channels(whitened, num_blocks)
@@ -80,7 +86,7 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
         inverse=inverse,
         order=order.astype(np.int32),
         token_ids=states.listed_ids.astype(np.int32),
-        token_codes=np.zeros((len(table), size), dtype=np.int8),
+        token_codes=np.zeros((len(states.listed_ids), size), dtype=np.int8),
         token_scale=blank,
         sensitivity=np.zeros(size + 1, dtype=np.float32),
     )
@@ -91,8 +97,7 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     curvature = max(float(error_weights.mean()) / size, 1e-30)
     error_weights /= size * curvature
 
-    predictions = model.rotate(table.astype(np.float32))
-    token_scale = np.maximum(np.abs(predictions).max(axis=0, initial=0), 1e-6) / 127
+    token_codes, token_scale = _token_codes(states.listed_features, centre, by_features, model)
     components = model.rotate(residual.astype(np.float32))
     del residual
     rotated = model.rotate(centred.astype(np.float32))
@@ -105,8 +110,8 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     model = replace(
         model,
         sigma=np.sqrt((components.astype(np.float64) ** 2).mean(axis=0)).astype(np.float32),
-        token_codes=np.rint(predictions / token_scale).astype(np.int8),
-        token_scale=token_scale.astype(np.float32),
+        token_codes=token_codes,
+        token_scale=token_scale,
         sensitivity=sensitivity,
     )
     return FittedSplit(
@@ -135,12 +140,30 @@ def _roots(metric: F64) -> tuple[F64, F64]:
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
-def _predict_table(features: F64, at: I64, use: Mask, target: F64) -> F64:
-    """Ridge regression from token features [V', D] to rows; returns predictions [V', D]."""
+def _ridge(features: F64, at: I64, use: Mask, target: F64) -> F64:
+    """Ridge regression from token features [V', D] to the rows in use; coefficients [D, D]."""
     x = features[at[use]]
     gram = x.T @ x
     gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-9)
-    return features @ np.linalg.solve(gram, x.T @ target[use])
+    return np.asarray(np.linalg.solve(gram, x.T @ target[use]))
+
+
+def _token_codes(features: F32, centre: F64, by_features: F64, model: SplitModel) -> tuple[I8, F32]:
+    """What each listed token predicts, in the rotated space: codes [V', D] and a scale [D].
+
+    features: [V', D]. A part of the tokens at a time, as their number has no bound by the width.
+    """
+    predictions = np.empty(features.shape, dtype=np.float32)
+    parts = [slice(begin, begin + _PART) for begin in range(0, len(features), _PART)]
+    for part in parts:
+        predicted = (features[part].astype(np.float64) - centre) @ by_features
+        predictions[part] = model.rotate(predicted.astype(np.float32))
+    largest = np.maximum(predictions.max(axis=0, initial=0), -predictions.min(axis=0, initial=0))
+    scale = np.maximum(largest, 1e-6) / 127
+    codes = np.empty(features.shape, dtype=np.int8)
+    for part in parts:
+        codes[part] = np.rint(predictions[part] / scale)
+    return codes, scale.astype(np.float32)
 
 
 def _block_rotations(

@@ -22,13 +22,12 @@ from transformers.cache_utils import DynamicLayer
 from codec.arrays import I64
 from optimizer.export.calibration.hidden_states import cache_argument, embedding_shape
 from optimizer.export.certify.certificate import Windows
-from optimizer.export.layers.passes import Progress, drawn_tokens
+from optimizer.export.layers.passes import Progress, drawn_tokens, exp_shifted_
 
 GIVEN_TEXT: Final = "given by the user"
 OWN_TEXT: Final = "the model's own"
 SHIPPED_TEXT: Final = "shipped with splitpoint"
 PIECE: Final = 128  # tokens that are written in one go
-_TEMPERATURE: Final = 1.0
 
 
 def shipped_text() -> str:
@@ -71,8 +70,7 @@ def sampled_windows(
     with torch.no_grad():
         for written in range(1, piece):
             out = model(current.to(model.device), use_cache=True, **{name: cache})
-            share = (out.logits[:, -1].float() / _TEMPERATURE).softmax(-1)
-            current = drawn_tokens(share, generator).cpu()
+            current = drawn_tokens(exp_shifted_(out.logits[:, -1].float()), generator).cpu()
             drawn.append(current)
             if progress is not None:
                 progress("the model writes calibration text", written + 1, piece)

@@ -7,7 +7,7 @@ weighted by the inputs that a sample text gives it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -35,9 +35,9 @@ from optimizer.export.front.layer_writer import LayerWriter, declare_step
 from optimizer.export.front.matrices import StoredMatrices
 from optimizer.export.front.probe import LayerProbe, Probed, apply_norm, step_inputs
 from optimizer.export.front.weight_files import WeightFile
+from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.sources.expected_tensors import make_skeleton
 from optimizer.export.sources.model_source import ModelSource
-from optimizer.export.streamed_model import run_layers
 
 HEAD_NODE: Final = "/lm_head/MatMul"
 
@@ -87,17 +87,12 @@ class FloatFront:
         Raises as `LayerProbe.layer`.
         """
         probe = LayerProbe(self._form, str(self._source.place))
-        last: list[torch.Tensor] = []
-
-        def on_layer(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
-            weights = self._weights(index, torch.float32)
-            probe.layer(index, weights, entering[0], leaving[0])
-            last[:] = [leaving[0]]
-
         text = torch.from_numpy(token_ids)[None]
-        run_layers(self._source, text, num_layers=self.split, on_layer=on_layer)
+        leaving = torch.empty(0)
+        for index, entering, leaving in self._states_of(text):
+            probe.layer(index, self._weights(index, torch.float32), entering[0], leaving[0])
         if self.is_whole:
-            rows = apply_norm(last[0], self._final_norm(torch.float32))
+            rows = apply_norm(leaving[0], self._final_norm(torch.float32))
             probe.found.importance[HEAD_NODE] = rows.square().mean(0).numpy()
         self.found = probe.found
 
@@ -105,14 +100,18 @@ class FloatFront:
         """Find the scales of an 8-bit cache on texts int64 [B, T]. Raises as `LayerProbe.layer`."""
         probe = LayerProbe(self._form, str(self._source.place))
         peaks = KvPeaks(RotaryLayout(rotated=2 * self._form.layout.table_width))
-
-        def on_layer(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
+        for index, entering, _ in self._states_of(windows):
             weights = self._weights(index, torch.float32)
             for keys, values in probe.cached(index, weights, entering):
                 peaks.add(index, keys, values)
-
-        run_layers(self._source, windows, num_layers=self.split, on_layer=on_layer)
         self.kv_scales = peaks.scales()
+
+    def _states_of(
+        self, token_ids: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """See `LayeredModel.states_of`. The plainest attention: soft caps and sinks spelled out."""
+        model = LayeredModel(self._source, folder=None, keep=False, attention="eager")
+        return model.states_of(token_ids, self.split)
 
     def write(self, path: Path, bits: FrontBits, *, max_tokens: int) -> None:
         """Write the graph to `path` and its weights beside it, to `path`.data.

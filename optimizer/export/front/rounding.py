@@ -25,8 +25,8 @@ BLOCK_SIZE: Final = 32
 SEARCHED_BITS: Final = 4  # at 8 bits the nearest step is good enough
 RANGES: Final = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.74)  # shares of a block's range that are tried
 ZERO_STEPS: Final = (-1, 0, 1)  # around the zero point that the range gives
-CHUNK_BLOCKS: Final = 1 << 18  # blocks at once: a few hundred MB of work space
-PART_WEIGHTS: Final = 1 << 26  # of a matrix that is widened in parts: 256 MiB
+CHUNK_WEIGHTS: Final = 1 << 19  # searched at once: the work space stays in a processor's cache
+PART_WEIGHTS: Final = 1 << 24  # of a matrix that is widened in parts: 64 MiB
 TINY: Final = 1e-20
 
 
@@ -53,13 +53,9 @@ def round_matrix(weight: Tensor, importance: Tensor, bits: int) -> RoundedMatrix
     padding = -inputs % BLOCK_SIZE
     blocks = pad(weight, (0, padding)).view(-1, BLOCK_SIZE)
     if bits == SEARCHED_BITS:
-        codes, scales, zeros = _searched(blocks, _block_weights(importance, padding))
-        return RoundedMatrix(
-            bits=bits,
-            codes=_packed(codes).view(outputs, -1, BLOCK_SIZE // 2),
-            scales=scales.view(outputs, -1),
-            zeros=_packed(zeros.view(outputs, -1)),
-        )
+        shaped = blocks.view(outputs, -1, BLOCK_SIZE)
+        codes, scales, zeros = _searched(shaped, _block_weights(importance, padding))
+        return RoundedMatrix(bits=bits, codes=_packed(codes), scales=scales, zeros=_packed(zeros))
     middle = 1 << (bits - 1)
     scales = blocks.abs().amax(-1).clamp_min(TINY) / (middle - 1)
     codes = (blocks / scales[:, None]).round_().add_(middle).to(torch.uint8)
@@ -95,41 +91,53 @@ def _block_weights(importance: Tensor, padding: int) -> Tensor:
 
 
 def _searched(blocks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes uint8 [B, 32], scales float32 [B] and zero points uint8 [B] of B blocks, whole rows of
-    the matrix. Works on a part of the rows at a time."""
-    rows = max(1, CHUNK_BLOCKS // len(weights))
-    parts = [
-        _search(chunk.view(-1, *weights.shape), weights)
-        for chunk in blocks.split(rows * len(weights))
-    ]
-    codes, scales, zeros = (torch.cat(column) for column in zip(*parts, strict=True))
-    codes = codes.view(-1, BLOCK_SIZE).to(torch.uint8)
-    return codes, scales.view(-1), zeros.view(-1).to(torch.uint8)
+    """Codes uint8 [N, K', 32], scales float32 [N, K'] and zero points uint8 [N, K'] of blocks
+    [N, K', 32] whose errors count by weights [K', 32]. Works on a part of the rows at a time."""
+    rows = max(1, CHUNK_WEIGHTS // weights.numel())
+    in_block_first = weights.t().contiguous()[:, None]
+    codes = torch.empty(blocks.shape, dtype=torch.uint8)
+    found = []
+    for begin in range(0, len(blocks), rows):
+        part = blocks[begin : begin + rows].permute(2, 0, 1).contiguous()
+        part_codes, scales, zeros = _search(part, in_block_first)
+        codes[begin : begin + rows] = part_codes.permute(1, 2, 0)
+        found.append((scales, zeros.to(torch.uint8)))
+    scales, zeros = (torch.cat(column) for column in zip(*found, strict=True))
+    return codes, scales, zeros
 
 
 def _search(blocks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of the ranges and zero points for each block of [R, K', 32]."""
+    """The best of the ranges and zero points for each block: codes [32, R, K'], scales and zero
+    points [R, K'] of blocks [32, R, K'], weights [32, 1, K'].
+
+    A block's weighted error at scale s is W + s (s D - 2 N), where W does not depend on the codes
+    u, N = sum w u b and D = sum w u u; N / D is the best scale. All passes write where others
+    wrote before.
+    """
     top = (1 << SEARCHED_BITS) - 1
-    low, high = blocks.amin(-1).clamp(max=0.0), blocks.amax(-1).clamp(min=0.0)
+    low, high = blocks.amin(0).clamp(max=0.0), blocks.amax(0).clamp(min=0.0)
     step = ((high - low) / top).clamp_min(TINY)
     middle = (-low / step).round_()
+    weighted = weights * blocks
     least = torch.full_like(low, torch.inf)
     scales, zeros = torch.ones_like(low), torch.zeros_like(low)
+    steps, units, products = (torch.empty_like(blocks) for _ in range(3))
     for share in RANGES:
-        steps = (blocks / (step * share)[..., None]).round_()
+        torch.mul(blocks, 1 / (step * share), out=steps).round_()
         for shift in ZERO_STEPS:
             zero = (middle + shift).clamp_(0, top)
-            units = torch.clamp(steps + zero[..., None], 0, top) - zero[..., None]
-            weighted = weights * units
-            fitted = (weighted * blocks).sum(-1) / (weighted * units).sum(-1).clamp_min(TINY)
+            torch.clamp(steps, -zero, top - zero, out=units)
+            to_blocks = torch.mul(units, weighted, out=products).sum(0)
+            to_units = torch.mul(units, units, out=products).mul_(weights).sum(0).clamp_min_(TINY)
+            fitted = to_blocks / to_units
             scale = torch.where(fitted > 0, fitted, step * share)
-            error = (weights * (blocks - units * scale[..., None]).square_()).sum(-1)
+            error = scale * (scale * to_units - 2 * to_blocks)
             better = error < least
             least = torch.where(better, error, least)
             scales = torch.where(better, scale, scales)
             zeros = torch.where(better, zero, zeros)
     # With the fitted scale another code may be nearer, so one more rounding can only help.
-    codes = (blocks / scales[..., None]).round_().add_(zeros[..., None]).clamp_(0, top)
+    codes = torch.div(blocks, scales, out=units).round_().add_(zeros).clamp_(0, top)
     return codes, scales, zeros
 
 

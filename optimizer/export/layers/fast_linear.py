@@ -38,21 +38,20 @@ class FastLinear(nn.Module):
 
 
 class Head(nn.Module):
-    """The head, its matrix as it is stored; a few thousand rows of it are widened at a time.
+    """The head, its matrix as it is given; a few thousand rows of it are widened at a time.
 
-    fast: products in bfloat16, like the layers'. It may be set at any time.
+    kind: what it multiplies in, float32 or bfloat16. It may be set at any time.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: torch.dtype) -> None:
         super().__init__()
-        self.fast = False
+        self.kind = kind
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
-        kind = torch.bfloat16 if self.fast else torch.float32
-        out: Tensor = _HeadProduct.apply(x, self.weight, kind)
+        out: Tensor = _HeadProduct.apply(x, self.weight, self.kind)
         return out if self.bias is None else out + self.bias
 
 
@@ -64,8 +63,11 @@ class _HeadProduct(torch.autograd.Function):
         ctx.save_for_backward(weight)
         ctx.kind = kind
         rows = x.to(kind)
-        parts = [F.linear(rows, part.to(kind)).float() for part in weight.split(_HEAD_ROWS)]
-        return torch.cat(parts, -1)
+        out = x.new_empty(*x.shape[:-1], len(weight), dtype=torch.float32)
+        parts = zip(out.split(_HEAD_ROWS, -1), weight.split(_HEAD_ROWS), strict=True)
+        for of_part, part in parts:
+            of_part.copy_(F.linear(rows, part.to(kind)))
+        return out
 
     @staticmethod
     def backward(ctx, slope: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]

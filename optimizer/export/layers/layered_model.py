@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
+from hwprofiles.heap import trim_heap
 from optimizer.errors import BuildError, ModelError
 from optimizer.export.calibration.hidden_states import cache_argument, final_norm
 from optimizer.export.layers.fast_linear import Head, has_fast_bfloat16, quicken
@@ -31,7 +32,7 @@ from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 # Float32 layers up to this size stay loaded: they are a share of the room that any build has.
 WHOLE_BYTES: Final = 768 << 20
 # Room for the logits of one piece of rows.
-_PIECE_BYTES: Final = 96 << 20
+_PIECE_BYTES: Final = 30 << 20
 # A layer's other arguments, as the decoder calls it.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Step = Callable[[int, int], None]  # pieces done, of how many
@@ -40,21 +41,23 @@ Step = Callable[[int, int], None]  # pieces done, of how many
 class LayeredModel:
     """See the module. Rows are float32 on the CPU; layers compute on `device`.
 
-    folder: where rows between layers lie while layers are streamed. keep: whether layers stay
-    loaded (None: where they fit comfortably).
+    folder: where rows between layers lie while layers are streamed (None: in memory). keep: whether
+    layers stay loaded (None: where they fit comfortably). attention: transformers' name of an
+    implementation, None: the one that transformers chooses for the model.
     """
 
     def __init__(
         self,
         source: TensorSource,
         *,
-        folder: Path,
+        folder: Path | None,
         keep: bool | None = None,
         device: str = "cpu",
+        attention: str | None = None,
     ) -> None:
         self.source = source
         self.device = torch.device(device)
-        self.skeleton = _skeleton(source)
+        self.skeleton = _skeleton(source, attention)
         self.config = self.skeleton.config
         self._decoder: Any = self.skeleton.get_decoder()
         if not isinstance(getattr(self._decoder, "layers", None), nn.ModuleList):
@@ -62,6 +65,7 @@ class LayeredModel:
         values = sum(value.numel() for value in self._decoder.layers.parameters())
         self.keeps = 4 * values <= WHOLE_BYTES if keep is None else keep
         self._fast = False
+        self._attention = attention
         self._folder = None if self.keeps else folder
         names = {id(module): name for name, module in self.skeleton.named_modules()}
         self._prefix = names[id(self._decoder)]
@@ -70,7 +74,6 @@ class LayeredModel:
         self._open: dict[int, nn.Module] = {}  # in use by a block of `layer`
         self._calls_of: dict[int, list[Call]] = {}
         self._has_head = False
-        self._whole: Any = None
         self._norm: Any = final_norm(self.skeleton)
         self._norm_name = names[id(self._norm)]
         self._fill(self._norm, self._norm_name)
@@ -136,13 +139,14 @@ class LayeredModel:
         if not has_fast_bfloat16(self.device.type):
             yield
             return
-        exact, self._loaded, self._whole = self._loaded, {}, None
-        self._set_fast(True)
+        exact = self._loaded
+        self._loaded, self._fast = {}, True
+        self._free_head()
         try:
             yield
         finally:
-            self._set_fast(False)
-            self._loaded, self._whole = exact, None
+            self._loaded, self._fast = exact, False
+            self._free_head()
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
@@ -177,6 +181,20 @@ class LayeredModel:
                     rows.write(begin, self.run_layer(module, index, rows.read(begin, end)))
             if step is not None:
                 step(done + 1, len(layers))
+
+    def states_of(self, token_ids: Tensor, num_layers: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of each of the first layers: its number, and rows [B, T, D] that enter and that leave it.
+
+        token_ids: int64 [B, T]. No layer's weights are in memory while the caller has its rows,
+        unless layers stay loaded.
+        """
+        rows = self.embedder(token_ids)(token_ids)
+        for index in range(num_layers):
+            with self.layer(index) as module, torch.no_grad():
+                left = self.run_layer(module, index, rows).cpu()
+            del module
+            yield index, rows, left
+            rows = left
 
     def calls(self, length: int) -> list[Call]:
         """What each layer is called with for `length` rows from position 0."""
@@ -213,10 +231,15 @@ class LayeredModel:
             found: Tensor = self._norm(rows.to(self.device))
         return found.cpu()
 
-    def logits(self, rows: Tensor) -> Tensor:
-        """Logits float32 [T, V] of rows [T, D] that the last layer gave."""
+    def logits(self, rows: Tensor, *, exact: bool = False) -> Tensor:
+        """Logits float32 [T, V] of rows [T, D] that the last layer gave.
+
+        exact: in float32, whatever the layers multiply in.
+        """
         if not self._has_head:
             self._load_head()
+        head: Any = self.skeleton.get_submodule(self._head_name)
+        head.kind = torch.float32 if exact else self._kind
         layers = list(self._decoder.layers)
         with ExitStack() as put_back:
             for module in layers:
@@ -235,35 +258,44 @@ class LayeredModel:
     def whole(self) -> Any:
         """The transformers model with all of its weights, in the type that layers compute in.
 
+        It shares layers and head with this one, and is not kept here.
+
         Raises BuildError where layers are streamed: it would take more room than there is.
         """
         if not self.keeps:
             raise BuildError("this model is too large to be in memory as a whole")
-        if self._whole is None:
-            if not self._has_head:
-                self._load_head()
-            layers = []
-            for index in range(self.num_layers):
-                with self.layer(index) as module:
-                    layers.append(module)
-            whole = _skeleton(self.source)
-            decoder = whole.get_decoder()
-            decoder.layers = nn.ModuleList(layers)
-            whole.set_submodule(self._norm_name, self._norm)
-            decoder.rotary_emb = self._decoder.rotary_emb
-            table = self.source.read(EMBEDDING_NAME).to(self.device, torch.float32)
-            decoder.embed_tokens.weight = nn.Parameter(table, requires_grad=False)
-            whole.set_submodule(self._head_name, self.skeleton.get_submodule(self._head_name))
-            if (self.source.place / "generation_config.json").is_file():
-                whole.generation_config = GenerationConfig.from_pretrained(self.source.place)
-            self._whole = whole
-        return self._whole
+        if not self._has_head:
+            self._load_head()
+        layers = []
+        for index in range(self.num_layers):
+            with self.layer(index) as module:
+                layers.append(module)
+        whole = _skeleton(self.source, self._attention)
+        decoder = whole.get_decoder()
+        decoder.layers = nn.ModuleList(layers)
+        whole.set_submodule(self._norm_name, self._norm)
+        decoder.rotary_emb = self._decoder.rotary_emb
+        table = self.source.read(EMBEDDING_NAME).to(self.device, torch.float32)
+        decoder.embed_tokens.weight = nn.Parameter(table, requires_grad=False)
+        whole.set_submodule(self._head_name, self.skeleton.get_submodule(self._head_name))
+        if (self.source.place / "generation_config.json").is_file():
+            whole.generation_config = GenerationConfig.from_pretrained(self.source.place)
+        return whole
 
     def drop_head(self) -> None:
         """Free the head until it is needed again (where layers are kept, it stays)."""
         if not self.keeps:
-            self._has_head = False
-            self.skeleton.set_submodule(self._head_name, nn.Module())
+            self._free_head()
+
+    def _free_head(self) -> None:
+        self._has_head = False
+        self.skeleton.set_submodule(self._head_name, nn.Module())
+
+    def release(self, *, but_first: int = 0) -> None:
+        """Free the head and all but the first layers; what is needed again is read again."""
+        self._loaded = {at: module for at, module in self._loaded.items() if at < but_first}
+        self._free_head()
+        trim_heap()
 
     def _called_with(self, rows: Tensor, extra: dict[str, Any]) -> tuple[Tensor, list[Call]]:
         """The rows that enter layer 0, and what each layer is called with beside its rows."""
@@ -282,19 +314,21 @@ class LayeredModel:
             self._decoder(inputs_embeds=rows.to(self.device), **{"use_cache": bool(extra), **extra})
         return entered[0], calls
 
-    def _set_fast(self, fast: bool) -> None:
-        self._fast = fast
-        if self._has_head:
-            self.skeleton.get_submodule(self._head_name).fast = fast
+    @property
+    def _kind(self) -> torch.dtype:
+        return torch.bfloat16 if self._fast else torch.float32
 
     def _load_head(self) -> None:
+        """The head as it is stored, so that a large one is not held twice; a small one in the type
+        that it computes in, which saves every product a conversion."""
         names = self.source.tensor_names
         weight = self.source.read(HEAD_NAME if HEAD_NAME in names else EMBEDDING_NAME)
+        if self.keeps:
+            weight = weight.to(self._kind)
         bias = f"{self._head_name}.bias"
-        head = Head(weight, self.source.read(bias) if bias in names else None)
+        head = Head(weight, self.source.read(bias) if bias in names else None, self._kind)
         self.skeleton.set_submodule(self._head_name, head.to(self.device))
         self._has_head = True
-        self._set_fast(self._fast)
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
         """Give a module without values its weights, in the types of its parameters."""
@@ -320,7 +354,7 @@ def _unchanged(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden
 
 
-def _skeleton(source: TensorSource) -> Any:
+def _skeleton(source: TensorSource, attention: str | None) -> Any:
     """The model without weights. What it computes itself (rotary frequencies) has its values."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -328,7 +362,9 @@ def _skeleton(source: TensorSource) -> Any:
     config = copy.deepcopy(source.config)
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=attention
+            )
     except Exception as error:  # whatever the layers raise
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"{source.place}: the config's sizes make no model ({reason})") from error

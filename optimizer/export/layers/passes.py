@@ -19,7 +19,8 @@ from optimizer.export.layers.rows_on_disk import HiddenRows, copy_rows
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
 
-_TOKENS_AT_ONCE = 256
+_TOKENS_AT_ONCE = 1024
+_BLOCK = 256  # tokens of a vocabulary that are summed first when one is drawn
 
 
 def states_at(
@@ -187,21 +188,52 @@ def _score_slopes(model: LayeredModel, rows: HiddenRows, generator: torch.Genera
             part = entered[begin:end].to(model.device).requires_grad_(True)
             with torch.enable_grad():
                 logits = model.logits(part)
-            # d log p(y) / d logits = e_y - p
-            slope = logits.detach().softmax(-1)
+            # d log p(y) / d logits = e_y - p, made in the room of the logits.
+            slope = exp_shifted_(logits.detach())
             drawn = drawn_tokens(slope, generator)
-            slope.neg_().scatter_add_(1, drawn, torch.ones_like(slope[:, :1]))
+            slope.div_(slope.sum(-1, keepdim=True).neg_())
+            slope.scatter_add_(1, drawn, torch.ones_like(slope[:, :1]))
             parts.append(torch.autograd.grad(logits, part, slope)[0].cpu())
         slopes.write(at, torch.cat(parts)[None])
     return slopes
 
 
-def drawn_tokens(share: Tensor, generator: torch.Generator) -> Tensor:
-    """One token [T, 1] of each row of probabilities [T, V]."""
-    until = share.cumsum(-1)
-    uniform = torch.rand(len(share), 1, generator=generator).to(share.device)
-    place = torch.searchsorted(until, uniform * until[:, -1:], right=True)
-    return place.clamp_(max=share.shape[-1] - 1)
+def exp_shifted_(logits: Tensor) -> Tensor:
+    """exp(logits - their row's largest), in place: probabilities up to a factor for each row."""
+    return logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+
+
+def drawn_tokens(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """One token [T, 1] of each row of weights [T, V], which need not sum to one.
+
+    First a block of the vocabulary is drawn, then a token of it: a running sum of all of it would
+    take longer than the logits.
+    """
+    count = weights.shape[-1]
+    blocks = -(-count // _BLOCK)
+    even = count // _BLOCK * _BLOCK
+    sums = weights.new_zeros(len(weights), blocks)
+    torch.sum(weights[:, :even].unflatten(1, (-1, _BLOCK)), -1, out=sums[:, : even // _BLOCK])
+    if even < count:
+        sums[:, -1] = weights[:, even:].sum(-1)
+    uniform = torch.rand(len(weights), 1, generator=generator).to(weights.device)
+    block, left = _drawn(sums, uniform)
+    inside = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    known = weights.gather(1, inside.clamp(max=count - 1)).masked_fill_(inside >= count, 0)
+    token, _ = _drawn(known, left)
+    return block * _BLOCK + token
+
+
+def _drawn(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The place [T, 1] where a running sum passes the share `uniform` [T, 1] of the whole, and the
+    share of that place's own weight that is left to pass: in [0, 1), never a place of weight 0."""
+    until = weights.cumsum(-1)
+    aim = uniform * until[:, -1:]
+    last = weights.shape[-1] - (weights > 0).flip(-1).to(torch.uint8).argmax(-1, keepdim=True) - 1
+    place = torch.minimum(torch.searchsorted(until, aim, right=True), last)
+    own = weights.gather(1, place)
+    left = (aim - until.gather(1, place) + own) / own
+    return place, left.clamp_(0, 1 - 2**-24)
 
 
 class _Counter:

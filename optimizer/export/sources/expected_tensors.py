@@ -5,6 +5,7 @@ transformers' own model, made without memory (the meta device), says names and s
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class ExpectedTensors:
 
 
 def make_skeleton(config: Any, where: str) -> Any:
-    """The transformers model of a config, without values.
+    """The transformers model of a config, without values. It has a copy of the config.
 
     Raises ModelError, naming `where`, for sizes that fit no model.
     """
@@ -41,7 +42,7 @@ def make_skeleton(config: Any, where: str) -> Any:
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config))
     except Exception as error:  # whatever the layers raise
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"{where}: the config's sizes make no model ({reason})") from error

@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from optimizer.export.front import rounding
 from optimizer.export.front.rounding import BLOCK_SIZE, RoundedMatrix, round_matrix
 
 GENERATOR = torch.Generator().manual_seed(11)
@@ -44,6 +45,19 @@ def nearest_error(weight: torch.Tensor, importance: torch.Tensor) -> float:
     return float(
         (off.view_as(weight).square() * importance).sum() / (weight.square() * importance).sum()
     )
+
+
+def test_a_matrix_is_searched_in_parts_that_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = round_matrix(WEIGHT, EVEN, 4)
+    monkeypatch.setattr(rounding, "CHUNK_WEIGHTS", 5 * 96)
+    parts = round_matrix(WEIGHT, EVEN, 4)
+    assert whole.zeros is not None
+    assert parts.zeros is not None
+    torch.testing.assert_close(parts.scales, whole.scales, rtol=1e-5, atol=0)
+    torch.testing.assert_close(parts.codes, whole.codes, rtol=0, atol=0)
+    torch.testing.assert_close(parts.zeros, whole.zeros, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -57,7 +57,9 @@ def test_states_and_logits_are_the_whole_models(
         tokens = torch.from_numpy(ids)
         for split in (0, model.num_layers):
             expected, logits = hidden_and_logits(whole, split, tokens)
-            torch.testing.assert_close(found[split].read(at, at + 1)[0], expected)
+            torch.testing.assert_close(
+                found[split].read(at, at + 1)[0], expected, rtol=1e-4, atol=3e-5
+            )
         got = model.logits(found[2].read(at, at + 1)[0])
         torch.testing.assert_close(got, logits, rtol=1e-4, atol=1e-4)
 
@@ -152,12 +154,36 @@ def test_a_damaged_tensor_is_one_clear_error(
         states_at(model, [4], WINDOWS, quiet)
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    share = torch.tensor([[0.5, 0.0, 0.2, 0.3]]).expand(20_000, -1)
-    drawn = drawn_tokens(share, torch.Generator().manual_seed(0))
-    counts = torch.bincount(drawn[:, 0], minlength=4) / len(share)
-    torch.testing.assert_close(counts, share[0], atol=0.015, rtol=0)
-    assert counts[1] == 0
+@pytest.mark.parametrize("vocab_size", [4, 256, 1000])
+def test_tokens_are_drawn_as_often_as_they_are_likely(vocab_size: int) -> None:
+    """Of weights that need not sum to one, in blocks of the vocabulary that are not all full."""
+    likely = torch.tensor([0, 2, vocab_size - 1])
+    weights = torch.zeros(vocab_size)
+    weights[likely] = torch.tensor([1.0, 0.4, 0.6])
+    drawn = drawn_tokens(weights.expand(20_000, -1), torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn[:, 0], minlength=vocab_size) / len(drawn)
+    torch.testing.assert_close(counts[likely], weights[likely] / 2, atol=0.015, rtol=0)
+    assert counts[weights == 0].sum() == 0
+
+
+def test_attention_that_is_asked_for_is_not_left_in_the_models_config(tiny: Any) -> None:
+    source = tiny("llama").source
+    chosen = source.config._attn_implementation
+    plain = LayeredModel(source, folder=None, keep=False, attention="eager")
+    assert plain.config._attn_implementation == "eager"
+    assert source.config._attn_implementation == chosen
+    own = LayeredModel(source, folder=None, keep=False)
+    assert own.config._attn_implementation != "eager"
+
+
+def test_released_layers_are_read_again(tiny: Any, tmp_path: Path) -> None:
+    model = LayeredModel(tiny("llama").source, folder=tmp_path, keep=True)
+    before = states_at(model, [4], WINDOWS, quiet)[4].read(0, 1)
+    logits = model.logits(before[0])
+    model.release(but_first=1)
+    assert list(model._loaded) == [0]
+    torch.testing.assert_close(states_at(model, [4], WINDOWS, quiet)[4].read(0, 1), before)
+    torch.testing.assert_close(model.logits(before[0]), logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
