@@ -14,9 +14,16 @@ from importlib.metadata import version
 from typing import Annotated, Final
 
 import typer
+import typer.main
 from typer.exceptions import TyperException
 
 from splitpoint.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, one_line
+from splitpoint.settings import (
+    defaults_from,
+    read_settings,
+    settings_file,
+    take_variables,
+)
 from splitpoint.text_input import accept_any_text
 
 # Where each subcommand is, by what people come for and in the order of the help. Only the one that
@@ -25,6 +32,7 @@ PANELS: Final = {
     "First": {
         "demo": "splitpoint.commands.demo:demo",
         "doctor": "splitpoint.commands.doctor:doctor",
+        "config": "splitpoint.commands.config:config_app",
     },
     "Prepare": {
         "model": "splitpoint.commands.model:model_app",
@@ -81,6 +89,14 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Log everything and show tracebacks.")
     ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Settings file (default: SPLITPOINT_CONFIG, else splitpoint.toml in this folder).",
+            show_default=False,
+        ),
+    ] = None,
     show_version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show and exit."),
@@ -100,10 +116,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # gRPC's core logs to stderr below Python's logging; every failure gets its one line from us.
     os.environ.setdefault("GRPC_VERBOSITY", "INFO" if "--debug" in arguments else "NONE")
-    wanted = next((word for word in arguments if not word.startswith("-")), "")
+    wanted, config = _wanted(arguments)
     app = make_app([wanted] if wanted in COMMANDS else COMMANDS)
     try:
-        return app(args=arguments, prog_name="splitpoint", standalone_mode=False) or 0
+        command = typer.main.get_command(app)
+        take_variables(command)
+        file = settings_file(config)
+        values = {} if file is None else defaults_from(read_settings(file), command, COMMANDS, file)
+        return (
+            command.main(
+                args=arguments, prog_name="splitpoint", standalone_mode=False, default_map=values
+            )
+            or 0
+        )
     except TyperException as error:
         if not arguments or not error.format_message():
             return EXIT_USAGE  # nothing was asked, and the help is on the screen already
@@ -116,6 +141,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"splitpoint: error: {one_line(error)}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILURE
+
+
+def _wanted(arguments: Sequence[str]) -> tuple[str, str | None]:
+    """The subcommand, "" where none is named, and the file that `--config` names before it."""
+    config: str | None = None
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            config = next(words, None)
+        elif word.startswith("--config="):
+            config = word.partition("=")[2]
+        elif not word.startswith("-"):
+            return word, config
+    return "", config
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
 BUILD = """
 import json, sys, time
 from pathlib import Path
+from cloud.engine.served_back import ServedBack
 from hwprofiles.peak_memory import peak_memory_bytes
 from optimizer.export.bundle_builder import Calibration, build_bundle
 from optimizer.export.sources.model_source import open_source
@@ -51,7 +52,7 @@ def note(stage):
 source = open_source(Path(model))
 flags = PartitionFlags(split=int(split), front_bits=int(front), back_bits=int(back))
 build_bundle(source, plan_from_flags(source, flags, "q2"), Path(out), progress=note, force=True,
-             calibration=Calibration(), weights=weights, sides=SIDES[side])
+             calibration=Calibration(), weights=weights, sides=SIDES[side], open_back=ServedBack)
 note("end")
 print(json.dumps({"peak_bytes": max(peaks.values()), "seconds": seconds, "peak_by_stage": peaks}))
 """

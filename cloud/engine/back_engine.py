@@ -28,7 +28,7 @@ from cloud.engine.int8_linear import Int8Linear
 from cloud.engine.native_stack import NativeStack, suits
 from cloud.engine.rotary import RotaryTables
 from cloud.kernel import library as native
-from cloud.kv.pool import KvShape
+from cloud.kv.pool import KvLease, KvShape
 from optimizer.families import head_dim_of, position_limit
 
 logger = logging.getLogger(__name__)
@@ -150,6 +150,19 @@ class BackEngine:
         if not math.isfinite(size):
             _mark_overflow(hidden, entries)
         return logits
+
+    @torch.inference_mode()
+    def hidden(self, lease: KvLease, rows: Tensor) -> Tensor:
+        """What the last layer gives of rows [T, D] that enter at the lease's split, which grows."""
+        count = rows.shape[0]
+        alone = StepEntry(lease, start=lease.length, begin=0, num_rows=count)
+        entering = [rows.to(self.model.device, self.model.dtype)]
+        return self._run([alone], entering, range(alone.start, alone.stop), self.num_layers)
+
+    @torch.inference_mode()
+    def logits(self, rows: Tensor) -> Tensor:
+        """Norm and head: float32 logits [T, V] of rows [T, D] that the last layer gave."""
+        return self._head(rows)
 
     def _entering(self, entry: BatchEntry) -> Tensor:
         """An entry's rows as they enter its split, [T, D]."""

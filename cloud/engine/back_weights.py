@@ -6,6 +6,7 @@ that are read take memory; every other layer takes none.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,11 @@ from optimizer.artifacts.geometry import MAX_LAYERS
 from optimizer.artifacts.weight_reference import REFERENCE_NAME
 from optimizer.errors import ModelError
 from optimizer.export.back import holds_transposed
+from optimizer.export.sources.tensor_names import HEAD_NAME
 from optimizer.families import back_family
 
 MAX_CONFIG_BYTES: Final = 1 << 20
+_HEAD: Final = HEAD_NAME.removesuffix(".weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,66 +95,138 @@ def load_back(
     WeightsError for a model that is not supported, and for a tensor that is missing or of the wrong
     shape.
     """
-    config = _config(folder)
-    if not 0 <= first_layer <= config.num_hidden_layers:
-        raise WeightsError(f"first layer {first_layer}: the model has {config.num_hidden_layers}")
-    if reference is None and (folder / REFERENCE_NAME).is_file() and weight_files is None:
-        reference = folder / REFERENCE_NAME
-    if weight_files is None:
-        weight_files = sorted(folder.glob("*.safetensors"))
-    if reference is None:
-        tensors = TensorFiles(folder, weight_files, torch.device(device))
-    else:
-        tensors = ReferencedFiles(
-            reference,
-            torch.device(device),
-            verify=verify,
-            transposed=holds_transposed(config),
-        )
-    dtype = dtype or compute_dtype(
-        torch.device(device).type, has_float32_matrices=tensors.has_float32_matrix()
-    )
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(
-                config, attn_implementation=ATTENTION_NAME, dtype=dtype
-            )
-    except Exception as error:  # sizes that fit no model raise whatever the layers raise
-        raise WeightsError(f"{folder}/config.json: makes no model ({error!r:.200})") from error
-    model.eval()
-    decoder: Any = model.get_decoder()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    layers = []
-    for index in range(first_layer, config.num_hidden_layers):
-        layers.append(_fill(decoder.layers[index], f"{prefix}.layers.{index}", tensors, dtype))
-    family = back_family(config)
-    norm = _fill(
-        getattr(decoder, family.final_norm), f"{prefix}.{family.final_norm}", tensors, dtype
-    )
-    head = nn.ModuleDict({"lm_head": model.get_output_embeddings()})
-    _fill(head, "", tensors, dtype)
-    return BackModel(
-        config=model.config,
+    return BackFiles(
+        folder,
         first_layer=first_layer,
-        layers=tuple(layers),
-        norm=norm,
-        head=head["lm_head"],
-        rotary=type(decoder.rotary_emb)(model.config).to(device),
-        logits_divisor=family.logits_divisor(config),
-        final_softcap=family.logits_cap(config),
-        embedding=_embedding(config, tensors) if first_layer == 0 else None,
+        device=device,
+        weight_files=weight_files,
         dtype=dtype,
-        device=torch.device(device),
-    )
+        reference=reference,
+        verify=verify,
+    ).model()
 
 
-def _embedding(config: Any, tensors: TensorFiles) -> TokenEmbedding | None:
-    return TokenEmbedding.of(
-        tensors,
-        shape=(config.vocab_size, config.hidden_size),
-        is_tied=bool(config.tie_word_embeddings),
-        factor=back_family(config).embedding_factor(config),
-    )
+class BackFiles:
+    """A back's files, opened: its modules get their weights when they are asked for.
+
+    Arguments and errors are those of `load_back`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_layer: int,
+        device: torch.device | str = "cpu",
+        weight_files: Sequence[Path] | None = None,
+        dtype: torch.dtype | None = None,
+        reference: Path | None = None,
+        verify: bool = False,
+    ) -> None:
+        config = _config(folder)
+        if not 0 <= first_layer <= config.num_hidden_layers:
+            raise WeightsError(
+                f"first layer {first_layer}: the model has {config.num_hidden_layers}"
+            )
+        if reference is None and (folder / REFERENCE_NAME).is_file() and weight_files is None:
+            reference = folder / REFERENCE_NAME
+        if weight_files is None:
+            weight_files = sorted(folder.glob("*.safetensors"))
+        self.first_layer = first_layer
+        self._device = torch.device(device)
+        if reference is None:
+            self._tensors = TensorFiles(folder, weight_files, self._device)
+        else:
+            self._tensors = ReferencedFiles(
+                reference, self._device, verify=verify, transposed=holds_transposed(config)
+            )
+        self._dtype = dtype or compute_dtype(
+            self._device.type, has_float32_matrices=self._tensors.has_float32_matrix()
+        )
+        try:
+            with torch.device("meta"):
+                self._skeleton: Any = AutoModelForCausalLM.from_config(
+                    config, attn_implementation=ATTENTION_NAME, dtype=self._dtype
+                )
+        except Exception as error:  # sizes that fit no model raise whatever the layers raise
+            raise WeightsError(f"{folder}/config.json: makes no model ({error!r:.200})") from error
+        self._skeleton.eval()
+        self._config = config
+        self._decoder: Any = self._skeleton.get_decoder()
+        self._prefix = next(
+            name for name, module in self._skeleton.named_modules() if module is self._decoder
+        )
+
+    @property
+    def num_layers(self) -> int:
+        """L, counting the layers that are not here."""
+        return int(self._config.num_hidden_layers)
+
+    def model(self) -> BackModel:
+        """All of the back."""
+        layers = tuple(self.layer(index) for index in range(self.first_layer, self.num_layers))
+        return self.model_of(self.first_layer, layers, self.norm(), self.head())
+
+    def model_of(
+        self, first_layer: int, layers: tuple[nn.Module, ...], norm: nn.Module, head: nn.Module
+    ) -> BackModel:
+        """These parts as a back of their own."""
+        config, family = self._config, back_family(self._config)
+        return BackModel(
+            config=self._skeleton.config,
+            first_layer=first_layer,
+            layers=layers,
+            norm=norm,
+            head=head,
+            rotary=type(self._decoder.rotary_emb)(self._skeleton.config).to(self._device),
+            logits_divisor=family.logits_divisor(config),
+            final_softcap=family.logits_cap(config),
+            embedding=self.embedding() if first_layer == 0 else None,
+            dtype=self._dtype,
+            device=self._device,
+        )
+
+    def layer(self, index: int) -> nn.Module:
+        """Layer `index`, with its weights, which only the caller holds."""
+        blank = copy.deepcopy(self._decoder.layers[index])
+        return _fill(blank, f"{self._prefix}.layers.{index}", self._tensors, self._dtype)
+
+    def norm(self) -> nn.Module:
+        """The final norm."""
+        name = back_family(self._config).final_norm
+        blank = copy.deepcopy(getattr(self._decoder, name))
+        return _fill(blank, f"{self._prefix}.{name}", self._tensors, self._dtype)
+
+    def head(self) -> nn.Module:
+        """The head."""
+        blank = copy.deepcopy(self._skeleton.get_output_embeddings())
+        head = nn.ModuleDict({_HEAD: blank})
+        _fill(head, "", self._tensors, self._dtype)
+        return head[_HEAD]
+
+    def head_rows(self, count: int) -> nn.Linear:
+        """The head of the first `count` tokens alone, in the type that the layers compute in."""
+        rows = [self._tensors.row(HEAD_NAME, index) for index in range(count)]
+        head = nn.Linear(self._config.hidden_size, count, bias=False, device="meta")
+        head.weight = nn.Parameter(torch.cat(rows).to(self._dtype), requires_grad=False)
+        name = f"{_HEAD}.bias"
+        if name in self._tensors:
+            bias = self._tensors.need(name, (self._config.vocab_size,))[:count]
+            head.bias = nn.Parameter(bias.to(self._dtype), requires_grad=False)
+        return head
+
+    def unmap(self) -> None:
+        """Let go of what was read of the files (`TensorFiles.unmap`)."""
+        self._tensors.unmap()
+
+    def embedding(self) -> TokenEmbedding | None:
+        """Rows of tokens, where the files hold them."""
+        return TokenEmbedding.of(
+            self._tensors,
+            shape=(self._config.vocab_size, self._config.hidden_size),
+            is_tied=bool(self._config.tie_word_embeddings),
+            factor=back_family(self._config).embedding_factor(self._config),
+        )
 
 
 def compute_dtype(device: str, *, has_float32_matrices: bool) -> torch.dtype:

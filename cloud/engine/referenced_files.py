@@ -39,7 +39,7 @@ class ReferencedFiles(TensorFiles):
         super().__init__(reference.folder, [reference.folder / n for n in reference.files], device)
         self._place: dict[str, str] = {}  # in a file, by the name that the back gives a tensor
         for name, (_, stored) in reference.tensors.items():
-            if stored not in self._file_of:
+            if stored not in self._path_of:
                 raise WeightsError(f"{reference.folder}: the tensor {stored} is missing")
             num_axes = len(super()._shape_of(stored))
             kept = back_name(name, reference.tensors)
@@ -52,14 +52,14 @@ class ReferencedFiles(TensorFiles):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._last:
             stored = self._place[name]
-            tensor = self._file_of[stored].get_tensor(stored)
+            tensor = self._file_with(stored).get_tensor(stored)
             self._last = dict(self._as_kept(name, tensor))
         return self._last.pop(name)
 
     def row(self, name: str, index: int) -> Tensor:
         """See TensorFiles. A row's code depends on that row alone."""
         stored = self._place[name if name in self else name + CODES_SUFFIX]
-        row = self._file_of[stored].get_slice(stored)[index : index + 1]
+        row = self._file_with(stored).get_slice(stored)[index : index + 1]
         made = dict(self._as_kept(name, row))
         if name in made:
             return made[name].float()

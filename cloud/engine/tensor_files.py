@@ -23,31 +23,36 @@ class TensorFiles(Mapping[str, Tensor]):
     def __init__(self, folder: Path, paths: Sequence[Path], device: torch.device) -> None:
         self._folder = folder
         self._device = device
-        self._file_of: dict[str, Any] = {}
+        self._path_of: dict[str, Path] = {}
+        self._opened: dict[Path, Any] = {}
         for path in paths:
-            try:
-                file = safe_open(path, framework="pt", device=str(device))
-            except Exception as error:
-                raise WeightsError(f"{path}: not readable as safetensors ({error})") from error
-            twice = self._file_of.keys() & file.keys()
+            names = self._open(path).keys()
+            twice = self._path_of.keys() & names
             if twice:
                 raise WeightsError(f"{path}: another file holds {min(twice)} too")
-            self._file_of |= dict.fromkeys(file.keys(), file)
-        if not self._file_of:
+            self._path_of |= dict.fromkeys(names, path)
+        if not self._path_of:
             raise WeightsError(f"{folder}: no safetensors file")
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file_of[name].get_tensor(name)
+        tensor: Tensor = self._file_with(name).get_tensor(name)
         return tensor
 
     def __iter__(self) -> Any:
-        return iter(self._file_of)
+        return iter(self._path_of)
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self._path_of)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._file_of
+        return name in self._path_of
+
+    def unmap(self) -> None:
+        """Close the files, which are mapped: what was read of them leaves this process's memory.
+
+        They are opened again when they are needed. Tensors that were not converted keep theirs.
+        """
+        self._opened.clear()
 
     def need(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor of this name and shape; WeightsError where it is not there."""
@@ -97,16 +102,28 @@ class TensorFiles(Mapping[str, Tensor]):
         return self._slice(codes, index).float() * self._slice(scale, index).float()[:, None]
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file_of[name].get_slice(name).get_shape())
+        return tuple(self._file_with(name).get_slice(name).get_shape())
 
     def _slice(self, name: str, index: int) -> Tensor:
-        part: Tensor = self._file_of[name].get_slice(name)[index : index + 1]
+        part: Tensor = self._file_with(name).get_slice(name)[index : index + 1]
         return part
+
+    def _file_with(self, name: str) -> Any:
+        """The open file that holds the tensor."""
+        return self._open(self._path_of[name])
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._opened:
+            try:
+                self._opened[path] = safe_open(path, framework="pt", device=str(self._device))
+            except Exception as error:
+                raise WeightsError(f"{path}: not readable as safetensors ({error})") from error
+        return self._opened[path]
 
     def has_float32_matrix(self) -> bool:
         """Whether a matrix is float32, which decides what the layers compute in on CUDA."""
         return any(self._is_float32_matrix(name) for name in self)
 
     def _is_float32_matrix(self, name: str) -> bool:
-        part = self._file_of[name].get_slice(name)
+        part = self._file_with(name).get_slice(name)
         return part.get_dtype() == "F32" and len(part.get_shape()) > 1

@@ -22,13 +22,17 @@ from codec.entropy.rans import Models
 PRIOR_COUNT: Final = 30.0  # strength of the smooth prior under each family's histogram
 
 
-def count_models(family: U8, codes: I32) -> Models:
-    """Models from counting codes under their families, symmetric, on top of a smooth prior."""
+def count_symbols(family: U8, codes: I32) -> F64:
+    """[56, 64] times each symbol occurs under its family; family and codes have one shape."""
     symbols, _ = to_symbols(family, codes)
     cell = family.astype(np.int64) * ALPHABET + symbols
     counts = np.bincount(cell.reshape(-1), minlength=NUM_FAMILIES * ALPHABET)
-    per_family = counts.reshape(NUM_FAMILIES, ALPHABET).astype(np.float64)
-    return Models.from_counts(mirrored(per_family) + PRIOR_COUNT * smooth_prior())
+    return counts.reshape(NUM_FAMILIES, ALPHABET).astype(np.float64)
+
+
+def count_models(counts: F64) -> Models:
+    """Models from `count_symbols`, symmetric, on top of a smooth prior."""
+    return Models.from_counts(mirrored(counts) + PRIOR_COUNT * smooth_prior())
 
 
 def mirrored(counts: F64) -> F64:

@@ -8,6 +8,7 @@ measuring.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -88,9 +89,12 @@ class CalibratedKind(CodecKind):
             last = turn == _ROUNDS - 1
             priced = trellis_models(models.cdf, slope=_SLOPE)
             codec = CalibratedCodec.build(split.model, step, priced, centres)
-            coded = _Coded.of(codec, split, np.arange(num_rows) if last else part)
-            models = Models.from_counts(mirrored(coded.counts()) + PRIOR_COUNT * prior)
-            centres = coded.centres()
+            tally = _Tally()
+            for rows in _parts(np.arange(num_rows) if last else part):
+                coded = _Coded.of(codec, split, rows)
+                tally.add(coded)
+            models = Models.from_counts(mirrored(tally.symbols) + PRIOR_COUNT * prior)
+            centres = tally.centres()
             if not last:
                 cost = coded.mean_cost(codec, split.error_weights[part])
                 expected = split.curvature / 2 * cost
@@ -135,24 +139,6 @@ class _Coded:
         levels = np.sign(codes) * (2 * size - np.where(size > 0, model_ids & 1, 0))
         return cls(values, levels.astype(np.float32), model_ids, codes, half_steps)
 
-    def counts(self) -> F64:
-        """[112, 64] times each symbol was used under each model."""
-        symbols, _ = to_symbols(np.asarray(self.model_ids >> 1, dtype=np.uint8), self.codes)
-        cell = self.model_ids.astype(np.int64) * ALPHABET + symbols
-        found = np.bincount(cell.reshape(-1), minlength=2 * NUM_FAMILIES * ALPHABET)
-        return found.reshape(2 * NUM_FAMILIES, ALPHABET).astype(np.float64)
-
-    def centres(self) -> F32:
-        """[56, 4] mean of what lies beyond its level, away from zero, by family and level."""
-        excess = (self.values - self.levels) * np.sign(self.levels)
-        column = np.minimum(np.abs(self.levels), 3).astype(np.int64)
-        cell = ((self.model_ids >> 1).astype(np.int64) * 4 + column).reshape(-1)
-        count = np.bincount(cell, minlength=NUM_FAMILIES * 4)
-        total = np.bincount(cell, weights=excess.reshape(-1), minlength=NUM_FAMILIES * 4)
-        centres = (total / (count + 50)).reshape(NUM_FAMILIES, 4).astype(np.float32)
-        centres[:, 0] = 0
-        return centres
-
     def mean_cost(self, codec: CalibratedCodec, error_weights: F64) -> float:
         """Mean over rows of error weight times the squared error of what arrives."""
         column = np.minimum(np.abs(self.levels), 3).astype(np.int64)
@@ -160,6 +146,42 @@ class _Coded:
         error = self.values - self.levels - np.sign(self.levels) * centre
         squared = (error.astype(np.float64) ** 2).sum(axis=1) * self.half_steps.astype(float) ** 2
         return float((error_weights * squared).mean())
+
+
+class _Tally:
+    """What is counted over all coded rows, a part of them at a time.
+
+    symbols: [112, 64] times each symbol was used under each model.
+    """
+
+    def __init__(self) -> None:
+        self.symbols = np.zeros((2 * NUM_FAMILIES, ALPHABET))
+        self._count = np.zeros(NUM_FAMILIES * 4)
+        self._excess = np.zeros(NUM_FAMILIES * 4)
+
+    def add(self, coded: _Coded) -> None:
+        """Count these rows too."""
+        symbols, _ = to_symbols(np.asarray(coded.model_ids >> 1, dtype=np.uint8), coded.codes)
+        cell = coded.model_ids.astype(np.int64) * ALPHABET + symbols
+        found = np.bincount(cell.reshape(-1), minlength=self.symbols.size)
+        self.symbols += found.reshape(self.symbols.shape)
+        excess = (coded.values - coded.levels) * np.sign(coded.levels)
+        column = np.minimum(np.abs(coded.levels), 3).astype(np.int64)
+        cell = ((coded.model_ids >> 1).astype(np.int64) * 4 + column).reshape(-1)
+        size = len(self._count)
+        self._count += np.bincount(cell, minlength=size)
+        self._excess += np.bincount(cell, weights=excess.reshape(-1), minlength=size)
+
+    def centres(self) -> F32:
+        """[56, 4] mean of what lies beyond its level, away from zero, by family and level."""
+        centres = (self._excess / (self._count + 50)).reshape(NUM_FAMILIES, 4).astype(np.float32)
+        centres[:, 0] = 0
+        return centres
+
+
+def _parts(rows: I64) -> Iterator[I64]:
+    for begin in range(0, len(rows), _TRIAL_ROWS):
+        yield rows[begin : begin + _TRIAL_ROWS]
 
 
 CALIBRATED: Final = CalibratedKind()

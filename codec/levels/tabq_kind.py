@@ -7,14 +7,15 @@ calibrated level declines. The closed form of the first delta is ours.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from codec.arrays import Arrays
-from codec.entropy.counts import count_models
-from codec.entropy.integers import Families
+from codec.arrays import F32, F64, U8, Arrays
+from codec.entropy.counts import count_models, count_symbols
+from codec.entropy.integers import ALPHABET, NUM_FAMILIES, Families
 from codec.errors import TablesError
 from codec.levels.base import CodecKind, CoderSeconds, Entry, LadderTables, LevelSpec
 from codec.levels.split_model import FittedSplit, SplitModel
@@ -24,6 +25,7 @@ from codec.rows import RowCodec
 
 _TAU_PERCENTILE: Final = 99.9  # of the calibration rows' magnitudes; larger ones are outliers
 _ROUNDS: Final = 5
+_PART_ROWS: Final = 2048
 _MIN_BITS: Final = 2
 _MAX_BITS: Final = 12
 
@@ -80,34 +82,36 @@ class TabqKind(CodecKind):
         Values beyond tau, a percentile of the calibration rows' magnitudes, are outliers. The
         "tabq.*" arrays are the same for all levels.
         """
-        size = split.dense.shape[1]
+        num_rows, size = split.dense.shape
         threshold = float(np.quantile(np.abs(split.dense), _TAU_PERCENTILE / 100))
         tau = np.full(size, threshold, dtype=np.float32)
         mask = mask_above(split.dense, tau)
         dense = np.where(mask, np.float32(0), split.dense)
-        power = float((dense.astype(np.float64) ** 2).sum(axis=1).mean())
-        squared_slopes = split.slopes.astype(np.float64) ** 2
-        trace = float(squared_slopes.sum(axis=1).mean()) / size
-        error_weights = squared_slopes.mean(axis=1)
-        delta = float(np.sqrt(2 * target_kl / (trace * power)))
+        power = float(_squared_lengths(dense).mean())
+        error_weights = _squared_lengths(split.slopes) / size
+        delta = float(np.sqrt(2 * target_kl / (float(error_weights.mean()) * power)))
         for _ in range(_ROUNDS):
             scales, declined = TabqCodec(hidden_size=size, delta=delta).choose_scales(dense)
             if declined.any():
                 raise ValueError("calibration rows are outside TAB-Q's range of scales")
-            step = np.maximum(STEPS[scales], 1e-30)[:, None]
-            codes = np.rint(dense / step)
-            squared = ((dense - codes * step).astype(np.float64) ** 2).sum(axis=1)
+            squared = _squared_errors(dense, scales)
             expected = float((error_weights * squared).mean()) / 2
             delta *= float(np.clip(np.sqrt(target_kl / max(expected, 1e-30)), 0.5, 2))
         kept = np.maximum((~mask).sum(axis=0), 1)
         centre = (dense.sum(axis=0, dtype=np.float64) / kept).astype(np.float32)
-        deviation = np.where(mask, 0, dense - centre).astype(np.float64)
-        spread = np.sqrt((deviation**2).sum(axis=0) / kept)
-        eighths = np.rint(8 * np.log2(np.maximum(spread, 1e-9))).astype(np.int32)
+        squares = np.zeros(size)
+        for part in _parts(num_rows):
+            deviation = np.where(mask[part], np.float32(0), dense[part] - centre)
+            squares += np.einsum("td,td->d", deviation, deviation, dtype=np.float64)
+        eighths = np.rint(8 * np.log2(np.maximum(np.sqrt(squares / kept), 1e-9))).astype(np.int32)
         codec = TabqCodec(hidden_size=size, delta=delta, centre=centre, eighths=eighths)
-        surprise = codes.astype(np.int32) - codec.expected(scales)
-        surprise[mask] = 0
-        family = codec.family_of(scales, codec.choose_offsets(scales, surprise))
+        counts = np.zeros((NUM_FAMILIES, ALPHABET))
+        for part in _parts(num_rows):
+            codes = np.rint(dense[part] / _steps(scales[part])).astype(np.int32)
+            surprise = codes - codec.expected(scales[part])
+            surprise[mask[part]] = 0
+            offsets = codec.choose_offsets(scales[part], surprise)
+            counts += count_symbols(codec.family_of(scales[part], offsets), surprise)
         entry = {
             "name": name,
             "kind": self.name,
@@ -125,12 +129,35 @@ class TabqKind(CodecKind):
             "tabq.tau.centre": centre,
             "tabq.tau.eighths": eighths,
             "tabq.tau": tau,
-            f"{name}.cdf": count_models(family, surprise).cdf,
+            f"{name}.cdf": count_models(counts).cdf,
         }
 
     def synthetic(self, model: SplitModel, families: Families) -> RowCodec:
         """See CodecKind."""
         return TabqCodec(hidden_size=len(model.mean), delta=0.1, families=families)
+
+
+def _parts(num_rows: int) -> Iterator[slice]:
+    """A part of the rows at a time: what is made of all of them is as large as a model's layer."""
+    for begin in range(0, num_rows, _PART_ROWS):
+        yield slice(begin, begin + _PART_ROWS)
+
+
+def _squared_lengths(rows: F32) -> F64:
+    return np.asarray(np.einsum("td,td->t", rows, rows, dtype=np.float64))
+
+
+def _steps(scales: U8) -> F32:
+    return np.asarray(np.maximum(STEPS[scales], 1e-30)[:, None], dtype=np.float32)
+
+
+def _squared_errors(dense: F32, scales: U8) -> F64:
+    """What rounding to the scales' steps costs each row, [T]."""
+    found = np.empty(len(dense))
+    for part in _parts(len(dense)):
+        step = _steps(scales[part])
+        found[part] = _squared_lengths(dense[part] - np.rint(dense[part] / step) * step)
+    return found
 
 
 TABQ: Final = TabqKind()

@@ -7,6 +7,7 @@ once for the plan's longest sequence, so rolling back changes one number.
 from __future__ import annotations
 
 import gc
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from hwprofiles.heap import trim_heap
 from optimizer.artifacts.bundle import FRONT_NAME
 from optimizer.artifacts.plan import Plan
 
+# The first version with all that fronts are made of: earlier ones lack inputs of the experts' node.
+OLDEST_ONNXRUNTIME: Final = (1, 31)
 RELEASE_ROWS: Final = 8  # a low-memory engine gives pages back after so many
 KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
 
@@ -93,7 +96,8 @@ class FrontEngine:
         except InputError:
             raise
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
-            raise FrontError(f"{edge_dir / FRONT_NAME}: cannot be loaded ({error})") from error
+            reason = _too_old() or str(error)
+            raise FrontError(f"{edge_dir / FRONT_NAME}: cannot be loaded ({reason})") from error
 
     def sibling(self) -> FrontEngine:
         """Another engine with the same weights and an empty cache of its own."""
@@ -172,3 +176,12 @@ class FrontEngine:
             self._cache.append(buffer)
             self._binding.bind_ortvalue_input(name, buffer)
             self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
+
+
+def _too_old() -> str:
+    """What to say of an ONNX Runtime that cannot run every front; empty for one that can."""
+    version = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
+    if version >= OLDEST_ONNXRUNTIME:
+        return ""
+    needed = ".".join(str(part) for part in OLDEST_ONNXRUNTIME)
+    return f"onnxruntime {ort.__version__} is older than {needed}; pip install -U onnxruntime"

@@ -13,8 +13,10 @@ from optimizer.artifacts.weight_reference import REFERENCE_NAME, ReferencedFile,
 from optimizer.errors import BuildError
 from optimizer.export.back import back_names, stored_type, write_config
 from optimizer.export.sources.model_source import ModelSource
+from optimizer.export.sources.safetensors_header import StoredTensor
 
 _PLAIN: Final = ("F32", "F16", "BF16")
+_PART_VALUES: Final = 1 << 25
 
 
 class NotReferableError(BuildError):
@@ -41,11 +43,7 @@ def write_reference(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
     for name in back_names(source, plan):
         stored = source.stored(name)
         values = source.read(name, fits=stored_type(plan.partition.back_bits))
-        with safe_open(stored.file, framework="pt") as file:
-            same = stored.name in file.keys() and torch.equal(  # noqa: SIM118
-                file.get_tensor(stored.name), values
-            )
-        if not same:
+        if not _holds(stored, values):
             raise NotReferableError(f"{stored.origin} is not used as it is stored")
         tensors[name] = (stored.file.name, stored.name)
         paths[stored.file.name] = stored.file
@@ -58,3 +56,20 @@ def write_reference(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
         files={name: ReferencedFile.of(path) for name, path in sorted(paths.items())},
         tensors=tensors,
     ).save(cloud_dir / REFERENCE_NAME)
+
+
+def _holds(stored: StoredTensor, values: torch.Tensor) -> bool:
+    """Whether the file's tensor has just these values. Of a large one, a part is read at a time."""
+    values = values if values.ndim else values[None]
+    step = max(1, _PART_VALUES // max(1, values[:1].numel()))
+    for begin in range(0, len(values), step):
+        with safe_open(stored.file, framework="pt") as file:  # closing it frees what was read
+            if stored.name not in file.keys():  # noqa: SIM118
+                return False
+            if stored.shape == ():
+                part = file.get_tensor(stored.name)[None]
+            else:
+                part = file.get_slice(stored.name)[begin : begin + step]
+            if not torch.equal(part, values[begin : begin + step]):
+                return False
+    return True

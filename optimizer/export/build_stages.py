@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from hwprofiles.errors import ProfileError
+from hwprofiles.heap import trim_heap
 from hwprofiles.schema.strict_json import read_json
 
 STAGES_NAME: Final = "stages.json"
+TRYING_BACK: Final = "trying the back"
 # About how long each takes, for the share of the build that is done.
 _COSTS: Final[Mapping[str, float]] = {
     "tokenizer": 2,
     "front": 12,
     "back": 6,
+    TRYING_BACK: 4,
     "calibration": 78,
     "manifest": 2,
 }
@@ -76,6 +79,7 @@ class BuildStages:
             files = {file: size for file, size in self._files().items() if file not in before}
             self._done[name] = {"files": files, "result": result}
             self._save()
+            trim_heap()  # a stage's peak is its own
         self._passed += _COSTS[name]
         self._share(self._passed / self._total)
         return self._done[name]["result"]

@@ -18,8 +18,9 @@ from optimizer.artifacts.plan import ModelRef, Plan
 from optimizer.artifacts.weight_reference import WeightsPlace
 from optimizer.errors import BuildError, ChatTemplateError, ModelError
 from optimizer.export.back import write_back
+from optimizer.export.back_check import OpenBack, check_back
 from optimizer.export.back_reference import NotReferableError, write_reference
-from optimizer.export.build_stages import BuildStages, Progress, Share
+from optimizer.export.build_stages import TRYING_BACK, BuildStages, Progress, Share
 from optimizer.export.disk_faults import naming_the_disk
 from optimizer.export.front.front_graph import export_front
 from optimizer.export.sources.model_source import ModelSource
@@ -66,13 +67,16 @@ def build_bundle(
     weights: WeightsPlace = "copy",
     resume: bool = False,
     share: Share | None = None,
+    open_back: OpenBack | None = None,
 ) -> BuildReport:
     """Build `plan` into the folder `out`, which must not exist (or `force` replaces it).
 
     sides: what to build; a device needs only the edge side, a server only the cloud side.
     weights: whether the cloud side holds the back's weights, or says where they are.
     calibration: None leaves `lossless` as the only compression level. resume: go on where a build
-    of the same inputs was interrupted. share: told the share of the build that is done.
+    of the same inputs was interrupted. share: told the share of the build that is done. open_back:
+    the server's code, to try the back that was written (`optimizer.export.back_check`); None leaves
+    it untried.
 
     Everything is built in a folder beside `out` that is renamed at the end, so a failure leaves
     nothing behind. Raises BuildError, and ModelError where the model cannot be read.
@@ -85,6 +89,7 @@ def build_bundle(
     wanted = (
         *(("tokenizer", "front") if "edge" in sides else ()),
         *(("back",) if with_cloud else ()),
+        *((TRYING_BACK,) if with_cloud and open_back is not None else ()),
         *(("calibration",) if calibration is not None else ()),
         "manifest",
     )
@@ -105,6 +110,8 @@ def build_bundle(
         if with_cloud:
             (made / "cloud").mkdir(exist_ok=True)
             stages.run("back", lambda: _write_cloud(source, plan, made / "cloud", weights))
+        if with_cloud and open_back is not None:
+            stages.run(TRYING_BACK, lambda: check_back(source, plan, made / "cloud", open_back))
         if calibration is not None:
             wish = calibration
             stages.run("calibration", lambda: _calibrate(source, plan, stages, wish))

@@ -163,6 +163,7 @@ def build(
     if (plan_file is None) == (flags.split is None):
         raise typer.BadParameter("give a plan.yaml or --split, one of them")
     result.check()
+    from cloud.engine.served_back import ServedBack
     from optimizer.artifacts.plan import load_plan
     from optimizer.export.bundle_builder import build_bundle
 
@@ -181,6 +182,7 @@ def build(
             resume=result.resume,
             share=share,
             calibration=calibration.wanted(),
+            open_back=ServedBack,
         )
     typer.echo(str(report.bundle))
     for warning in report.warnings:

@@ -95,6 +95,7 @@ def demo(
 
 def _built(source: ModelSource, plan: Plan, bundle: Path, screen: Console) -> Path:
     """The bundle of the plan, built anew."""
+    from cloud.engine.served_back import ServedBack
     from optimizer.export.bundle_builder import Calibration, build_bundle
 
     started_s = time.monotonic()
@@ -106,6 +107,7 @@ def _built(source: ModelSource, plan: Plan, bundle: Path, screen: Console) -> Pa
             bundle,
             progress=stage,
             calibration=Calibration(num_tokens=DEMO_CALIBRATION_TOKENS),
+            open_back=ServedBack,
         )
     screen.print(
         f"bundle   {bundle}: {report.edge_bytes / 2**20:.0f} MiB for the edge, "

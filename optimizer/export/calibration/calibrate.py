@@ -22,7 +22,7 @@ from codec.tables import write_tables
 from optimizer.errors import BuildError
 from optimizer.export.calibration.fit import fit_ladder
 from optimizer.export.calibration.measure import HeldOutRows
-from optimizer.export.calibration.split_fit import States
+from optimizer.export.calibration.split_fit import States, fit_split
 from optimizer.export.calibration.text import (
     GIVEN_TEXT,
     OWN_TEXT,
@@ -116,11 +116,8 @@ def calibrate_splits(
         ) -> list[float]:
             return rows.losses(model, split, codecs, tell)
 
-        header, arrays = fit_ladder(
-            at_split.states(),
-            num_blocks=rotation_blocks(model.hidden_size),
-            measure=measure if len(held) else None,
-        )
+        fitted_split = fit_split(at_split.states(), num_blocks=rotation_blocks(model.hidden_size))
+        header, arrays = fit_ladder(fitted_split, measure=measure if len(held) else None)
         digests[split] = write_tables(out, {**header, "text": text} if text else header, arrays)
     return digests
 

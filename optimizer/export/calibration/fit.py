@@ -17,7 +17,6 @@ from codec.levels.base import LadderTables
 from codec.levels.registry import KINDS, SAFE_LEVEL, coder_of
 from codec.levels.split_model import FittedSplit
 from codec.rows import RowCodec
-from optimizer.export.calibration.split_fit import States, fit_split
 
 _MOST_CORRECTED: Final = 8.0
 
@@ -26,14 +25,12 @@ Measure = Callable[[Sequence[RowCodec]], list[float]]
 
 
 def fit_ladder(
-    states: States, *, num_blocks: int = 1, measure: Measure | None = None
+    split: FittedSplit, *, measure: Measure | None = None
 ) -> tuple[dict[str, Any], Arrays]:
     """Header and arrays of the default ladder: the levels of every kind that tables files hold.
 
     Without `measure`, levels are aimed by the estimate alone.
     """
-    split = fit_split(states, num_blocks=num_blocks)
-    hidden_size = states.hidden.shape[1]
     arrays = split.model.arrays()
     aims = target_kls()
     if measure is not None:
@@ -44,7 +41,7 @@ def fit_ladder(
             entry, found = kind.fit(name, target, split)
             entries.append(entry)
             arrays |= found
-    header = {"hidden_size": hidden_size, "levels": entries, "safe_level": SAFE_LEVEL}
+    header = {"hidden_size": len(split.model.mean), "levels": entries, "safe_level": SAFE_LEVEL}
     return header, arrays
 
 

@@ -6,6 +6,7 @@ of the parts are in `codec.levels.calibrated`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,7 +21,7 @@ _TAU_SIGMAS: Final = 12.0  # beyond this many channel rms a value is an outlier
 _LOUD_ROW: Final = 3.0
 _METRIC_SHRINKAGE: Final = 0.1  # share of the identity in the gradient's second moment
 _RIDGE: Final = 1e-3
-_PART: Final = 4096  # tokens at a time
+_PART: Final = 2048  # rows or tokens at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +44,14 @@ class States:
 
 def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     """Mean, predictor, metric, rotation and sensitivity; num_blocks > 1: a rotation in blocks."""
-    loudness = np.sqrt((states.hidden.astype(np.float64) ** 2).mean(axis=1))
-    usual = loudness < _LOUD_ROW * np.median(loudness)
-    # Arrays of all rows are as large as a layer of the model: as few as can be live at a time.
-    centred = states.hidden[usual].astype(np.float64)
-    size = centred.shape[1]
-    mean = centred.mean(axis=0)
-    centred -= mean
-    tau = _TAU_SIGMAS * np.sqrt((centred**2).mean(axis=0)) + 1e-6
-
-    metric = _loss_metric(states.gradient[usual])
-    root, root_inverse = _roots(metric)
+    usual = _usual_rows(states.hidden)
+    # Arrays of all rows are as large as a layer of the model: float32, and few at a time.
+    dense, slopes = states.hidden[usual], states.gradient[usual]
+    size = dense.shape[1]
+    mean = dense.mean(axis=0, dtype=np.float64)
+    centred = dense - mean.astype(np.float32)
+    variance = np.einsum("nd,nd->d", centred, centred, dtype=np.float64) / len(centred)
+    tau = _TAU_SIGMAS * np.sqrt(variance) + 1e-6
 
     # What the predictor knows of each row: the features of its token, centred on text and not on
     # the vocabulary. Rows of one token share them.
@@ -61,22 +59,22 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     at = np.minimum(at, len(states.listed_ids) - 1)
     known = states.listed_ids[at] == states.token_ids[usual]
     seen, at = np.unique(at, return_inverse=True)
-    features = states.listed_features[seen].astype(np.float64)
-    centre = features[at[known]].mean(axis=0)
+    features = states.listed_features[seen]
+    centre = _weighted_mean(features, np.bincount(at[known], minlength=len(seen)))
     features -= centre
     # Two halves by text window: the spread that is left must be seen on text not fitted to.
     half = np.flatnonzero(usual) // states.window % 2
     residual = centred.copy()
     for side in (0, 1):
         by_features = _ridge(features, at, known & (half != side), centred)
-        rows = known & (half == side)
-        residual[rows] -= features[at[rows]] @ by_features
+        for rows in _parts(np.flatnonzero(known & (half == side))):
+            residual[rows] -= features[at[rows]] @ by_features
     by_features = _ridge(features, at, known, centred)
+    del features
 
-    whitened = residual @ root
-    order = np.arange(size) if num_blocks == 1 else _group_channels(whitened, num_blocks)
-    forward, inverse = _block_rotations(whitened, root, root_inverse, order, num_blocks)
-    del whitened
+    forward, inverse, order = _rotation(
+        _second_moment(residual), residual.mean(axis=0), _loss_metric(slopes), num_blocks
+    )
     blank = np.ones(size, dtype=np.float32)
     model = SplitModel(
         mean=mean.astype(np.float32),
@@ -92,15 +90,14 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     )
     # dL = g dx = (g F^-T) dy, and F^-T is the rotation of a model with transposed inverse.
     transposed = replace(model, forward=np.ascontiguousarray(inverse.swapaxes(1, 2)))
-    slopes = states.gradient[usual]
-    error_weights = (transposed.rotate(slopes).astype(np.float64) ** 2).sum(axis=1)
+    error_weights = _squared_lengths(transposed.rotate(slopes))
     curvature = max(float(error_weights.mean()) / size, 1e-30)
     error_weights /= size * curvature
 
     token_codes, token_scale = _token_codes(states.listed_features, centre, by_features, model)
-    components = model.rotate(residual.astype(np.float32))
+    components = model.rotate(residual)
     del residual
-    rotated = model.rotate(centred.astype(np.float32))
+    rotated = model.rotate(centred)
     del centred
     sensitivity, crossed = fit_sensitivity(rotated, error_weights, half)
     step_index = np.empty(len(rotated), dtype=np.uint8)
@@ -109,7 +106,9 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
         step_index[rows] = replace(model, sensitivity=crossed[side]).step_index(rotated[rows])
     model = replace(
         model,
-        sigma=np.sqrt((components.astype(np.float64) ** 2).mean(axis=0)).astype(np.float32),
+        sigma=np.sqrt(
+            np.einsum("nd,nd->d", components, components, dtype=np.float64) / len(components)
+        ).astype(np.float32),
         token_codes=token_codes,
         token_scale=token_scale,
         sensitivity=sensitivity,
@@ -120,16 +119,45 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
         step_index=step_index,
         error_weights=error_weights,
         curvature=curvature,
-        dense=states.hidden[usual],
+        dense=dense,
         slopes=slopes,
     )
 
 
+def _usual_rows(hidden: F32) -> Mask:
+    """Which rows [N] are not massive."""
+    loudness = np.sqrt(_squared_lengths(hidden) / hidden.shape[1])
+    return np.asarray(loudness < _LOUD_ROW * np.median(loudness))
+
+
+def _squared_lengths(rows: F32) -> F64:
+    return np.asarray(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+
+
+def _parts(rows: I64) -> Iterator[I64]:
+    for begin in range(0, len(rows), _PART):
+        yield rows[begin : begin + _PART]
+
+
+def _second_moment(rows: F32) -> F64:
+    """Mean of x x^T over rows x of [N, D]; [D, D]."""
+    moment = np.zeros((rows.shape[1], rows.shape[1]))
+    for part in _parts(np.arange(len(rows))):
+        wide = rows[part].astype(np.float64)
+        moment += wide.T @ wide
+    return moment / len(rows)
+
+
+def _weighted_mean(rows: F32, weights: I64) -> F32:
+    """Mean of rows [N, D], each counted so many times; [D]."""
+    total = np.einsum("nd,n->d", rows, weights, dtype=np.float64)
+    return np.asarray(total / weights.sum(), dtype=np.float32)
+
+
 def _loss_metric(gradient: F32) -> F64:
     """Second moment of the gradients [N, D] at unit trace, shrunk towards the identity; [D, D]."""
-    rows = gradient.astype(np.float64)
-    size = rows.shape[1]
-    moment = rows.T @ rows / len(rows)
+    moment = _second_moment(gradient)
+    size = len(moment)
     trace = max(float(np.trace(moment)) / size, 1e-30)
     return np.asarray((1 - _METRIC_SHRINKAGE) * moment / trace + _METRIC_SHRINKAGE * np.eye(size))
 
@@ -140,15 +168,19 @@ def _roots(metric: F64) -> tuple[F64, F64]:
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
-def _ridge(features: F64, at: I64, use: Mask, target: F64) -> F64:
+def _ridge(features: F32, at: I64, use: Mask, target: F32) -> F32:
     """Ridge regression from token features [V', D] to the rows in use; coefficients [D, D]."""
-    x = features[at[use]]
-    gram = x.T @ x
-    gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-9)
-    return np.asarray(np.linalg.solve(gram, x.T @ target[use]))
+    size = features.shape[1]
+    gram, cross = np.zeros((size, size)), np.zeros((size, size))
+    for rows in _parts(np.flatnonzero(use)):
+        x = features[at[rows]].astype(np.float64)
+        gram += x.T @ x
+        cross += x.T @ target[rows]
+    gram += np.eye(size) * (_RIDGE * np.trace(gram) / size + 1e-9)
+    return np.asarray(np.linalg.solve(gram, cross), dtype=np.float32)
 
 
-def _token_codes(features: F32, centre: F64, by_features: F64, model: SplitModel) -> tuple[I8, F32]:
+def _token_codes(features: F32, centre: F32, by_features: F32, model: SplitModel) -> tuple[I8, F32]:
     """What each listed token predicts, in the rotated space: codes [V', D] and a scale [D].
 
     features: [V', D]. A part of the tokens at a time, as their number has no bound by the width.
@@ -156,8 +188,8 @@ def _token_codes(features: F32, centre: F64, by_features: F64, model: SplitModel
     predictions = np.empty(features.shape, dtype=np.float32)
     parts = [slice(begin, begin + _PART) for begin in range(0, len(features), _PART)]
     for part in parts:
-        predicted = (features[part].astype(np.float64) - centre) @ by_features
-        predictions[part] = model.rotate(predicted.astype(np.float32))
+        predicted = np.asarray((features[part] - centre) @ by_features, dtype=np.float32)
+        predictions[part] = model.rotate(predicted)
     largest = np.maximum(predictions.max(axis=0, initial=0), -predictions.min(axis=0, initial=0))
     scale = np.maximum(largest, 1e-6) / 127
     codes = np.empty(features.shape, dtype=np.int8)
@@ -166,36 +198,43 @@ def _token_codes(features: F32, centre: F64, by_features: F64, model: SplitModel
     return codes, scale.astype(np.float32)
 
 
-def _block_rotations(
-    whitened: F64, root: F64, root_inverse: F64, order: I64, num_blocks: int
-) -> tuple[F32, F32]:
-    """Eigenbases: of the whole whitened covariance, or per block of the plain one."""
+def _rotation(moment: F64, mean: F32, metric: F64, num_blocks: int) -> tuple[F32, F32, I64]:
+    """Rotation and inverse [B, D / B, D / B], and the order of channels in its blocks.
+
+    moment, mean: of the rows that are rotated. One block: the eigenbasis of their whitened second
+    moment. More: of each block of the plain one, since a full metric would mix blocks; a block
+    rotation keeps only its diagonal.
+    """
+    root, root_inverse = _roots(metric)
+    whitened = root @ moment @ root
     size = len(root)
     if num_blocks == 1:
         basis = _eigenbasis(whitened)
         forward, inverse = root @ basis, basis.T @ root_inverse
-        return forward[None].astype(np.float32), inverse[None].astype(np.float32)
-    # A full metric would mix blocks; a block rotation keeps only its diagonal.
-    weight = np.sqrt(np.diag(root @ root))
-    plain = whitened @ root_inverse * weight
+        order = np.arange(size)
+        return forward[None].astype(np.float32), inverse[None].astype(np.float32), order
+    off = root @ mean.astype(np.float64)
+    order = _group_channels(whitened - np.outer(off, off), num_blocks)
+    weight = np.sqrt(np.diag(metric))
     forwards, inverses = [], []
     for block in order.reshape(num_blocks, size // num_blocks):
-        basis = _eigenbasis(plain[:, block])
+        basis = _eigenbasis(moment[np.ix_(block, block)] * np.outer(weight[block], weight[block]))
         forwards.append(weight[block][:, None] * basis)
         inverses.append(basis.T / weight[block])
-    return np.stack(forwards).astype(np.float32), np.stack(inverses).astype(np.float32)
+    return np.stack(forwards).astype(np.float32), np.stack(inverses).astype(np.float32), order
 
 
-def _eigenbasis(rows: F64) -> F64:
-    """Eigenvectors of the covariance, largest variance first, as columns."""
-    _, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+def _eigenbasis(moment: F64) -> F64:
+    """Eigenvectors, largest variance first, as columns."""
+    _, vectors = np.linalg.eigh(moment)
     return vectors[:, ::-1]
 
 
-def _group_channels(rows: F64, num_blocks: int) -> I64:
+def _group_channels(covariance: F64, num_blocks: int) -> I64:
     """An order of channels that puts correlated ones into the same block, greedily."""
-    size = rows.shape[1]
-    correlation = np.abs(np.corrcoef(rows.T))
+    size = len(covariance)
+    spread = np.sqrt(np.maximum(np.diag(covariance), 1e-30))
+    correlation = np.abs(covariance / np.outer(spread, spread))
     free, order = np.ones(size, dtype=np.bool_), []
     for _ in range(num_blocks):
         # Grow a block from the channel with most correlation left, always adding the closest.

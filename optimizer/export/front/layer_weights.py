@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from operator import itemgetter
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,10 +17,23 @@ from optimizer.errors import ModelError
 from optimizer.export.front.blocks import Norm
 from optimizer.export.front.layer_form import DecoderForm
 from optimizer.export.sources.model_source import ModelSource
+from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 from optimizer.families import ExpertTraits
 
 F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix [N, K], outputs by inputs, that is read when it is needed.
+
+    read: its values, in float32 or in their stored type. grid: the same values on the grid that
+    the checkpoint holds them in, None where it has no grid or one that the kernels do not take.
+    """
+
+    read: Callable[[], Tensor]
+    grid: Callable[[], QuantizedMatrix | None] = lambda: None
 
 
 class LayerWeights:
@@ -32,9 +51,9 @@ class LayerWeights:
         self._prefix = f"{form.prefix}.layers.{layer}"
         self._mlp = form.family.mlp_module
 
-    def qkv(self) -> Tensor:
+    def qkv(self) -> Matrix:
         """Queries, keys and values in one."""
-        return self._joined("weight")
+        return Matrix(lambda: self._joined("weight"), self._joined_grid)
 
     def qkv_bias(self) -> F32 | None:
         """Its bias, None where there is none."""
@@ -42,28 +61,26 @@ class LayerWeights:
             return None
         return _array(self._joined("bias"))
 
-    def out(self) -> Tensor:
+    def out(self) -> Matrix:
         """Attention's output."""
-        weight = self._read(f"self_attn.{self._form.family.attention[-1]}.weight")
+        name = f"self_attn.{self._form.family.attention[-1]}.weight"
         layout = self._form.layout
-        if layout.plain_order != tuple(range(layout.head_dim)):
-            weight = layout.spread(weight.T, rotated=False).T
-        return self._scaled(weight)
+        if layout.plain_order == tuple(range(layout.head_dim)):
+            return self._update(name)
+        return Matrix(lambda: self._scaled(layout.spread(self._read(name).T, rotated=False).T))
 
     def out_bias(self) -> F32 | None:
         """Its bias."""
         return self._bias(f"self_attn.{self._form.family.attention[-1]}", is_update=True)
 
-    def gate_up(self) -> dict[str, Tensor]:
+    def gate_up(self) -> dict[str, Matrix]:
         """The matrices that go up, by the part's name in the graph."""
-        names = self._form.family.mlp[:-1]
+        names = [f"{self._mlp}.{name}.weight" for name in self._form.family.mlp[:-1]]
         if not self._form.family.gated:
-            return {"up_proj": self._read(f"{self._mlp}.{names[0]}.weight")}
+            return {"up_proj": self._plain(names[0])}
         if len(names) == 2:
-            gate, up = (self._read(f"{self._mlp}.{name}.weight") for name in names)
-        else:
-            gate, up = self._read(f"{self._mlp}.{names[0]}.weight").chunk(2)
-        return {"gate_proj": gate, "up_proj": up}
+            return {"gate_proj": self._plain(names[0]), "up_proj": self._plain(names[1])}
+        return {"gate_proj": self._half(names[0], 0), "up_proj": self._half(names[0], 1)}
 
     def gate_up_bias(self) -> dict[str, F32 | None]:
         """Their biases."""
@@ -77,9 +94,9 @@ class LayerWeights:
         halves = (None, None) if both is None else np.split(both, 2)
         return {"gate_proj": halves[0], "up_proj": halves[1]}
 
-    def down(self) -> Tensor:
+    def down(self) -> Matrix:
         """The matrix that goes down."""
-        return self._scaled(self._read(f"{self._mlp}.{self._form.family.mlp[-1]}.weight"))
+        return self._update(f"{self._mlp}.{self._form.family.mlp[-1]}.weight")
 
     def down_bias(self) -> F32 | None:
         """Its bias."""
@@ -164,6 +181,48 @@ class LayerWeights:
         return torch.cat(
             [layout.spread(rows, rotated=index < 2) for index, rows in enumerate(tensors)]
         )
+
+    def _joined_grid(self) -> QuantizedMatrix | None:
+        """`_joined` of the matrices' grids."""
+        form = self._form
+        layout = form.layout
+        names = form.family.attention[:-1]
+        grids = [self._grid(f"self_attn.{name}.weight") for name in names]
+        if len(grids) == 1:
+            heads = (form.num_heads, form.num_kv_heads, form.num_kv_heads)
+            ends = list(accumulate(count * layout.head_dim for count in heads))
+            spans = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+            grids = [grids[0] and grids[0].by_rows(itemgetter(span)) for span in spans]
+        spread = [
+            grid and grid.by_rows(partial(layout.spread, rotated=index < 2))
+            for index, grid in enumerate(grids)
+        ]
+        return QuantizedMatrix.joined(spread)
+
+    def _plain(self, name: str) -> Matrix:
+        """A matrix as it is stored."""
+        return Matrix(lambda: self._read(name), lambda: self._grid(name))
+
+    def _half(self, name: str, index: int) -> Matrix:
+        """The first or second half of a matrix's rows."""
+
+        def grid() -> QuantizedMatrix | None:
+            whole = self._grid(name)
+            return None if whole is None else whole.by_rows(lambda rows: rows.chunk(2)[index])
+
+        return Matrix(lambda: self._read(name).chunk(2)[index], grid)
+
+    def _update(self, name: str) -> Matrix:
+        """A matrix whose product is added to the stream, times the form's factor."""
+
+        def grid() -> QuantizedMatrix | None:
+            found = self._grid(name)
+            return None if found is None else found.scaled(self._form.residual_factor)
+
+        return Matrix(lambda: self._scaled(self._read(name)), grid)
+
+    def _grid(self, name: str) -> QuantizedMatrix | None:
+        return self._source.quantized_matrix(f"{self._prefix}.{name}")
 
     def _scaled(self, update: Tensor) -> Tensor:
         factor = self._form.residual_factor

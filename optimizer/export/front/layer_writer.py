@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
-from torch import Tensor
 
 from optimizer.errors import ModelError
 from optimizer.export.front.blocks import (
@@ -23,7 +22,7 @@ from optimizer.export.front.blocks import (
 )
 from optimizer.export.front.expert_node import Experts
 from optimizer.export.front.layer_form import DecoderForm, LayerForm
-from optimizer.export.front.layer_weights import LayerWeights
+from optimizer.export.front.layer_weights import LayerWeights, Matrix
 
 F32 = npt.NDArray[np.float32]
 KvScales = tuple[F32, F32]  # of keys and of values, [G * size] each
@@ -32,11 +31,8 @@ KvScales = tuple[F32, F32]  # of keys and of values, [G * size] each
 class Matrices(Protocol):
     """How products with matrices become nodes."""
 
-    def product(self, graph: Graph, rows: str, name: str, read: Callable[[], Tensor]) -> str:
-        """Rows times a matrix [N, K], which `read` gives in float32 or its stored type.
-
-        name: of the node. Returns the product's name.
-        """
+    def product(self, graph: Graph, rows: str, name: str, matrix: Matrix) -> str:
+        """Rows times a matrix [N, K]. name: of the node. Returns the product's name."""
 
     def experts(self, graph: Graph, rows: str, scores: str, experts: Experts) -> str:
         """What the chosen experts make of rows [1, T, D]; scores: [T, E], before any softmax."""
@@ -104,7 +100,7 @@ class LayerWriter:
     ) -> str:
         form, graph = self._form, self._graph
         base = f"/model/layers.{layer.index}/attn"
-        qkv = self._product(rows, f"{base}/qkv_proj", weights.qkv, weights.qkv_bias())
+        qkv = self._product(rows, f"{base}/qkv_proj", weights.qkv(), weights.qkv_bias())
         if form.clip is not None:
             least = graph.constant(-float(form.clip), "clip.least")
             most = graph.constant(float(form.clip), "clip.most")
@@ -132,7 +128,7 @@ class LayerWriter:
                 sinks=weights.sinks(),
             ),
         )
-        return self._product(mixed, f"{base}/o_proj", weights.out, weights.out_bias())
+        return self._product(mixed, f"{base}/o_proj", weights.out(), weights.out_bias())
 
     def _normed_heads(
         self, qkv: str, base: str, layer: LayerForm, weights: LayerWeights
@@ -163,18 +159,16 @@ class LayerWriter:
         base = f"/model/layers.{layer.index}/mlp"
         if layer.has_experts:
             return self._chosen_experts(base, weights, rows)
-        biases = weights.gate_up_bias()
         matrices = weights.gate_up()
         values = {
-            name: self._product(rows, f"{base}/{name}", _given(matrices, name), bias)
-            for name, bias in biases.items()
+            name: self._product(rows, f"{base}/{name}", matrices[name], bias)
+            for name, bias in weights.gate_up_bias().items()
         }
-        del matrices
         first = next(iter(values.values()))
         inner = activated(graph, first, form.activation, f"{base}/act_fn")
         if form.family.gated:
             inner = graph.node("Mul", [inner, values["up_proj"]], f"{base}/Mul")
-        return self._product(inner, f"{base}/down_proj", weights.down, weights.down_bias())
+        return self._product(inner, f"{base}/down_proj", weights.down(), weights.down_bias())
 
     def _chosen_experts(self, base: str, weights: LayerWeights, rows: str) -> str:
         form, graph = self._form, self._graph
@@ -200,16 +194,12 @@ class LayerWriter:
         )
         return self._matrices.experts(graph, rows, scores, experts)
 
-    def _product(self, rows: str, name: str, read: Callable[[], Tensor], bias: F32 | None) -> str:
-        product = self._matrices.product(self._graph, rows, f"{name}/MatMul", read)
+    def _product(self, rows: str, name: str, matrix: Matrix, bias: F32 | None) -> str:
+        product = self._matrices.product(self._graph, rows, f"{name}/MatMul", matrix)
         if bias is None:
             return product
         weight = self._graph.weight(f"{_dotted(name)}.Add.bias", bias)
         return self._graph.node("Add", [product, weight], f"{name}/Add")
-
-
-def _given(matrices: dict[str, Tensor], name: str) -> Callable[[], Tensor]:
-    return lambda: matrices[name]
 
 
 def _dotted(name: str) -> str:

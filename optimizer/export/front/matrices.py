@@ -16,7 +16,8 @@ from torch import Tensor
 from optimizer.errors import ModelError
 from optimizer.export.front.blocks import CONTRIB, Graph
 from optimizer.export.front.expert_node import Experts, expert_node
-from optimizer.export.front.rounding import BLOCK_SIZE, RoundedMatrix, round_rows
+from optimizer.export.front.layer_weights import Matrix
+from optimizer.export.front.rounding import BLOCK_SIZE, RoundedMatrix, round_rows, taken_over
 
 F32 = npt.NDArray[np.float32]
 MEAN_SQUARE_SUFFIX: Final = ".mean_square"
@@ -45,9 +46,9 @@ class ProbeMatrices:
         self.values: dict[str, F32] = {}
         self.sources: dict[str, str] = {}
 
-    def product(self, graph: Graph, rows: str, name: str, read: Callable[[], Tensor]) -> str:
+    def product(self, graph: Graph, rows: str, name: str, matrix: Matrix) -> str:
         """See Matrices."""
-        weight = np.ascontiguousarray(read().float().numpy().T)
+        weight = np.ascontiguousarray(matrix.read().float().numpy().T)
         held = weight_name(name)
         self.values[held] = weight
         self.sources[name] = rows
@@ -98,11 +99,15 @@ class StoredMatrices:
         self._accuracy_level = accuracy_level
         self._kept = kept
 
-    def product(self, graph: Graph, rows: str, name: str, read: Callable[[], Tensor]) -> str:
-        """See Matrices. `bits` says at how many."""
+    def product(self, graph: Graph, rows: str, name: str, matrix: Matrix) -> str:
+        """See Matrices. `bits` says at how many.
+
+        A matrix that the checkpoint holds on such a grid is taken over: rounding it again would
+        lose what the grid holds.
+        """
         if self.bits > 8:
-            return self._plain(graph, rows, name, read())
-        rounded, inputs = self._rounded(name, read)
+            return self._plain(graph, rows, name, matrix.read())
+        rounded, inputs = self._rounded(name, matrix)
         held = weight_name(name)
         parts = {"codes": rounded.codes, "scales": rounded.scales, "zeros": rounded.zeros}
         weights = [
@@ -212,10 +217,16 @@ class StoredMatrices:
         )
         return graph.node("MatMul", [rows, wide], name)
 
-    def _rounded(self, name: str, read: Callable[[], Tensor]) -> tuple[RoundedMatrix, int]:
+    def _rounded(self, name: str, matrix: Matrix) -> tuple[RoundedMatrix, int]:
         importance = torch.from_numpy(self._importance[name])
-        rounded = self._kept_or(name, lambda: round_rows(read(), importance, self.bits))
-        return rounded, len(importance)
+
+        def made() -> RoundedMatrix:
+            grid = matrix.grid()
+            if grid is not None and grid.bits == self.bits:
+                return taken_over(grid)
+            return round_rows(matrix.read(), importance, self.bits)
+
+        return self._kept_or(name, made), len(importance)
 
     def _kept_or(self, name: str, make: Callable[[], RoundedMatrix]) -> RoundedMatrix:
         """The rounded matrix that another front of this model has made, or a new one."""

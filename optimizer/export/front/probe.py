@@ -156,10 +156,16 @@ class LayerProbe:
 
 
 def worst_row_error(got: Tensor, expected: Tensor) -> float:
-    """The largest relative error of a row [T, D]: its difference's length over its own."""
+    """The largest relative error of a row [T, D]: see `row_errors`."""
+    return float(row_errors(got, expected).max())
+
+
+def row_errors(got: Tensor, expected: Tensor) -> Tensor:
+    """Relative errors [T] of rows [T, D]: a difference's length over the row's own."""
     size = torch.linalg.vector_norm(expected, dim=-1, dtype=torch.float64).clamp_min(1e-12)
     difference = torch.linalg.vector_norm(got - expected, dim=-1, dtype=torch.float64)
-    return float((difference / size).max())
+    errors: Tensor = difference / size
+    return errors
 
 
 def apply_norm(rows: Tensor, norm: Norm) -> Tensor:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
+
 BLOCK_SIZE: Final = 32
 SEARCHED_BITS: Final = 4  # at 8 bits the nearest step is good enough
 RANGES: Final = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.74)  # shares of a block's range that are tried
@@ -81,6 +83,15 @@ def round_rows(weight: Tensor, importance: Tensor, bits: int) -> RoundedMatrix:
         scales=torch.cat([part.scales for part in parts]),
         zeros=torch.cat(zeros) if zeros else None,
     )
+
+
+def taken_over(grid: QuantizedMatrix) -> RoundedMatrix:
+    """A matrix that is on a grid of these blocks already: the same weights, without rounding."""
+    outputs = len(grid.codes)
+    codes, zeros = grid.codes.view(outputs, -1, BLOCK_SIZE), grid.zeros
+    if grid.bits == SEARCHED_BITS:
+        codes, zeros = _packed(codes), _packed(zeros)
+    return RoundedMatrix(bits=grid.bits, codes=codes, scales=grid.scales, zeros=zeros)
 
 
 def _block_weights(importance: Tensor, padding: int) -> Tensor:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomllib
 
+from edge.device import front as front_module
 from edge.device.front import FrontEngine
 from edge.errors import FrontError, InputError
 from optimizer.artifacts.plan import Plan
@@ -16,6 +18,7 @@ from tests.optimizer.export.plans import make_plan
 from tests.tiny_models import VOCAB, make_tiny_model
 
 MAX_TOKENS = 24
+PROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,19 @@ def test_what_is_no_front_is_refused(tmp_path: Path, plan: Plan, content: bytes 
         (tmp_path / "front.onnx").write_bytes(content)
     with pytest.raises(FrontError, match=r"front\.onnx: cannot be loaded"):
         FrontEngine.load(tmp_path, plan=plan)
+
+
+def test_an_onnxruntime_that_is_too_old_is_named(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "front.onnx").write_bytes(b"not a graph")
+    monkeypatch.setattr("edge.device.front.ort.__version__", "1.30.2")
+    with pytest.raises(FrontError, match=r"onnxruntime 1\.30\.2 is older than 1\.31; pip install"):
+        FrontEngine.load(tmp_path, plan=plan)
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    oldest = ".".join(str(part) for part in front_module.OLDEST_ONNXRUNTIME)
+    for extra in ("edge", "build"):
+        assert f"onnxruntime>={oldest}" in project["optional-dependencies"][extra]
 
 
 def test_a_low_memory_front_computes_the_same(edge_dir: Path, plan: Plan) -> None:

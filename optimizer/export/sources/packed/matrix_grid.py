@@ -7,7 +7,8 @@ The product of a code and a 16-bit scale is exact in float32, so unpacking adds 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -30,6 +31,35 @@ class QuantizedMatrix:
     codes: Tensor
     scales: Tensor
     zeros: Tensor
+
+    def by_rows(self, reorder: Callable[[Tensor], Tensor]) -> QuantizedMatrix:
+        """The same grid with rows chosen, reordered or added: `reorder` gets [N, .] tensors.
+
+        A row of zeros stands for weights of zero.
+        """
+        return QuantizedMatrix(
+            bits=self.bits,
+            codes=reorder(self.codes),
+            scales=reorder(self.scales),
+            zeros=reorder(self.zeros),
+        )
+
+    def scaled(self, factor: float) -> QuantizedMatrix:
+        """All weights times `factor`."""
+        return replace(self, scales=self.scales * factor)
+
+    @staticmethod
+    def joined(parts: Sequence[QuantizedMatrix | None]) -> QuantizedMatrix | None:
+        """The rows of all parts; None where one has no grid or another number of bits."""
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or len({part.bits for part in known}) != 1:
+            return None
+        return QuantizedMatrix(
+            bits=known[0].bits,
+            codes=torch.cat([part.codes for part in known]),
+            scales=torch.cat([part.scales for part in known]),
+            zeros=torch.cat([part.zeros for part in known]),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

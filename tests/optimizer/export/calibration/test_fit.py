@@ -110,7 +110,7 @@ def test_levels_are_aimed_by_what_was_measured() -> None:
         tried.append(len(codecs))
         return [4 * loss for kind in KINDS for loss in kind.trial_kls]
 
-    header, _ = fit_ladder(states, measure=four_times)
+    header, _ = fit_ladder(fit_split(states), measure=four_times)
     entries = {entry["name"]: entry for entry in header["levels"]}
     assert tried == [sum(len(kind.trial_kls) for kind in KINDS)]
     aim = target_kls()["calibrated"]["q3"]
@@ -121,7 +121,7 @@ def test_levels_are_aimed_by_what_was_measured() -> None:
 def test_tabq_gains_from_knowing_the_channels() -> None:
     """The same codes, coded around each channel's mean and around zero."""
     states = made_up(0, swing=0.3)
-    header, arrays = fit_ladder(states)
+    header, arrays = fit_ladder(fit_split(states))
     entry = next(level for level in header["levels"] if level["name"] == "tabq2")
     informed = 8 * len(frame_of(header, arrays, states)) / states.hidden.size
     entry["centre"] = entry["eighths"] = None
