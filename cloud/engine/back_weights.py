@@ -164,8 +164,11 @@ class BackFiles:
 
     def model(self) -> BackModel:
         """All of the back."""
-        layers = tuple(self.layer(index) for index in range(self.first_layer, self.num_layers))
-        return self.model_of(self.first_layer, layers, self.norm(), self.head())
+        layers = []
+        for index in range(self.first_layer, self.num_layers):
+            layers.append(self.layer(index))
+            self.unmap()  # else every page that was read counts as memory until the end
+        return self.model_of(self.first_layer, tuple(layers), self.norm(), self.head())
 
     def model_of(
         self, first_layer: int, layers: tuple[nn.Module, ...], norm: nn.Module, head: nn.Module

@@ -16,6 +16,7 @@ from optimizer.artifacts.bundle import MANIFEST_NAME, PLAN_NAME, TEMPLATE_NAME, 
 from optimizer.artifacts.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from optimizer.artifacts.plan import ModelRef, Plan
 from optimizer.artifacts.weight_reference import WeightsPlace
+from optimizer.cost.build_memory import CALIBRATION_TOKENS
 from optimizer.errors import BuildError, ChatTemplateError, ModelError
 from optimizer.export.back import write_back
 from optimizer.export.back_check import OpenBack, check_back
@@ -36,7 +37,7 @@ class Calibration:
     package. device: what the layers compute on, "cpu" or "cuda".
     """
 
-    num_tokens: int = 8192
+    num_tokens: int = CALIBRATION_TOKENS
     text: str | None = None
     device: str = "cpu"
 

@@ -10,6 +10,7 @@ import typer
 
 from optimizer.artifacts.bundle import Role
 from optimizer.artifacts.weight_reference import WeightsPlace
+from optimizer.cost.build_memory import CALIBRATION_TOKENS
 from splitpoint.commands.option_groups import (
     DeviceOption,
     SourceOptions,
@@ -95,7 +96,7 @@ class CalibrationOptions:
     calibration_tokens: Annotated[
         int,
         typer.Option(help="Tokens of text to fit on, at least (a wide model takes more).", min=1),
-    ] = 8192
+    ] = CALIBRATION_TOKENS
     device: DeviceOption = "auto"
 
     def wanted(self) -> Calibration | None:

@@ -82,12 +82,7 @@ def _rows(report: ModelReport) -> Iterator[tuple[str, str]]:
         )
     if report.build is not None:
         build = report.build
-        yield (
-            "memory of a build",
-            f"{size_text(build.total_bytes)}: two layers in float32 {size_text(build.layer_bytes)},"
-            f" embedding and head {size_text(build.embedding_bytes + build.head_bytes)}, "
-            f"process {size_text(build.process_bytes)}",
-        )
+        yield "memory of a build", f"{size_text(build.total_bytes)}, most of it in {build.largest}"
     for support in report.supports:
         word = "yes" if support.works else "no"
         yield support.what, f"{word}: {support.reason}" if support.reason else word

@@ -19,6 +19,7 @@ from codec.arrays import F32, I64
 from codec.levels.split_model import MOST_PREDICTION_BYTES, rotation_blocks
 from codec.rows import RowCodec
 from codec.tables import write_tables
+from optimizer.cost.build_memory import TOKENS_A_CHANNEL
 from optimizer.errors import BuildError
 from optimizer.export.calibration.fit import fit_ladder
 from optimizer.export.calibration.measure import HeldOutRows
@@ -39,7 +40,6 @@ from optimizer.export.sources.model_source import ModelSource
 WINDOW: Final = 512
 DEFAULT_NUM_TOKENS: Final = 32_768
 HELD_OUT_WINDOWS: Final = 4  # beside the text that is fitted to, to measure levels on
-TOKENS_A_CHANNEL: Final = 4  # fewer give no covariance of the channels
 
 
 def calibrate(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
 from hwprofiles.heap import trim_heap
+from optimizer.cost.build_memory import WHOLE_BYTES
 from optimizer.errors import BuildError, ModelError
 from optimizer.export.calibration.hidden_states import cache_argument, final_norm
 from optimizer.export.layers.fast_linear import Head, has_fast_bfloat16, quicken
@@ -29,8 +30,6 @@ from optimizer.export.layers.rows_on_disk import HiddenRows
 from optimizer.export.layers.tensor_source import TensorSource
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 
-# Float32 layers up to this size stay loaded: they are a share of the room that any build has.
-WHOLE_BYTES: Final = 768 << 20
 # Room for the logits of one piece of rows.
 _PIECE_BYTES: Final = 30 << 20
 # A layer's other arguments, as the decoder calls it.

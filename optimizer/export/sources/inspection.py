@@ -126,7 +126,7 @@ def inspect_model(path: Path) -> ModelReport:
             Support(what="weights", works=not fault, reason=fault),
             *_tokenizer_support(source),
         ),
-        build=_build(shapes, part_bytes),
+        build=_build(shapes, part_bytes, geometry),
         notes=() if source is None else source.notes,
     )
 
@@ -213,8 +213,12 @@ def _part_of(name: str) -> str:
     return "other"
 
 
-def _build(shapes: dict[str, tuple[int, ...]], part_bytes: PartBytes | None) -> BuildMemory | None:
-    if part_bytes is None or not shapes:
+def _build(
+    shapes: dict[str, tuple[int, ...]],
+    part_bytes: PartBytes | None,
+    geometry: ModelGeometry | None,
+) -> BuildMemory | None:
+    if part_bytes is None or geometry is None or not shapes:
         return None
     layers: Counter[int] = Counter()
     for name, shape in shapes.items():
@@ -225,6 +229,8 @@ def _build(shapes: dict[str, tuple[int, ...]], part_bytes: PartBytes | None) -> 
         list(layers.values()),
         embedding_bytes=part_bytes.embedding,
         head_bytes=part_bytes.head,
+        hidden_size=geometry.hidden_size,
+        vocab_size=geometry.vocab_size,
     )
 
 
