@@ -25,6 +25,7 @@ class TensorFiles(Mapping[str, Tensor]):
         self._device = device
         self._path_of: dict[str, Path] = {}
         self._opened: dict[Path, Any] = {}
+        self._state_of: dict[Path, tuple[int, ...]] = {}
         for path in paths:
             names = self._open(path).keys()
             twice = self._path_of.keys() & names
@@ -50,7 +51,8 @@ class TensorFiles(Mapping[str, Tensor]):
     def unmap(self) -> None:
         """Close the files, which are mapped: what was read of them leaves this process's memory.
 
-        They are opened again when they are needed. Tensors that were not converted keep theirs.
+        They are opened again when they are needed; WeightsError then where a file is another one
+        than before. Tensors that were not converted keep theirs.
         """
         self._opened.clear()
 
@@ -116,8 +118,12 @@ class TensorFiles(Mapping[str, Tensor]):
         if path not in self._opened:
             try:
                 self._opened[path] = safe_open(path, framework="pt", device=str(self._device))
+                found = path.stat()
             except Exception as error:
                 raise WeightsError(f"{path}: not readable as safetensors ({error})") from error
+            state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+            if self._state_of.setdefault(path, state) != state:
+                raise WeightsError(f"{path}: the file was replaced while it was read; start again")
         return self._opened[path]
 
     def has_float32_matrix(self) -> bool:

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from cloud.engine.back_engine import BackEngine
-from cloud.engine.back_weights import compute_dtype, load_back
+from cloud.engine.back_weights import BackFiles, compute_dtype, load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.profiled_kernels import write_random_back
 from cloud.errors import WeightsError
@@ -22,8 +22,11 @@ from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.cost.cloud import back_compute_bits, back_kv_bits
 from optimizer.cost.weights import back_weight_bytes
+from optimizer.export.back import write_back
+from optimizer.export.sources.model_source import open_source
 from optimizer.families import position_limit
 from tests.cloud.tiny_bundle import save_back
+from tests.optimizer.export.plans import make_plan
 from tests.tiny_models import make_tiny_model
 
 
@@ -130,6 +133,34 @@ def test_sessions_stay_within_the_length_at_which_rotary_frequencies_are_constan
         },
     )
     assert position_limit(long) == 1024
+
+
+def replace_by_zeros(file: Path) -> None:
+    """Another file under the same name, as a new build puts it there."""
+    zeros = {name: tensor * 0 for name, tensor in load_file(file).items()}
+    save_file(zeros, file.with_suffix(".new"))
+    file.with_suffix(".new").replace(file)
+
+
+def test_a_file_that_is_replaced_while_layers_are_read_is_refused(back: Path) -> None:
+    files = BackFiles(back, first_layer=2)
+    files.layer(2)
+    files.unmap()
+    replace_by_zeros(back / "back-00001.safetensors")
+    with pytest.raises(WeightsError, match="was replaced while it was read"):
+        files.layer(3)
+
+
+def test_rows_of_tokens_come_from_the_files_that_were_loaded(tmp_path: Path) -> None:
+    make_tiny_model("llama", tmp_path / "model")
+    source = open_source(tmp_path / "model")
+    (tmp_path / "cloud").mkdir()
+    write_back(source, make_plan(source, 2, back_start=0), tmp_path / "cloud")
+    embedding = load_back(tmp_path / "cloud", first_layer=0).embedding
+    assert embedding is not None
+    expected = source.read("model.embed_tokens.weight")[7].float()
+    replace_by_zeros(tmp_path / "cloud" / "back-00001.safetensors")
+    assert (embedding.rows([7])[0] == expected.numpy()).all()
 
 
 def test_only_the_weight_files_that_are_named_are_read(back: Path) -> None:
