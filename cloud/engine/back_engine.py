@@ -159,11 +159,6 @@ class BackEngine:
         entering = [rows.to(self.model.device, self.model.dtype)]
         return self._run([alone], entering, range(alone.start, alone.stop), self.num_layers)
 
-    @torch.inference_mode()
-    def logits(self, rows: Tensor) -> Tensor:
-        """Norm and head: float32 logits [T, V] of rows [T, D] that the last layer gave."""
-        return self._head(rows)
-
     def _entering(self, entry: BatchEntry) -> Tensor:
         """An entry's rows as they enter its split, [T, D]."""
         rows = entry.rows.to(self.model.device, self.model.dtype)
@@ -323,7 +318,7 @@ class BackEngine:
         if wanted:
             if len(wanted) < hidden.shape[0]:
                 hidden = hidden[torch.tensor(wanted, device=hidden.device)]
-            logits = self._head(hidden)
+            logits = self.logits(hidden)
         else:
             logits = torch.empty((0, self.model.config.vocab_size), device=hidden.device)
         return [logits[begin:end] for begin, end in spans]
@@ -334,10 +329,11 @@ class BackEngine:
             return
         for begin in range(0, entry.num_watched, WATCHED_CHUNK):
             rows = hidden[begin : min(begin + WATCHED_CHUNK, entry.num_watched)]
-            entry.watch(begin, self._head(rows).cpu().numpy())
+            entry.watch(begin, self.logits(rows).cpu().numpy())
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        """Norm and head: float32 logits [T, V] of rows [T, D]."""
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Norm and head: float32 logits [T, V] of rows [T, D] that the last layer gave."""
         logits: Tensor = self.model.head(self.model.norm(hidden)).float()
         if divisor := self.model.logits_divisor:
             logits = logits.div_(divisor)

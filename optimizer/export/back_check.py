@@ -31,6 +31,7 @@ from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 from optimizer.families import family_of, position_limit
 
+_HEAD_BIAS: Final = HEAD_NAME.removesuffix("weight") + "bias"
 BACK_CHECK_NAME: Final = "back_check.json"
 CHECKED_ROWS: Final = 32
 CHECKED_TOKENS: Final = 64  # of the head: logits of the vocabulary's first tokens
@@ -38,7 +39,7 @@ CHECKED_TOKENS: Final = 64  # of the head: logits of the vocabulary's first toke
 LARGEST_INTEGER_ERROR: Final = 1e-2
 
 
-class ServedBack(Protocol):
+class TriedBack(Protocol):
     """A back as the server computes it (`cloud.engine.served_back`)."""
 
     def entering(self, token_ids: Tensor) -> Tensor | None:
@@ -52,7 +53,7 @@ class ServedBack(Protocol):
 
 
 # Opens the back in a folder, whose first layer has this number.
-OpenBack = Callable[[Path, int], ServedBack]
+OpenBack = Callable[[Path, int], TriedBack]
 
 
 def check_back(source: ModelSource, plan: Plan, folder: Path, open_back: OpenBack) -> None:
@@ -140,6 +141,8 @@ class _AsStored:
             stored = HEAD_NAME if HEAD_NAME in self._source.tensor_names else EMBEDDING_NAME
             return self._kept(HEAD_NAME, self._source.read(stored)[:CHECKED_TOKENS])
         tensor = self._source.read(name)
+        if name == _HEAD_BIAS:
+            tensor = tensor[:CHECKED_TOKENS]
         if name not in self._names or name in self._as_they_are:
             return tensor
         return self._kept(back_name(name, self._names), tensor)

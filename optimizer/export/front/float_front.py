@@ -25,8 +25,8 @@ from optimizer.export.front.embedding import embedding
 from optimizer.export.front.kv_scales import KvPeaks, KvScales, RotaryLayout
 from optimizer.export.front.layer_form import DecoderForm, decoder_form
 from optimizer.export.front.layer_weights import (
+    LayerMatrix,
     LayerWeights,
-    Matrix,
     embedding_rows,
     head_bias,
     head_rows,
@@ -202,7 +202,9 @@ class FloatFront:
         last = graph.constant([-1], "last_row")
         row = graph.node("Gather", [rows, last], "/lm_head/prune/Gather", axis=1)
         source = self._source
-        value = matrices.product(graph, row, HEAD_NODE, Matrix(lambda: head_rows(source, fits)))
+        value = matrices.product(
+            graph, row, HEAD_NODE, LayerMatrix(lambda: head_rows(source, fits))
+        )
         bias = head_bias(source)
         if bias is not None:
             value = graph.node("Add", [value, graph.weight("lm_head.bias", bias)], "/lm_head/Add")

@@ -25,7 +25,7 @@ F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class LayerMatrix:
     """A matrix [N, K], outputs by inputs, that is read when it is needed.
 
     read: its values, in float32 or in their stored type. grid: the same values on the grid that
@@ -51,9 +51,9 @@ class LayerWeights:
         self._prefix = f"{form.prefix}.layers.{layer}"
         self._mlp = form.family.mlp_module
 
-    def qkv(self) -> Matrix:
+    def qkv(self) -> LayerMatrix:
         """Queries, keys and values in one."""
-        return Matrix(lambda: self._joined("weight"), self._joined_grid)
+        return LayerMatrix(lambda: self._joined("weight"), self._joined_grid)
 
     def qkv_bias(self) -> F32 | None:
         """Its bias, None where there is none."""
@@ -61,19 +61,19 @@ class LayerWeights:
             return None
         return _array(self._joined("bias"))
 
-    def out(self) -> Matrix:
+    def out(self) -> LayerMatrix:
         """Attention's output."""
         name = f"self_attn.{self._form.family.attention[-1]}.weight"
         layout = self._form.layout
         if layout.plain_order == tuple(range(layout.head_dim)):
             return self._update(name)
-        return Matrix(lambda: self._scaled(layout.spread(self._read(name).T, rotated=False).T))
+        return LayerMatrix(lambda: self._scaled(layout.spread(self._read(name).T, rotated=False).T))
 
     def out_bias(self) -> F32 | None:
         """Its bias."""
         return self._bias(f"self_attn.{self._form.family.attention[-1]}", is_update=True)
 
-    def gate_up(self) -> dict[str, Matrix]:
+    def gate_up(self) -> dict[str, LayerMatrix]:
         """The matrices that go up, by the part's name in the graph."""
         names = [f"{self._mlp}.{name}.weight" for name in self._form.family.mlp[:-1]]
         if not self._form.family.gated:
@@ -94,7 +94,7 @@ class LayerWeights:
         halves = (None, None) if both is None else np.split(both, 2)
         return {"gate_proj": halves[0], "up_proj": halves[1]}
 
-    def down(self) -> Matrix:
+    def down(self) -> LayerMatrix:
         """The matrix that goes down."""
         return self._update(f"{self._mlp}.{self._form.family.mlp[-1]}.weight")
 
@@ -199,27 +199,27 @@ class LayerWeights:
         ]
         return QuantizedMatrix.joined(spread)
 
-    def _plain(self, name: str) -> Matrix:
+    def _plain(self, name: str) -> LayerMatrix:
         """A matrix as it is stored."""
-        return Matrix(lambda: self._read(name), lambda: self._grid(name))
+        return LayerMatrix(lambda: self._read(name), lambda: self._grid(name))
 
-    def _half(self, name: str, index: int) -> Matrix:
+    def _half(self, name: str, index: int) -> LayerMatrix:
         """The first or second half of a matrix's rows."""
 
         def grid() -> QuantizedMatrix | None:
             whole = self._grid(name)
             return None if whole is None else whole.by_rows(lambda rows: rows.chunk(2)[index])
 
-        return Matrix(lambda: self._read(name).chunk(2)[index], grid)
+        return LayerMatrix(lambda: self._read(name).chunk(2)[index], grid)
 
-    def _update(self, name: str) -> Matrix:
+    def _update(self, name: str) -> LayerMatrix:
         """A matrix whose product is added to the stream, times the form's factor."""
 
         def grid() -> QuantizedMatrix | None:
             found = self._grid(name)
             return None if found is None else found.scaled(self._form.residual_factor)
 
-        return Matrix(lambda: self._scaled(self._read(name)), grid)
+        return LayerMatrix(lambda: self._scaled(self._read(name)), grid)
 
     def _grid(self, name: str) -> QuantizedMatrix | None:
         return self._source.quantized_matrix(f"{self._prefix}.{name}")

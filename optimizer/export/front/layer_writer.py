@@ -22,7 +22,7 @@ from optimizer.export.front.blocks import (
 )
 from optimizer.export.front.expert_node import Experts
 from optimizer.export.front.layer_form import DecoderForm, LayerForm
-from optimizer.export.front.layer_weights import LayerWeights, Matrix
+from optimizer.export.front.layer_weights import LayerMatrix, LayerWeights
 
 F32 = npt.NDArray[np.float32]
 KvScales = tuple[F32, F32]  # of keys and of values, [G * size] each
@@ -31,7 +31,7 @@ KvScales = tuple[F32, F32]  # of keys and of values, [G * size] each
 class Matrices(Protocol):
     """How products with matrices become nodes."""
 
-    def product(self, graph: Graph, rows: str, name: str, matrix: Matrix) -> str:
+    def product(self, graph: Graph, rows: str, name: str, matrix: LayerMatrix) -> str:
         """Rows times a matrix [N, K]. name: of the node. Returns the product's name."""
 
     def experts(self, graph: Graph, rows: str, scores: str, experts: Experts) -> str:
@@ -194,7 +194,7 @@ class LayerWriter:
         )
         return self._matrices.experts(graph, rows, scores, experts)
 
-    def _product(self, rows: str, name: str, matrix: Matrix, bias: F32 | None) -> str:
+    def _product(self, rows: str, name: str, matrix: LayerMatrix, bias: F32 | None) -> str:
         product = self._matrices.product(self._graph, rows, f"{name}/MatMul", matrix)
         if bias is None:
             return product

@@ -16,7 +16,7 @@ from torch import Tensor
 from optimizer.errors import ModelError
 from optimizer.export.front.blocks import CONTRIB, Graph
 from optimizer.export.front.expert_node import Experts, expert_node
-from optimizer.export.front.layer_weights import Matrix
+from optimizer.export.front.layer_weights import LayerMatrix
 from optimizer.export.front.rounding import BLOCK_SIZE, RoundedMatrix, round_rows, taken_over
 
 F32 = npt.NDArray[np.float32]
@@ -46,7 +46,7 @@ class ProbeMatrices:
         self.values: dict[str, F32] = {}
         self.sources: dict[str, str] = {}
 
-    def product(self, graph: Graph, rows: str, name: str, matrix: Matrix) -> str:
+    def product(self, graph: Graph, rows: str, name: str, matrix: LayerMatrix) -> str:
         """See Matrices."""
         weight = np.ascontiguousarray(matrix.read().float().numpy().T)
         held = weight_name(name)
@@ -99,7 +99,7 @@ class StoredMatrices:
         self._accuracy_level = accuracy_level
         self._kept = kept
 
-    def product(self, graph: Graph, rows: str, name: str, matrix: Matrix) -> str:
+    def product(self, graph: Graph, rows: str, name: str, matrix: LayerMatrix) -> str:
         """See Matrices. `bits` says at how many.
 
         A matrix that the checkpoint holds on such a grid is taken over: rounding it again would
@@ -217,7 +217,7 @@ class StoredMatrices:
         )
         return graph.node("MatMul", [rows, wide], name)
 
-    def _rounded(self, name: str, matrix: Matrix) -> tuple[RoundedMatrix, int]:
+    def _rounded(self, name: str, matrix: LayerMatrix) -> tuple[RoundedMatrix, int]:
         importance = torch.from_numpy(self._importance[name])
 
         def made() -> RoundedMatrix:

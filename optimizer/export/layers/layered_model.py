@@ -12,7 +12,7 @@ Where all layers fit comfortably (`WHOLE_BYTES`), they stay loaded. Nothing else
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,7 @@ from optimizer.errors import BuildError, ModelError
 from optimizer.export.calibration.hidden_states import cache_argument, final_norm
 from optimizer.export.layers.fast_linear import Head, has_fast_bfloat16, quicken
 from optimizer.export.layers.rows_on_disk import HiddenRows
+from optimizer.export.layers.skeleton import called, skeleton_of
 from optimizer.export.layers.tensor_source import TensorSource
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 
@@ -56,7 +57,7 @@ class LayeredModel:
     ) -> None:
         self.source = source
         self.device = torch.device(device)
-        self.skeleton = _skeleton(source, attention)
+        self.skeleton = skeleton_of(source, attention)
         self.config = self.skeleton.config
         self._decoder: Any = self.skeleton.get_decoder()
         if not isinstance(getattr(self._decoder, "layers", None), nn.ModuleList):
@@ -269,7 +270,7 @@ class LayeredModel:
         for index in range(self.num_layers):
             with self.layer(index) as module:
                 layers.append(module)
-        whole = _skeleton(self.source, self._attention)
+        whole = skeleton_of(self.source, self._attention)
         decoder = whole.get_decoder()
         decoder.layers = nn.ModuleList(layers)
         whole.set_submodule(self._norm_name, self._norm)
@@ -342,29 +343,5 @@ class LayeredModel:
         module.eval()
 
 
-def called(module: nn.Module, rows: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-    """A layer's output, which older versions of transformers wrap in a tuple."""
-    out = module(rows, *args, **kwargs)
-    found: Tensor = out[0] if isinstance(out, tuple) else out
-    return found
-
-
 def _unchanged(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden
-
-
-def _skeleton(source: TensorSource, attention: str | None) -> Any:
-    """The model without weights. What it computes itself (rotary frequencies) has its values."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(source.config)
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=attention
-            )
-    except Exception as error:  # whatever the layers raise
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{source.place}: the config's sizes make no model ({reason})") from error
-    return model.eval()

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from codec.arrays import F32, I64
-from optimizer.export.layers.layered_model import LayeredModel, called
+from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.layers.rows_on_disk import HiddenRows, copy_rows
+from optimizer.export.layers.skeleton import called
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
 

@@ -9,7 +9,7 @@ import pytest
 
 from optimizer.errors import BuildError
 from optimizer.export.front.front_graph import export_front
-from optimizer.export.front.layer_weights import LayerWeights, Matrix
+from optimizer.export.front.layer_weights import LayerMatrix, LayerWeights
 from optimizer.export.sources.model_source import open_source
 from tests.optimizer.export.plans import make_plan
 from tests.tiny_models import make_tiny_model
@@ -23,9 +23,9 @@ def test_a_layer_that_departs_is_named_and_nothing_is_written(
     source = open_source(tmp_path / "model")
     right = LayerWeights.down
 
-    def wrong(self: LayerWeights) -> Matrix:
+    def wrong(self: LayerWeights) -> LayerMatrix:
         factor = 1.01 if self._prefix.endswith(".1") else 1.0
-        return Matrix(lambda: right(self).read() * factor)
+        return LayerMatrix(lambda: right(self).read() * factor)
 
     monkeypatch.setattr(LayerWeights, "down", wrong)
     (tmp_path / "edge").mkdir()
