@@ -9,6 +9,15 @@ from typing import Any
 import typer
 
 from splitpoint.commands.option_groups import JsonOption
+from splitpoint.settings import (
+    FILE_VARIABLE,
+    defaults_from,
+    leaves,
+    options_of,
+    read_settings,
+    settings_file,
+    variables_of,
+)
 from splitpoint.views.output import print_json
 
 config_app = typer.Typer(
@@ -25,17 +34,16 @@ def config() -> None:
 def show(context: typer.Context, as_json: JsonOption = False) -> None:
     """Show every option that is set by a variable or by the settings file, and by which."""
     from splitpoint.cli import COMMANDS, make_app
-    from splitpoint.settings import defaults_from, read_settings, settings_file
 
     file = settings_file(context.find_root().params.get("config"))
     command = typer.main.get_command(make_app(COMMANDS))
     values = {} if file is None else defaults_from(read_settings(file), command, COMMANDS, file)
     found = list(_set_options(command, values, str(file)))
-    used = {one["variable"] for one in found}
+    known = {FILE_VARIABLE}
+    for place, one in leaves(command):
+        known.update(name for key in options_of(one) for name in variables_of(place, key))
     unknown = sorted(
-        name
-        for name in os.environ
-        if name.startswith("SPLITPOINT_") and name not in used and name != "SPLITPOINT_CONFIG"
+        name for name in os.environ if name.startswith("SPLITPOINT_") and name not in known
     )
     if as_json:
         print_json(
@@ -50,8 +58,6 @@ def show(context: typer.Context, as_json: JsonOption = False) -> None:
 
 
 def _set_options(command: Any, values: dict[str, Any], file: str) -> Iterator[dict[str, Any]]:
-    from splitpoint.settings import leaves, options_of, variables_of
-
     for place, one in leaves(command):
         table: Any = values
         for word in place.split():
@@ -65,11 +71,4 @@ def _set_options(command: Any, values: dict[str, Any], file: str) -> Iterator[di
                 value = table[option.name]
             else:
                 continue
-            source = variable or file
-            yield {
-                "command": place,
-                "option": key,
-                "value": value,
-                "source": source,
-                "variable": variable,
-            }
+            yield {"command": place, "option": key, "value": value, "source": variable or file}
