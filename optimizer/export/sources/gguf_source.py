@@ -14,7 +14,7 @@ import torch
 from optimizer.artifacts.bundle import sha256_of
 from optimizer.errors import ModelError
 from optimizer.export.sources.gguf_config import gguf_config
-from optimizer.export.sources.gguf_files import GgufFiles, is_readable
+from optimizer.export.sources.gguf_files import GgufFiles, is_readable, read_as_plain_array
 from optimizer.export.sources.gguf_positions import FACTOR_TENSORS
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
@@ -55,9 +55,10 @@ class GgufSource(ModelSource):
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(
-                self.path.parent, gguf_file=self.path.name, local_files_only=True
-            )
+            with read_as_plain_array():
+                return AutoTokenizer.from_pretrained(
+                    self.path.parent, gguf_file=self.path.name, local_files_only=True
+                )
         except Exception as error:  # a broken file makes it raise nearly anything
             reason = " ".join(str(error).split())[:160]
             raise ModelError(f"{self.path}: its tokenizer is not readable ({reason})") from error

@@ -304,6 +304,18 @@ def check_config(path: Path) -> None:
     assert {key: found.get(key) for key in expected} == expected
 
 
+@pytest.mark.real_model
+def test_a_real_models_tokenizer_is_transformers_own_and_its_reader_is_put_back() -> None:
+    path = next(smollm2().glob("*.gguf"))
+    before = gguf.GGUFReader
+    tokenizer = open_source(path).load_tokenizer()
+    assert gguf.GGUFReader is before
+    own = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    assert tokenizer.backend_tokenizer.to_str() == own.backend_tokenizer.to_str()
+    assert tokenizer.special_tokens_map == own.special_tokens_map
+    assert tokenizer.chat_template == own.chat_template
+
+
 def test_an_architecture_that_is_not_read_is_refused_by_name(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "mamba")
     writer.add_block_count(2)
