@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from edge.errors import (
     BusyError,
@@ -22,7 +22,7 @@ from edge.errors import (
 )
 from edge.generation.answer_checks import AnswerTerms
 from edge.generation.session import EdgeSession
-from edge.net.transport import Stream, Transport
+from edge.net.transport import Received, Stream, Transport
 from optimizer.policy.retry import Clock, ConnectAttempts, Failure, RetryPolicy
 from protos.messages import Closed, CloudMessage, Open, Opened
 from protos.prefix import begin_chain, extend_chain
@@ -30,6 +30,10 @@ from protos.wire import MAX_PREFIX_HASHES
 
 # A time limit that is almost used up still leaves an attempt this long.
 MIN_TIMEOUT_S: Final = 0.05
+
+# Work while the answer to an Open is on its way: it may send frames behind the Open, which the
+# session knows of, and it returns the answer where that has come meanwhile.
+Meanwhile: TypeAlias = Callable[[Stream], Received | None]
 
 
 class Connector:
@@ -84,14 +88,14 @@ class Connector:
         timeout_s: float,
         *,
         wait_first: bool = False,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> Stream:
         """A stream whose session is open, within `timeout_s`; tries again while servers are busy.
 
         wait_first: the last stream was lost before it brought anything, so back off before the
         first attempt too, and make it at the next address. meanwhile: work to do while the server's
-        answer to an Open is on its way. Raises the last TransportError when the time is up, when
-        every address has refused, or after too many attempts.
+        answer to an Open is on its way, see `Meanwhile`. Raises the last TransportError when the
+        time is up, when every address has refused, or after too many attempts.
         """
         deadline_s = self._clock.now() + timeout_s
         if wait_first:
@@ -136,10 +140,10 @@ class Connector:
             self._request,
             prefix_hashes=tuple(hashes),
             shareable_tokens=session.num_prompt_tokens,
-            token_rows=self._token_rows(session),
+            token_rows=self.token_rows(session),
         )
 
-    def _token_rows(self, session: EdgeSession) -> int:
+    def token_rows(self, session: EdgeSession) -> int:
         """How many first tokens to ask to be taken as ids: at split 0 all, else the prompt's."""
         if not self._token_frames:
             return 0
@@ -150,15 +154,14 @@ class Connector:
         session: EdgeSession,
         transport: Transport,
         timeout_s: float,
-        meanwhile: Callable[[], None] | None,
+        meanwhile: Meanwhile | None,
     ) -> Stream:
         session.open()
         limit_s = self._retry_policy.attempt_limit_s(timeout_s, len(self._transports))
         stream = transport.open(self._with_prefix_hashes(session), limit_s)
         try:
-            if meanwhile is not None:
-                meanwhile()
-            received = stream.receive(limit_s)
+            early = None if meanwhile is None else meanwhile(stream)
+            received = early or stream.receive(limit_s)
         except TransportError:
             stream.abort()
             raise
@@ -166,16 +169,23 @@ class Connector:
             stream.close()
             raise
         try:
-            self._take_opened(session, transport.address, received.message)
+            answer = self._checked(transport.address, received.message)
+            is_withdrawn = session.must_withdraw(answer.max_frame_tokens, answer.token_rows)
+            if not is_withdrawn:
+                self._take_opened(session, transport.address, answer)
         except TransportError:
             stream.abort()
             raise
-        return stream
+        if not is_withdrawn:
+            return stream
+        stream.close()  # not `abort`, which would leave frames to come back to
+        session.withdraw()
+        return self._open(session, transport, timeout_s, None)
 
-    def _take_opened(self, session: EdgeSession, address: str, answer: CloudMessage) -> None:
-        """Tell the session what the server has opened.
+    def _checked(self, address: str, answer: CloudMessage) -> Opened:
+        """The answer to an Open.
 
-        Raises RefusedError when it closed the session, and PeerError for nonsense.
+        Raises RefusedError when the server closed the session, and PeerError for nonsense.
         """
         if isinstance(answer, Closed):
             raise RefusedError(f"{address} did not open the session: {answer.detail or 'closed'}")
@@ -183,6 +193,10 @@ class Connector:
             raise PeerError(f"{address} broke the protocol: an answer before it opened the session")
         if answer.session_id != self._request.session_id:
             raise PeerError(f"{address} broke the protocol: it opened another session")
+        return answer
+
+    def _take_opened(self, session: EdgeSession, address: str, answer: Opened) -> None:
+        """Tell the session what the server has opened. Raises PeerError for nonsense."""
         session.max_frame_tokens = answer.max_frame_tokens
         session.max_frames_in_flight = answer.max_frames_in_flight
         try:

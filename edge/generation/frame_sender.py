@@ -21,7 +21,7 @@ AS_IDS: Final = "ids"  # the level of a token frame in traces
 
 
 class ComputedRows(NamedTuple):
-    """Rows that wait to be sent, their hidden states [T, D], and the seconds they took."""
+    """Rows to be sent, their hidden states [T, D], and the seconds they took."""
 
     rows: RowSpan
     hidden: npt.NDArray[np.float32]
@@ -49,12 +49,6 @@ class FrameSender:
         self._observer = observer
         self._clock = clock
         self._drafted = drafted
-        self._early: ComputedRows | None = None  # the first chunk, until it is sent
-
-    @property
-    def has_early_rows(self) -> bool:
-        """Whether rows are computed that wait to be sent."""
-        return self._early is not None
 
     def now_s(self) -> float:
         """Seconds on the generation's clock."""
@@ -71,29 +65,19 @@ class FrameSender:
         hidden = self.compute(rows)
         self._selector.weigh(hidden, np.asarray(rows.token_ids, dtype=np.int64))
 
-    def compute_early(self, rows: RowSpan) -> None:
-        """Compute `rows` before the session is open; `send` uses them if it gets the same."""
+    def send(
+        self, session: EdgeSession, stream: Stream, rows: RowSpan, *, early: bool = False
+    ) -> None:
+        """Send one frame of known tokens. early: the session is not open yet."""
         started_s = self._clock.now()
-        hidden = self.compute(rows)
-        self._early = ComputedRows(rows, hidden, self._clock.now() - started_s)
-
-    def send(self, session: EdgeSession, stream: Stream, rows: RowSpan) -> None:
-        """Send one frame of known tokens."""
-        started_s = self._clock.now()
-        early, self._early = self._early, None
         if rows.as_ids:
-            nothing = np.empty((len(rows.token_ids), 0), dtype=np.float32)
-            computed = ComputedRows(rows, nothing, 0.0)
-            self._dispatch(session, stream, computed, started_s, started_s)
-            return
-        if early is not None and early.rows == rows:
-            hidden, front_s = early.hidden, early.front_s
-            computed_s = self._clock.now()
+            hidden = np.empty((len(rows.token_ids), 0), dtype=np.float32)
+            computed_s = started_s
         else:
             hidden = self.compute(rows)
             computed_s = self._clock.now()
-            front_s = computed_s - started_s
-        self._dispatch(session, stream, ComputedRows(rows, hidden, front_s), started_s, computed_s)
+        computed = ComputedRows(rows, hidden, computed_s - started_s)
+        self._dispatch(session, stream, computed, started_s, computed_s, early=early)
 
     def send_drafted(
         self, session: EdgeSession, stream: Stream, frame: DraftedFrame, started_s: float
@@ -111,12 +95,14 @@ class FrameSender:
         started_s: float,
         computed_s: float,
         expected_tokens: float = 1.0,
+        early: bool = False,
     ) -> None:
         """Encode, journal, wire."""
         rows, hidden, front_s = computed
         token_ids = np.asarray(rows.token_ids, dtype=np.int64)
         payload = b"" if rows.as_ids else self._selector.encode(hidden, token_ids)
-        is_alone = not session.journal.undecided()
+        # Behind an Open that is on its way, a round trip holds more than the link and the server.
+        is_alone = not early and not session.journal.undecided()
         frame = session.sent(rows, payload)
         sent_s = self._clock.now()
         uplink_bytes = stream.send(frame)

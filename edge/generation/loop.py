@@ -113,16 +113,17 @@ class RemoteGeneration:
         )
         self._observer.begin(on_step)
         try:
-            # If the cloud may know the prompt's beginning, the first chunk is not known yet.
-            # Nor are rows needed first where the prompt goes as ids.
-            is_early = not known and self._prefill is None
-            meanwhile = partial(self._compute_early, session) if is_early else None
+            # If the cloud may know the prompt's beginning, the first frame is not known yet.
+            meanwhile = None if known else partial(self._send_early, session)
             self._stream = self._connector.connect(
                 session, self._deadlines.connect_s, meanwhile=meanwhile
             )
-            if self._prefill is not None:
-                session.send_as_ids(self._prefill.num_ids(session.num_prompt_tokens))
-            self._catch_up(session)
+            if not session.num_sent or known:
+                self._send_as_ids(session)
+            for frame in session.unsent():
+                self._stream.send(frame)
+            if known:
+                self._catch_up(session)
             while not self._cancelled:
                 yield from self._round(session, self._stream)
                 if (reason := self._selector.gave_up) is not None:
@@ -158,11 +159,29 @@ class RemoteGeneration:
         covered = sum(len(frame.token_ids) for frame in known)
         return known if 2 * covered >= len(prompt_ids) else ()
 
-    def _compute_early(self, session: EdgeSession) -> None:
-        """Compute the first chunk while the session opens; does its work once."""
-        if not self._sender.has_early_rows:
+    def _send_early(self, session: EdgeSession, stream: Stream) -> Received | None:
+        """Send the prompt's first frames behind the Open; returns its answer once that has come.
+
+        They save a round trip. A server that takes no such frames makes the connector withdraw
+        them. At a later attempt the frames of the first one are there: they go once it is open.
+        """
+        if len(session.journal):
+            return None
+        session.granted(self._connector.token_rows(session))
+        self._send_as_ids(session)
+        for _ in range(session.max_frames_in_flight):
+            if (received := stream.poll()) is not None or not session.num_prompt_left:
+                return received
             self._size_chunk(session)
-            self._sender.compute_early(session.next_chunk())
+            rows = session.next_chunk()
+            if not rows.as_ids:
+                self._fill(session, rows.first_position)
+            self._sender.send(session, stream, rows, early=True)
+        return None
+
+    def _send_as_ids(self, session: EdgeSession) -> None:
+        if self._prefill is not None:
+            session.send_as_ids(self._prefill.num_ids(session.num_prompt_tokens))
 
     def _size_chunk(self, session: EdgeSession) -> None:
         session.chunk_tokens = self._chunks.next_tokens(session.num_prompt_left)

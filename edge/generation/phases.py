@@ -4,6 +4,7 @@
     WAITING --tokens--> READY --sent step--> WAITING
     WAITING --sent ahead--> WAITING --tokens as guessed--> WAITING
     every phase but IDLE and FINISHED --lost--> BROKEN --open--> OPENING
+    OPENING --sent chunk or last chunk--> OPENING (behind the Open, before its answer)
     OPENING --resumed waiting--> WAITING, --resumed ready--> READY (after the prompt was sent)
     every phase --finish--> FINISHED
 
@@ -50,6 +51,8 @@ class Event(Enum):
 TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
     (Phase.IDLE, Event.OPEN): Phase.OPENING,
     (Phase.OPENING, Event.OPENED): Phase.PREFILLING,
+    (Phase.OPENING, Event.SENT_CHUNK): Phase.OPENING,
+    (Phase.OPENING, Event.SENT_LAST): Phase.OPENING,
     (Phase.OPENING, Event.RESUMED_WAITING): Phase.WAITING,
     (Phase.OPENING, Event.RESUMED_READY): Phase.READY,
     (Phase.PREFILLING, Event.SENT_CHUNK): Phase.PREFILLING,
@@ -70,7 +73,8 @@ TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
     **{(phase, Event.FINISH): Phase.FINISHED for phase in Phase},
 }
 
-# The event that a reopened stream brings, by the phase in which the last one was lost.
+# The event that an opened stream brings, by the phase in which the session goes on: the one in
+# which the last stream was lost, or to which frames sent behind the Open have led.
 RESUMING: Final[dict[Phase, Event]] = {
     Phase.PREFILLING: Event.OPENED,
     Phase.WAITING: Event.RESUMED_WAITING,

@@ -25,6 +25,7 @@ from edge.generation.answer_checks import AnswerTerms, check_answer
 from edge.generation.journal import Journal
 from edge.generation.phases import RESUMING, Event, Phase, next_phase
 from edge.generation.row_span import RowSpan
+from protos.limits import MAX_FRAME_TOKENS
 from protos.messages import Frame, Result
 from protos.wire import DEFAULT_FRAMES_IN_FLIGHT
 
@@ -55,7 +56,7 @@ class EdgeSession:
         self.tokens: list[int] = list(prompt_ids)
         self.num_prompt_tokens = len(prompt_ids)
         self.chunk_tokens = chunk_tokens
-        self.max_frame_tokens = chunk_tokens  # the server's limit, once it has told
+        self.max_frame_tokens = MAX_FRAME_TOKENS  # the server's limit, once it has told
         self.max_frames_in_flight = DEFAULT_FRAMES_IN_FLIGHT  # likewise
         self.token_rows = 0  # tokens before this position go as ids
         self._granted_token_rows = 0  # the most that the server takes so
@@ -64,9 +65,10 @@ class EdgeSession:
         self._asked: deque[int] = deque()  # frames of this stream that wait for their answer
         self._num_repeated = 0  # answers of this stream that no frame of it asked for
         self._phase = Phase.IDLE
-        self._lost_phase = Phase.PREFILLING  # where a reopened stream goes on
+        self._opened_phase = Phase.PREFILLING  # where an opened stream goes on
         self._num_sent = 0  # tokens whose rows have been sent, refused drafts left out
         self._num_held = 0  # frames that the cloud kept when it was last opened
+        self._was_opened = False
 
     @property
     def phase(self) -> Phase:
@@ -102,7 +104,8 @@ class EdgeSession:
         """
         if held_frames > len(self.journal):
             raise SessionError(f"it holds {held_frames} frames of {len(self.journal)}")
-        self._step(RESUMING[self._lost_phase])
+        self._step(RESUMING[self._opened_phase])
+        self._was_opened = True
         self._num_held = held_frames
         if self._num_sent == 0 and len(self.journal):  # only frames of earlier sessions
             self.journal.keep_first(held_frames)
@@ -120,8 +123,33 @@ class EdgeSession:
     def lost(self) -> None:
         """The stream is gone; the journal stays."""
         if self._phase in RESUMING:
-            self._lost_phase = self._phase
+            self._opened_phase = self._phase
         self._step(Event.LOST)
+
+    def must_withdraw(self, max_frame_tokens: int, token_rows: int) -> bool:
+        """Whether frames went behind the Open that a server with these limits will not run."""
+        journal = self.journal
+        return (
+            not self._was_opened
+            and self._num_sent > 0
+            and (
+                journal.token_rows_behind(0) > token_rows
+                or max(len(frame.token_ids) for frame in journal.frames) > max_frame_tokens
+            )
+        )
+
+    def withdraw(self) -> None:
+        """Take back what was sent behind the Open, before `opened`. The stream counts as lost.
+
+        Raises SessionError once a stream has opened the session.
+        """
+        if self._was_opened:
+            raise SessionError("frames of an open session cannot be taken back")
+        self.lost()
+        self.journal.keep_first(0)
+        self._num_sent = 0
+        self._opened_phase = Phase.PREFILLING
+        self.send_as_ids(0)
 
     def finish(self) -> None:
         """The generation has ended, whatever the phase."""
@@ -190,6 +218,8 @@ class EdgeSession:
         if rows.ahead:
             self._step(Event.SENT_AHEAD)
         else:
+            if self._phase is Phase.OPENING:
+                self._opened_phase = Phase.WAITING if rows.want_token else Phase.PREFILLING
             self._step(Event.SENT_LAST if rows.want_token else Event.SENT_CHUNK)
         is_alternative = rows.ahead and rows.first_position < self._num_sent
         if not is_alternative:
@@ -232,6 +262,11 @@ class EdgeSession:
             if journal.adopt(running):
                 self._num_sent = position + len(running.token_ids)
         return result.token_ids
+
+    def unsent(self) -> list[Frame]:
+        """What to send first on the first stream that opened: `replay()`, where the frames went
+        behind an earlier Open that came to nothing."""
+        return self.replay() if self.journal.num_outstanding and not self._asked else []
 
     def replay(self) -> list[Frame]:
         """The frames that rebuild the cloud's cache, in order; after `opened`. See Journal."""

@@ -46,19 +46,19 @@ def pipeline_s(
     wire_s: npt.ArrayLike,
     back_s: npt.ArrayLike,
     *,
-    ahead_s: Quantity = 0.0,
+    link_free_s: Quantity = 0.0,
 ) -> Floats:
     """Seconds until the last chunk leaves a three-stage pipeline: edge, uplink, cloud.
 
     The last axis of each argument holds the chunks; the others broadcast. Chunk i enters a stage
     when it has left the one before and chunk i-1 has left this one (a permutation flow shop; exact
-    by this recurrence). `ahead_s`: the front began so long before the clock starts.
+    by this recurrence). `link_free_s`: the uplink takes nothing before.
     """
     front, wire, back = (np.asarray(stage, dtype=np.float64) for stage in (front_s, wire_s, back_s))
-    ahead = np.asarray(ahead_s, dtype=np.float64)
-    done_front = np.zeros(np.broadcast_shapes(front.shape[:-1], ahead.shape)) - ahead
-    done_wire = np.zeros(())
-    done_back = np.zeros(np.broadcast_shapes(done_front.shape, wire.shape[:-1], back.shape[:-1]))
+    done_front = np.zeros(front.shape[:-1])
+    done_wire = np.asarray(link_free_s, dtype=np.float64)
+    stages = (done_front.shape, wire.shape[:-1], done_wire.shape, back.shape[:-1])
+    done_back = np.zeros(np.broadcast_shapes(*stages))
     for chunk in range(front.shape[-1]):
         done_front = done_front + front[..., chunk]
         done_wire = np.maximum(done_wire, done_front) + wire[..., chunk]

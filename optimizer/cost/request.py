@@ -90,8 +90,11 @@ NO_DRAFTS: Final = DraftedRound(num_drafts=0, tokens_per_round=1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTime:
-    """A request's prediction. `round_parts` is one decoding round in the middle of the answer;
-    `tbt_s` is its total over the tokens it brings."""
+    """A request's prediction. `open_s`: connecting; `prefill_s`: the rest of `ttft_s`.
+
+    `round_parts` is one decoding round in the middle of the answer; `tbt_s` is its total over the
+    tokens it brings.
+    """
 
     ttft_s: float
     open_s: float
@@ -174,10 +177,10 @@ def prefill_s(
     *,
     num_tokens: int,
     batch: int = 1,
-    ahead_s: float = 0.0,
+    connected_s: float = 0.0,
 ) -> float:
-    """Seconds from the first chunk's start to the first token at the edge; `ahead_s`: the front
-    began its first chunk so long before (while the session opened), and then waited.
+    """Seconds from the first chunk's start to the first token at the edge; `connected_s`: when the
+    connection stands, over which chunks leave.
 
     Chunks go through front and encoder, the uplink, and decoder and back, each stage one chunk at
     a time; the last chunk's logits then make the token. With others on the server (`batch`), every
@@ -204,14 +207,13 @@ def prefill_s(
     encoding_s = np.array([encode_s(level, hidden_size=hidden, num_rows=n) for n in rows])
     chunks = PromptChunks(
         edge_s=front_s + encoding_s,
-        first_front_s=front_s[0],
         cloud_s=queue_s(back_s, batch) + decoding_s + back_s,
         frame_bytes=np.array(
             [float(frame_bytes(level, hidden_size=hidden, num_rows=n)) for n in rows]
         ),
     )
     sampled = sample_s(setting.cloud, setting.geometry, num_logits=1)
-    stages_s = float(prompt_stages_s(chunks, setting.link, ahead_s=ahead_s))
+    stages_s = float(prompt_stages_s(chunks, setting.link, connected_s=connected_s))
     return stages_s + first_answer_s(setting.link, sample_s=sampled, stack_s=setting.stack_s)
 
 
@@ -228,7 +230,7 @@ def predict_request(
 
     `open_round_trips` are spent before the first chunk leaves: OPEN_ROUND_TRIPS in a client's later
     requests, NEW_CONNECTION_ROUND_TRIPS in its first (one fewer without TLS); none when the edge
-    holds the whole model. Meanwhile the front computes the first chunk.
+    holds the whole model. Meanwhile the front computes chunks.
     """
     whole = setting.is_whole
     if whole:
@@ -238,7 +240,7 @@ def predict_request(
         if whole
         else opening_s(setting.link, round_trips=open_round_trips, stack_s=setting.stack_s)
     )
-    prefill = prefill_s(setting, num_tokens=prompt_tokens, batch=batch, ahead_s=opened)
+    ttft = prefill_s(setting, num_tokens=prompt_tokens, batch=batch, connected_s=opened)
     rows, tokens_per_round = 1 + drafting.num_drafts, drafting.tokens_per_round
     parts = round_parts(
         setting,
@@ -255,12 +257,12 @@ def predict_request(
     )
     cloud_s = 0.0 if whole else float(cloud_share_s(parts.cloud_s, batch, 1.0))
     return RequestTime(
-        ttft_s=opened + prefill,
+        ttft_s=ttft,
         open_s=opened,
-        prefill_s=prefill,
+        prefill_s=ttft - opened,
         round_parts=parts,
         tbt_s=tbt,
-        total_s=opened + prefill + max(new_tokens - 1, 0) * tbt,
+        total_s=ttft + max(new_tokens - 1, 0) * tbt,
         uplink_bytes=0.0 if whole else _prompt_bytes(setting, prompt_tokens) + rounds * round_bytes,
         uplink_bytes_per_token=0.0 if whole else round_bytes / tokens_per_round,
         cloud_s=0.0

@@ -21,12 +21,11 @@ from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.cost.codec import answer_bytes
 from optimizer.cost.link import LinkPoint, pipeline_s, transfer_s
 
-# Round trips before a request's first chunk leaves: Open and Opened on a connection that stands;
-# on a new one TCP's, TLS 1.3's and that of HTTP/2's settings (RFC 9113, section 3.4: the server's
-# follow its accepting, and gRPC sends nothing before they are there) come first. Counted on the
-# real edge over the link emulator, docs/results/simulator.md.
-OPEN_ROUND_TRIPS: Final = 1.0
-NEW_CONNECTION_ROUND_TRIPS: Final = 4.0
+# Round trips before a request's first chunk leaves. None on a connection that stands: it follows
+# the Open. On a new one TCP's, TLS 1.3's and that of HTTP/2's settings come first (RFC 9113,
+# section 3.4: the server's follow its accepting, and gRPC sends nothing before they are there).
+OPEN_ROUND_TRIPS: Final = 0.0
+NEW_CONNECTION_ROUND_TRIPS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +76,10 @@ class RequestParts:
 class PromptChunks:
     """A prompt, chunk by chunk (last axis N): seconds in each stage and bytes of each message.
 
-    `edge_s` is front and encoder, `cloud_s` waiting, decoder and back. `first_front_s`: the first
-    chunk's front alone (no last axis).
+    `edge_s` is front and encoder, `cloud_s` waiting, decoder and back.
     """
 
     edge_s: Floats
-    first_front_s: Quantity
     cloud_s: Floats
     frame_bytes: Floats
 
@@ -133,15 +130,15 @@ def cloud_share_s(cloud_s: Quantity, batch: int, tokens_per_round: Quantity) -> 
     return cloud_s / batch / tokens_per_round
 
 
-def prompt_stages_s(chunks: PromptChunks, link: LinkPoint, *, ahead_s: Quantity) -> Floats:
-    """Seconds from the first chunk's start to the end of the last one's back. `ahead_s`: the front
-    began its first chunk so long before (while the session opened), and then waited."""
+def prompt_stages_s(chunks: PromptChunks, link: LinkPoint, *, connected_s: Quantity) -> Floats:
+    """Seconds from the first chunk's start to the end of the last one's back. `connected_s`: when
+    the connection stands, so that the first chunk may leave."""
     wire_s = transfer_s(chunks.frame_bytes, link.up_bytes_per_s)
     return pipeline_s(
         chunks.edge_s,
         np.broadcast_to(wire_s, np.shape(chunks.frame_bytes)),
         chunks.cloud_s,
-        ahead_s=np.minimum(chunks.first_front_s, ahead_s),
+        link_free_s=connected_s,
     )
 
 

@@ -115,12 +115,13 @@ class Grid:
         """Time to the first token, [S, F, B, K, C, H, 1]."""
         fixed, link = self.fixed, self.link
         opened_s = opening_s(link, round_trips=OPEN_ROUND_TRIPS, stack_s=fixed.stack_s)
-        ahead_s = np.where(fixed.whole, 0.0, opened_s)[_OF_SPLITS]
+        connected_s = np.where(fixed.whole, 0.0, opened_s)[_OF_SPLITS]
         stages_s = np.stack(
-            [prompt_stages_s(chunks, link, ahead_s=ahead_s) for chunks in fixed.prompts], axis=-1
+            [prompt_stages_s(chunks, link, connected_s=connected_s) for chunks in fixed.prompts],
+            axis=-1,
         )
         answer_s = first_answer_s(link, sample_s=fixed.cloud_sample_s, stack_s=fixed.stack_s)
-        beside_s = np.where(fixed.is_whole, fixed.edge_sample_s, opened_s + answer_s)
+        beside_s = np.where(fixed.is_whole, fixed.edge_sample_s, answer_s)
         return np.asarray(stages_s[..., None] + beside_s)
 
     @cached_property

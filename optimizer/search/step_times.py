@@ -79,7 +79,7 @@ class StepTimes:
 
     def prompt(self, chunk: int) -> PromptChunks:
         """The prompt of `Limits.prompt_tokens` in chunks of `chunk`: edge_s [S, F, 1, K, C, N],
-        first_front_s [S, F, 1, K, 1], cloud_s [S, 1, B, 1, C, N], frame_bytes [S, 1, 1, 1, C, N].
+        cloud_s [S, 1, B, 1, C, N], frame_bytes [S, 1, 1, 1, C, N].
         """
         limits = self._problem.limits
         runs = chunk_runs(limits.prompt_tokens, chunk)
@@ -97,7 +97,6 @@ class StepTimes:
         over_levels = (slice(None), None, None, None)
         return PromptChunks(
             edge_s=front_s + np.concatenate(encoding, axis=-1)[over_levels],
-            first_front_s=front_s[..., 0],
             cloud_s=queue_s(back_s, limits.num_sessions)
             + np.concatenate(decoding, axis=-1)[over_levels]
             + back_s,

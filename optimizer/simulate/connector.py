@@ -20,8 +20,16 @@ from optimizer.simulate.sessions import SessionOwner, SimulatedSession
 class Opener(SessionOwner, Protocol):
     """Whose session it is going to be."""
 
+    def asked(self, at_s: float) -> None:
+        """The Open leaves at `at_s`. Frames may follow it."""
+        ...
+
+    def admitted(self, session: SimulatedSession) -> None:
+        """The server has opened the session, now; the client does not know it yet."""
+        ...
+
     def opened(self, session: SimulatedSession) -> None:
-        """The session is open, now."""
+        """The client knows that the session is open, now."""
         ...
 
     def shut_out(self, outcome: Outcome) -> None:
@@ -144,6 +152,8 @@ class SimulatedConnector:
                 if session is not None:
                     server.leave(session)
                 return
+            if session is not None:
+                opener.admitted(session)
             context.record.down_bytes += software.opened_bytes
             failure = _failure_of(verdict, is_alive=server.alive)
 
@@ -166,6 +176,7 @@ class SimulatedConnector:
             software.open_bytes,
             lambda t: context.at(t, lambda _: server.open(opener, blocks, answered)),
         )
+        opener.asked(at_s)
 
     def _failed(
         self, opener: Opener, blocks: int, failure: Failure, retry_after_s: float = 0.0

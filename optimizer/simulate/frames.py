@@ -47,10 +47,25 @@ class SimulatedFrameSender:
         """Whether there are frames that a new session needs again."""
         return bool(self._journal)
 
+    def forget(self) -> None:
+        """The session is open: no replay is wanted, unless a server may be lost."""
+        if not self._context.keep_journal:
+            self._journal.clear()
+
     def send_chunk(
-        self, session: SimulatedSession, at_s: float, *, position: int, rows: int, is_last: bool
+        self,
+        session: SimulatedSession,
+        at_s: float,
+        *,
+        position: int,
+        rows: int,
+        is_last: bool,
+        behind_s: float | None = None,
     ) -> float:
-        """A chunk of the prompt, begun at `at_s`; returns when the device is free again."""
+        """A chunk of the prompt, begun at `at_s`; returns when the device is free again.
+
+        behind_s: when the Open leaves that it follows; None: the session is open.
+        """
         self.front_s = self._device.front.seconds(rows, position)
         return self._send(
             session,
@@ -60,6 +75,7 @@ class SimulatedFrameSender:
             num_logits=int(is_last),
             wanted=is_last,
             of_prompt=True,
+            behind_s=behind_s,
         )
 
     def send_step(
@@ -110,13 +126,14 @@ class SimulatedFrameSender:
         num_logits: int,
         wanted: bool,
         of_prompt: bool,
+        behind_s: float | None = None,
     ) -> float:
         context, level = self._context, self.level
         self.num_bytes, self.encode_s, decode_s = level.frame(rows, of_prompt=of_prompt)
         sent_s = at_s + self.front_s + self.encode_s
         counts = context.record.level_counts
         counts[level.name] = counts.get(level.name, 0) + 1
-        if context.keep_journal:
+        if context.keep_journal or behind_s is not None:
             self._journal.append(JournalEntry(position, rows, self.num_bytes, decode_s))
         frame = FrameInFlight(
             session,
@@ -128,7 +145,7 @@ class SimulatedFrameSender:
             edge_s=self.front_s + self.encode_s,
             wanted=wanted,
         )
-        self._upload(frame, sent_s, self.num_bytes)
+        self._upload(frame, max(sent_s, behind_s or 0.0), self.num_bytes)
         return sent_s
 
     def _upload(self, frame: FrameInFlight, sent_s: float, num_bytes: int) -> None:

@@ -18,6 +18,7 @@ from optimizer.policy.retry import Recovery
 from optimizer.simulate.connector import SimulatedConnector
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.drafts import SimulatedDrafts
+from optimizer.simulate.early_frames import EarlyFrames
 from optimizer.simulate.frames import SimulatedFrameSender
 from optimizer.simulate.prefill import PrefillProgress
 from optimizer.simulate.record import Outcome, RoundMoments
@@ -41,7 +42,9 @@ class Generation:
         "_control",
         "_device",
         "_drafts",
+        "_early",
         "_ended",
+        "_free_s",
         "_freed",
         "_last_s",
         "_prefill",
@@ -87,11 +90,13 @@ class Generation:
         if context.controller is not None:
             self._control = context.controller.begin()
         self._session: SimulatedSession | None = None
+        self._early: EarlyFrames | None = None  # until the client knows that it has a session
         self._sender = SimulatedFrameSender(context, device)
         self._drafts = SimulatedDrafts(context.drafting, device)
         self._prefill = PrefillProgress()
         self._recovery = Recovery()  # begins anew with every token
         self._begun_s = asked_s  # when the device took the question up
+        self._free_s = asked_s  # when the device has sent its last chunk of the prompt
         self._last_s = asked_s  # when the last token came
 
     def start(self) -> None:
@@ -105,17 +110,32 @@ class Generation:
 
     # --- the session ------------------------------------------------------------------------
 
+    def asked(self, at_s: float) -> None:
+        """See Opener. Frames leave with the first Open; a later one gets a replay."""
+        self._early = None
+        if not self._sender.has_journal and not self._prefill.position:
+            self._early = early = EarlyFrames(self, self._blocks)
+            self._free_s = self._begun_s
+            self._prefill_on(early.session, behind_s=at_s)
+
+    def admitted(self, session: SimulatedSession) -> None:
+        """See Opener. Answers to what followed the Open may leave before the client knows."""
+        if (early := self._early) is not None:
+            self._session = session
+            early.admitted(session)
+
     def opened(self, session: SimulatedSession) -> None:
         """See Opener."""
         self._session = session
+        early, self._early = self._early, None
         if session.closed:  # the server died while its answer was on the way
             self._recover(session)
-        elif self._sender.has_journal:
-            whole = self._prefill.position == self.request.prompt_tokens
+            return
+        whole = self._prefill.position == self.request.prompt_tokens
+        if early is None and self._sender.has_journal:
             self._sender.replay(session, want_last=whole, is_step=self.num_tokens > 0)
-            if not whole:
-                self._prefill_on(session)
-        else:
+        self._sender.forget()
+        if not whole:
             self._prefill_on(session)
 
     def shut_out(self, outcome: Outcome) -> None:
@@ -185,9 +205,15 @@ class Generation:
 
     # --- prefill and decode -----------------------------------------------------------------
 
-    def _prefill_on(self, session: SimulatedSession) -> None:
-        """Send the next chunk of the prompt, and so on until all have been sent."""
-        if self._session is not session or self.over:
+    def _prefill_on(self, session: SimulatedSession, behind_s: float | None = None) -> None:
+        """Send the next chunk of the prompt, and so on until all have been sent.
+
+        behind_s: when the Open leaves that they follow; None: the session is open.
+        """
+        early = self._early
+        if self.over or session is not (self._session if early is None else early.session):
+            return
+        if early is not None and not early.takes_more():
             return
         context, prefill, sender = self._context, self._prefill, self._sender
         position, planned = prefill.position, context.plan.prefill_chunk
@@ -195,14 +221,14 @@ class Generation:
         rows = min(planned, num_left)
         if context.scenario.adaptive_chunks:
             rows = next_chunk(num_left, planned, prefill.answered)
-        at_s = context.env.now
-        if not position:  # its rows were computed while the session opened
-            at_s = max(at_s - self._device.front.seconds(rows, 0), self._begun_s)
+        at_s = self._free_s if early is not None else max(context.env.now, self._free_s)
         is_last = rows == num_left
-        sent_s = sender.send_chunk(session, at_s, position=position, rows=rows, is_last=is_last)
+        self._free_s = sender.send_chunk(
+            session, at_s, position=position, rows=rows, is_last=is_last, behind_s=behind_s
+        )
         prefill.sent(rows, sender.front_s, sender.encode_s)
         if not is_last:
-            context.at(sent_s, lambda _: self._prefill_on(session))
+            context.at(self._free_s, lambda _: self._prefill_on(session, behind_s))
 
     def _step(self, session: SimulatedSession, now_s: float) -> None:
         """Send the next decode step, with drafts if there are any."""

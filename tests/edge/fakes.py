@@ -84,11 +84,7 @@ class FakeCloud:
         ):
             self.last_token = last_token
             return Result(sequence=frame.sequence, token_ids=(), num_tokens=len(self.rows))
-        rows = self.ladder.decode(
-            frame.hidden,
-            num_rows=len(frame.token_ids),
-            token_ids=np.asarray(frame.token_ids, dtype=np.int64),
-        )
+        rows = self._embed(frame) if frame.is_tokens else self._decode(frame)
         if frame.first_position > len(self.rows):
             raise AssertionError("a hole in the cache")
         del self.rows[frame.first_position :]
@@ -116,6 +112,19 @@ class FakeCloud:
             timings=Timings(compute_s=0.5, batch_sessions=1, batch_rows=len(rows)),
         )
 
+    def _decode(self, frame: Frame) -> npt.NDArray[np.float32]:
+        return self.ladder.decode(
+            frame.hidden,
+            num_rows=len(frame.token_ids),
+            token_ids=np.asarray(frame.token_ids, dtype=np.int64),
+        )
+
+    def _embed(self, frame: Frame) -> npt.NDArray[np.float32]:
+        """What the front would have sent for these tokens."""
+        front = FakeFront()
+        front.cache = self.rows[: frame.first_position]
+        return front.forward(np.asarray(frame.token_ids, dtype=np.int64))
+
 
 @dataclass
 class FakeTransport:
@@ -129,11 +138,15 @@ class FakeTransport:
     fault: Callable[[], TransportError | None] = lambda: None
     open_errors: list[TransportError] = field(default_factory=list)
     clouds: list[FakeCloud] = field(default_factory=list)
+    streams: list[FakeStream] = field(default_factory=list)
     requests: list[Open] = field(default_factory=list)
     opens: int = 0
     closed: int = 0
     clock: Callable[[], float] = lambda: 0.0
     max_frame_tokens: int = 512
+    token_rows: int = 0
+    quiet_polls: int = 0  # how often `poll` finds nothing on a fresh stream
+    errors_at_open: list[TransportError] = field(default_factory=list)  # in place of an Opened
 
     def open(self, request: Open, timeout_s: float) -> FakeStream:
         self.opens += 1
@@ -149,17 +162,26 @@ class FakeStream:
         self.transport = transport
         self.cloud = cloud
         self.inbox: list[CloudMessage] = [
-            Opened(session_id=request.session_id, max_frame_tokens=transport.max_frame_tokens)
+            Opened(
+                session_id=request.session_id,
+                max_frame_tokens=transport.max_frame_tokens,
+                token_rows=min(request.token_rows, transport.token_rows),
+            )
         ]
+        self.sent: list[Frame] = []
         self.dead = False
+        self.quiet_polls = transport.quiet_polls
+        self.error = transport.errors_at_open.pop(0) if transport.errors_at_open else None
+        transport.streams.append(self)
 
     def send(self, frame: Frame) -> int:
+        self.sent.append(frame)
         if not self.dead:
             self.inbox.append(self.cloud.answer(frame))
         return len(frame.hidden) + 10
 
     def receive(self, timeout_s: float) -> Received:
-        if error := self.transport.fault():
+        if error := self.error or self.transport.fault():
             self.dead = True
             raise error
         if not self.inbox:
@@ -167,6 +189,9 @@ class FakeStream:
         return Received(self.inbox.pop(0), 7, self.transport.clock())
 
     def poll(self) -> Received | None:
+        if self.quiet_polls:
+            self.quiet_polls -= 1
+            return None
         return self.receive(0.0) if self.inbox and not self.dead else None
 
     def hang_up(self) -> None:

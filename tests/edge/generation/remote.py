@@ -11,6 +11,7 @@ from edge.generation.connector import Connector
 from edge.generation.drafting import DraftSelector
 from edge.generation.level_selector import LevelSelector
 from edge.generation.loop import RemoteGeneration
+from edge.generation.prefill_planner import PrefillChoice
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
 from tests.edge.fakes import WIDTH, FakeFront, FakeTransport
@@ -52,6 +53,7 @@ def connector(
     retry_policy: RetryPolicy | None = None,
     *,
     max_tokens: int = 100,
+    token_frames: bool = False,
 ) -> Connector:
     return Connector(
         request=open_request(max_tokens),
@@ -59,6 +61,7 @@ def connector(
         retry_policy=retry_policy or RetryPolicy(),
         clock=clock,
         rng=random.Random(1),
+        token_frames=token_frames,
     )
 
 
@@ -71,6 +74,7 @@ def generation(
     selector: LevelSelector | None = None,
     drafting: DraftSelector | None = None,
     max_tokens: int = 100,
+    prefill: PrefillChoice | None = None,
 ) -> RemoteGeneration:
     """Lossless, in chunks of four tokens, without a deadline, on a clock that stands still."""
     clock = clock or ManualTime().clock()
@@ -79,9 +83,16 @@ def generation(
     return RemoteGeneration(
         front=front or FakeFront(),
         selector=selector,
-        connector=connector(transports, clock, retry_policy, max_tokens=max_tokens),
+        connector=connector(
+            transports,
+            clock,
+            retry_policy,
+            max_tokens=max_tokens,
+            token_frames=prefill is not None,
+        ),
         chunks=ChunkSizer(CHUNK_TOKENS, selector=selector),
         retry_policy=retry_policy,
         clock=clock,
         drafting=drafting,
+        prefill=prefill,
     )

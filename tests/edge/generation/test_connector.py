@@ -15,6 +15,7 @@ from edge.errors import (
     TransportError,
 )
 from edge.generation.session import EdgeSession
+from edge.net.transport import Stream
 from optimizer.policy.retry import MAX_ATTEMPTS, RetryPolicy
 from protos.messages import Frame
 from protos.prefix import begin_chain, extend_chain
@@ -71,7 +72,7 @@ def test_a_busy_server_beyond_the_time_limit_is_reported_at_once() -> None:
 def test_an_error_of_ours_while_the_session_opens_closes_it() -> None:
     """Else the cloud would keep it for somebody who does not come back."""
 
-    def broken() -> None:
+    def broken(stream: Stream) -> None:
         raise InputError("an unknown token")
 
     server = FakeTransport()
@@ -129,14 +130,14 @@ def test_work_meanwhile_is_done_before_the_answer_is_waited_for() -> None:
         return None
 
     made = connector([FakeTransport(fault=fault)], ManualTime().clock())
-    made.connect(session(), 10.0, meanwhile=lambda: order.append("work"))
+    made.connect(session(), 10.0, meanwhile=lambda stream: order.append("work"))
     assert order == ["work", "receive"]
 
 
 def test_a_stream_is_dropped_when_the_work_meanwhile_fails() -> None:
     transport = FakeTransport()
 
-    def fail() -> None:
+    def fail(stream: Stream) -> None:
         raise LostError("stop")
 
     made = connector([transport], ManualTime().clock())

@@ -7,11 +7,11 @@ from itertools import islice
 
 import pytest
 
-from edge.errors import BusyError, LostError, RefusedError, TransportError
+from edge.errors import LostError, RefusedError, TransportError
 from edge.generation.loop import RemoteGeneration
 from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock, RetryPolicy
-from tests.edge.fakes import FakeFront, FakeTransport, expected_tokens, random_faults
+from tests.edge.fakes import FakeTransport, expected_tokens, random_faults
 from tests.edge.generation.remote import PROMPT, ManualTime, generation
 
 
@@ -28,29 +28,6 @@ def test_an_undisturbed_run_gives_the_models_tokens_and_closes_its_stream() -> N
     transport = FakeTransport()
     assert tokens_of(generation([transport]), 20) == expected_tokens(PROMPT, 20)
     assert (transport.opens, transport.closed) == (1, 1)
-
-
-def test_the_first_chunk_is_computed_while_the_session_opens() -> None:
-    """A server that is busy at first changes nothing: it is computed once."""
-    front = FakeFront()
-    computed: list[int] = []
-    errors: list[TransportError | None] = [BusyError("full", retry_after_s=0.1)]
-
-    def fault() -> TransportError | None:
-        computed.append(front.num_tokens)
-        return errors.pop() if errors else None
-
-    run = generation([FakeTransport(fault=fault)], ManualTime().clock(), front=front)
-    assert tokens_of(run, 5) == expected_tokens(PROMPT, 5)
-    assert computed[:2] == [4, 4]  # when it was busy, and when it opened
-
-
-def test_a_server_that_takes_smaller_frames_has_the_first_chunk_computed_again() -> None:
-    steps: list[StepTrace] = []
-    run = generation([FakeTransport(max_frame_tokens=3)])
-    tokens = list(islice(run.tokens(PROMPT, steps.append), 5))
-    assert [token.token_id for token in tokens] == expected_tokens(PROMPT, 5)
-    assert [step.num_rows for step in steps if step.phase == "prefill"] == [3, 3, 3, 1]
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -15,6 +15,8 @@ from protos.messages import Result
 ALLOWED: dict[Phase, dict[Event, Phase]] = {
     Phase.IDLE: {Event.OPEN: Phase.OPENING, Event.FINISH: Phase.FINISHED},
     Phase.OPENING: {
+        Event.SENT_CHUNK: Phase.OPENING,
+        Event.SENT_LAST: Phase.OPENING,
         Event.OPENED: Phase.PREFILLING,
         Event.RESUMED_WAITING: Phase.WAITING,
         Event.RESUMED_READY: Phase.READY,

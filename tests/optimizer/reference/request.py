@@ -19,8 +19,8 @@ from tests.optimizer.reference.edge import front_prefill, front_step
 # on a new one TCP's, TLS 1.3's and that of HTTP/2's settings (RFC 9113, section 3.4: the server's
 # follow its accepting, and gRPC sends nothing before they are there) come first. Counted on the
 # real edge over the link emulator, docs/results/simulator.md.
-OPEN_ROUND_TRIPS = 1.0
-NEW_CONNECTION_ROUND_TRIPS = 4.0
+OPEN_ROUND_TRIPS = 0.0
+NEW_CONNECTION_ROUND_TRIPS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,10 +169,10 @@ def prefill_s(
     num_tokens: int,
     batch: int = 1,
     queue_s: float | None = None,
-    ahead_s: float = 0.0,
+    connected_s: float = 0.0,
 ) -> float:
-    """Seconds from the first chunk's start to the first token at the edge; `ahead_s`: the front
-    began its first chunk so long before (while the session opened), and then waited.
+    """Seconds from the first chunk's start to the first token at the edge; `connected_s`: when the
+    connection stands, over which chunks leave.
 
     Chunks go through front and encoder, the uplink, and decoder and back, each stage one chunk at
     a time; the last chunk's logits then make the token. With others on the server (`batch`), every
@@ -200,15 +200,14 @@ def prefill_s(
         rows = min(chunk, num_tokens - start)
         is_last = start + rows == num_tokens
         num_bytes = frame_bytes(level, hidden_size=hidden, num_rows=rows)
-        front_s = max(seconds - ahead_s, 0.0) if index == 0 else seconds
-        edge.append(front_s + encode_s(level, hidden_size=hidden, num_rows=rows))
+        edge.append(seconds + encode_s(level, hidden_size=hidden, num_rows=rows))
         wire.append(_seconds(num_bytes, deployment.link.up_bytes_per_s))
         back = _back_s(deployment, rows, start, int(is_last), batch)
         wait = (back / 2 if batch > 1 else 0.0) if queue_s is None else queue_s
         cloud.append(wait + decode_s(level, hidden_size=hidden, num_rows=rows) + back)
     answer = _seconds(answer_bytes(1), deployment.link.down_bytes_per_s)
     sampled = sample_s(deployment.cloud, deployment.geometry, num_logits=1)
-    stages = pipeline_s(tuple(edge), tuple(wire), tuple(cloud))
+    stages = pipeline_s(tuple(edge), tuple(wire), tuple(cloud), connected_s)
     return stages + sampled + answer + deployment.link.rtt_s + message_s(deployment)
 
 
@@ -226,13 +225,13 @@ def predict_request(
 
     `open_round_trips` are spent before the first chunk leaves: OPEN_ROUND_TRIPS in a client's later
     requests, NEW_CONNECTION_ROUND_TRIPS in its first (one fewer without TLS); none when the edge
-    holds the whole model. Meanwhile the front computes the first chunk. The round in the middle of
+    holds the whole model. Meanwhile the front computes chunks. The round in the middle of
     the answer stands for all: step time is linear in the position.
     """
     whole = deployment.is_whole
     opened = 0.0 if whole else open_round_trips * (deployment.link.rtt_s + message_s(deployment))
-    prefill = prefill_s(
-        deployment, num_tokens=prompt_tokens, batch=batch, queue_s=queue_s, ahead_s=opened
+    ttft = prefill_s(
+        deployment, num_tokens=prompt_tokens, batch=batch, queue_s=queue_s, connected_s=opened
     )
     rows = 1 + (0 if whole else drafting.num_drafts)
     tokens_per_round = 1.0 if whole else drafting.tokens_per_round
@@ -255,12 +254,12 @@ def predict_request(
     cloud += 0.0 if whole else rounds * parts.cloud_s / batch
     uplink = 0.0 if whole else prompt_bytes + rounds * round_bytes
     return RequestTime(
-        ttft_s=opened + prefill,
+        ttft_s=ttft,
         open_s=opened,
-        prefill_s=prefill,
+        prefill_s=ttft - opened,
         round_parts=parts,
         tbt_s=tbt,
-        total_s=opened + prefill + max(new_tokens - 1, 0) * tbt,
+        total_s=ttft + max(new_tokens - 1, 0) * tbt,
         uplink_bytes=uplink,
         uplink_bytes_per_token=0.0 if whole else round_bytes / tokens_per_round,
         cloud_s=cloud,
@@ -312,9 +311,12 @@ def _seconds(num_bytes: float, bytes_per_s: float) -> float:
     return num_bytes / bytes_per_s if bytes_per_s > 0 else math.inf
 
 
-def pipeline_s(front: tuple[float, ...], wire: tuple[float, ...], back: tuple[float, ...]) -> float:
-    """A permutation flow shop of three stages, by its recurrence."""
-    done_front = done_wire = done_back = 0.0
+def pipeline_s(
+    front: tuple[float, ...], wire: tuple[float, ...], back: tuple[float, ...], connected_s: float
+) -> float:
+    """A permutation flow shop of three stages, by its recurrence; the second is late."""
+    done_front = done_back = 0.0
+    done_wire = connected_s
     for edge_s, wire_s, cloud_s in zip(front, wire, back, strict=True):
         done_front += edge_s
         done_wire = max(done_wire, done_front) + wire_s
