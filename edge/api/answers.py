@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from decoding.scores import TokenScore
+from edge.api.asked import ApiRequest
 from edge.api.choices import ChoiceDelta
 from edge.api.errors import ApiError
 from edge.api.logprobs import (
@@ -19,7 +20,7 @@ from edge.api.logprobs import (
     echo_logprobs_of,
     joined,
 )
-from edge.api.tool_calls.reader import ToolCall
+from edge.api.shape import EVENT_STREAM, AnswerSource, Choice, server_sent
 from edge.device.detokenizer import DecodedToken
 from edge.generation.completion import TextPiece
 from edge.generation.report import Completion
@@ -37,22 +38,12 @@ FINISH_REASONS: Final[dict[FinishReason, str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One whole answer of a request. echo: the prompt, when it stands before the answer."""
-
-    completion: Completion
-    text: str
-    pieces: Sequence[TextPiece] = ()
-    calls: Sequence[ToolCall] = ()
-    echo: PromptEcho | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerFormat:
-    """Makes the objects of one request's answer; holds what they share.
+    """The shape of chats and completions; see `edge.api.shape.AnswerShape`.
 
     fingerprint: of model and split. with_top: the likely tokens beside each token are asked for.
-    num_choices: answers to each prompt. text_of: what a token stands for.
+    num_choices: answers to each prompt. include_usage: a stream's last object has the token counts.
+    text_of: what a token stands for.
     """
 
     model: str
@@ -61,9 +52,69 @@ class AnswerFormat:
     with_logprobs: bool
     with_top: bool = False
     num_choices: int = 1
+    include_usage: bool = False
     text_of: TokenText = lambda token_id: DecodedToken("", "", b"")
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, asked: ApiRequest, source: AnswerSource, *, is_chat: bool) -> AnswerFormat:
+        """The shape of a request's answer."""
+        sampling = asked.completion.sampling
+        return cls(
+            model=source.model,
+            fingerprint=source.fingerprint,
+            is_chat=is_chat,
+            with_logprobs=sampling.logprobs,
+            with_top=sampling.top_logprobs > 0,
+            num_choices=asked.num_choices,
+            include_usage=asked.include_usage,
+            text_of=source.text_of,
+        )
+
+    @property
+    def media_type(self) -> str:
+        """Server-sent events."""
+        return EVENT_STREAM
+
+    @property
+    def last_text(self) -> str:
+        """OpenAI's mark."""
+        return "data: [DONE]\n\n"
+
+    def encoded(self, event: dict[str, Any]) -> str:
+        """An event without a name."""
+        return server_sent(event)
+
+    def begin(
+        self, index: int, echo: PromptEcho | None, scores: Sequence[TokenScore | None]
+    ) -> Iterator[dict[str, Any]]:
+        """Who speaks, and the prompt where it is asked for."""
+        opening = self.first_chunk(index)
+        if opening is not None:
+            yield opening
+        if echo is not None:
+            yield self.echo_chunk(index, echo, scores)
+
+    def go_on(self, index: int, delta: ChoiceDelta, offset: int) -> Iterator[dict[str, Any]]:
+        """Text, calls, and log-probabilities also where they come without either."""
+        if not delta.is_empty or (delta.pieces and self.with_logprobs):
+            yield self.chunk(index, delta, offset)
+
+    def end(
+        self, index: int, completion: Completion, *, has_calls: bool
+    ) -> Iterator[dict[str, Any]]:
+        """The reason."""
+        yield self.last_chunk(completion, index, has_calls=has_calls)
+
+    def close(self, completions: Sequence[Completion]) -> Iterator[dict[str, Any]]:
+        """The token counts where they are asked for."""
+        if self.include_usage:
+            yield self.usage_chunk(completions)
+
+    def failed(self, error: ApiError) -> Iterator[dict[str, Any]]:
+        """The error's object."""
+        yield error.body
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The answer to a request without `stream`."""

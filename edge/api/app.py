@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -32,14 +32,14 @@ from starlette.routing import Route
 from edge.api.access import check_host, check_key
 from edge.api.bodies import BodyReader, body_limit, parse_body
 from edge.api.connection import ConnectionLimits
+from edge.api.delivery import streamed_response, whole_response
+from edge.api.endpoints import CHAT, COMPLETIONS, Endpoint
 from edge.api.errors import ApiError, api_error, shown, shown_value
 from edge.api.fields import name_field
 from edge.api.figures import CONTENT_TYPE, ApiFigures
 from edge.api.page.live import LiveFigures
 from edge.api.page.routes import page_routes
 from edge.api.prepare import Prepared, RequestPreparer
-from edge.api.requests import ApiRequest, chat_request, completions_request
-from edge.api.responses import streamed_response, whole_response
 from edge.api.runs import AnswerRuns
 from edge.api.slots import AnswerSlots
 from edge.api.status_counter import StatusCounter
@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 HUNG_UP: Final = 499  # nginx's status; nobody reads it
 # How long the end of the server waits until running answers have told the cloud to free its cache.
 END_S: Final = 2.0
-Parse = Callable[..., ApiRequest]
 
 
 def make_app(
@@ -176,10 +175,10 @@ class _Api:
         return JSONResponse(self._model())
 
     async def chat(self, request: Request) -> Response:
-        return await self._answer(request, chat_request)
+        return await self.answer(request, CHAT)
 
     async def completions(self, request: Request) -> Response:
-        return await self._answer(request, completions_request)
+        return await self.answer(request, COMPLETIONS)
 
     async def embeddings(self, request: Request) -> Response:
         self._check_caller(request)
@@ -189,11 +188,12 @@ class _Api:
             code="not_supported",
         )
 
-    async def _answer(self, request: Request, parse: Parse) -> Response:
+    async def answer(self, request: Request, endpoint: Endpoint) -> Response:
+        """Generate what a request asks for."""
         self._check_caller(request)
         self._slots.check()
         data = await self._bodies.read(request)
-        asked, runs, plan = await self._prepared(data, parse)
+        asked, runs, plan = await self._prepared(data, endpoint)
         try:
             if await request.is_disconnected():
                 raise ClientDisconnect
@@ -207,32 +207,31 @@ class _Api:
                 running,
                 runs,
                 plan,
-                include_usage=asked.include_usage,
                 live=LiveFigures(runs.runs) if asked.include_splitpoint else None,
             )
         return await whole_response(request, running, runs, plan)
 
-    async def _prepared(self, data: bytes, parse: Parse) -> Prepared:
+    async def _prepared(self, data: bytes, endpoint: Endpoint) -> Prepared:
         """Take a slot, then parse and tokenize in a thread. The slot is free again on an error."""
         await self._slots.take()
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._workers, self._prepare, data, parse)
+            return await loop.run_in_executor(self._workers, self._prepare, data, endpoint)
         except BaseException as error:
             self._slots.free()
             if isinstance(error, Exception):
                 raise api_error(error) from error
             raise
 
-    def _prepare(self, data: bytes, parse: Parse) -> Prepared:
+    def _prepare(self, data: bytes, endpoint: Endpoint) -> Prepared:
         body = parse_body(data)
         if body.get("model") is None:
             raise ApiError(
                 f"model is missing: this server has {self._client.plan.model.id!r}", param="model"
             )
         name_field(body, "model", "")  # any alias: there is one model
-        asked = parse(body, default=self._default)
-        return self._preparer.prepare(asked)
+        asked = endpoint.parse(body, default=self._default)
+        return self._preparer.prepare(asked, endpoint.shape)
 
     def _count(self, runs: AnswerRuns) -> None:
         self.figures.completed([run.completion for run in runs.runs if run.has_ended])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
-from edge.api.answers import AnswerFormat
+from edge.api.asked import ApiRequest
 from edge.api.choices import ChoiceReader
+from edge.api.delivery import AnswerPlan
 from edge.api.logprobs import PromptEcho
-from edge.api.requests import ApiRequest
-from edge.api.responses import AnswerPlan
 from edge.api.runs import AnswerRuns
+from edge.api.shape import AnswerShape, AnswerSource
 from edge.api.tool_calls.forms import FORCED, form_of
 from edge.api.tool_calls.reader import ToolCallReader
 from edge.client import EdgeClient
 from edge.device.detokenizer import DecodedToken
 from edge.device.tokenizer import ChatMessage
+
+MakeShape: TypeAlias = Callable[[ApiRequest, AnswerSource], AnswerShape]
 
 
 class Prepared(NamedTuple):
@@ -30,9 +33,11 @@ class RequestPreparer:
 
     def __init__(self, client: EdgeClient, fingerprint: str) -> None:
         self._client = client
-        self._fingerprint = fingerprint
+        self._source = AnswerSource(
+            model=client.plan.model.id, fingerprint=fingerprint, text_of=self._text_of
+        )
 
-    def prepare(self, asked: ApiRequest) -> Prepared:
+    def prepare(self, asked: ApiRequest, make_shape: MakeShape) -> Prepared:
         """Tokenize the prompts. Raises InputError or ApiError when one cannot be served."""
         runs = []
         echoes: list[PromptEcho | None] = []
@@ -48,19 +53,10 @@ class RequestPreparer:
             for choice in range(asked.num_choices):
                 runs.append(self._client.start_ids(ids, asked.choice(choice)))
                 echoes.append(echo)
-        answer = AnswerFormat(
-            model=self._client.plan.model.id,
-            fingerprint=self._fingerprint,
-            is_chat=asked.is_chat,
-            with_logprobs=sampling.logprobs,
-            with_top=sampling.top_logprobs > 0,
-            num_choices=asked.num_choices,
-            text_of=self._text_of,
-        )
         readers = [ChoiceReader(self._tool_calls(asked)) for _ in runs]
-        return Prepared(
-            asked, AnswerRuns(runs), AnswerPlan(format=answer, readers=readers, echoes=echoes)
-        )
+        shape = make_shape(asked, self._source)
+        plan = AnswerPlan(shape=shape, readers=readers, echoes=echoes)
+        return Prepared(asked, AnswerRuns(runs), plan)
 
     def _tool_calls(self, asked: ApiRequest) -> ToolCallReader | None:
         tools = asked.tools

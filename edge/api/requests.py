@@ -8,21 +8,25 @@ other local servers, and Splitpoint's level, draft and deadline_tbt_s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any, Final
 
-from decoding.params import MAX_SEED, MAX_TOP_LOGPROBS, SamplingParams
-from edge.api.errors import ApiError, shown, shown_value
+from decoding.params import MAX_TOP_LOGPROBS, SamplingParams
+from edge.api.asked import (
+    OWN_FIELDS,
+    ApiRequest,
+    check_fields,
+    completion_of,
+    named_errors,
+    stream_options,
+)
+from edge.api.errors import ApiError
 from edge.api.fields import (
     check_texts,
     count_field,
     flag_field,
     is_integer,
     maximum_field,
-    name_field,
-    number_field,
 )
 from edge.api.messages import conversation
 from edge.api.sampling_fields import (
@@ -33,33 +37,32 @@ from edge.api.sampling_fields import (
 )
 from edge.api.tools import AskedTools, asked_tools
 from edge.device.tokenizer import ChatMessage
-from edge.errors import InputError
 from edge.generation.completion import CompletionRequest
 
 COMPLETIONS_MAX_TOKENS: Final = 16  # what OpenAI's completions give when nothing is asked for
-MAX_STOPS: Final = 16
 MAX_CHOICES: Final = 8  # of one prompt
 MAX_ANSWERS: Final = 128  # of one request: prompts, and choices of each
 
-_SHARED: Final = SAMPLING_FIELDS | {
-    "model",
-    "n",
-    "stream",
-    "stream_options",
-    "logprobs",
-    "max_tokens",
-    "level",
-    "draft",
-    "deadline_tbt_s",
-    "response_format",
-    # They describe the caller or concern OpenAI's own service; they change no token here.
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-}
+_SHARED: Final = (
+    SAMPLING_FIELDS
+    | OWN_FIELDS
+    | {
+        "model",
+        "n",
+        "stream",
+        "stream_options",
+        "logprobs",
+        "max_tokens",
+        "response_format",
+        # They describe the caller or concern OpenAI's own service; they change no token here.
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+    }
+)
 _CHAT: Final = _SHARED | {
     "messages",
     "max_completion_tokens",
@@ -86,35 +89,10 @@ _INSTEAD: Final[Mapping[str, str]] = {
 _STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation", "include_splitpoint"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiRequest:
-    """One request, checked. prompts: each a text, token ids, or a conversation.
-
-    num_choices: answers to each prompt. echo: the prompt stands before the answer. tools: what the
-    model may call; None when there is nothing to call.
-    """
-
-    prompts: tuple[str | list[int] | list[ChatMessage], ...]
-    completion: CompletionRequest
-    is_chat: bool
-    stream: bool
-    include_usage: bool
-    include_splitpoint: bool = False
-    num_choices: int = 1
-    echo: bool = False
-    tools: AskedTools | None = None
-
-    def choice(self, index: int) -> CompletionRequest:
-        """The request of one of a prompt's answers: each has a seed of its own."""
-        sampling = self.completion.sampling
-        seed = (sampling.seed + index) & MAX_SEED
-        return replace(self.completion, sampling=replace(sampling, seed=seed))
-
-
 def chat_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiRequest:
     """The body of /v1/chat/completions. ApiError names the field that is wrong."""
     check_texts(body, "")
-    _check_fields(body, _CHAT)
+    check_fields(body, _CHAT, nothing=_NOTHING, instead=_INSTEAD)
     max_tokens = maximum_field(body, "max_completion_tokens") or maximum_field(body, "max_tokens")
     tools = asked_tools(body)
     grammar = response_grammar(body)
@@ -124,12 +102,11 @@ def chat_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiR
                 "response_format: a forced tool call has a format already", param="response_format"
             )
         grammar = tools.grammar
-    with _named():
+    with named_errors():
         sampling = sampling_of(body, logprobs=chat_logprobs(body), grammar=grammar)
     return _request(
         body,
         prompts=(conversation(body.get("messages")),),
-        is_chat=True,
         max_tokens=max_tokens,
         sampling=sampling,
         default=default,
@@ -140,10 +117,10 @@ def chat_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiR
 def completions_request(body: Mapping[str, Any], *, default: CompletionRequest) -> ApiRequest:
     """The body of /v1/completions. ApiError names the field that is wrong."""
     check_texts(body, "")
-    _check_fields(body, _COMPLETIONS)
+    check_fields(body, _COMPLETIONS, nothing=_NOTHING, instead=_INSTEAD)
     logprobs = count_field(body, "logprobs", None, low=0, high=MAX_TOP_LOGPROBS)
     echo = flag_field(body, "echo")
-    with _named():
+    with named_errors():
         sampling = sampling_of(
             body,
             logprobs=logprobs,
@@ -153,7 +130,6 @@ def completions_request(body: Mapping[str, Any], *, default: CompletionRequest) 
     return _request(
         body,
         prompts=_prompts(body.get("prompt")),
-        is_chat=False,
         max_tokens=maximum_field(body, "max_tokens") or COMPLETIONS_MAX_TOKENS,
         sampling=sampling,
         default=default,
@@ -161,85 +137,30 @@ def completions_request(body: Mapping[str, Any], *, default: CompletionRequest) 
     )
 
 
-@contextmanager
-def _named() -> Iterator[None]:
-    """Errors that name the parameter become an ApiError."""
-    try:
-        yield
-    except (ValueError, InputError) as error:
-        raise ApiError(str(error)) from error
-
-
 def _request(
     body: Mapping[str, Any],
     *,
     prompts: tuple[str | list[int] | list[ChatMessage], ...],
-    is_chat: bool,
     max_tokens: int | None,
     sampling: SamplingParams,
     default: CompletionRequest,
     echo: bool = False,
     tools: AskedTools | None = None,
 ) -> ApiRequest:
-    include_usage = _include_usage(body)
+    options = stream_options(body, _STREAM_OPTIONS)
     num_choices = count_field(body, "n", 1, low=1, high=MAX_CHOICES) or 1
     if num_choices * len(prompts) > MAX_ANSWERS:
         raise ApiError(f"prompt and n: at most {MAX_ANSWERS} answers a request", param="prompt")
-    with _named():
-        completion = CompletionRequest(
-            max_new_tokens=max_tokens,
-            sampling=sampling,
-            stop=_stops(body.get("stop")),
-            level=name_field(body, "level", default.level),
-            draft=name_field(body, "draft", default.draft),
-            deadline_tbt_s=number_field(body, "deadline_tbt_s", default.deadline_tbt_s),
-            context=default.context,
-            prefill=default.prefill,
-            prefer=default.prefer,
-        )
     return ApiRequest(
         prompts=prompts,
-        completion=completion,
-        is_chat=is_chat,
+        completion=completion_of(body, sampling=sampling, max_tokens=max_tokens, default=default),
         stream=flag_field(body, "stream"),
-        include_usage=include_usage,
-        include_splitpoint=flag_field(body.get("stream_options") or {}, "include_splitpoint"),
+        include_usage=flag_field(options, "include_usage"),
+        include_splitpoint=flag_field(options, "include_splitpoint"),
         num_choices=num_choices,
         echo=echo,
         tools=tools,
     )
-
-
-def _check_fields(body: Mapping[str, Any], known: frozenset[str]) -> None:
-    for name in body:
-        if name not in known:
-            raise ApiError(f"unrecognized request argument supplied: {shown(name)}", param=name)
-    for name, values in _NOTHING.items():
-        if name in body and not _says_nothing(body[name], values):
-            given = f"{shown_value(body[name])} is not supported here"
-            raise ApiError(f"{name}: {_INSTEAD.get(name, given)}", param=name)
-
-
-def _says_nothing(value: Any, values: tuple[Any, ...]) -> bool:
-    """Whether `value` is one of `values`; true and false are no numbers."""
-    return any(
-        value == known and isinstance(value, bool) is isinstance(known, bool) for known in values
-    )
-
-
-def _include_usage(body: Mapping[str, Any]) -> bool:
-    """What `stream_options` asks for. ApiError for options that would be ignored."""
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise ApiError("stream_options must be an object", param="stream_options")
-    if options and not body.get("stream"):
-        raise ApiError("stream_options needs stream", param="stream_options")
-    for name in options:
-        if name not in _STREAM_OPTIONS:
-            raise ApiError(f"stream_options.{shown(name)}: unknown option", param="stream_options")
-    if flag_field(options, "include_obfuscation"):
-        raise ApiError("include_obfuscation is not supported here", param="stream_options")
-    return flag_field(options, "include_usage")
 
 
 def _prompts(value: Any) -> tuple[str | list[int], ...]:
@@ -256,16 +177,3 @@ def _prompt(value: Any) -> str | list[int]:
     if isinstance(value, list) and value and all(is_integer(item) for item in value):
         return list(value)
     raise ApiError("prompt must be texts or lists of token ids", param="prompt")
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    stops: Sequence[Any] = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(stops, list)
-        or len(stops) > MAX_STOPS
-        or not all(isinstance(stop, str) and stop for stop in stops)
-    ):
-        raise ApiError(f"stop must be a text or a list of up to {MAX_STOPS} texts", param="stop")
-    return tuple(stops)

@@ -6,8 +6,9 @@ from typing import get_args
 
 import pytest
 
-from edge.api.answers import FINISH_REASONS, AnswerFormat, Choice
+from edge.api.answers import FINISH_REASONS, AnswerFormat
 from edge.api.choices import ChoiceDelta
+from edge.api.shape import Choice
 from edge.generation.completion import TextPiece
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason

@@ -1,9 +1,8 @@
-"""HTTP responses of one running answer: one JSON body, or a stream of server-sent events."""
+"""HTTP responses of one running answer: one JSON body, or a stream of its pieces."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from edge.api.answers import AnswerFormat, Choice
 from edge.api.choices import ChoiceReader
 from edge.api.errors import ApiError, api_error
 from edge.api.logprobs import PromptEcho
 from edge.api.page.live import LiveFigures
 from edge.api.runs import AnswerRuns, RunEvent
+from edge.api.shape import AnswerShape, Choice
 from edge.api.stream import RunningAnswer
 from edge.generation.completion import TextPiece
+from edge.generation.report import Completion
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class AnswerPlan:
     """What one request's answers are made with: the choices' readers and echoes, in order."""
 
-    format: AnswerFormat
+    shape: AnswerShape
     readers: Sequence[ChoiceReader]
     echoes: Sequence[PromptEcho | None]
 
@@ -57,7 +57,7 @@ async def whole_response(
             return Response(status_code=499)  # nobody reads it
         work.result()
         choices = [_choice(index, runs, plan, told) for index, told in enumerate(pieces)]
-        return JSONResponse(plan.format.whole(choices))
+        return JSONResponse(plan.shape.whole(choices))
     except Exception as error:
         raise api_error(error) from error
     finally:
@@ -70,14 +70,7 @@ async def whole_response(
 def _choice(index: int, runs: AnswerRuns, plan: AnswerPlan, pieces: Sequence[TextPiece]) -> Choice:
     """A choice that has ended. ApiError when its server was lost."""
     completion = runs.completion(index)
-    if completion.finish_reason == "server_lost":
-        raise ApiError(
-            f"the cloud server was lost after {len(completion.token_ids)} tokens: "
-            f"{completion.finish_detail}",
-            status=503,
-            kind="server_error",
-            code="server_lost",
-        )
+    _check_not_lost(completion)
     reader = plan.readers[index]
     deltas = [*map(reader.push, pieces), reader.end(completion.text)]
     return Choice(
@@ -89,18 +82,28 @@ def _choice(index: int, runs: AnswerRuns, plan: AnswerPlan, pieces: Sequence[Tex
     )
 
 
+def _check_not_lost(completion: Completion) -> None:
+    if completion.finish_reason == "server_lost":
+        raise ApiError(
+            f"the cloud server was lost after {len(completion.token_ids)} tokens: "
+            f"{completion.finish_detail}",
+            status=503,
+            kind="server_error",
+            code="server_lost",
+        )
+
+
 async def streamed_response(
     request: Request,
     running: RunningAnswer[RunEvent],
     runs: AnswerRuns,
     plan: AnswerPlan,
     *,
-    include_usage: bool,
     live: LiveFigures | None = None,
 ) -> Response:
-    """The answers as server-sent events. An error before the first token is an HTTP error.
+    """The answers as they come. An error before the first token is an HTTP error.
 
-    include_usage: a last chunk has the token counts. live: adds its figures to every chunk.
+    live: adds its figures to every object.
     """
     told = running.pieces()
 
@@ -122,28 +125,31 @@ async def streamed_response(
             beginning.cancel()
             running.cancel()
 
+    shape = plan.shape
+
     async def events() -> AsyncIterator[str]:
         try:
             async for event in _events(runs, plan, first, told):
-                yield _sse(event if live is None else live.added_to(event))
-            if include_usage:
-                completions = [run.completion for run in runs.runs]
-                yield _sse(plan.format.usage_chunk(completions))
+                yield shape.encoded(event if live is None else live.added_to(event))
+            for event in shape.close([run.completion for run in runs.runs]):
+                yield shape.encoded(event)
         except Exception as error:
             logger.warning("an answer broke off: %s", error)
-            yield _sse(api_error(error).body)
-        yield "data: [DONE]\n\n"
+            for event in shape.failed(api_error(error)):
+                yield shape.encoded(event)
+        if shape.last_text:
+            yield shape.last_text
 
-    return _Events(events(), running)
+    return _Events(events(), running, media_type=shape.media_type)
 
 
 class _Events(StreamingResponse):
     """The events of one answer. However they end, even before the first: so does the answer."""
 
-    def __init__(self, events: AsyncIterator[str], running: RunningAnswer[RunEvent]) -> None:
-        super().__init__(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
+    def __init__(
+        self, events: AsyncIterator[str], running: RunningAnswer[RunEvent], *, media_type: str
+    ) -> None:
+        super().__init__(events, media_type=media_type, headers={"Cache-Control": "no-cache"})
         self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,41 +165,29 @@ async def _events(
     first: RunEvent | None,
     rest: AsyncIterator[RunEvent],
 ) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of all choices, one choice after another. Raises what breaks them off."""
-    answer = plan.format
+    """The objects of all choices, one choice after another. Raises what breaks them off."""
+    shape = plan.shape
     begun = -1
-    event = first
-    while event is not None:
-        index, piece = event
+    told = first
+    while told is not None:
+        index, piece = told
         reader, echo = plan.readers[index], plan.echoes[index]
         offset = 0 if echo is None else len(echo.text)
         if index > begun:
             begun = index
-            if (opening := answer.first_chunk(index)) is not None:
-                yield opening
-            if echo is not None:
-                yield answer.echo_chunk(index, echo, runs.runs[index].prompt_logprobs)
-        if piece is not None:
-            delta = reader.push(piece)
-            if not delta.is_empty:
-                yield answer.chunk(index, delta, offset)
-        else:
-            completion = runs.completion(index)
-            delta = reader.end(completion.text)
-            if not delta.is_empty or (delta.pieces and answer.with_logprobs):
-                yield answer.chunk(index, delta, offset)
-            if completion.finish_reason == "server_lost":
-                raise ApiError(
-                    completion.finish_detail, status=503, kind="server_error", code="server_lost"
-                )
-            yield answer.last_chunk(completion, index, has_calls=reader.has_calls)
-        event = await anext(rest, None)
+            for event in shape.begin(index, echo, runs.runs[index].prompt_logprobs):
+                yield event
+        completion = runs.completion(index) if piece is None else None
+        delta = reader.push(piece) if piece is not None else reader.end(runs.completion(index).text)
+        for event in shape.go_on(index, delta, offset):
+            yield event
+        if completion is not None:
+            _check_not_lost(completion)
+            for event in shape.end(index, completion, has_calls=reader.has_calls):
+                yield event
+        told = await anext(rest, None)
 
 
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _sse(event: dict[str, Any]) -> str:
-    return f"data: {json.dumps(event)}\n\n"
