@@ -33,7 +33,7 @@ from edge.api.access import check_host, check_key
 from edge.api.bodies import BodyReader, body_limit, parse_body
 from edge.api.connection import ConnectionLimits
 from edge.api.delivery import streamed_response, whole_response
-from edge.api.endpoints import CHAT, COMPLETIONS, Endpoint
+from edge.api.endpoints import CHAT, COMPLETIONS, RESPONSES, Endpoint
 from edge.api.errors import ApiError, api_error, shown, shown_value
 from edge.api.fields import name_field
 from edge.api.figures import CONTENT_TYPE, ApiFigures
@@ -84,6 +84,7 @@ def make_app(
         routes=[
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
             Route("/v1/completions", api.completions, methods=["POST"]),
+            Route("/v1/responses", api.responses, methods=["POST"]),
             Route("/v1/embeddings", api.embeddings, methods=["POST"]),
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
@@ -180,6 +181,9 @@ class _Api:
     async def completions(self, request: Request) -> Response:
         return await self.answer(request, COMPLETIONS)
 
+    async def responses(self, request: Request) -> Response:
+        return await self.answer(request, RESPONSES)
+
     async def embeddings(self, request: Request) -> Response:
         self._check_caller(request)
         raise ApiError(
@@ -224,7 +228,12 @@ class _Api:
             raise
 
     def _prepare(self, data: bytes, endpoint: Endpoint) -> Prepared:
-        body = parse_body(data)
+        try:
+            return self._prepare_body(parse_body(data), endpoint)
+        except RecursionError as error:  # within what JSON's reader takes
+            raise ApiError("the body is nested too deeply") from error
+
+    def _prepare_body(self, body: dict[str, Any], endpoint: Endpoint) -> Prepared:
         if body.get("model") is None:
             raise ApiError(
                 f"model is missing: this server has {self._client.plan.model.id!r}", param="model"

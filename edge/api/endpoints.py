@@ -11,6 +11,8 @@ from edge.api.answers import AnswerFormat
 from edge.api.asked import ApiRequest
 from edge.api.prepare import MakeShape
 from edge.api.requests import chat_request, completions_request
+from edge.api.responses.request import responses_request
+from edge.api.responses.shape import ResponseShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,3 +27,4 @@ CHAT: Final = Endpoint(parse=chat_request, shape=partial(AnswerFormat.of, is_cha
 COMPLETIONS: Final = Endpoint(
     parse=completions_request, shape=partial(AnswerFormat.of, is_chat=False)
 )
+RESPONSES: Final = Endpoint(parse=responses_request, shape=ResponseShape)

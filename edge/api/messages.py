@@ -6,7 +6,7 @@ A field that changes what the model should read is used or refused, never left o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from edge.api.errors import ApiError, shown
@@ -44,11 +44,15 @@ _REASON: Final[Mapping[str, str]] = {
 }
 
 
-def conversation(value: Any) -> list[ChatMessage]:
-    """The field `messages`. ApiError names the place that is wrong."""
+def conversation(value: Any, places: Sequence[str] = ()) -> list[ChatMessage]:
+    """The field `messages`. ApiError names the place that is wrong.
+
+    places: what errors call each message, where it came in another field.
+    """
     if not isinstance(value, list) or not value:
         raise ApiError("messages must be a list of at least one message", param="messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
+    places = places or [f"messages[{index}]" for index in range(len(value))]
+    return [_message(message, where) for message, where in zip(value, places, strict=True)]
 
 
 def check_message_fields(message: Mapping[str, Any], where: str) -> None:

@@ -32,6 +32,7 @@ SAMPLING_FIELDS: Final = frozenset(
         "logit_bias",
     }
 )
+SCHEMA_FIELDS: Final = frozenset({"name", "description", "schema", "strict"})
 MAX_ID_DIGITS: Final = 10
 
 
@@ -77,28 +78,38 @@ def chat_logprobs(body: Mapping[str, Any]) -> int | None:
 
 def response_grammar(body: Mapping[str, Any]) -> Grammar | None:
     """What `response_format` asks for: None for text. ApiError names what is wrong."""
-    given = body.get("response_format")
+    where = "response_format"
+    given = body.get(where)
+    if isinstance(given, dict) and given.get("type") == "json_schema":
+        check_known(given, frozenset({"type", "json_schema"}), where)
+        named = given.get("json_schema")
+        if not isinstance(named, dict):
+            raise ApiError(f"{where}.json_schema must be an object", param=where)
+        check_known(named, SCHEMA_FIELDS, f"{where}.json_schema")
+        return named_grammar(named, f"{where}.json_schema")
+    return plain_grammar(given, where)
+
+
+def plain_grammar(given: Any, where: str) -> Grammar | None:
+    """A format without a schema: None, or an object whose type is text or json_object."""
     if given is None:
         return None
-    where = "response_format"
     if not isinstance(given, dict):
         raise ApiError(f"{where} must be an object", param=where)
     kind = given.get("type")
     if kind in ("text", "json_object"):
         check_known(given, frozenset({"type"}), where)
         return Grammar(kind="json_object") if kind == "json_object" else None
-    if kind != "json_schema":
-        raise ApiError(
-            f"{where}.type is {shown_value(kind)}: must be text, json_object or json_schema",
-            param=where,
-        )
-    check_known(given, frozenset({"type", "json_schema"}), where)
-    named = given.get("json_schema")
-    if not isinstance(named, dict) or not isinstance(named.get("schema"), dict):
-        raise ApiError(f"{where}.json_schema needs an object `schema`", param=where)
-    check_known(
-        named, frozenset({"name", "description", "schema", "strict"}), f"{where}.json_schema"
+    raise ApiError(
+        f"{where}.type is {shown_value(kind)}: must be text, json_object or json_schema",
+        param=where,
     )
+
+
+def named_grammar(named: Mapping[str, Any], where: str) -> Grammar:
+    """The field `schema` of an object. ApiError names what is wrong."""
+    if not isinstance(named.get("schema"), dict):
+        raise ApiError(f"{where} needs an object `schema`", param=where)
     return schema_grammar(named["schema"], where)
 
 

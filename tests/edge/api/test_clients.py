@@ -13,31 +13,12 @@ import pytest
 
 from edge.api.server import ApiConfig
 from edge.client import EdgeClient
-from optimizer.artifacts.manifest import write_manifest
 from tests.conftest import ModelBench
 from tests.edge.api.running import running_api
+from tests.edge.api.tool_model import TOOL, tool_client
 from tests.end_to_end.servers import RunningServer
 
-SPLIT = 2
 MESSAGES: Any = [{"role": "user", "content": "tell me"}]
-TEMPLATE = (
-    "{% if tools %}{% for t in tools %}{{ t.function.name }}{% endfor %}<tool_call>{% endif %}"
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
-    "{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}\n"
-    "{% endfor %}assistant:"
-)
-TOOL: Any = {
-    "type": "function",
-    "function": {
-        "name": "pick",
-        "parameters": {
-            "type": "object",
-            "properties": {"color": {"enum": ["red", "blue"]}},
-            "required": ["color"],
-            "additionalProperties": False,
-        },
-    },
-}
 
 
 class Picked(pydantic.BaseModel):
@@ -48,18 +29,8 @@ class Picked(pydantic.BaseModel):
 
 @pytest.fixture(scope="module")
 def edge(bench: ModelBench, server: RunningServer) -> Iterator[EdgeClient]:
-    """A client whose model's template knows tools."""
-    bundle = bench.chat_bundle(SPLIT)
-    template = bundle / "edge" / "chat_template.jinja"
-    before = template.read_text()
-    template.write_text(TEMPLATE)
-    write_manifest(bundle)
-    try:
-        with EdgeClient(bundle, server.address, concurrency=2) as client:
-            yield client
-    finally:
-        template.write_text(before)
-        write_manifest(bundle)
+    with tool_client(bench, server) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

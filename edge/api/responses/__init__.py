@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: basic text, function tools and formats, without anything that is kept."""
