@@ -1,7 +1,8 @@
 """The OpenAI-compatible endpoints of one EdgeClient, as a Starlette application.
 
-    POST /v1/chat/completions   POST /v1/completions   GET /v1/models[/ID]   GET /health
+    POST /v1/chat/completions   POST /v1/completions   POST /v1/responses   GET /v1/models[/ID]
     GET / and /page/FILE (see `edge.api.page`)   GET /v1/splitpoint/status   GET /metrics
+    GET /health   and Ollama's (see `edge.api.ollama`)
 
 As many generations run at once as the client has fronts, and as many requests may wait as `slots`
 has room for. A request beyond that is answered with 429 and Retry-After before its body is read.
@@ -37,6 +38,9 @@ from edge.api.endpoints import CHAT, COMPLETIONS, RESPONSES, Endpoint
 from edge.api.errors import ApiError, api_error, shown, shown_value
 from edge.api.fields import name_field
 from edge.api.figures import CONTENT_TYPE, ApiFigures
+from edge.api.ollama.routes import PREFIX as OLLAMA_PREFIX
+from edge.api.ollama.routes import ollama_routes
+from edge.api.ollama.shape import error_body
 from edge.api.page.live import LiveFigures
 from edge.api.page.routes import page_routes
 from edge.api.prepare import Prepared, RequestPreparer
@@ -90,6 +94,12 @@ def make_app(
             Route("/v1/models/{name:path}", api.model),
             Route("/health", api.health),
             Route("/metrics", api.metrics),
+            *ollama_routes(
+                client,
+                answer=api.answer,
+                read_body=api.read_body,
+                check_caller=api._check_caller,
+            ),
             *page_routes(
                 client,
                 check_caller=api._check_caller,
@@ -227,20 +237,30 @@ class _Api:
                 raise api_error(error) from error
             raise
 
-    def _prepare(self, data: bytes, endpoint: Endpoint) -> Prepared:
-        try:
-            return self._prepare_body(parse_body(data), endpoint)
-        except RecursionError as error:  # within what JSON's reader takes
-            raise ApiError("the body is nested too deeply") from error
+    async def read_body(self, request: Request) -> dict[str, Any]:
+        """The body of a request that generates nothing."""
+        self._check_caller(request)
+        data = await self._bodies.read(request)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, self._parsed, data)
 
-    def _prepare_body(self, body: dict[str, Any], endpoint: Endpoint) -> Prepared:
+    def _parsed(self, data: bytes) -> dict[str, Any]:
+        """The body, which names a model: any alias, because there is one."""
+        body = parse_body(data)
         if body.get("model") is None:
             raise ApiError(
                 f"model is missing: this server has {self._client.plan.model.id!r}", param="model"
             )
-        name_field(body, "model", "")  # any alias: there is one model
-        asked = endpoint.parse(body, default=self._default)
-        return self._preparer.prepare(asked, endpoint.shape)
+        name_field(body, "model", "")
+        return body
+
+    def _prepare(self, data: bytes, endpoint: Endpoint) -> Prepared:
+        body = self._parsed(data)
+        try:
+            asked = endpoint.parse(body, default=self._default)
+            return self._preparer.prepare(asked, endpoint.shape)
+        except RecursionError as error:  # within what JSON's reader takes
+            raise ApiError("the body is nested too deeply") from error
 
     def _count(self, runs: AnswerRuns) -> None:
         self.figures.completed([run.completion for run in runs.runs if run.has_ended])
@@ -273,7 +293,8 @@ class _Api:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     known = api_error(error)
-    return JSONResponse(known.body, status_code=known.status, headers=known.headers)
+    body = error_body(known) if request.url.path.startswith(OLLAMA_PREFIX) else known.body
+    return JSONResponse(body, status_code=known.status, headers=known.headers)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

@@ -72,6 +72,16 @@ class ChatTokenizer:
         """How many token ids there are."""
         return self._tokenizer.get_vocab_size()
 
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template that can be used."""
+        return self._template is not None
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template has a place for tools."""
+        return self._template is not None and self._template.knows_tools
+
     def longest_token_bytes(self, num_ids: int) -> int:
         """An upper bound on the bytes of text that one of the ids below `num_ids` stands for."""
         tokens = map(self._tokenizer.id_to_token, range(num_ids))
@@ -91,7 +101,7 @@ class ChatTokenizer:
         tools: JSON schemas of functions that the model may call. InputError without a chat
         template, for tools that the template does not know, and for a conversation that it refuses.
         """
-        if tools and self._template is not None and not self._template.knows_tools:
+        if tools and self.has_template and not self.knows_tools:
             raise InputError("tools: this model's chat template knows none")
         if self._control is None:
             text = self.render(messages, tools)
