@@ -14,14 +14,17 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TextIO
 
 from edge.client import EdgeClient
 from edge.device.tokenizer import ChatMessage
 from edge.generation.completion import CompletionRequest, CompletionRun, TextPiece
 from edge.generation.report import Completion
+from edge.net.credentials import Credentials
+from optimizer.policy.retry import RetryPolicy
 
 Prompt = str | Sequence[ChatMessage]
 
@@ -33,19 +36,44 @@ class AsyncEdgeClient:
     """
 
     def __init__(
-        self, bundle: Path | str, server: str | Sequence[str] | None = None, **options: Any
+        self,
+        bundle: Path | str,
+        server: str | Sequence[str] | None = None,
+        *,
+        credentials: Credentials | None = None,
+        concurrency: int = 1,
+        threads: int | None = None,
+        spinning: bool = False,
+        memory_limit_bytes: int | None = None,
+        prefill_chunk: int | None = None,
+        draft_model: Path | str | None = None,
+        allow_control_tokens: bool = False,
+        retry_policy: RetryPolicy | None = None,
+        trace: TextIO | None = None,
+        share_prefixes: bool = False,
     ) -> None:
-        self._bundle = bundle
-        self._server = server
-        self._options = options
+        self._load = partial(
+            EdgeClient,
+            bundle,
+            server,
+            credentials=credentials,
+            concurrency=concurrency,
+            threads=threads,
+            spinning=spinning,
+            memory_limit_bytes=memory_limit_bytes,
+            prefill_chunk=prefill_chunk,
+            draft_model=draft_model,
+            allow_control_tokens=allow_control_tokens,
+            retry_policy=retry_policy,
+            trace=trace,
+            share_prefixes=share_prefixes,
+        )
         self._client: EdgeClient | None = None
-        self._free = asyncio.Semaphore(int(options.get("concurrency", 1)))
+        self._free = asyncio.Semaphore(concurrency)
 
     async def __aenter__(self) -> AsyncEdgeClient:
         """Load the bundle, in a thread. Raises what EdgeClient raises."""
-        self._client = await asyncio.to_thread(
-            EdgeClient, self._bundle, self._server, **self._options
-        )
+        self._client = await asyncio.to_thread(self._load)
         return self
 
     async def __aexit__(

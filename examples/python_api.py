@@ -1,20 +1,32 @@
 """The Python API: one client, a streamed answer with a deadline, and what it cost.
 
     python examples/python_api.py BUNDLE HOST:PORT ["What is a heat pump?"]
+    python examples/python_api.py BUNDLE HOST:PORT --tls-ca ca.pem --token-file token
 
-BUNDLE is what `splitpoint build` made; `splitpoint serve BUNDLE` runs at HOST:PORT.
+BUNDLE is what `splitpoint build` made; `splitpoint serve BUNDLE` runs at HOST:PORT. A server on
+another machine asks for TLS and a token: see docs/guides/production-server.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from splitpoint import CompletionRequest, EdgeClient, SamplingParams
+from splitpoint import CompletionRequest, Credentials, EdgeClient, SamplingParams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    bundle, server, *question = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle")
+    parser.add_argument("server")
+    parser.add_argument("question", nargs="?", default="What is a heat pump?")
+    parser.add_argument("--tls-ca", type=Path)
+    parser.add_argument("--token-file", type=Path)
+    asked = parser.parse_args(argv)
+    token = asked.token_file and asked.token_file.read_text(encoding="utf-8").strip()
+    credentials = Credentials(ca_file=asked.tls_ca, token=token)
     request = CompletionRequest(
         max_new_tokens=64,
         sampling=SamplingParams(temperature=0.7, top_p=0.9, seed=1),
@@ -22,12 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # early with finish_reason "deadline".
         deadline_tbt_s=0.5,
     )
-    with EdgeClient(bundle, server) as client:
+    with EdgeClient(asked.bundle, asked.server, credentials=credentials) as client:
         # A conversation goes through the model's chat template; a plain string is continued.
-        answer = client.start(
-            [{"role": "user", "content": question[0] if question else "What is a heat pump?"}],
-            request,
-        )
+        answer = client.start([{"role": "user", "content": asked.question}], request)
         for piece in answer:
             print(piece.text, end="", flush=True)
         print()

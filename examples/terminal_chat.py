@@ -12,9 +12,12 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from splitpoint import CompletionRequest, EdgeClient, SamplingParams
+from splitpoint import ChatMessage, CompletionRequest, EdgeClient, SamplingParams
 
-SYSTEM = {"role": "system", "content": "You are a helpful assistant on a small device."}
+SYSTEM: ChatMessage = {
+    "role": "system",
+    "content": "You are a helpful assistant on a small device.",
+}
 
 
 def main(argv: Sequence[str] | None = None, lines: TextIO = sys.stdin) -> int:
@@ -24,7 +27,7 @@ def main(argv: Sequence[str] | None = None, lines: TextIO = sys.stdin) -> int:
         sampling=SamplingParams(temperature=0.2, top_p=0.9),
         context="shift",
     )
-    messages = [SYSTEM]
+    messages: list[ChatMessage] = [SYSTEM]
     with EdgeClient(bundle, servers) as client:
         for line in lines:
             question = line.strip()

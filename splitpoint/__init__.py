@@ -10,7 +10,7 @@ The public Python API. Names load on first use, so `import splitpoint` stays lig
 
 - `EdgeClient`: one device with one bundle. `AsyncEdgeClient`: the same for asyncio.
   `Credentials`, `RetryPolicy`: how it reaches a server.
-- `CompletionRequest`, `SamplingParams`: what to generate.
+- `CompletionRequest`, `SamplingParams`: what to generate. `ChatMessage`: a conversation's turn.
 - `CompletionRun`, `TextPiece`: an answer while it comes. `Completion`, `StepTrace`: what it cost.
 - `Plan`, `Partition`: what a bundle was built for.
 - `EdgeError`: the root of all errors that the client raises on purpose.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from decoding.params import SamplingParams as SamplingParams
     from edge.async_client import AsyncEdgeClient as AsyncEdgeClient
     from edge.client import EdgeClient as EdgeClient
+    from edge.device.tokenizer import ChatMessage as ChatMessage
     from edge.errors import EdgeError as EdgeError
     from edge.generation.completion import CompletionRequest as CompletionRequest
     from edge.generation.completion import CompletionRun as CompletionRun
@@ -40,6 +41,7 @@ _HOMES: Final = {
     "SamplingParams": "decoding.params",
     "AsyncEdgeClient": "edge.async_client",
     "EdgeClient": "edge.client",
+    "ChatMessage": "edge.device.tokenizer",
     "EdgeError": "edge.errors",
     "CompletionRequest": "edge.generation.completion",
     "CompletionRun": "edge.generation.completion",
@@ -54,6 +56,7 @@ _HOMES: Final = {
 
 __all__ = [
     "AsyncEdgeClient",
+    "ChatMessage",
     "Completion",
     "CompletionRequest",
     "CompletionRun",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 
 import pytest
@@ -76,3 +77,8 @@ def test_it_is_used_with_async_with(bench: ModelBench) -> None:
     client = AsyncEdgeClient(bench.edge_bundle(2), "127.0.0.1:1")
     with pytest.raises(RuntimeError, match="async with"):
         _ = client.client
+
+
+def test_it_takes_what_the_plain_client_takes() -> None:
+    plain, asynchronous = map(inspect.signature, (EdgeClient, AsyncEdgeClient))
+    assert asynchronous.parameters == plain.parameters

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
 import io
 import json
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import RunningServer
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from tests.examples.loading import example
 
 
 @pytest.fixture(scope="module")
 def bundle(bench: ModelBench) -> str:
     return str(bench.chat_bundle(2))
-
-
-def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_python_api_streams_and_tells_what_it_cost(
@@ -70,6 +56,6 @@ def test_several_answers_come_at_once_through_asyncio(
     bundle: str, server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = example("async_api")
-    asyncio.run(module.main(bundle, server.address))
+    assert module.main([bundle, server.address]) == 0
     said = capsys.readouterr().out
     assert all(question in said for question in module.QUESTIONS)

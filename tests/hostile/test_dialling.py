@@ -5,7 +5,6 @@ These run the command in a process of its own, because gRPC's core writes below 
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ModelBench
-from tests.edge.net.test_diagnosis import Keys, grpc_server, make_keys
+from tests.edge.net.test_diagnosis import grpc_server
+from tests.tls_keys import Keys, make_keys, needs_openssl
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")
+pytestmark = needs_openssl
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import splitpoint
 
 EXPORTS = {
     "AsyncEdgeClient",
+    "ChatMessage",
     "Completion",
     "CompletionRequest",
     "CompletionRun",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import grpc
 import pytest
@@ -21,30 +18,7 @@ from edge.net.credentials import Credentials
 from edge.net.diagnosis import FOREIGN, SPEAKS_NO_TLS, SPEAKS_TLS, ConnectDiagnosis
 from edge.net.grpc_transport import GrpcTransport
 from protos.addresses import Address
-
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")
-
-
-class Keys(NamedTuple):
-    ca: Path
-    cert: Path
-    key: Path
-
-
-def make_keys(folder: Path, name: str) -> Keys:
-    """A CA and a certificate that it signed for the name 'localhost' alone."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    new = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    authority = f"-x509 -days 2 -keyout {name}-ca.key -out {name}-ca.pem -subj /CN={name}-ca"
-    openssl(*new, *authority.split())
-    names = "-subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    openssl(*new, *f"-keyout {name}.key -out {name}.csr {names}".split())
-    signing = f"x509 -req -in {name}.csr -CA {name}-ca.pem -CAkey {name}-ca.key -CAcreateserial"
-    openssl(*signing.split(), *f"-days 2 -copy_extensions copy -out {name}.pem".split())
-    return Keys(folder / f"{name}-ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
+from tests.tls_keys import Keys, make_keys, needs_openssl
 
 
 @pytest.fixture(scope="module")
