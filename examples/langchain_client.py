@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verdict = model.with_structured_output(Verdict).invoke("Is this true? Water is wet.")
     print(f"structured: {verdict!r}")
 
-    said = model.bind_tools([set_lamp], tool_choice="set_lamp").invoke("It is dark in here.")
+    # strict: no properties beside those of the tool.
+    bound = model.bind_tools([set_lamp], tool_choice="set_lamp", strict=True)
+    said = bound.invoke("It is dark in here.")
     for call in said.tool_calls:
         print(f"tool: {call['name']}({call['args']}) -> {set_lamp.invoke(call['args'])}")
 
