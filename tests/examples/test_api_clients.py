@@ -63,4 +63,4 @@ def test_litellm_answers_streams_and_keeps_to_a_schema(
 def needs(package: str) -> None:
     """Skip where a client is not installed."""
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
+        pytest.skip(f"{package} is not installed (extras dev and clients)")

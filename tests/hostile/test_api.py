@@ -278,7 +278,15 @@ def test_a_client_that_waits_for_continue_gets_it_only_for_a_body_that_is_wanted
     assert refused.status == 415
 
 
+RESPONSES = "/v1/responses"
+OLLAMA = "/api/generate"
 STREAM = json.dumps(completion(max_tokens=150, stream=True)).encode()
+RESPONSE_STREAM = json.dumps(
+    {"model": MODEL, "input": "hello", "max_output_tokens": 150, "stream": True}
+).encode()
+OLLAMA_STREAM = json.dumps(
+    {"model": MODEL, "prompt": "hello", "options": {"num_predict": 150}}
+).encode()
 WHOLE = json.dumps(completion(max_tokens=150)).encode()
 
 
@@ -295,6 +303,8 @@ WHOLE = json.dumps(completion(max_tokens=150)).encode()
         (request(COMPLETIONS, STREAM), 0),
         (request(COMPLETIONS, STREAM), 1),
         (request(COMPLETIONS, STREAM), 2_000),
+        (request(RESPONSES, RESPONSE_STREAM), 2_000),
+        (request(OLLAMA, OLLAMA_STREAM), 1_000),
     ],
     ids=[
         "at once",
@@ -306,6 +316,8 @@ WHOLE = json.dumps(completion(max_tokens=150)).encode()
         "before the stream",
         "in the stream",
         "later in the stream",
+        "in a response's stream",
+        "in Ollama's stream",
     ],
 )
 def test_hanging_up_leaves_nothing_behind(
@@ -321,7 +333,7 @@ def test_hanging_up_leaves_nothing_behind(
             if resets:
                 linger = struct.pack("ii", 1, 0)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        if data.endswith((STREAM, WHOLE)):
+        if data.endswith((STREAM, WHOLE, RESPONSE_STREAM, OLLAMA_STREAM)):
             assert comes_true(lambda: health(api.address)["running"] == 0)
 
 

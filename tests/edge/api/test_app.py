@@ -326,6 +326,14 @@ def test_requests_at_once_do_not_mix(client: openai.OpenAI, model: str) -> None:
     assert [together[seed] for seed in range(2)] == alone
 
 
+GUARDED = [
+    *(("GET", path) for path in ("/v1/models", "/metrics", "/api/tags", "/api/version")),
+    *(("POST", f"/v1/{name}") for name in ("chat/completions", "completions", "responses")),
+    *(("POST", f"/api/{name}") for name in ("chat", "generate", "show", "embed")),
+    ("POST", "/v1/embeddings"),
+]
+
+
 def test_a_key_is_asked_for_and_compared(edge: EdgeClient, model: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# the phone\nsecret-1\nsecret-2\n")
@@ -339,6 +347,8 @@ def test_a_key_is_asked_for_and_compared(edge: EdgeClient, model: str, tmp_path:
         with openai.OpenAI(base_url=f"{base}/v1", api_key="secret-2", max_retries=0) as right:
             assert [entry.id for entry in right.models.list()] == [model]
         assert httpx.get(f"{base}/health").status_code == 200
+        for method, path in GUARDED:
+            assert httpx.request(method, f"{base}{path}", json={}).status_code == 401, path
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org", "::"])
@@ -448,9 +458,12 @@ def test_more_requests_wait_for_their_turn_where_there_is_a_queue(
 def test_a_web_page_may_use_the_api_where_its_origin_is_named(edge: EdgeClient) -> None:
     page = "https://chat.example"
     asking = {"Origin": page, "Access-Control-Request-Method": "POST"}
+    asking["Access-Control-Request-Headers"] = "authorization, content-type, x-stainless-os"
     with running_api(edge, ApiConfig(port=0, origins=(page,))) as url:
         allowed = httpx.options(f"{url}/v1/chat/completions", headers=asking)
+        assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == page
+        assert "x-stainless-os" in allowed.headers["access-control-allow-headers"]
         other = {**asking, "Origin": "https://elsewhere.example"}
         refused = httpx.options(f"{url}/v1/chat/completions", headers=other)
         assert "access-control-allow-origin" not in refused.headers

@@ -166,7 +166,7 @@ def test_langchain_gets_structured_output(url: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_litellm_completes_and_streams(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no list of prices from elsewhere
-    litellm = pytest.importorskip("litellm", reason="litellm is not installed")
+    litellm = pytest.importorskip("litellm", reason="litellm is not installed (extra clients)")
     request: Any = {"model": "openai/any", "api_base": f"{url}/v1", "api_key": "none"}
     request |= {"messages": MESSAGES, "max_tokens": 4, "seed": 1}
     whole = litellm.completion(**request)

@@ -41,7 +41,7 @@ def task(name: str, rows: Path, kind: str) -> dict[str, Any]:
 def test_both_kinds_of_tasks_give_scores(
     bench: ModelBench, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra clients)")
     models = pytest.importorskip("lm_eval.models.openai_completions")
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
