@@ -9,6 +9,7 @@ has room for. A request beyond that is answered with 429 and Retry-After before 
 Bodies are parsed and prompts tokenized in threads, one for each front, so that the event loop stays
 free. A client that hangs up ends its generation, which frees the cloud's cache. The content type
 must be JSON: a web page cannot send that to a loopback address unless the server allows it first.
+Ollama's clients need no type, where nothing says that a browser sends the request.
 Without a key, the Host header must name a loopback address.
 """
 
@@ -206,7 +207,7 @@ class _Api:
         """Generate what a request asks for."""
         self._check_caller(request)
         self._slots.check()
-        data = await self._bodies.read(request)
+        data = await self._body_of(request)
         asked, runs, plan = await self._prepared(data, endpoint)
         try:
             if await request.is_disconnected():
@@ -240,9 +241,13 @@ class _Api:
     async def read_body(self, request: Request) -> dict[str, Any]:
         """The body of a request that generates nothing."""
         self._check_caller(request)
-        data = await self._bodies.read(request)
+        data = await self._body_of(request)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, self._parsed, data)
+
+    async def _body_of(self, request: Request) -> bytes:
+        """Many of Ollama's clients name no type; see `BodyReader.read`."""
+        return await self._bodies.read(request, needs_type=not _is_ollamas(request))
 
     def _parsed(self, data: bytes) -> dict[str, Any]:
         """The body, which names a model: any alias, because there is one."""
@@ -293,8 +298,12 @@ class _Api:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     known = api_error(error)
-    body = error_body(known) if request.url.path.startswith(OLLAMA_PREFIX) else known.body
+    body = error_body(known) if _is_ollamas(request) else known.body
     return JSONResponse(body, status_code=known.status, headers=known.headers)
+
+
+def _is_ollamas(request: Request) -> bool:
+    return request.url.path.startswith(OLLAMA_PREFIX)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

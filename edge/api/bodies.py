@@ -21,6 +21,7 @@ MAX_BODY_BYTES: Final = 4 << 20
 MAX_HELD_BYTES: Final = 4 * MAX_BODY_BYTES  # of all bodies that are on their way
 MAX_CONTAINERS: Final = 250_000  # lists and objects: each takes memory far beyond its two bytes
 # A byte of a prompt may take so many bytes of JSON: \u0000. Its longer characters take fewer each.
+FORM: Final = "application/x-www-form-urlencoded"  # curl's type of what -d sends
 JSON_BYTES_PER_BYTE: Final = 6
 JSON_BYTES_PER_TOKEN_ID: Final = 12
 # What a body may have beside its prompt: parameters, stop texts, metadata, the turns' own keys.
@@ -48,9 +49,15 @@ class BodyReader:
         self._max_held_bytes = max_held_bytes
         self._held_bytes = 0
 
-    async def read(self, request: Request) -> bytes:
-        """The body. ApiError 413, 415, 408 or 429 says why not."""
-        _check_headers(request)
+    async def read(self, request: Request, *, needs_type: bool = True) -> bytes:
+        """The body. ApiError 413, 415, 408 or 429 says why not.
+
+        needs_type: without a JSON content type it is refused, whoever sends it. Otherwise only a
+        web page has to name one.
+        """
+        if needs_type or not _is_no_page(request):
+            _check_type(request)
+        _check_encoding(request)
         announced = request.headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._max_bytes:
             raise self._too_large()
@@ -124,13 +131,28 @@ def _no_constant(name: str) -> None:
     raise ApiError(f"the body is not JSON: {name} is no number there")
 
 
-def _check_headers(request: Request) -> None:
-    """ApiError 415 unless the body is UTF-8 JSON as it is."""
+def _is_no_page(request: Request) -> bool:
+    """Whether a body without a JSON type comes from a program and not from a web page.
+
+    A page can post without asking in two ways that carry no such type: a form, whose text is never
+    JSON in this encoding, and a script. For a script every browser adds the header Origin.
+    """
+    kind = request.headers.get("content-type", FORM).partition(";")[0].strip().lower()
+    is_of_browser = "origin" in request.headers or "sec-fetch-site" in request.headers
+    return kind == FORM and not is_of_browser
+
+
+def _check_type(request: Request) -> None:
+    """ApiError 415 unless the body is JSON in UTF-8."""
     header = Message()
     header["content-type"] = request.headers.get("content-type", "text/plain")
     charset = str(header.get_param("charset", "utf-8")).lower()
     if header.get_content_type() != "application/json" or charset not in ("utf-8", "utf8"):
         raise ApiError("the body must be JSON (Content-Type: application/json)", status=415)
+
+
+def _check_encoding(request: Request) -> None:
+    """ApiError 415 for a compressed body."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise ApiError(

@@ -97,6 +97,34 @@ def test_only_utf8_json_as_it_is_is_read(headers: dict[str, str]) -> None:
     assert caught.value.status == 415
 
 
+FORM = (b"content-type", b"application/x-www-form-urlencoded")
+
+
+def test_a_program_may_leave_the_type_out_where_no_type_is_needed() -> None:
+    for headers in ([], [FORM]):
+        request = body_of([b"{}", b""], headers)
+        reader = BodyReader(max_bytes=100, limit_s=10.0)
+        assert asyncio.run(reader.read(request, needs_type=False)) == b"{}"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"origin", b"https://evil.example")],
+        [(b"origin", b"null"), FORM],
+        [(b"sec-fetch-site", b"cross-site"), FORM],
+        [(b"content-type", b"text/plain")],  # a form of a web page can have it
+        [(b"content-type", b"multipart/form-data; boundary=x")],
+        [(b"content-encoding", b"gzip")],
+    ],
+)
+def test_a_web_page_names_the_type_always(headers: list[tuple[bytes, bytes]]) -> None:
+    reader = BodyReader(max_bytes=100, limit_s=10.0)
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(reader.read(body_of([b"{}", b""], headers), needs_type=False))
+    assert caught.value.status == 415
+
+
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=UTF-8"])
 def test_json_may_name_its_charset(kind: str) -> None:
     assert read(body_of([b"{}", b""], [(b"content-type", kind.encode())])) == b"{}"

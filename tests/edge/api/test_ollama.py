@@ -195,6 +195,14 @@ def test_the_server_says_its_version(url: str) -> None:
     assert httpx.get(f"{url}/api/version").json()["version"]
 
 
+def test_a_body_without_a_type_is_read_from_programs_alone(url: str) -> None:
+    body = json.dumps({"model": "any", "prompt": "a", "stream": False, "options": GREEDY})
+    assert httpx.post(f"{url}/api/generate", content=body).status_code == 200
+    page = {"origin": "https://evil.example"}
+    assert httpx.post(f"{url}/api/generate", content=body, headers=page).status_code == 415
+    assert httpx.post(f"{url}/v1/completions", content=body).status_code == 415
+
+
 def test_errors_are_texts_and_statuses(client: Any, ollama: Any) -> None:
     with pytest.raises(ollama.ResponseError, match="no embeddings") as caught:
         client.embed(model="any", input="x")
