@@ -51,6 +51,7 @@ class AsyncEdgeClient:
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
         share_prefixes: bool = False,
+        keep_connected: bool = False,
     ) -> None:
         self._load = partial(
             EdgeClient,
@@ -67,6 +68,7 @@ class AsyncEdgeClient:
             retry_policy=retry_policy,
             trace=trace,
             share_prefixes=share_prefixes,
+            keep_connected=keep_connected,
         )
         self._client: EdgeClient | None = None
         self._free = asyncio.Semaphore(concurrency)

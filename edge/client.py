@@ -11,10 +11,9 @@ from __future__ import annotations
 import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TextIO
+from typing import Any, TextIO
 
 from codec.ladder import Ladder
 from decoding.params import whole_in
@@ -22,13 +21,15 @@ from edge.device.front import FrontEngine
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
 from edge.device.tokenizer import ChatMessage, ChatTokenizer
 from edge.draft.factory import DrafterFactory
-from edge.errors import ContextLengthError, InputError
+from edge.errors import InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
 from edge.generation.factory import GenerationFactory
 from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
+from edge.net.connection_keeper import ConnectionKeeper
 from edge.net.credentials import Credentials
 from edge.net.grpc_transport import GrpcTransport
+from edge.prompt_lengths import LengthRules
 from edge.text_input import check_text, conversation_texts
 from hwprofiles.heap import return_freed_blocks
 from optimizer.artifacts.bundle import (
@@ -41,20 +42,9 @@ from optimizer.artifacts.bundle import (
     tables_name,
 )
 from optimizer.artifacts.plan import Plan
-from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.addresses import parse_address
 from protos.errors import AddressError
-
-# A prompt's text may have so many characters beyond what its tokens hold.
-PROMPT_SLACK: Final = 1024
-# Tokens have about four bytes each. A text with more for each of the plan's tokens is counted in
-# slices first, until it is certain that it does not fit: tokenizing all of it takes memory.
-SURE_BYTES_PER_TOKEN: Final = 16
-SLICE_CHARS: Final = 1 << 14
-COUNT_MARGIN: Final = 2  # slices have more tokens than the whole, where they cut words
-# A conversation that shifts may be longer than the plan, by this factor.
-SHIFTED_PLANS: Final = 8
 
 
 class EdgeClient:
@@ -71,6 +61,7 @@ class EdgeClient:
     the edge, for drafting by `model`. allow_control_tokens: texts of control tokens in a message
     are control tokens, not text (only for messages that you trust). retry_policy: how long to wait
     for a server (None: its defaults). trace: a text stream that gets one JSON line a frame.
+    keep_connected: for a program that waits for a user: keep the first server's connection ready.
     share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
     tenant's tokens. A device of the tenant can then find out whether a text that it guesses was
     sent; so not by default.
@@ -93,6 +84,7 @@ class EdgeClient:
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
         share_prefixes: bool = False,
+        keep_connected: bool = False,
     ) -> None:
         addresses = checked_addresses(server)
         credentials = credentials or Credentials()
@@ -109,6 +101,7 @@ class EdgeClient:
         self.tokenizer = _tokenizer(
             opened, self._settings, allow_control_tokens=allow_control_tokens
         )
+        self._lengths = LengthRules(self.plan, self.tokenizer)
         tables = _tables(opened)
         self.ladder = _ladder(tables, self.plan)
         chunk_tokens = prefill_chunk or self.plan.prefill_chunk
@@ -119,6 +112,9 @@ class EdgeClient:
                 runtime_bytes=runtime_bytes(),
                 sequences=concurrency,
             )
+        self._transports = [GrpcTransport(address, credentials) for address in addresses]
+        for transport in self._transports[:1]:
+            transport.warm()  # while the front is loaded
         self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
         for front in FrontEngine.load(
             opened.path(f"edge/{FRONT_NAME}").parent,
@@ -130,7 +126,10 @@ class EdgeClient:
             mapped=() if tables is None else (tables,),
         ):
             self._fronts.put(front)
-        self._transports = [GrpcTransport(address, credentials) for address in addresses]
+        self._keeper: ConnectionKeeper | None = None
+        if keep_connected and self._transports:
+            self._keeper = ConnectionKeeper(self._transports[0])
+            self._keeper.start()
         self._clock = Clock()
         self._generations = GenerationFactory(
             plan=self.plan,
@@ -162,6 +161,8 @@ class EdgeClient:
 
     def close(self) -> None:
         """Close the channels. The client cannot be used afterwards."""
+        if self._keeper is not None:
+            self._keeper.stop()
         for transport in self._transports:
             transport.close()
 
@@ -204,13 +205,13 @@ class EdgeClient:
         """The token ids of a prompt; ids stay as they are. Raises InputError as `start`."""
         if isinstance(prompt, str):
             check_text(prompt, "the prompt")
-            self._check_length((prompt,), request or CompletionRequest())
+            self._lengths.check_text((prompt,), request or CompletionRequest())
             return self.tokenizer.encode(prompt)
         messages = [item for item in prompt if not isinstance(item, int)]
         if not messages:
             return [item for item in prompt if isinstance(item, int)]
         texts = conversation_texts(messages, tools or ())
-        self._check_length(texts, request or CompletionRequest())
+        self._lengths.check_text(texts, request or CompletionRequest())
         return self.tokenizer.encode_chat(messages, tools)
 
     def start_ids(
@@ -226,7 +227,7 @@ class EdgeClient:
                 whole_in("a token id", token_id, 0, vocab_size - 1)
             except ValueError as error:
                 raise InputError(f"the prompt: {error}") from error
-        max_new_tokens = self._max_new_tokens(len(prompt_ids), asked)
+        max_new_tokens = self._lengths.max_new_tokens(len(prompt_ids), asked)
         self._generations.check(asked)
         return CompletionRun(
             fronts=self._fronts,
@@ -250,62 +251,9 @@ class EdgeClient:
     def max_prompt_bytes(self, context: str) -> int:
         """The most bytes of UTF-8 text, templates aside, that a prompt can have and still fit.
 
-        Every token stands for at most as many bytes as the longest one has. context: what happens
-        beyond the plan's tokens.
+        context: what happens beyond the plan's tokens.
         """
-        most = self.plan.max_tokens * self._longest_token_bytes + PROMPT_SLACK
-        return most if context == "refuse" else SHIFTED_PLANS * most
-
-    @cached_property
-    def _longest_token_bytes(self) -> int:
-        return self.tokenizer.longest_token_bytes(self.plan.model.geometry.vocab_size)
-
-    def _check_length(self, texts: Sequence[str], request: CompletionRequest) -> None:
-        """ContextLengthError when the text cannot fit, as far as that shows without much work."""
-        max_tokens = self.plan.max_tokens
-        num_chars = sum(map(len, texts))  # at most as many as bytes
-        most = self.max_prompt_bytes(request.context)
-        if num_chars > most:
-            raise ContextLengthError(
-                f"the prompt has {num_chars} characters; the plan's {max_tokens} tokens hold at "
-                f"most {most}"
-            )
-        text = "".join(texts)
-        if len(text.encode("utf-8", "replace")) <= SURE_BYTES_PER_TOKEN * max_tokens:
-            return
-        certain = COUNT_MARGIN * max_tokens * (1 if request.context == "refuse" else SHIFTED_PLANS)
-        num_tokens = 0
-        for begin in range(0, num_chars, SLICE_CHARS):
-            num_tokens += len(self.tokenizer.encode(text[begin : begin + SLICE_CHARS]))
-            if num_tokens > certain:
-                raise ContextLengthError(
-                    f"the prompt has more than {max_tokens} tokens, which is what the plan allows "
-                    "for prompt and answer together"
-                )
-
-    def _max_new_tokens(self, num_prompt_tokens: int, request: CompletionRequest) -> int:
-        """How many tokens to generate. ContextLengthError when they neither fit nor may shift."""
-        policy = kv_policy(request.context)
-        room = self.plan.max_tokens - num_prompt_tokens
-        asked = request.max_new_tokens
-        if policy.evicts:
-            return max(room, 1) if asked is None else asked
-        limit, whose = self.plan.max_tokens, "the plan"
-        if policy.hands_over:
-            limit, whose = self.plan.model.geometry.context_length, "the model"
-            asked = max(room, 1) if asked is None else asked
-        room = limit - num_prompt_tokens
-        if room < 1:
-            raise ContextLengthError(
-                f"the prompt has {num_prompt_tokens} tokens; {whose} allows "
-                f"{limit} for prompt and answer together"
-            )
-        if asked is not None and asked > room:
-            raise ContextLengthError(
-                f"prompt ({num_prompt_tokens}) and new tokens ({asked}) exceed {whose}'s "
-                f"{limit} tokens: ask for at most {room} new ones"
-            )
-        return room if asked is None else asked
+        return self._lengths.max_prompt_bytes(context)
 
 
 def checked_addresses(server: str | Sequence[str] | None) -> list[str]:

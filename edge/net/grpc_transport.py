@@ -22,6 +22,7 @@ from edge.errors import (
     RefusedError,
     TransportError,
 )
+from edge.net.channel import ServerChannel
 from edge.net.credentials import Credentials
 from edge.net.diagnosis import ConnectDiagnosis
 from edge.net.transport import Received, Stream
@@ -81,37 +82,7 @@ class GrpcTransport:
             raise InputError(f"server {error}") from error
         self._address = str(parsed)
         self._diagnosis = ConnectDiagnosis(parsed, credentials)
-        options = [
-            ("grpc.max_receive_message_length", wire.MAX_ANSWER_BYTES),
-            ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
-            ("grpc.keepalive_time_ms", 10_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
-            ("grpc.http2.max_pings_without_data", 0),  # no limit: a long wait sends no data
-            # Answers are small, so the window needs no sizing. And a bandwidth probe on its way
-            # would take the keepalive ping's place without the ping's timeout.
-            ("grpc.http2.bdp_probe", 0),
-            ("grpc.http2.ping_timeout_ms", 5_000),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.enable_http_proxy", 0),
-        ]
-        if credentials.ca_file is None:
-            self._channel = grpc.insecure_channel(self._address, options=options)
-        else:
-            ca, key, certificate = credentials.read_files()
-            self._channel = grpc.secure_channel(
-                self._address,
-                grpc.ssl_channel_credentials(
-                    root_certificates=ca, private_key=key, certificate_chain=certificate
-                ),
-                options=options,
-            )
-        self._metadata = (
-            ((wire.AUTHORIZATION_KEY, f"Bearer {credentials.token}"),) if credentials.token else ()
-        )
-        self._generate = self._channel.stream_stream(
-            wire.GENERATE_PATH, request_serializer=None, response_deserializer=None
-        )
+        self._channel = ServerChannel(self._address, credentials)
 
     @property
     def address(self) -> str:
@@ -120,22 +91,16 @@ class GrpcTransport:
 
     def open(self, request: Open, timeout_s: float) -> Stream:
         """See Transport. Does not wait: the first `receive` tells whether the server answers."""
-        return _GrpcStream(self._generate, self._metadata, request, self._address, self._diagnosis)
+        return _GrpcStream(self._channel, request, self._address, self._diagnosis)
 
     def describe(self, timeout_s: float) -> Description:
         """Ask the server what it serves.
 
         TransportError when it does not answer in time; PeerError when its answer is malformed.
         """
-        call = self._channel.unary_unary(
-            wire.DESCRIBE_PATH, request_serializer=None, response_deserializer=None
-        )
         try:
-            reply = call(
-                wire.encode_describe_request(),
-                timeout=timeout_s,
-                metadata=self._metadata,
-                wait_for_ready=True,
+            reply = self._channel.ask(
+                wire.DESCRIBE_PATH, wire.encode_describe_request(), timeout_s=timeout_s
             )
         except grpc.RpcError as error:
             waited = f"{self._address} (waited {timeout_s:g} s)"
@@ -146,16 +111,26 @@ class GrpcTransport:
         except RemoteWireError as error:
             raise malformed(error) from error
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no stream runs."""
+        return self._channel.is_idle
+
+    def warm(self) -> None:
+        """Begin to connect, without waiting. What goes wrong shows when a stream is opened."""
+        self._channel.warm()
+
+    def renew(self) -> bool:
+        """Connect anew, where the connection leads nowhere; False while streams run."""
+        return self._channel.renew()
+
     def explained(self, error: TransportError) -> TransportError:
         """`error`, or what is wrong with an address that has never answered (`diagnosis`)."""
         return self._diagnosis.explain(error) if isinstance(error, ConnectError) else error
 
     def raw_stream(self, path: str, requests: Iterator[bytes]) -> Any:
         """A bidirectional call of `path` in bytes, for the link probe: iterate, or cancel."""
-        call = self._channel.stream_stream(
-            path, request_serializer=None, response_deserializer=None
-        )
-        return call(requests, metadata=self._metadata)
+        return self._channel.stream(path, requests)
 
     def close(self) -> None:
         """Close the channel and every stream on it."""
@@ -171,8 +146,7 @@ class _GrpcStream:
 
     def __init__(
         self,
-        generate: grpc.StreamStreamMultiCallable[bytes, bytes],
-        metadata: tuple[tuple[str, str], ...],
+        channel: ServerChannel,
         request: Open,
         address: str,
         diagnosis: ConnectDiagnosis | None = None,
@@ -184,7 +158,7 @@ class _GrpcStream:
         self._inbox: queue.SimpleQueue[Received | TransportError] = queue.SimpleQueue()
         self._finished = False
         self._outbox.put(wire.encode_edge(request))
-        self._call: Any = generate(self._requests(), metadata=metadata)
+        self._call: Any = channel.stream(wire.GENERATE_PATH, self._requests())
         self._reader = threading.Thread(target=self._read, name="stream-reader", daemon=True)
         self._reader.start()
 

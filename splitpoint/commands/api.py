@@ -93,5 +93,7 @@ def api(
 
     share_heaps()
     with ExitStack() as stack:
-        client = device.open_client(stack, bundle, concurrency=local.max_requests)
+        client = device.open_client(
+            stack, bundle, concurrency=local.max_requests, keep_connected=True
+        )
         ApiServer(client, config).run(ready)

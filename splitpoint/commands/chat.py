@@ -46,7 +46,7 @@ def chat(
     if system:
         talk.messages.append({"role": "system", "content": text_argument(system, "--system")})
     with ExitStack() as stack:
-        client = device.open_client(stack, bundle)
+        client = device.open_client(stack, bundle, keep_connected=True)
         while (line := _ask()) is not None and line != EXIT:
             if line not in ("", RETRY):
                 talk.ask(line)

@@ -113,8 +113,15 @@ class DeviceOptions(CredentialOptions):
         ),
     ] = False
 
-    def open_client(self, stack: ExitStack, bundle: Path, *, concurrency: int = 1) -> EdgeClient:
-        """An EdgeClient that lives as long as `stack`.
+    def open_client(
+        self,
+        stack: ExitStack,
+        bundle: Path,
+        *,
+        concurrency: int = 1,
+        keep_connected: bool = False,
+    ) -> EdgeClient:
+        """An EdgeClient that lives as long as `stack`. keep_connected: it waits for users.
 
         Bad usage for an address that cannot be dialled, and InputError for bad credentials, before
         anything is loaded.
@@ -152,6 +159,7 @@ class DeviceOptions(CredentialOptions):
                 ),
                 trace=sink,
                 share_prefixes=self.share_prefixes,
+                keep_connected=keep_connected,
             )
         )
 

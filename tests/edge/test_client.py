@@ -95,8 +95,8 @@ def test_a_text_of_many_tokens_is_tokenized_only_until_it_is_certain_that_it_doe
 ) -> None:
     room = client.plan.max_tokens
     with (
-        patch("edge.client.SLICE_CHARS", 100),
-        patch("edge.client.SURE_BYTES_PER_TOKEN", 1),
+        patch("edge.prompt_lengths.SLICE_CHARS", 100),
+        patch("edge.prompt_lengths.SURE_BYTES_PER_TOKEN", 1),
         patch.object(client, "tokenizer", Mock(wraps=client.tokenizer)) as tokenizer,
     ):
         with pytest.raises(ContextLengthError, match=f"more than {room} tokens"):

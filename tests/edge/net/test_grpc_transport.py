@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from edge.errors import BusyError, ConnectError, PeerError, RefusedError, TransportError
+from edge.net.channel import ServerChannel
 from edge.net.grpc_transport import (
     ERROR_OF_STATUS,
     MAX_UNREAD,
@@ -98,8 +99,8 @@ def test_a_server_that_answers_without_end_fills_no_memory() -> None:
         codec_tables_sha256="0" * 64,
         max_tokens=8,
     )
-    generate: Any = Mock(return_value=flood)
-    stream = _GrpcStream(generate, (), request, "somewhere")
+    channel = Mock(ServerChannel, stream=Mock(return_value=flood))
+    stream = _GrpcStream(channel, request, "somewhere")
     stream._reader.join(10)
     assert flood.cancelled
     assert flood.left > MAX_UNREAD

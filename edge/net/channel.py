@@ -1,0 +1,117 @@
+"""The gRPC channel to one server: connected ahead of the first call, and made anew when it is dead.
+
+A network change or a sleep of the device leaves a channel whose connection leads nowhere. gRPC
+notices that only while a call runs. `ServerChannel.renew` puts a new one in its place, unless calls
+run on the old one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import grpc
+
+from edge.net.credentials import Credentials
+from protos import wire
+
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", wire.MAX_ANSWER_BYTES),
+    ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),  # no limit: a long wait sends no data
+    # Answers are small, so the window needs no sizing. And a bandwidth probe on its way
+    # would take the keepalive ping's place without the ping's timeout.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class ServerChannel:
+    """See the module's docstring. address: HOST:PORT. Safe from several threads.
+
+    Raises InputError for a file of `credentials` that cannot be used.
+    """
+
+    def __init__(self, address: str, credentials: Credentials) -> None:
+        self._address = address
+        self._tls: grpc.ChannelCredentials | None = None
+        if credentials.ca_file is not None:
+            ca, key, certificate = credentials.read_files()
+            self._tls = grpc.ssl_channel_credentials(
+                root_certificates=ca, private_key=key, certificate_chain=certificate
+            )
+        self._metadata = (
+            ((wire.AUTHORIZATION_KEY, f"Bearer {credentials.token}"),) if credentials.token else ()
+        )
+        self._lock = threading.Lock()
+        self._num_streams = 0
+        self._channel = self._made()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no stream runs."""
+        with self._lock:
+            return self._num_streams == 0
+
+    def warm(self) -> None:
+        """Begin to connect, without waiting. What goes wrong shows when a call is made."""
+        with self._lock:
+            channel = self._channel
+
+        def seen(state: grpc.ChannelConnectivity) -> None:
+            if state not in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
+                channel.unsubscribe(seen)
+
+        channel.subscribe(seen, try_to_connect=True)
+
+    def renew(self) -> bool:
+        """Put a new channel in the place of this one and connect it; False while streams run."""
+        with self._lock:
+            if self._num_streams:
+                return False
+            old, self._channel = self._channel, self._made()
+        old.close()
+        self.warm()
+        return True
+
+    def stream(self, path: str, requests: Iterator[bytes]) -> Any:
+        """A bidirectional call of `path` in bytes: iterate, or cancel."""
+        with self._lock:
+            make: Callable[..., Any] = self._channel.stream_stream(
+                path, request_serializer=None, response_deserializer=None
+            )
+            call = make(requests, metadata=self._metadata)
+            self._num_streams += 1
+        if not call.add_callback(self._ended):
+            self._ended()
+        return call
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._num_streams -= 1
+
+    def ask(self, path: str, request: bytes, *, timeout_s: float) -> bytes:
+        """One answer of a unary call. Raises grpc.RpcError."""
+        with self._lock:
+            call = self._channel.unary_unary(
+                path, request_serializer=None, response_deserializer=None
+            )
+        reply: bytes = call(
+            request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=True
+        )
+        return reply
+
+    def close(self) -> None:
+        """Close the channel and every stream on it."""
+        self._channel.close()
+
+    def _made(self) -> grpc.Channel:
+        if self._tls is None:
+            return grpc.insecure_channel(self._address, options=OPTIONS)
+        return grpc.secure_channel(self._address, self._tls, options=OPTIONS)
