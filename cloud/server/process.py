@@ -28,7 +28,6 @@ from cloud.server.call_guard import CallGuard
 from cloud.server.config import ServerConfig, choose_device
 from cloud.server.logs import event
 from cloud.server.memory import Trimmer
-from cloud.server.metrics import Metrics
 from cloud.server.metrics_endpoint import MetricsEndpoint
 from cloud.server.status.page import StatusEndpoint
 from cloud.server.status.serving import serving_status, status_facts
@@ -85,7 +84,7 @@ class Server:
         metrics_port: int | None,
         status: StatusEndpoint | None,
     ) -> None:
-        """port: where it listens. metrics_port: where GET /metrics is answered; None: nowhere."""
+        """port: where it listens. metrics_port: of GET /metrics and /health; None: nowhere."""
         self.port = port
         self.metrics_port = metrics_port
         self.status = status
@@ -147,7 +146,7 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
     port = _bind(grpc_server, config)
     facts = status_facts(config, engine, bundle.plan.model.id)
     async with contextlib.AsyncExitStack() as stack:
-        endpoint = stack.enter_context(_serving_metrics(parts.metrics, config))
+        endpoint = stack.enter_context(_serving_metrics(parts, config))
         page = await stack.enter_async_context(serving_status(parts, config, facts))
         parts.engine_loop.start()
         try:
@@ -254,12 +253,17 @@ def _grpc_server(parts: ServerParts, config: ServerConfig) -> tuple[grpc.aio.Ser
 
 
 @contextlib.contextmanager
-def _serving_metrics(metrics: Metrics, config: ServerConfig) -> Iterator[MetricsEndpoint | None]:
-    """Answer GET /metrics while the context lasts, if the server is to."""
+def _serving_metrics(parts: ServerParts, config: ServerConfig) -> Iterator[MetricsEndpoint | None]:
+    """Answer GET /metrics and /health while the context lasts, if the server is to."""
     if config.metrics_port is None:
         yield None
         return
-    endpoint = MetricsEndpoint(metrics, config.metrics_host, config.metrics_port)
+    endpoint = MetricsEndpoint(
+        parts.metrics,
+        config.metrics_host,
+        config.metrics_port,
+        is_serving=lambda: not parts.admission.draining,
+    )
     try:
         yield endpoint
     finally:

@@ -2,31 +2,47 @@
 #   docker build -f deploy/docker/cloud-cpu.Dockerfile -t splitpoint-cloud:cpu .
 # Run with a bundle, a certificate and a token file mounted read-only:
 #   docker run -p 50051:50051 -v $PWD/bundle:/bundle:ro -v $PWD/secrets:/secrets:ro splitpoint-cloud:cpu
-FROM python:3.12-slim-bookworm AS build
+# User 10001 reads both. Where only you may read them, add --user "$(id -u)".
+# Every option is a variable: -e SPLITPOINT_SERVE_KV_MEMORY=2GiB. An empty one unsets the image's.
+ARG BASE=docker.io/library/python:3.12-slim-bookworm
+
+# hadolint ignore=DL3006
+FROM ${BASE} AS build
 # A compiler for the two optional C kernels; it stays in this stage.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
+# torch first: it stays in the build's cache when the sources change.
+ARG TORCH=torch==2.13.0
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN python -m venv /opt/splitpoint \
+    && /opt/splitpoint/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "${TORCH}"
 WORKDIR /src
 COPY . .
-RUN python -m venv /opt/splitpoint \
-    && /opt/splitpoint/bin/pip install --no-cache-dir torch==2.13.0 \
-       --index-url https://download.pytorch.org/whl/cpu \
-    && /opt/splitpoint/bin/pip install --no-cache-dir ".[cloud]"
+RUN /opt/splitpoint/bin/pip install --no-cache-dir ".[cloud]"
+COPY deploy/docker/health.py /opt/splitpoint/health.py
 
-FROM python:3.12-slim-bookworm
+# hadolint ignore=DL3006
+FROM ${BASE}
 # torch and the kernel multiply with OpenMP.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 splitpoint
+    && useradd --no-create-home --shell /usr/sbin/nologin --uid 10001 splitpoint
 COPY --from=build /opt/splitpoint /opt/splitpoint
-ENV PATH=/opt/splitpoint/bin:$PATH HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+ENV PATH=/opt/splitpoint/bin:$PATH HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 \
+    SPLITPOINT_SERVE_LISTEN=0.0.0.0:50051 \
+    SPLITPOINT_SERVE_METRICS=0.0.0.0:9090 \
+    SPLITPOINT_SERVE_EXPOSE_METRICS=1 \
+    SPLITPOINT_SERVE_TLS_CERT=/secrets/tls.crt \
+    SPLITPOINT_SERVE_TLS_KEY=/secrets/tls.key \
+    SPLITPOINT_SERVE_TOKEN_FILE=/secrets/tokens \
+    SPLITPOINT_SERVE_LOG=json
 USER 10001
 EXPOSE 50051 9090
+# The metrics port says what gRPC health says, without a certificate or a token.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=300s \
+    CMD ["python", "/opt/splitpoint/health.py", "SPLITPOINT_SERVE_METRICS"]
 # SIGTERM drains: running sessions end or are handed back.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["splitpoint", "serve", "/bundle"]
-CMD ["--listen", "0.0.0.0:50051", "--metrics", "0.0.0.0:9090", "--expose-metrics", \
-     "--tls-cert", "/secrets/tls.crt", "--tls-key", "/secrets/tls.key", \
-     "--token-file", "/secrets/tokens", "--log", "json"]

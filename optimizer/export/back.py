@@ -12,6 +12,7 @@ bfloat16. It has float32's range, which massive activations need, and most weigh
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME, lay
 from optimizer.families import family_of
 
 SHARD_BYTES: Final = 512 << 20
+CONFIG_NAME: Final = "config.json"
 _ROUNDED_AT_ONCE: Final = 8 << 20  # values: a head of a large vocabulary has half a billion
 
 
@@ -37,10 +39,10 @@ def write_back(source: ModelSource, plan: Plan, cloud_dir: Path) -> None:
         shard_bytes = sum(kept.numel() * kept.element_size() for kept in shard.values())
         if shard and shard_bytes + tensor.numel() * tensor.element_size() > SHARD_BYTES:
             num_shards += 1
-            save_file(shard, _shard_path(cloud_dir, num_shards))
+            _save_shard(shard, cloud_dir, num_shards)
             shard = {}
         shard[name] = tensor
-    save_file(shard, _shard_path(cloud_dir, num_shards + 1))
+    _save_shard(shard, cloud_dir, num_shards + 1)
 
 
 def write_config(config: Any, cloud_dir: Path) -> None:
@@ -48,7 +50,7 @@ def write_config(config: Any, cloud_dir: Path) -> None:
     transformers has by itself) are left out."""
     values = {name: value for name, value in config.to_dict().items() if _is_json(value)}
     text = json.dumps(values, indent=1, default=str)
-    (cloud_dir / "config.json").write_text(text + "\n", encoding="utf-8")
+    (cloud_dir / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def _is_json(value: Any) -> bool:
@@ -151,5 +153,12 @@ def is_coded(name: str, num_axes: int) -> bool:
     return num_axes > 1 and not name.endswith(("bias", ".mlp.gate.weight", ".mlp.router.weight"))
 
 
-def _shard_path(cloud_dir: Path, number: int) -> Path:
-    return cloud_dir / f"back-{number:05}.safetensors"
+def _save_shard(shard: dict[str, torch.Tensor], cloud_dir: Path, number: int) -> None:
+    """Write one shard that whoever may read the bundle's other files may read.
+
+    safetensors makes files for their owner alone. A server in a container or a unit has another
+    user than the one who built.
+    """
+    path = cloud_dir / f"back-{number:05}.safetensors"
+    save_file(shard, path)
+    shutil.copymode(cloud_dir / CONFIG_NAME, path)

@@ -121,7 +121,7 @@ class ObservationOptions:
 
     metrics: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of GET /metrics for Prometheus.", metavar="H:P"),
+        typer.Option(help="HOST:PORT of GET /metrics for Prometheus, and /health.", metavar="H:P"),
     ] = None
     expose_metrics: Annotated[
         bool,

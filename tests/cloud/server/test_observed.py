@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import urllib.error
 import urllib.request
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from tests.cloud.serving import (
     connected,
     generate,
     run,
+    until,
 )
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -61,6 +63,32 @@ def test_metrics_count_what_happened(served: Served) -> None:
             assert seen["splitpoint_sessions"] == 1
             assert seen["splitpoint_kv_blocks_used"] == server.pool.used_blocks > 0
             assert seen["splitpoint_message_bytes_total/up"] > 4 * 64 * len(PROMPT)
+
+    run(scenario)
+
+
+def health_of(port: int) -> tuple[int, str]:
+    """Status and body of GET /health."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_health_over_http_turns_when_a_drain_begins(served: Served) -> None:
+    async def scenario() -> None:
+        config = replace(served.config, metrics_port=0)
+        async with connected(config) as (server, channel):
+            assert server.metrics_port is not None
+            stream = await RawStream(channel).open()
+            assert await asyncio.to_thread(health_of, server.metrics_port) == (200, "SERVING\n")
+            drain = asyncio.create_task(server.drain(20))
+            await until(lambda: server.admission.draining)
+            seen = await asyncio.to_thread(health_of, server.metrics_port)
+            assert seen == (503, "NOT_SERVING\n")
+            await stream.send(Close())
+            await drain
 
     run(scenario)
 

@@ -37,7 +37,7 @@ def test_the_first_trouble_is_told_once() -> None:
 
 
 def test_the_metrics_thread_is_asked_too() -> None:
-    endpoint = MetricsEndpoint(Metrics(), "127.0.0.1", 0)
+    endpoint = MetricsEndpoint(Metrics(), "127.0.0.1", 0, is_serving=lambda: True)
     assert endpoint.trouble() is None
     endpoint._server.shutdown()
     endpoint._thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,22 @@ def test_a_built_bundle_opens_on_both_sides(source: ModelSource, tmp_path: Path)
     assert EdgeSettings.load(edge.root / "edge").stop_token_ids == (2,)
     assert FrontEngine.load(edge.root / "edge", plan=plan)
     assert stages == ["tokenizer", "front", "back", "manifest"]
+
+
+@pytest.mark.parametrize(("mask", "file_mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_the_umask_alone_says_who_may_read_a_bundle(
+    source: ModelSource, tmp_path: Path, mask: int, file_mode: int
+) -> None:
+    """A server in a container has another user than the one who built."""
+    before = os.umask(mask)
+    try:
+        report = build_bundle(source, make_plan(source, 2), tmp_path / "b", progress=quiet)
+    finally:
+        os.umask(before)
+    paths = [report.bundle, *report.bundle.rglob("*")]
+    modes = {path: path.stat().st_mode & 0o777 for path in paths}
+    assert {modes[path] for path in paths if path.is_file()} == {file_mode}
+    assert {modes[path] for path in paths if path.is_dir()} == {0o777 & ~mask}
 
 
 def test_the_report_says_sizes_and_peak_memory(source: ModelSource, tmp_path: Path) -> None:
