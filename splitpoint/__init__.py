@@ -21,6 +21,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from hwprofiles.telemetry import turn_off_telemetry
+
 if TYPE_CHECKING:
     from decoding.params import SamplingParams as SamplingParams
     from edge.async_client import AsyncEdgeClient as AsyncEdgeClient
@@ -70,6 +72,9 @@ __all__ = [
     "StepTrace",
     "TextPiece",
 ]
+
+
+turn_off_telemetry()
 
 
 def __getattr__(name: str) -> Any:

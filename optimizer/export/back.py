@@ -15,15 +15,18 @@ import json
 import shutil
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors.torch import save_file
 
 from optimizer.artifacts.plan import Plan
-from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME, layer_of
 from optimizer.families import family_of
+
+if TYPE_CHECKING:
+    # The server uses this module too, and reading a model's source needs the build's packages.
+    from optimizer.export.sources.model_source import ModelSource
 
 SHARD_BYTES: Final = 512 << 20
 CONFIG_NAME: Final = "config.json"
