@@ -29,6 +29,7 @@ ENV PATH=/opt/splitpoint/bin:$PATH PYTHONUNBUFFERED=1 \
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD ["python", "/opt/splitpoint/health.py", "SPLITPOINT_API_LISTEN", "SPLITPOINT_API_LISTEN_TLS_CERT"]
+    CMD ["python", "/opt/splitpoint/health.py", "SPLITPOINT_API_LISTEN", \
+         "SPLITPOINT_API_LISTEN_TLS_CERT", "SPLITPOINT_LISTEN_TLS_CERT"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["splitpoint", "api", "/bundle"]

@@ -1,9 +1,9 @@
 """The health check of an image: ask the process in this container over HTTP. Status 0: it serves.
 
-    python health.py LISTEN_VARIABLE [CERTIFICATE_VARIABLE]
+    python health.py LISTEN_VARIABLE [CERTIFICATE_VARIABLE ...]
 
-The variables are those that the process itself reads: HOST:PORT where it listens, and the
-certificate that it shows there, if it has one.
+The variables are those that the process itself reads: HOST:PORT where it listens, and any that
+names the certificate which it shows there, if it has one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ TIMEOUT_S = 4.0
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
-def main(listen_variable: str, certificate_variable: str = "") -> None:
+def main(listen_variable: str, *certificate_variables: str) -> None:
     """Raise OSError unless the process answers 200."""
     host, _, port = os.environ[listen_variable].rpartition(":")
-    scheme = "https" if os.environ.get(certificate_variable) else "http"
-    # It is this container's own process on loopback: its certificate names the host, not this.
+    scheme = "https" if any(map(os.environ.get, certificate_variables)) else "http"
+    # It is this container's own process on loopback: its certificate names another.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
