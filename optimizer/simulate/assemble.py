@@ -12,7 +12,6 @@ from optimizer.cost.levels import DEFAULT_LEVELS, EXTRA_LEVELS
 from optimizer.errors import ModelError, ScenarioError
 from optimizer.simulate.scenario import (
     Arrivals,
-    Budget,
     Clients,
     Deployment,
     Lengths,
@@ -140,10 +139,10 @@ def overridden(scenario: Scenario, overrides: Overrides) -> Scenario:
         servers=servers,
         duration_s=_given(overrides.duration_s, scenario.duration_s),
         seed=_given(overrides.seed, scenario.seed),
-        budget=Budget(
+        budget=replace(
+            budget,
             ttft_s=_given(overrides.budget_ttft_s, budget.ttft_s),
             tbt_s=_given(overrides.budget_tbt_s, budget.tbt_s),
-            share=budget.share,
         ),
     )
 

@@ -1,19 +1,19 @@
 """Three questions about a budget, answered by simulation: how many clients, which link, what helps.
 
-The budget is kept when `budget.share` of the first tokens and `budget.share` of the further ones
-come in time, each against its own limit (see `measures.Measures`).
+The budget is kept when enough of the first tokens and enough of the further ones come in time, each
+against its own limit and share (see `scenario.Budget` and `measures.Measures`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from optimizer.simulate.assemble import Inputs, with_clients
 from optimizer.simulate.measures import Measures, measure
 from optimizer.simulate.replicate import replicate
-from optimizer.simulate.scenario import Scenario
+from optimizer.simulate.scenario import Budget, Scenario
 from optimizer.simulate.setup import BESIDE_THE_LADDER
 
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -24,34 +24,39 @@ PRECISION: Final = 0.03  # the number of clients is found to within this share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CurvePoint:
+class InTime:
+    """Shares of tokens in time in one try; the names are those of `measures.Measures`."""
+
+    first_in_time: float
+    further_in_time: float
+    within_budget: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint(InTime):
     """One try of the search for the number of clients."""
 
     num_clients: int
-    within_budget: float
     ttft_p95_s: float
     tbt_p95_s: float
     server_utilisation: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantilePoint:
+class QuantilePoint(InTime):
     """The budget on a link held at a quantile (0.95: as bad as one time in twenty)."""
 
     quantile: float
-    within_budget: float
-    kept: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(InTime):
     """What one change does to the budget."""
 
     name: str
-    within_budget: float
     ttft_p95_s: float
     tbt_p95_s: float
-    kept: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,15 +99,13 @@ def budget_view(
         found = replicate(setups, processes=processes)
         return [measure(one.scenario, records) for one, records in zip(many, found, strict=True)]
 
-    share = inputs.scenario.budget.share
+    budget = inputs.scenario.budget
     progress("how many clients")
-    curve, carried, at_least = _search(short, tried, share)
+    curve, carried, at_least = _search(short, tried)
     progress("which link")
     held = [_held_at(short, quantile) for quantile in QUANTILES]
     points = tuple(
-        QuantilePoint(
-            quantile=quantile, within_budget=found.within_budget, kept=found.within_budget >= share
-        )
+        QuantilePoint(quantile=quantile, **_in_time(budget, found))
         for quantile, found in zip(QUANTILES, tried(held), strict=True)
     )
     progress("what to change")
@@ -110,15 +113,14 @@ def budget_view(
     changes = tuple(
         Change(
             name=name,
-            within_budget=found.within_budget,
             ttft_p95_s=found.ttft_s.p95,
             tbt_p95_s=found.tbt_s.p95,
-            kept=found.within_budget >= share,
+            **_in_time(budget, found),
         )
         for name, found in zip(names, tried(changed), strict=True)
     )
     return BudgetView(
-        kept=base.within_budget >= share,
+        kept=budget.kept_by(base.first_in_time, base.further_in_time),
         clients_carried=carried,
         at_least=at_least,
         clients_per_server=carried / inputs.scenario.servers.count,
@@ -129,8 +131,18 @@ def budget_view(
     )
 
 
+def _in_time(budget: Budget, found: Measures) -> dict[str, Any]:
+    """The fields of InTime."""
+    return {
+        "first_in_time": found.first_in_time,
+        "further_in_time": found.further_in_time,
+        "within_budget": found.within_budget,
+        "kept": budget.kept_by(found.first_in_time, found.further_in_time),
+    }
+
+
 def _search(
-    inputs: Inputs, tried: Callable[[Sequence[Inputs]], list[Measures]], share: float
+    inputs: Inputs, tried: Callable[[Sequence[Inputs]], list[Measures]]
 ) -> tuple[tuple[CurvePoint, ...], int, bool]:
     """Double the clients until the budget breaks, then halve the gap.
 
@@ -146,12 +158,12 @@ def _search(
             events[num_clients] = found.events
             points[num_clients] = CurvePoint(
                 num_clients=num_clients,
-                within_budget=found.within_budget,
                 ttft_p95_s=found.ttft_s.p95,
                 tbt_p95_s=found.tbt_s.p95,
                 server_utilisation=found.server_utilisation,
+                **_in_time(inputs.scenario.budget, found),
             )
-        return points[num_clients].within_budget >= share
+        return points[num_clients].kept
 
     low = least = len(inputs.scenario.clients)  # a group keeps one client
     if not keeps(least):

@@ -66,7 +66,7 @@ def doctor() -> None:
 
 
 def _python_fix() -> str:
-    return "" if (3, 10) <= sys.version_info < (3, 14) else "use Python 3.10 to 3.13"
+    return "" if (3, 11) <= sys.version_info < (3, 14) else "use Python 3.11 to 3.13"
 
 
 def _package_checks(side: str) -> list[Check]:

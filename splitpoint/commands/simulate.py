@@ -156,6 +156,7 @@ def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findin
     _warn_of_silence(measures)
     return Findings(
         scenario=inputs.scenario,
+        plan=inputs.plan,
         records=records[0],
         measures=measures[0],
         budget=_advice(inputs, measures[0], runs) if budget.wants_advice else None,

@@ -2,6 +2,7 @@
 
 charts.py  what a picture shows, as data
 draw.py    a chart as a PNG file, or as SVG in the page's light or dark colours
-page.py    the HTML page
+subject.py what was simulated, in words
+page.py    the HTML page, of the parts in tables.py
 files.py   everything, written
 """

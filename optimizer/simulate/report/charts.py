@@ -101,7 +101,7 @@ def _distribution(name: str, title: str, values: Seconds, limit_s: float | None)
         name=name,
         title=title,
         x_label="milliseconds",
-        y_label="share of tokens",
+        y_label="share of first tokens" if name == "ttft" else "share of further tokens",
         lines=(ChartLine(name=title, xs=tuple(map(float, xs)), ys=tuple(map(float, levels))),),
         log_x=wide and bool((xs > 0).mean() > 0.99),
         limit=None if limit_s is None else (limit_s * 1e3, "budget"),
@@ -144,14 +144,24 @@ def _timeline(record: Record) -> SpanChart:
 def _capacity(curve: Sequence[CurvePoint], scenario: Scenario) -> LineChart:
     points = sorted(curve, key=lambda point: point.num_clients)
     clients = tuple(float(point.num_clients) for point in points)
-    carried = [p.num_clients for p in points if p.within_budget >= scenario.budget.share]
-    shares = tuple(point.within_budget for point in points)
+    carried = [point.num_clients for point in points if point.kept]
+    firsts = tuple(point.first_in_time for point in points)
+    further = tuple(point.further_in_time for point in points)
+    budget = scenario.budget
+    lines = (
+        ChartLine(name="first tokens", xs=clients, ys=firsts, marked=True),
+        ChartLine(name="further tokens", xs=clients, ys=further, marked=True),
+    )
     return LineChart(
         name="capacity",
         title="How many clients the servers carry",
         x_label="clients",
-        y_label="share in time (first or further tokens, the smaller)",
-        lines=(ChartLine(name="in time", xs=clients, ys=shares, marked=True),),
+        y_label="share in time",
+        lines=tuple(
+            line
+            for line, limit_s in zip(lines, (budget.ttft_s, budget.tbt_s), strict=True)
+            if limit_s is not None
+        ),
         log_x=clients[-1] > 20 * max(clients[0], 1.0),
         limit=(float(max(carried)), f"{max(carried):,} clients") if carried else None,
         unit_interval=True,

@@ -19,13 +19,13 @@ from optimizer.simulate.report.charts import BarChart, Chart, LineChart, SpanCha
 # The colours of charts by name: `p0` to `p7` are those of `record.PARTS`.
 LIGHT: Final[Mapping[str, str]] = {
     "ink": "#1c1c1e", "soft": "#6b6b70", "rule": "#dcdcda", "card": "#ffffff",
-    "c0": "#1f6fb2", "limit": "#b3261e", "on-bar": "#ffffff",
+    "c0": "#1f6fb2", "c1": "#b35c00", "limit": "#b3261e", "on-bar": "#ffffff",
     "p0": "#8a8a8f", "p1": "#1f6fb2", "p2": "#57a0d3", "p3": "#c77700",
     "p4": "#b3261e", "p5": "#2e7d4f", "p6": "#e0a030", "p7": "#7b4fa3",
 }  # fmt: skip
 DARK: Final[Mapping[str, str]] = {
     "ink": "#ececee", "soft": "#a0a0a8", "rule": "#3a3a40", "card": "#1d1d20",
-    "c0": "#6cb4ee", "limit": "#ff8a80", "on-bar": "#101012",
+    "c0": "#6cb4ee", "c1": "#f0a860", "limit": "#ff8a80", "on-bar": "#101012",
     "p0": "#77777d", "p1": "#4a9be0", "p2": "#8cc6f0", "p3": "#e0953a",
     "p4": "#f2726b", "p5": "#57b37f", "p6": "#f0c060", "p7": "#b08ad8",
 }  # fmt: skip
@@ -36,6 +36,7 @@ _PLACEHOLDERS: Final[Mapping[str, str]] = {
 WIDTH, HEIGHT = 380, 250  # of a picture on the page, in CSS pixels: the width of a phone
 UNITS_PER_INCH: Final = 72  # matplotlib's SVG counts in points
 PNG_DPI: Final = 140
+LABEL_POINTS: Final = 18  # above the axes, for the label of a limit below the title
 FEW_DECADES: Final = 500
 FEWEST_TO_LABEL: Final = 0.1  # a smaller share of a bar has no room for its number
 
@@ -47,8 +48,10 @@ Explain: TypeAlias = Callable[[Any, str], None]
 def write_png(chart: Chart, path: Path) -> None:
     """Draw `chart` into `path`. Raises ScenarioError when matplotlib is not installed."""
     with _matplotlib(chart):
-        figure = _figure(chart, LIGHT, lambda artist, label: None)
-        figure.axes[0].set_title(chart.title, color=LIGHT["ink"])
+        figure = draw_figure(chart, LIGHT, lambda artist, label: None)
+        has_label = isinstance(chart, LineChart) and chart.limit is not None
+        pad = LABEL_POINTS if has_label else None
+        figure.axes[0].set_title(chart.title, color=LIGHT["ink"], pad=pad)
         figure.savefig(path, dpi=PNG_DPI, facecolor=LIGHT["card"])
 
 
@@ -66,7 +69,7 @@ def svg(chart: Chart) -> str:
         artist.set_gid(key)
 
     with _matplotlib(chart), io.StringIO() as file:
-        figure = _figure(chart, _PLACEHOLDERS, explain)
+        figure = draw_figure(chart, _PLACEHOLDERS, explain)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         text = file.getvalue()
     return _for_page(text, chart, labels)
@@ -105,7 +108,8 @@ def _for_page(text: str, chart: Chart, labels: Mapping[str, str]) -> str:
     )
 
 
-def _figure(chart: Chart, colours: Colours, explain: Explain) -> Any:
+def draw_figure(chart: Chart, colours: Colours, explain: Explain) -> Any:
+    """The chart as a matplotlib figure, in `colours` by their names in LIGHT."""
     from matplotlib.figure import Figure
 
     size = (WIDTH / UNITS_PER_INCH, HEIGHT / UNITS_PER_INCH)
@@ -128,9 +132,14 @@ def _figure(chart: Chart, colours: Colours, explain: Explain) -> Any:
 
 
 def _lines(axes: Any, chart: LineChart, colours: Colours) -> None:
-    for line in chart.lines:
-        marker = "o" if line.marked else None
-        axes.plot(line.xs, line.ys, color=colours["c0"], lw=2, marker=marker, ms=5)
+    looks = (("c0", "-", "o"), ("c1", "--", "s"))
+    for line, (colour, style, marker) in zip(chart.lines, looks, strict=False):
+        axes.plot(
+            line.xs, line.ys, style, color=colours[colour], lw=2, label=line.name,
+            marker=marker if line.marked else None, ms=5,
+        )  # fmt: skip
+    if len(chart.lines) > 1:
+        _legend_below(axes, colours)
     if chart.log_x:
         _log_axis(axes)
     if chart.unit_interval:
@@ -138,9 +147,11 @@ def _lines(axes: Any, chart: LineChart, colours: Colours) -> None:
     if chart.limit is not None:
         at, label = chart.limit
         axes.axvline(at, color=colours["limit"], ls="--", lw=1)
+        # Above the axes, where no curve goes.
         axes.annotate(
-            label, (at, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
-            textcoords="offset points", color=colours["limit"], annotation_clip=False,
+            label, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
+            textcoords="offset points", ha="center", va="bottom", color=colours["limit"],
+            annotation_clip=False,
         )  # fmt: skip
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
@@ -183,6 +194,11 @@ def _bars(axes: Any, chart: BarChart, colours: Colours, explain: Explain) -> Non
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the mean")
     axes.invert_yaxis()
+    _legend_below(axes, colours)
+
+
+def _legend_below(axes: Any, colours: Colours) -> None:
+    """Outside of the axes, where it covers nothing."""
     axes.figure.legend(
         fontsize=10, ncols=4, loc="outside lower center", frameon=False, labelcolor=colours["ink"]
     )

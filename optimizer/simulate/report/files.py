@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.artifacts.plan import Plan
 from optimizer.simulate.budget import BudgetView
 from optimizer.simulate.measures import Measures, tbt_s
 from optimizer.simulate.record import Record, RequestRow
 from optimizer.simulate.report.charts import charts_of
 from optimizer.simulate.report.draw import write_png
 from optimizer.simulate.report.page import page
+from optimizer.simulate.report.subject import subject_of
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.sweep import SweepPoint
 
@@ -32,14 +34,20 @@ class Findings:
     """What one run of the command found."""
 
     scenario: Scenario
+    plan: Plan
     records: Sequence[Record]
     measures: Measures
     budget: BudgetView | None = None
     sweep: tuple[SweepPoint, ...] = ()
 
+    @property
+    def subject(self) -> dict[str, str]:
+        """What was simulated, in words."""
+        return subject_of(self.scenario, self.plan)
+
     def to_json(self) -> dict[str, Any]:
         """The object that `splitpoint simulate --json` prints."""
-        found = self.measures.to_json()
+        found = {"subject": self.subject, **self.measures.to_json()}
         if self.budget is not None:
             found["budget"] = asdict(self.budget)
         if self.sweep:
@@ -57,7 +65,14 @@ def write_files(findings: Findings, folder: Path) -> None:
     charts = charts_of(scenario, records, measures, curve)
     for chart in charts:
         write_png(chart, folder / f"{chart.name}.png")
-    html = page(scenario, measures, charts, budget=findings.budget, sweep=findings.sweep)
+    html = page(
+        scenario,
+        measures,
+        charts,
+        subject=findings.subject,
+        budget=findings.budget,
+        sweep=findings.sweep,
+    )
     (folder / "report.html").write_text(html, encoding="utf-8")
     (folder / "measures.json").write_text(
         json.dumps(findings.to_json(), indent=1) + "\n", encoding="utf-8"

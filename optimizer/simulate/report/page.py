@@ -6,10 +6,20 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
-from optimizer.simulate.budget import BudgetView
+from optimizer.simulate.budget import SEARCH_S, BudgetView
 from optimizer.simulate.measures import Measures
 from optimizer.simulate.report.charts import Chart
 from optimizer.simulate.report.draw import DARK, LIGHT, svg
+from optimizer.simulate.report.tables import (
+    TABLE_STYLE,
+    facts,
+    limit,
+    share,
+    share_of_wanted,
+    table,
+    time,
+    verdict,
+)
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.sweep import SweepPoint
 
@@ -26,13 +36,6 @@ figure { margin: 0; padding: .8rem; background: var(--card); border: 1px solid v
 figcaption { font-weight: 600; margin-bottom: .4rem; }
 svg { width: 100%; height: auto; display: block; }
 svg text { font-family: system-ui, sans-serif; }
-.scroll { overflow-x: auto; margin-bottom: 1rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--rule); text-align: right;
-  white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
-@media (max-width: 30rem) { body { padding: .6rem; } table { font-size: .85rem; }
-  th, td { padding: .25rem .3rem; } }
-.kept { color: var(--p5); } .broken { color: var(--limit); }
 """
 
 
@@ -41,11 +44,12 @@ def page(
     measures: Measures,
     charts: Sequence[Chart],
     *,
+    subject: Mapping[str, str],
     budget: BudgetView | None = None,
     sweep: Sequence[SweepPoint] = (),
 ) -> str:
-    """The whole document as text."""
-    sections = [_summary(scenario, measures)]
+    """The whole document as text. subject: what was simulated, in words."""
+    sections = [_summary(scenario, measures, subject)]
     if budget is not None:
         sections.append(_budget(scenario, budget))
     figures = "".join(
@@ -62,7 +66,7 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
         f"<title>{escape(scenario.name)}: simulated latency</title>"
-        f"<style>{_colours()}{STYLE}</style></head>"
+        f"<style>{_colours()}{STYLE}{TABLE_STYLE}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
 
@@ -78,35 +82,41 @@ def _colours() -> str:
     return f"{variables('#fbfbfa', LIGHT)}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
 
 
-def _summary(scenario: Scenario, measures: Measures) -> str:
+def _summary(scenario: Scenario, measures: Measures, subject: Mapping[str, str]) -> str:
     described = f"<p>{escape(scenario.description)}</p>" if scenario.description else ""
     asked = measures.requests["asked"]
     return (
-        f"<h1>{escape(scenario.name)}</h1>{described}"
+        f"<h1>{escape(scenario.name)}</h1>{described}{facts(subject)}"
         f'<p class="soft">Simulated: {measures.clients:,} clients, {measures.servers} '
         f"server{'s' * (measures.servers > 1)}, {measures.duration_s:g} s, seed {measures.seed}, "
         f"{measures.replications} replication{'s' * (measures.replications > 1)}. {asked:,} "
-        f"requests, {measures.tokens:,} tokens.</p>"
-        f"<p>{_budget_line(scenario, measures)}</p>"
+        f"requests, {measures.tokens:,} tokens.</p>{_verdict(scenario, measures)}"
     )
 
 
-def _budget_line(scenario: Scenario, measures: Measures) -> str:
-    limits = [
-        f"{name} {1e3 * limit:g} ms"
-        for name, limit in (
-            ("first token", scenario.budget.ttft_s),
-            ("between tokens", scenario.budget.tbt_s),
+def _verdict(scenario: Scenario, measures: Measures) -> str:
+    """The budget limit by limit; without limits, what came at all."""
+    budget = scenario.budget
+    limits = (
+        ("first token", budget.ttft_s, measures.first_in_time, budget.first_share),
+        ("between tokens", budget.tbt_s, measures.further_in_time, budget.further_share),
+    )
+    rows = [
+        (
+            f"{name} {limit(limit_s)}",
+            share_of_wanted(came, wanted),
+            f"{100 * wanted:g}%",
+            verdict(came >= wanted),
         )
-        if limit is not None
+        for name, limit_s, came, wanted in limits
+        if limit_s is not None
     ]
-    share = (
-        f"<strong>{measures.first_in_time:.1%}</strong> of first tokens and "
-        f"<strong>{measures.further_in_time:.1%}</strong> of further tokens in time"
-    )
-    if not limits:
-        return f"{share} (no budget given: only requests without any token count as late)."
-    return f"{share} (budget: {', '.join(limits)}; wanted {scenario.budget.share:.0%})."
+    if not rows:
+        return (
+            f"<p>No budget was given. {share(measures.first_in_time)} of the requests got a first "
+            f"token, and {share(measures.further_in_time)} of the further tokens came.</p>"
+        )
+    return "<h2>Verdict</h2>" + table(("limit", "in time", "wanted", "budget"), rows)
 
 
 def _budget(scenario: Scenario, view: BudgetView) -> str:
@@ -119,24 +129,39 @@ def _budget(scenario: Scenario, view: BudgetView) -> str:
         link = f"It breaks on a link held at its {view.breaks_at:.0%} quantile."
     changes = [
         (
-            change.name,
-            f"{change.within_budget:.1%}",
-            _time(change.ttft_p95_s),
-            _time(change.tbt_p95_s),
-            _kept(change.kept),
+            escape(change.name),
+            share(change.first_in_time),
+            share(change.further_in_time),
+            time(change.ttft_p95_s),
+            time(change.tbt_p95_s),
+            verdict(change.kept),
         )
         for change in view.changes
     ]
     quantiles = [
-        (f"{point.quantile:.0%}", f"{point.within_budget:.1%}", _kept(point.kept))
+        (
+            f"{point.quantile:.0%}",
+            share(point.first_in_time),
+            share(point.further_in_time),
+            verdict(point.kept),
+        )
         for point in view.quantiles
     ]
+    tried_s = min(scenario.duration_s, SEARCH_S)
+    many = scenario.servers.count > 1
+    clients = (
+        f"The server{'s carry' if many else ' carries'} <strong>{carried}</strong> clients"
+        + (f" ({view.clients_per_server:,.1f} each)." if many else ".")
+        if view.clients_carried
+        else "The fewest clients that this scenario can have break it."
+    )
     return (
-        f"<h2>The budget</h2><p>{_kept(view.kept)} as planned. The server"
-        f"{'s' * (scenario.servers.count > 1)} carr{'y' if scenario.servers.count > 1 else 'ies'} "
-        f"<strong>{carried}</strong> clients ({view.clients_per_server:,.1f} each). {link}</p>"
-        + _table(("change", "in time", "TTFT p95", "TBT p95", "budget"), changes)
-        + _table(("link quantile", "in time", "budget"), quantiles)
+        f"<h2>What would keep the budget</h2><p>{clients} {link} "
+        f"Every try is {tried_s:g} s long.</p>"
+        + table(
+            ("change", "first in time", "further in time", "TTFT p95", "TBT p95", "budget"), changes
+        )
+        + table(("link quantile", "first in time", "further in time", "budget"), quantiles)
     )
 
 
@@ -144,22 +169,22 @@ def _sweep(points: Sequence[SweepPoint]) -> str:
     rows = [
         (
             escape(point.label),
-            _time(point.measures.ttft_s.p50),
-            _time(point.measures.ttft_s.p95),
-            _time(point.measures.tbt_s.p50),
-            _time(point.measures.tbt_s.p95),
-            f"{point.measures.within_budget:.1%}",
+            time(point.measures.ttft_s.p50),
+            time(point.measures.ttft_s.p95),
+            time(point.measures.tbt_s.p50),
+            time(point.measures.tbt_s.p95),
+            share(point.measures.within_budget),
             f"{point.measures.server_utilisation:.0%}",
         )
         for point in points
     ]
-    head = ("sweep", "TTFT p50", "p95", "TBT p50", "p95", "in time", "server busy")
-    return "<h2>Sweep</h2>" + _table(head, rows)
+    head = ("sweep", "TTFT p50", "TTFT p95", "TBT p50", "TBT p95", "in time", "server busy")
+    return "<h2>Sweep</h2>" + table(head, rows)
 
 
 def _latencies(scenario: Scenario, measures: Measures) -> str:
     rows = [
-        (name, _time(spread.p50), _time(spread.p95), _time(spread.p99))
+        (name, time(spread.p50), time(spread.p95), time(spread.p99))
         for name, spread in (
             ("first token", measures.ttft_s),
             ("between tokens", measures.tbt_s),
@@ -167,32 +192,15 @@ def _latencies(scenario: Scenario, measures: Measures) -> str:
         )
     ]
     parts = [
-        (part, _time(measures.breakdown_first_s[part]), _time(measures.breakdown_step_s[part]))
+        (part, time(measures.breakdown_first_s[part]), time(measures.breakdown_step_s[part]))
         for part in measures.breakdown_step_s
     ]
     return (
         "<h2>Latency</h2>"
-        + _table(("", "p50", "p95", "p99"), rows)
-        + _table(("part (mean)", "first token", "each step"), parts)
+        + table(("", "p50", "p95", "p99"), rows)
+        + table(("part (mean)", "first token", "each step"), parts)
     )
 
 
 def _servers(measures: Measures) -> str:
-    return "<h2>Servers and bytes</h2>" + _table(("", ""), measures.for_people())
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML already."""
-    header = "".join(f"<th>{name}</th>" for name in head) if any(head) else ""
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{header}</tr>{body}</table></div>'
-
-
-def _kept(kept: bool) -> str:
-    return '<span class="kept">kept</span>' if kept else '<span class="broken">broken</span>'
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 10:
-        return f"{seconds:,.1f} s"
-    return f"{1e3 * seconds:,.1f} ms"
+    return "<h2>Servers and bytes</h2>" + table(("", ""), measures.for_people())

@@ -46,19 +46,38 @@ class Fault:
 class Budget:
     """The seconds that a first and a further token may take (None: no limit).
 
-    The budget is kept when at least `share` of the first tokens and at least `share` of the
-    further tokens are in time, each against its own limit.
+    The budget is kept when at least `first_share` of the first tokens and at least `further_share`
+    of the further tokens are in time, each against its own limit. `share` stands for one of the
+    two that is not given (`ttft_share`, `tbt_share`).
     """
 
     ttft_s: float | None = None
     tbt_s: float | None = None
     share: float = 0.95
+    ttft_share: float | None = None
+    tbt_share: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ScenarioError("budget.share must lie in (0, 1]")
+        for name in ("share", "ttft_share", "tbt_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ScenarioError(f"budget.{name} must lie in (0, 1]")
         if any(limit is not None and limit <= 0 for limit in (self.ttft_s, self.tbt_s)):
             raise ScenarioError("budgets must be above zero")
+
+    @property
+    def first_share(self) -> float:
+        """The share of first tokens that has to be in time."""
+        return self.share if self.ttft_share is None else self.ttft_share
+
+    @property
+    def further_share(self) -> float:
+        """The share of further tokens that has to be in time."""
+        return self.share if self.tbt_share is None else self.tbt_share
+
+    def kept_by(self, first_in_time: float, further_in_time: float) -> bool:
+        """Whether these shares of tokens in time keep both limits."""
+        return first_in_time >= self.first_share and further_in_time >= self.further_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ import pytest
 
 from optimizer.simulate.budget import BudgetView, Change, CurvePoint, QuantilePoint
 from optimizer.simulate.measures import measure
-from optimizer.simulate.report.charts import tick_label
-from optimizer.simulate.report.draw import DARK, LIGHT
+from optimizer.simulate.report.charts import ChartLine, LineChart, tick_label
+from optimizer.simulate.report.draw import DARK, LIGHT, draw_figure
 from optimizer.simulate.report.files import Findings, write_files
-from optimizer.simulate.scenario import Arrivals, Budget
+from optimizer.simulate.report.subject import subject_of
+from optimizer.simulate.report.tables import share_of_wanted
+from optimizer.simulate.scenario import Arrivals, Budget, Link
 from optimizer.simulate.sweep import SweepPoint
-from tests.optimizer.simulate.scenes import run, scene
+from tests.optimizer.simulate.scenes import GROUP, PLAN, SCENE, run, scene
 
 VIEW = BudgetView(
     kept=True,
@@ -29,7 +32,10 @@ VIEW = BudgetView(
     curve=tuple(
         CurvePoint(
             num_clients=n,
+            first_in_time=1.0,
+            further_in_time=1 - n / 50,
             within_budget=1 - n / 50,
+            kept=True,
             ttft_p95_s=0.1,
             tbt_p95_s=0.1,
             server_utilisation=0.5,
@@ -37,8 +43,35 @@ VIEW = BudgetView(
         for n in (1, 2, 4)
     ),
     breaks_at=0.9,
-    quantiles=(QuantilePoint(quantile=0.9, within_budget=0.5, kept=False),),
-    changes=(Change(name="split 5", within_budget=0.97, ttft_p95_s=0.1, tbt_p95_s=0.1, kept=True),),
+    quantiles=(
+        QuantilePoint(
+            quantile=0.9, first_in_time=0.5, further_in_time=1.0, within_budget=0.5, kept=False
+        ),
+    ),
+    changes=(
+        Change(
+            name="split 5",
+            first_in_time=0.97,
+            further_in_time=1.0,
+            within_budget=0.97,
+            ttft_p95_s=0.1,
+            tbt_p95_s=0.1,
+            kept=True,
+        ),
+    ),
+)
+
+
+TWO_CURVES = LineChart(
+    name="two",
+    title="Two",
+    x_label="clients",
+    y_label="share",
+    lines=tuple(
+        ChartLine(name=name, xs=(1.0, 200.0), ys=(1.0, end)) for name, end in (("a", 0.0), ("b", 1))
+    ),
+    limit=(190.0, "190 clients"),
+    unit_interval=True,
 )
 
 
@@ -47,13 +80,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scenario = scene(
         group={"arrivals": Arrivals(kind="closed", think_s=1.0)},
         name="a <b>bold</b> name",
-        budget=Budget(ttft_s=0.5, tbt_s=0.1),
+        budget=Budget(ttft_s=0.001, tbt_s=0.1, tbt_share=0.5),
     )
     record = run(scenario)
     measures = measure(scenario, [record])
     folder = tmp_path_factory.mktemp("report")
     findings = Findings(
         scenario=scenario,
+        plan=PLAN,
         records=[record],
         measures=measures,
         budget=VIEW,
@@ -71,6 +105,60 @@ def test_the_page_names_nothing_outside_itself(report: Path) -> None:
     assert text.count("<svg") == 5
     assert "prefers-color-scheme: dark" in text
     assert "<b>bold</b>" not in text
+
+
+def test_the_head_names_model_split_devices_link_and_load(report: Path) -> None:
+    text = (report / "report.html").read_text()
+    head = text[text.index("<h1>") : text.index("<h2>")]
+    named = dict(re.findall(r"<dt>(\w+)</dt><dd>([^<]*)</dd>", head))
+    assert named["model"] == "m"
+    assert named["split"].startswith("after layer 10 of 30: 10 on the device at 4 bits, 20 on the")
+    assert named["devices"] == "1 x raspberry-pi-5-8gb"
+    assert named["servers"] == "1 x local-epyc-2core"
+    assert named["link"] == "4g, held at its 50% quantile"
+    assert named["load"] == "each asks again after 1 s; prompts 150, answers 20 tokens"
+    assert json.loads((report / "measures.json").read_text())["subject"] == named
+
+
+def test_every_group_of_clients_is_named_with_its_own_and_no_folder() -> None:
+    phone = replace(GROUP, name="phones", devices={"a": 1, "b": 3, "c": 0}, count=40)
+    other = replace(phone, name="cars", link=Link(mix={"/home/me/drive.csv": 1.0}))
+    found = subject_of(replace(SCENE, clients=(phone, other)), PLAN)
+    assert found["devices"] == "40: 25% a, 75% b"
+    assert found["link"] == "phones: 4g, held at its 50% quantile; cars: drive.csv"
+    whole = replace(PLAN, partition=replace(PLAN.partition, split=30))
+    assert "servers" not in subject_of(SCENE, whole)
+
+
+def test_the_verdict_is_by_limit_each_against_its_own_share(report: Path) -> None:
+    text = (report / "report.html").read_text()
+    table = text[text.index("<h2>Verdict</h2>") : text.index("<h2>What would keep")]
+    cells = [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", table)]
+    assert cells == [
+        *("first token 1 ms", "0.0%", "95%", "broken"),
+        *("between tokens 100 ms", cells[5], "50%", "kept"),
+    ]
+
+
+def test_a_share_that_falls_short_never_reads_as_reached() -> None:
+    assert share_of_wanted(0.94996, 0.95) == "94.996%"
+    assert share_of_wanted(0.95, 0.95) == "95.0%"
+    assert share_of_wanted(0.5, 0.95) == "50.0%"
+
+
+def test_no_label_and_no_legend_lies_over_a_curve(report: Path) -> None:
+    """A limit's label is above the axes, and a legend below them."""
+    for chart in (TWO_CURVES, replace(TWO_CURVES, lines=TWO_CURVES.lines[:1])):
+        figure = draw_figure(chart, LIGHT, lambda artist, label: None)
+        figure.canvas.draw()
+        inside = figure.axes[0].get_window_extent()
+        texts = [*figure.axes[0].texts, *(legend for legend in figure.legends)]
+        assert len(texts) == len(chart.lines)
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.y0 >= inside.y1 or box.y1 <= inside.y0
+            assert box.x0 >= 0
+            assert box.x1 <= figure.bbox.x1
 
 
 def test_every_picture_takes_its_colours_from_the_page(report: Path) -> None:
