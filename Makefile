@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # GPU: make setup TORCH="torch"
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup demo test prove check lint types arch protos sanitize bench soak docs clean
+.PHONY: help setup demo test prove check lint types arch protos sanitize bench soak dist docs clean
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,10 @@ bench: setup  ## Run the benchmarks; see benchmarks/METHODOLOGY.md
 
 soak: $(STAMP)  ## Honest and hostile clients for ten minutes; memory, threads, tokens, times
 	$(BIN)/python -m benchmarks.server.soak
+
+dist: $(STAMP)  ## Build the source archive and this machine's wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
 
 clean:  ## Remove what was built (the virtual environment and models stay)
 	rm -rf work out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
