@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-import psutil
-
 from hwprofiles.profiler import system_facts
 from hwprofiles.profiler.measured_backends import CodecKernels
 from hwprofiles.profiler.timing import Timing, measure
@@ -74,8 +72,7 @@ def quality_warnings(references: Sequence[float], spreads: Sequence[float]) -> I
         yield f"the reference kernel took {drift:+.0%} at the end: {reason}"
     elif max(references) > (1 + 2 * DRIFT) * min(references):
         yield "the reference kernel varied by more than a fifth on the way: a busy machine"
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    if battery is not None and not battery.power_plugged:
+    if system_facts.runs_on_battery():
         yield "running on battery: rates may be lower than on mains"
     throttled = system_facts.throttle_events()
     if throttled:

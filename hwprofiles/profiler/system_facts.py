@@ -122,6 +122,15 @@ def storage_read_rate(folder: Path | None, num_bytes: int) -> float | None:
         return num_bytes / (time.perf_counter() - start)
 
 
+def runs_on_battery() -> bool:
+    """Whether the machine takes its power from a battery; no where nobody can tell."""
+    try:
+        battery = psutil.sensors_battery()
+    except (AttributeError, OSError):  # not on this system; a container without /sys
+        return False
+    return battery is not None and not battery.power_plugged
+
+
 def throttle_events(root: Path = Path("/sys/devices/system/cpu")) -> int:
     """How often the cores have throttled for heat since they were started; 0 where the system
     does not say (virtual machines, most Arm boards)."""

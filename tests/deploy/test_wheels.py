@@ -43,7 +43,15 @@ class Machine:
         self.pip("install", f"{wheel}[{extra}]")
 
     def pip(self, *arguments: str) -> None:
-        subprocess.run([self._bin / "pip", "-q", *arguments], check=True, timeout=900)
+        # A checkout on the path would count as installed.
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run(
+            [self._bin / "pip", "-q", *arguments],
+            check=True,
+            timeout=900,
+            env=env,
+            cwd=self._folder,
+        )
 
     @property
     def _bin(self) -> Path:

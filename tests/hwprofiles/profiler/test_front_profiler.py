@@ -145,3 +145,12 @@ def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch)
 
 
 STEADY = Timing(seconds=1.0, spread=0.0, num_repeats=5)
+
+
+def test_a_container_without_sys_is_not_on_battery(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_sys() -> None:
+        raise FileNotFoundError("/sys/class/power_supply")
+
+    monkeypatch.setattr("psutil.sensors_battery", no_sys)
+    assert not system_facts.runs_on_battery()
+    assert not any("battery" in warning for warning in _warnings([1.0, 1.0], [0.0]))
