@@ -29,7 +29,9 @@ RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --no-create-home --shell /usr/sbin/nologin --uid 10001 splitpoint
 COPY --from=build /opt/splitpoint /opt/splitpoint
-# torch asks for a cache folder at import; one that is there needs no write.
+# torch asks for a cache folder at import; one that is there needs no write. Keys and tokens are
+# paths here, not contents.
+# hadolint ignore=DL3064
 ENV PATH=/opt/splitpoint/bin:$PATH HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 \
     TORCHINDUCTOR_CACHE_DIR=/tmp \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
