@@ -82,11 +82,12 @@ class Machine:
             stdout=subprocess.PIPE,
             text=True,
         )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(30)
+        with process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+                process.wait(30)
 
     def listening(self, process: subprocess.Popen[str]) -> str:
         """HOST:PORT, once a server has said it."""
@@ -127,7 +128,8 @@ def test_a_device_serves_the_local_api(tmp_path: Path, wheel: Path, bench: Model
     whole = bench.edge_bundle(bench.num_layers)
     with device.started("api", whole, "--listen", "127.0.0.1:0") as process:
         url = f"http://{device.listening(process)}/health"
-        assert urllib.request.urlopen(url).status == 200
+        with urllib.request.urlopen(url) as answer:
+            assert answer.status == 200
 
 
 def test_a_server_serves_with_its_compiled_layers(
