@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import cloud
 import edge
@@ -65,6 +67,18 @@ def test_the_modules_of_a_machine_import_with_its_own_packages_alone(
     modules.append(f"splitpoint.commands.{command}")
     finished = python(SCRIPT.format(refused=NOT_ON[package], rooms=ROOMS, modules=modules))
     assert finished.returncode == 0, finished.stderr
+
+
+def test_a_build_machine_has_what_trying_the_back_imports() -> None:
+    """A build runs the server's layers, without what only a listening server needs."""
+    refused = ("grpc_health", "grpc_reflection", "prometheus_client", "llguidance", "simpy")
+    modules = ["splitpoint.commands.build", "optimizer.export.bundle_builder"]
+    modules.append("cloud.engine.served_back")
+    finished = python(SCRIPT.format(refused=refused, rooms=ROOMS, modules=modules))
+    assert finished.returncode == 0, finished.stderr
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installed = {re.split("[<>=]", one)[0] for one in project["optional-dependencies"]["build"]}
+    assert {"grpcio", "protobuf"} <= installed
 
 
 def test_onnx_runtime_keeps_no_device_id(tmp_path: Path) -> None:
