@@ -18,7 +18,7 @@ from splitpoint.commands.option_groups import (
     with_options,
 )
 from splitpoint.text_input import read_text
-from splitpoint.views.progress import build_progress
+from splitpoint.views.long_work import NOTHING_KEPT, long_work
 
 if TYPE_CHECKING:
     from optimizer.artifacts.plan import Plan
@@ -168,20 +168,20 @@ def build(
     from optimizer.artifacts.plan import load_plan
     from optimizer.export.bundle_builder import build_bundle
 
-    with build_progress(f"building {out}") as (progress, share):
-        progress("reading the model")
+    with long_work(f"building {out}", kept=lambda: _kept(out)) as work:
+        work.stage("reading the model")
         source = chosen.source()
         default_level = CALIBRATED_LEVEL if calibration.calibrate else "lossless"
         report = build_bundle(
             source,
             load_plan(plan_file) if plan_file else plan_from_flags(source, flags, default_level),
             out,
-            progress=progress,
+            progress=work.stage,
             force=result.force,
             sides=SIDES[result.side],
             weights=WEIGHTS[result.weights],
             resume=result.resume,
-            share=share,
+            share=work.share,
             calibration=calibration.wanted(),
             open_back=ServedBack,
         )
@@ -193,6 +193,16 @@ def build(
         f"peak memory of this build {report.peak_memory_bytes / 2**20:.0f} MiB",
         err=True,
     )
+
+
+def _kept(out: Path) -> str:
+    """What an interrupted build leaves, and how to go on."""
+    from optimizer.export.build_stages import stages_left_of
+
+    stages = stages_left_of(out)
+    if not stages:
+        return NOTHING_KEPT
+    return f"kept: {', '.join(stages)}; the same command with --resume goes on"
 
 
 def plan_from_flags(source: ModelSource, flags: PartitionFlags, default_level: str) -> Plan:

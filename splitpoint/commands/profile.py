@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +24,10 @@ from hwprofiles.profiles.device import DeviceProfile
 from splitpoint.commands.generation_options import CredentialOptions
 from splitpoint.commands.option_groups import JsonOption, address_of, with_options
 from splitpoint.text_input import read_text
+from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
-from splitpoint.views.progress import share_and_stage_progress
 from splitpoint.views.screen import open_console
+from splitpoint.views.work_state import WorkState
 
 MIB = 1 << 20
 SILENT = 10.0  # percent within which two figures count as the same
@@ -62,11 +64,11 @@ def device(
     from splitpoint.profiled_codec import ProfiledCodec
 
     chosen = _role(role)
-    with share_and_stage_progress("profiling") as report:
+    with long_work("profiling") as work:
         common: dict[str, Any] = {
             "name": name or (out.stem if out else None),
             "quick": quick,
-            "progress": report,
+            "progress": _telling(work),
             "command": _command(),
             "codec": ProfiledCodec(),
         }
@@ -88,6 +90,16 @@ def device(
         _print_device(found)
     else:
         typer.echo(str(out))
+
+
+def _telling(work: WorkState) -> Callable[[float, str], None]:
+    """What profilers and probes call with (share done, what comes next)."""
+
+    def tell(share: float, what: str) -> None:
+        work.stage(what)
+        work.share(share)
+
+    return tell
 
 
 def _role(asked: str) -> str:
@@ -129,8 +141,10 @@ def link(
     typer.echo(f"link probe: at most {max_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
     try:
         stack_s = loopback_stack_s()
-        with share_and_stage_progress("probing") as report, GrpcProbeStream(transport) as stream:
-            found = probe_link(stream, cap_bytes=max_bytes, stack_s=stack_s, progress=report)
+        with long_work("probing") as work, GrpcProbeStream(transport) as stream:
+            found = probe_link(
+                stream, cap_bytes=max_bytes, stack_s=stack_s, progress=_telling(work)
+            )
     finally:
         transport.close()
     if found.capped:

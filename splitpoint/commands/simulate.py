@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
-from splitpoint.views.progress import share_progress, stage_progress
 
 if TYPE_CHECKING:
     from optimizer.simulate.assemble import Inputs, Overrides
@@ -145,12 +145,12 @@ def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findin
 
     points = sweep_points(inputs, runs.sweep or []) if runs.sweep else []
     many = [inputs, *(point for _, point in points)]
-    with share_progress(f"simulating {inputs.scenario.name}") as progress:
+    with long_work(f"simulating {inputs.scenario.name}") as work:
         records = replicate(
             [one.setup() for one in many],
             replications=runs.replications,
             processes=runs.processes,
-            progress=progress,
+            progress=work.share,
         )
     measures = [measure(one.scenario, found) for one, found in zip(many, records, strict=True)]
     _warn_of_silence(measures)
@@ -167,10 +167,16 @@ def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findin
 
 
 def _advice(inputs: Inputs, measures: Measures, runs: RunOptions) -> BudgetView:
-    from optimizer.simulate.budget import budget_view
+    from optimizer.simulate.budget import STAGES, budget_view
 
-    with stage_progress("budget") as stage:
-        return budget_view(inputs, measures, processes=runs.processes, progress=stage)
+    with long_work("looking for advice (--no-advice leaves it out)") as work:
+        tell = work.staged(dict.fromkeys(STAGES, 1.0))
+        return budget_view(
+            inputs,
+            measures,
+            processes=runs.processes,
+            progress=lambda stage: tell(stage, 0, 1),
+        )
 
 
 def _warn_of_silence(measures: Sequence[Measures]) -> None:
