@@ -15,15 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from codec.ladder import Ladder
 from decoding.params import whole_in
+from edge.device.bundle_parts import ladder_of, planned_limit, tables_of, tokenizer_of
 from edge.device.front import FrontEngine
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
-from edge.device.tokenizer import ChatMessage, ChatTokenizer
+from edge.device.tokenizer import ChatMessage
 from edge.draft.factory import DrafterFactory
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
 from edge.generation.factory import GenerationFactory
+from edge.generation.link_notice import OnLink, unheard
 from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
 from edge.net.connection_keeper import ConnectionKeeper
@@ -35,13 +36,9 @@ from hwprofiles.heap import return_freed_blocks
 from optimizer.artifacts.bundle import (
     EDGE_SETTINGS_NAME,
     FRONT_NAME,
-    TEMPLATE_NAME,
-    Bundle,
     EdgeSettings,
     open_bundle,
-    tables_name,
 )
-from optimizer.artifacts.plan import Plan
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.addresses import parse_address
 from protos.errors import AddressError
@@ -64,7 +61,8 @@ class EdgeClient:
     keep_connected: for a program that waits for a user: keep the first server's connection ready.
     share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
     tenant's tokens. A device of the tenant can then find out whether a text that it guesses was
-    sent; so not by default.
+    sent; so not by default. on_link: told when a generation loses its server, waits and goes on;
+    called in the generation's thread.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -85,6 +83,7 @@ class EdgeClient:
         trace: TextIO | None = None,
         share_prefixes: bool = False,
         keep_connected: bool = False,
+        on_link: OnLink = unheard,
     ) -> None:
         addresses = checked_addresses(server)
         credentials = credentials or Credentials()
@@ -94,16 +93,16 @@ class EdgeClient:
         if not addresses and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         if memory_limit_bytes is None:
-            memory_limit_bytes = _planned_limit(self.plan)
+            memory_limit_bytes = planned_limit(self.plan)
         if memory_limit_bytes is not None:
             return_freed_blocks()  # before the first large blocks are allocated and freed
         self._settings = EdgeSettings.load(opened.path(f"edge/{EDGE_SETTINGS_NAME}").parent)
-        self.tokenizer = _tokenizer(
+        self.tokenizer = tokenizer_of(
             opened, self._settings, allow_control_tokens=allow_control_tokens
         )
         self._lengths = LengthRules(self.plan, self.tokenizer)
-        tables = _tables(opened)
-        self.ladder = _ladder(tables, self.plan)
+        tables = tables_of(opened)
+        self.ladder = ladder_of(tables, self.plan)
         chunk_tokens = prefill_chunk or self.plan.prefill_chunk
         if memory_limit_bytes is not None:
             chunk_tokens = fitting_chunk(
@@ -143,6 +142,7 @@ class EdgeClient:
             retry_policy=retry_policy or RetryPolicy(),
             clock=self._clock,
             share_prefixes=share_prefixes,
+            on_link=on_link,
             end_token_ids=self._settings.stop_token_ids,
             tokenizer_path=opened.path("edge/tokenizer.json"),
         )
@@ -165,6 +165,15 @@ class EdgeClient:
             self._keeper.stop()
         for transport in self._transports:
             transport.close()
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the compression levels, best quality first."""
+        return self.ladder.names
+
+    def check(self, request: CompletionRequest) -> None:
+        """InputError for a request that no prompt could be served with here."""
+        self._generations.check(request)
 
     def complete(
         self, prompt: str | Sequence[ChatMessage], request: CompletionRequest | None = None
@@ -263,36 +272,3 @@ def checked_addresses(server: str | Sequence[str] | None) -> list[str]:
         return [str(parse_address(address, lowest_port=1)) for address in given]
     except AddressError as error:
         raise InputError(f"server {error}") from error
-
-
-def _planned_limit(plan: Plan) -> int | None:
-    """The memory that the plan was made for; None when it was made for no limit."""
-    limit = None if plan.limits is None else plan.limits.edge_memory_bytes
-    return None if limit is None else int(limit)
-
-
-def _tokenizer(
-    bundle: Bundle, settings: EdgeSettings, *, allow_control_tokens: bool
-) -> ChatTokenizer:
-    """The bundle's tokenizer, with its chat template if it has one."""
-    template = bundle.read_text(TEMPLATE_NAME) if bundle.has(TEMPLATE_NAME) else None
-    return ChatTokenizer(
-        bundle.path("edge/tokenizer.json"),
-        template,
-        settings,
-        allow_control_tokens=allow_control_tokens,
-    )
-
-
-def _tables(bundle: Bundle) -> Path | None:
-    """The codec tables of the bundle's own split, if it has any."""
-    name = tables_name(bundle.plan.partition.split)
-    return bundle.path(name) if bundle.has(name) else None
-
-
-def _ladder(tables: Path | None, plan: Plan) -> Ladder:
-    """The levels of the codec's tables; the lossless one alone without tables."""
-    hidden_size = plan.model.geometry.hidden_size
-    if tables is not None:
-        return Ladder.load(tables, hidden_size=hidden_size)
-    return Ladder.lossless(hidden_size)

@@ -19,6 +19,7 @@ EXTRA_OF_PACKAGE: Final = {
     "onnxruntime": "edge",
     "tokenizers": "edge",
     "jinja2": "edge",
+    "prompt_toolkit": "edge",
     "starlette": "api",
     "uvicorn": "api",
     "h11": "api",  # comes with uvicorn

@@ -25,6 +25,7 @@ from edge.generation.context import ShiftingGeneration
 from edge.generation.drafting import DraftSelector
 from edge.generation.handover import HandoverGeneration
 from edge.generation.level_selector import LevelSelector
+from edge.generation.link_notice import OnLink, unheard
 from edge.generation.local import LocalGeneration
 from edge.generation.local_grammars import LocalGrammars
 from edge.generation.loop import RemoteGeneration
@@ -32,6 +33,7 @@ from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
 from edge.generation.prefix_memory import PrefixMemory
 from edge.generation.token_source import TokenSource
 from edge.net.transport import Transport
+from hwprofiles.schema.near_names import did_you_mean
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -46,7 +48,8 @@ class GenerationFactory:
     transports: the servers, the first one first; empty when the plan is whole on the edge.
     chunk_tokens: the most prompt tokens a frame, or always so many if not `adaptive_chunks`.
     share_prefixes: whether the tenant's other devices may find this device's prompts.
-    end_token_ids, tokenizer_path: for answers that follow a grammar.
+    end_token_ids, tokenizer_path: for answers that follow a grammar. on_link: told of lost
+    servers, in the generation's thread.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class GenerationFactory:
         share_prefixes: bool = False,
         end_token_ids: Sequence[int] = (),
         tokenizer_path: Path | None = None,
+        on_link: OnLink = unheard,
     ) -> None:
         self._plan = plan
         self._ladder = ladder
@@ -72,6 +76,7 @@ class GenerationFactory:
         self._adaptive_chunks = adaptive_chunks
         self._retry_policy = retry_policy
         self._clock = clock
+        self._on_link = on_link
         self._prefixes = PrefixMemory(share=share_prefixes)
         self._prefill = PrefillPlanner(
             split=plan.partition.split,
@@ -124,7 +129,10 @@ class GenerationFactory:
         if wanted.isdecimal() and int(wanted) < len(names):
             return (names[int(wanted)],)
         if wanted not in (*names, *self._ladder.extra_names):
-            raise InputError(f"no level {wanted!r}: this bundle has {', '.join(names)}")
+            raise InputError(
+                f"no level {wanted!r}: this bundle has {', '.join(names)}"
+                f"{did_you_mean(wanted, names)}"
+            )
         return (wanted,)
 
     def generation(
@@ -209,6 +217,7 @@ class GenerationFactory:
                 clock=self._clock,
                 rng=random.Random(),
                 token_frames=prefill is not None,
+                on_link=self._on_link,
             ),
             chunks=ChunkSizer(
                 self._chunk_tokens, selector=selector, adaptive=self._adaptive_chunks
@@ -244,6 +253,7 @@ class GenerationFactory:
                 clock=self._clock,
                 rng=random.Random(),
                 token_frames=True,
+                on_link=self._on_link,
             ),
             chunks=ChunkSizer(self._chunk_tokens, selector=selector),
             retry_policy=self._retry_policy,

@@ -15,6 +15,7 @@ from edge.text_input import check_token
 from optimizer.policy.kv.registry import KV_POLICIES
 from splitpoint.commands.option_groups import address_of
 from splitpoint.text_input import read_text, text_argument
+from splitpoint.views.link_lines import LinkLines
 from splitpoint.views.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -120,16 +121,20 @@ class DeviceOptions(CredentialOptions):
         *,
         concurrency: int = 1,
         keep_connected: bool = False,
+        is_watched: bool = False,
     ) -> EdgeClient:
         """An EdgeClient that lives as long as `stack`. keep_connected: it waits for users.
+        is_watched: say on stderr when a server is lost, and what happens then.
 
         Bad usage for an address that cannot be dialled, and InputError for bad credentials, before
         anything is loaded.
         """
         servers = [str(address_of(text, "--server", lowest_port=1)) for text in self.server or ()]
         credentials = self.credentials()
+        limit = None if self.memory_limit is None else parse_size(self.memory_limit)
         from edge.client import EdgeClient
         from edge.device.power import pin_to
+        from edge.generation.link_notice import unheard
         from optimizer.policy.retry import RetryPolicy
 
         if self.affinity is not None:
@@ -147,9 +152,7 @@ class DeviceOptions(CredentialOptions):
                 concurrency=concurrency,
                 threads=self.threads,
                 spinning=self.spin,
-                memory_limit_bytes=(
-                    None if self.memory_limit is None else parse_size(self.memory_limit)
-                ),
+                memory_limit_bytes=limit,
                 prefill_chunk=self.prefill_chunk,
                 draft_model=self.draft_model,
                 allow_control_tokens=self.allow_control_tokens,
@@ -160,6 +163,7 @@ class DeviceOptions(CredentialOptions):
                 trace=sink,
                 share_prefixes=self.share_prefixes,
                 keep_connected=keep_connected,
+                on_link=LinkLines() if is_watched else unheard,
             )
         )
 

@@ -80,10 +80,15 @@ def test_ctrl_c_says_how_far_it_was_what_was_kept_and_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clock = FakeClock()
-    with pytest.raises(KeyboardInterrupt), long_work("building", kept="x; y", clock=clock) as work:
-        clock.pass_s(20)
-        work.steps("front", 1, 2)
-        raise KeyboardInterrupt
+
+    def work() -> None:
+        with long_work("building", kept="x; y", clock=clock) as state:
+            clock.pass_s(20)
+            state.steps("front", 1, 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     line = "building: front, 50 %, 20 s so far, about 20 s left"
     assert capsys.readouterr().err == f"splitpoint: interrupted while {line}: x; y\n"
 
