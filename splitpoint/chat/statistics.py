@@ -16,7 +16,7 @@ class ChatStatistics:
 
     def __init__(self) -> None:
         self._ttft_s: list[float] = []
-        self._tbt_s: list[float] = []
+        self._rates: list[float] = []
         self._tokens = 0
         self._up_bytes = 0
         self._down_bytes = 0
@@ -28,8 +28,8 @@ class ChatStatistics:
         figures = completion.to_json()
         if completion.token_ids:
             self._ttft_s.append(completion.ttft_s)
-        if len(completion.token_ids) > 1:
-            self._tbt_s.append(completion.tbt_quantile_s(0.5))
+        if completion.tokens_per_s:
+            self._rates.append(completion.tokens_per_s)
         self._tokens += len(completion.token_ids)
         self._up_bytes += figures["uplink_bytes"]
         self._down_bytes += figures["downlink_bytes"]
@@ -45,8 +45,8 @@ class ChatStatistics:
             f"{len(self._ttft_s)} answers, {self._tokens} tokens",
             f"first token after {time_text(statistics.median(self._ttft_s))}",
         ]
-        if self._tbt_s:
-            lines[-1] += f", then one every {time_text(statistics.median(self._tbt_s))}"
+        if self._rates:
+            lines[-1] += f", then {statistics.median(self._rates):.3g} tokens/s"
         lines.append(f"up {size_text(self._up_bytes)}, down {size_text(self._down_bytes)}")
         if self._levels:
             frames = ", ".join(f"{name} {count}" for name, count in self._levels.items())

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final
 
 import typer
 
+from splitpoint.commands.choices import DRAFTS, one_of
 from splitpoint.commands.option_groups import JsonOption, with_options
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
@@ -88,6 +89,7 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Decode through a server on loopback: tokens a second, and where a step's time goes."""
+    one_of(draft, DRAFTS, "--draft")
     from splitpoint.decode_bench import run_decode_bench
 
     with long_work("measuring decoding") as work:

@@ -11,6 +11,7 @@ import typer
 from optimizer.artifacts.bundle import Role
 from optimizer.artifacts.weight_reference import WeightsPlace
 from optimizer.cost.build_memory import CALIBRATION_TOKENS
+from splitpoint.commands.choices import DEVICES, check_level, one_of
 from splitpoint.commands.option_groups import (
     DeviceOption,
     SourceOptions,
@@ -75,6 +76,17 @@ class PartitionFlags:
             "rows give the same values."
         ),
     ] = False
+
+    def check(self) -> None:
+        """BadParameter for a number of bits or a level that there is not."""
+        for option, bits, known in (
+            ("--front-bits", self.front_bits, (4, 8, 16, 32)),
+            ("--back-bits", self.back_bits, (8, 16, 32)),
+            ("--kv-bits", self.kv_bits, (8, 16, 32)),
+        ):
+            one_of(str(bits), map(str, known), option)
+        if self.level is not None:
+            check_level(self.level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +153,8 @@ class ResultOptions:
 
     def check(self) -> None:
         """BadParameter for a choice that there is not."""
-        if self.weights not in WEIGHTS:
-            raise typer.BadParameter(
-                f"--weights {self.weights}: choose one of {', '.join(WEIGHTS)}"
-            )
-        if self.side not in SIDES:
-            raise typer.BadParameter(f"--side {self.side}: choose one of {', '.join(SIDES)}")
+        one_of(self.weights, WEIGHTS, "--weights")
+        one_of(self.side, SIDES, "--side")
 
 
 @with_options()
@@ -164,6 +172,8 @@ def build(
     if (plan_file is None) == (flags.split is None):
         raise typer.BadParameter("give a plan.yaml or --split, one of them")
     result.check()
+    flags.check()
+    one_of(calibration.device, DEVICES, "--device")
     from cloud.engine.served_back import ServedBack
     from optimizer.artifacts.plan import load_plan
     from optimizer.export.bundle_builder import build_bundle

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 import typer
 from rich.table import Table
 
+from splitpoint.commands.choices import DEVICES, check_level, one_of
 from splitpoint.commands.option_groups import (
     BundleArgument,
     DeviceOption,
@@ -53,6 +54,8 @@ def certify(
     as_json: JsonOption = False,
 ) -> None:
     """Measure bits, perplexity, KL and top-1 agreement of every level; store them in the bundle."""
+    one_of(device, DEVICES, "--device")
+    names = [check_level(name.strip(), "--levels") for name in levels.split(",") if name.strip()]
     from codec.ladder import Ladder
     from optimizer.artifacts.bundle import open_bundle, tables_name
     from optimizer.errors import BuildError
@@ -83,7 +86,7 @@ def certify(
                 ladder,
                 split=split,
                 windows=text_windows(ids, window=held_out.window, max_tokens=held_out.tokens),
-                levels=[name.strip() for name in levels.split(",")] if levels else None,
+                levels=names or None,
                 progress=work.staged(STAGE_COSTS),
             )
         store_certificate(bundle, result)

@@ -28,6 +28,7 @@ def chat(
     ] = True,
 ) -> None:
     """Talk to the model. /help lists what else can be typed. Ctrl-C stops an answer."""
+    device.check()
     request = options.completion_request(sampling, control)
     first = "" if system is None else text_argument(system, "--system")
     from splitpoint.chat.session import open_lines, talk_until_the_end

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from splitpoint.commands.choices import completed, link_profiles
 from splitpoint.server_process import crossing, serving
 from splitpoint.views.long_work import bytes_of, long_work
 from splitpoint.views.screen import open_console
@@ -47,7 +48,11 @@ def demo(
         typer.Option(help="Layers on the edge (default: planned).", min=1, max=29),
     ] = None,
     link: Annotated[
-        str, typer.Option(help="The link between both: a shipped profile's median is emulated.")
+        str,
+        typer.Option(
+            help="The link between both: a shipped profile's median is emulated.",
+            autocompletion=completed(link_profiles),
+        ),
     ] = "wifi",
     edge_memory: Annotated[
         str, typer.Option(help="What the model may take on the edge.", metavar="SIZE")
@@ -56,12 +61,13 @@ def demo(
     models: Annotated[Path, typer.Option(help="Where fetched models go.")] = Path("models"),
 ) -> None:
     """Set everything up on this machine, run a real split over a link, show where the time went."""
+    room_bytes = parse_size(edge_memory, "--edge-memory")
     from hwprofiles.links.profile import load_link
     from optimizer.cost.link import link_at
     from optimizer.export.sources.fetch import fetch_model
     from optimizer.export.sources.model_source import open_source
 
-    room_bytes, point = parse_size(edge_memory), link_at(load_link(link), epsilon=0.5)
+    point = link_at(load_link(link), epsilon=0.5)
     screen = open_console(stderr=True)
     with long_work(f"fetching {MODEL}") as work:
         model = fetch_model(MODEL, models / MODEL, bytes_of(work))

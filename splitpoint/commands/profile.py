@@ -27,6 +27,7 @@ from splitpoint.text_input import read_text
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
 from splitpoint.views.screen import open_console
+from splitpoint.views.sizes import parse_size
 from splitpoint.views.work_state import WorkState
 
 MIB = 1 << 20
@@ -125,12 +126,14 @@ def link(
     server: Annotated[str, typer.Option(help="HOST:PORT of a running server.", metavar="H:P")],
     out: OutOption = None,
     max_bytes: Annotated[
-        int, typer.Option(help="Spend at most this many bytes, both directions together.")
-    ] = 16 * MIB,
+        str,
+        typer.Option(help="Spend at most this much, both directions together.", metavar="SIZE"),
+    ] = "16MiB",
     name: NameOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure round trips and rates to a running server; says and keeps its byte cap."""
+    cap_bytes = parse_size(max_bytes, "--max-bytes")
     from edge.net.grpc_probe import GrpcProbeStream
     from edge.net.grpc_transport import GrpcTransport
     from edge.net.link_probe import probe_link
@@ -138,12 +141,12 @@ def link(
 
     address = str(address_of(server, "--server", lowest_port=1))
     transport = GrpcTransport(address, access.credentials())
-    typer.echo(f"link probe: at most {max_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
+    typer.echo(f"link probe: at most {cap_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
     try:
         stack_s = loopback_stack_s()
         with long_work("probing") as work, GrpcProbeStream(transport) as stream:
             found = probe_link(
-                stream, cap_bytes=max_bytes, stack_s=stack_s, progress=_telling(work)
+                stream, cap_bytes=cap_bytes, stack_s=stack_s, progress=_telling(work)
             )
     finally:
         transport.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +71,13 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run one prompt across the split."""
+    device.check()
     question = ask.question()
     request = options.completion_request(sampling, control, logprobs=logprobs)
     from splitpoint.chat.answering import show_answer, summary
 
     with ExitStack() as stack:
-        client = device.open_client(stack, bundle, is_watched=True)
+        client = device.open_client(stack, bundle, is_watched=sys.stderr.isatty())
         answer = client.start(question, request)
         completion = show_answer(answer, silent=as_json)
     if as_json:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from splitpoint.commands.choices import DEVICES, one_of
 from splitpoint.commands.option_groups import (
     DeviceOption,
     SourceOptions,
@@ -29,6 +30,7 @@ def sensitivity(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure what each front layer loses at 4 and at 8 bits ('plan --sensitivity' takes it)."""
+    one_of(device, DEVICES, "--device")
     from optimizer.export.certify.certificate import text_windows
     from optimizer.export.certify.layer_sensitivity import measure_sensitivity
     from optimizer.export.layers.layered_model import LayeredModel

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from protos.addresses import Address, is_loopback
+from splitpoint.commands.choices import DEVICES, completed, one_of
 from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
-from splitpoint.views.sizes import parse_size
+from splitpoint.views.sizes import MOST_TTFT_S, MOST_WAIT_S, check_seconds, parse_size
 
 if TYPE_CHECKING:
     from cloud.server.access import Access
@@ -31,7 +32,10 @@ class ModelOptions:
 
     PANEL: ClassVar = "Model and memory"
 
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu or cuda.", autocompletion=completed(DEVICES)),
+    ] = "auto"
     threads: Annotated[
         int | None, typer.Option(help="Threads of the model (default: one a core).", min=1)
     ] = None
@@ -49,6 +53,21 @@ class ModelOptions:
         bool,
         typer.Option("--verify", help="Hash all of the weights that the bundle does not hold."),
     ] = False
+
+    def check(self) -> None:
+        """BadParameter for a size, a device or a time that there is not."""
+        self.kv_bytes()
+        self.frame_bytes()
+        one_of(self.device, DEVICES, "--device")
+        check_seconds(self.max_step, "--max-step", MOST_WAIT_S)
+
+    def kv_bytes(self) -> int | None:
+        """Bytes of the KV caches; None: chosen. BadParameter for no size."""
+        return None if self.kv_memory is None else parse_size(self.kv_memory, "--kv-memory")
+
+    def frame_bytes(self) -> int:
+        """Bytes of frames that wait. BadParameter for no size."""
+        return parse_size(self.frame_memory, "--frame-memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +96,13 @@ class SessionOptions:
     drain: Annotated[
         float, typer.Option(help="Seconds for running sessions to end after SIGTERM.", min=0.0)
     ] = 30.0
+
+    def check(self) -> None:
+        """BadParameter for times that were meant in milliseconds."""
+        check_seconds(self.max_wait, "--max-wait", MOST_TTFT_S)
+        check_seconds(self.max_stall, "--max-stall", MOST_TTFT_S)
+        check_seconds(self.max_resume, "--max-resume", MOST_WAIT_S)
+        check_seconds(self.drain, "--drain", MOST_WAIT_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +193,8 @@ def serve(
     ] = "127.0.0.1:50051",
 ) -> None:
     """Serve the cloud side of BUNDLE. Prints 'listening on HOST:PORT' when it is ready."""
-    kv_memory_bytes = None if model.kv_memory is None else parse_size(model.kv_memory)
+    model.check()
+    sessions.check()
     address = address_of(listen, "--listen")
     metrics = observation.metrics_address(insecure=access.insecure)
     status = observation.status_address(insecure=access.insecure)
@@ -184,14 +211,14 @@ def serve(
         host=address.host,
         port=address.port,
         max_sessions=sessions.max_sessions,
-        kv_memory_bytes=kv_memory_bytes,
+        kv_memory_bytes=model.kv_bytes(),
         device=model.device,
         threads=model.threads,
         max_waiting=sessions.max_waiting,
         max_wait_s=sessions.max_wait,
         max_resume_s=sessions.max_resume,
         drain_s=sessions.drain,
-        frame_memory_bytes=parse_size(model.frame_memory),
+        frame_memory_bytes=model.frame_bytes(),
         max_stall_s=sessions.max_stall,
         max_step_s=model.max_step,
         verify=model.verify,

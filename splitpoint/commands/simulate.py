@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from splitpoint.commands.choices import completed, device_profiles, link_profiles
 from splitpoint.commands.option_groups import JsonOption, with_options
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
+from splitpoint.views.sizes import MOST_TBT_S, MOST_TTFT_S, check_seconds
 
 if TYPE_CHECKING:
     from optimizer.simulate.assemble import Inputs, Overrides
@@ -30,20 +32,32 @@ class ScenarioOptions:
         Path | None, typer.Option(help="Clients, servers, load, faults: a YAML file.")
     ] = None
     link: Annotated[
-        str | None, typer.Option(help="Link profile by name or path, or a recorded trace (.csv).")
+        str | None,
+        typer.Option(
+            help="Link profile by name or path, or a recorded trace (.csv).",
+            autocompletion=completed(link_profiles),
+        ),
     ] = None
     clients: Annotated[int | None, typer.Option(min=1, help="How many clients.")] = None
     servers: Annotated[int | None, typer.Option(min=1, help="How many servers.")] = None
     workload: Annotated[
         Path | None,
-        typer.Option(help="Requests from a CSV (t_s,prompt_tokens,output_tokens)."),
+        typer.Option(help="Requests from a CSV (t_s, prompt_tokens, output_tokens)."),
     ] = None
     duration: Annotated[float | None, typer.Option(min=0.001, help="Simulated seconds.")] = None
     edge: Annotated[
-        str | None, typer.Option(help="Device profile of all clients, instead of the plan's.")
+        str | None,
+        typer.Option(
+            help="Device profile of all clients, instead of the plan's.",
+            autocompletion=completed(device_profiles),
+        ),
     ] = None
     cloud: Annotated[
-        str | None, typer.Option(help="Device profile of the servers, instead of the plan's.")
+        str | None,
+        typer.Option(
+            help="Device profile of the servers, instead of the plan's.",
+            autocompletion=completed(device_profiles),
+        ),
     ] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same result.")] = None
 
@@ -68,6 +82,11 @@ class BudgetOptions:
     def wants_advice(self) -> bool:
         """Whether there is a budget to give advice on."""
         return self.advice and (self.budget_ttft is not None or self.budget_tbt is not None)
+
+    def check(self) -> None:
+        """BadParameter for times that were meant in milliseconds."""
+        check_seconds(self.budget_ttft, "--budget-ttft", MOST_TTFT_S)
+        check_seconds(self.budget_tbt, "--budget-tbt", MOST_TBT_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +121,7 @@ def simulate(
     """Simulate clients, links and servers, with the real scheduler and controller."""
     if plan is None and scene.scenario is None:
         raise typer.BadParameter("give a plan.yaml, or a --scenario that has a deployment")
+    budget.check()
     from optimizer.simulate.assemble import load_inputs
     from optimizer.simulate.report.files import write_files
 

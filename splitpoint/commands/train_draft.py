@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
+from splitpoint.commands.choices import DEVICES, one_of
 from splitpoint.commands.option_groups import (
     DeviceOption,
     JsonOption,
@@ -75,6 +76,7 @@ def train_draft(
     """Train a draft head by distillation and store it in the bundle."""
     if head.head_bits not in (4, 8):
         raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
+    one_of(device, DEVICES, "--device")
     from edge.device.front import FrontEngine
     from optimizer.artifacts.bundle import FRONT_NAME, open_bundle
     from optimizer.export.draft_head.head_builder import HeadOptions, build_head

@@ -61,7 +61,8 @@ def test_stages_share_the_whole_by_their_costs() -> None:
 
 
 def test_off_a_terminal_a_line_comes_every_ten_seconds() -> None:
-    clock, lines = FakeClock(), []
+    clock = FakeClock()
+    lines: list[str] = []
     work = WorkState("work", clock)
     ticker = Ticker(work, clock, lines.append)
     for second in range(1, 36):

@@ -139,7 +139,7 @@ def test_what_nothing_fits_says_how_far_each_limit_must_give_way(
         (("--max-ttft", "nan"), 2, "must be positive"),
         (("--max-tbt", "inf"), 2, "write 'none' instead"),
         (("--max-tbt", "150"), 2, "for 150 ms write 0.15"),
-        (("--edge-memory", "4"), 2, "no unit: write 4MiB or 4GiB"),
+        (("--edge-memory", "4"), 2, "no unit: write 4G, or 4MiB"),
         (("--prompt-tokens", "0"), 2, "must be positive"),
         (("--answer-tokens", "0"), 2, "equal to 1"),
         (("--prompt-tokens", "9000"), 1, "exceed"),

@@ -198,7 +198,8 @@ def test_run_reads_its_question_from_standard_input(
 
 def test_run_takes_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
     assert QuestionOptions(text="plain").question() == "plain"
-    for given in ({}, {"text": "-", "prompt": "x"}, {"chat": "", "prompt": ""}):
+    cases: list[dict[str, Any]] = [{}, {"text": "-", "prompt": "x"}, {"chat": "", "prompt": ""}]
+    for given in cases:
         with pytest.raises(typer.BadParameter, match="exactly one of"):
             QuestionOptions(**given).question()
     monkeypatch.setattr(sys, "stdin", StandardInput(b"caf\xe9"))

@@ -128,11 +128,16 @@ def test_a_cancelled_connector_makes_no_second_attempt() -> None:
 def test_a_wait_between_attempts_ends_soon_after_it_was_cancelled() -> None:
     transport = FakeTransport(open_errors=[ConnectError("away") for _ in range(5)])
     slept_s: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept_s.append(seconds)
+        made.cancel()
+
     made = Connector(
         request=open_request(),
         transports=[transport],
         retry_policy=RetryPolicy(first_backoff_s=4.0),
-        clock=Clock(now=lambda: 0.0, sleep=lambda s: (slept_s.append(s), made.cancel())[0]),
+        clock=Clock(now=lambda: 0.0, sleep=sleep),
         rng=random.Random(1),
     )
     with pytest.raises(ConnectError, match="away"):
