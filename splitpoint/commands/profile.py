@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +27,6 @@ from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
 from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import parse_size
-from splitpoint.views.work_state import WorkState
 
 MIB = 1 << 20
 SILENT = 10.0  # percent within which two figures count as the same
@@ -69,7 +67,7 @@ def device(
         common: dict[str, Any] = {
             "name": name or (out.stem if out else None),
             "quick": quick,
-            "progress": _telling(work),
+            "progress": work.tell,
             "command": _command(),
             "codec": ProfiledCodec(),
         }
@@ -91,16 +89,6 @@ def device(
         _print_device(found)
     else:
         typer.echo(str(out))
-
-
-def _telling(work: WorkState) -> Callable[[float, str], None]:
-    """What profilers and probes call with (share done, what comes next)."""
-
-    def tell(share: float, what: str) -> None:
-        work.stage(what)
-        work.share(share)
-
-    return tell
 
 
 def _role(asked: str) -> str:
@@ -145,9 +133,7 @@ def link(
     try:
         stack_s = loopback_stack_s()
         with long_work("probing") as work, GrpcProbeStream(transport) as stream:
-            found = probe_link(
-                stream, cap_bytes=cap_bytes, stack_s=stack_s, progress=_telling(work)
-            )
+            found = probe_link(stream, cap_bytes=cap_bytes, stack_s=stack_s, progress=work.tell)
     finally:
         transport.close()
     if found.capped:

@@ -38,6 +38,11 @@ class WorkState:
             self._base = (now_s, done)
         self._share = done
 
+    def tell(self, done: float, name: str) -> None:
+        """Tell the share done, and name the stage that begins."""
+        self.stage(name)
+        self.share(done)
+
     def steps(self, name: str, done: int, total: int) -> None:
         """Name the stage, and tell how many of the work's steps are done."""
         self.stage(name)

@@ -66,6 +66,7 @@ CASES = {
     "model fetch smollm2-135m-instuct": "did you mean smollm2-135m-instruct?",
     "profile show raspberry-pi5": "did you mean raspberry-pi-5-8gb?",
     # others
+    "serve /no/such/bundle": "/no/such/bundle: no such bundle folder",
     "run b x --top-p 3": "top-p is 3.0",
     "run b": "or - to read standard input",
     "serv b": "Did you mean 'serve'?",
