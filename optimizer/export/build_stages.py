@@ -86,7 +86,7 @@ class BuildStages:
 
     def calibrating(self, what: str, done: int, total: int) -> None:
         """A step inside the stage `calibration`."""
-        self._progress(f"{what} ({done} of {total})")
+        self._progress(f"{what} ({done} of {total})" if total > 1 else what)
         names = list(_CALIBRATION_COSTS)
         if what not in names:
             return

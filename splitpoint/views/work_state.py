@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Final
 
 # What is done this soon was there before, as after an interrupted build: no rate is seen in it.
-FREE_S = 2.0
+FREE_S: Final = 2.0
+# Before so much is done, the time left is a guess that misleads.
+LEAST_SHARE: Final = 0.05
 
 
 class WorkState:
@@ -90,7 +93,7 @@ class WorkState:
         """Seconds that are probably left; None while that is not known."""
         at_s, share = self._base
         now_s = self._clock()
-        if self._share is None or self._share <= share or now_s <= at_s:
+        if self._share is None or self._share - share < LEAST_SHARE or now_s <= at_s:
             return None
         return (now_s - at_s) * (1 - self._share) / (self._share - share)
 

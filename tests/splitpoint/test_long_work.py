@@ -30,6 +30,8 @@ def test_a_line_has_stage_share_time_taken_and_time_left() -> None:
     assert work.line() == "building out, 0 s so far"
     work.stage("front [4 bits]")
     clock.pass_s(30)
+    work.share(0.04)
+    assert work.line() == "building out: front [4 bits], 4 %, 30 s so far"  # too early to say
     work.share(0.25)
     assert work.line() == "building out: front [4 bits], 25 %, 30 s so far, about 1 min 30 s left"
 
