@@ -22,6 +22,7 @@ from typing import TextIO
 from edge.client import EdgeClient
 from edge.device.tokenizer import ChatMessage
 from edge.generation.completion import CompletionRequest, CompletionRun, TextPiece
+from edge.generation.link_notice import OnLink, unheard
 from edge.generation.report import Completion
 from edge.net.credentials import Credentials
 from optimizer.policy.retry import RetryPolicy
@@ -52,6 +53,7 @@ class AsyncEdgeClient:
         trace: TextIO | None = None,
         share_prefixes: bool = False,
         keep_connected: bool = False,
+        on_link: OnLink = unheard,
     ) -> None:
         self._load = partial(
             EdgeClient,
@@ -69,6 +71,7 @@ class AsyncEdgeClient:
             trace=trace,
             share_prefixes=share_prefixes,
             keep_connected=keep_connected,
+            on_link=on_link,
         )
         self._client: EdgeClient | None = None
         self._free = asyncio.Semaphore(concurrency)
