@@ -161,7 +161,8 @@ def shorten_types(command: Any) -> None:
 
 def _completed_words() -> list[str]:
     """The words of a line that a shell wants to complete, without the program's name."""
-    return os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:]
+    line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    return line.split()[1:]
 
 
 def _wanted(arguments: Sequence[str]) -> tuple[str, str | None]:

@@ -74,7 +74,6 @@ def test_bash_completes_commands_and_values(line: str, expected: list[str]) -> N
     words = line.split()
     variables = {
         "_SPLITPOINT_COMPLETE": "complete_bash",
-        "_TYPER_COMPLETE_ARGS": line,
         "COMP_WORDS": line,
         "COMP_CWORD": str(len(words) - 1),
         "SPLITPOINT_CONFIG": "/no/such/file",  # a broken setting does not break the Tab key
@@ -88,6 +87,22 @@ def test_bash_completes_commands_and_values(line: str, expected: list[str]) -> N
     )
     assert done.stderr == ""
     assert done.stdout.split() == expected
+
+
+def test_zsh_completes_values() -> None:
+    variables = {
+        "_SPLITPOINT_COMPLETE": "complete_zsh",
+        "_TYPER_COMPLETE_ARGS": "splitpoint simulate p --link sat",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "splitpoint"],
+        env=os.environ | variables,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert "satellite" in done.stdout
+    assert "wifi" not in done.stdout
 
 
 def test_the_lists_that_are_written_twice_agree() -> None:
