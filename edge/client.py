@@ -92,8 +92,7 @@ class EdgeClient:
         self.plan = opened.plan
         if not addresses and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
-        if memory_limit_bytes is None:
-            memory_limit_bytes = planned_limit(self.plan)
+        memory_limit_bytes = planned_limit(self.plan, memory_limit_bytes)
         if memory_limit_bytes is not None:
             return_freed_blocks()  # before the first large blocks are allocated and freed
         self._settings = EdgeSettings.load(opened.path(f"edge/{EDGE_SETTINGS_NAME}").parent)

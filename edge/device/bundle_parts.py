@@ -10,10 +10,13 @@ from optimizer.artifacts.bundle import TEMPLATE_NAME, Bundle, EdgeSettings, tabl
 from optimizer.artifacts.plan import Plan
 
 
-def planned_limit(plan: Plan) -> int | None:
-    """The memory that the plan was made for; None when it was made for no limit."""
+def planned_limit(plan: Plan, given: int | None) -> int | None:
+    """Bytes of memory that a device may take: those given, else those that the plan was made for.
+
+    None when there is no limit.
+    """
     limit = None if plan.limits is None else plan.limits.edge_memory_bytes
-    return None if limit is None else int(limit)
+    return given if given is not None or limit is None else int(limit)
 
 
 def tokenizer_of(
