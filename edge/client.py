@@ -13,16 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from codec.ladder import Ladder
 from decoding.params import whole_in
 from edge.device.front import FrontEngine
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
 from edge.device.tokenizer import ChatMessage, ChatTokenizer
+from edge.device.whole_model import WholeModel
 from edge.draft.factory import DrafterFactory
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
+from edge.generation.device_model import DeviceModel
 from edge.generation.factory import GenerationFactory
 from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
@@ -46,6 +48,9 @@ from optimizer.policy.retry import Clock, RetryPolicy
 from protos.addresses import parse_address
 from protos.errors import AddressError
 
+# With a model of its own, a device does not look long for a server.
+BRIEF: Final = RetryPolicy(connect_s=5.0, recover_s=5.0)
+
 
 class EdgeClient:
     """One device with one bundle. Use it as a context manager, or call `close`.
@@ -58,9 +63,11 @@ class EdgeClient:
     limit that the plan was made for, if it has one). prefill_chunk: prompt tokens a frame, always
     (None: at most the plan's, and as many as suit what is measured, see
     `optimizer.policy.prefill_chunks`). draft_model: a bundle of a small model that lies wholly on
-    the edge, for drafting by `model`. allow_control_tokens: texts of control tokens in a message
+    the edge, for drafting by `model`. fallback: such a bundle that answers when no server does, and
+    needs none. allow_control_tokens: texts of control tokens in a message
     are control tokens, not text (only for messages that you trust). retry_policy: how long to wait
-    for a server (None: its defaults). trace: a text stream that gets one JSON line a frame.
+    for a server (None: its defaults; with a fallback 5 seconds). trace: a text stream that gets one
+    JSON line a frame.
     keep_connected: for a program that waits for a user: keep the first server's connection ready.
     share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
     tenant's tokens. A device of the tenant can then find out whether a text that it guesses was
@@ -80,6 +87,7 @@ class EdgeClient:
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
         draft_model: Path | str | None = None,
+        fallback: Path | str | None = None,
         allow_control_tokens: bool = False,
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
@@ -91,7 +99,7 @@ class EdgeClient:
         credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
         self.plan = opened.plan
-        if not addresses and not self.plan.edge_is_whole:
+        if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         if memory_limit_bytes is None:
             memory_limit_bytes = _planned_limit(self.plan)
@@ -131,6 +139,13 @@ class EdgeClient:
             self._keeper = ConnectionKeeper(self._transports[0])
             self._keeper.start()
         self._clock = Clock()
+        own_model = None
+        if fallback is not None:
+            own_model = DeviceModel(
+                WholeModel(Path(fallback), like=opened, what="a fallback", threads=threads),
+                clock=self._clock,
+                end_token_ids=self._settings.stop_token_ids,
+            )
         self._generations = GenerationFactory(
             plan=self.plan,
             ladder=self.ladder,
@@ -140,11 +155,12 @@ class EdgeClient:
             ),
             chunk_tokens=chunk_tokens,
             adaptive_chunks=prefill_chunk is None,
-            retry_policy=retry_policy or RetryPolicy(),
+            retry_policy=retry_policy or (RetryPolicy() if own_model is None else BRIEF),
             clock=self._clock,
             share_prefixes=share_prefixes,
             end_token_ids=self._settings.stop_token_ids,
             tokenizer_path=opened.path("edge/tokenizer.json"),
+            fallback=own_model,
         )
         self._trace = trace
 
@@ -165,6 +181,8 @@ class EdgeClient:
             self._keeper.stop()
         for transport in self._transports:
             transport.close()
+        if self._keeper is not None:
+            self._keeper.join()
 
     def complete(
         self, prompt: str | Sequence[ChatMessage], request: CompletionRequest | None = None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
     from edge.net.credentials import Credentials
+    from optimizer.policy.retry import RetryPolicy
 
 # A server is given this long for the first connection, however short --recover-within is.
 MIN_CONNECT_S: Final = 1.0
@@ -89,10 +90,21 @@ class DeviceOptions(CredentialOptions):
         typer.Option(help="Prompt tokens a frame (default: the plan's at most, adapted).", min=1),
     ] = None
     recover_within: Annotated[
-        float, typer.Option(help="Seconds to look for a lost server before giving up.", min=0.0)
-    ] = 60.0
+        float | None,
+        typer.Option(
+            help="Seconds to look for a lost server before giving up "
+            "(default: 60; with --fallback 5).",
+            min=0.0,
+        ),
+    ] = None
     draft_model: Annotated[
         Path | None, typer.Option(help="Bundle of a small model for --draft model.")
+    ] = None
+    fallback: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle of a model that lies wholly on the device and answers when no server does."
+        ),
     ] = None
     allow_control_tokens: Annotated[
         bool,
@@ -130,7 +142,6 @@ class DeviceOptions(CredentialOptions):
         credentials = self.credentials()
         from edge.client import EdgeClient
         from edge.device.power import pin_to
-        from optimizer.policy.retry import RetryPolicy
 
         if self.affinity is not None:
             pin_to(self.affinity)
@@ -152,16 +163,23 @@ class DeviceOptions(CredentialOptions):
                 ),
                 prefill_chunk=self.prefill_chunk,
                 draft_model=self.draft_model,
+                fallback=self.fallback,
                 allow_control_tokens=self.allow_control_tokens,
-                retry_policy=RetryPolicy(
-                    recover_s=self.recover_within,
-                    connect_s=min(RetryPolicy().connect_s, max(self.recover_within, MIN_CONNECT_S)),
-                ),
+                retry_policy=self._retry_policy(),
                 trace=sink,
                 share_prefixes=self.share_prefixes,
                 keep_connected=keep_connected,
             )
         )
+
+    def _retry_policy(self) -> RetryPolicy | None:
+        """None: as the client does it by itself."""
+        from optimizer.policy.retry import RetryPolicy
+
+        if self.recover_within is None:
+            return None
+        connect_s = min(RetryPolicy().connect_s, max(self.recover_within, MIN_CONNECT_S))
+        return RetryPolicy(recover_s=self.recover_within, connect_s=connect_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +212,10 @@ class ControlOptions:
     ] = "edge"
     prefer: Annotated[
         str,
-        typer.Option(help="Who runs the layers: split (as planned), or cloud (the server, all)."),
+        typer.Option(
+            help="Who runs the layers: split (as planned), cloud (the server, all), or edge (the "
+            "model of --fallback, no server)."
+        ),
     ] = "split"
     context: Annotated[
         str,
