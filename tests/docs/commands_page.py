@@ -175,7 +175,9 @@ def _value(parameter: Any) -> str:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " or ".join(f"`{choice.value}`" for choice in annotation)
-    kind = {"H:P": "HOST:PORT", "S": "seconds"}.get(parameter.metavar or "", parameter.metavar)
+    kind = {"H:P": "HOST:PORT", "S": "seconds", "PATH": "path"}.get(
+        parameter.metavar or "", parameter.metavar
+    )
     if kind is None or _is_argument(parameter):
         kind = _KINDS[annotation]
     low, high = parameter.min, parameter.max
