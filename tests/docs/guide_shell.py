@@ -48,6 +48,8 @@ SHORTER: Final[dict[str, tuple[str, ...]]] = {
 }
 # Accepted by the parser, and not run: minutes, gigabytes, or a question on the terminal.
 TOO_LONG: Final = ("demo",)
+# Options that are about the whole process, which must then not be that of the tests.
+ALONE: Final = ("--memory-limit", "--affinity")
 # Where servers listen unless the guide says another place.
 BACKGROUND: Final = {
     "serve": "127.0.0.1:50051",
@@ -208,11 +210,9 @@ class GuideShell:
         if name in BACKGROUND:
             place = () if "--listen" in words else ("--listen", self.here(BACKGROUND[name]))
             return self._serve([*words, *place])
-        if name == "chat":
-            return self._bash(
-                f"echo /exit | {shlex.join([sys.executable, '-m', 'splitpoint'])} "
-                f"{shlex.join(words)}"
-            )
+        if name == "chat" or any(word in ALONE for word in arguments):
+            program = shlex.join([sys.executable, "-m", "splitpoint", *words])
+            return self._bash(f"echo /exit | {program}")
         if name == "profile device" and "cloud" in arguments:
             found = ROOT / "hwprofiles" / "devices" / "local-epyc-2core-cloud.yaml"
             shutil.copy(found, self.folder / arguments[arguments.index("--out") + 1])

@@ -81,7 +81,9 @@ class Workshop:
         if key not in self._bundles:
             short = any(word in CALIBRATED for word in arguments)
             cut = ("--calibration-tokens", "256") if short else ("--no-calibrate",)
-            assert main(["build", *arguments, *cut]) == 0
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                assert main(["build", *arguments, *cut]) == 0
             self._bundles[key] = self.root / f"bundle-{len(self._bundles)}"
             shutil.copytree(folder / name, self._bundles[key])
         else:
