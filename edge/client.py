@@ -13,16 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from decoding.params import whole_in
 from edge.device.bundle_parts import ladder_of, planned_limit, tables_of, tokenizer_of
 from edge.device.front import FrontEngine
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
 from edge.device.tokenizer import ChatMessage
+from edge.device.whole_model import WholeModel
 from edge.draft.factory import DrafterFactory
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
+from edge.generation.device_model import DeviceModel
 from edge.generation.factory import GenerationFactory
 from edge.generation.link_notice import OnLink, unheard
 from edge.generation.report import Completion
@@ -36,12 +38,16 @@ from hwprofiles.heap import return_freed_blocks
 from optimizer.artifacts.bundle import (
     EDGE_SETTINGS_NAME,
     FRONT_NAME,
+    Bundle,
     EdgeSettings,
     open_bundle,
 )
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.addresses import parse_address
 from protos.errors import AddressError
+
+# With a model of its own, a device does not look long for a server.
+BRIEF: Final = RetryPolicy(connect_s=5.0, recover_s=5.0)
 
 
 class EdgeClient:
@@ -55,9 +61,11 @@ class EdgeClient:
     limit that the plan was made for, if it has one). prefill_chunk: prompt tokens a frame, always
     (None: at most the plan's, and as many as suit what is measured, see
     `optimizer.policy.prefill_chunks`). draft_model: a bundle of a small model that lies wholly on
-    the edge, for drafting by `model`. allow_control_tokens: texts of control tokens in a message
+    the edge, for drafting by `model`. fallback: such a bundle that answers when no server does, and
+    needs none. allow_control_tokens: texts of control tokens in a message
     are control tokens, not text (only for messages that you trust). retry_policy: how long to wait
-    for a server (None: its defaults). trace: a text stream that gets one JSON line a frame.
+    for a server (None: its defaults; with a fallback 5 seconds). trace: a text stream that gets one
+    JSON line a frame.
     keep_connected: for a program that waits for a user: keep the first server's connection ready.
     share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
     tenant's tokens. A device of the tenant can then find out whether a text that it guesses was
@@ -78,6 +86,7 @@ class EdgeClient:
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
         draft_model: Path | str | None = None,
+        fallback: Path | str | None = None,
         allow_control_tokens: bool = False,
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
@@ -90,7 +99,7 @@ class EdgeClient:
         credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
         self.plan = opened.plan
-        if not addresses and not self.plan.edge_is_whole:
+        if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         memory_limit_bytes = planned_limit(self.plan, memory_limit_bytes)
         if memory_limit_bytes is not None:
@@ -129,6 +138,7 @@ class EdgeClient:
             self._keeper = ConnectionKeeper(self._transports[0])
             self._keeper.start()
         self._clock = Clock()
+        own_model = None if fallback is None else self._own_model(Path(fallback), opened, threads)
         self._generations = GenerationFactory(
             plan=self.plan,
             ladder=self.ladder,
@@ -138,14 +148,21 @@ class EdgeClient:
             ),
             chunk_tokens=chunk_tokens,
             adaptive_chunks=prefill_chunk is None,
-            retry_policy=retry_policy or RetryPolicy(),
+            retry_policy=retry_policy or (RetryPolicy() if own_model is None else BRIEF),
             clock=self._clock,
             share_prefixes=share_prefixes,
             on_link=on_link,
             end_token_ids=self._settings.stop_token_ids,
             tokenizer_path=opened.path("edge/tokenizer.json"),
+            fallback=own_model,
         )
         self._trace = trace
+
+    def _own_model(self, root: Path, opened: Bundle, threads: int | None) -> DeviceModel:
+        """The fallback of the device whose bundle is `opened`."""
+        model = WholeModel(root, like=opened, what="a fallback", threads=threads)
+        end_ids = self._settings.stop_token_ids
+        return DeviceModel(model, clock=self._clock, end_token_ids=end_ids)
 
     def __enter__(self) -> EdgeClient:
         return self
@@ -164,6 +181,8 @@ class EdgeClient:
             self._keeper.stop()
         for transport in self._transports:
             transport.close()
+        if self._keeper is not None:
+            self._keeper.join()
 
     @property
     def level_names(self) -> tuple[str, ...]:

@@ -59,13 +59,13 @@ class LinkOptions:
     profile: Annotated[
         str | None,
         typer.Option(
-            help="Act out a link profile (a shipped name, or a .yaml) instead.",
+            help="Play a link profile (a shipped name, or a .yaml) instead.",
             autocompletion=completed(link_profiles),
         ),
     ] = None
     queue_kib: Annotated[
         int | None,
-        typer.Option(min=2, help="Buffer of each direction [default: 100 ms, at least 32]."),
+        typer.Option(min=2, help="KiB of each direction's buffer (default: 100 ms, at least 32)."),
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of jitter and of a profile's draws.")] = 0
 

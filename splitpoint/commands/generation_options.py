@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
     from edge.net.credentials import Credentials
+    from optimizer.policy.retry import RetryPolicy
 
 # A server is given this long for the first connection, however short --recover-within is.
 MIN_CONNECT_S: Final = 1.0
@@ -100,10 +101,21 @@ class DeviceOptions(CredentialOptions):
         typer.Option(help="Prompt tokens a frame (default: the plan's at most, adapted).", min=1),
     ] = None
     recover_within: Annotated[
-        float, typer.Option(help="Seconds to look for a lost server before giving up.", min=0.0)
-    ] = 60.0
+        float | None,
+        typer.Option(
+            help="Seconds to look for a lost server before giving up "
+            "(default: 60; with --fallback 5).",
+            min=0.0,
+        ),
+    ] = None
     draft_model: Annotated[
         Path | None, typer.Option(help="Bundle of a small model for --draft model.")
+    ] = None
+    fallback: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle of a model that lies wholly on the device and answers when no server does."
+        ),
     ] = None
     allow_control_tokens: Annotated[
         bool,
@@ -159,7 +171,6 @@ class DeviceOptions(CredentialOptions):
         from edge.client import EdgeClient
         from edge.device.power import pin_to
         from edge.generation.link_notice import unheard
-        from optimizer.policy.retry import RetryPolicy
 
         if self.affinity is not None:
             pin_to(self.affinity)
@@ -179,17 +190,24 @@ class DeviceOptions(CredentialOptions):
                 memory_limit_bytes=self.limit_bytes(),
                 prefill_chunk=self.prefill_chunk,
                 draft_model=self.draft_model,
+                fallback=self.fallback,
                 allow_control_tokens=self.allow_control_tokens,
-                retry_policy=RetryPolicy(
-                    recover_s=self.recover_within,
-                    connect_s=min(RetryPolicy().connect_s, max(self.recover_within, MIN_CONNECT_S)),
-                ),
+                retry_policy=self._retry_policy(),
                 trace=sink,
                 share_prefixes=self.share_prefixes,
                 keep_connected=keep_connected,
                 on_link=LinkLines() if is_watched else unheard,
             )
         )
+
+    def _retry_policy(self) -> RetryPolicy | None:
+        """None: as the client does it by itself."""
+        from optimizer.policy.retry import RetryPolicy
+
+        if self.recover_within is None:
+            return None
+        connect_s = min(RetryPolicy().connect_s, max(self.recover_within, MIN_CONNECT_S))
+        return RetryPolicy(recover_s=self.recover_within, connect_s=connect_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +249,8 @@ class ControlOptions:
     prefer: Annotated[
         str,
         typer.Option(
-            help="Who runs the layers: split (as planned), or cloud (the server, all).",
+            help="Who runs the layers: split (as planned), cloud (the server, all), or edge (the "
+            "model of --fallback, no server).",
             autocompletion=completed(PREFERRED),
         ),
     ] = "split"

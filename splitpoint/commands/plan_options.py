@@ -283,7 +283,9 @@ class PlanOutputOptions:
     pareto: Annotated[
         bool,
         typer.Option(
-            "--pareto", help="Print the Pareto front: plans that no other plan dominates."
+            "--pareto",
+            help="Print the Pareto front: every plan that no other one beats in TBT, cloud "
+            "compute, edge memory and quality at once.",
         ),
     ] = False
     as_json: JsonOption = False

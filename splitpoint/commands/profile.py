@@ -47,7 +47,7 @@ def device(
     quick: Annotated[bool, typer.Option("--quick", help="About 15 s, one pass.")] = False,
     role: Annotated[
         Literal["auto", "edge", "cloud"],
-        typer.Option(help="Whose kernels; auto: the edge's where onnxruntime is installed."),
+        typer.Option(help="Whose kernels; auto: the edge's where onnxruntime is there."),
     ] = "auto",
     device_type: Annotated[
         Literal["auto", "cpu", "cuda"],
@@ -207,10 +207,10 @@ def list_() -> None:
 @profile_app.command()
 def compare(
     first: Annotated[str, typer.Argument(help="A device profile's name or file.")],
-    second: Annotated[str, typer.Argument(help="The other's; its figures are the 100 %.")],
+    second: Annotated[str, typer.Argument(help="The other; its figures are the 100 %.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two device profiles: a machine measured today with the shipped one, say."""
+    """Compare two device profiles, such as a machine measured today with the shipped one."""
     rows = compare_devices(load_device(first), load_device(second))
     if as_json:
         print_json([row._asdict() for row in rows])
@@ -225,7 +225,9 @@ def compare(
 
 
 @profile_app.command()
-def schema(kind: Annotated[Literal["device", "link"], typer.Argument(help="Which.")]) -> None:
+def schema(
+    kind: Annotated[Literal["device", "link"], typer.Argument(help="Which schema.")],
+) -> None:
     """Print the JSON Schema of a profile, for editors."""
     from hwprofiles.schema.json_schema import json_schema
 

@@ -91,7 +91,8 @@ class SessionOptions:
         int, typer.Option(help="Most sessions that wait in the queue for a place.", min=0)
     ] = 16
     max_wait: Annotated[
-        float, typer.Option(help="Seconds a session may wait in the queue.", min=0.0)
+        float,
+        typer.Option(help="Seconds a session may wait in the queue, then it is refused.", min=0.0),
     ] = 2.0
     max_resume: Annotated[
         float, typer.Option(help="Seconds to keep the session of a broken stream.", min=0.0)
@@ -165,7 +166,9 @@ class ObservationOptions:
     ] = False
     status: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of a page with sessions, memory and curves.", metavar="H:P"),
+        typer.Option(
+            help="HOST:PORT of a read-only page: sessions, KV, tenants, last hour.", metavar="H:P"
+        ),
     ] = None
     log: Annotated[LogFormat, typer.Option(help="Log sessions to stderr: off, text or json.")] = (
         LogFormat.OFF

@@ -97,7 +97,7 @@ class RunOptions:
 
     replications: Annotated[int, typer.Option(min=1, help="Runs with different seeds, pooled.")] = 1
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes for them [default: one a core].")
+        int | None, typer.Option(min=1, help="Processes for them (default: one a core).")
     ] = None
     sweep: Annotated[
         list[str] | None,

@@ -397,7 +397,7 @@ def test_only_what_was_not_asked_for_is_lifted_and_named(
     assert main([*DEFAULT, "--link", "4g", *limits, "--max-quality-drop", "none", "--json"]) == 0
     kept = json.loads(capsys.readouterr().out)
     assert kept["limits"]["max_ttft_s"] == 3  # a plan keeps it, so it is not lifted
-    long = ("--prompt-tokens", "1800")
+    long = ("--prompt-tokens", "1900")
     assert main([*DEFAULT, "--link", "4g", *limits, *long, "--json"]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
