@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # GPU: make setup TORCH="torch"
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup demo test prove check lint types arch protos sanitize bench soak dist docs clean
+.PHONY: help setup demo test prove check lint types arch docs protos sanitize bench soak dist clean
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,7 @@ test: setup  ## Run the tests
 prove: setup  ## Run the whole grid of split-equals-whole: 20 prompts, 64 tokens, 7 splits
 	SPLITPOINT_WHOLE_GRID=1 $(BIN)/python -m pytest tests/end_to_end/test_split_equals_whole.py
 
-check: lint types arch test protos sanitize  ## Everything that has to be clean
+check: lint types arch docs test protos sanitize  ## Everything that has to be clean
 	git diff --exit-code -- protos
 
 lint: $(STAMP)
@@ -43,6 +43,9 @@ types: $(STAMP)
 
 arch: $(STAMP)
 	$(BIN)/lint-imports
+
+docs: $(STAMP)  ## Build the documentation as a site in out/site; a broken link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 protos: $(STAMP)  ## Regenerate the gRPC stubs
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/regenerate.py

@@ -21,6 +21,8 @@ from codec.levels.calibrated import CalibratedCodec
 from codec.levels.registry import KINDS
 from codec.levels.split_model import SplitModel
 
+Progress = Callable[[str, int, int], None]
+
 
 def synthetic_ladder(hidden_size: int, *, block: int = 256, seed: int = 0) -> Ladder:
     """A level of each kind, named after it; the lossy ones take about 2 bits an element.
@@ -65,20 +67,27 @@ def synthetic_rows(ladder: Ladder, num_rows: int, seed: int = 1) -> tuple[Any, A
 
 
 def run_codec_bench(
-    *, hidden_size: int = 4096, prefill_rows: int = 512, repeats: int = 30
+    *,
+    hidden_size: int = 4096,
+    prefill_rows: int = 512,
+    repeats: int = 30,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Median and spread of encode and decode, one row and `prefill_rows` rows, for each level.
 
     `bound_s` is the time this machine needs to copy the rows once: the memory-bandwidth bound.
+    progress is told (what comes next, runs done, runs in all).
     """
+    progress("making tables", 0, 1)
     ladder = synthetic_ladder(hidden_size)
-    results = []
+    results: list[dict[str, Any]] = []
     for num_rows in (1, prefill_rows):
         rows, ids = synthetic_rows(ladder, num_rows)
         target = np.empty_like(rows)
         times = repeats if num_rows > 1 else 20 * repeats
         bound = _median(lambda: np.copyto(target, rows), times)[0]  # noqa: B023
         for level in ladder.names:
+            progress(f"{level}, {num_rows} rows", len(results), 2 * len(ladder.names))
             frame = ladder.encode(level, rows, ids)
             encode = _median(lambda: ladder.encode(level, rows, ids), times)  # noqa: B023
             decode = _median(

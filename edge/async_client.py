@@ -22,6 +22,7 @@ from typing import TextIO
 from edge.client import EdgeClient
 from edge.device.tokenizer import ChatMessage
 from edge.generation.completion import CompletionRequest, CompletionRun, TextPiece
+from edge.generation.link_notice import OnLink, unheard
 from edge.generation.report import Completion
 from edge.net.credentials import Credentials
 from optimizer.policy.retry import RetryPolicy
@@ -47,11 +48,13 @@ class AsyncEdgeClient:
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
         draft_model: Path | str | None = None,
+        fallback: Path | str | None = None,
         allow_control_tokens: bool = False,
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
         share_prefixes: bool = False,
         keep_connected: bool = False,
+        on_link: OnLink = unheard,
     ) -> None:
         self._load = partial(
             EdgeClient,
@@ -64,11 +67,13 @@ class AsyncEdgeClient:
             memory_limit_bytes=memory_limit_bytes,
             prefill_chunk=prefill_chunk,
             draft_model=draft_model,
+            fallback=fallback,
             allow_control_tokens=allow_control_tokens,
             retry_policy=retry_policy,
             trace=trace,
             share_prefixes=share_prefixes,
             keep_connected=keep_connected,
+            on_link=on_link,
         )
         self._client: EdgeClient | None = None
         self._free = asyncio.Semaphore(concurrency)

@@ -13,17 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
-from codec.ladder import Ladder
 from decoding.params import whole_in
+from edge.device.bundle_parts import ladder_of, planned_limit, tables_of, tokenizer_of
 from edge.device.front import FrontEngine
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
-from edge.device.tokenizer import ChatMessage, ChatTokenizer
+from edge.device.tokenizer import ChatMessage
+from edge.device.whole_model import WholeModel
 from edge.draft.factory import DrafterFactory
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
+from edge.generation.device_model import DeviceModel
 from edge.generation.factory import GenerationFactory
+from edge.generation.link_notice import OnLink, unheard
 from edge.generation.report import Completion
 from edge.generation.stopping import StopRule
 from edge.net.connection_keeper import ConnectionKeeper
@@ -35,16 +38,16 @@ from hwprofiles.heap import return_freed_blocks
 from optimizer.artifacts.bundle import (
     EDGE_SETTINGS_NAME,
     FRONT_NAME,
-    TEMPLATE_NAME,
     Bundle,
     EdgeSettings,
     open_bundle,
-    tables_name,
 )
-from optimizer.artifacts.plan import Plan
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.addresses import parse_address
 from protos.errors import AddressError
+
+# With a model of its own, a device does not look long for a server.
+BRIEF: Final = RetryPolicy(connect_s=5.0, recover_s=5.0)
 
 
 class EdgeClient:
@@ -58,13 +61,16 @@ class EdgeClient:
     limit that the plan was made for, if it has one). prefill_chunk: prompt tokens a frame, always
     (None: at most the plan's, and as many as suit what is measured, see
     `optimizer.policy.prefill_chunks`). draft_model: a bundle of a small model that lies wholly on
-    the edge, for drafting by `model`. allow_control_tokens: texts of control tokens in a message
+    the edge, for drafting by `model`. fallback: such a bundle that answers when no server does, and
+    needs none. allow_control_tokens: texts of control tokens in a message
     are control tokens, not text (only for messages that you trust). retry_policy: how long to wait
-    for a server (None: its defaults). trace: a text stream that gets one JSON line a frame.
+    for a server (None: its defaults; with a fallback 5 seconds). trace: a text stream that gets one
+    JSON line a frame.
     keep_connected: for a program that waits for a user: keep the first server's connection ready.
     share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
     tenant's tokens. A device of the tenant can then find out whether a text that it guesses was
-    sent; so not by default.
+    sent; so not by default. on_link: told when a generation loses its server, waits and goes on;
+    called in the generation's thread.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -80,30 +86,31 @@ class EdgeClient:
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
         draft_model: Path | str | None = None,
+        fallback: Path | str | None = None,
         allow_control_tokens: bool = False,
         retry_policy: RetryPolicy | None = None,
         trace: TextIO | None = None,
         share_prefixes: bool = False,
         keep_connected: bool = False,
+        on_link: OnLink = unheard,
     ) -> None:
         addresses = checked_addresses(server)
         credentials = credentials or Credentials()
         credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
         self.plan = opened.plan
-        if not addresses and not self.plan.edge_is_whole:
+        if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
-        if memory_limit_bytes is None:
-            memory_limit_bytes = _planned_limit(self.plan)
+        memory_limit_bytes = planned_limit(self.plan, memory_limit_bytes)
         if memory_limit_bytes is not None:
             return_freed_blocks()  # before the first large blocks are allocated and freed
         self._settings = EdgeSettings.load(opened.path(f"edge/{EDGE_SETTINGS_NAME}").parent)
-        self.tokenizer = _tokenizer(
+        self.tokenizer = tokenizer_of(
             opened, self._settings, allow_control_tokens=allow_control_tokens
         )
         self._lengths = LengthRules(self.plan, self.tokenizer)
-        tables = _tables(opened)
-        self.ladder = _ladder(tables, self.plan)
+        tables = tables_of(opened)
+        self.ladder = ladder_of(tables, self.plan)
         chunk_tokens = prefill_chunk or self.plan.prefill_chunk
         if memory_limit_bytes is not None:
             chunk_tokens = fitting_chunk(
@@ -112,9 +119,7 @@ class EdgeClient:
                 runtime_bytes=runtime_bytes(),
                 sequences=concurrency,
             )
-        self._transports = [GrpcTransport(address, credentials) for address in addresses]
-        for transport in self._transports[:1]:
-            transport.warm()  # while the front is loaded
+        self._connect(addresses, credentials, keep=keep_connected)  # while the front is loaded
         self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
         for front in FrontEngine.load(
             opened.path(f"edge/{FRONT_NAME}").parent,
@@ -126,11 +131,8 @@ class EdgeClient:
             mapped=() if tables is None else (tables,),
         ):
             self._fronts.put(front)
-        self._keeper: ConnectionKeeper | None = None
-        if keep_connected and self._transports:
-            self._keeper = ConnectionKeeper(self._transports[0])
-            self._keeper.start()
         self._clock = Clock()
+        own_model = None if fallback is None else self._own_model(Path(fallback), opened, threads)
         self._generations = GenerationFactory(
             plan=self.plan,
             ladder=self.ladder,
@@ -140,13 +142,31 @@ class EdgeClient:
             ),
             chunk_tokens=chunk_tokens,
             adaptive_chunks=prefill_chunk is None,
-            retry_policy=retry_policy or RetryPolicy(),
+            retry_policy=retry_policy or (RetryPolicy() if own_model is None else BRIEF),
             clock=self._clock,
             share_prefixes=share_prefixes,
+            on_link=on_link,
             end_token_ids=self._settings.stop_token_ids,
             tokenizer_path=opened.path("edge/tokenizer.json"),
+            fallback=own_model,
         )
         self._trace = trace
+
+    def _connect(self, addresses: Sequence[str], credentials: Credentials, *, keep: bool) -> None:
+        """Begin to connect to the first server; keep: and keep the connection ready."""
+        self._transports = [GrpcTransport(address, credentials) for address in addresses]
+        self._keeper: ConnectionKeeper | None = None
+        for transport in self._transports[:1]:
+            transport.warm()
+            if keep:
+                self._keeper = ConnectionKeeper(transport)
+                self._keeper.start()
+
+    def _own_model(self, root: Path, opened: Bundle, threads: int | None) -> DeviceModel:
+        """The fallback of the device whose bundle is `opened`."""
+        model = WholeModel(root, like=opened, what="a fallback", threads=threads)
+        end_ids = self._settings.stop_token_ids
+        return DeviceModel(model, clock=self._clock, end_token_ids=end_ids)
 
     def __enter__(self) -> EdgeClient:
         return self
@@ -165,6 +185,17 @@ class EdgeClient:
             self._keeper.stop()
         for transport in self._transports:
             transport.close()
+        if self._keeper is not None:
+            self._keeper.join()
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the compression levels, best quality first."""
+        return self.ladder.names
+
+    def check(self, request: CompletionRequest) -> None:
+        """InputError for a request that no prompt could be served with here."""
+        self._generations.check(request)
 
     def complete(
         self, prompt: str | Sequence[ChatMessage], request: CompletionRequest | None = None
@@ -263,36 +294,3 @@ def checked_addresses(server: str | Sequence[str] | None) -> list[str]:
         return [str(parse_address(address, lowest_port=1)) for address in given]
     except AddressError as error:
         raise InputError(f"server {error}") from error
-
-
-def _planned_limit(plan: Plan) -> int | None:
-    """The memory that the plan was made for; None when it was made for no limit."""
-    limit = None if plan.limits is None else plan.limits.edge_memory_bytes
-    return None if limit is None else int(limit)
-
-
-def _tokenizer(
-    bundle: Bundle, settings: EdgeSettings, *, allow_control_tokens: bool
-) -> ChatTokenizer:
-    """The bundle's tokenizer, with its chat template if it has one."""
-    template = bundle.read_text(TEMPLATE_NAME) if bundle.has(TEMPLATE_NAME) else None
-    return ChatTokenizer(
-        bundle.path("edge/tokenizer.json"),
-        template,
-        settings,
-        allow_control_tokens=allow_control_tokens,
-    )
-
-
-def _tables(bundle: Bundle) -> Path | None:
-    """The codec tables of the bundle's own split, if it has any."""
-    name = tables_name(bundle.plan.partition.split)
-    return bundle.path(name) if bundle.has(name) else None
-
-
-def _ladder(tables: Path | None, plan: Plan) -> Ladder:
-    """The levels of the codec's tables; the lossless one alone without tables."""
-    hidden_size = plan.model.geometry.hidden_size
-    if tables is not None:
-        return Ladder.load(tables, hidden_size=hidden_size)
-    return Ladder.lossless(hidden_size)

@@ -7,6 +7,9 @@ reports them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+LOCAL_LEVEL: Final = "none"  # of a step that sent nothing: the device ran every layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

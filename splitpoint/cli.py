@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 import typer.main
@@ -20,6 +20,7 @@ from typer.exceptions import TyperException
 from splitpoint.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, one_line
 from splitpoint.settings import (
     defaults_from,
+    leaves,
     read_settings,
     settings_file,
     take_variables,
@@ -56,6 +57,8 @@ PANELS: Final = {
     },
 }
 COMMANDS: Final = {name: where for panel in PANELS.values() for name, where in panel.items()}
+# Set by the shell's own script, which `--install-completion` writes.
+COMPLETE_VARIABLE: Final = "_SPLITPOINT_COMPLETE"
 _PANEL_OF: Final = {name: panel for panel, commands in PANELS.items() for name in commands}
 
 
@@ -65,7 +68,6 @@ def make_app(names: Iterable[str]) -> typer.Typer:
         name="splitpoint",
         help="Run one large language model across an edge device and a cloud server.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
     app.callback()(options)
@@ -116,12 +118,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # gRPC's core logs to stderr below Python's logging; every failure gets its one line from us.
     os.environ.setdefault("GRPC_VERBOSITY", "INFO" if "--debug" in arguments else "NONE")
-    wanted, config = _wanted(arguments)
+    is_completing = COMPLETE_VARIABLE in os.environ
+    wanted, config = _wanted(_completed_words() if is_completing else arguments)
     app = make_app([wanted] if wanted in COMMANDS else COMMANDS)
     try:
         command = typer.main.get_command(app)
         take_variables(command)
-        file = settings_file(config)
+        shorten_types(command)
+        file = None if is_completing else settings_file(config)
         values = {} if file is None else defaults_from(read_settings(file), command, COMMANDS, file)
         return (
             command.main(
@@ -139,8 +143,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last line of defence: one line, not a traceback
         if "--debug" in arguments:
             raise
-        print(f"splitpoint: error: {one_line(error)}", file=sys.stderr)  # noqa: T201
+        print(f"splitpoint: error: {one_line(error, wanted)}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILURE
+
+
+def shorten_types(command: Any) -> None:
+    """Let the help name a number's type in one letter, so that no option's name is cut beside it.
+
+    The range stands behind it anyway.
+    """
+    for _, one in leaves(command):
+        for option in one.params:
+            bounds = [getattr(option, name, None) for name in ("min", "max")]
+            if option.metavar is None and bounds != [None, None]:
+                option.metavar = "N"
+
+
+def _completed_words() -> list[str]:
+    """The words of a line that a shell wants to complete, without the program's name."""
+    line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    return line.split()[1:]
 
 
 def _wanted(arguments: Sequence[str]) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,29 @@ from splitpoint.server_process import serving
 PROMPT = "Explain in a few sentences how a heat pump warms a house in winter."
 
 
-def run_decode_bench(bundle: Path, *, tokens: int, repeats: int, draft: str) -> dict[str, Any]:
+def run_decode_bench(
+    bundle: Path,
+    *,
+    tokens: int,
+    repeats: int,
+    draft: str,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
     """Tokens a second, time to the first one, and where a step's time goes.
 
     Both sides share this machine's processors, so each is slower than on a machine of its own.
     Medians over `repeats` greedy answers after one to warm up; parts are means within an answer.
+    progress is told (what comes next, answers done, answers in all).
     """
     request = CompletionRequest(max_new_tokens=tokens, draft=draft, ignore_eos=True)
+    progress("starting a server", 0, repeats + 1)
     with serving(bundle) as address, EdgeClient(bundle, address) as client:
+        progress("warming up", 0, repeats + 1)
         client.complete(PROMPT, request)
-        answers = [client.complete(PROMPT, request) for _ in range(repeats)]
+        answers = []
+        for done in range(repeats):
+            progress(f"answer {done + 1} of {repeats}", done + 1, repeats + 1)
+            answers.append(client.complete(PROMPT, request))
     parts = [breakdown(answer.steps, "decode") for answer in answers]
     rates = [answer.tokens_per_s for answer in answers]
     return {

@@ -19,6 +19,7 @@ EXTRA_OF_PACKAGE: Final = {
     "onnxruntime": "edge",
     "tokenizers": "edge",
     "jinja2": "edge",
+    "prompt_toolkit": "edge",
     "starlette": "api",
     "uvicorn": "api",
     "h11": "api",  # comes with uvicorn
@@ -43,11 +44,31 @@ EXTRA_OF_PACKAGE: Final = {
 }
 
 
-def one_line(error: Exception) -> str:
-    """What the user reads: our own errors as they are, others named as what they are."""
+# The extra that brings all that a command needs. Others need what EXTRA_OF_PACKAGE says.
+EXTRA_OF_COMMAND: Final = {
+    "build": "build",
+    "certify": "build",
+    "sensitivity": "build",
+    "train-draft": "build",
+    "model": "build",
+    "demo": "all",
+    "serve": "cloud",
+    "run": "edge",
+    "chat": "edge",
+    "api": "api",
+    "simulate": "simulate",
+}
+
+
+def one_line(error: Exception, command: str = "") -> str:
+    """What the user reads: our own errors as they are, others named as what they are.
+
+    command: the one that ran, for the extra that it needs.
+    """
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         package = error.name.partition(".")[0]
         if extra := EXTRA_OF_PACKAGE.get(package):
+            extra = "grammar" if extra == "grammar" else EXTRA_OF_COMMAND.get(command, extra)
             return f"this command needs the package '{package}': pip install 'splitpoint[{extra}]'"
     if isinstance(error, UnicodeDecodeError):
         return f"a text file is not UTF-8: {error}"
@@ -60,7 +81,8 @@ def one_line(error: Exception) -> str:
 
 def is_expected(error: Exception) -> bool:
     """Whether this is one of our packages' own errors."""
-    from cloud.errors import CloudError
+    if isinstance(error, (EdgeError, OptimizerError, WireError, CodecError, HwProfilesError)):
+        return True
+    from cloud.errors import CloudError  # loads gRPC
 
-    ours = (EdgeError, OptimizerError, WireError, CodecError, HwProfilesError, CloudError)
-    return isinstance(error, ours)
+    return isinstance(error, CloudError)

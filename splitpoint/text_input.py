@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
 import typer
 
 from edge.errors import InputError
 from edge.text_input import surrogate_in
 from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
+
+MAX_INPUT_BYTES: Final = 64 << 20
 
 
 def read_text(path: Path) -> str:
@@ -22,6 +25,23 @@ def read_text(path: Path) -> str:
         text = utf8_text(path.read_bytes())
     except NotUtf8Error as error:
         raise InputError(f"{path}: {error}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_standard_input() -> str:
+    """All of standard input as text, as `read_text` reads a file.
+
+    Says on a terminal how to end it. InputError for what is no UTF-8, or longer than any prompt.
+    """
+    if sys.stdin.isatty():
+        typer.echo("(reading standard input; Ctrl-D ends it)", err=True)
+    data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(data) > MAX_INPUT_BYTES:
+        raise InputError(f"standard input: longer than {MAX_INPUT_BYTES >> 20} MiB")
+    try:
+        text = utf8_text(data)
+    except NotUtf8Error as error:
+        raise InputError(f"standard input: {error}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -7,7 +7,7 @@ that are read take memory; every other layer takes none.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,14 @@ from optimizer.families import back_family
 
 MAX_CONFIG_BYTES: Final = 1 << 20
 _HEAD: Final = HEAD_NAME.removesuffix(".weight")
+
+
+# Called with the layers read so far, and with all that are to be read.
+LayerProgress = Callable[[int, int], None]
+
+
+def _quiet(done: int, total: int) -> None:
+    """For a load that nobody watches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,7 @@ def load_back(
     dtype: torch.dtype | None = None,
     reference: Path | None = None,
     verify: bool = False,
+    progress: LayerProgress = _quiet,
 ) -> BackModel:
     """Read `config.json` and the weights of `folder` (tensor names as transformers has them).
 
@@ -93,7 +102,7 @@ def load_back(
 
     A linear layer's weight is NAME, or NAME.int8 [out, in] with NAME.scale [out]. Raises
     WeightsError for a model that is not supported, and for a tensor that is missing or of the wrong
-    shape.
+    shape. progress is told (layers read, layers in all).
     """
     return BackFiles(
         folder,
@@ -103,7 +112,7 @@ def load_back(
         dtype=dtype,
         reference=reference,
         verify=verify,
-    ).model()
+    ).model(progress)
 
 
 class BackFiles:
@@ -162,10 +171,11 @@ class BackFiles:
         """L, counting the layers that are not here."""
         return int(self._config.num_hidden_layers)
 
-    def model(self) -> BackModel:
-        """All of the back."""
-        layers = []
+    def model(self, progress: LayerProgress = _quiet) -> BackModel:
+        """All of the back. progress is told (layers read, layers in all)."""
+        layers: list[nn.Module] = []
         for index in range(self.first_layer, self.num_layers):
+            progress(len(layers), self.num_layers - self.first_layer)
             layers.append(self.layer(index))
             self.unmap()  # else every page that was read counts as memory until the end
         return self.model_of(self.first_layer, tuple(layers), self.norm(), self.head())

@@ -8,7 +8,7 @@ repository measures a whole server under load.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,16 +30,18 @@ def run_server_bench(
     sessions: Sequence[int],
     history: int = 128,
     repeats: int = 30,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Median and 90th percentile of a step that decodes one token for each of n sessions.
 
-    Every session enters at `first_layer` and has `history` tokens in its cache. Raises
-    WeightsError, StartError.
+    Every session enters at `first_layer` and has `history` tokens in its cache. progress
+    is told (what comes next, runs done, runs in all). Raises WeightsError, StartError.
     """
     engine = BackEngine.load(cloud_dir, first_layer=first_layer)
     kernel = native.load() if engine.is_native else None
     results = []
-    for count in sessions:
+    for done, count in enumerate(sessions):
+        progress(f"{count} sessions a step", done, len(sessions))
         taken = _steps_s(engine, count, history, repeats)
         median = float(np.median(taken))
         results.append(

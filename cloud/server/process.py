@@ -11,7 +11,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import load_back
 from cloud.engine.threads import use_threads
 from cloud.errors import ServerFailedError, StartError
 from cloud.server.access import TokenInterceptor
@@ -30,7 +31,7 @@ from cloud.server.logs import event
 from cloud.server.memory import Trimmer
 from cloud.server.metrics_endpoint import MetricsEndpoint
 from cloud.server.status.page import StatusEndpoint
-from cloud.server.status.serving import serving_status, status_facts
+from cloud.server.status.serving import server_facts, serving_status, status_facts
 from cloud.server.supervision import Check, Supervisor
 from optimizer.artifacts.bundle import open_bundle
 from optimizer.artifacts.weight_reference import REFERENCE_NAME
@@ -40,6 +41,10 @@ from protos.addresses import Address
 __all__ = ["Server", "ServerConfig", "serve_until_stopped", "serving"]
 
 logger = logging.getLogger(__name__)
+
+# Called with the share of the loading that is done, 0 to 1, and with what comes next.
+Progress = Callable[[float, str], None]
+_READ_SHARE: Final = 0.8  # of the loading; the rest packs the layers
 
 _STOP_GRACE_S: Final = 1.0
 _DRAIN_POLL_S: Final = 0.05
@@ -83,8 +88,13 @@ class Server:
         port: int,
         metrics_port: int | None,
         status: StatusEndpoint | None,
+        facts: Mapping[str, Any],
     ) -> None:
-        """port: where it listens. metrics_port: of GET /metrics and /health; None: nowhere."""
+        """port: where it listens. metrics_port: of GET /metrics and /health; None: nowhere.
+
+        facts: what an operator reads when it is ready (`cloud.server.status.serving`).
+        """
+        self.facts = facts
         self.port = port
         self.metrics_port = metrics_port
         self.status = status
@@ -123,22 +133,33 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: ServerConfig) -> AsyncIterator[Server]:
+async def serving(
+    config: ServerConfig, *, progress: Progress = lambda share, what: None
+) -> AsyncIterator[Server]:
     """Load, listen and serve; everything is stopped and freed on exit.
 
-    Raises StartError (also WeightsError), BundleError and TablesError, one clear line each.
+    progress is called while it loads. Raises StartError (also WeightsError), BundleError and
+    TablesError, one clear line each.
     """
     config.access.check(config.host)
     bundle = open_bundle(config.bundle, role="cloud")
     use_threads(config.threads)
-    engine = BackEngine.load(
+    progress(0.0, "opening the weights")
+    model = load_back(
         bundle.path("cloud/config.json").parent,
         first_layer=bundle.plan.back_start,
         device=choose_device(config.device),
         weight_files=bundle.paths("cloud", ".safetensors"),
         reference=bundle.path(_REFERENCE) if bundle.has(_REFERENCE) else None,
         verify=config.verify,
+        progress=lambda done, total: progress(
+            _READ_SHARE * done / total, f"reading layer {done + 1} of {total}"
+        ),
     )
+    progress(_READ_SHARE, "preparing the layers")
+    weights_bytes = model.num_bytes  # before the kernel packs them
+    engine = BackEngine(model)
+    del model
     parts = assemble(config, bundle, engine)
     trimmer = Trimmer(parts.budget)
     trimmer.trim()  # loading packed the weights, and freed them as they were read
@@ -153,7 +174,6 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
             await grpc_server.start()
             for name in (health.OVERALL_HEALTH, wire.SERVICE_NAME):
                 await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-            event(logger, "serving", model=bundle.plan.model.id, port=port, native=engine.is_native)
             server = Server(
                 grpc_server,
                 health_servicer,
@@ -161,7 +181,13 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
                 port=port,
                 metrics_port=None if endpoint is None else endpoint.port,
                 status=page,
+                facts={
+                    **facts,
+                    **server_facts(config, parts, engine, bundle.plan.max_tokens),
+                    "weights_bytes": weights_bytes,
+                },
             )
+            event(logger, "serving", port=port, **server.facts)
             checks: list[Check] = [partial(parts.engine_loop.trouble, config.max_step_s)]
             checks += [one.trouble for one in (endpoint, page) if one is not None]
             async with _supervised(server, grpc_server, checks, trimmer):
@@ -173,21 +199,28 @@ async def serving(config: ServerConfig) -> AsyncIterator[Server]:
                 await asyncio.get_running_loop().run_in_executor(None, parts.engine_loop.stop)
 
 
-async def serve_until_stopped(config: ServerConfig, *, ready: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `ready` is told the port once it listens.
+async def serve_until_stopped(
+    config: ServerConfig,
+    *,
+    ready: Callable[[Server], None],
+    progress: Progress = lambda share, what: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `ready` gets the server once it listens.
 
-    Raises ServerFailedError once a part of the server has stopped for good and its streams have
-    ended.
+    progress: see `serving`. While it loads, SIGTERM and SIGINT end the process at once. Raises
+    ServerFailedError once a part of the server has stopped for good and its streams have ended.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with serving(config) as server:
+    # Loading blocks the event loop, so asyncio's own handler would wait for its end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    async with serving(config, progress=progress) as server:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         # What is loaded stays: the collector need not look at a million objects between steps.
         gc.collect()
         gc.freeze()
-        ready(server.port)
+        ready(server)
         stopped = asyncio.create_task(stop.wait())
         ends: set[asyncio.Future[Any]] = {stopped, server.failure}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

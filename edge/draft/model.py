@@ -15,12 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.device.front import FrontEngine
+from edge.device.whole_model import WholeModel
 from edge.draft.base import Drafter, DrafterKind, DraftResources, Guess, Rows
-from edge.errors import InputError
-from optimizer.artifacts.bundle import FRONT_NAME, Bundle, open_bundle
-
-TOKENIZER: Final = "edge/tokenizer.json"
-FRONT: Final = f"edge/{FRONT_NAME}"
+from optimizer.artifacts.bundle import Bundle
 
 
 class DraftModel:
@@ -31,23 +28,16 @@ class DraftModel:
     """
 
     def __init__(self, root: Path, *, like: Bundle) -> None:
-        bundle = open_bundle(root, role="edge")
-        if not bundle.plan.edge_is_whole:
-            raise InputError(f"{root}: a draft model must lie wholly on the edge")
-        for opened in (bundle, like):
-            opened.path(TOKENIZER)  # which must be listed
-        if bundle.files[TOKENIZER].sha256 != like.files[TOKENIZER].sha256:
-            raise InputError(f"{root}: its tokenizer is another one than {like.root}'s")
-        self._plan = bundle.plan
-        (self._engine,) = FrontEngine.load(bundle.path(FRONT).parent, plan=bundle.plan)
+        self._model = WholeModel(root, like=like, what="a draft model")
 
     def drafter(self) -> ModelDrafter:
         """A drafter with a cache of its own."""
+        plan = self._model.plan
         return ModelDrafter(
-            self._engine.sibling(),
-            max_tokens=self._plan.max_tokens,
-            chunk_tokens=self._plan.prefill_chunk,
-            vocab_size=self._plan.model.geometry.vocab_size,
+            self._model.engine(),
+            max_tokens=plan.max_tokens,
+            chunk_tokens=plan.prefill_chunk,
+            vocab_size=plan.model.geometry.vocab_size,
         )
 
 

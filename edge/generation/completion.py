@@ -20,8 +20,7 @@ from edge.device.detokenizer import DecodedToken, TextStream
 from edge.device.front import FrontEngine
 from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
-from edge.generation.context import ShiftingGeneration
-from edge.generation.handover import HandoverGeneration
+from edge.generation.parts import AnswerParts
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason, StopRule
 from edge.generation.token_source import NewToken, TokenSource
@@ -33,7 +32,7 @@ from optimizer.policy.prefill_place import PREFILL_PLACES
 from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
-PREFERRED: Final = ("split", "cloud")
+PREFERRED: Final = ("split", "cloud", "edge")
 # Each token is compared with every stop string, so their number and their length cost time.
 MAX_STOPS: Final = 64
 MAX_STOP_CHARS: Final = 1000
@@ -57,7 +56,8 @@ class CompletionRequest:
     where the prompt's rows for the cloud are computed (`optimizer.policy.prefill_place`). "cloud"
     sends ids, "both" as many as seem best by what was measured so far, "edge" none. At split 0 the
     server computes all rows where it can. prefer: "cloud" lets the server run every layer, whatever
-    the plan's split; "split" keeps to the plan.
+    the plan's split; "edge" asks the device's own model (`EdgeClient`'s fallback) and no server;
+    "split" keeps to the plan.
     Raises InputError for values that no generation can have.
     """
 
@@ -287,13 +287,17 @@ class CompletionRun:
             ),
             prompt_logprobs=self._prompt_scores,
             finish_reason=reason,
-            finish_detail=detail,
+            finish_detail=detail or _detail_of(generation),
             num_prompt_tokens=len(self._prompt_ids),
             hidden_size=self._hidden_size,
             token_times_s=tuple(self._token_times_s),
             steps=tuple(self._steps),
             reconnects=generation.reconnects,
-            shifts=generation.shifts if isinstance(generation, ShiftingGeneration) else 0,
-            moves=generation.moves if isinstance(generation, HandoverGeneration) else 0,
+            shifts=generation.shifts if isinstance(generation, AnswerParts) else 0,
+            moves=generation.moves if isinstance(generation, AnswerParts) else 0,
             total_s=total_s,
         )
+
+
+def _detail_of(generation: TokenSource) -> str:
+    return generation.detail if isinstance(generation, AnswerParts) else ""

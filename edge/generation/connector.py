@@ -21,6 +21,7 @@ from edge.errors import (
     TransportError,
 )
 from edge.generation.answer_checks import AnswerTerms
+from edge.generation.link_notice import LinkNotice, OnLink, unheard
 from edge.generation.session import EdgeSession
 from edge.net.transport import Received, Stream, Transport
 from optimizer.policy.retry import Clock, ConnectAttempts, Failure, RetryPolicy
@@ -30,6 +31,8 @@ from protos.wire import MAX_PREFIX_HASHES
 
 # A time limit that is almost used up still leaves an attempt this long.
 MIN_TIMEOUT_S: Final = 0.05
+# Whoever cancels between two attempts waits no longer.
+CANCEL_WITHIN_S: Final = 0.25
 
 # Work while the answer to an Open is on its way: it may send frames behind the Open, which the
 # session knows of, and it returns the answer where that has come meanwhile.
@@ -41,7 +44,8 @@ class Connector:
 
     request: what to announce. transports: the addresses to try, the first one first. Every call
     after the first one means that a stream was lost. It begins at the address used last.
-    token_frames: ask for token frames, which a server may decline.
+    token_frames: ask for token frames, which a server may decline. on_link: told when an attempt
+    failed and the next one follows. cancel_within_s: how long `cancel` may wait for a wait.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class Connector:
         clock: Clock,
         rng: random.Random,
         token_frames: bool = False,
+        on_link: OnLink = unheard,
+        cancel_within_s: float = CANCEL_WITHIN_S,
     ) -> None:
         self._request = request
         self._transports = transports
@@ -60,6 +66,8 @@ class Connector:
         self._clock = clock
         self._rng = rng
         self._token_frames = token_frames
+        self.on_link = on_link
+        self._cancel_within_s = cancel_within_s
         self._attempts = ConnectAttempts()
         self._cancelled = False
 
@@ -103,7 +111,7 @@ class Connector:
             if early is None:
                 raise LostError(f"given up after {self._attempts.num_attempts + 1} attempts")
             self._attempts = early.attempts
-            self._clock.sleep(min(early.wait_s, timeout_s))
+            self._wait(min(early.wait_s, timeout_s))
         else:
             self._attempts = self._attempts.begin()
         while True:
@@ -123,9 +131,29 @@ class Connector:
                 )
                 if retry is None or self._cancelled:
                     raise
+                left_s = deadline_s - self._clock.now()
+                self.on_link(
+                    LinkNotice("waiting", transport.address, str(error), retry.wait_s, left_s)
+                )
+                self._wait(retry.wait_s)
+                if self._cancelled:
+                    raise
             session.lost()
             self._attempts = retry.attempts
-            self._clock.sleep(retry.wait_s)
+
+    def _wait(self, wait_s: float) -> None:
+        """Sleep, but not much longer than until somebody cancels."""
+        while not self._cancelled:
+            part_s = min(wait_s, self._cancel_within_s)
+            self._clock.sleep(part_s)
+            wait_s -= part_s
+            if wait_s <= 0:
+                return
+
+    @property
+    def address(self) -> str:
+        """The address of the last attempt."""
+        return self._transports[self._attempts.next_address % len(self._transports)].address
 
     def _with_prefix_hashes(self, session: EdgeSession) -> Open:
         """The request with the hashes of the prompt's frames that are encoded already."""

@@ -42,7 +42,6 @@ class ShiftingGeneration(AnswerParts):
         self._front = front
         self._capacity = capacity
         self._max_new_tokens = max_new_tokens
-        self.shifts = 0
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens; raises what the generations raise (see RemoteGeneration)."""

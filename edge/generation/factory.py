@@ -11,6 +11,7 @@ import random
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from codec.ladder import Ladder
@@ -22,9 +23,12 @@ from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.completion import AUTO_LEVEL, CompletionRequest
 from edge.generation.connector import Connector
 from edge.generation.context import ShiftingGeneration
+from edge.generation.device_model import DeviceModel
 from edge.generation.drafting import DraftSelector
+from edge.generation.fallback import FallbackGeneration
 from edge.generation.handover import HandoverGeneration
 from edge.generation.level_selector import LevelSelector
+from edge.generation.link_notice import OnLink, unheard
 from edge.generation.local import LocalGeneration
 from edge.generation.local_grammars import LocalGrammars
 from edge.generation.loop import RemoteGeneration
@@ -32,6 +36,7 @@ from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
 from edge.generation.prefix_memory import PrefixMemory
 from edge.generation.token_source import TokenSource
 from edge.net.transport import Transport
+from hwprofiles.schema.near_names import did_you_mean
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -46,7 +51,8 @@ class GenerationFactory:
     transports: the servers, the first one first; empty when the plan is whole on the edge.
     chunk_tokens: the most prompt tokens a frame, or always so many if not `adaptive_chunks`.
     share_prefixes: whether the tenant's other devices may find this device's prompts.
-    end_token_ids, tokenizer_path: for answers that follow a grammar.
+    end_token_ids, tokenizer_path: for answers that follow a grammar. on_link: told of lost
+    servers, in the generation's thread. fallback: answers when no server does.
     """
 
     def __init__(
@@ -63,6 +69,8 @@ class GenerationFactory:
         share_prefixes: bool = False,
         end_token_ids: Sequence[int] = (),
         tokenizer_path: Path | None = None,
+        on_link: OnLink = unheard,
+        fallback: DeviceModel | None = None,
     ) -> None:
         self._plan = plan
         self._ladder = ladder
@@ -72,6 +80,8 @@ class GenerationFactory:
         self._adaptive_chunks = adaptive_chunks
         self._retry_policy = retry_policy
         self._clock = clock
+        self._on_link = on_link
+        self._fallback = fallback
         self._prefixes = PrefixMemory(share=share_prefixes)
         self._prefill = PrefillPlanner(
             split=plan.partition.split,
@@ -107,6 +117,10 @@ class GenerationFactory:
             wanted = f"context {request.context}"
         if request.prefer == "cloud":
             wanted = "prefer cloud"
+        if request.prefer == "edge" and self._fallback is None and not self._plan.edge_is_whole:
+            raise InputError(
+                "prefer edge: this device has no model of its own; give its bundle (--fallback)"
+            )
         if wanted and self._plan.edge_is_whole:
             raise InputError(f"{wanted}: this plan has no server, the device holds every layer")
         if wanted and self._plan.back_start > 0:
@@ -124,7 +138,10 @@ class GenerationFactory:
         if wanted.isdecimal() and int(wanted) < len(names):
             return (names[int(wanted)],)
         if wanted not in (*names, *self._ladder.extra_names):
-            raise InputError(f"no level {wanted!r}: this bundle has {', '.join(names)}")
+            raise InputError(
+                f"no level {wanted!r}: this bundle has {', '.join(names)}"
+                f"{did_you_mean(wanted, names)}"
+            )
         return (wanted,)
 
     def generation(
@@ -135,8 +152,28 @@ class GenerationFactory:
         num_prompt_tokens: int,
         max_new_tokens: int,
     ) -> TokenSource:
-        """The source of one answer's tokens. It shifts, or the server takes over, when the
-        answer may outgrow the plan.
+        """The source of one answer's tokens. The device's own model answers where it is asked
+        for, and goes on where it may when the server is lost.
+        """
+        if self._fallback is None:
+            return self._planned(front, request, num_prompt_tokens, max_new_tokens)
+        remote = None
+        if request.prefer != "edge" and self._transports:
+            remote = self._planned(front, request, num_prompt_tokens, max_new_tokens)
+        return FallbackGeneration(
+            remote=remote,
+            on_device=partial(self._fallback.rest, request, num_prompt_tokens),
+            max_new_tokens=max_new_tokens,
+        )
+
+    def _planned(
+        self,
+        front: FrontEngine,
+        request: CompletionRequest,
+        num_prompt_tokens: int,
+        max_new_tokens: int,
+    ) -> TokenSource:
+        """As planned. It shifts, or the server takes over, when the answer may outgrow the plan.
 
         Every part after a shift gets a seed of its own: its positions start anew, and the
         sampler's random numbers depend on seed and position.
@@ -209,6 +246,7 @@ class GenerationFactory:
                 clock=self._clock,
                 rng=random.Random(),
                 token_frames=prefill is not None,
+                on_link=self._on_link,
             ),
             chunks=ChunkSizer(
                 self._chunk_tokens, selector=selector, adaptive=self._adaptive_chunks
@@ -244,6 +282,7 @@ class GenerationFactory:
                 clock=self._clock,
                 rng=random.Random(),
                 token_frames=True,
+                on_link=self._on_link,
             ),
             chunks=ChunkSizer(self._chunk_tokens, selector=selector),
             retry_policy=self._retry_policy,

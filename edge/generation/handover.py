@@ -39,7 +39,6 @@ class HandoverGeneration(AnswerParts):
         self._in_cloud = in_cloud
         self._capacity = capacity
         self._max_new_tokens = max_new_tokens
-        self.moves = 0
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens; raises what the parts raise (see RemoteGeneration)."""

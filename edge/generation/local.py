@@ -15,10 +15,8 @@ from decoding.sampler import Sampled, sample, score
 from decoding.scores import TokenScore
 from edge.errors import InputError
 from edge.generation.token_source import FrontSegment, NewToken
-from edge.step_trace import StepTrace
+from edge.step_trace import LOCAL_LEVEL, StepTrace
 from optimizer.policy.retry import Clock
-
-LOCAL_LEVEL = "none"  # nothing is sent, so nothing is encoded
 
 
 class AnswerMatcher(Protocol):

@@ -32,6 +32,7 @@ from edge.generation.draft_frames import DraftedFrames
 from edge.generation.drafting import DraftSelector
 from edge.generation.frame_sender import FrameSender
 from edge.generation.level_selector import LevelSelector
+from edge.generation.link_notice import LinkNotice
 from edge.generation.pending import ArrivedResult
 from edge.generation.phases import Phase
 from edge.generation.prefill_planner import PrefillChoice
@@ -317,6 +318,8 @@ class RemoteGeneration:
         session.lost()
         self._early = None  # the replay asks again
         limit = self._deadlines.for_recovery(has_tokens=session.num_new_tokens > 0)
+        tell = self._connector.on_link
+        tell(LinkNotice("lost", self._connector.address, str(error), left_s=limit.left_s))
         try:
             if limit.left_s <= 0:
                 raise error
@@ -326,6 +329,7 @@ class RemoteGeneration:
                 f"{error}; no way back within {limit.limit_s:g} s: {unreachable}"
             ) from error
         self.reconnects += 1
+        tell(LinkNotice("back", self._connector.address))
         for frame in session.replay():
             stream.send(frame)
         return stream

@@ -6,7 +6,15 @@ from edge.generation.token_source import TokenSource
 
 
 class AnswerParts:
-    """Base of the token sources that are made of parts: reconnects add up, and one is cancelled."""
+    """Base of the token sources that are made of parts: reconnects add up, and one is cancelled.
+
+    shifts: how often the context was cut. moves: how often the split moved. detail: why the device
+    went on without a server.
+    """
+
+    shifts = 0
+    moves = 0
+    detail = ""
 
     def __init__(self) -> None:
         self._current: TokenSource | None = None

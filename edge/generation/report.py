@@ -11,7 +11,7 @@ import numpy as np
 
 from decoding.scores import TokenScore, TopToken
 from edge.generation.stopping import FinishReason
-from edge.step_trace import StepTrace
+from edge.step_trace import LOCAL_LEVEL, StepTrace
 from hwprofiles.peak_memory import peak_memory_bytes
 
 
@@ -43,6 +43,16 @@ class Completion:
     prompt_logprobs: tuple[TokenScore | None, ...] = ()
     shifts: int = 0  # how often the context was cut, see edge.generation.context
     moves: int = 0  # how often the split moved, see edge.generation.handover
+
+    @property
+    def answered_by(self) -> str:
+        """Who ran the layers for the last token: "edge", "split" or "cloud"; "" without one."""
+        last = next((step for step in reversed(self.steps) if step.num_new_tokens), None)
+        if last is None:
+            return ""
+        if last.level == LOCAL_LEVEL:
+            return "edge"
+        return "split" if last.hidden_bytes else "cloud"
 
     @property
     def ttft_s(self) -> float:
@@ -80,6 +90,7 @@ class Completion:
             "tokens": list(self.token_ids),
             "finish_reason": self.finish_reason,
             "finish_detail": self.finish_detail,
+            "answered_by": self.answered_by,
             "prompt_tokens": self.num_prompt_tokens,
             "ttft_s": self.ttft_s,
             "tbt_p50_s": self.tbt_quantile_s(0.5),

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
 
+from edge.errors import LostError
 from edge.net.credentials import Credentials
 from protos import wire
 
@@ -30,6 +32,7 @@ OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
 )
+WARM_S: Final = 10.0  # how long it is tried
 
 
 class ServerChannel:
@@ -51,6 +54,7 @@ class ServerChannel:
         )
         self._lock = threading.Lock()
         self._num_streams = 0
+        self._is_closed = False
         self._channel = self._made()
 
     @property
@@ -60,20 +64,26 @@ class ServerChannel:
             return self._num_streams == 0
 
     def warm(self) -> None:
-        """Begin to connect, without waiting. What goes wrong shows when a call is made."""
-        with self._lock:
-            channel = self._channel
+        """Begin to connect, without waiting. What goes wrong shows when a call is made.
 
-        def seen(state: grpc.ChannelConnectivity) -> None:
-            if state not in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
-                channel.unsubscribe(seen)
-
-        channel.subscribe(seen, try_to_connect=True)
+        A question does it, whose answer nobody needs: to watch a channel's state costs a thread
+        that wakes five times a second.
+        """
+        with self._lock, suppress(ValueError):  # a closed channel stays closed
+            ask = self._channel.unary_unary(
+                wire.DESCRIBE_PATH, request_serializer=None, response_deserializer=None
+            )
+            ask.future(
+                wire.encode_describe_request(),
+                timeout=WARM_S,
+                metadata=self._metadata,
+                wait_for_ready=True,
+            )
 
     def renew(self) -> bool:
         """Put a new channel in the place of this one and connect it; False while streams run."""
         with self._lock:
-            if self._num_streams:
+            if self._num_streams or self._is_closed:
                 return False
             old, self._channel = self._channel, self._made()
         old.close()
@@ -97,18 +107,25 @@ class ServerChannel:
             self._num_streams -= 1
 
     def ask(self, path: str, request: bytes, *, timeout_s: float) -> bytes:
-        """One answer of a unary call. Raises grpc.RpcError."""
+        """One answer of a unary call. Raises grpc.RpcError; LostError on a closed channel."""
         with self._lock:
+            if self._is_closed:
+                raise LostError("the connection is closed")
             call = self._channel.unary_unary(
                 path, request_serializer=None, response_deserializer=None
             )
-        reply: bytes = call(
-            request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=True
-        )
+        try:
+            reply: bytes = call(
+                request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=True
+            )
+        except ValueError as error:  # gRPC's word for a channel that was closed meanwhile
+            raise LostError("the connection is closed") from error
         return reply
 
     def close(self) -> None:
         """Close the channel and every stream on it."""
+        with self._lock:
+            self._is_closed = True
         self._channel.close()
 
     def _made(self) -> grpc.Channel:

@@ -60,8 +60,12 @@ class ConnectionKeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a question on its way may still be answered."""
+        """Ask nothing more. `join` waits for a question that is on its way."""
         self._stopped.set()
+
+    def join(self) -> None:
+        """Wait for the end, after `stop` and once the transport is closed."""
+        self._thread.join(CHECK_S)
 
     def tick(self) -> None:
         """Look at the clocks, and ask the server if it is time."""

@@ -86,7 +86,7 @@ class BuildStages:
 
     def calibrating(self, what: str, done: int, total: int) -> None:
         """A step inside the stage `calibration`."""
-        self._progress(f"{what} ({done} of {total})")
+        self._progress(f"{what} ({done} of {total})" if total > 1 else what)
         names = list(_CALIBRATION_COSTS)
         if what not in names:
             return
@@ -142,3 +142,14 @@ class BuildStages:
         new = self._record.with_suffix(".new")
         new.write_text(json.dumps({"inputs": self._inputs, "done": self._done}), encoding="utf-8")
         os.replace(new, self._record)
+
+
+def stages_left_of(out: Path) -> list[str]:
+    """The stages that an interrupted build of `out` finished, in order; for people only."""
+    found: list[str] = []
+    for record in out.parent.glob(f".{out.name}-*/{STAGES_NAME}"):
+        try:
+            found = max(found, list(read_json(record, max_bytes=1 << 24)["done"]), key=len)
+        except (ProfileError, KeyError, TypeError):
+            continue
+    return found

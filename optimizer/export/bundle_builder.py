@@ -80,7 +80,8 @@ def build_bundle(
     it untried.
 
     Everything is built in a folder beside `out` that is renamed at the end, so a failure leaves
-    nothing behind. Raises BuildError, and ModelError where the model cannot be read.
+    nothing behind. Ctrl-C leaves that folder for a build that resumes; any other build removes it.
+    Raises BuildError, and ModelError where the model cannot be read.
     """
     source.check()
     plan = for_model(plan, source)
@@ -94,7 +95,7 @@ def build_bundle(
         *(("calibration",) if calibration is not None else ()),
         "manifest",
     )
-    with naming_the_disk(out.parent), working_folder(out, resume=resume) as working:
+    with naming_the_disk(out.parent), working_folder(out, resume=resume, keep=True) as working:
         stages = BuildStages(
             working,
             inputs=_digest(source, plan, sorted(sides), calibration, weights),

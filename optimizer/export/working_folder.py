@@ -24,11 +24,11 @@ _REPLACED: Final = "replaced"
 
 
 @contextlib.contextmanager
-def working_folder(out: Path, *, resume: bool = False) -> Iterator[Path]:
+def working_folder(out: Path, *, resume: bool = False, keep: bool = False) -> Iterator[Path]:
     """An empty folder beside `out` for the time of the block. What is left in it is removed.
 
     Folders that killed processes left in the same parent are removed first. resume: where one of
-    them was making `out`, it is taken over as it is, and Ctrl-C leaves the folder for later.
+    them was making `out`, it is taken over as it is. keep: Ctrl-C leaves the folder for later.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
@@ -40,7 +40,7 @@ def working_folder(out: Path, *, resume: bool = False) -> Iterator[Path]:
         try:
             yield folder
         except KeyboardInterrupt:
-            if not resume:
+            if not (resume or keep):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         except BaseException:

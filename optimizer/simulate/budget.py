@@ -17,6 +17,8 @@ from optimizer.simulate.scenario import Budget, Scenario
 from optimizer.simulate.setup import BESIDE_THE_LADDER
 
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+# The three questions, in the order in which they are answered.
+STAGES: Final = ("how many clients", "which link", "what to change")
 SEARCH_S: Final = 60.0  # longest simulated time of one try
 MAX_CLIENTS: Final = 100_000
 MAX_EVENTS: Final = 1_000_000  # of one try; a larger one is not doubled
@@ -100,15 +102,15 @@ def budget_view(
         return [measure(one.scenario, records) for one, records in zip(many, found, strict=True)]
 
     budget = inputs.scenario.budget
-    progress("how many clients")
+    progress(STAGES[0])
     curve, carried, at_least = _search(short, tried)
-    progress("which link")
+    progress(STAGES[1])
     held = [_held_at(short, quantile) for quantile in QUANTILES]
     points = tuple(
         QuantilePoint(quantile=quantile, **_in_time(budget, found))
         for quantile, found in zip(QUANTILES, tried(held), strict=True)
     )
-    progress("what to change")
+    progress(STAGES[2])
     names, changed = zip(*_changes(short), strict=True)
     changes = tuple(
         Change(

@@ -67,6 +67,8 @@ def api(
     local: ListenOptions,
 ) -> None:
     """Serve the OpenAI endpoints and, at /, a chat page. Prints 'listening on HOST:PORT'."""
+    device.check()
+    control.check()
     from edge.api.access import ApiAccess
     from edge.api.server import ApiConfig, ApiServer
     from hwprofiles.heap import share_heaps

@@ -11,8 +11,11 @@ from typing import Annotated, Any, ClassVar, Final
 
 import typer
 
+from splitpoint.commands.choices import DRAFTS, one_of
 from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
+from splitpoint.views.work_state import WorkState
 
 bench_app = typer.Typer(help="How fast the parts are on this machine.", no_args_is_help=True)
 
@@ -42,12 +45,13 @@ class QualityOptions:
     tokens: Annotated[int, typer.Option(help="Most tokens of the text to use.", min=512)] = 16_384
     plot: Annotated[Path | None, typer.Option(help="Write the rate-quality plot (PNG).")] = None
 
-    def measure(self) -> Any:
+    def measure(self, work: WorkState) -> Any:
         """What the repository's benchmark prints; None when no bundle was given."""
         if self.bundle is None:
             return None
         if self.model is None or self.text is None:
             raise typer.BadParameter("--bundle needs --model and --text")
+        work.stage("bits against quality")
         return _rate_quality(self.bundle, self.model, self.text, self.tokens, self.plot)
 
 
@@ -63,8 +67,14 @@ def codec(
     """Encode and decode, one row and many, beside a plain copy of the same memory."""
     from codec.bench import run_codec_bench
 
-    rates = quality.measure()
-    report = run_codec_bench(hidden_size=hidden_size, prefill_rows=prefill_rows, repeats=repeats)
+    with long_work("measuring the codec") as work:
+        rates = quality.measure(work)
+        report = run_codec_bench(
+            hidden_size=hidden_size,
+            prefill_rows=prefill_rows,
+            repeats=repeats,
+            progress=work.steps,
+        )
     if rates is not None:
         report["rate_quality"] = rates
     print_json(report, indent=None if as_json else 1)
@@ -79,9 +89,13 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Decode through a server on loopback: tokens a second, and where a step's time goes."""
+    one_of(draft, DRAFTS, "--draft")
     from splitpoint.decode_bench import run_decode_bench
 
-    report = run_decode_bench(bundle, tokens=tokens, repeats=repeats, draft=draft)
+    with long_work("measuring decoding") as work:
+        report = run_decode_bench(
+            bundle, tokens=tokens, repeats=repeats, draft=draft, progress=work.steps
+        )
     print_json(report, indent=None if as_json else 1)
 
 
@@ -104,13 +118,16 @@ def server(
     from optimizer.artifacts.bundle import open_bundle
 
     opened = open_bundle(bundle, role="cloud")
-    report = run_server_bench(
-        opened.path("cloud/config.json").parent,
-        first_layer=opened.plan.partition.split,
-        sessions=counts,
-        history=history,
-        repeats=repeats,
-    )
+    with long_work("measuring the server") as work:
+        work.stage("loading the back")
+        report = run_server_bench(
+            opened.path("cloud/config.json").parent,
+            first_layer=opened.plan.partition.split,
+            sessions=counts,
+            history=history,
+            repeats=repeats,
+            progress=work.steps,
+        )
     print_json(report, indent=None if as_json else 1)
 
 

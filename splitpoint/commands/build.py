@@ -11,6 +11,7 @@ import typer
 from optimizer.artifacts.bundle import Role
 from optimizer.artifacts.weight_reference import WeightsPlace
 from optimizer.cost.build_memory import CALIBRATION_TOKENS
+from splitpoint.commands.choices import DEVICES, check_level, one_of
 from splitpoint.commands.option_groups import (
     DeviceOption,
     SourceOptions,
@@ -18,7 +19,7 @@ from splitpoint.commands.option_groups import (
     with_options,
 )
 from splitpoint.text_input import read_text
-from splitpoint.views.progress import build_progress
+from splitpoint.views.long_work import NOTHING_KEPT, long_work
 
 if TYPE_CHECKING:
     from optimizer.artifacts.plan import Plan
@@ -75,6 +76,17 @@ class PartitionFlags:
             "rows give the same values."
         ),
     ] = False
+
+    def check(self) -> None:
+        """BadParameter for a number of bits or a level that there is not."""
+        for option, bits, known in (
+            ("--front-bits", self.front_bits, (4, 8, 16, 32)),
+            ("--back-bits", self.back_bits, (8, 16, 32)),
+            ("--kv-bits", self.kv_bits, (8, 16, 32)),
+        ):
+            one_of(str(bits), map(str, known), option)
+        if self.level is not None:
+            check_level(self.level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +153,8 @@ class ResultOptions:
 
     def check(self) -> None:
         """BadParameter for a choice that there is not."""
-        if self.weights not in WEIGHTS:
-            raise typer.BadParameter(
-                f"--weights {self.weights}: choose one of {', '.join(WEIGHTS)}"
-            )
-        if self.side not in SIDES:
-            raise typer.BadParameter(f"--side {self.side}: choose one of {', '.join(SIDES)}")
+        one_of(self.weights, WEIGHTS, "--weights")
+        one_of(self.side, SIDES, "--side")
 
 
 @with_options()
@@ -164,24 +172,26 @@ def build(
     if (plan_file is None) == (flags.split is None):
         raise typer.BadParameter("give a plan.yaml or --split, one of them")
     result.check()
+    flags.check()
+    one_of(calibration.device, DEVICES, "--device")
     from cloud.engine.served_back import ServedBack
     from optimizer.artifacts.plan import load_plan
     from optimizer.export.bundle_builder import build_bundle
 
-    with build_progress(f"building {out}") as (progress, share):
-        progress("reading the model")
+    with long_work(f"building {out}", kept=lambda: _kept(out)) as work:
+        work.stage("reading the model")
         source = chosen.source()
         default_level = CALIBRATED_LEVEL if calibration.calibrate else "lossless"
         report = build_bundle(
             source,
             load_plan(plan_file) if plan_file else plan_from_flags(source, flags, default_level),
             out,
-            progress=progress,
+            progress=work.stage,
             force=result.force,
             sides=SIDES[result.side],
             weights=WEIGHTS[result.weights],
             resume=result.resume,
-            share=share,
+            share=work.share,
             calibration=calibration.wanted(),
             open_back=ServedBack,
         )
@@ -193,6 +203,16 @@ def build(
         f"peak memory of this build {report.peak_memory_bytes / 2**20:.0f} MiB",
         err=True,
     )
+
+
+def _kept(out: Path) -> str:
+    """What an interrupted build leaves, and how to go on."""
+    from optimizer.export.build_stages import stages_left_of
+
+    stages = stages_left_of(out)
+    if not stages:
+        return NOTHING_KEPT
+    return f"kept: {', '.join(stages)}; the same command with --resume goes on"
 
 
 def plan_from_flags(source: ModelSource, flags: PartitionFlags, default_level: str) -> Plan:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 from rich.table import Table
 
+from splitpoint.commands.choices import DEVICES, check_level, one_of
 from splitpoint.commands.option_groups import (
     BundleArgument,
     DeviceOption,
@@ -18,12 +19,15 @@ from splitpoint.commands.option_groups import (
     with_options,
 )
 from splitpoint.text_input import read_text
+from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
-from splitpoint.views.progress import step_progress
 from splitpoint.views.screen import open_console
 
 if TYPE_CHECKING:
     from optimizer.export.certify.certificate import Certificate
+
+# About how long each takes. A model that stays in memory measures window by window.
+STAGE_COSTS: Final = {"reading hidden states": 10, "measuring levels": 60, "measuring windows": 30}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,8 @@ def certify(
     as_json: JsonOption = False,
 ) -> None:
     """Measure bits, perplexity, KL and top-1 agreement of every level; store them in the bundle."""
+    one_of(device, DEVICES, "--device")
+    names = [check_level(name.strip(), "--levels") for name in levels.split(",") if name.strip()]
     from codec.ladder import Ladder
     from optimizer.artifacts.bundle import open_bundle, tables_name
     from optimizer.errors import BuildError
@@ -61,8 +67,8 @@ def certify(
     opened = open_bundle(bundle, role="edge")
     plan = opened.plan
     split = plan.partition.split
-    with step_progress(f"certifying {bundle}") as progress:
-        progress("reading the model", 0, 1)
+    with long_work(f"certifying {bundle}") as work:
+        work.stage("reading the model")
         source = chosen.source()
         if source.sha256 != plan.model.sha256:
             raise BuildError(f"{bundle} was built from {plan.model.id}, not from {source.id}")
@@ -80,8 +86,8 @@ def certify(
                 ladder,
                 split=split,
                 windows=text_windows(ids, window=held_out.window, max_tokens=held_out.tokens),
-                levels=[name.strip() for name in levels.split(",")] if levels else None,
-                progress=progress,
+                levels=names or None,
+                progress=work.staged(STAGE_COSTS),
             )
         store_certificate(bundle, result)
     if plot is not None:

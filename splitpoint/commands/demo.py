@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from splitpoint.commands.choices import completed, link_profiles
 from splitpoint.server_process import crossing, serving
-from splitpoint.views.progress import byte_progress, stage_progress
+from splitpoint.views.long_work import bytes_of, long_work
 from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import parse_size, size_text, time_text
 
@@ -46,7 +48,11 @@ def demo(
         typer.Option(help="Layers on the edge (default: planned).", min=1, max=29),
     ] = None,
     link: Annotated[
-        str, typer.Option(help="The link between both: a shipped profile's median is emulated.")
+        str,
+        typer.Option(
+            help="The link between both: a shipped profile's median is emulated.",
+            autocompletion=completed(link_profiles),
+        ),
     ] = "wifi",
     edge_memory: Annotated[
         str, typer.Option(help="What the model may take on the edge.", metavar="SIZE")
@@ -55,21 +61,22 @@ def demo(
     models: Annotated[Path, typer.Option(help="Where fetched models go.")] = Path("models"),
 ) -> None:
     """Set everything up on this machine, run a real split over a link, show where the time went."""
+    room_bytes = parse_size(edge_memory, "--edge-memory")
     from hwprofiles.links.profile import load_link
     from optimizer.cost.link import link_at
     from optimizer.export.sources.fetch import fetch_model
     from optimizer.export.sources.model_source import open_source
 
-    room_bytes, point = parse_size(edge_memory), link_at(load_link(link), epsilon=0.5)
+    point = link_at(load_link(link), epsilon=0.5)
     screen = open_console(stderr=True)
-    with byte_progress(f"fetching {MODEL}") as progress:
-        model = fetch_model(MODEL, models / MODEL, progress)
+    with long_work(f"fetching {MODEL}") as work:
+        model = fetch_model(MODEL, models / MODEL, bytes_of(work))
     screen.print(f"model    {model}")
 
     started_s = time.monotonic()
     edge, cloud = _measured(folder)
     screen.print(f"profiles {folder}: this machine, twice, in {time.monotonic() - started_s:.0f} s")
-    with stage_progress("reading the model"):
+    with long_work("reading the model"):
         source = open_source(model)
     question_put = _Question(source, edge, cloud, room_bytes, link, point)
     plan = question_put.plan(range(1, source.geometry.num_layers) if split is None else (split,))
@@ -99,13 +106,14 @@ def _built(source: ModelSource, plan: Plan, bundle: Path, screen: Console) -> Pa
     from optimizer.export.bundle_builder import Calibration, build_bundle
 
     started_s = time.monotonic()
-    with stage_progress("building") as stage:
+    with long_work("building", kept="the model and the profiles; 'demo' builds anew") as work:
         shutil.rmtree(bundle, ignore_errors=True)
         report = build_bundle(
             source,
             plan,
             bundle,
-            progress=stage,
+            progress=work.stage,
+            share=work.share,
             calibration=Calibration(num_tokens=DEMO_CALIBRATION_TOKENS),
             open_back=ServedBack,
         )
@@ -156,11 +164,17 @@ def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
     from splitpoint.profiled_codec import ProfiledCodec
 
     folder.mkdir(parents=True, exist_ok=True)
-    with stage_progress("measuring this machine") as stage:
+    with long_work("measuring this machine", kept="the model is kept") as work:
+        shares = {"edge": work.within(0.0, 0.5), "server": work.within(0.5, 1.0)}
+
+        def tell(side: str, share: float, what: str) -> None:
+            work.stage(f"{side}: {what}")
+            shares[side](share)
+
         edge = profile_device(
             name="this-edge",
             quick=True,
-            progress=lambda share, what: stage(f"edge: {what}"),
+            progress=partial(tell, "edge"),
             command="splitpoint demo",
             codec=ProfiledCodec(),
         )
@@ -168,7 +182,7 @@ def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
             TorchKernels("cpu"),
             name="this-server",
             quick=True,
-            progress=lambda share, what: stage(f"server: {what}"),
+            progress=partial(tell, "server"),
             command="splitpoint demo",
             codec=ProfiledCodec(),
         )

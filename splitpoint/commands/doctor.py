@@ -16,7 +16,15 @@ from rich.table import Table
 from splitpoint.views.screen import open_console
 
 PACKAGES_OF_SIDE = {
-    "edge": ("numpy", "onnxruntime", "grpcio", "protobuf", "tokenizers", "jinja2"),
+    "edge": (
+        "numpy",
+        "onnxruntime",
+        "grpcio",
+        "protobuf",
+        "tokenizers",
+        "jinja2",
+        "prompt_toolkit",
+    ),
     "api": ("starlette", "uvicorn"),
     "cloud": (
         "torch",

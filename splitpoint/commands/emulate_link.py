@@ -21,9 +21,11 @@ from hwprofiles.links.profile import load_link
 from hwprofiles.links.schedule import BYTES_PER_S_PER_MBPS, read_trace
 from hwprofiles.links.shape import LinkShape
 from protos.addresses import is_loopback
+from splitpoint.commands.choices import completed, link_profiles
 from splitpoint.commands.option_groups import JsonOption, address_of, with_options
 from splitpoint.views.output import print_json
 from splitpoint.views.screen import open_console
+from splitpoint.views.sizes import check_mbps
 
 STATUS_EVERY_S: Final = 0.5
 
@@ -50,21 +52,27 @@ class LinkOptions:
     trace: Annotated[
         Path | None,
         typer.Option(
-            help="Replay this CSV (t_s,down_mbps[,up_mbps][,ping_ms]); repeats at its end."
+            help="Replay this CSV (t_s, down_mbps, up_mbps, ping_ms; the last two may be "
+            "missing); repeats at its end."
         ),
     ] = None
     profile: Annotated[
         str | None,
-        typer.Option(help="Act out a link profile (a shipped name, or a .yaml) instead."),
+        typer.Option(
+            help="Play a link profile (a shipped name, or a .yaml) instead.",
+            autocompletion=completed(link_profiles),
+        ),
     ] = None
     queue_kib: Annotated[
         int | None,
-        typer.Option(min=2, help="Buffer of each direction [default: 100 ms, at least 32]."),
+        typer.Option(min=2, help="KiB of each direction's buffer (default: 100 ms, at least 32)."),
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of jitter and of a profile's draws.")] = 0
 
     def shape(self) -> LinkShape:
         """The link that the options describe; bad combinations are a usage error."""
+        for option, rate in (("--up-mbps", self.up_mbps), ("--down-mbps", self.down_mbps)):
+            check_mbps(rate, option)
         rtt_s = None if self.rtt_ms is None else self.rtt_ms / 1e3
         up = None if self.up_mbps is None else self.up_mbps * BYTES_PER_S_PER_MBPS
         queue_bytes = None if self.queue_kib is None else self.queue_kib * 1024

@@ -13,14 +13,26 @@ from decoding.params import SamplingParams
 from edge.errors import InputError
 from edge.text_input import check_token
 from optimizer.policy.kv.registry import KV_POLICIES
+from splitpoint.commands.choices import (
+    DRAFTS,
+    PREFERRED,
+    check_level,
+    completed,
+    contexts,
+    levels,
+    one_of,
+    prefill_places,
+)
 from splitpoint.commands.option_groups import address_of
 from splitpoint.text_input import read_text, text_argument
-from splitpoint.views.sizes import parse_size
+from splitpoint.views.link_lines import LinkLines
+from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse_size
 
 if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
     from edge.net.credentials import Credentials
+    from optimizer.policy.retry import RetryPolicy
 
 # A server is given this long for the first connection, however short --recover-within is.
 MIN_CONNECT_S: Final = 1.0
@@ -89,10 +101,21 @@ class DeviceOptions(CredentialOptions):
         typer.Option(help="Prompt tokens a frame (default: the plan's at most, adapted).", min=1),
     ] = None
     recover_within: Annotated[
-        float, typer.Option(help="Seconds to look for a lost server before giving up.", min=0.0)
-    ] = 60.0
+        float | None,
+        typer.Option(
+            help="Seconds to look for a lost server before giving up "
+            "(default: 60; with --fallback 5).",
+            min=0.0,
+        ),
+    ] = None
     draft_model: Annotated[
         Path | None, typer.Option(help="Bundle of a small model for --draft model.")
+    ] = None
+    fallback: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle of a model that lies wholly on the device and answers when no server does."
+        ),
     ] = None
     allow_control_tokens: Annotated[
         bool,
@@ -113,6 +136,21 @@ class DeviceOptions(CredentialOptions):
         ),
     ] = False
 
+    def check(self) -> None:
+        """BadParameter for an address, a size or a time that cannot be meant. Loads nothing."""
+        self.addresses()
+        self.limit_bytes()
+        check_seconds(self.recover_within, "--recover-within", MOST_WAIT_S)
+
+    def addresses(self) -> list[str]:
+        """The servers. BadParameter for one that cannot be dialled."""
+        return [str(address_of(text, "--server", lowest_port=1)) for text in self.server or ()]
+
+    def limit_bytes(self) -> int | None:
+        """The memory limit; None where none was given. BadParameter for no size."""
+        given = self.memory_limit
+        return None if given is None else parse_size(given, "--memory-limit")
+
     def open_client(
         self,
         stack: ExitStack,
@@ -120,17 +158,19 @@ class DeviceOptions(CredentialOptions):
         *,
         concurrency: int = 1,
         keep_connected: bool = False,
+        is_watched: bool = False,
     ) -> EdgeClient:
         """An EdgeClient that lives as long as `stack`. keep_connected: it waits for users.
+        is_watched: say on stderr when a server is lost, and what happens then.
 
         Bad usage for an address that cannot be dialled, and InputError for bad credentials, before
         anything is loaded.
         """
-        servers = [str(address_of(text, "--server", lowest_port=1)) for text in self.server or ()]
+        self.check()
         credentials = self.credentials()
         from edge.client import EdgeClient
         from edge.device.power import pin_to
-        from optimizer.policy.retry import RetryPolicy
+        from edge.generation.link_notice import unheard
 
         if self.affinity is not None:
             pin_to(self.affinity)
@@ -142,26 +182,32 @@ class DeviceOptions(CredentialOptions):
         return stack.enter_context(
             EdgeClient(
                 bundle,
-                servers,
+                self.addresses(),
                 credentials=credentials,
                 concurrency=concurrency,
                 threads=self.threads,
                 spinning=self.spin,
-                memory_limit_bytes=(
-                    None if self.memory_limit is None else parse_size(self.memory_limit)
-                ),
+                memory_limit_bytes=self.limit_bytes(),
                 prefill_chunk=self.prefill_chunk,
                 draft_model=self.draft_model,
+                fallback=self.fallback,
                 allow_control_tokens=self.allow_control_tokens,
-                retry_policy=RetryPolicy(
-                    recover_s=self.recover_within,
-                    connect_s=min(RetryPolicy().connect_s, max(self.recover_within, MIN_CONNECT_S)),
-                ),
+                retry_policy=self._retry_policy(),
                 trace=sink,
                 share_prefixes=self.share_prefixes,
                 keep_connected=keep_connected,
+                on_link=LinkLines() if is_watched else unheard,
             )
         )
+
+    def _retry_policy(self) -> RetryPolicy | None:
+        """None: as the client does it by itself."""
+        from optimizer.policy.retry import RetryPolicy
+
+        if self.recover_within is None:
+            return None
+        connect_s = min(RetryPolicy().connect_s, max(self.recover_within, MIN_CONNECT_S))
+        return RetryPolicy(recover_s=self.recover_within, connect_s=connect_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +217,11 @@ class ControlOptions:
     PANEL: ClassVar = "How it crosses the link"
 
     level: Annotated[
-        str, typer.Option(help="Compression level: auto (the plan's), a name, or a number.")
+        str,
+        typer.Option(
+            help="Compression level: auto (the plan's), a name, or a number.",
+            autocompletion=completed(levels),
+        ),
     ] = "auto"
     deadline_tbt: Annotated[
         float | None,
@@ -183,26 +233,44 @@ class ControlOptions:
     ] = None
     draft: Annotated[
         str,
-        typer.Option(help="Guess ahead across the round trip: auto, off, ngram, head, or model."),
+        typer.Option(
+            help="Guess ahead across the round trip: auto, off, ngram, head, or model.",
+            autocompletion=completed(DRAFTS),
+        ),
     ] = "auto"
     prefill: Annotated[
         str,
         typer.Option(
             help="Where the prompt's rows are computed: edge; cloud (the prompt goes up as token "
-            "ids); both (as many ids as seem fastest by what was measured)."
+            "ids); both (as many ids as seem fastest by what was measured).",
+            autocompletion=completed(prefill_places),
         ),
     ] = "edge"
     prefer: Annotated[
         str,
-        typer.Option(help="Who runs the layers: split (as planned), or cloud (the server, all)."),
+        typer.Option(
+            help="Who runs the layers: split (as planned), cloud (the server, all), or edge (the "
+            "model of --fallback, no server).",
+            autocompletion=completed(PREFERRED),
+        ),
     ] = "split"
     context: Annotated[
         str,
         typer.Option(
             help="Beyond the plan's tokens: "
-            f"{', or '.join(policy.summary for policy in KV_POLICIES.values())}."
+            f"{', or '.join(policy.summary for policy in KV_POLICIES.values())}.",
+            autocompletion=completed(contexts),
         ),
     ] = "refuse"
+
+    def check(self) -> None:
+        """BadParameter for a choice that there is not, and for a deadline in milliseconds."""
+        check_level(self.level)
+        one_of(self.draft, DRAFTS, "--draft")
+        one_of(self.prefill, prefill_places(), "--prefill")
+        one_of(self.prefer, PREFERRED, "--prefer")
+        one_of(self.context, contexts(), "--context")
+        check_seconds(self.deadline_tbt, "--deadline-tbt", MOST_TBT_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,22 +294,28 @@ class SamplingOptions:
 def completion_request(
     sampling: SamplingOptions, control: ControlOptions, *, logprobs: bool = False
 ) -> CompletionRequest:
-    """The options as a checked request; a bad one is bad usage."""
+    """The options as a checked request; a bad one is bad usage, before the runtime loads."""
+    control.check()
+    stops = tuple(text_argument(stop, "--stop") for stop in sampling.stop or ())
+    try:
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed,
+            logprobs=logprobs,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     from edge.generation.completion import CompletionRequest
 
     try:
         return CompletionRequest(
             max_new_tokens=sampling.max_new_tokens,
-            sampling=SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                min_p=sampling.min_p,
-                repetition_penalty=sampling.repetition_penalty,
-                seed=sampling.seed,
-                logprobs=logprobs,
-            ),
-            stop=tuple(text_argument(stop, "--stop") for stop in sampling.stop or ()),
+            sampling=params,
+            stop=stops,
             ignore_eos=sampling.ignore_eos,
             level=control.level,
             draft=control.draft,
@@ -250,7 +324,7 @@ def completion_request(
             prefill=control.prefill,
             prefer=control.prefer,
         )
-    except (ValueError, InputError) as error:
+    except InputError as error:
         raise typer.BadParameter(str(error)) from error
 
 

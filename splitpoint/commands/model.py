@@ -31,11 +31,13 @@ def fetch(
 ) -> None:
     """Fetch a model; prints the path to give as --model."""
     from optimizer.export.sources.fetch import fetch_model
-    from splitpoint.views.progress import byte_progress
+    from splitpoint.views.long_work import bytes_of, long_work
 
     target = out or Path("models") / name.rsplit("/", maxsplit=1)[-1]
-    with byte_progress(name) as progress:
-        typer.echo(fetch_model(name, target, progress))
+    kept = f"complete files are in {target}; the same command fetches what is missing"
+    with long_work(f"fetching {name}", kept=kept) as work:
+        found = fetch_model(name, target, bytes_of(work))
+    typer.echo(found)
 
 
 @model_app.command()

@@ -27,6 +27,7 @@ from typer.models import OptionInfo
 
 from protos.addresses import Address, parse_address
 from protos.errors import AddressError
+from splitpoint.commands.choices import DEVICES, completed, one_of
 
 if TYPE_CHECKING:
     from optimizer.export.sources.model_source import ModelSource
@@ -41,16 +42,19 @@ BundleArgument = Annotated[
 ModelOption = Annotated[Path, typer.Option(help="Model folder or GGUF file.", show_default=False)]
 
 DeviceOption = Annotated[
-    str, typer.Option(help="What the model's layers compute on: auto, cpu or cuda.")
+    str,
+    typer.Option(
+        help="What the model's layers compute on: auto, cpu or cuda.",
+        autocompletion=completed(DEVICES),
+    ),
 ]
 
 
 def compute_device(name: str) -> str:
     """The device that `--device` means. Raises bad usage for one that is not there."""
+    one_of(name, DEVICES, "--device")
     import torch
 
-    if name not in ("auto", "cpu", "cuda"):
-        raise typer.BadParameter("choose auto, cpu or cuda", param_hint="--device")
     if name == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(
             "torch sees no CUDA device here; choose cpu", param_hint="--device"

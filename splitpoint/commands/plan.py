@@ -19,6 +19,7 @@ from splitpoint.commands.plan_options import (
     LimitOptions,
     PlanOutputOptions,
 )
+from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
 
 # The one engine that the edge runs its front with.
@@ -54,8 +55,10 @@ def plan(
     profile = load_link(deployment.link)
     reference = model_ref(deployment.model)
     point = link_at(profile, epsilon=deployment.epsilon)
-    planner = Planner(_problem(reference, edge, cloud, choices, limits, evidence))
-    found = planner.solve(point)
+    with long_work("planning") as work:
+        work.stage("all configurations")
+        planner = Planner(_problem(reference, edge, cloud, choices, limits, evidence))
+        found = planner.solve(point)
     asked = given_options(context)
     lifted = limits.without_defaults(asked) if found is None else None
     if lifted is not None:

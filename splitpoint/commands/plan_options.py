@@ -13,8 +13,17 @@ import typer
 from optimizer.artifacts.prediction import Limits
 from optimizer.errors import PlanError
 from optimizer.search.problem import OBJECTIVES
+from splitpoint.commands.choices import (
+    check_level,
+    completed,
+    device_profiles,
+    levels,
+    link_profiles,
+    models,
+    one_of,
+)
 from splitpoint.commands.option_groups import JsonOption
-from splitpoint.views.sizes import parse_size
+from splitpoint.views.sizes import MOST_TBT_S, MOST_TTFT_S, parse_size
 
 if TYPE_CHECKING:
     from optimizer.search.problem import Objective
@@ -25,9 +34,6 @@ DEFAULT_MAX_QUALITY_DROP: Final = "3"
 DEFAULT_MAX_TBT: Final = "0.15"
 DEFAULT_MAX_TTFT: Final = "3"
 DEFAULT_OBJECTIVE: Final = "cloud-cost"
-# Nobody waits longer: such a limit was meant in milliseconds.
-MOST_TBT_S: Final = 30.0
-MOST_TTFT_S: Final = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +46,32 @@ class DeploymentOptions:
             help="Model folder, GGUF file, or a known model's name such as llama-2-7b "
             "(planning needs no weights).",
             show_default=False,
+            autocompletion=completed(models),
         ),
     ]
     edge: Annotated[
         str,
-        typer.Option(help="Device profile: a shipped one's name, or a file.", show_default=False),
+        typer.Option(
+            help="Device profile: a shipped one's name, or a file.",
+            show_default=False,
+            autocompletion=completed(device_profiles),
+        ),
     ]
-    cloud: Annotated[str, typer.Option(help="The server's device profile.", show_default=False)]
+    cloud: Annotated[
+        str,
+        typer.Option(
+            help="The server's device profile.",
+            show_default=False,
+            autocompletion=completed(device_profiles),
+        ),
+    ]
     link: Annotated[
-        str, typer.Option(help="Link profile: a shipped one's name, or a file.", show_default=False)
+        str,
+        typer.Option(
+            help="Link profile: a shipped one's name, or a file.",
+            show_default=False,
+            autocompletion=completed(link_profiles),
+        ),
     ]
     epsilon: Annotated[
         float,
@@ -121,9 +144,11 @@ class LimitOptions:
                 )
         try:
             return Limits(
-                edge_memory_bytes=_size(self.edge_memory),
-                cloud_memory_bytes=_size(self.cloud_memory),
-                cloud_memory_per_session_bytes=_size(self.cloud_memory_per_session),
+                edge_memory_bytes=_size(self.edge_memory, "--edge-memory"),
+                cloud_memory_bytes=_size(self.cloud_memory, "--cloud-memory"),
+                cloud_memory_per_session_bytes=_size(
+                    self.cloud_memory_per_session, "--cloud-memory-per-session"
+                ),
                 max_ttft_s=max_ttft_s,
                 max_tbt_s=max_tbt_s,
                 max_quality_drop_pct=max_quality_drop_pct,
@@ -182,9 +207,13 @@ class ChoiceOptions:
 
     PANEL: ClassVar = "Objective and choices"
 
-    objective: Annotated[str, typer.Option(help=f"What to make best: {', '.join(OBJECTIVES)}.")] = (
-        DEFAULT_OBJECTIVE
-    )
+    objective: Annotated[
+        str,
+        typer.Option(
+            help=f"What to make best: {', '.join(OBJECTIVES)}.",
+            autocompletion=completed(OBJECTIVES),
+        ),
+    ] = DEFAULT_OBJECTIVE
     slack: Annotated[
         float,
         typer.Option(help="Percent of the objective that better quality may cost.", min=0, max=99),
@@ -203,7 +232,10 @@ class ChoiceOptions:
         str | None, typer.Option(help="Only these splits: 10, or 8-12.", metavar="N[-M]")
     ] = None
     level: Annotated[
-        list[str] | None, typer.Option(help="Only this compression level (can be repeated).")
+        list[str] | None,
+        typer.Option(
+            help="Only this compression level (can be repeated).", autocompletion=completed(levels)
+        ),
     ] = None
     back_from: Annotated[
         int | None, typer.Option(help="First layer the server holds, where below the split.", min=0)
@@ -213,18 +245,16 @@ class ChoiceOptions:
     ] = False
 
     def check(self) -> None:
-        """Raise BadParameter for an unknown objective or an empty range of splits."""
+        """Raise BadParameter for an unknown objective, level or an empty range of splits."""
         self.wanted()
         self.splits()
+        for level in self.level or ():
+            check_level(level)
 
     def wanted(self) -> Objective:
         """The objective; BadParameter for an unknown one."""
-        for known in OBJECTIVES:
-            if self.objective == known:
-                return known
-        raise typer.BadParameter(
-            f"--objective {self.objective}: choose one of {', '.join(OBJECTIVES)}"
-        )
+        one_of(self.objective, OBJECTIVES, "--objective")
+        return next(known for known in OBJECTIVES if known == self.objective)
 
     def splits(self) -> range | None:
         """The splits to choose among; None: all of them."""
@@ -253,7 +283,9 @@ class PlanOutputOptions:
     pareto: Annotated[
         bool,
         typer.Option(
-            "--pareto", help="Print the Pareto front: plans that no other plan dominates."
+            "--pareto",
+            help="Print the Pareto front: every plan that no other one beats in TBT, cloud "
+            "compute, edge memory and quality at once.",
         ),
     ] = False
     as_json: JsonOption = False
@@ -269,5 +301,5 @@ def _number(text: str, option: str, what: str) -> float | None:
         raise typer.BadParameter(f"{option} {text!r}: give a {what}, or 'none'") from None
 
 
-def _size(text: str | None) -> int | None:
-    return None if text is None else parse_size(text)
+def _size(text: str | None, option: str) -> int | None:
+    return None if text is None else parse_size(text, option)

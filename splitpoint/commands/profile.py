@@ -23,9 +23,10 @@ from hwprofiles.profiles.device import DeviceProfile
 from splitpoint.commands.generation_options import CredentialOptions
 from splitpoint.commands.option_groups import JsonOption, address_of, with_options
 from splitpoint.text_input import read_text
+from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
-from splitpoint.views.progress import share_and_stage_progress
 from splitpoint.views.screen import open_console
+from splitpoint.views.sizes import parse_size
 
 MIB = 1 << 20
 SILENT = 10.0  # percent within which two figures count as the same
@@ -46,7 +47,7 @@ def device(
     quick: Annotated[bool, typer.Option("--quick", help="About 15 s, one pass.")] = False,
     role: Annotated[
         Literal["auto", "edge", "cloud"],
-        typer.Option(help="Whose kernels; auto: the edge's where onnxruntime is installed."),
+        typer.Option(help="Whose kernels; auto: the edge's where onnxruntime is there."),
     ] = "auto",
     device_type: Annotated[
         Literal["auto", "cpu", "cuda"],
@@ -62,11 +63,11 @@ def device(
     from splitpoint.profiled_codec import ProfiledCodec
 
     chosen = _role(role)
-    with share_and_stage_progress("profiling") as report:
+    with long_work("profiling") as work:
         common: dict[str, Any] = {
             "name": name or (out.stem if out else None),
             "quick": quick,
-            "progress": report,
+            "progress": work.tell,
             "command": _command(),
             "codec": ProfiledCodec(),
         }
@@ -113,12 +114,14 @@ def link(
     server: Annotated[str, typer.Option(help="HOST:PORT of a running server.", metavar="H:P")],
     out: OutOption = None,
     max_bytes: Annotated[
-        int, typer.Option(help="Spend at most this many bytes, both directions together.")
-    ] = 16 * MIB,
+        str,
+        typer.Option(help="Spend at most this much, both directions together.", metavar="SIZE"),
+    ] = "16MiB",
     name: NameOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure round trips and rates to a running server; says and keeps its byte cap."""
+    cap_bytes = parse_size(max_bytes, "--max-bytes")
     from edge.net.grpc_probe import GrpcProbeStream
     from edge.net.grpc_transport import GrpcTransport
     from edge.net.link_probe import probe_link
@@ -126,11 +129,11 @@ def link(
 
     address = str(address_of(server, "--server", lowest_port=1))
     transport = GrpcTransport(address, access.credentials())
-    typer.echo(f"link probe: at most {max_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
+    typer.echo(f"link probe: at most {cap_bytes / MIB:.3g} MiB (--max-bytes)", err=True)
     try:
         stack_s = loopback_stack_s()
-        with share_and_stage_progress("probing") as report, GrpcProbeStream(transport) as stream:
-            found = probe_link(stream, cap_bytes=max_bytes, stack_s=stack_s, progress=report)
+        with long_work("probing") as work, GrpcProbeStream(transport) as stream:
+            found = probe_link(stream, cap_bytes=cap_bytes, stack_s=stack_s, progress=work.tell)
     finally:
         transport.close()
     if found.capped:
@@ -204,10 +207,10 @@ def list_() -> None:
 @profile_app.command()
 def compare(
     first: Annotated[str, typer.Argument(help="A device profile's name or file.")],
-    second: Annotated[str, typer.Argument(help="The other's; its figures are the 100 %.")],
+    second: Annotated[str, typer.Argument(help="The other; its figures are the 100 %.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two device profiles: a machine measured today with the shipped one, say."""
+    """Compare two device profiles, such as a machine measured today with the shipped one."""
     rows = compare_devices(load_device(first), load_device(second))
     if as_json:
         print_json([row._asdict() for row in rows])
@@ -222,7 +225,9 @@ def compare(
 
 
 @profile_app.command()
-def schema(kind: Annotated[Literal["device", "link"], typer.Argument(help="Which.")]) -> None:
+def schema(
+    kind: Annotated[Literal["device", "link"], typer.Argument(help="Which schema.")],
+) -> None:
     """Print the JSON Schema of a profile, for editors."""
     from hwprofiles.schema.json_schema import json_schema
 

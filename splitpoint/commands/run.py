@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
 from splitpoint.commands import generation_options as options
 from splitpoint.commands.option_groups import BundleArgument, JsonOption, with_options
-from splitpoint.text_input import read_text, text_argument
+from splitpoint.text_input import read_standard_input, read_text, text_argument
 from splitpoint.views.output import print_json
 
 if TYPE_CHECKING:
     from edge.device.tokenizer import ChatMessage
-    from edge.generation.completion import CompletionRun
-    from edge.generation.report import Completion
+
+STANDARD_INPUT: Final = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionOptions:
-    """What the model is asked: exactly one of the three."""
+    """What the model is asked: exactly one of these. "-" stands for standard input."""
 
-    PANEL: ClassVar = "Question (one of these)"
+    PANEL: ClassVar = "Question (one of these; - reads standard input)"
 
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TEXT", help="Plain text to continue, as --prompt; - reads standard input."
+        ),
+    ] = None
     prompt: Annotated[str | None, typer.Option(help="Plain text to continue.")] = None
     prompt_file: Annotated[Path | None, typer.Option(help="File with the prompt.")] = None
     chat: Annotated[
@@ -34,14 +41,23 @@ class QuestionOptions:
 
     def question(self) -> str | list[ChatMessage]:
         """A text to continue, or messages; BadParameter unless exactly one was given."""
-        given = [item for item in (self.prompt, self.prompt_file, self.chat) if item is not None]
-        if len(given) != 1:
-            raise typer.BadParameter("give exactly one of --prompt, --prompt-file and --chat")
+        choices = (self.text, self.prompt, self.prompt_file, self.chat)
+        if sum(item is not None for item in choices) != 1:
+            raise typer.BadParameter(
+                "give exactly one of --prompt, --prompt-file and --chat, or - to read standard "
+                "input"
+            )
         if self.chat is not None:
-            return [{"role": "user", "content": text_argument(self.chat, "--chat")}]
-        if self.prompt_file is not None:
+            return [{"role": "user", "content": _text_of(self.chat, "--chat")}]
+        if self.prompt_file is not None and str(self.prompt_file) != STANDARD_INPUT:
             return read_text(self.prompt_file)
-        return text_argument(self.prompt or "", "--prompt")
+        plain = self.text if self.prompt is None else self.prompt
+        return _text_of(STANDARD_INPUT if plain is None else plain, "--prompt")
+
+
+def _text_of(value: str, option: str) -> str:
+    """An option's text; what standard input brings for "-"."""
+    return read_standard_input() if value == STANDARD_INPUT else text_argument(value, option)
 
 
 @with_options()
@@ -55,40 +71,17 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run one prompt across the split."""
+    device.check()
     question = ask.question()
     request = options.completion_request(sampling, control, logprobs=logprobs)
+    from splitpoint.chat.answering import show_answer, summary
+
     with ExitStack() as stack:
-        client = device.open_client(stack, bundle)
+        client = device.open_client(stack, bundle, is_watched=sys.stderr.isatty())
         answer = client.start(question, request)
-        completion = shown(answer, silent=as_json)
+        completion = show_answer(answer, silent=as_json)
     if as_json:
         print_json(completion.to_json())
     else:
         typer.echo()
         typer.echo(summary(completion), err=True)
-
-
-def shown(answer: CompletionRun, *, silent: bool = False) -> Completion:
-    """Print the text of an answer as it comes, and what was held back at its end."""
-    num_shown = 0
-    for piece in answer:
-        num_shown += len(piece.text)
-        if not silent:
-            typer.echo(piece.text, nl=False)
-    if not silent:
-        typer.echo(answer.completion.text[num_shown:], nl=False)
-    return answer.completion
-
-
-def summary(completion: Completion) -> str:
-    """One line for people: how it ended, how fast, how many bytes."""
-    figures = completion.to_json()
-    line = (
-        f"[{completion.finish_reason}] {len(completion.token_ids)} tokens, "
-        f"TTFT {1e3 * completion.ttft_s:.0f} ms, "
-        f"TBT {1e3 * completion.tbt_quantile_s(0.5):.1f} ms, "
-        f"{completion.tokens_per_s:.1f} tokens/s, "
-        f"up {figures['uplink_bytes']:,} B, down {figures['downlink_bytes']:,} B, "
-        f"{completion.bits_per_element:.2f} bits/element"
-    )
-    return f"{line}: {completion.finish_detail}" if completion.finish_detail else line

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from splitpoint.commands.choices import DEVICES, one_of
 from splitpoint.commands.option_groups import (
     DeviceOption,
     SourceOptions,
@@ -15,7 +16,7 @@ from splitpoint.commands.option_groups import (
     with_options,
 )
 from splitpoint.text_input import read_text
-from splitpoint.views.progress import stage_progress
+from splitpoint.views.long_work import long_work
 
 
 @with_options()
@@ -29,13 +30,14 @@ def sensitivity(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure what each front layer loses at 4 and at 8 bits ('plan --sensitivity' takes it)."""
+    one_of(device, DEVICES, "--device")
     from optimizer.export.certify.certificate import text_windows
     from optimizer.export.certify.layer_sensitivity import measure_sensitivity
     from optimizer.export.layers.layered_model import LayeredModel
     from optimizer.export.working_folder import working_folder
 
-    with stage_progress("measuring layers") as progress:
-        progress("reading the model")
+    with long_work("measuring layers") as work:
+        work.stage("reading the model")
         source = chosen.source()
         ids = list(source.load_tokenizer()(read_text(text)[: 16 * tokens])["input_ids"])
         with working_folder(out) as scratch:
@@ -44,7 +46,7 @@ def sensitivity(
                 LayeredModel(source, folder=scratch, device=compute_device(device)),
                 split=split,
                 windows=text_windows(ids, window=window, max_tokens=tokens),
-                progress=lambda done, total: progress(f"layer {done} of {total}"),
+                progress=lambda done, total: work.steps(f"layer {done} of {total}", done, total),
             )
     found.save(out)
     for layer, loss in enumerate(found.losses):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -9,12 +14,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from optimizer.errors import BundleError
 from protos.addresses import Address, is_loopback
+from splitpoint.commands.choices import DEVICES, completed, one_of
 from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
-from splitpoint.views.sizes import parse_size
+from splitpoint.views.long_work import long_work
+from splitpoint.views.server_view import server_lines
+from splitpoint.views.sizes import MOST_TTFT_S, MOST_WAIT_S, check_seconds, parse_size
+from splitpoint.views.work_state import WorkState
 
 if TYPE_CHECKING:
     from cloud.server.access import Access
+    from cloud.server.config import ServerConfig
 
 
 class LogFormat(str, Enum):
@@ -31,7 +42,10 @@ class ModelOptions:
 
     PANEL: ClassVar = "Model and memory"
 
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu or cuda.", autocompletion=completed(DEVICES)),
+    ] = "auto"
     threads: Annotated[
         int | None, typer.Option(help="Threads of the model (default: one a core).", min=1)
     ] = None
@@ -50,6 +64,21 @@ class ModelOptions:
         typer.Option("--verify", help="Hash all of the weights that the bundle does not hold."),
     ] = False
 
+    def check(self) -> None:
+        """BadParameter for a size, a device or a time that there is not."""
+        self.kv_bytes()
+        self.frame_bytes()
+        one_of(self.device, DEVICES, "--device")
+        check_seconds(self.max_step, "--max-step", MOST_WAIT_S)
+
+    def kv_bytes(self) -> int | None:
+        """Bytes of the KV caches; None: chosen. BadParameter for no size."""
+        return None if self.kv_memory is None else parse_size(self.kv_memory, "--kv-memory")
+
+    def frame_bytes(self) -> int:
+        """Bytes of frames that wait. BadParameter for no size."""
+        return parse_size(self.frame_memory, "--frame-memory")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
@@ -62,7 +91,8 @@ class SessionOptions:
         int, typer.Option(help="Most sessions that wait in the queue for a place.", min=0)
     ] = 16
     max_wait: Annotated[
-        float, typer.Option(help="Seconds a session may wait in the queue.", min=0.0)
+        float,
+        typer.Option(help="Seconds a session may wait in the queue, then it is refused.", min=0.0),
     ] = 2.0
     max_resume: Annotated[
         float, typer.Option(help="Seconds to keep the session of a broken stream.", min=0.0)
@@ -77,6 +107,13 @@ class SessionOptions:
     drain: Annotated[
         float, typer.Option(help="Seconds for running sessions to end after SIGTERM.", min=0.0)
     ] = 30.0
+
+    def check(self) -> None:
+        """BadParameter for times that were meant in milliseconds."""
+        check_seconds(self.max_wait, "--max-wait", MOST_TTFT_S)
+        check_seconds(self.max_stall, "--max-stall", MOST_TTFT_S)
+        check_seconds(self.max_resume, "--max-resume", MOST_WAIT_S)
+        check_seconds(self.drain, "--drain", MOST_WAIT_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +166,9 @@ class ObservationOptions:
     ] = False
     status: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of a page with sessions, memory and curves.", metavar="H:P"),
+        typer.Option(
+            help="HOST:PORT of a read-only page: sessions, KV, tenants, last hour.", metavar="H:P"
+        ),
     ] = None
     log: Annotated[LogFormat, typer.Option(help="Log sessions to stderr: off, text or json.")] = (
         LogFormat.OFF
@@ -167,42 +206,65 @@ def serve(
     ] = "127.0.0.1:50051",
 ) -> None:
     """Serve the cloud side of BUNDLE. Prints 'listening on HOST:PORT' when it is ready."""
-    kv_memory_bytes = None if model.kv_memory is None else parse_size(model.kv_memory)
+    model.check()
+    sessions.check()
     address = address_of(listen, "--listen")
     metrics = observation.metrics_address(insecure=access.insecure)
     status = observation.status_address(insecure=access.insecure)
 
-    import asyncio
+    if not bundle.is_dir():
+        raise BundleError(f"{bundle}: no such bundle folder (make one with 'splitpoint build')")
 
-    from cloud.server.logs import log_to_stderr
-    from cloud.server.process import ServerConfig, serve_until_stopped
+    def config() -> ServerConfig:
+        from cloud.server.config import ServerConfig  # loads torch
 
-    if observation.log is not LogFormat.OFF:
-        log_to_stderr(as_json=observation.log is LogFormat.JSON)
-    config = ServerConfig(
-        bundle=bundle,
-        host=address.host,
-        port=address.port,
-        max_sessions=sessions.max_sessions,
-        kv_memory_bytes=kv_memory_bytes,
-        device=model.device,
-        threads=model.threads,
-        max_waiting=sessions.max_waiting,
-        max_wait_s=sessions.max_wait,
-        max_resume_s=sessions.max_resume,
-        drain_s=sessions.drain,
-        frame_memory_bytes=parse_size(model.frame_memory),
-        max_stall_s=sessions.max_stall,
-        max_step_s=model.max_step,
-        verify=model.verify,
-        metrics_host="127.0.0.1" if metrics is None else metrics.host,
-        metrics_port=None if metrics is None else metrics.port,
-        status_host="127.0.0.1" if status is None else status.host,
-        status_port=None if status is None else status.port,
-        access=access.access(),
-    )
+        return ServerConfig(
+            bundle=bundle,
+            host=address.host,
+            port=address.port,
+            max_sessions=sessions.max_sessions,
+            kv_memory_bytes=model.kv_bytes(),
+            device=model.device,
+            threads=model.threads,
+            max_waiting=sessions.max_waiting,
+            max_wait_s=sessions.max_wait,
+            max_resume_s=sessions.max_resume,
+            drain_s=sessions.drain,
+            frame_memory_bytes=model.frame_bytes(),
+            max_stall_s=sessions.max_stall,
+            max_step_s=model.max_step,
+            verify=model.verify,
+            metrics_host="127.0.0.1" if metrics is None else metrics.host,
+            metrics_port=None if metrics is None else metrics.port,
+            status_host="127.0.0.1" if status is None else status.host,
+            status_port=None if status is None else status.port,
+            access=access.access(),
+        )
 
-    def ready(bound_port: int) -> None:
-        print(f"listening on {address._replace(port=bound_port)}", flush=True)  # noqa: T201
+    _serve(config, bundle, address, observation.log)
 
-    asyncio.run(serve_until_stopped(config, ready=ready))
+
+def _serve(
+    config: Callable[[], ServerConfig], bundle: Path, address: Address, log: LogFormat
+) -> None:
+    """Load and serve, and say so on stderr; but between the JSON lines of a log stands nothing."""
+    is_quiet = log is LogFormat.JSON
+    with ExitStack() as loading:
+        work = WorkState("", time.monotonic)
+        if not is_quiet:
+            shown = long_work(f"loading {bundle}", kept="nothing was served yet")
+            work = loading.enter_context(shown)
+        work.stage("starting torch")
+        from cloud.server.logs import log_to_stderr
+        from cloud.server.process import Server, serve_until_stopped
+
+        if log is not LogFormat.OFF:
+            log_to_stderr(as_json=is_quiet)
+
+        def ready(server: Server) -> None:
+            loading.close()
+            for line in () if is_quiet else server_lines(server.facts):
+                print(line, file=sys.stderr)  # noqa: T201
+            print(f"listening on {address._replace(port=server.port)}", flush=True)  # noqa: T201
+
+        asyncio.run(serve_until_stopped(config(), ready=ready, progress=work.tell))

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from splitpoint.commands.choices import completed, device_profiles, link_profiles
 from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
-from splitpoint.views.progress import share_progress, stage_progress
+from splitpoint.views.sizes import MOST_TBT_S, MOST_TTFT_S, check_seconds
 
 if TYPE_CHECKING:
     from optimizer.simulate.assemble import Inputs, Overrides
@@ -30,20 +32,32 @@ class ScenarioOptions:
         Path | None, typer.Option(help="Clients, servers, load, faults: a YAML file.")
     ] = None
     link: Annotated[
-        str | None, typer.Option(help="Link profile by name or path, or a recorded trace (.csv).")
+        str | None,
+        typer.Option(
+            help="Link profile by name or path, or a recorded trace (.csv).",
+            autocompletion=completed(link_profiles),
+        ),
     ] = None
     clients: Annotated[int | None, typer.Option(min=1, help="How many clients.")] = None
     servers: Annotated[int | None, typer.Option(min=1, help="How many servers.")] = None
     workload: Annotated[
         Path | None,
-        typer.Option(help="Requests from a CSV (t_s,prompt_tokens,output_tokens)."),
+        typer.Option(help="Requests from a CSV (t_s, prompt_tokens, output_tokens)."),
     ] = None
     duration: Annotated[float | None, typer.Option(min=0.001, help="Simulated seconds.")] = None
     edge: Annotated[
-        str | None, typer.Option(help="Device profile of all clients, instead of the plan's.")
+        str | None,
+        typer.Option(
+            help="Device profile of all clients, instead of the plan's.",
+            autocompletion=completed(device_profiles),
+        ),
     ] = None
     cloud: Annotated[
-        str | None, typer.Option(help="Device profile of the servers, instead of the plan's.")
+        str | None,
+        typer.Option(
+            help="Device profile of the servers, instead of the plan's.",
+            autocompletion=completed(device_profiles),
+        ),
     ] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same result.")] = None
 
@@ -69,6 +83,11 @@ class BudgetOptions:
         """Whether there is a budget to give advice on."""
         return self.advice and (self.budget_ttft is not None or self.budget_tbt is not None)
 
+    def check(self) -> None:
+        """BadParameter for times that were meant in milliseconds."""
+        check_seconds(self.budget_ttft, "--budget-ttft", MOST_TTFT_S)
+        check_seconds(self.budget_tbt, "--budget-tbt", MOST_TBT_S)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -78,7 +97,7 @@ class RunOptions:
 
     replications: Annotated[int, typer.Option(min=1, help="Runs with different seeds, pooled.")] = 1
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes for them [default: one a core].")
+        int | None, typer.Option(min=1, help="Processes for them (default: one a core).")
     ] = None
     sweep: Annotated[
         list[str] | None,
@@ -102,6 +121,7 @@ def simulate(
     """Simulate clients, links and servers, with the real scheduler and controller."""
     if plan is None and scene.scenario is None:
         raise typer.BadParameter("give a plan.yaml, or a --scenario that has a deployment")
+    budget.check()
     from optimizer.simulate.assemble import load_inputs
     from optimizer.simulate.report.files import write_files
 
@@ -145,12 +165,12 @@ def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findin
 
     points = sweep_points(inputs, runs.sweep or []) if runs.sweep else []
     many = [inputs, *(point for _, point in points)]
-    with share_progress(f"simulating {inputs.scenario.name}") as progress:
+    with long_work(f"simulating {inputs.scenario.name}") as work:
         records = replicate(
             [one.setup() for one in many],
             replications=runs.replications,
             processes=runs.processes,
-            progress=progress,
+            progress=work.share,
         )
     measures = [measure(one.scenario, found) for one, found in zip(many, records, strict=True)]
     _warn_of_silence(measures)
@@ -168,10 +188,16 @@ def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findin
 
 
 def _advice(inputs: Inputs, measures: Measures, runs: RunOptions) -> BudgetView:
-    from optimizer.simulate.budget import budget_view
+    from optimizer.simulate.budget import STAGES, budget_view
 
-    with stage_progress("budget") as stage:
-        return budget_view(inputs, measures, processes=runs.processes, progress=stage)
+    with long_work("looking for advice (--no-advice leaves it out)") as work:
+        tell = work.staged(dict.fromkeys(STAGES, 1.0))
+        return budget_view(
+            inputs,
+            measures,
+            processes=runs.processes,
+            progress=lambda stage: tell(stage, 0, 1),
+        )
 
 
 def _warn_of_silence(measures: Sequence[Measures]) -> None:

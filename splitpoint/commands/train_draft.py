@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
+from splitpoint.commands.choices import DEVICES, one_of
 from splitpoint.commands.option_groups import (
     DeviceOption,
     JsonOption,
@@ -16,14 +17,22 @@ from splitpoint.commands.option_groups import (
     with_options,
 )
 from splitpoint.text_input import read_text
+from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
-from splitpoint.views.progress import step_progress
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from optimizer.export.draft_head.corpus import FrontRows
+
+# About how long each takes.
+STAGE_COSTS: Final = {
+    "writing the corpus": 70,
+    "choosing the vocabulary": 1,
+    "training": 28,
+    "writing the head": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +76,24 @@ def train_draft(
     """Train a draft head by distillation and store it in the bundle."""
     if head.head_bits not in (4, 8):
         raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
+    one_of(device, DEVICES, "--device")
     from edge.device.front import FrontEngine
     from optimizer.artifacts.bundle import FRONT_NAME, open_bundle
     from optimizer.export.draft_head.head_builder import HeadOptions, build_head
     from optimizer.export.draft_head.training import TrainOptions
 
     opened = open_bundle(bundle, role="edge")
-    with step_progress("train-draft") as progress:
-        progress("reading the model", 0, 1)
+    work = work or bundle.with_name(f"{bundle.name}.draft-work")
+    kept = f"the corpus so far and every finished epoch are in {work}; the same command goes on"
+    with long_work("training a draft head", kept=kept) as shown:
+        shown.stage("reading the model")
         source = chosen.source()
         (front,) = FrontEngine.load(opened.path(f"edge/{FRONT_NAME}").parent, plan=opened.plan)
         report = build_head(
             source,
             opened,
             front=_rows_of(front),
-            work=work or bundle.with_name(f"{bundle.name}.draft-work"),
+            work=work,
             text=None if text is None else read_text(text),
             options=HeadOptions(
                 num_tokens=tokens,
@@ -93,7 +105,7 @@ def train_draft(
                     epochs=head.epochs, lr=head.learning_rate, device=compute_device(device)
                 ),
             ),
-            progress=progress,
+            progress=shown.staged(STAGE_COSTS),
         )
     if as_json:
         print_json(report)

@@ -19,7 +19,7 @@ from splitpoint.cli import COMMANDS, make_app
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
 KINDS: Final = ("guides", "reference", "concepts", "results")
-OTHER_PAGES: Final = ("README.md", "architecture.md", "glossary.md")
+OTHER_PAGES: Final = ("README.md", "architecture.md", "faq.md", "glossary.md")
 # Every file of these folders that a page names must be there.
 NAMED_FOLDERS: Final = (
     "benchmarks",

@@ -90,7 +90,7 @@ def test_a_token_that_no_header_carries_is_refused(token: str) -> None:
 def test_a_template_may_begin_with_a_byte_order_mark_and_is_utf8(
     bench: ModelBench, tmp_path: Path
 ) -> None:
-    from edge.client import _tokenizer
+    from edge.device.bundle_parts import tokenizer_of
     from optimizer.artifacts.bundle import (
         EDGE_SETTINGS_NAME,
         TEMPLATE_NAME,
@@ -103,7 +103,7 @@ def test_a_template_may_begin_with_a_byte_order_mark_and_is_utf8(
     assert opened.has(f"edge/{EDGE_SETTINGS_NAME}")
 
     def encoded() -> list[int]:
-        tokenizer = _tokenizer(opened, settings, allow_control_tokens=False)
+        tokenizer = tokenizer_of(opened, settings, allow_control_tokens=False)
         return tokenizer.encode_chat([{"role": "user", "content": "é"}])
 
     plain = encoded()

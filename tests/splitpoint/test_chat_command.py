@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +20,10 @@ from cloud.server.process import ServerConfig
 from edge.client import EdgeClient
 from edge.generation.completion import CompletionRequest
 from optimizer.policy.retry import RetryPolicy
+from splitpoint.chat import session
+from splitpoint.chat.answering import stopped_by_ctrl_c
+from splitpoint.chat.plain_lines import Lines, PlainLines, next_entry
 from splitpoint.cli import main
-from splitpoint.commands import chat as command
-from splitpoint.commands.chat import Conversation
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import RunningServer
 
@@ -32,13 +34,13 @@ def script(monkeypatch: pytest.MonkeyPatch, *lines: str | Callable[[], str]) -> 
     """What the user types, line by line, then Ctrl-D. A function is called when its turn comes."""
     left = list(lines)
 
-    def ask() -> str | None:
+    def entry(lines: Lines) -> str | None:
         if not left:
             return None
         line = left.pop(0)
         return line if isinstance(line, str) else line()
 
-    monkeypatch.setattr(command, "_ask", ask)
+    monkeypatch.setattr(session, "next_entry", entry)
 
 
 def test_a_server_killed_between_turns_costs_a_retry_and_not_the_conversation(
@@ -114,7 +116,7 @@ def test_ctrl_c_stops_the_answer_and_the_client_is_whole(
     handler = signal.getsignal(signal.SIGINT)
     with EdgeClient(bench.edge_bundle(SPLIT), server.address) as client:
         answer = client.start("abc", endless)
-        with command._stopped_by_ctrl_c(answer):
+        with stopped_by_ctrl_c(answer):
             for number, _ in enumerate(answer):
                 if number == 3:
                     signal.raise_signal(signal.SIGINT)
@@ -127,13 +129,15 @@ def test_ctrl_c_stops_the_answer_and_the_client_is_whole(
 class Terminal:
     """`splitpoint chat` in a pseudo terminal."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, state: Path, *arguments: str) -> None:
+        """state: the folder for the history."""
         self._master, slave = pty.openpty()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "splitpoint", "chat", *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
+            env=os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(state)},
             start_new_session=True,
             preexec_fn=_take_terminal,
         )
@@ -155,7 +159,8 @@ class Terminal:
             left_s = end_s - time.monotonic()
             assert left_s > 0, seen
             if select.select([self._master], [], [], left_s)[0]:
-                seen += os.read(self._master, 4096).decode("utf-8", "replace")
+                new = os.read(self._master, 4096).decode("utf-8", "replace")
+                seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[>=]", "", new)
         return seen
 
     def ended(self) -> int:
@@ -177,17 +182,17 @@ def _take_terminal() -> None:
 ENDLESS = ("--max-new-tokens", "1000000", "--context", "shift", "--ignore-eos")
 
 
-@pytest.mark.parametrize("end", ["\x03|again.*> |\x03", "/exit\n", "\x04"])
+@pytest.mark.parametrize("end", ["\x03|again.*>|\x03", "/exit\n", "\x04"])
 def test_ctrl_c_in_a_terminal_stops_the_answer_and_twice_at_the_prompt_the_chat(
-    bench: ModelBench, end: str
+    bench: ModelBench, end: str, tmp_path: Path
 ) -> None:
-    terminal = Terminal(str(bench.chat_bundle(bench.num_layers)), *ENDLESS)
-    terminal.wait_for("> ")
+    terminal = Terminal(tmp_path, str(bench.chat_bundle(bench.num_layers)), *ENDLESS)
+    terminal.wait_for("/help lists.*\n>")
     for question in ("hello\n", "and again\n")[: 2 if end == "\x04" else 1]:
         terminal.type(question)
         terminal.wait_for("(?s).{200}")
         terminal.type("\x03")
-        assert "[cancelled]" in terminal.wait_for(r"(?s)\[cancelled\].*> ")
+        assert "[cancelled]" in terminal.wait_for(r"(?s)\[cancelled\].*\n>")
     first, _, rest = end.partition("|")
     terminal.type(first)
     if rest:
@@ -210,25 +215,14 @@ def test_the_prompt_ends_at_the_second_ctrl_c_and_not_at_one_between_lines() -> 
         return read
 
     ctrl_c = KeyboardInterrupt()
-    assert command._ask(reader(ctrl_c, " hi ")) == "hi"
-    assert command._ask(reader(ctrl_c, ctrl_c)) is None
-    assert command._ask(reader(EOFError())) is None
-    assert command._ask(reader("\udcff", "\udcc3\udca9")) == "é"
 
+    def entry(*events: str | BaseException) -> str | None:
+        return next_entry(PlainLines(reader(*events)))
 
-def test_a_conversation_keeps_partial_answers_and_replaces_unanswered_questions() -> None:
-    talk = Conversation()
-    talk.ask("one")
-    talk.answered("half", is_open=False)  # stopped by the user
-    assert not talk.ask_again()
-    talk.ask("two")
-    talk.answered("", is_open=True)  # the server was not there
-    assert talk.ask_again()
-    talk.answered("lost half", is_open=True)  # lost in the middle
-    assert talk.ask_again()
-    assert [message["content"] for message in talk.messages] == ["one", "half", "two"]
-    talk.ask("three")
-    assert [message["content"] for message in talk.messages] == ["one", "half", "three"]
-    talk.answered("", is_open=False)  # the model had nothing to say
-    assert not talk.ask_again()
-    assert talk.messages[-1] == {"role": "assistant", "content": ""}
+    assert entry(ctrl_c, " hi ") == "hi"
+    assert entry(ctrl_c, ctrl_c) is None
+    assert entry(EOFError()) is None
+    assert entry("\udcff", "\udcc3\udca9") == "é"
+    assert entry('"""', "one", "  two", '"""') == "one\n  two"
+    assert entry('"""', "one", EOFError()) == "one"
+    assert entry('"""', "one", ctrl_c, "three") == "three"

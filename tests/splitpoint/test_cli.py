@@ -137,6 +137,8 @@ def test_an_unreachable_server_is_named(
         (["run", "BUNDLE", "--prompt", "x", "--max-new-tokens", "0"], "max-new-tokens"),
         (["nonsense"], "nonsense"),
         (["build", "--model", "m", "--out", "o"], "--split"),
+        (["build", "--model", "m", "--out", "o", "--split", "2", "--back-bits", "4"], "8, 16, 32"),
+        (["build", "--model", "m", "--out", "o", "--split", "2", "--kv-bits", "7"], "8, 16, 32"),
     ],
 )
 def test_bad_usage_exits_with_2(
@@ -151,9 +153,6 @@ def test_bad_usage_exits_with_2(
     ("options", "reason"),
     [
         (["--split", "9"], "the model has 4 layers"),
-        (["--split", "2", "--front-bits", "5"], "front bits 5"),
-        (["--split", "2", "--back-bits", "4"], "back bits 4"),
-        (["--split", "2", "--kv-bits", "7"], "KV bits 7"),
         (["--split", "2", "--max-tokens", "100000"], "context of 256"),
         (["--split", "2", "--back-from", "3"], "back start 3"),
     ],

@@ -139,7 +139,7 @@ def test_what_nothing_fits_says_how_far_each_limit_must_give_way(
         (("--max-ttft", "nan"), 2, "must be positive"),
         (("--max-tbt", "inf"), 2, "write 'none' instead"),
         (("--max-tbt", "150"), 2, "for 150 ms write 0.15"),
-        (("--edge-memory", "4"), 2, "no unit: write 4MiB or 4GiB"),
+        (("--edge-memory", "4"), 2, "no unit: write 4G, or 4MiB"),
         (("--prompt-tokens", "0"), 2, "must be positive"),
         (("--answer-tokens", "0"), 2, "equal to 1"),
         (("--prompt-tokens", "9000"), 1, "exceed"),
@@ -397,7 +397,7 @@ def test_only_what_was_not_asked_for_is_lifted_and_named(
     assert main([*DEFAULT, "--link", "4g", *limits, "--max-quality-drop", "none", "--json"]) == 0
     kept = json.loads(capsys.readouterr().out)
     assert kept["limits"]["max_ttft_s"] == 3  # a plan keeps it, so it is not lifted
-    long = ("--prompt-tokens", "1800")
+    long = ("--prompt-tokens", "1900")
     assert main([*DEFAULT, "--link", "4g", *limits, *long, "--json"]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -16,6 +17,7 @@ from edge.errors import InputError
 from hwprofiles.links.schedule import read_trace
 from splitpoint.cli import main
 from splitpoint.commands.generation_options import read_token
+from splitpoint.commands.run import QuestionOptions
 from splitpoint.text_input import accept_any_text, read_text, text_argument
 from tests.conftest import ModelBench
 
@@ -170,3 +172,36 @@ def test_standard_streams_take_any_text(monkeypatch: pytest.MonkeyPatch) -> None
     accept_any_text()
     print("é!", file=out, flush=True)
     assert out.buffer.getvalue() == b"?!\n"
+
+
+class StandardInput:
+    """Bytes in place of standard input."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+    def isatty(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "given", [{"text": "-"}, {"prompt": "-"}, {"prompt_file": Path("-")}, {"chat": "-"}]
+)
+def test_run_reads_its_question_from_standard_input(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", StandardInput("\ufeffzwölf\r\nzeilen".encode()))
+    asked = QuestionOptions(**given).question()
+    text = "zwölf\nzeilen"
+    assert asked == ([{"role": "user", "content": text}] if "chat" in given else text)
+
+
+def test_run_takes_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert QuestionOptions(text="plain").question() == "plain"
+    cases: list[dict[str, Any]] = [{}, {"text": "-", "prompt": "x"}, {"chat": "", "prompt": ""}]
+    for given in cases:
+        with pytest.raises(typer.BadParameter, match="exactly one of"):
+            QuestionOptions(**given).question()
+    monkeypatch.setattr(sys, "stdin", StandardInput(b"caf\xe9"))
+    with pytest.raises(InputError, match="standard input: "):
+        QuestionOptions(text="-").question()

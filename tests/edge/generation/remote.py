@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.connector import Connector
 from edge.generation.drafting import DraftSelector
 from edge.generation.level_selector import LevelSelector
+from edge.generation.link_notice import OnLink, unheard
 from edge.generation.loop import RemoteGeneration
 from edge.generation.prefill_planner import PrefillChoice
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -54,6 +56,7 @@ def connector(
     *,
     max_tokens: int = 100,
     token_frames: bool = False,
+    on_link: OnLink = unheard,
 ) -> Connector:
     return Connector(
         request=open_request(max_tokens),
@@ -62,6 +65,8 @@ def connector(
         clock=clock,
         rng=random.Random(1),
         token_frames=token_frames,
+        on_link=on_link,
+        cancel_within_s=math.inf,  # one sleep a wait: tests read how long each was
     )
 
 
@@ -75,6 +80,7 @@ def generation(
     drafting: DraftSelector | None = None,
     max_tokens: int = 100,
     prefill: PrefillChoice | None = None,
+    on_link: OnLink = unheard,
 ) -> RemoteGeneration:
     """Lossless, in chunks of four tokens, without a deadline, on a clock that stands still."""
     clock = clock or ManualTime().clock()
@@ -89,6 +95,7 @@ def generation(
             retry_policy,
             max_tokens=max_tokens,
             token_frames=prefill is not None,
+            on_link=on_link,
         ),
         chunks=ChunkSizer(CHUNK_TOKENS, selector=selector),
         retry_policy=retry_policy,

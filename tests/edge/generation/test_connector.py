@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from edge.errors import (
@@ -14,9 +16,10 @@ from edge.errors import (
     RefusedError,
     TransportError,
 )
+from edge.generation.connector import CANCEL_WITHIN_S, Connector
 from edge.generation.session import EdgeSession
 from edge.net.transport import Stream
-from optimizer.policy.retry import MAX_ATTEMPTS, RetryPolicy
+from optimizer.policy.retry import MAX_ATTEMPTS, Clock, RetryPolicy
 from protos.messages import Frame
 from protos.prefix import begin_chain, extend_chain
 from tests.edge.fakes import FakeTransport
@@ -120,6 +123,26 @@ def test_a_cancelled_connector_makes_no_second_attempt() -> None:
     with pytest.raises(ConnectError, match="away"):
         made.connect(session(), 100.0)
     assert transport.opens == 1
+
+
+def test_a_wait_between_attempts_ends_soon_after_it_was_cancelled() -> None:
+    transport = FakeTransport(open_errors=[ConnectError("away") for _ in range(5)])
+    slept_s: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept_s.append(seconds)
+        made.cancel()
+
+    made = Connector(
+        request=open_request(),
+        transports=[transport],
+        retry_policy=RetryPolicy(first_backoff_s=4.0),
+        clock=Clock(now=lambda: 0.0, sleep=sleep),
+        rng=random.Random(1),
+    )
+    with pytest.raises(ConnectError, match="away"):
+        made.connect(session(), 100.0)
+    assert (transport.opens, slept_s) == (1, [CANCEL_WITHIN_S])
 
 
 def test_work_meanwhile_is_done_before_the_answer_is_waited_for() -> None:

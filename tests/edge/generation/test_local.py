@@ -12,8 +12,8 @@ import pytest
 from decoding.errors import GrammarError
 from decoding.params import SamplingParams
 from edge.errors import InputError
-from edge.generation.local import LOCAL_LEVEL, LocalGeneration
-from edge.step_trace import StepTrace
+from edge.generation.local import LocalGeneration
+from edge.step_trace import LOCAL_LEVEL, StepTrace
 from tests.edge.fakes import VOCAB, FakeFront, expected_tokens, token_of
 from tests.edge.generation.remote import PROMPT, ManualTime
 

@@ -7,7 +7,8 @@ from itertools import islice
 
 import pytest
 
-from edge.errors import LostError, RefusedError, TransportError
+from edge.errors import ConnectError, LostError, RefusedError, TransportError
+from edge.generation.link_notice import LinkNotice
 from edge.generation.loop import RemoteGeneration
 from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -100,3 +101,25 @@ def test_replayed_answers_do_not_restart_the_time_to_recover() -> None:
     assert tokens == expected_tokens(PROMPT, 3)
     assert 5.0 <= time.now_s <= 10.0
     assert 2 < transport.opens < 20
+
+
+def test_who_watches_hears_of_the_loss_the_waiting_and_the_return() -> None:
+    answers = iter([None] * 6 + [LostError("cut")])
+    transport = FakeTransport(fault=lambda: next(answers, None))
+    notices: list[LinkNotice] = []
+
+    def note(notice: LinkNotice) -> None:
+        if notice.kind == "lost":
+            transport.open_errors = [ConnectError("away")]
+        notices.append(notice)
+
+    time = ManualTime()
+    run = generation([transport], time.clock(), RetryPolicy(recover_s=10.0), on_link=note)
+    assert tokens_of(run, 5) == expected_tokens(PROMPT, 5)
+    assert [(one.kind, one.address, one.reason) for one in notices] == [
+        ("lost", "fake:1", "cut"),
+        ("waiting", "fake:1", "away"),
+        ("back", "fake:1", ""),
+    ]
+    assert notices[0].left_s == 10.0
+    assert notices[1].wait_s == time.slept_s[0]

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from edge.errors import ConnectError, DeadlineError, RefusedError, TransportError
+from edge.errors import ConnectError, DeadlineError, LostError, RefusedError, TransportError
 from edge.net.channel import ServerChannel
 from edge.net.connection_keeper import INTERVAL_S, Clocks, ConnectionKeeper
 from edge.net.credentials import Credentials
@@ -119,6 +119,9 @@ class DeafRelay:
         self._deaf.set()
         self._deaf = threading.Event()
 
+    def go_deaf_at_once(self) -> None:
+        self._deaf.set()
+
     def close(self) -> None:
         for each in self._sockets:
             with suppress(OSError):
@@ -154,6 +157,7 @@ def relayed_echo() -> Iterator[DeafRelay]:
     """A gRPC server that echoes unary calls and streams, behind a relay."""
 
     methods: dict[str, Any] = {
+        "Describe": grpc.unary_unary_rpc_method_handler(lambda data, _: data),
         "Echo": grpc.unary_unary_rpc_method_handler(lambda data, _: data),
         "Stream": grpc.stream_stream_rpc_method_handler(lambda data, _: data),
     }
@@ -201,3 +205,38 @@ def test_a_dead_connection_is_replaced_but_not_under_a_stream() -> None:
         assert channel.ask(PATH, b"z", timeout_s=20) == b"z"
         assert relay.num_connections == 2
         channel.close()
+
+
+def test_a_closed_channel_says_so_and_stays_closed() -> None:
+    channel = ServerChannel("127.0.0.1:9", Credentials())
+    channel.close()
+    channel.warm()
+    assert not channel.renew()
+    with pytest.raises(LostError, match="closed"):
+        channel.ask(PATH, b"x", timeout_s=1)
+
+
+def test_the_thread_ends_while_a_question_is_on_its_way() -> None:
+    with relayed_echo() as relay:
+        channel = ServerChannel(f"127.0.0.1:{relay.port}", Credentials())
+        asked = threading.Event()
+
+        class Asking(FakeTransport):
+            def describe(self, timeout_s: float) -> None:
+                asked.set()
+                try:
+                    channel.ask(PATH, b"x", timeout_s=timeout_s)
+                except grpc.RpcError as error:
+                    raise LostError("closed") from error
+
+            def renew(self) -> bool:
+                return channel.renew()
+
+        relay.go_deaf_at_once()
+        keeper = ConnectionKeeper(Asking())
+        keeper.start()
+        assert asked.wait(20)
+        keeper.stop()
+        channel.close()
+        keeper.join()
+        assert not keeper._thread.is_alive()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from optimizer.artifacts.bundle import open_bundle
-from optimizer.export.build_stages import STAGES_NAME
+from optimizer.export.build_stages import STAGES_NAME, stages_left_of
 from optimizer.export.bundle_builder import Calibration, build_bundle
 from optimizer.export.sources.model_source import ModelSource, open_source
 from tests.optimizer.export.plans import make_plan
@@ -106,6 +106,8 @@ def test_ctrl_c_leaves_what_is_done_for_resume(
 ) -> None:
     out = tmp_path / "bundle"
     interrupted(source, out, "back", signal.SIGINT)
+    assert stages_left_of(out) == ["tokenizer", "front"]
+    assert stages_left_of(tmp_path / "other") == []
     assert build(source, out)[:2] == ["tokenizer (kept)", "front (kept)"]
     assert contents(out) == whole
 

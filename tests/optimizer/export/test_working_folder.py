@@ -99,6 +99,9 @@ def test_the_folder_goes_when_the_work_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), working_folder(tmp_path / "a", keep=True):
+        raise KeyboardInterrupt
+    assert len(list(tmp_path.iterdir())) == 1  # for a build that resumes
 
 
 def test_publishing_replaces_whole_folders(tmp_path: Path) -> None:

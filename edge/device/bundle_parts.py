@@ -1,0 +1,46 @@
+"""What a client opens of a bundle's edge side, beside the front: tokenizer, tables, ladder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codec.ladder import Ladder
+from edge.device.tokenizer import ChatTokenizer
+from optimizer.artifacts.bundle import TEMPLATE_NAME, Bundle, EdgeSettings, tables_name
+from optimizer.artifacts.plan import Plan
+
+
+def planned_limit(plan: Plan, given: int | None) -> int | None:
+    """Bytes of memory that a device may take: those given, else those that the plan was made for.
+
+    None when there is no limit.
+    """
+    limit = None if plan.limits is None else plan.limits.edge_memory_bytes
+    return given if given is not None or limit is None else int(limit)
+
+
+def tokenizer_of(
+    bundle: Bundle, settings: EdgeSettings, *, allow_control_tokens: bool
+) -> ChatTokenizer:
+    """The bundle's tokenizer, with its chat template if it has one."""
+    template = bundle.read_text(TEMPLATE_NAME) if bundle.has(TEMPLATE_NAME) else None
+    return ChatTokenizer(
+        bundle.path("edge/tokenizer.json"),
+        template,
+        settings,
+        allow_control_tokens=allow_control_tokens,
+    )
+
+
+def tables_of(bundle: Bundle) -> Path | None:
+    """The codec tables of the bundle's own split, if it has any."""
+    name = tables_name(bundle.plan.partition.split)
+    return bundle.path(name) if bundle.has(name) else None
+
+
+def ladder_of(tables: Path | None, plan: Plan) -> Ladder:
+    """The levels of the codec's tables; the lossless one alone without tables."""
+    hidden_size = plan.model.geometry.hidden_size
+    if tables is not None:
+        return Ladder.load(tables, hidden_size=hidden_size)
+    return Ladder.lossless(hidden_size)

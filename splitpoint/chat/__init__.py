@@ -1,0 +1,1 @@
+"""The conversation of `splitpoint chat`: messages, slash commands, line editing, saved files."""

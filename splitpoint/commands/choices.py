@@ -1,0 +1,95 @@
+"""Options with a list of values: checked before anything loads, with the nearest one offered.
+
+Each list is read where it is written, and only when it is asked for. Shells ask for the same lists
+to complete a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import typer
+
+from hwprofiles.schema.near_names import did_you_mean
+
+DEVICES: Final = ("auto", "cpu", "cuda")
+DRAFTS: Final = ("auto", "off", "ngram", "head", "model")  # edge.draft.registry loads the runtime
+PREFERRED: Final = ("split", "cloud", "edge")
+
+
+def one_of(value: str, known: Iterable[str], option: str) -> str:
+    """`value`, which must be one of `known`; BadParameter that lists them otherwise."""
+    names = list(known)
+    if value not in names:
+        raise typer.BadParameter(
+            f"{option} {value}: choose one of {', '.join(names)}{did_you_mean(value, names)}"
+        )
+    return value
+
+
+def check_level(value: str, option: str = "--level") -> str:
+    """A level's name, "auto" or a number. BadParameter for what is nearly a name.
+
+    A bundle may have names of its own, so another name is left to it.
+    """
+    known = levels()
+    if value in known or value.isdecimal():
+        return value
+    if hint := did_you_mean(value, known):
+        raise typer.BadParameter(f"{option} {value}: no such level{hint}")
+    return value
+
+
+def levels() -> list[str]:
+    """Names of the levels that `splitpoint build` makes, and "auto"."""
+    from codec.levels.registry import EXTRA_LEVELS, LADDER_LEVELS
+
+    return ["auto", *(level.name for level in (*LADDER_LEVELS, *EXTRA_LEVELS))]
+
+
+def contexts() -> list[str]:
+    """Names of the KV policies."""
+    from optimizer.policy.kv.registry import KV_POLICIES
+
+    return list(KV_POLICIES)
+
+
+def prefill_places() -> list[str]:
+    """Where a prompt's rows can be computed."""
+    from optimizer.policy.prefill_place import PREFILL_PLACES
+
+    return list(PREFILL_PLACES)
+
+
+def device_profiles() -> list[str]:
+    """Names of the shipped device profiles."""
+    from hwprofiles.profiles.catalog import shipped_devices
+
+    return list(shipped_devices())
+
+
+def link_profiles() -> list[str]:
+    """Names of the shipped link profiles."""
+    from hwprofiles.links.profile import link_names
+
+    return list(link_names())
+
+
+def models() -> list[str]:
+    """Names of the models that can be planned without their files."""
+    from optimizer.artifacts.specs import shipped_specs
+
+    return list(shipped_specs())
+
+
+def completed(
+    names: Sequence[str] | Callable[[], Iterable[str]],
+) -> Callable[[str], list[str]]:
+    """What typer's `autocompletion` takes: the names that begin with the word so far."""
+
+    def complete(incomplete: str) -> list[str]:
+        known = names() if callable(names) else names
+        return [name for name in known if name.startswith(incomplete)]
+
+    return complete

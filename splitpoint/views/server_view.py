@@ -1,0 +1,42 @@
+"""What a server that is ready says about itself: model, memory, who may connect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from splitpoint.views.sizes import size_text
+from splitpoint.views.terminal_text import shown_text
+
+
+def server_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Three lines for people, of `cloud.server.process.Server.facts`."""
+    first, last = facts["first_layer"], facts["num_layers"] - 1
+    layers = f"layers {first}-{last} and the head" if first <= last else "the head"
+    compiled = ", compiled 8-bit layers" if facts["native"] else ""
+    sessions = ""
+    if facts["kv_sessions"] is not None:
+        at_once = min(facts["kv_sessions"], facts["max_sessions"])
+        sessions = f", {at_once} sessions of {facts['max_tokens']:,} tokens at once"
+        if facts["kv_sessions"] > facts["max_sessions"]:
+            sessions += " (--max-sessions)"
+    return [
+        f"model    {shown_text(facts['model'])}: {layers}, {size_text(facts['weights_bytes'])} "
+        f"on {facts['device']}{compiled}",
+        f"KV       {size_text(facts['kv_bytes'])}: {facts['kv_tokens']:,} tokens{sessions}",
+        f"access   {_transport(facts)}; {_tenants(facts['tenants'])}",
+    ]
+
+
+def _transport(facts: Mapping[str, Any]) -> str:
+    if not facts["tls"]:
+        return "no TLS"
+    return "TLS with client certificates" if facts["client_certificates"] else "TLS"
+
+
+def _tenants(names: tuple[str, ...]) -> str:
+    if not names:
+        return "no tokens, everybody who connects is served"
+    shown = ", ".join(shown_text(name) for name in names[:8])
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{len(names)} tenants: {shown}{more}"
