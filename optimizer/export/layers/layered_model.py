@@ -94,11 +94,6 @@ class LayeredModel:
         """V, as the embedding has it."""
         return int(self.skeleton.get_input_embeddings().weight.shape[0])
 
-    @property
-    def windows_at_once(self) -> int:
-        """How many windows of 512 rows a layer takes at a time."""
-        return 4 if self.keeps else 1
-
     def check_split(self, split: int) -> None:
         """Raises BuildError for a split that the model does not have."""
         if not 0 <= split <= self.num_layers:
@@ -173,8 +168,8 @@ class LayeredModel:
         return called(module, rows.to(self.device), args, kwargs)
 
     def advance(self, rows: HiddenRows, layers: range, step: Step | None = None) -> None:
-        """Run consecutive layers over all rows, in place."""
-        pieces = list(rows.pieces(self.windows_at_once))
+        """Run consecutive layers over all rows, in place; a window at a time, which fits caches."""
+        pieces = list(rows.pieces(1))
         for done, index in enumerate(layers):
             with self.layer(index) as module, torch.no_grad():
                 for begin, end in pieces:
