@@ -27,7 +27,9 @@ OPTIONS: Final = (
     # Answers are small, so the window needs no sizing. And a bandwidth probe on its way
     # would take the keepalive ping's place without the ping's timeout.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    # Longer than the timeout above, so that any answer counts as a sign of life: behind a large
+    # upload over a thin link the answer to a ping comes late.
+    ("grpc.http2.ping_timeout_ms", 60_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
