@@ -29,9 +29,11 @@ _FP64_BYTES: Final = 8
 # Arrays that exist together while a split is fitted: of all rows, and of the width's square.
 _ROW_ARRAYS: Final = 6
 _SQUARE_ARRAYS: Final = 11
-# While levels are measured: rows of the split, and sets of the held-out rows.
+# While levels are measured: rows of the split, sets of the held-out rows, and rows of the head's
+# matrix that are widened at a time.
 _FITTED_ARRAYS: Final = 3
 _HELD_OUT_ROWS: Final = 6 * 4 * 512
+_HEAD_ROWS: Final = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ def build_memory(
             "measuring levels": _PROCESS_BYTES
             + (head_bytes or embedding_bytes)
             + _FITTED_ARRAYS * row_bytes
-            + FP32_BYTES * _HELD_OUT_ROWS * hidden_size
+            + FP32_BYTES * (listed + _HELD_OUT_ROWS + _HEAD_ROWS) * hidden_size
             + layer_bytes / _LAYERS_HELD,
         }
     )
