@@ -1,4 +1,4 @@
-"""The predicted peak of a build, held against builds that were measured (docs/results/builds.md)."""
+"""The predicted peak of a build, held against measured builds (docs/results/builds.md)."""
 
 from __future__ import annotations
 
