@@ -263,6 +263,7 @@ def _costs_of(completion: Completion) -> dict[str, Any]:
     names = (
         "finish_reason",
         "finish_detail",
+        "answered_by",
         "ttft_s",
         "tbt_p50_s",
         "tbt_p95_s",
