@@ -38,11 +38,11 @@ class ManualTime:
         self.now_s += seconds
 
 
-def open_request(max_tokens: int = 100) -> Open:
+def open_request(max_tokens: int = 100, split: int = 1) -> Open:
     return Open(
         session_id="s",
         model_sha256=SHA,
-        split=1,
+        split=split,
         hidden_size=WIDTH,
         codec_tables_sha256=SHA,
         max_tokens=max_tokens,
@@ -57,9 +57,10 @@ def connector(
     max_tokens: int = 100,
     token_frames: bool = False,
     on_link: OnLink = unheard,
+    split: int = 1,
 ) -> Connector:
     return Connector(
-        request=open_request(max_tokens),
+        request=open_request(max_tokens, split),
         transports=transports,
         retry_policy=retry_policy or RetryPolicy(),
         clock=clock,
@@ -81,6 +82,7 @@ def generation(
     max_tokens: int = 100,
     prefill: PrefillChoice | None = None,
     on_link: OnLink = unheard,
+    split: int = 1,
 ) -> RemoteGeneration:
     """Lossless, in chunks of four tokens, without a deadline, on a clock that stands still."""
     clock = clock or ManualTime().clock()
@@ -96,6 +98,7 @@ def generation(
             max_tokens=max_tokens,
             token_frames=prefill is not None,
             on_link=on_link,
+            split=split,
         ),
         chunks=ChunkSizer(CHUNK_TOKENS, selector=selector),
         retry_policy=retry_policy,
