@@ -85,7 +85,11 @@ def make_corpus(
         left = num_tokens - len(questions) * options.window
         sources = [*_text_shards(write, questions), *_chat_shards(write, left, options.window)]
     else:
-        sources = _read_shards(model, tokenizer, text_ids, num_tokens)
+
+        def reading(what: str, done: int, total: int) -> None:
+            progress("writing the corpus", done, total)
+
+        sources = _read_shards(model, tokenizer, text_ids, num_tokens, reading)
     shards = []
     for done, (name, make) in enumerate(sources):
         progress("writing the corpus", done, len(sources))
@@ -100,7 +104,11 @@ def make_corpus(
 
 
 def _read_shards(
-    model: LayeredModel, tokenizer: Any, text_ids: npt.NDArray[np.int64] | None, num_tokens: int
+    model: LayeredModel,
+    tokenizer: Any,
+    text_ids: npt.NDArray[np.int64] | None,
+    num_tokens: int,
+    progress: Progress,
 ) -> list[_ShardSource]:
     """One shard of text that the model only reads, as much of it as there is, up to num_tokens."""
     if text_ids is None or len(text_ids) < num_tokens:
@@ -110,7 +118,7 @@ def _read_shards(
     if not len(ids):
         return []
     name = f"read-{hashlib.sha256(ids.tobytes()).hexdigest()[:12]}"
-    return [(name, partial(read_passages, model, ids))]
+    return [(name, partial(read_passages, model, ids, progress=progress))]
 
 
 def _text_shards(

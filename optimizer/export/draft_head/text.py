@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from optimizer.export.calibration.hidden_states import cache_argument, final_norm
 from optimizer.export.layers.layered_model import LayeredModel
-from optimizer.export.layers.passes import states_at
+from optimizer.export.layers.passes import Progress, states_at
 
 _USERS_WORDS: Final = "\u2400question\u2400"
 
@@ -99,11 +99,12 @@ def write_chats(
     ]
 
 
-def read_passages(model: LayeredModel, token_ids: npt.NDArray[np.int64]) -> list[Passage]:
+def read_passages(
+    model: LayeredModel, token_ids: npt.NDArray[np.int64], *, progress: Progress
+) -> list[Passage]:
     """Passages of given text, token_ids [N, T + 1]: one pass through the layers for all of them."""
-    rows = states_at(model, [model.num_layers], token_ids[:, :-1], lambda what, done, total: None)[
-        model.num_layers
-    ]
+    last = model.num_layers
+    rows = states_at(model, [last], token_ids[:, :-1], progress)[last]
     passages = [
         Passage(
             token_ids=ids,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,9 +14,13 @@ from optimizer.export.draft_head.corpus import (
     Shard,
     _chat_shards,
     held_out_step,
+    make_corpus,
     split_shard,
 )
 from optimizer.export.draft_head.text import Passage
+from optimizer.export.layers.layered_model import LayeredModel
+from optimizer.export.sources.model_source import open_source
+from tests.tiny_models import make_tiny_model
 
 
 def shard_of(count: int) -> Shard:
@@ -65,3 +71,24 @@ def test_something_is_held_out_of_every_corpus_of_two_runs(
 def test_a_corpus_of_single_runs_is_refused(sizes: tuple[int, ...]) -> None:
     with pytest.raises(BuildError, match=r"too small to hold anything out.*more tokens"):
         held_out_step([shard_of(size) for size in sizes], 12)
+
+
+def test_a_corpus_that_is_only_read_tells_its_share(tmp_path: Path) -> None:
+    make_tiny_model("llama", tmp_path / "model")
+    source = open_source(tmp_path / "model")
+    told: list[tuple[str, int, int]] = []
+    layered = LayeredModel(source, folder=tmp_path, keep=False)
+    shards = make_corpus(
+        tmp_path / "corpus",
+        model=layered,
+        tokenizer=source.load_tokenizer(),
+        front=lambda ids: np.zeros((len(ids), layered.hidden_size), dtype=np.float32),
+        num_tokens=600,
+        text_ids=np.arange(600) % layered.vocab_size,
+        progress=lambda *step: told.append(step),
+    )
+    assert sum(len(shard.token_ids) for shard in shards) == 512
+    shares = [done / total for what, done, total in told if what == "writing the corpus"]
+    assert shares[0] == 0
+    assert shares[-1] == 1
+    assert any(0 < share < 1 for share in shares)
