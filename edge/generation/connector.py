@@ -7,6 +7,7 @@ only makes the attempts.
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias
@@ -70,6 +71,7 @@ class Connector:
         self._cancel_within_s = cancel_within_s
         self._attempts = ConnectAttempts()
         self._cancelled = False
+        self._worked_s = 0.0  # of the time to connect, what `Meanwhile` took
 
     def cancel(self) -> None:
         """End `connect` at its next attempt, by its last error. Safe from any thread."""
@@ -102,10 +104,12 @@ class Connector:
 
         wait_first: the last stream was lost before it brought anything, so back off before the
         first attempt too, and make it at the next address. meanwhile: work to do while the server's
-        answer to an Open is on its way, see `Meanwhile`. Raises the last TransportError when the
-        time is up, when every address has refused, or after too many attempts.
+        answer to an Open is on its way, see `Meanwhile`; its time does not count. Raises the last
+        TransportError when the time is up, when every address has refused, or after too many
+        attempts.
         """
-        deadline_s = self._clock.now() + timeout_s
+        end_s = self._clock.now() + timeout_s
+        self._worked_s = 0.0
         if wait_first:
             early = self._attempts.after_early_loss(self._retry_policy, self._rng.random)
             if early is None:
@@ -116,10 +120,11 @@ class Connector:
             self._attempts = self._attempts.begin()
         while True:
             transport = self._transports[self._attempts.next_address % len(self._transports)]
-            left_s = max(deadline_s - self._clock.now(), MIN_TIMEOUT_S)
+            left_s = max(end_s + self._worked_s - self._clock.now(), MIN_TIMEOUT_S)
             try:
                 return self._open(session, transport, left_s, meanwhile)
             except TransportError as error:
+                deadline_s = end_s + self._worked_s
                 retry = self._attempts.after(
                     _failure_of(error),
                     self._retry_policy,
@@ -156,14 +161,22 @@ class Connector:
         return self._transports[self._attempts.next_address % len(self._transports)].address
 
     def _with_prefix_hashes(self, session: EdgeSession) -> Open:
-        """The request with the hashes of the prompt's frames that are encoded already."""
+        """The request with the hashes of the prompt's frames that are encoded already.
+
+        A server that begins with other sessions' frames takes no token frames behind them. So a
+        beginning that would leave sent ones out is not named.
+        """
+        frames = session.journal.frames
+        sent = enumerate(frames if session.num_sent else (), start=1)
+        fewest = max((number for number, frame in sent if frame.is_tokens), default=0)
         chain = begin_chain(self._request)
         hashes: list[bytes] = []
-        for frame in session.journal.frames[:MAX_PREFIX_HASHES]:
+        for number, frame in enumerate(frames[:MAX_PREFIX_HASHES], start=1):
             if frame.want_token or frame.ahead:
                 break
             chain = extend_chain(chain, frame)
-            hashes.append(chain)
+            if number >= fewest:
+                hashes.append(chain)
         return replace(
             self._request,
             prefix_hashes=tuple(hashes),
@@ -188,7 +201,7 @@ class Connector:
         limit_s = self._retry_policy.attempt_limit_s(timeout_s, len(self._transports))
         stream = transport.open(self._with_prefix_hashes(session), limit_s)
         try:
-            early = None if meanwhile is None else meanwhile(stream)
+            early = None if meanwhile is None else self._work(meanwhile, stream)
             received = early or stream.receive(limit_s)
         except TransportError:
             stream.abort()
@@ -208,7 +221,17 @@ class Connector:
             return stream
         stream.close()  # not `abort`, which would leave frames to come back to
         session.withdraw()
+        # Another server may keep the frames that were taken back, under the id that they had.
+        self._request = replace(self._request, session_id=secrets.token_hex(16))
         return self._open(session, transport, timeout_s, None)
+
+    def _work(self, meanwhile: Meanwhile, stream: Stream) -> Received | None:
+        """Let `meanwhile` work, and note how long it did."""
+        started_s = self._clock.now()
+        try:
+            return meanwhile(stream)
+        finally:
+            self._worked_s += self._clock.now() - started_s
 
     def _checked(self, address: str, answer: CloudMessage) -> Opened:
         """The answer to an Open.

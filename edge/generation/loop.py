@@ -171,7 +171,8 @@ class RemoteGeneration:
         session.granted(self._connector.token_rows(session))
         self._send_as_ids(session)
         for _ in range(session.max_frames_in_flight):
-            if (received := stream.poll()) is not None or not session.num_prompt_left:
+            received = stream.poll()
+            if received is not None or not session.num_prompt_left or self._cancelled:
                 return received
             self._size_chunk(session)
             rows = session.next_chunk()

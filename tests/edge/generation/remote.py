@@ -14,6 +14,7 @@ from edge.generation.level_selector import LevelSelector
 from edge.generation.link_notice import OnLink, unheard
 from edge.generation.loop import RemoteGeneration
 from edge.generation.prefill_planner import PrefillChoice
+from edge.generation.prefix_memory import PrefixMemory
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
 from tests.edge.fakes import WIDTH, FakeFront, FakeTransport
@@ -83,6 +84,7 @@ def generation(
     prefill: PrefillChoice | None = None,
     on_link: OnLink = unheard,
     split: int = 1,
+    prefixes: PrefixMemory | None = None,
 ) -> RemoteGeneration:
     """Lossless, in chunks of four tokens, without a deadline, on a clock that stands still."""
     clock = clock or ManualTime().clock()
@@ -105,4 +107,5 @@ def generation(
         clock=clock,
         drafting=drafting,
         prefill=prefill,
+        prefixes=prefixes,
     )

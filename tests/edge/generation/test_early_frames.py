@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from edge.errors import BusyError, ConnectError, RefusedError, SessionError, TransportError
@@ -12,7 +14,7 @@ from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
 from edge.generation.session import EdgeSession
 from edge.step_trace import StepTrace
 from tests.edge.fakes import FakeFront, FakeTransport, expected_tokens
-from tests.edge.generation.remote import PROMPT, generation
+from tests.edge.generation.remote import PROMPT, ManualTime, connector, generation
 
 FAR = 100  # polls without an answer: longer than the prompt takes
 
@@ -112,3 +114,54 @@ def test_the_frames_of_a_lost_open_are_unsent_and_those_of_this_stream_are_not()
     session.opened()
     assert session.unsent() == [frame]
     assert session.unsent() == []
+
+
+def test_frames_that_were_taken_back_leave_their_session_id_behind() -> None:
+    transport = FakeTransport(max_frame_tokens=3, quiet_polls=FAR)
+    tokens_of(generation([transport]))
+    first, second = transport.requests
+    assert first.session_id != second.session_id
+
+
+def test_the_time_that_the_front_takes_is_not_time_without_a_server() -> None:
+    time = ManualTime()
+
+    class SlowFront(FakeFront):
+        def forward(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            time.now_s += 60
+            return super().forward(token_ids)
+
+    away = FakeTransport(quiet_polls=1, errors_at_open=[ConnectError("away")])
+    there = FakeTransport(quiet_polls=FAR)
+    tokens, _ = tokens_of(generation([away, there], time.clock(), front=SlowFront()))
+    assert tokens == expected_tokens(PROMPT, 5)
+
+
+def test_cancelling_ends_the_work_behind_an_open() -> None:
+    runs: list[RemoteGeneration] = []
+
+    class CancellingFront(FakeFront):
+        def forward(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            runs[0].cancel()
+            return super().forward(token_ids)
+
+    transport = FakeTransport(quiet_polls=FAR)
+    runs.append(generation([transport], front=CancellingFront()))
+    assert tokens_of(runs[0])[0] == []
+    assert len(transport.streams[0].sent) == 1
+    assert transport.closed == 1
+
+
+def test_a_beginning_that_leaves_out_token_frames_is_not_named_once_they_were_sent() -> None:
+    """The server takes no token frames behind other sessions' frames: it would never open."""
+    session = EdgeSession(PROMPT, chunk_tokens=4)
+    session.granted(8)
+    session.send_as_ids(8)
+    session.max_frame_tokens = 4
+    session.open()
+    for _ in range(2):
+        session.sent(session.next_chunk(), b"")
+    session.opened()
+    session.lost()
+    request = connector([FakeTransport()], ManualTime().clock())._with_prefix_hashes(session)
+    assert len(request.prefix_hashes) == 1
