@@ -98,6 +98,7 @@ class EdgeClient:
         credentials = credentials or Credentials()
         credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
+        self._trace = trace
         self.plan = opened.plan
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
@@ -119,38 +120,40 @@ class EdgeClient:
                 runtime_bytes=runtime_bytes(),
                 sequences=concurrency,
             )
-        self._connect(addresses, credentials, keep=keep_connected)  # while the front is loaded
         self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
-        for front in FrontEngine.load(
-            opened.path(f"edge/{FRONT_NAME}").parent,
-            plan=self.plan,
-            count=concurrency,
-            threads=threads,
-            spinning=spinning,
-            low_memory=memory_limit_bytes is not None,
-            mapped=() if tables is None else (tables,),
-        ):
-            self._fronts.put(front)
-        self._clock = Clock()
-        own_model = None if fallback is None else self._own_model(Path(fallback), opened, threads)
-        self._generations = GenerationFactory(
-            plan=self.plan,
-            ladder=self.ladder,
-            transports=self._transports,
-            drafters=DrafterFactory(
-                opened, model=None if draft_model is None else Path(draft_model)
-            ),
-            chunk_tokens=chunk_tokens,
-            adaptive_chunks=prefill_chunk is None,
-            retry_policy=retry_policy or (RetryPolicy() if own_model is None else BRIEF),
-            clock=self._clock,
-            share_prefixes=share_prefixes,
-            on_link=on_link,
-            end_token_ids=self._settings.stop_token_ids,
-            tokenizer_path=opened.path("edge/tokenizer.json"),
-            fallback=own_model,
-        )
-        self._trace = trace
+        self._connect(addresses, credentials, keep=keep_connected)  # while the front is loaded
+        try:
+            for front in FrontEngine.load(
+                opened.path(f"edge/{FRONT_NAME}").parent,
+                plan=self.plan,
+                count=concurrency,
+                threads=threads,
+                spinning=spinning,
+                low_memory=memory_limit_bytes is not None,
+                mapped=() if tables is None else (tables,),
+            ):
+                self._fronts.put(front)
+            self._clock = Clock()
+            own_model = self._own_model(fallback, opened, threads)
+            draft_root = None if draft_model is None else Path(draft_model)
+            self._generations = GenerationFactory(
+                plan=self.plan,
+                ladder=self.ladder,
+                transports=self._transports,
+                drafters=DrafterFactory(opened, model=draft_root),
+                chunk_tokens=chunk_tokens,
+                adaptive_chunks=prefill_chunk is None,
+                retry_policy=retry_policy or (RetryPolicy() if own_model is None else BRIEF),
+                clock=self._clock,
+                share_prefixes=share_prefixes,
+                on_link=on_link,
+                end_token_ids=self._settings.stop_token_ids,
+                tokenizer_path=opened.path("edge/tokenizer.json"),
+                fallback=own_model,
+            )
+        except BaseException:  # the connection and its keeper have begun
+            self.close()
+            raise
 
     def _connect(self, addresses: Sequence[str], credentials: Credentials, *, keep: bool) -> None:
         """Begin to connect to the first server; keep: and keep the connection ready."""
@@ -162,9 +165,13 @@ class EdgeClient:
                 self._keeper = ConnectionKeeper(transport)
                 self._keeper.start()
 
-    def _own_model(self, root: Path, opened: Bundle, threads: int | None) -> DeviceModel:
-        """The fallback of the device whose bundle is `opened`."""
-        model = WholeModel(root, like=opened, what="a fallback", threads=threads)
+    def _own_model(
+        self, root: Path | str | None, opened: Bundle, threads: int | None
+    ) -> DeviceModel | None:
+        """The fallback of the device whose bundle is `opened`, if it has one."""
+        if root is None:
+            return None
+        model = WholeModel(Path(root), like=opened, what="a fallback", threads=threads)
         end_ids = self._settings.stop_token_ids
         return DeviceModel(model, clock=self._clock, end_token_ids=end_ids)
 

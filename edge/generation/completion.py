@@ -231,6 +231,8 @@ class CompletionRun:
                     if self._stop.reason is not None:
                         reason = self._stop.reason
                         break
+                else:  # the source has no room for more
+                    reason = "cancelled" if self._cancelled else "length"
         except TransportError as error:
             if not self._pieces:
                 raise

@@ -155,7 +155,7 @@ class GenerationFactory:
         """The source of one answer's tokens. The device's own model answers where it is asked
         for, and goes on where it may when the server is lost.
         """
-        if self._fallback is None:
+        if self._fallback is None or self._plan.edge_is_whole:
             return self._planned(front, request, num_prompt_tokens, max_new_tokens)
         remote = None
         if request.prefer != "edge" and self._transports:

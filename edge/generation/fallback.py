@@ -71,8 +71,10 @@ class FallbackGeneration(AnswerParts):
             for token in islice(source, min(left, rest.room)):
                 left -= 1
                 yield token
-        if left > 0 and lost is not None and not self._cancelled:
-            raise lost
+        if left > 0 and not self._cancelled:
+            if lost is not None:
+                raise lost
+            self.detail = "the device's own model holds no more tokens"
 
     def _from_server(
         self, remote: TokenSource, tokens: list[int], on_step: OnStep

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import grpc
 
-from edge.errors import LostError
+from edge.errors import LostError, RefusedError
 from edge.net.credentials import Credentials
 from protos import wire
 
@@ -93,8 +93,13 @@ class ServerChannel:
         return True
 
     def stream(self, path: str, requests: Iterator[bytes]) -> Any:
-        """A bidirectional call of `path` in bytes: iterate, or cancel."""
+        """A bidirectional call of `path` in bytes: iterate, or cancel.
+
+        RefusedError on a closed channel: it is of no use to try again.
+        """
         with self._lock:
+            if self._is_closed:
+                raise RefusedError("the connection is closed")
             make: Callable[..., Any] = self._channel.stream_stream(
                 path, request_serializer=None, response_deserializer=None
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,34 @@ def test_what_is_no_fallback_is_refused(bench: ModelBench, tiny: Any) -> None:
         client_of(bench, NOWHERE, bench.edge_bundle(1))
     with client_of(bench, NOWHERE, None) as client, pytest.raises(InputError, match="--fallback"):
         client.start_ids(PROMPT, CompletionRequest(prefer="edge"))
+
+
+def test_a_bundle_that_needs_no_server_needs_no_fallback(bench: ModelBench, whole: Path) -> None:
+    small = bench.edge_bundle(bench.num_layers, max_tokens=len(PROMPT) + 10)
+    with EdgeClient(whole, fallback=small) as client:
+        done = run_to_end(client.start_ids(PROMPT, SAMPLED)).completion
+    assert (done.finish_reason, len(done.token_ids)) == ("length", 40)
+
+
+def test_a_fallback_that_was_asked_for_and_is_full_ends_by_length(bench: ModelBench) -> None:
+    small = bench.edge_bundle(bench.num_layers, max_tokens=len(PROMPT) + 10)
+    with EdgeClient(bench.edge_bundle(2), fallback=small) as client:
+        done = run_to_end(client.start_ids(PROMPT, SAMPLED)).completion
+    assert (done.finish_reason, len(done.token_ids)) == ("length", 10)
+    assert "holds no more tokens" in done.finish_detail
+
+
+def test_what_is_refused_while_loading_leaves_no_thread(bench: ModelBench) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(InputError, match="a fallback must lie wholly on the edge"):
+        client_of(bench, NOWHERE, bench.edge_bundle(1), keep_connected=True)
+    assert "connection-keeper" not in {
+        thread.name for thread in set(threading.enumerate()) - before
+    }
+
+
+def test_a_closed_client_says_so(bench: ModelBench) -> None:
+    client = client_of(bench, NOWHERE, None)
+    client.close()
+    with pytest.raises(RefusedError, match="the connection is closed"):
+        run_to_end(client.start_ids(PROMPT, SAMPLED))
