@@ -22,6 +22,7 @@ from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.specs import load_spec
 from optimizer.cost.link import link_at
 from optimizer.search.planner import Planner
+from optimizer.search.problem import Objective
 from optimizer.search.request import make_problem
 from optimizer.search.solve import least
 from splitpoint.cli import main as splitpoint
@@ -71,7 +72,7 @@ def planned(model: str, edge: str, cloud: str, link: str) -> dict[str, Any]:
     options = ("--model", model, "--edge", edge, "--cloud", cloud, "--link", link, "--json")
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(said):
         status = splitpoint(["plan", *options])
-    row = {"model": model, "edge": edge, "cloud": cloud, "link": link}
+    row: dict[str, Any] = {"model": model, "edge": edge, "cloud": cloud, "link": link}
     if status:
         return row | {"split": None, "why": said.getvalue().strip().splitlines()[-1]}
     answer = json.loads(told.getvalue())
@@ -83,7 +84,7 @@ def planned(model: str, edge: str, cloud: str, link: str) -> dict[str, Any]:
 
 def check(row: dict[str, Any], limits: dict[str, Any]) -> None:
     """AssertionError where a split by itself, within the same limits, is better than the answer."""
-    objective = "tbt" if row["lifted"] else "cloud-cost"
+    objective: Objective = "tbt" if row["lifted"] else "cloud-cost"
     column = "tbt_s" if row["lifted"] else "cloud_s_per_token"
     point = link_at(load_link(row["link"]), epsilon=0.5)
     own = row["rows"][0][column]

@@ -143,6 +143,10 @@ class Connector:
                 self._wait(retry.wait_s)
                 if self._cancelled:
                     raise
+            if session.has_only_known_frames:
+                # A server that held all of them may keep the session; the next one may hold fewer,
+                # and then other frames follow.
+                self._request = replace(self._request, session_id=secrets.token_hex(16))
             session.lost()
             self._attempts = retry.attempts
 

@@ -90,6 +90,11 @@ class EdgeSession:
         """Prompt tokens whose rows have not been sent yet."""
         return max(self.num_prompt_tokens - self._num_sent, 0)
 
+    @property
+    def has_only_known_frames(self) -> bool:
+        """Whether no stream has opened it yet, and its frames are those of earlier sessions."""
+        return not self._was_opened and self._num_sent == 0 and len(self.journal) > 0
+
     def open(self) -> None:
         """A stream is being opened, for the first time or again."""
         self._step(Event.OPEN)
