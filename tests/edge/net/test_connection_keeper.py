@@ -239,4 +239,4 @@ def test_the_thread_ends_while_a_question_is_on_its_way() -> None:
         keeper.stop()
         channel.close()
         keeper.join()
-        assert not keeper._thread.is_alive()
+        assert comes_true(lambda: not keeper._thread.is_alive())

@@ -27,6 +27,7 @@ from optimizer.export.bundle_builder import Calibration, build_bundle
 from optimizer.export.sources.model_source import open_source
 from tests.optimizer.export.plans import make_plan
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 def killed_at(stage):
     if stage.startswith(sys.argv[3]):
         os.kill(os.getpid(), int(sys.argv[4]))
