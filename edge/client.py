@@ -200,6 +200,11 @@ class EdgeClient:
         """Names of the compression levels, best quality first."""
         return self.ladder.names
 
+    @property
+    def drafter_names(self) -> tuple[str, ...]:
+        """What `CompletionRequest.draft` may be on this device."""
+        return self._generations.drafter_names
+
     def check(self, request: CompletionRequest) -> None:
         """InputError for a request that no prompt could be served with here."""
         self._generations.check(request)

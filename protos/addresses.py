@@ -34,7 +34,11 @@ def parse_address(text: str, *, lowest_port: int = 0) -> Address:
     host, colon, port = text.rpartition(":")
     why = _foreign_part(text)
     if why is None and not (colon and port.isascii() and port.isdigit()):
-        why = f"the port is missing, as in {text}:50051" if _HOST.fullmatch(text) else ""
+        why = ""
+        if text.isascii() and text.isdigit():
+            why = f"the host is missing, as in 127.0.0.1:{text[:6]}"
+        elif _HOST.fullmatch(text):
+            why = f"the port is missing, as in {text}:50051"
     if why is None and (not host or not _is_host(host)):
         why = "" if not host else f"{shown(host)} is no host name and no IP address"
     if why is not None:

@@ -36,6 +36,11 @@ class DrafterFactory:
             if kind.in_auto:
                 self._auto.append(maker)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `drafter` takes on this device."""
+        return tuple(name for name in NAMES if name in (AUTO, OFF) or name in self._makers)
+
     def check(self, name: str) -> None:
         """InputError when this device has no drafter of this name."""
         if name not in NAMES:

@@ -95,6 +95,11 @@ class GenerationFactory:
             end_token_ids=self._end_token_ids,
         )
 
+    @property
+    def drafter_names(self) -> tuple[str, ...]:
+        """The drafters of this device, with `auto` and `off`."""
+        return self._drafters.names
+
     def check(self, request: CompletionRequest) -> None:
         """InputError for a level, a drafter, a prefill place, a token or a grammar that is not to
         be had here."""

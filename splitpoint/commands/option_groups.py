@@ -57,7 +57,7 @@ def compute_device(name: str) -> str:
 
     if name == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(
-            "torch sees no CUDA device here; choose cpu", param_hint="--device"
+            "torch finds no CUDA device here; choose cpu", param_hint="--device"
         )
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -85,3 +85,5 @@ def run(
     else:
         typer.echo()
         typer.echo(summary(completion), err=True)
+    if completion.finish_reason == "server_lost":
+        raise typer.Exit(1)  # what had come is printed; a script has to know that there is more

@@ -68,6 +68,7 @@ def test_loopback_is_what_only_this_machine_reaches(host: str, expected: bool) -
     ("text", "cure"),
     [
         ("gpu", "the port is missing, as in gpu:50051"),
+        ("50051", "the host is missing, as in 127.0.0.1:50051"),
         ("http://gpu:50051/v1", "leave out 'http://' and what follows the port, as in gpu:50051"),
         ("grpc://me:secret@gpu:50051", "as in gpu:50051"),
         ("me:secret@gpu:50051", "holds no user and no password"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge.errors import EdgeError
+from edge.generation.report import Completion
+from splitpoint.chat import answering
 from splitpoint.cli import main
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import RunningServer
@@ -45,6 +48,26 @@ def test_a_limit_and_a_fixed_chunk_change_no_token(
     chunked = run_json(capsys, *common, "--max-new-tokens", 12, "--prefill-chunk", 5)
     assert free["tokens"] == limited["tokens"] == chunked["tokens"]
     assert free["peak_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("output", [(), ("--json",)])
+def test_an_answer_that_a_lost_server_cut_is_a_failure(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: Path,
+    server: RunningServer,
+    output: tuple[str, ...],
+) -> None:
+    whole = answering.show_answer
+
+    def cut(*answer: Any, **options: Any) -> Completion:
+        return replace(whole(*answer, **options), finish_reason="server_lost")
+
+    monkeypatch.setattr(answering, "show_answer", cut)
+    common = ("run", str(bundle), "--server", server.address, "--prompt", "abc")
+    assert main([*common, "--max-new-tokens", "2", *output]) == 1
+    said = capsys.readouterr()
+    assert "server_lost" in (said.out if output else said.err)
 
 
 def test_a_deadline_that_holds_changes_nothing(

@@ -16,7 +16,6 @@ from starlette.routing import Route
 
 from edge.api.access import check_host
 from edge.client import EdgeClient
-from edge.draft.registry import NAMES as DRAFT_NAMES
 from edge.generation.completion import AUTO_LEVEL, CompletionRequest
 
 # File names in `static`, with their media types. Nothing else is served.
@@ -94,7 +93,7 @@ def described(client: EdgeClient, default: CompletionRequest) -> dict[str, Any]:
         "edge_is_whole": plan.edge_is_whole,
         "plan_level": plan.level,
         "levels": [AUTO_LEVEL, *client.ladder.names],
-        "drafters": list(DRAFT_NAMES),
+        "drafters": list(client.drafter_names),
         "default": {"level": default.level, "draft": default.draft},
     }
 
