@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from optimizer.artifacts.prediction import Limits
 from optimizer.cost.link import LinkPoint
@@ -22,7 +23,7 @@ from optimizer.search.solve import best, least, value_of
 class PlanAlternative:
     """One configuration: the best there is at its split. Seconds, bytes, percent of perplexity.
 
-    broken: the limits that it does not keep; then it is the best that breaks them.
+    broken: the limits that it does not keep; then it is the fastest of those that break the fewest.
     """
 
     what: str
@@ -108,12 +109,24 @@ def _at(
     alone = Planner(replace(problem, space=space, limits=limits))
     grid = alone.grid(link)
     mask = grid.feasible()
-    if not mask.any():
-        mask = grid.fixed.exists
+    if not mask.any():  # then the fastest of those that break the fewest
+        grid = Planner(replace(problem, space=space, limits=limits, objective="tbt")).grid(link)
+        mask = _breaking_fewest(grid)
     cell = best(grid, mask)
     if cell is None:
         raise ValueError(f"no configuration at split {split}")
     return least(grid, mask), _row(what, grid, cell)
+
+
+def _breaking_fewest(grid: Grid) -> npt.NDArray[np.bool_]:
+    """The configurations that break as few limits as possible."""
+    shape = grid.problem.space.shape
+    broken = np.zeros(shape, dtype=np.int64)
+    for constraint in grid.constraints:
+        broken += ~np.broadcast_to(constraint.kept, shape)
+    exists = np.broadcast_to(grid.fixed.exists, shape)
+    fewest: npt.NDArray[np.bool_] = exists & (broken == broken[exists].min())
+    return fewest
 
 
 def _row(what: str, grid: Grid, cell: Cell) -> PlanAlternative:

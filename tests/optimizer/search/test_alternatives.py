@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
@@ -48,6 +49,12 @@ def test_every_row_is_the_best_of_its_split(problem: Problem, link: LinkPoint) -
             if brute.keeps(outcome, problem.limits, problem.max_tokens)
         ]
         assert bool(row.broken) == (not kept)
+        if not kept:
+            grid = Planner(alone).grid(link)
+            shape = space.shape
+            broken = sum(~np.broadcast_to(limit.kept, shape) for limit in grid.constraints)
+            exists = np.broadcast_to(grid.fixed.exists, shape)
+            assert len(row.broken) == np.asarray(broken)[exists].min()
         if kept:
             assert row.tbt_s == pytest.approx(min(kept), rel=1e-8)
 
