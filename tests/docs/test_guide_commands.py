@@ -36,7 +36,6 @@ TEMPLATE: Final = (
 )
 # What a guide takes as made already: it begins where another one ends.
 GIVEN: Final = {
-    "README.md": (MODEL,),
     "bad-links.md": ("bundle",),
     "device-page.md": ("bundle",),
     "drafting.md": (MODEL, "bundle"),
