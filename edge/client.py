@@ -160,10 +160,11 @@ class EdgeClient:
         self._transports = [GrpcTransport(address, credentials) for address in addresses]
         self._keeper: ConnectionKeeper | None = None
         for transport in self._transports[:1]:
-            transport.warm()
-            if keep:
+            if keep:  # its first question connects
                 self._keeper = ConnectionKeeper(transport)
                 self._keeper.start()
+            else:
+                transport.warm()
 
     def _own_model(
         self, root: Path | str | None, opened: Bundle, threads: int | None
