@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,12 +10,8 @@ import openai
 import pydantic
 import pytest
 
-from edge.api.server import ApiConfig
 from edge.client import EdgeClient
-from tests.conftest import ModelBench
-from tests.edge.api.running import running_api
-from tests.edge.api.tool_model import TOOL, tool_client
-from tests.end_to_end.servers import RunningServer
+from tests.edge.api.tool_model import TOOL
 
 MESSAGES: Any = [{"role": "user", "content": "tell me"}]
 
@@ -25,24 +20,6 @@ class Picked(pydantic.BaseModel):
     """What a structured answer holds."""
 
     color: bool
-
-
-@pytest.fixture(scope="module")
-def edge(bench: ModelBench, server: RunningServer) -> Iterator[EdgeClient]:
-    with tool_client(bench, server) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def url(edge: EdgeClient) -> Iterator[str]:
-    with running_api(edge, ApiConfig(port=0, concurrency=2)) as base:
-        yield base
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 def test_a_forced_tool_is_called_with_arguments_of_its_schema(client: openai.OpenAI) -> None:

@@ -20,24 +20,12 @@ from edge.generation.completion import CompletionRequest
 from optimizer.artifacts.manifest import write_manifest
 from tests.conftest import ModelBench
 from tests.edge.api.running import running_api
-from tests.edge.api.tool_model import SPLIT, TOOL, tool_client
+from tests.edge.api.tool_model import SPLIT, TOOL
 from tests.end_to_end.servers import RunningServer
 
 MESSAGES: Any = [{"role": "user", "content": "tell me"}]
 GREEDY: Any = {"temperature": 0, "num_predict": 9}
 COLOR_SCHEMA = TOOL["function"]["parameters"]
-
-
-@pytest.fixture(scope="module")
-def edge(bench: ModelBench, server: RunningServer) -> Iterator[EdgeClient]:
-    with tool_client(bench, server) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def url(edge: EdgeClient) -> Iterator[str]:
-    with running_api(edge, ApiConfig(port=0, concurrency=2)) as base:
-        yield base
 
 
 @pytest.fixture(scope="module")

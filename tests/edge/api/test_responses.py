@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,15 +14,10 @@ from edge.api.asked import ApiRequest
 from edge.api.errors import ApiError
 from edge.api.responses.request import responses_request
 from edge.api.responses.shape import ResponseShape
-from edge.api.server import ApiConfig
 from edge.api.shape import AnswerSource
-from edge.client import EdgeClient
 from edge.device.detokenizer import DecodedToken
 from edge.generation.completion import CompletionRequest
-from tests.conftest import ModelBench
-from tests.edge.api.running import running_api
-from tests.edge.api.tool_model import FLAT_TOOL, tool_client
-from tests.end_to_end.servers import RunningServer
+from tests.edge.api.tool_model import FLAT_TOOL
 
 GREEDY: Any = {"model": "any", "temperature": 0}
 LOGPROBS: Any = ["message.output_text.logprobs"]
@@ -33,24 +27,6 @@ class Chosen(pydantic.BaseModel):
     """What a structured answer holds."""
 
     color: bool
-
-
-@pytest.fixture(scope="module")
-def edge(bench: ModelBench, server: RunningServer) -> Iterator[EdgeClient]:
-    with tool_client(bench, server) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def url(edge: EdgeClient) -> Iterator[str]:
-    with running_api(edge, ApiConfig(port=0, concurrency=2)) as base:
-        yield base
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 def test_a_text_is_answered_as_a_chat_answers_it(client: openai.OpenAI) -> None:
