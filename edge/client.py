@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, TextIO
 
 from decoding.params import whole_in
-from edge.device.bundle_parts import ladder_of, planned_limit, tables_of, tokenizer_of
+from edge.device.bundle_parts import ladders_of, planned_limit, tables_of, tokenizer_of
 from edge.device.front import FrontEngine
 from edge.device.memory_limit import fitting_chunk, runtime_bytes
 from edge.device.tokenizer import ChatMessage
@@ -28,6 +28,7 @@ from edge.generation.device_model import DeviceModel
 from edge.generation.factory import GenerationFactory
 from edge.generation.link_notice import OnLink, unheard
 from edge.generation.report import Completion
+from edge.generation.split_watch import SplitWatch
 from edge.generation.stopping import StopRule
 from edge.net.connection_keeper import ConnectionKeeper
 from edge.net.credentials import Credentials
@@ -37,9 +38,9 @@ from edge.text_input import check_text, conversation_texts
 from hwprofiles.heap import return_freed_blocks
 from optimizer.artifacts.bundle import (
     EDGE_SETTINGS_NAME,
-    FRONT_NAME,
     Bundle,
     EdgeSettings,
+    front_names,
     open_bundle,
 )
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -94,8 +95,7 @@ class EdgeClient:
         keep_connected: bool = False,
         on_link: OnLink = unheard,
     ) -> None:
-        addresses = checked_addresses(server)
-        credentials = credentials or Credentials()
+        addresses, credentials = checked_addresses(server), credentials or Credentials()
         credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
         self._trace = trace
@@ -111,7 +111,8 @@ class EdgeClient:
         )
         self._lengths = LengthRules(self.plan, self.tokenizer)
         tables = tables_of(opened)
-        self.ladder = ladder_of(tables, self.plan)
+        ladders = ladders_of(tables, self.plan)
+        self.ladder = ladders[self.plan.partition.split]
         chunk_tokens = prefill_chunk or self.plan.prefill_chunk
         if memory_limit_bytes is not None:
             chunk_tokens = fitting_chunk(
@@ -123,14 +124,13 @@ class EdgeClient:
         self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
         self._connect(addresses, credentials, keep=keep_connected)  # while the front is loaded
         try:
-            for front in FrontEngine.load(
-                opened.path(f"edge/{FRONT_NAME}").parent,
-                plan=self.plan,
+            for front in _fronts(
+                opened,
                 count=concurrency,
                 threads=threads,
                 spinning=spinning,
                 low_memory=memory_limit_bytes is not None,
-                mapped=() if tables is None else (tables,),
+                mapped=tuple(tables.values()),
             ):
                 self._fronts.put(front)
             self._clock = Clock()
@@ -138,7 +138,7 @@ class EdgeClient:
             draft_root = None if draft_model is None else Path(draft_model)
             self._generations = GenerationFactory(
                 plan=self.plan,
-                ladder=self.ladder,
+                ladders=ladders,
                 transports=self._transports,
                 drafters=DrafterFactory(opened, model=draft_root),
                 chunk_tokens=chunk_tokens,
@@ -150,6 +150,7 @@ class EdgeClient:
                 end_token_ids=self._settings.stop_token_ids,
                 tokenizer_path=opened.path("edge/tokenizer.json"),
                 fallback=own_model,
+                wish=SplitWatch(self.plan.splits, now=self._clock.now),
             )
         except BaseException:  # the connection and its keeper have begun
             self.close()
@@ -298,6 +299,12 @@ class EdgeClient:
         context: what happens beyond the plan's tokens.
         """
         return self._lengths.max_prompt_bytes(context)
+
+
+def _fronts(opened: Bundle, **options: Any) -> list[FrontEngine]:
+    """The engines of a bundle whose files are all listed. options: of `FrontEngine.load`."""
+    files = [opened.path(f"edge/{name}") for name in front_names(opened.plan)]
+    return FrontEngine.load(files[0].parent, plan=opened.plan, **options)
 
 
 def checked_addresses(server: str | Sequence[str] | None) -> list[str]:

@@ -62,6 +62,7 @@ class ModelBench:
         max_tokens: int = 200,
         prefill_chunk: int = 16,
         back_start: int = 0,
+        front_splits: tuple[int, ...] = (),
     ) -> Plan:
         source = self.source
         return Plan(
@@ -72,14 +73,15 @@ class ModelBench:
             level="lossless",
             max_tokens=max_tokens,
             prefill_chunk=prefill_chunk,
+            front_splits=front_splits,
         )
 
-    def edge_bundle(self, split: int, **changes: int) -> Path:
+    def edge_bundle(self, split: int, **changes: Any) -> Path:
         return self._built(self.plan(split, **changes), "edge")
 
-    def cloud_bundle(self, **changes: int) -> Path:
+    def cloud_bundle(self, split: int = 0, **changes: Any) -> Path:
         """A bundle whose cloud holds every layer, so that it serves every split."""
-        return self._built(self.plan(0, **changes), "cloud")
+        return self._built(self.plan(split, **changes), "cloud")
 
     def chat_bundle(self, split: int) -> Path:
         """The edge bundle of `split` for a model with a chat template."""

@@ -40,6 +40,7 @@ class ServedModel:
         self.max_tokens = max_tokens
         self.embedding = embedding
         self._max_positions = max_positions or max_tokens
+        self._capacities = {split: plan.capacity(split) for split in plan.front_splits}
         self.vocab_size = plan.model.geometry.vocab_size
         self._model = plan.model
         self._layers = layers
@@ -86,10 +87,17 @@ class ServedModel:
                 f"{self._layers.stop - 1}"
             )
         _check_sampling(request, self.vocab_size)
-        as_ids = request.split == 0 and request.token_rows > 0 and self.embedding is not None
-        most = self._max_positions if as_ids else self.max_tokens
+        most = self._most_tokens(request)
         if request.max_tokens > most:
             raise BadOpenError(f"{request.max_tokens} tokens: a session may have {most}")
+
+    def _most_tokens(self, request: Open) -> int:
+        """Most tokens of a session. Where the plan's split moves, a device with fewer layers has
+        room for more; without any it has no cache at all."""
+        if request.split == 0 and request.token_rows > 0 and self.embedding is not None:
+            return self._max_positions
+        capacity = min(self._capacities.get(request.split, 0), self._max_positions)
+        return max(self.max_tokens, capacity)
 
     def ladder(self, request: Open) -> Ladder:
         """The split's calibrated ladder or the lossless one, by the digest that the edge names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from codec.ladder import Ladder
@@ -32,15 +33,18 @@ def tokenizer_of(
     )
 
 
-def tables_of(bundle: Bundle) -> Path | None:
-    """The codec tables of the bundle's own split, if it has any."""
-    name = tables_name(bundle.plan.partition.split)
-    return bundle.path(name) if bundle.has(name) else None
+def tables_of(bundle: Bundle) -> dict[int, Path]:
+    """The codec tables of the bundle's own splits, as far as it has any."""
+    names = {split: tables_name(split) for split in bundle.plan.splits}
+    return {split: bundle.path(name) for split, name in names.items() if bundle.has(name)}
 
 
-def ladder_of(tables: Path | None, plan: Plan) -> Ladder:
-    """The levels of the codec's tables; the lossless one alone without tables."""
+def ladders_of(tables: Mapping[int, Path], plan: Plan) -> dict[int, Ladder]:
+    """The levels at each of the plan's splits; the lossless one alone without tables."""
     hidden_size = plan.model.geometry.hidden_size
-    if tables is not None:
-        return Ladder.load(tables, hidden_size=hidden_size)
-    return Ladder.lossless(hidden_size)
+    return {
+        split: Ladder.load(tables[split], hidden_size=hidden_size)
+        if split in tables
+        else Ladder.lossless(hidden_size)
+        for split in plan.splits
+    }

@@ -69,9 +69,11 @@ class DrafterKind:
     name: what a request asks for. open: loads once for a device what the drafters share, and
     returns a function that makes a drafter for one generation; None when the device lacks what it
     needs. missing: what to tell a user who asks for it then. in_auto: whether `auto` takes it.
+    reads_rows: whether it guesses from the front's rows, which are those of one split.
     """
 
     name: str
     open: Callable[[DraftResources], Callable[[], Drafter] | None]
     missing: str = ""
     in_auto: bool = False
+    reads_rows: bool = False

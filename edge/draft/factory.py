@@ -14,6 +14,7 @@ from edge.errors import InputError
 from optimizer.artifacts.bundle import Bundle
 
 _MISSING: Final = {kind.name: kind.missing for kind in KINDS}
+_READ_ROWS: Final = frozenset(kind.name for kind in KINDS if kind.reads_rows)
 
 
 class DrafterFactory:
@@ -27,14 +28,14 @@ class DrafterFactory:
     def __init__(self, bundle: Bundle, *, model: Path | None = None) -> None:
         resources = DraftResources(bundle=bundle, model=model)
         self._makers: dict[str, Callable[[], Drafter]] = {}
-        self._auto: list[Callable[[], Drafter]] = []
+        self._auto: list[str] = []
         for kind in KINDS:
             maker = kind.open(resources)
             if maker is None:
                 continue
             self._makers[kind.name] = maker
             if kind.in_auto:
-                self._auto.append(maker)
+                self._auto.append(kind.name)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,8 +49,13 @@ class DrafterFactory:
         if name not in (AUTO, OFF) and name not in self._makers:
             raise InputError(_MISSING[name])
 
-    def drafter(self, name: str, acceptance: Acceptance) -> Drafter | None:
+    def drafter(
+        self, name: str, acceptance: Acceptance, *, rows_fit: bool = True
+    ) -> Drafter | None:
         """A new generation's drafter; None for `off`. InputError for one that is not there.
+
+        rows_fit: whether the front's rows are those of the plan's split. Otherwise there is no
+        drafter that reads them.
 
         `auto` combines all kinds that are meant for it. How much is drafted, down to nothing, is
         decided guess by guess. acceptance: the chances by which combined drafters compete.
@@ -57,6 +63,9 @@ class DrafterFactory:
         self.check(name)
         if name == OFF:
             return None
-        makers = self._auto if name == AUTO else [self._makers[name]]
+        names = self._auto if name == AUTO else (name,)
+        makers = [self._makers[kind] for kind in names if rows_fit or kind not in _READ_ROWS]
+        if not makers:
+            return None
         drafters = [make() for make in makers]
         return drafters[0] if len(drafters) == 1 else BestOf(drafters, acceptance)

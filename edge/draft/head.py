@@ -120,4 +120,5 @@ KIND: Final = DrafterKind(
     open=_open,
     missing="this bundle has no draft head ('splitpoint train-draft' makes one)",
     in_auto=True,
+    reads_rows=True,
 )

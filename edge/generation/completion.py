@@ -20,6 +20,7 @@ from edge.device.detokenizer import DecodedToken, TextStream
 from edge.device.front import FrontEngine
 from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
+from edge.generation.moving import MovingGeneration
 from edge.generation.parts import AnswerParts
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason, StopRule
@@ -57,7 +58,9 @@ class CompletionRequest:
     sends ids, "both" as many as seem best by what was measured so far, "edge" none. At split 0 the
     server computes all rows where it can. prefer: "cloud" lets the server run every layer, whatever
     the plan's split; "edge" asks the device's own model (`EdgeClient`'s fallback) and no server;
-    "split" keeps to the plan.
+    "split" keeps to the plan. split: where the front is cut into segments (`Plan.splits`), run at
+    this one, or with 0 layers here, as long as its cache holds; None: begin at the plan's and let
+    the split move where the device runs short (`optimizer.policy.split_moves`).
     Raises InputError for values that no generation can have.
     """
 
@@ -71,6 +74,7 @@ class CompletionRequest:
     draft: str = AUTO_DRAFT
     prefill: str = "edge"
     prefer: str = "split"
+    split: int | None = None
 
     def __post_init__(self) -> None:
         check_text(self.level, "level")
@@ -84,6 +88,8 @@ class CompletionRequest:
             raise InputError(f"prefill {shown(self.prefill)}: one of {', '.join(PREFILL_PLACES)}")
         if self.prefer not in PREFERRED:
             raise InputError(f"prefer {shown(self.prefer)}: one of {', '.join(PREFERRED)}")
+        if self.split is not None:
+            _check_split(self.split)
         if self.deadline_tbt_s is not None:
             _check_deadline(self.deadline_tbt_s)
         if self.max_new_tokens is not None:
@@ -97,6 +103,13 @@ def _check_deadline(deadline_s: float) -> None:
         raise InputError(f"a deadline of {shown(deadline_s)} s: must be above 0")
     if deadline_s > MAX_DEADLINE_S:
         raise InputError(f"a deadline of {shown(deadline_s)} s: at most {MAX_DEADLINE_S:g}")
+
+
+def _check_split(split: int) -> None:
+    try:
+        whole_in("the split", split, 0, MAX_NEW_TOKENS)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _check_max_new_tokens(count: int) -> None:
@@ -181,6 +194,15 @@ class CompletionRun:
         self._cancelled = True
         if self._generation is not None:
             self._generation.cancel()
+
+    def move_to(self, split: int) -> None:
+        """From the next token on run at this split, one of the plan's or 0 (`Plan.splits`).
+
+        Safe from any thread once the answer has begun. InputError where its split cannot move.
+        """
+        if not isinstance(self._generation, MovingGeneration):
+            raise InputError("the split of this answer cannot move: build with --splits")
+        self._generation.move_to(split)
 
     @property
     def prompt_logprobs(self) -> tuple[TokenScore | None, ...]:

@@ -1,65 +1,49 @@
-"""The generations of one device: from a request to a source of tokens, with or without a cloud.
-
-The factory holds what all generations share: the plan, the ladder, the transports, the drafters
-and the memory of prompts. Each generation gets a session, a connector and a level selector of its
-own.
-"""
+"""The generations of one device: from a request to a source of tokens, with or without a cloud."""
 
 from __future__ import annotations
 
-import random
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from codec.ladder import Ladder
 from edge.device.front import FrontEngine
-from edge.draft.acceptance import Acceptance
 from edge.draft.factory import DrafterFactory
 from edge.errors import InputError
-from edge.generation.chunk_sizer import ChunkSizer
-from edge.generation.completion import AUTO_LEVEL, CompletionRequest
-from edge.generation.connector import Connector
+from edge.generation.completion import CompletionRequest
 from edge.generation.context import ShiftingGeneration
 from edge.generation.device_model import DeviceModel
-from edge.generation.drafting import DraftSelector
 from edge.generation.fallback import FallbackGeneration
-from edge.generation.handover import HandoverGeneration
-from edge.generation.level_selector import LevelSelector
 from edge.generation.link_notice import OnLink, unheard
 from edge.generation.local import LocalGeneration
 from edge.generation.local_grammars import LocalGrammars
-from edge.generation.loop import RemoteGeneration
-from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
-from edge.generation.prefix_memory import PrefixMemory
+from edge.generation.moving import MovingGeneration
+from edge.generation.remote_parts import RemoteParts
+from edge.generation.split_watch import FixedSplit, SplitWish
 from edge.generation.token_source import TokenSource
 from edge.net.transport import Transport
-from hwprofiles.schema.near_names import did_you_mean
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
-from protos.limits import MAX_END_TOKENS
-from protos.messages import Open
-from protos.wire import MAX_RESUME_S
 
 
 class GenerationFactory:
     """See the module's docstring.
 
-    transports: the servers, the first one first; empty when the plan is whole on the edge.
-    chunk_tokens: the most prompt tokens a frame, or always so many if not `adaptive_chunks`.
-    share_prefixes: whether the tenant's other devices may find this device's prompts.
-    end_token_ids, tokenizer_path: for answers that follow a grammar. on_link: told of lost
-    servers, in the generation's thread. fallback: answers when no server does.
+    ladders: by split, for each of the plan's. transports: the servers, the first one first; empty
+    when the plan is whole on the edge. chunk_tokens: the most prompt tokens a frame, or always so
+    many if not `adaptive_chunks`. share_prefixes: whether the tenant's other devices may find this
+    device's prompts. end_token_ids, tokenizer_path: for answers that follow a grammar. on_link:
+    told of lost servers, in the generation's thread. fallback: answers when no server does.
+    wish: the split to prefer where the front has segments; None: the plan's.
     """
 
     def __init__(
         self,
         *,
         plan: Plan,
-        ladder: Ladder,
+        ladders: Mapping[int, Ladder],
         transports: Sequence[Transport],
         drafters: DrafterFactory,
         chunk_tokens: int,
@@ -71,28 +55,32 @@ class GenerationFactory:
         tokenizer_path: Path | None = None,
         on_link: OnLink = unheard,
         fallback: DeviceModel | None = None,
+        wish: SplitWish | None = None,
     ) -> None:
         self._plan = plan
-        self._ladder = ladder
-        self._transports = tuple(transports)
         self._drafters = drafters
         self._chunk_tokens = chunk_tokens
-        self._adaptive_chunks = adaptive_chunks
-        self._retry_policy = retry_policy
         self._clock = clock
-        self._on_link = on_link
         self._fallback = fallback
-        self._prefixes = PrefixMemory(share=share_prefixes)
-        self._prefill = PrefillPlanner(
-            split=plan.partition.split,
-            num_layers=plan.model.geometry.num_layers,
+        self._has_servers = bool(transports)
+        self._wish = wish or FixedSplit(plan.partition.split)
+        self._remote = RemoteParts(
+            plan=plan,
+            ladders=ladders,
+            transports=transports,
+            drafters=drafters,
             chunk_tokens=chunk_tokens,
+            adaptive_chunks=adaptive_chunks,
+            retry_policy=retry_policy,
+            clock=clock,
+            share_prefixes=share_prefixes,
+            end_token_ids=end_token_ids,
+            on_link=on_link,
         )
-        self._end_token_ids = tuple(end_token_ids)[:MAX_END_TOKENS]
         self._grammars = LocalGrammars(
             tokenizer_path,
             vocab_size=plan.model.geometry.vocab_size,
-            end_token_ids=self._end_token_ids,
+            end_token_ids=tuple(end_token_ids),
         )
 
     @property
@@ -103,7 +91,8 @@ class GenerationFactory:
     def check(self, request: CompletionRequest) -> None:
         """InputError for a level, a drafter, a prefill place, a token or a grammar that is not to
         be had here."""
-        self.levels(request.level)
+        for split in self._plan.splits:
+            self._remote.levels(request.level, split)
         self._drafters.check(request.draft)
         self._check_cloud_layers(request)
         vocab_size = self._plan.model.geometry.vocab_size
@@ -126,6 +115,12 @@ class GenerationFactory:
             raise InputError(
                 "prefer edge: this device has no model of its own; give its bundle (--fallback)"
             )
+        if request.split is not None and request.split != self._plan.partition.split:
+            wanted = f"split {request.split}"
+            if request.split and request.split not in self._plan.splits:
+                raise InputError(
+                    f"{wanted}: this front runs 0, {', '.join(map(str, self._plan.splits))}"
+                )
         if wanted and self._plan.edge_is_whole:
             raise InputError(f"{wanted}: this plan has no server, the device holds every layer")
         if wanted and self._plan.back_start > 0:
@@ -133,21 +128,6 @@ class GenerationFactory:
                 f"{wanted}: the server holds only the layers from {self._plan.back_start} on; "
                 "build with --back-from 0"
             )
-
-    def levels(self, wanted: str) -> tuple[str, ...]:
-        """The levels a generation may use, the first one to begin with. InputError for none."""
-        names = self._ladder.names
-        if wanted == AUTO_LEVEL:
-            level = self._plan.level
-            return names[names.index(level) :] if level in names else (level,)
-        if wanted.isdecimal() and int(wanted) < len(names):
-            return (names[int(wanted)],)
-        if wanted not in (*names, *self._ladder.extra_names):
-            raise InputError(
-                f"no level {wanted!r}: this bundle has {', '.join(names)}"
-                f"{did_you_mean(wanted, names)}"
-            )
-        return (wanted,)
 
     def generation(
         self,
@@ -163,7 +143,7 @@ class GenerationFactory:
         if self._fallback is None or self._plan.edge_is_whole:
             return self._planned(front, request, num_prompt_tokens, max_new_tokens)
         remote = None
-        if request.prefer != "edge" and self._transports:
+        if request.prefer != "edge" and self._has_servers:
             remote = self._planned(front, request, num_prompt_tokens, max_new_tokens)
         return FallbackGeneration(
             remote=remote,
@@ -178,33 +158,36 @@ class GenerationFactory:
         num_prompt_tokens: int,
         max_new_tokens: int,
     ) -> TokenSource:
-        """As planned. It shifts, or the server takes over, when the answer may outgrow the plan.
+        """As planned. The split moves where the front has segments, and when the answer may outgrow
+        the plan it shifts or the server takes over.
 
         Every part after a shift gets a seed of its own: its positions start anew, and the
         sampler's random numbers depend on seed and position.
         """
         total = num_prompt_tokens + max_new_tokens
         if request.prefer == "cloud":
-            return self._in_cloud(front, request, total, num_prompt_tokens)
+            return self._remote.at(
+                0, front, request, max_tokens=total, num_prompt=num_prompt_tokens
+            )
         policy = kv_policy(request.context)
-        if total <= self._plan.max_tokens or not (policy.evicts or policy.hands_over):
-            return self.part(front, request, total, num_prompt_tokens)
+        outgrows = total > self._plan.max_tokens and (policy.evicts or policy.hands_over)
         needs_all = request.sampling.prompt_logprobs is not None
-        if policy.evicts:
+        if outgrows and policy.evicts:
             needs_all = needs_all or request.sampling.grammar is not None
-        if needs_all:
+        if outgrows and needs_all:
             raise InputError(
                 f"prompt and answer of {total} tokens may outgrow the plan's "
                 f"{self._plan.max_tokens}, and a grammar and the prompt's log-probabilities need "
                 "all of them: ask for fewer new tokens"
             )
-        if policy.hands_over:
-            return HandoverGeneration(
-                on_device=lambda most: self.part(front, request, most, num_prompt_tokens),
-                in_cloud=lambda most: self._in_cloud(front, request, most, num_prompt_tokens),
-                capacity=self._plan.max_tokens,
-                max_new_tokens=max_new_tokens,
-            )
+        may_move = len(self._plan.splits) > 1 or request.split not in (
+            None,
+            self._plan.partition.split,
+        )
+        if (outgrows and policy.hands_over) or (may_move and not needs_all and not outgrows):
+            return self._moving(front, request, num_prompt_tokens, max_new_tokens)
+        if not outgrows:
+            return self.part(front, request, total, num_prompt_tokens)
 
         def part(index: int, max_tokens: int, num_prompt: int) -> TokenSource:
             sampling = replace(request.sampling, seed=(request.sampling.seed + index) % (1 << 64))
@@ -218,10 +201,37 @@ class GenerationFactory:
             max_new_tokens=max_new_tokens,
         )
 
+    def _moving(
+        self,
+        front: FrontEngine,
+        request: CompletionRequest,
+        num_prompt_tokens: int,
+        max_new_tokens: int,
+    ) -> MovingGeneration:
+        """An answer whose split may move."""
+
+        def part_at(split: int, max_tokens: int, is_moved: bool) -> TokenSource:
+            return self._remote.at(
+                split,
+                front,
+                request,
+                max_tokens=max_tokens,
+                num_prompt=num_prompt_tokens,
+                is_moved=is_moved,
+            )
+
+        return MovingGeneration(
+            part_at=part_at,
+            front=front,
+            capacities={split: self._plan.capacity(split) for split in (0, *self._plan.splits)},
+            wish=self._wish if request.split is None else FixedSplit(request.split),
+            max_new_tokens=max_new_tokens,
+        )
+
     def part(
         self, front: FrontEngine, request: CompletionRequest, max_tokens: int, num_prompt: int
     ) -> TokenSource:
-        """One generation of at most `max_tokens` tokens, prompt and output together.
+        """One generation of at most `max_tokens` tokens at the plan's split.
 
         num_prompt: how many of its first tokens are no part of the answer. InputError for a grammar
         that this device cannot follow.
@@ -235,99 +245,6 @@ class GenerationFactory:
                 num_prompt=num_prompt,
                 matcher=self._grammars.matcher(request.sampling.grammar),
             )
-        prefill = self._prefill_choice(request.prefill)
-        selector = LevelSelector(
-            ladder=self._ladder,
-            levels=self.levels(request.level),
-            deadline_s=request.deadline_tbt_s,
-        )
-        return RemoteGeneration(
-            front=front,
-            selector=selector,
-            connector=Connector(
-                request=self._announcement(request, max_tokens, num_prompt),
-                transports=self._transports,
-                retry_policy=self._retry_policy,
-                clock=self._clock,
-                rng=random.Random(),
-                token_frames=prefill is not None,
-                on_link=self._on_link,
-            ),
-            chunks=ChunkSizer(
-                self._chunk_tokens, selector=selector, adaptive=self._adaptive_chunks
-            ),
-            retry_policy=self._retry_policy,
-            clock=self._clock,
-            drafting=self._drafting(request.draft),
-            prefixes=self._prefixes,
-            vocab_size=self._plan.model.geometry.vocab_size,
-            prefill=prefill,
-        )
-
-    def _in_cloud(
-        self, front: FrontEngine, request: CompletionRequest, max_tokens: int, num_prompt: int
-    ) -> TokenSource:
-        """A generation at split 0: every token goes as an id, and the front computes nothing."""
-        ladder = Ladder.lossless(self._plan.model.geometry.hidden_size)
-        selector = LevelSelector(
-            ladder=ladder, levels=ladder.names, deadline_s=request.deadline_tbt_s
-        )
-        opening = replace(
-            self._announcement(request, max_tokens, num_prompt),
-            split=0,
-            codec_tables_sha256=ladder.tables_sha256,
-        )
-        return RemoteGeneration(
-            front=front,
-            selector=selector,
-            connector=Connector(
-                request=opening,
-                transports=self._transports,
-                retry_policy=self._retry_policy,
-                clock=self._clock,
-                rng=random.Random(),
-                token_frames=True,
-                on_link=self._on_link,
-            ),
-            chunks=ChunkSizer(self._chunk_tokens, selector=selector),
-            retry_policy=self._retry_policy,
-            clock=self._clock,
-            vocab_size=self._plan.model.geometry.vocab_size,
-            prefill=PrefillChoice(self._prefill, "cloud", split=0),
-        )
-
-    def _prefill_choice(self, place: str) -> PrefillChoice | None:
-        """None: every frame brings rows."""
         split = self._plan.partition.split
-        if self._plan.back_start > 0 or (place not in ("cloud", "both") and split > 0):
-            return None
-        return PrefillChoice(self._prefill, "both" if place == "both" else "cloud", split=split)
-
-    def _drafting(self, name: str) -> DraftSelector | None:
-        acceptance = Acceptance()
-        drafter = self._drafters.drafter(name, acceptance)
-        if drafter is None:
-            return None
-        return DraftSelector(
-            drafter,
-            clock=self._clock.now,
-            acceptance=acceptance,
-            vocab_size=self._plan.model.geometry.vocab_size,
-        )
-
-    def _announcement(self, request: CompletionRequest, max_tokens: int, num_prompt: int) -> Open:
-        """What the edge tells a server when it opens a session."""
-        return Open(
-            session_id=secrets.token_hex(16),
-            model_sha256=self._plan.model.sha256,
-            split=self._plan.partition.split,
-            hidden_size=self._plan.model.geometry.hidden_size,
-            codec_tables_sha256=self._ladder.tables_sha256,
-            max_tokens=max_tokens,
-            sampling=request.sampling,
-            # Long enough for every attempt to come back to this server.
-            resume_s=min(self._retry_policy.recover_s, MAX_RESUME_S),
-            prefix_salt=self._prefixes.salt,
-            prompt_tokens=num_prompt,
-            end_token_ids=self._end_token_ids,
-        )
+        front.move_to(split)  # an answer before this one may have ended elsewhere
+        return self._remote.at(split, front, request, max_tokens=max_tokens, num_prompt=num_prompt)

@@ -33,6 +33,9 @@ OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
+    # Else channels to one address share a connection, and a new channel gets the dead one of the
+    # channel that it replaces.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 WARM_S: Final = 10.0  # how long it is tried
 

@@ -2,7 +2,8 @@
 
     BUNDLE/
       plan.yaml           what was decided
-      edge/               front.onnx (+ data), tokenizer.json, chat_template.jinja, edge.json
+      edge/               front.onnx (+ data), tokenizer.json, chat_template.jinja, edge.json;
+                          front-N.onnx (+ data) for a further segment, which begins at layer N
       cloud/              config.json, the back's weights, and tokenizer.json for grammars
                           (absent when the edge holds it all)
       draft/              a draft head for the edge, made by `splitpoint train-draft` (optional)
@@ -54,6 +55,7 @@ __all__ = [
     "FileRecord",
     "Role",
     "checked_files",
+    "front_names",
     "open_bundle",
     "record_files",
     "sha256_of",
@@ -111,6 +113,11 @@ class Bundle:
             return path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BundleError(f"{path}: not UTF-8 ({error})") from error
+
+
+def front_names(plan: Plan) -> tuple[str, ...]:
+    """The files in `edge/` of the front's segments, the one with the embedding first."""
+    return (FRONT_NAME, *(f"front-{begin}.onnx" for begin in plan.splits[:-1]))
 
 
 def tables_name(split: int) -> str:

@@ -71,7 +71,9 @@ class Plan:
     a time and many rows at once then give the same hidden states, which drafting and replay need.
     `drafting` says who proposes tokens ahead of the cloud. `front_layer_bits` has the weight bits
     of each front layer where they differ, and `partition.front_bits` is then the smallest of them.
-    Where it is empty, all layers have `partition.front_bits`.
+    Where it is empty, all layers have `partition.front_bits`. `front_splits` has the splits that a
+    session may move between: rising, the last one `partition.split`. The front is cut there, into
+    segments that are loaded and dropped apart. Empty: the split stays.
 
     The other fields are a record: the profiles and limits that `splitpoint plan` used, what it
     predicted, and the limits that bind. A plan from flags has none of them. Raises PlanError.
@@ -87,6 +89,7 @@ class Plan:
     exact_front: bool = False
     drafting: str = "off"
     front_layer_bits: tuple[int, ...] = ()
+    front_splits: tuple[int, ...] = ()
     profiles: ProfilesUsed | None = None
     limits: Limits | None = None
     predicted: Predicted | None = None
@@ -119,6 +122,7 @@ class Plan:
         if self.drafting not in DRAFTING:
             raise PlanError(f"drafting {self.drafting!r}: choose one of {', '.join(DRAFTING)}")
         self._check_layer_bits()
+        self._check_front_splits()
         if self.format == 1 and self._has_newer_fields():
             raise PlanError("plan format 1 has no drafting, layer bits, profiles or predictions")
 
@@ -138,11 +142,30 @@ class Plan:
                 f"layer bits, {min(bits)}"
             )
 
+    def _check_front_splits(self) -> None:
+        splits = self.front_splits
+        if not splits:
+            return
+        named = ", ".join(map(str, splits))
+        if list(splits) != sorted(set(splits)) or splits[0] < 1:
+            raise PlanError(f"front splits {named}: must rise, from 1 on")
+        if splits[-1] != self.partition.split:
+            raise PlanError(
+                f"front splits {named}: the last must be the split, {self.partition.split}"
+            )
+        if self.edge_is_whole:
+            raise PlanError(f"front splits {named}: the cloud must hold a layer of its own")
+        if self.back_start > 0:
+            raise PlanError(
+                f"front splits {named}: a split moves only where the cloud holds every layer "
+                f"(back start 0, not {self.back_start})"
+            )
+
     def _has_newer_fields(self) -> bool:
         records = (self.profiles, self.limits, self.predicted)
         return (
             self.drafting != "off"
-            or bool(self.front_layer_bits or self.binding)
+            or bool(self.front_layer_bits or self.front_splits or self.binding)
             or any(record is not None for record in records)
         )
 
@@ -156,8 +179,24 @@ class Plan:
         """Weight bits of each front layer."""
         return self.front_layer_bits or (self.partition.front_bits,) * self.partition.split
 
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """The splits that the device has segments for, rising: one where the split stays."""
+        return self.front_splits or (self.partition.split,)
+
+    def capacity(self, split: int) -> int:
+        """Most tokens of a sequence at one of `splits`, or at 0.
+
+        The cache has the same bytes at every split, so fewer layers hold more tokens. At split 0
+        the device holds none of them; the model's context is the limit.
+        """
+        longest = self.model.geometry.context_length
+        if split == 0:
+            return longest
+        return min(longest, self.max_tokens * self.partition.split // split)
+
     def front_kv_bytes(self) -> int:
-        """Bytes of the edge's KV cache at the longest sequence."""
+        """Bytes of the edge's KV cache at the longest sequence, at any of `splits`."""
         return self.model.geometry.device_kv_bytes(
             num_layers=self.partition.split, num_tokens=self.max_tokens, kv_bits=self.kv_bits
         )
@@ -165,6 +204,8 @@ class Plan:
     def to_yaml(self) -> str:
         """The plan as YAML text that `load_plan` reads back to an equal value."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
+        if not self.front_splits:  # earlier versions read the plan then
+            del values["front_splits"]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 

@@ -210,11 +210,10 @@ def _template_faults(template: str | None) -> tuple[str, ...]:
 def _calibrate(
     source: ModelSource, plan: Plan, stages: BuildStages, calibration: Calibration
 ) -> None:
-    """Fit the split's tables."""
+    """Fit the tables of each split."""
     from optimizer.export.calibration.calibrate import calibrate, calibration_text
     from optimizer.export.layers.layered_model import LayeredModel
 
-    split = plan.partition.split
     codec_dir = stages.made / "codec"
     codec_dir.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rows-", dir=stages.made.parent) as scratch:
@@ -223,15 +222,16 @@ def _calibrate(
             model, source, given=calibration.text, num_tokens=calibration.num_tokens
         )
         stages.calibrating(f"calibration text: {text}", 0, 1)
-        calibrate(
-            model,
-            split=split,
-            out=codec_dir / f"split-{split}.tables",
-            token_ids=ids,
-            num_tokens=calibration.num_tokens,
-            text=text,
-            progress=stages.calibrating,
-        )
+        for split in plan.splits:
+            calibrate(
+                model,
+                split=split,
+                out=codec_dir / f"split-{split}.tables",
+                token_ids=ids,
+                num_tokens=calibration.num_tokens,
+                text=text,
+                progress=stages.calibrating,
+            )
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -5,6 +5,8 @@ admission.py       whether a session may start, waits, or is refused
 level_control.py   which codec level holds the deadline between tokens
 link_estimate.py   what the link does, from the messages that crossed it
 prefill_chunks.py  how many prompt tokens the next chunk takes
+prefill_place.py   how many of a prompt's tokens go to the cloud as ids
+split_moves.py     at which of its splits a front in segments should run
 draft_length.py    how many drafts a round should carry
 retry.py           which address to try next after a failed attempt, and after what wait
 

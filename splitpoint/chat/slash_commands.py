@@ -143,6 +143,17 @@ def _level(state: ChatState, name: str) -> Sequence[str]:
     return [f"level {name} from the next answer on"]
 
 
+def _split(state: ChatState, text: str) -> Sequence[str]:
+    if not text:
+        return [f"split {'auto' if state.request.split is None else state.request.split}"]
+    if text != "auto" and not text.isdecimal():
+        return ["say a number of layers, or auto: /split 6"]
+    asked = replace(state.request, split=None if text == "auto" else int(text))
+    state.levels.check(asked)
+    state.request = asked
+    return [f"split {text} from the next answer on"]
+
+
 def _stats(state: ChatState, _: str) -> Sequence[str]:
     return state.statistics.lines()
 
@@ -179,6 +190,12 @@ COMMANDS: Final[tuple[SlashCommand, ...]] = (
         argument="NAME|auto",
         summary="Compression level; alone: which there are.",
         run=_level,
+    ),
+    SlashCommand(
+        name="/split",
+        argument="LAYERS|auto",
+        summary="Layers to run here, where the bundle has several splits; alone: which.",
+        run=_split,
     ),
     SlashCommand(name="/stats", summary="Tokens, times and bytes so far.", run=_stats),
     SlashCommand(

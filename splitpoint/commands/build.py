@@ -48,6 +48,13 @@ class PartitionFlags:
     PANEL: ClassVar = "Without a plan"
 
     split: Annotated[int | None, typer.Option(help="Layers on the edge.", min=0)] = None
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            help="Splits that a running answer may move between, as 6,10,14: the front is cut "
+            "there, and the last one is the split. The cloud then holds every layer."
+        ),
+    ] = None
     front_bits: Annotated[int, typer.Option(help="Front weights: 4, 8, 16 or 32.")] = 4
     back_bits: Annotated[int, typer.Option(help="Back weights: 8, 16 or 32.")] = 32
     kv_bits: Annotated[int, typer.Option(help="The edge's KV cache: 8, 16 or 32.")] = 32
@@ -87,6 +94,24 @@ class PartitionFlags:
             one_of(str(bits), map(str, known), option)
         if self.level is not None:
             check_level(self.level)
+        self.cuts()
+
+    def cuts(self) -> tuple[int, ...]:
+        """The splits of `--splits`. BadParameter where they are no numbers, or besides --split."""
+        if self.splits is None:
+            return ()
+        try:
+            cuts = tuple(int(part) for part in self.splits.split(","))
+        except ValueError as error:
+            message = f"--splits {self.splits}: layers separated by commas, such as 6,10,14"
+            raise typer.BadParameter(message) from error
+        if self.split is not None:
+            raise typer.BadParameter("give --split or --splits, one of them")
+        if self.back_from:
+            raise typer.BadParameter(
+                f"--splits with --back-from {self.back_from}: the cloud must hold every layer"
+            )
+        return cuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +194,10 @@ def build(
     ] = None,
 ) -> None:
     """Build a bundle: quantized front for the device, back for the server."""
-    if (plan_file is None) == (flags.split is None):
-        raise typer.BadParameter("give a plan.yaml or --split, one of them")
     result.check()
     flags.check()
+    if (plan_file is None) == (flags.split is None and flags.splits is None):
+        raise typer.BadParameter("give a plan.yaml, --split or --splits, one of them")
     one_of(calibration.device, DEVICES, "--device")
     from cloud.engine.served_back import ServedBack
     from optimizer.artifacts.plan import load_plan
@@ -219,14 +244,16 @@ def plan_from_flags(source: ModelSource, flags: PartitionFlags, default_level: s
     """A plan that says what the flags say, for the model at hand."""
     from optimizer.artifacts.plan import ModelRef, Partition, Plan
 
-    geometry, split = source.geometry, flags.split or 0
+    geometry, cuts = source.geometry, flags.cuts()
+    split = cuts[-1] if cuts else flags.split or 0
     return Plan(
         model=ModelRef(id=source.id, sha256=source.sha256, geometry=geometry),
         partition=Partition(split=split, front_bits=flags.front_bits, back_bits=flags.back_bits),
-        back_start=split if flags.back_from is None else flags.back_from,
+        back_start=split if flags.back_from is None and not cuts else flags.back_from or 0,
         kv_bits=flags.kv_bits,
         level=flags.level or default_level,
         max_tokens=flags.max_tokens or min(DEFAULT_MAX_TOKENS, geometry.context_length),
         prefill_chunk=flags.prefill_chunk,
         exact_front=flags.exact_front,
+        front_splits=cuts if len(cuts) > 1 else (),
     )

@@ -254,6 +254,15 @@ class ControlOptions:
             autocompletion=completed(PREFERRED),
         ),
     ] = "split"
+    split: Annotated[
+        int | None,
+        typer.Option(
+            help="Layers to run here, of the splits that the bundle was built with (--splits), or "
+            "0. Default: the plan's, and fewer while the device is short of memory, battery or "
+            "cooling.",
+            min=0,
+        ),
+    ] = None
     context: Annotated[
         str,
         typer.Option(
@@ -323,6 +332,7 @@ def completion_request(
             context=control.context,
             prefill=control.prefill,
             prefer=control.prefer,
+            split=control.split,
         )
     except InputError as error:
         raise typer.BadParameter(str(error)) from error

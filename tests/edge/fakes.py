@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,10 +45,12 @@ def expected_tokens(prompt: list[int], count: int) -> list[int]:
 
 
 class FakeFront:
-    """Keeps one hash a token as its cache; a row carries the token id, its own position too."""
+    """Keeps one hash a token as its cache; a row carries it, its own position and the split."""
 
     def __init__(self) -> None:
         self.cache: list[int] = []
+        self.token_ids: list[int] = []
+        self.split = 1
 
     @property
     def num_tokens(self) -> int:
@@ -58,17 +60,38 @@ class FakeFront:
         rows = np.zeros((len(token_ids), WIDTH), dtype=np.float32)
         for index, token in enumerate(token_ids):
             self.cache.append(next_hash(self.cache[-1] if self.cache else 0, int(token)))
-            rows[index, :2] = self.cache[-1], len(self.cache) - 1
+            rows[index, :3] = self.cache[-1], len(self.cache) - 1, self.split
+        self.token_ids += token_ids.tolist()
         return rows
 
     def rollback(self, num_tokens: int) -> None:
         del self.cache[num_tokens:]
+        del self.token_ids[num_tokens:]
+
+    def keep(self, token_ids: Sequence[int]) -> None:
+        """See FrontEngine."""
+        same = 0
+        for one, other in zip(self.token_ids, token_ids, strict=False):
+            if one != other:
+                break
+            same += 1
+        self.rollback(same)
+
+    def move_to(self, split: int) -> None:
+        """See FrontEngine: towards the last layer, and at 0, the cache is lost."""
+        if split > self.split or split == 0:
+            self.rollback(0)
+        self.split = split
 
 
 class FakeCloud:
-    """Answers frames like the cloud would; its cache holds rows and must never have a hole."""
+    """Answers frames like the cloud would; its cache holds rows and must never have a hole.
 
-    def __init__(self) -> None:
+    split: of the rows that it takes; None: any.
+    """
+
+    def __init__(self, split: int | None = None) -> None:
+        self.split = split
         self.ladder = Ladder.lossless(WIDTH)
         self.rows: list[int] = []
         self.next_sequence = 0
@@ -113,11 +136,14 @@ class FakeCloud:
         )
 
     def _decode(self, frame: Frame) -> npt.NDArray[np.float32]:
-        return self.ladder.decode(
+        rows = self.ladder.decode(
             frame.hidden,
             num_rows=len(frame.token_ids),
             token_ids=np.asarray(frame.token_ids, dtype=np.int64),
         )
+        if self.split is not None and not (rows[:, 2] == self.split).all():
+            raise AssertionError("rows of another split")
+        return rows
 
     def _embed(self, frame: Frame) -> npt.NDArray[np.float32]:
         """What the front would have sent for these tokens."""
@@ -153,7 +179,7 @@ class FakeTransport:
         self.requests.append(request)
         if self.open_errors:
             raise self.open_errors.pop(0)
-        self.clouds.append(FakeCloud())
+        self.clouds.append(FakeCloud(request.split))
         return FakeStream(self, request, self.clouds[-1])
 
 

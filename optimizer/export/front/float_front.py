@@ -41,6 +41,7 @@ from optimizer.export.sources.expected_tensors import make_skeleton
 from optimizer.export.sources.model_source import ModelSource
 
 HEAD_NODE: Final = "/lm_head/MatMul"
+ROWS_INPUT: Final = "rows"  # of a segment behind the first one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,23 +115,31 @@ class FloatFront:
         model = LayeredModel(self._source, folder=None, keep=False, attention="eager")
         return model.states_of(token_ids, self.split)
 
-    def write(self, path: Path, bits: FrontBits, *, max_tokens: int) -> None:
+    def write(
+        self, path: Path, bits: FrontBits, *, max_tokens: int, layers: range | None = None
+    ) -> None:
         """Write the graph to `path` and its weights beside it, to `path`.data.
 
-        max_tokens: positions that the front can reach. Raises ModelError for weights that are not
-        finite with these bits.
+        max_tokens: positions that the front can reach. layers: those of one segment (None: all). A
+        segment behind the first one takes `rows`, float32 [1, T, D], instead of tokens. Raises
+        ModelError for weights that are not finite with these bits.
         """
+        layers = range(self.split) if layers is None else layers
         narrowest = min([bits.head, *bits.layers])
         fits = torch.float16 if narrowest == 16 else torch.float32
         with WeightFile(path.with_name(f"{path.name}.data"), str(self._source.place)) as store:
             graph = Graph(store)
-            rows = embedding(
-                graph,
-                store,
-                embedding_rows(self._source, fits),
-                bits=narrowest,
-                factor=self._form.embedding_factor,
-            )
+            shape: list[int | str] = [1, "num_tokens", self._form.hidden_size]
+            if layers.start:
+                rows = graph.input(ROWS_INPUT, TensorProto.FLOAT, shape)
+            else:
+                rows = embedding(
+                    graph,
+                    store,
+                    embedding_rows(self._source, fits),
+                    bits=narrowest,
+                    factor=self._form.embedding_factor,
+                )
             matrices = StoredMatrices(
                 store,
                 self.found.importance,
@@ -138,14 +147,13 @@ class FloatFront:
                 kept=self._kept,
             )
             stream = Residual(rows)
-            if self.split:
-                stream = self._layers(graph, stream, matrices, bits, max_tokens, fits)
-            if self.is_whole:
+            if layers:
+                stream = self._layers(graph, stream, matrices, bits, max_tokens, fits, layers)
+            if layers.stop == len(self._form.layers):
                 matrices.bits = bits.head
                 self._head(graph, stream, matrices, fits)
             else:
                 sum_of(graph, stream, "/residual/Add", "hidden_states")
-                shape: list[int | str] = [1, "num_tokens", self._form.hidden_size]
                 graph.output("hidden_states", TensorProto.FLOAT, shape, first=True)
         onnx.save(graph.model(), path)
 
@@ -157,17 +165,18 @@ class FloatFront:
         bits: FrontBits,
         max_tokens: int,
         fits: torch.dtype,
+        layers: range,
     ) -> Residual:
         declare_step(graph)
         writer = LayerWriter(
             graph,
             self._form,
             matrices,
-            tables=self._tables(graph, bits.cache, max_tokens),
+            tables=self._tables(graph, bits.cache, max_tokens, layers),
             cache_bits=bits.cache,
         )
-        for index, layer_bits in enumerate(bits.layers):
-            matrices.bits = layer_bits
+        for index in layers:
+            matrices.bits = bits.layers[index]
             scales = None
             if bits.cache == 8:
                 if self.kv_scales is None:
@@ -178,9 +187,11 @@ class FloatFront:
             stream = writer.layer(self._form.layers[index], weights, stream, scales)
         return stream
 
-    def _tables(self, graph: Graph, cache_bits: int, max_tokens: int) -> dict[str, tuple[str, str]]:
+    def _tables(
+        self, graph: Graph, cache_bits: int, max_tokens: int, layers: range
+    ) -> dict[str, tuple[str, str]]:
         """Cosines and sines of all kinds that the layers use, as weights."""
-        kinds = {layer.rotary for layer in self._form.layers[: self.split]} - {None}
+        kinds = {self._form.layers[index].rotary for index in layers} - {None}
         dtype: Any = np.float16 if cache_bits == 16 else np.float32
         tables = {}
         for kind in sorted(kind for kind in kinds if kind is not None):

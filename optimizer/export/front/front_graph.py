@@ -13,6 +13,9 @@ Interface of `front.onnx`, L layers, G KV heads, N the cache's length:
     past_key_values.i.key   [1, G, N, size], .value alike; present.i.* share their memory. size: a
                             head's channels, padded with zeros (`head_layout`)
     -> hidden_states        float32 [1, T, D], or `logits` float32 [1, 1, V] when split == L
+
+Where the plan's split may move, the front is several graphs, one a segment (`Plan.front_splits`).
+Those behind the first one take `rows`, float32 [1, T, D], in the place of `input_ids`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Final
 
 import numpy as np
 
-from optimizer.artifacts.bundle import FRONT_CHECK_NAME, FRONT_NAME
+from optimizer.artifacts.bundle import FRONT_CHECK_NAME, front_names
 from optimizer.artifacts.plan import Plan
 from optimizer.export.front.float_front import FloatFront, FrontBits
 from optimizer.export.front.sample_text import SAMPLE_TEXT, sample_windows
@@ -36,7 +39,7 @@ CHECKED_ROWS: Final = 32  # of a text that only shows whether the layers are rig
 
 
 def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
-    """Write `front.onnx` and its weights for `plan` into `edge_dir`, which must exist.
+    """Write the front's graphs and their weights for `plan` into `edge_dir`, which must exist.
 
     `front_check.json` beside it says how far each layer is from transformers', in float32. Weights
     below 16 bits are rounded in blocks of 32, each layer's to its own bits
@@ -45,7 +48,10 @@ def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
     the plan's bits.
     """
     front = float_front(source, plan)
-    front_at(front, plan, edge_dir / FRONT_NAME)
+    begin = 0
+    for name, end in zip(front_names(plan), plan.splits, strict=True):
+        front_at(front, plan, edge_dir / name, range(begin, end))
+        begin = end
     if front.split:
         path = edge_dir / Path(FRONT_CHECK_NAME).name
         path.write_text(json.dumps(front.found.record(), indent=1) + "\n", encoding="utf-8")
@@ -69,12 +75,13 @@ def float_front(source: ModelSource, plan: Plan, kept: Path | None = None) -> Fl
     return front
 
 
-def front_at(front: FloatFront, plan: Plan, path: Path) -> None:
-    """Write the front with the plan's bits to `path`, its weights beside it."""
+def front_at(front: FloatFront, plan: Plan, path: Path, layers: range | None = None) -> None:
+    """Write the front with the plan's bits to `path`, its weights beside it; or some `layers`."""
     bits = FrontBits(
         layers=plan.layer_bits,
         head=plan.partition.front_bits,
         cache=plan.kv_bits,
         accuracy_level=FP32_COMPUTE if plan.exact_front else INT8_COMPUTE,
     )
-    front.write(path, bits, max_tokens=plan.max_tokens)
+    longest = plan.max_tokens if layers is None else plan.capacity(layers.stop)
+    front.write(path, bits, max_tokens=longest, layers=layers)

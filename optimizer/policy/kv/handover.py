@@ -1,4 +1,4 @@
-"""`handover`: nothing is forgotten; the server takes all layers over when the cache is full."""
+"""`handover`: nothing is forgotten; the split moves towards the cloud when the cache is full."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
-    """Keep everything: the split moves to 0, where the device needs no cache."""
+    """Keep everything: fewer layers on the device hold more tokens, and none need no cache."""
 
     name: str = "handover"
-    summary: str = "handover (the server takes over all layers)"
+    summary: str = "handover (the split moves towards the cloud)"
     evicts: bool = False
     hands_over: bool = True
 

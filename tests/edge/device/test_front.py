@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tomllib
 
-from edge.device import front as front_module
+from edge.device import front_graphs
 from edge.device.front import FrontEngine
 from edge.errors import FrontError, InputError
 from optimizer.artifacts.plan import Plan
@@ -113,7 +113,7 @@ def test_the_cache_takes_what_the_plan_says(
     keys_and_values, layers, kv_heads, head_dim = 2, 2, 2, 16
     expected = keys_and_values * layers * kv_heads * head_dim * MAX_TOKENS * num_bytes
     assert front.kv_bytes == expected
-    assert sum(np.asarray(buffer.numpy()).nbytes for buffer in front._cache) == expected
+    assert plan.front_kv_bytes() == expected
 
 
 @pytest.mark.parametrize("content", [None, b"not a graph"])
@@ -128,11 +128,11 @@ def test_an_onnxruntime_that_is_too_old_is_named(
     tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "front.onnx").write_bytes(b"not a graph")
-    monkeypatch.setattr("edge.device.front.ort.__version__", "1.30.2")
+    monkeypatch.setattr("edge.device.front_graphs.ort.__version__", "1.30.2")
     with pytest.raises(FrontError, match=r"onnxruntime 1\.30\.2 is older than 1\.31; pip install"):
         FrontEngine.load(tmp_path, plan=plan)
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    oldest = ".".join(str(part) for part in front_module.OLDEST_ONNXRUNTIME)
+    oldest = ".".join(str(part) for part in front_graphs.OLDEST_ONNXRUNTIME)
     for extra in ("edge", "build"):
         assert f"onnxruntime>={oldest}" in project["optional-dependencies"][extra]
 

@@ -16,6 +16,7 @@ from edge.generation.local import LocalGeneration
 from edge.generation.loop import RemoteGeneration
 from edge.generation.token_source import TokenSource
 from optimizer.policy.retry import Clock, RetryPolicy
+from protos.messages import Open
 from tests.edge.draft.saying import Saying
 from tests.edge.fakes import FakeFront, FakeTransport
 from tests.edge.generation.remote import SHA
@@ -36,7 +37,7 @@ class Drafters:
         if name == "head":
             raise InputError("no head here")
 
-    def drafter(self, name: str, acceptance: object) -> Saying | None:
+    def drafter(self, name: str, acceptance: object, *, rows_fit: bool = True) -> Saying | None:
         self.asked.append(name)
         return None if name == "off" else Saying()
 
@@ -53,12 +54,13 @@ def factory(
         max_tokens=MAX_TOKENS,
         model=model,
         partition=SimpleNamespace(split=3),
+        splits=(3,),
         back_start=3,
     )
     drafters: Any = Drafters()
     return GenerationFactory(
         plan=plan,
-        ladder=LADDER,
+        ladders={3: LADDER},
         transports=[FakeTransport()],
         drafters=drafters,
         chunk_tokens=4,
@@ -84,11 +86,11 @@ def generation(made: GenerationFactory, request: CompletionRequest, total: int) 
     ],
 )
 def test_a_level_is_the_plans_or_a_name_or_a_number(wanted: str, levels: tuple[str, ...]) -> None:
-    assert factory().levels(wanted) == levels
+    assert factory()._remote.levels(wanted, 3) == levels
 
 
 def test_a_plan_whose_level_is_no_rung_stays_at_it() -> None:
-    assert factory(level="lossless").levels("auto") == ("lossless",)
+    assert factory(level="lossless")._remote.levels("auto", 3) == ("lossless",)
 
 
 @pytest.mark.parametrize("wanted", ["3", "q9", ""])
@@ -127,19 +129,25 @@ def test_every_part_after_a_shift_has_a_seed_of_its_own(monkeypatch: pytest.Monk
     assert seeds == [last, 0, 1]
 
 
+def told_by(made: GenerationFactory, request: CompletionRequest | None = None) -> Open:
+    """What a server is told of a generation of 17 tokens."""
+    source: Any = generation(made, request or CompletionRequest(), 17)
+    opening: Open = source._connector._request
+    return opening
+
+
 def test_a_server_is_told_the_model_the_split_and_how_long_to_hold_the_session() -> None:
     request = CompletionRequest(sampling=SamplingParams(temperature=0.5))
-    told = factory(recover_s=12.0)._announcement(request, 17, 2)
+    told = told_by(factory(recover_s=12.0), request)
     assert (told.model_sha256, told.split, told.hidden_size) == (SHA, 3, 4)
     assert (told.max_tokens, told.sampling, told.resume_s) == (17, request.sampling, 12.0)
-    other = factory(recover_s=12.0)._announcement(request, 17, 2)
+    other = told_by(factory(recover_s=12.0), request)
     assert other.session_id != told.session_id
 
 
 def test_a_device_names_prompts_with_a_secret_of_its_own_unless_it_is_to_share() -> None:
     made, other = factory(), factory()
-    told = [one._announcement(CompletionRequest(), 17, 2) for one in (made, made, other)]
+    told = [told_by(one) for one in (made, made, other)]
     assert told[0].prefix_salt == told[1].prefix_salt
     assert told[0].prefix_salt != told[2].prefix_salt
-    shared = factory(share_prefixes=True)._announcement(CompletionRequest(), 17, 2)
-    assert shared.prefix_salt == b""
+    assert told_by(factory(share_prefixes=True)).prefix_salt == b""

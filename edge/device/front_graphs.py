@@ -1,0 +1,127 @@
+"""The front's graphs in ONNX Runtime: loaded when an engine needs one, freed with its last user.
+
+A front that is cut into segments is several graphs. Engines share a graph's weights, and each has a
+cache of its own (`edge.device.front`).
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import threading
+import weakref
+from pathlib import Path
+from typing import Final
+
+import onnxruntime as ort
+
+from edge.device.mapped_pages import MappedFiles, release_read_only_pages
+from edge.errors import FrontError, InputError
+from edge.text_input import utf8_path
+from hwprofiles.cpus import usable_cpus
+from hwprofiles.heap import trim_heap
+from optimizer.artifacts.bundle import front_names
+from optimizer.artifacts.plan import Plan
+
+# The first version with all that fronts are made of: earlier ones lack inputs of the experts' node.
+OLDEST_ONNXRUNTIME: Final = (1, 31)
+
+
+class FrontGraph:
+    """One loaded graph. layers: those in it. mapped: its files, where memory is short."""
+
+    def __init__(
+        self, session: ort.InferenceSession, layers: range, mapped: MappedFiles | None
+    ) -> None:
+        self.session = session
+        self.layers = layers
+        self._mapped = mapped
+
+    def release_pages(self) -> None:
+        """Give resident pages of its files back."""
+        if self._mapped is not None:
+            self._mapped.release()
+
+
+class FrontGraphs:
+    """The graphs of the front in `edge_dir`. Safe from several threads.
+
+    threads: of the kernels (None: one for each CPU that may be used). spinning: threads that wait
+    for work within a step spin instead of sleeping, which is faster; between steps they sleep in
+    any case. low_memory: keep no memory for later that a step can get again, and give file pages
+    back (`edge.device.mapped_pages`): those of the weights and of the other files that are
+    `mapped`.
+    """
+
+    def __init__(
+        self,
+        edge_dir: Path,
+        *,
+        plan: Plan,
+        threads: int | None = None,
+        spinning: bool = False,
+        low_memory: bool = False,
+        mapped: tuple[Path, ...] = (),
+    ) -> None:
+        self._edge_dir = edge_dir
+        self._plan = plan
+        self._low_memory = low_memory
+        self._others = mapped
+        self._options = ort.SessionOptions()
+        self._options.log_severity_level = 3
+        self._options.intra_op_num_threads = threads or usable_cpus()
+        self._options.inter_op_num_threads = 1
+        self._options.enable_cpu_mem_arena = not low_memory
+        self._options.add_session_config_entry(
+            "session.intra_op.allow_spinning", str(int(spinning))
+        )
+        self._options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._lock = threading.Lock()
+        self._loaded: weakref.WeakValueDictionary[int, FrontGraph] = weakref.WeakValueDictionary()
+
+    def graph(self, index: int) -> FrontGraph:
+        """The graph of segment `index`. FrontError when its file is none.
+
+        It is freed when nobody holds it any more.
+        """
+        with self._lock:
+            graph = self._loaded.get(index)
+            if graph is None:
+                graph = self._loaded[index] = self._load(index)
+            return graph
+
+    @property
+    def num_loaded(self) -> int:
+        """How many of the graphs are in memory."""
+        return len(self._loaded)
+
+    def _load(self, index: int) -> FrontGraph:
+        path = self._edge_dir / front_names(self._plan)[index]
+        splits = (0, *self._plan.splits)
+        try:
+            session = ort.InferenceSession(
+                utf8_path(path), self._options, providers=["CPUExecutionProvider"]
+            )
+            pages = None
+            if self._low_memory:  # the kernels have packed what they need; loading leaves holes
+                others = self._others if index == 0 else ()
+                pages = MappedFiles(path.with_name(f"{path.name}.data"), *others)
+                pages.release()
+                gc.collect()
+                trim_heap()
+                release_read_only_pages()
+            return FrontGraph(session, range(splits[index], splits[index + 1]), pages)
+        except InputError:
+            raise
+        except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
+            reason = _too_old() or str(error)
+            raise FrontError(f"{path}: cannot be loaded ({reason})") from error
+
+
+def _too_old() -> str:
+    """What to say of an ONNX Runtime that cannot run every front; empty for one that can."""
+    version = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
+    if version >= OLDEST_ONNXRUNTIME:
+        return ""
+    needed = ".".join(str(part) for part in OLDEST_ONNXRUNTIME)
+    return f"onnxruntime {ort.__version__} is older than {needed}; pip install -U onnxruntime"

@@ -1,0 +1,89 @@
+"""One segment of a front with the cache of one sequence: past and present share one buffer.
+
+A step binds the inputs and two integers; weights and cache stay bound. The cache is allocated for
+the longest sequence, so rolling back changes one number, which the engine keeps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from edge.device.front_graphs import FrontGraph
+from edge.errors import FrontError
+from optimizer.artifacts.plan import Plan
+
+KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
+
+
+class SegmentRunner:
+    """See the module's docstring. capacity: tokens that the cache holds at first."""
+
+    def __init__(self, graph: FrontGraph, plan: Plan, *, capacity: int) -> None:
+        self.graph = graph
+        geometry = plan.model.geometry
+        self._is_last = graph.layers.stop == geometry.num_layers
+        self._width = geometry.vocab_size if self._is_last else geometry.hidden_size
+        self._dtype = KV_DTYPES[plan.kv_bits]
+        self._heads = (1, geometry.num_kv_heads, geometry.device_head_dim)
+        self._input = "rows" if graph.layers.start else "input_ids"
+        self._output = graph.session.get_outputs()[0].name
+        self._binding = graph.session.io_binding()
+        self._cache: dict[str, npt.NDArray[Any]] = {}  # by input; [1, G, capacity, size]
+        for each in graph.session.get_inputs():
+            if each.name.startswith("past_key_values."):
+                self._bind(each.name, self._empty(capacity))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the cache takes."""
+        return sum(buffer.nbytes for buffer in self._cache.values())
+
+    def run(self, values: npt.NDArray[Any], total: int) -> npt.NDArray[np.float32]:
+        """Append rows; returns what leaves the segment, float32 [T, D], or logits [1, V].
+
+        values: token ids int64 [T] of the first segment, rows float32 [T, D] of any other. total:
+        tokens in the cache afterwards, at most its capacity. FrontError when a kernel fails.
+        """
+        # Named, so that the memory that is bound lives until the kernels have run.
+        inputs: dict[str, npt.NDArray[Any]] = {self._input: values[None]}
+        if self._cache:
+            inputs["seqlens_k"] = np.array([total - 1], dtype=np.int32)
+            inputs["total_sequence_length"] = np.array(total, dtype=np.int32)
+        for name, value in inputs.items():
+            self._binding.bind_cpu_input(name, value)
+        out_rows = 1 if self._is_last else len(values)
+        rows: npt.NDArray[np.float32] = np.empty((1, out_rows, self._width), dtype=np.float32)
+        self._binding.bind_output(self._output, "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+        try:
+            self.graph.session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
+            raise FrontError(f"the front's kernels failed ({error})") from error
+        appended: npt.NDArray[np.float32] = rows[0]
+        return appended
+
+    def resize(self, capacity: int, num_tokens: int) -> None:
+        """Give the cache room for `capacity` tokens and keep its first `num_tokens`.
+
+        One buffer after the other, so that hardly more than both sizes' larger one is held.
+        """
+        for name, buffer in list(self._cache.items()):
+            if buffer.shape[2] != capacity:
+                wider = self._empty(capacity)
+                wider[:, :, :num_tokens] = buffer[:, :, :num_tokens]
+                self._bind(name, wider)
+                del buffer
+
+    def _empty(self, capacity: int) -> npt.NDArray[Any]:
+        batch, heads, size = self._heads
+        return np.zeros((batch, heads, capacity, size), dtype=self._dtype)
+
+    def _bind(self, name: str, buffer: npt.NDArray[Any]) -> None:
+        """Make `buffer` a layer's keys or values, as past and as present."""
+        self._cache[name] = buffer
+        value = ort.OrtValue.ortvalue_from_numpy(buffer)  # in the array's own memory
+        self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)

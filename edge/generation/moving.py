@@ -1,0 +1,134 @@
+"""A split that moves during an answer: towards the cloud or back, at any token.
+
+The part so far ends, and a session at the other split goes on behind its tokens. The server takes
+them as ids and computes all its layers for them. Towards the cloud, the device keeps what it has
+cached for the layers that stay, and frees the others. Towards the edge, it computes its layers for
+all tokens anew while the server does the same. Positions, seed and so the random numbers stay the
+same. An answer with moves is therefore that of one run without, as far as both sides hold the same
+weights: with float32 and the lossless level to the token, else within what the front's rounding
+changes.
+
+The split moves for three reasons: the device's cache is full (fewer layers hold more tokens in the
+same memory), somebody asked for it, or the policy (`optimizer.policy.split_moves`) did.
+
+Source: ours. Moving cached keys and values instead is the paper's I_kv (arXiv:2511.04002).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Protocol, TypeAlias
+
+from edge.errors import FrontError, InputError
+from edge.generation.parts import AnswerParts
+from edge.generation.split_watch import SplitWish
+from edge.generation.token_source import NewToken, OnStep, TokenSource
+from edge.step_trace import StepTrace
+
+# Makes the source of the tokens at a split: for so many tokens in all, prompt and output together;
+# whether other parts came before it.
+PartAt: TypeAlias = Callable[[int, int, bool], TokenSource]
+
+
+class MovableFront(Protocol):
+    """What a move needs of the front (`edge.device.front.FrontEngine` is one)."""
+
+    @property
+    def split(self) -> int:
+        """The layers that it runs: [0, split)."""
+        ...
+
+    def move_to(self, split: int) -> None:
+        """Run the layers [0, split) from now on."""
+        ...
+
+    def keep(self, token_ids: Sequence[int]) -> None:
+        """Forget all but the longest beginning that `token_ids` begins with too."""
+        ...
+
+
+class MovingGeneration(AnswerParts):
+    """A token source of as many parts as the split moves, and one.
+
+    part_at: makes them. front: moves along.
+    capacities: tokens that a sequence may have at each split. wish: the split to prefer, until
+    somebody asks for one. max_new_tokens: of all parts.
+    """
+
+    def __init__(
+        self,
+        *,
+        part_at: PartAt,
+        front: MovableFront,
+        capacities: Mapping[int, int],
+        wish: SplitWish,
+        max_new_tokens: int,
+    ) -> None:
+        super().__init__()
+        self._part_at = part_at
+        self._front = front
+        self._capacities = dict(sorted(capacities.items()))
+        self._wish = wish
+        self._asked: int | None = None
+        self._max_new_tokens = max_new_tokens
+
+    def move_to(self, split: int) -> None:
+        """From the next token on run at this split, or at a lower one where that holds no more.
+
+        Safe from any thread. InputError for a split that there is not.
+        """
+        if split not in self._capacities:
+            known = ", ".join(map(str, self._capacities))
+            raise InputError(f"no split {split}: choose one of {known}")
+        self._asked = split
+
+    def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
+        """Yield new tokens; raises what the parts raise (see RemoteGeneration).
+
+        InputError where the tokens fit at no split.
+        """
+
+        def record(step: StepTrace) -> None:
+            self._wish.answered(step)
+            on_step(step)
+
+        tokens = list(prompt_ids)
+        end = len(tokens) + self._max_new_tokens
+        before = max(self._capacities)
+        while len(tokens) < end and not self._cancelled:
+            split = self._moved_front(self._next_split(len(tokens)), tokens)
+            self.moves += split != before
+            before = split
+            most = min(self._capacities[split], end)
+            part = self.begin(self._part_at(split, most, len(tokens) > len(prompt_ids)))
+            with closing(part.tokens(tuple(tokens), record)) as source:
+                for token in islice(source, most - len(tokens)):
+                    tokens.append(token.token_id)
+                    yield token
+                    if len(tokens) < most and self._next_split(len(tokens)) != split:
+                        break
+
+    def _next_split(self, num_tokens: int) -> int:
+        """The wished split, or the next lower one that holds one token more."""
+        wished = self._wish.wished() if self._asked is None else self._asked
+        holding = [at for at, most in self._capacities.items() if most > num_tokens]
+        if not holding:
+            raise InputError(f"the device's cache holds no more than {num_tokens} tokens")
+        return max((at for at in holding if at <= wished), default=holding[0])
+
+    def _moved_front(self, split: int, tokens: Sequence[int]) -> int:
+        """Move the front to `split`; returns where it is: a segment may not be to be had.
+
+        At split 0 it keeps its segments for the next answer, unless split 0 was wished.
+        """
+        wished = any(at and most > len(tokens) for at, most in self._capacities.items())
+        if split or wished:
+            try:
+                self._front.move_to(split)
+            except FrontError as error:
+                split = self._asked = self._front.split
+                self.detail = f"the split stayed at {split}: {error}"
+        self._front.keep(tokens)
+        return split

@@ -1,0 +1,196 @@
+"""Generations with a cloud at one of the device's splits.
+
+A split has its own levels, its own memory of prompts and its own measurements, since rows of
+another split are other rows. At split 0 every token goes as an id, and the front computes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from codec.ladder import Ladder
+from edge.draft.acceptance import Acceptance
+from edge.draft.factory import DrafterFactory
+from edge.errors import InputError
+from edge.generation.chunk_sizer import ChunkSizer
+from edge.generation.completion import AUTO_LEVEL, CompletionRequest
+from edge.generation.connector import Connector
+from edge.generation.drafting import DraftSelector
+from edge.generation.level_selector import LevelSelector
+from edge.generation.link_notice import OnLink
+from edge.generation.loop import RemoteGeneration
+from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
+from edge.generation.prefix_memory import PrefixMemory
+from edge.generation.token_source import FrontSegment
+from edge.net.transport import Transport
+from hwprofiles.schema.near_names import did_you_mean
+from optimizer.artifacts.plan import Plan
+from optimizer.policy.prefill_place import PrefillPlace
+from optimizer.policy.retry import Clock, RetryPolicy
+from protos.limits import MAX_END_TOKENS
+from protos.messages import Open
+from protos.wire import MAX_RESUME_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSetting:
+    """What generations at one split share."""
+
+    split: int
+    ladder: Ladder
+    prefixes: PrefixMemory
+    prefill: PrefillPlanner
+
+
+class RemoteParts:
+    """See the module's docstring. ladders: by split, the plan's among them."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        ladders: Mapping[int, Ladder],
+        transports: Sequence[Transport],
+        drafters: DrafterFactory,
+        chunk_tokens: int,
+        adaptive_chunks: bool,
+        retry_policy: RetryPolicy,
+        clock: Clock,
+        share_prefixes: bool,
+        end_token_ids: Sequence[int],
+        on_link: OnLink,
+    ) -> None:
+        self._plan = plan
+        self._transports = tuple(transports)
+        self._drafters = drafters
+        self._chunk_tokens = chunk_tokens
+        self._adaptive_chunks = adaptive_chunks
+        self._retry_policy = retry_policy
+        self._clock = clock
+        self._end_token_ids = tuple(end_token_ids)[:MAX_END_TOKENS]
+        self._on_link = on_link
+        geometry = plan.model.geometry
+        lossless = Ladder.lossless(geometry.hidden_size)
+        self._settings = {
+            split: SplitSetting(
+                split=split,
+                ladder=ladder,
+                prefixes=PrefixMemory(share=share_prefixes),
+                prefill=PrefillPlanner(
+                    split=split, num_layers=geometry.num_layers, chunk_tokens=chunk_tokens
+                ),
+            )
+            for split, ladder in {0: lossless, **ladders}.items()
+        }
+
+    def levels(self, wanted: str, split: int) -> tuple[str, ...]:
+        """The levels that a generation may use at `split`, the first one to begin with.
+
+        InputError for none. Where a session has moved to split 0 no row is sent, so any will do.
+        """
+        ladder = self._settings[split].ladder
+        names = ladder.names
+        if self._is_by_ids(split):
+            return names
+        if wanted == AUTO_LEVEL:
+            level = self._plan.level
+            return names[names.index(level) :] if level in names else (level,)
+        if wanted.isdecimal() and int(wanted) < len(names):
+            return (names[int(wanted)],)
+        if wanted not in (*names, *ladder.extra_names):
+            raise InputError(
+                f"no level {wanted!r}: this bundle has {', '.join(names)}"
+                f"{did_you_mean(wanted, names)}"
+            )
+        return (wanted,)
+
+    def at(
+        self,
+        split: int,
+        front: FrontSegment,
+        request: CompletionRequest,
+        *,
+        max_tokens: int,
+        num_prompt: int,
+        is_moved: bool = False,
+    ) -> RemoteGeneration:
+        """A generation at `split` of at most `max_tokens` tokens, prompt and output together.
+
+        num_prompt: how many of its first tokens are no part of the answer. is_moved: the answer
+        began at another split, so the cloud computes its layers from token ids.
+        """
+        here = self._settings[split]
+        prefill = self._prefill_choice(here, "cloud" if is_moved else request.prefill)
+        selector = LevelSelector(
+            ladder=here.ladder,
+            levels=self.levels(request.level, split),
+            deadline_s=request.deadline_tbt_s,
+        )
+        return RemoteGeneration(
+            front=front,
+            selector=selector,
+            connector=Connector(
+                request=self._announcement(here, request, max_tokens, num_prompt),
+                transports=self._transports,
+                retry_policy=self._retry_policy,
+                clock=self._clock,
+                rng=random.Random(),
+                token_frames=prefill is not None,
+                on_link=self._on_link,
+            ),
+            chunks=ChunkSizer(
+                self._chunk_tokens, selector=selector, adaptive=self._adaptive_chunks
+            ),
+            retry_policy=self._retry_policy,
+            clock=self._clock,
+            drafting=None if self._is_by_ids(split) else self._drafting(request.draft, split),
+            prefixes=None if is_moved or self._is_by_ids(split) else here.prefixes,
+            vocab_size=self._plan.model.geometry.vocab_size,
+            prefill=prefill,
+        )
+
+    def _is_by_ids(self, split: int) -> bool:
+        """Whether the server runs every layer, in the place of the plan's split."""
+        return split == 0 != self._plan.partition.split
+
+    def _prefill_choice(self, here: SplitSetting, place: str) -> PrefillChoice | None:
+        """None: every frame brings rows."""
+        if self._plan.back_start > 0 or (place not in ("cloud", "both") and here.split > 0):
+            return None
+        chosen: PrefillPlace = "both" if place == "both" else "cloud"
+        return PrefillChoice(here.prefill, chosen, split=here.split)
+
+    def _drafting(self, name: str, split: int) -> DraftSelector | None:
+        acceptance = Acceptance()
+        fits = split == self._plan.partition.split
+        drafter = self._drafters.drafter(name, acceptance, rows_fit=fits)
+        if drafter is None:
+            return None
+        return DraftSelector(
+            drafter,
+            clock=self._clock.now,
+            acceptance=acceptance,
+            vocab_size=self._plan.model.geometry.vocab_size,
+        )
+
+    def _announcement(
+        self, here: SplitSetting, request: CompletionRequest, max_tokens: int, num_prompt: int
+    ) -> Open:
+        """What the edge tells a server when it opens a session."""
+        return Open(
+            session_id=secrets.token_hex(16),
+            model_sha256=self._plan.model.sha256,
+            split=here.split,
+            hidden_size=self._plan.model.geometry.hidden_size,
+            codec_tables_sha256=here.ladder.tables_sha256,
+            max_tokens=max_tokens,
+            sampling=request.sampling,
+            # Long enough for every attempt to come back to this server.
+            resume_s=min(self._retry_policy.recover_s, MAX_RESUME_S),
+            prefix_salt=here.prefixes.salt,
+            prompt_tokens=num_prompt,
+            end_token_ids=self._end_token_ids,
+        )

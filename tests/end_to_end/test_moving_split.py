@@ -1,0 +1,186 @@
+"""A split that moves between segments of the front changes no token: real fronts, real servers."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from decoding.grammar import Grammar
+from decoding.params import SamplingParams
+from edge.client import EdgeClient
+from edge.errors import InputError
+from edge.generation.completion import CompletionRequest, CompletionRun
+from edge.generation.report import Completion
+from optimizer.policy.split_moves import Signs
+from tests.conftest import ModelBench
+from tests.end_to_end.greedy import first_difference, generate
+from tests.end_to_end.servers import running_server
+from tests.waiting import comes_true
+
+PROMPT = [int(token) for token in np.random.default_rng(4).integers(4, 250, size=53)]
+COUNT = 60
+SPLITS = (1, 2, 3)
+
+
+def client_of(bench: ModelBench, address: str, **changes: Any) -> EdgeClient:
+    bundle = bench.edge_bundle(SPLITS[-1], front_splits=SPLITS, **changes)
+    client = EdgeClient(bundle, address)
+    client._settings = type(client._settings)(stop_token_ids=())
+    return client
+
+
+def answered(client: EdgeClient, **changes: Any) -> Completion:
+    """An answer of COUNT tokens."""
+    run = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=COUNT, **changes))
+    for _ in run:
+        pass
+    return run.completion
+
+
+def moved(client: EdgeClient, rng: random.Random, **changes: Any) -> CompletionRun:
+    """A run of COUNT tokens whose split moves at random."""
+    run = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=COUNT, **changes))
+    for _ in run:
+        if rng.random() < 0.15:
+            run.move_to(rng.choice((0, *SPLITS)))
+    return run
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "granite"])
+@pytest.mark.parametrize("draft", ["off", "ngram"])
+def test_an_answer_with_moves_is_the_whole_models(tiny: Any, architecture: str, draft: str) -> None:
+    bench: ModelBench = tiny(architecture)
+    whole = generate(bench.whole, PROMPT, COUNT)
+    rng = random.Random(7)
+    moves = 0
+    with running_server(bench.cloud_bundle()) as server:
+        with client_of(bench, server.address) as client:
+            for _ in range(3):
+                done = moved(client, rng, draft=draft).completion
+                assert first_difference(bench.whole, PROMPT, done.token_ids, whole) is None
+                moves += done.moves
+        assert comes_true(lambda: server.server.pool.used_bytes == 0)
+    assert moves > 6
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.9, seed=7, repetition_penalty=1.2),
+        SamplingParams(grammar=Grammar(kind="regex", text="[a-z ]*")),
+    ],
+    ids=["sampled", "grammar"],
+)
+def test_what_is_drawn_and_what_a_grammar_allows_stays_the_same(
+    tiny: Any, sampling: SamplingParams
+) -> None:
+    bench: ModelBench = tiny("llama")
+    with running_server(bench.cloud_bundle()) as server:
+        with EdgeClient(bench.edge_bundle(3), server.address) as still:
+            still._settings = type(still._settings)(stop_token_ids=())
+            run = still.start_ids(
+                PROMPT, CompletionRequest(max_new_tokens=COUNT, sampling=sampling)
+            )
+            for _ in run:
+                pass
+        with client_of(bench, server.address) as client:
+            done = moved(client, random.Random(3), sampling=sampling).completion
+    assert done.moves > 1
+    assert done.token_ids == run.completion.token_ids
+
+
+def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) -> None:
+    """A cache of 64 tokens at split 3 holds 96 at split 2 and 192 at split 1."""
+    bench: ModelBench = tiny("llama")
+    count = 200
+    whole = generate(bench.whole, PROMPT, count)
+    plan = {"max_tokens": 64, "front_splits": SPLITS}
+    with (
+        running_server(bench.cloud_bundle(SPLITS[-1], **plan)) as server,
+        client_of(bench, server.address, max_tokens=64) as client,
+    ):
+        (front,) = (client._fronts.get(),)
+        client._fronts.put(front)
+        planned = front.kv_bytes
+        request = CompletionRequest(max_new_tokens=count, context="handover")
+        run = client.start_ids(PROMPT, request)
+        splits = []
+        for _ in run:
+            splits.append(front.split)
+            assert front.kv_bytes <= planned
+        done = run.completion
+        assert first_difference(bench.whole, PROMPT, done.token_ids, whole) is None
+        assert done.moves == 3
+        assert list(dict.fromkeys(splits)) == [3, 2, 1]
+        # The next answer begins at the plan's split again.
+        again = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=5))
+        for _ in again:
+            pass
+        assert front.split == 3
+        assert again.completion.token_ids == tuple(whole[:5])
+
+
+def test_an_answer_of_a_front_in_one_piece_does_not_move(tiny: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        EdgeClient(bench.edge_bundle(2), server.address) as client,
+    ):
+        run = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=3))
+        for _ in run:
+            with pytest.raises(InputError, match="cannot move: build with --splits"):
+                run.move_to(1)
+
+
+def test_a_device_that_runs_short_gives_its_layers_to_the_cloud(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench: ModelBench = tiny("llama")
+    whole = generate(bench.whole, PROMPT, COUNT)
+    signs = Signs(free_memory=0.5)
+    monkeypatch.setattr("edge.generation.split_watch.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("optimizer.policy.split_moves.DOWN_AFTER_S", 0.0)
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        client_of(bench, server.address) as client,
+    ):
+        front = client._fronts.get()
+        client._fronts.put(front)
+        watch: Any = client._generations._wish
+        watch._signs = lambda: signs
+        run = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=COUNT))
+        bytes_before = front.kv_bytes
+        for index, _ in enumerate(run):
+            if index == 20:
+                signs = Signs(free_memory=0.01)
+        assert first_difference(bench.whole, PROMPT, run.completion.token_ids, whole) is None
+        assert run.completion.moves >= 2
+        assert run.completion.answered_by == "cloud"
+        assert bytes_before > front.kv_bytes == 0
+
+
+@pytest.mark.parametrize("split", [0, 1, 2])
+def test_an_answer_may_begin_at_any_of_the_splits(tiny: Any, split: int) -> None:
+    bench: ModelBench = tiny("llama")
+    whole = generate(bench.whole, PROMPT, COUNT)
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        client_of(bench, server.address) as client,
+    ):
+        front = client._fronts.get()
+        client._fronts.put(front)
+        done = answered(client, split=split)
+        assert front.split == split
+    assert first_difference(bench.whole, PROMPT, done.token_ids, whole) is None
+
+
+def test_a_split_that_the_front_is_not_cut_at_is_refused(tiny: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    with (
+        client_of(bench, "127.0.0.1:9") as client,
+        pytest.raises(InputError, match="split 4: this front runs 0, 1, 2, 3"),
+    ):
+        client.check(CompletionRequest(split=4))
