@@ -23,6 +23,7 @@ class StepTrace:
     changed because of this step, and why; empty when nothing changed. `ahead`: the frame was sent
     before the previous answer had arrived; `num_new_tokens` 0 then means a wrong guess.
     `expected_tokens`: how many tokens the drafter expected from the frame (1 without drafts).
+    `split`: the layers that the device ran for it; -1: unknown.
     """
 
     sequence: int
@@ -47,6 +48,7 @@ class StepTrace:
     decision: str = ""
     ahead: bool = False
     expected_tokens: float = 1.0
+    split: int = -1
 
     @property
     def edge_s(self) -> float:

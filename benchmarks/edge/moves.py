@@ -110,7 +110,8 @@ def long_answer(arguments: argparse.Namespace, address: str) -> dict[str, Any]:
     with EdgeClient(arguments.segmented, address) as client:
         front = client._fronts.get()
         client._fronts.put(front)
-        planned, most, splits = front.kv_bytes, 0, {}
+        planned, most = front.kv_bytes, 0
+        splits: dict[int, int] = {}  # the first token at each
         started_s = time.monotonic()
         run = client.start([{"role": "user", "content": PROMPTS[0]}], request)
         for index, _ in enumerate(run):

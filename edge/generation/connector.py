@@ -82,6 +82,11 @@ class Connector:
         """What the session may grow to, prompt and output together."""
         return self._request.max_tokens
 
+    @property
+    def split(self) -> int:
+        """The layer that this generation's rows enter the cloud at."""
+        return self._request.split
+
     def answer_terms(self, vocab_size: int | None) -> AnswerTerms:
         """What the answers to these sessions must keep to; vocab_size: None, where unknown."""
         return AnswerTerms(

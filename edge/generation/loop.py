@@ -86,7 +86,7 @@ class RemoteGeneration:
             compute = partial(compute_rows, front)
             self._drafted = DraftedFrames(drafting, compute, max_tokens=connector.max_tokens)
             watchers.append(drafting)
-        self._observer = StepObserver(watchers)
+        self._observer = StepObserver(watchers, split=connector.split)
         self._sender = FrameSender(
             front=front,
             selector=selector,

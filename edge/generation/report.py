@@ -42,7 +42,7 @@ class Completion:
     top_logprobs: tuple[tuple[TopToken, ...], ...] = ()
     prompt_logprobs: tuple[TokenScore | None, ...] = ()
     shifts: int = 0  # how often the context was cut, see edge.generation.context
-    moves: int = 0  # how often the split moved, see edge.generation.handover
+    moves: int = 0  # how often the split moved, see edge.generation.moving
 
     @property
     def answered_by(self) -> str:
@@ -109,6 +109,7 @@ class Completion:
             "reconnects": self.reconnects,
             "context_shifts": self.shifts,
             "split_moves": self.moves,
+            **({"moves": moves_of(self.steps)} if self.moves else {}),
             "peak_memory_bytes": peak_memory_bytes(),
             "level_counts": dict(Counter(step.level for step in self.steps)),
             "total_s": self.total_s,
@@ -138,6 +139,29 @@ def draft_figures(steps: Sequence[StepTrace]) -> dict[str, float]:
             sum(step.expected_tokens for step in useful) / count if count else 0.0
         ),
     }
+
+
+def moves_of(steps: Sequence[StepTrace]) -> list[dict[str, Any]]:
+    """Where the split moved: before which token of the answer, between which splits, and what it
+    took until the next token: bytes up, and seconds of the cloud."""
+    found: list[dict[str, Any]] = []
+    num_tokens = 0
+    for before, step in zip([None, *steps], steps, strict=False):
+        if before is not None and before.split != step.split:
+            found.append(
+                {
+                    "at_token": num_tokens,
+                    "from": before.split,
+                    "to": step.split,
+                    "uplink_bytes": 0,
+                    "cloud_s": 0.0,
+                }
+            )
+        if found and step.phase == "prefill":
+            found[-1]["uplink_bytes"] += step.uplink_bytes
+            found[-1]["cloud_s"] += step.cloud_s
+        num_tokens += step.num_new_tokens
+    return found
 
 
 def breakdown(steps: Sequence[StepTrace], phase: str) -> dict[str, float]:

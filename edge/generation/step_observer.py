@@ -45,10 +45,11 @@ class StepWatcher(Protocol):
 
 
 class StepObserver:
-    """See the module's docstring. watchers: shown every step in this order."""
+    """See the module's docstring. watchers: shown every step, in this order. split: of frames."""
 
-    def __init__(self, watchers: Sequence[StepWatcher]) -> None:
+    def __init__(self, watchers: Sequence[StepWatcher], *, split: int = -1) -> None:
         self._watchers = tuple(watchers)
+        self._split = split
         self._on_step: OnStep = _ignore
         self._pending: dict[int, PendingStep] = {}
         self._last_tokens_s = 0.0  # when the last tokens had come
@@ -70,7 +71,7 @@ class StepObserver:
         if pending is None:
             return
         step = AnsweredStep(
-            trace=pending.trace(arrived, len(token_ids)),
+            trace=replace(pending.trace(arrived, len(token_ids)), split=self._split),
             token_ids=token_ids,
             at_s=arrived.at_s,
             alone=pending.alone,

@@ -20,7 +20,7 @@ from splitpoint.commands.choices import completed, link_profiles
 from splitpoint.server_process import crossing, serving
 from splitpoint.views.long_work import bytes_of, long_work
 from splitpoint.views.screen import open_console
-from splitpoint.views.sizes import parse_size, size_text, time_text
+from splitpoint.views.sizes import check_seconds, parse_size, size_text, time_text
 
 if TYPE_CHECKING:
     from edge.device.tokenizer import ChatMessage
@@ -38,6 +38,7 @@ DEMO_PROMPT_TOKENS: Final = 48
 MAX_TOKENS: Final = 1024
 NEW_TOKENS: Final = 64
 QUESTION: Final = "Explain in a few sentences why the sky is blue."
+MOST_RTT_S: Final = 2.0
 RAW_BYTES_PER_ELEMENT: Final = 2  # a hidden state as float16, without a codec
 
 
@@ -50,24 +51,28 @@ def demo(
     link: Annotated[
         str,
         typer.Option(
-            help="The link between both: a shipped profile's median is emulated.",
+            help="The link between both: a shipped profile's median rates are emulated.",
             autocompletion=completed(link_profiles),
         ),
     ] = "wifi",
+    rtt: Annotated[
+        float, typer.Option(help="Its round trip, in seconds: how far the server is.", min=0.0)
+    ] = 0.04,
     edge_memory: Annotated[
         str, typer.Option(help="What the model may take on the edge.", metavar="SIZE")
-    ] = "112MiB",
+    ] = "96MiB",
     folder: Annotated[Path, typer.Option(help="Where model and bundle go.")] = Path("work/demo"),
     models: Annotated[Path, typer.Option(help="Where fetched models go.")] = Path("models"),
 ) -> None:
     """Set everything up on this machine, run a real split over a link, show where the time went."""
     room_bytes = parse_size(edge_memory, "--edge-memory")
+    check_seconds(rtt, "--rtt", MOST_RTT_S)
     from hwprofiles.links.profile import load_link
     from optimizer.cost.link import link_at
     from optimizer.export.sources.fetch import fetch_model
     from optimizer.export.sources.model_source import open_source
 
-    point = link_at(load_link(link), epsilon=0.5)
+    point = replace(link_at(load_link(link), epsilon=0.5), rtt_s=rtt)
     screen = open_console(stderr=True)
     with long_work(f"fetching {MODEL}") as work:
         model = fetch_model(MODEL, models / MODEL, bytes_of(work))

@@ -114,6 +114,14 @@ def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) ->
         done = run.completion
         assert first_difference(bench.whole, PROMPT, done.token_ids, whole) is None
         assert done.moves == 3
+        moves = done.to_json()["moves"]
+        assert [(move["at_token"], move["from"], move["to"]) for move in moves] == [
+            (64 - len(PROMPT), 3, 2),
+            (96 - len(PROMPT), 2, 1),
+            (192 - len(PROMPT), 1, 0),
+        ]
+        # Token ids of all that came before: a few bytes each.
+        assert all(move["uplink_bytes"] < 8 * 200 for move in moves)
         assert list(dict.fromkeys(splits)) == [3, 2, 1]
         # The next answer begins at the plan's split again.
         again = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=5))
