@@ -96,9 +96,18 @@ def summary(completion: Completion) -> str:
     line = (
         f"[{completion.finish_reason}] {len(completion.token_ids)} tokens, "
         f"TTFT {1e3 * completion.ttft_s:.0f} ms, "
-        f"TBT {1e3 * completion.tbt_quantile_s(0.5):.1f} ms, "
-        f"{completion.tokens_per_s:.1f} tokens/s, "
+        f"{_between(completion)}{completion.tokens_per_s:.1f} tokens/s, "
         f"up {figures['uplink_bytes']:,} B, down {figures['downlink_bytes']:,} B, "
         f"{completion.bits_per_element:.2f} bits/element"
     )
+    if completion.reconnects:
+        line += f", reconnected {completion.reconnects}x"
+    if completion.moves:
+        line += f", split moved {completion.moves}x"
     return f"{line}: {completion.finish_detail}" if completion.finish_detail else line
+
+
+def _between(completion: Completion) -> str:
+    """The time between tokens; nothing where most came with the one before, as with drafts."""
+    median_s = completion.tbt_quantile_s(0.5)
+    return f"TBT {1e3 * median_s:.1f} ms, " if median_s > 0 else ""

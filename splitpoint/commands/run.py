@@ -85,5 +85,7 @@ def run(
     else:
         typer.echo()
         typer.echo(summary(completion), err=True)
+        if isinstance(question, str) and client.tokenizer.template:
+            typer.echo("continued as plain text; to ask this model, use --chat TEXT", err=True)
     if completion.finish_reason == "server_lost":
         raise typer.Exit(1)  # what had come is printed; a script has to know that there is more

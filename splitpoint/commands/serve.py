@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -214,6 +215,7 @@ def serve(
 
     if not bundle.is_dir():
         raise BundleError(f"{bundle}: no such bundle folder (make one with 'splitpoint build')")
+    _check_free(address)
 
     def config() -> ServerConfig:
         from cloud.server.config import ServerConfig  # loads torch
@@ -242,6 +244,20 @@ def serve(
         )
 
     _serve(config, bundle, address, observation.log)
+
+
+def _check_free(address: Address) -> None:
+    """Raise StartError where the port is taken, before the model is loaded."""
+    if not address.port:
+        return
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        socket.create_server((address.host, address.port), family=family).close()
+    except OSError as error:
+        from cloud.errors import StartError
+
+        reason = str(error.strerror or error).partition(" (while")[0]  # it names the address again
+        raise StartError(f"cannot listen on {address} ({reason})") from error
 
 
 def _serve(

@@ -292,6 +292,8 @@ def _promise_table(plan: Plan, predicted: Predicted) -> Table:
 
 def _quality_text(drop_pct: float, source: str) -> str:
     """Where the loss is known from; a loss that readers notice must not rest on assumptions."""
+    if source == "certified" and drop_pct == 0:
+        return "exact: nothing is rounded or compressed"
     if source == "certified" or drop_pct <= NOTICED_DROP_PCT:
         return source
     return f"{source}: measure it with 'splitpoint certify'"

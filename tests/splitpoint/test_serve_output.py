@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from splitpoint.cli import main
 from splitpoint.views.server_view import server_lines
 from tests.conftest import ModelBench
 
@@ -88,3 +90,14 @@ def test_a_real_server_says_it_before_it_listens_but_not_between_json_lines(
         assert re.search(r"(?m)^KV       64 MiB: [\d,]+ tokens, \d+ sessions of ", said)
         assert re.search(r"(?m)^access   no TLS; 2 tenants: alice, bob$", said)
     assert process.returncode == 0
+
+
+def test_a_port_that_is_taken_is_said_before_anything_loads(
+    bench: ModelBench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        status = main(["serve", str(bench.cloud_bundle()), "--listen", address])
+    assert status == 1
+    said = capsys.readouterr().err
+    assert said == f"splitpoint: error: cannot listen on {address} (Address already in use)\n"

