@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from splitpoint.commands.choices import completed, link_profiles
+from splitpoint.commands.option_groups import with_options
 from splitpoint.server_process import crossing, serving
+from splitpoint.views.demo_tables import three_ways, time_table
 from splitpoint.views.long_work import bytes_of, long_work
 from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import check_seconds, parse_size, size_text, time_text
@@ -42,22 +43,40 @@ MOST_RTT_S: Final = 2.0
 RAW_BYTES_PER_ELEMENT: Final = 2  # a hidden state as float16, without a codec
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmulatedLinkOptions:
+    """The link between both processes."""
+
+    PANEL: ClassVar = "Link"
+
+    link: Annotated[
+        str,
+        typer.Option(
+            help="A shipped profile, whose median rates are emulated.",
+            autocompletion=completed(link_profiles),
+        ),
+    ] = "wifi"
+    rtt: Annotated[
+        float, typer.Option(help="The round trip, in seconds: how far the server is.", min=0.0)
+    ] = 0.04
+
+    def point(self) -> LinkPoint:
+        """The link's state. BadParameter for a round trip in milliseconds."""
+        check_seconds(self.rtt, "--rtt", MOST_RTT_S)
+        from hwprofiles.links.profile import load_link
+        from optimizer.cost.link import link_at
+
+        return replace(link_at(load_link(self.link), epsilon=0.5), rtt_s=self.rtt)
+
+
+@with_options()
 def demo(
+    between: EmulatedLinkOptions,
     question: Annotated[str, typer.Option(help="What to ask the model.")] = QUESTION,
     split: Annotated[
         int | None,
         typer.Option(help="Layers on the edge (default: planned).", min=1, max=29),
     ] = None,
-    link: Annotated[
-        str,
-        typer.Option(
-            help="The link between both: a shipped profile's median rates are emulated.",
-            autocompletion=completed(link_profiles),
-        ),
-    ] = "wifi",
-    rtt: Annotated[
-        float, typer.Option(help="Its round trip, in seconds: how far the server is.", min=0.0)
-    ] = 0.04,
     edge_memory: Annotated[
         str, typer.Option(help="What the model may take on the edge.", metavar="SIZE")
     ] = "96MiB",
@@ -66,13 +85,10 @@ def demo(
 ) -> None:
     """Set everything up on this machine, run a real split over a link, show where the time went."""
     room_bytes = parse_size(edge_memory, "--edge-memory")
-    check_seconds(rtt, "--rtt", MOST_RTT_S)
-    from hwprofiles.links.profile import load_link
-    from optimizer.cost.link import link_at
+    point, link = between.point(), between.link
     from optimizer.export.sources.fetch import fetch_model
     from optimizer.export.sources.model_source import open_source
 
-    point = replace(link_at(load_link(link), epsilon=0.5), rtt_s=rtt)
     screen = open_console(stderr=True)
     with long_work(f"fetching {MODEL}") as work:
         model = fetch_model(MODEL, models / MODEL, bytes_of(work))
@@ -286,63 +302,3 @@ def _say_compression(screen: Console, completion: Completion) -> None:
         f"uplink   {sent:.0f} B a token for its hidden state of {completion.hidden_size} numbers; "
         f"{raw:,} B as float16 ({raw / sent:.1f} times as many)"
     )
-
-
-def three_ways(plan: Plan, split: Completion, in_cloud: Completion, whole: Plan) -> Table:
-    """The same question three ways; the whole device as planned, since it may not fit there."""
-    table = Table(title="The same question three ways", title_justify="left")
-    for name in ("layers", "TTFT", "TBT", "server a token", "up, all", "memory on the device"):
-        table.add_column(name, justify="left" if name == "layers" else "right")
-    memory = "" if plan.predicted is None else size_text(plan.predicted.edge_memory_bytes)
-    layers = plan.model.geometry.num_layers
-    table.add_row(f"split at {plan.partition.split} of {layers}", *_measured_row(split), memory)
-    table.add_row("all in the cloud, token ids up", *_measured_row(in_cloud), "no layers")
-    if whole.predicted is not None:
-        table.add_row(
-            "all on the device (planned)",
-            time_text(whole.predicted.ttft_s),
-            time_text(whole.predicted.tbt_s),
-            time_text(0.0),
-            "0 B",
-            size_text(whole.predicted.edge_memory_bytes),
-        )
-    return table
-
-
-def _measured_row(completion: Completion) -> tuple[str, ...]:
-    busy_s = sum(step.cloud_s - step.cloud_queue_s for step in completion.steps)
-    return (
-        time_text(completion.ttft_s),
-        time_text(completion.tbt_quantile_s(0.5)),
-        time_text(busy_s / max(len(completion.token_ids), 1)),
-        f"{completion.to_json()['uplink_bytes']:,} B",
-    )
-
-
-def time_table(completion: Completion) -> Table:
-    """Where each millisecond went: one column for the prompt, one for a decoded token."""
-    from edge.generation.report import breakdown
-
-    prefill = breakdown(completion.steps, "prefill")
-    decode = breakdown(completion.steps, "decode")
-    table = Table(title="Where each millisecond went", title_justify="left")
-    table.add_column("part")
-    table.add_column("prompt, a chunk [ms]", justify="right")
-    table.add_column("decode, a token [ms]", justify="right")
-    for name, seconds in decode.items():
-        table.add_row(name, f"{1e3 * prefill.get(name, 0.0):.2f}", f"{1e3 * seconds:.2f}")
-    table.add_section()
-    table.add_row("sum", f"{1e3 * sum(prefill.values()):.2f}", f"{1e3 * sum(decode.values()):.2f}")
-    table.add_row(
-        "measured",
-        f"TTFT {1e3 * completion.ttft_s:.1f}",
-        f"TBT {1e3 * completion.tbt_quantile_s(0.5):.2f}",
-    )
-    figures = completion.to_json()
-    table.caption = (
-        f"{completion.num_prompt_tokens} prompt tokens, {len(completion.token_ids)} new; "
-        f"{completion.tokens_per_s:.1f} tokens/s; up {figures['uplink_bytes']:,} B "
-        f"({completion.bits_per_element:.2f} bits an element), "
-        f"down {figures['downlink_bytes']:,} B"
-    )
-    return table
