@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from optimizer.export.draft_head.corpus import FrontRows
+    from optimizer.artifacts.plan import Plan
+    from optimizer.export.draft_head.shards import FrontRows
 
 # About how long each takes.
 STAGE_COSTS: Final = {
@@ -77,7 +78,6 @@ def train_draft(
     if head.head_bits not in (4, 8):
         raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
     one_of(device, DEVICES, "--device")
-    from edge.device.front import FrontEngine
     from optimizer.artifacts.bundle import FRONT_NAME, open_bundle
     from optimizer.export.draft_head.head_builder import HeadOptions, build_head
     from optimizer.export.draft_head.training import TrainOptions
@@ -88,11 +88,11 @@ def train_draft(
     with long_work("training a draft head", kept=kept) as shown:
         shown.stage("reading the model")
         source = chosen.source()
-        (front,) = FrontEngine.load(opened.path(f"edge/{FRONT_NAME}").parent, plan=opened.plan)
+        edge = opened.path(f"edge/{FRONT_NAME}").parent
         report = build_head(
             source,
             opened,
-            front=_rows_of(front),
+            open_front=lambda: _rows_of(edge, opened.plan),
             work=work,
             text=None if text is None else read_text(text),
             options=HeadOptions(
@@ -116,13 +116,11 @@ def train_draft(
     )
 
 
-def _rows_of(front: object) -> FrontRows:
-    """The engine as a function of one passage, from an empty cache."""
+def _rows_of(edge: Path, plan: Plan) -> FrontRows:
+    """The front in `edge` as a function of one passage, from an empty cache."""
     from edge.device.front import FrontEngine
 
-    if not isinstance(front, FrontEngine):
-        raise TypeError("not a front engine")
-    engine = front
+    (engine,) = FrontEngine.load(edge, plan=plan, low_memory=True)
 
     def rows(token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         engine.reset()

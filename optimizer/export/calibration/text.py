@@ -64,7 +64,7 @@ def sampled_windows(
     count = num_windows * per_window
     generator = torch.Generator().manual_seed(seed)
     vocab_size, _ = embedding_shape(model)
-    name, cache = cache_argument(model), _cache(model, piece)
+    name, cache = cache_argument(model), roomy_cache(model, piece)
     current = torch.randint(0, vocab_size, (count, 1), generator=generator)
     drawn = [current]
     with torch.no_grad():
@@ -78,8 +78,8 @@ def sampled_windows(
     return rows.reshape(num_windows, per_window * piece)[:, :window]
 
 
-def _cache(model: PreTrainedModel, length: int) -> DynamicCache:
-    """A cache with room for `length` tokens, which no step has to copy."""
+def roomy_cache(model: PreTrainedModel, length: int) -> DynamicCache:
+    """An empty cache with room for `length` tokens, which no step has to copy."""
     cache = DynamicCache(config=model.config)
     if (getattr(model.config, "sliding_window", None) or length) >= length:
         cache.layers = [_RoomyLayer(length) for _ in range(model.config.num_hidden_layers)]

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,15 +18,19 @@ import numpy.typing as npt
 
 from optimizer.errors import BuildError
 from optimizer.export.calibration.text import shipped_ids
+from optimizer.export.draft_head.shards import (
+    WINDOW,
+    FrontRows,
+    Shard,
+    open_shard,
+    write_shard,
+)
 from optimizer.export.draft_head.text import ChatOptions, Passage, read_passages, write_chats
 from optimizer.export.layers.layered_model import LayeredModel
 
-# One passage's rows from an empty cache: token ids [T] -> float32 [T, D].
-FrontRows = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 Progress = Callable[[str, int, int], None]
 
 CHATS_PER_SHARD: Final = 64
-WINDOW: Final = 256
 QUESTION_TOKENS: Final = 128  # of a question that holds a piece of the user's text
 # What is asked about the user's text, in turn.
 REQUESTS: Final = (
@@ -39,23 +41,8 @@ REQUESTS: Final = (
 )
 # The share of a window that a conversation fills, about: to count shards in advance.
 _FILLED_SHARE: Final = 0.7
-# Within the fp16 range. Larger values of a residual stream are clipped; a head loses nothing by it.
-_LARGEST: Final = 6.0e4
-
 # A shard's name, and the call that writes its passages.
-_ShardSource = tuple[str, Callable[[], list[Passage]]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """Consecutive passages. token_ids: int64 [N]; rows and states: float16 [N, D] of these tokens.
-
-    The last token of a passage has no state, so it is left out.
-    """
-
-    token_ids: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.float16]
-    states: npt.NDArray[np.float16]
+_ShardSource = tuple[str, Callable[[], Iterable[Passage]]]
 
 
 def make_corpus(
@@ -69,7 +56,7 @@ def make_corpus(
     progress: Progress,
     options: ChatOptions | None = None,
 ) -> list[Shard]:
-    """Make the missing shards of a corpus of about `num_tokens` in `folder`, and read all of them.
+    """Make the missing shards of a corpus of about `num_tokens` in `folder`, and open all of them.
 
     text_ids: the user's text (None: there is none). Half of the corpus then is answers about pieces
     of it. For the rest the model writes the questions too. A model whose layers are not in memory
@@ -93,10 +80,13 @@ def make_corpus(
     shards = []
     for done, (name, make) in enumerate(sources):
         progress("writing the corpus", done, len(sources))
-        path = folder / f"{name}.npz"
-        if not path.is_file():
-            _save(path, make(), front)
-        shards.append(_load(path))
+        shard = open_shard(folder / name, model.hidden_size)
+        if shard is None:
+            write_shard(folder / name, make(), front)
+            shard = open_shard(folder / name, model.hidden_size)
+        if shard is None:
+            raise BuildError(f"{folder / name}: what was written here cannot be read again")
+        shards.append(shard)
     if not shards:
         raise BuildError(f"{num_tokens} tokens are too few for a corpus")
     progress("writing the corpus", len(sources), len(sources))
@@ -160,16 +150,6 @@ def held_out_step(shards: Sequence[Shard], most: int) -> int:
     return min(most, runs)
 
 
-def split_shard(shard: Shard, every: int) -> Iterator[tuple[Shard, bool]]:
-    """The shard in runs of WINDOW positions, with whether it is held out: every `every`-th is."""
-    for index, begin in enumerate(range(0, len(shard.token_ids), WINDOW)):
-        part = slice(begin, begin + WINDOW)
-        piece = Shard(
-            token_ids=shard.token_ids[part], rows=shard.rows[part], states=shard.states[part]
-        )
-        yield piece, index % every == every - 1
-
-
 def _questions(
     text_ids: npt.NDArray[np.int64] | None, tokenizer: Any, most: int
 ) -> npt.NDArray[np.int64]:
@@ -190,22 +170,3 @@ def _questions(
         ],
         dtype=np.int64,
     )
-
-
-def _save(path: Path, passages: list[Passage], front: FrontRows) -> None:
-    """Write a shard under another name first, so that it exists whole or not at all."""
-    kept = [passage for passage in passages if len(passage.token_ids) > 1]
-    rows = [np.clip(front(passage.token_ids[:-1]), -_LARGEST, _LARGEST) for passage in kept]
-    unfinished = path.with_suffix(".part.npz")
-    np.savez(
-        unfinished,
-        token_ids=np.concatenate([passage.token_ids[:-1] for passage in kept]),
-        rows=np.concatenate(rows).astype(np.float16),
-        states=np.concatenate([passage.states for passage in kept]),
-    )
-    os.replace(unfinished, path)
-
-
-def _load(path: Path) -> Shard:
-    with np.load(path) as arrays:
-        return Shard(token_ids=arrays["token_ids"], rows=arrays["rows"], states=arrays["states"])

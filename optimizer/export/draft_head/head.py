@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from optimizer.export.draft_head.stored_rows import HalfRows
 from optimizer.export.layers.tensor_source import TensorSource
 from optimizer.export.sources.tensor_names import EMBEDDING_NAME, HEAD_NAME
 
@@ -113,10 +114,11 @@ def frequent_tokens(
     return np.sort(ranked[: min(count, vocab_size)])
 
 
-def fit_linear(
-    head: DraftHead, hidden: npt.NDArray[np.float16], states: npt.NDArray[np.float16]
-) -> None:
-    """Set the linear part to its least-squares value (ridge) over rows and states [N, D]."""
+def fit_linear(head: DraftHead, hidden: HalfRows, states: HalfRows) -> None:
+    """Set the linear part to its least-squares value (ridge) over rows and states [N, D].
+
+    Both are read once, a part at a time.
+    """
     size = head.shape.hidden_size
     gram, cross = torch.zeros(size, size), torch.zeros(size, size)
     for begin in range(0, len(hidden), 4096):

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 import torch
 
+from hwprofiles.heap import trim_heap
 from optimizer.artifacts.bundle import Bundle, record_files
 from optimizer.errors import BuildError
 from optimizer.export.disk_faults import naming_the_disk
-from optimizer.export.draft_head.corpus import (
-    FrontRows,
-    Progress,
-    Shard,
-    held_out_step,
-    make_corpus,
-    split_shard,
-)
+from optimizer.export.draft_head.corpus import Progress, held_out_step, make_corpus
 from optimizer.export.draft_head.head import DraftHead, HeadShape, frequent_tokens, output_embedding
 from optimizer.export.draft_head.onnx_export import ADAPTER_BITS, export_head
+from optimizer.export.draft_head.shards import FrontRows, Shard, split_shard
+from optimizer.export.draft_head.stored_rows import joined
 from optimizer.export.draft_head.training import (
     HeldOutScore,
     Positions,
@@ -60,7 +57,7 @@ def build_head(
     source: ModelSource,
     bundle: Bundle,
     *,
-    front: FrontRows,
+    open_front: Callable[[], FrontRows],
     work: Path,
     text: str | None,
     options: HeadOptions,
@@ -68,45 +65,33 @@ def build_head(
 ) -> dict[str, Any]:
     """Train a head for `bundle` and write `draft/` and a new manifest into it.
 
-    front: the bundle's own front. work: a folder for corpus and checkpoint, from which an
-    interrupted run continues. What another front, text or other options left there is not used.
-    Returns the contents of `draft/head.json`. Raises BuildError for another model than the
-    bundle's, or where the edge holds the whole model.
+    open_front: gives the bundle's own front. It is asked at once, so that a broken front is found
+    before the long work, and again when the first rows are needed. work: a folder for corpus and
+    checkpoint, from which an interrupted run continues. What another front, text or other options
+    left there is not used. Returns the contents of `draft/head.json`. Raises BuildError for another
+    model than the bundle's, or where the edge holds the whole model.
+
+    Memory: two layers in float32, the embedding and head as stored, and 1.5 GiB are enough for any
+    number of tokens (docs/results/builds.md). The parts that need much follow one another.
     """
     plan = bundle.plan
     if source.sha256 != plan.model.sha256:
         raise BuildError(f"the bundle is of model {plan.model.id}, this is {source.id}")
     if plan.edge_is_whole:
         raise BuildError("the edge holds the whole model: there is no round trip to hide")
-    tokenizer = source.load_tokenizer()
-    embedding = output_embedding(source)
-    text_ids = None if text is None else np.array(tokenizer.encode(text), dtype=np.int64)
-    with naming_the_disk(work), working_folder(work / "rows") as scratch:
-        model = LayeredModel(source, folder=scratch, device=options.training.device)
-        with model.in_bfloat16():  # exact enough for the corpus
-            shards = make_corpus(
-                work / f"corpus-{_digest(_front_files(bundle))}",
-                model=model,
-                tokenizer=tokenizer,
-                front=front,
-                num_tokens=options.num_tokens,
-                text_ids=text_ids,
-                progress=progress,
-            )
-        del model
+    open_front()
+    shards = _corpus(source, bundle, open_front, work, text, options, progress)
+    trim_heap()  # of layers and front
     progress("choosing the vocabulary", 0, 1)
-    train_on, held_out = _positions(shards, embedding)
-    tokens = torch.from_numpy(
-        frequent_tokens(train_on.best, vocab_size=len(embedding), count=options.vocabulary)
+    train_on, held_out = _without_labels(shards)
+    embedding = output_embedding(source)
+    train_on, held_out = (
+        replace(part, best=likeliest_tokens(part.states, embedding))
+        for part in (train_on, held_out)
     )
-    shape = HeadShape(
-        hidden_size=plan.model.geometry.hidden_size,
-        vocab_size=len(tokens),
-        num_blocks=options.num_blocks,
-        inner=options.inner,
-    )
-    torch.manual_seed(options.training.seed)
-    head = DraftHead(shape, tokens=tokens, embedding=embedding[tokens].float())
+    head = _new_head(train_on, embedding, options)
+    del embedding
+    trim_heap()
     with naming_the_disk(work):
         score = train(
             head,
@@ -116,8 +101,51 @@ def build_head(
             checkpoint=work / f"checkpoint-{run_digest(bundle, text, options)}.pt",
             progress=progress,
         )
+    trim_heap()  # of gradients and the optimizer
     progress("writing the head", 0, 1)
     return _write(head.cpu(), score, bundle, held_out, options, num_trained=len(train_on))
+
+
+def _corpus(
+    source: ModelSource,
+    bundle: Bundle,
+    open_front: Callable[[], FrontRows],
+    work: Path,
+    text: str | None,
+    options: HeadOptions,
+    progress: Progress,
+) -> list[Shard]:
+    """See `make_corpus`. Model and front are in memory only while this runs."""
+    tokenizer = source.load_tokenizer()
+    text_ids = None if text is None else np.array(tokenizer.encode(text), dtype=np.int64)
+    opened = functools.cache(open_front)
+    with naming_the_disk(work), working_folder(work / "rows") as scratch:
+        model = LayeredModel(source, folder=scratch, device=options.training.device)
+        with model.in_bfloat16():  # exact enough for the corpus
+            return make_corpus(
+                work / f"corpus-{_digest(_front_files(bundle))}",
+                model=model,
+                tokenizer=tokenizer,
+                front=lambda token_ids: opened()(token_ids),
+                num_tokens=options.num_tokens,
+                text_ids=text_ids,
+                progress=progress,
+            )
+
+
+def _new_head(train_on: Positions, embedding: torch.Tensor, options: HeadOptions) -> DraftHead:
+    """A head before training, of the tokens that the model says most often."""
+    tokens = torch.from_numpy(
+        frequent_tokens(train_on.best, vocab_size=len(embedding), count=options.vocabulary)
+    )
+    shape = HeadShape(
+        hidden_size=embedding.shape[1],
+        vocab_size=len(tokens),
+        num_blocks=options.num_blocks,
+        inner=options.inner,
+    )
+    torch.manual_seed(options.training.seed)
+    return DraftHead(shape, tokens=tokens, embedding=embedding[tokens].float())
 
 
 def _front_files(bundle: Bundle) -> list[str]:
@@ -215,21 +243,22 @@ def measure_guess_s(session: ort.InferenceSession, hidden_size: int) -> float:
     return float(np.median(spans))
 
 
-def _positions(shards: list[Shard], embedding: torch.Tensor) -> tuple[Positions, Positions]:
-    """Training and held-out positions. Whole runs of text are held out, not single tokens."""
+def _without_labels(shards: list[Shard]) -> tuple[Positions, Positions]:
+    """Training and held-out positions, with `best` empty as yet.
+
+    Whole runs of text are held out, not single tokens.
+    """
     parts: dict[bool, list[Shard]] = {False: [], True: []}
     step = held_out_step(shards, HELD_OUT_EVERY)
     for shard in shards:
         for piece, is_held_out in split_shard(shard, step):
             parts[is_held_out].append(piece)
-    training, held_out = (_join(parts[key], embedding) for key in (False, True))
-    return training, held_out
-
-
-def _join(pieces: list[Shard], embedding: torch.Tensor) -> Positions:
-    states: npt.NDArray[np.float16] = np.concatenate([piece.states for piece in pieces])
-    return Positions(
-        rows=np.concatenate([piece.rows for piece in pieces]),
-        states=states,
-        best=likeliest_tokens(states, embedding),
+    training, held_out = (
+        Positions(
+            rows=joined([piece.rows for piece in parts[key]]),
+            states=joined([piece.states for piece in parts[key]]),
+            best=np.zeros(0, dtype=np.int64),
+        )
+        for key in (False, True)
     )
+    return training, held_out

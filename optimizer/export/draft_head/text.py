@@ -13,18 +13,22 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from hwprofiles.heap import trim_heap
 from optimizer.export.calibration.hidden_states import cache_argument, final_norm
+from optimizer.export.calibration.text import roomy_cache
 from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.layers.passes import Progress, states_at
 
+# Of the conversations that grow together, in float32.
+KV_BYTES: Final = 384 << 20
 _USERS_WORDS: Final = "\u2400question\u2400"
 
 
@@ -66,7 +70,8 @@ def write_chats(
 
     questions: int64 [count, Q], what the user says (None: the model writes the questions). All rows
     grow by one token at a time, so no padding is needed. What follows the end of an answer is
-    dropped.
+    dropped. As many conversations grow together as have room for their KV (`KV_BYTES`). What is
+    drawn does not depend on their number.
     """
     chats = [
         _Conversation(
@@ -76,44 +81,67 @@ def write_chats(
     ]
     for chat, question in zip(chats, [] if questions is None else questions.tolist(), strict=False):
         chat.ask(question)
+    size = max(1, KV_BYTES // (_token_kv_bytes(model) * (options.window + 1)))
+    groups = -(-count // size)
+    passages: list[Passage] = []
+    for begin, end in pairwise(count * group // groups for group in range(groups + 1)):
+        passages += _written(model, options, chats, slice(begin, end), seed)
+    return passages
+
+
+def _written(
+    model: Any, options: ChatOptions, chats: Sequence[_Conversation], rows: slice, seed: int
+) -> list[Passage]:
+    """The conversations `rows` of all `chats`, written to their ends."""
+    group = chats[rows]
     generator = torch.Generator().manual_seed(seed)
-    cache = {cache_argument(model): DynamicCache(config=model.config)}
+    current = torch.tensor([chat.start() for chat in group])
+    width = current.shape[1]
+    cache = {cache_argument(model): roomy_cache(model, max(options.window, width) + 1)}
     with torch.inference_mode(), _final_states(model) as kept:
-        current = torch.tensor([chat.start() for chat in chats])
-        width = current.shape[1]
-        while width <= options.window and not all(chat.done for chat in chats):
+        while width <= options.window and not all(chat.done for chat in group):
             out = model(current.to(model.device), **cache, use_cache=True, logits_to_keep=1)
             logits = out.logits[:, -1].float().cpu()
-            chosen = _choose(logits, chats, options, generator)
+            # Of all conversations, so that each gets the same numbers in any group.
+            noise = torch.empty(len(chats), options.top_k).exponential_(generator=generator)
+            chosen = _choose(logits, group, options, noise[rows])
             current = torch.tensor(
-                [[chat.push(token)] for chat, token in zip(chats, chosen, strict=True)]
+                [[chat.push(token)] for chat, token in zip(group, chosen, strict=True)]
             )
             width += 1
-    states = torch.cat(kept, dim=1).to(torch.float16).cpu().numpy()
+    states = torch.cat(kept, dim=1).numpy()
     return [
         Passage(
             token_ids=np.array(chat.tokens, dtype=np.int64),
             states=states[row, : len(chat.tokens) - 1],
         )
-        for row, chat in enumerate(chats)
+        for row, chat in enumerate(group)
     ]
+
+
+def _token_kv_bytes(model: Any) -> int:
+    """Bytes of one token's keys and values in float32, in all layers."""
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    return 4 * 2 * int(config.num_hidden_layers * config.num_key_value_heads * head_dim)
 
 
 def read_passages(
     model: LayeredModel, token_ids: npt.NDArray[np.int64], *, progress: Progress
-) -> list[Passage]:
-    """Passages of given text, token_ids [N, T + 1]: one pass through the layers for all of them."""
+) -> Iterator[Passage]:
+    """Passages of given text, token_ids [N, T + 1]: one pass through the layers for all of them.
+
+    The layers are done when the first passage comes.
+    """
     last = model.num_layers
     rows = states_at(model, [last], token_ids[:, :-1], progress)[last]
-    passages = [
-        Passage(
-            token_ids=ids,
-            states=model.normed(rows.read(at, at + 1)[0]).to(torch.float16).numpy(),
-        )
-        for at, ids in enumerate(token_ids)
-    ]
+    trim_heap()  # the last layer's
+    for at, ids in enumerate(token_ids):
+        states = model.normed(rows.read(at, at + 1)[0]).to(torch.float16).numpy()
+        yield Passage(token_ids=ids, states=states)
     rows.close()
-    return passages
 
 
 def template_parts(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -186,15 +214,16 @@ class _Conversation:
 
 
 def _choose(
-    logits: Tensor,
-    chats: Sequence[_Conversation],
-    options: ChatOptions,
-    generator: torch.Generator,
+    logits: Tensor, chats: Sequence[_Conversation], options: ChatOptions, noise: Tensor
 ) -> list[int]:
-    """The next token of every row. logits: [B, V]."""
+    """The next token of every row. logits: [B, V]; noise: [B, top_k], of the unit exponential.
+
+    The largest p / noise is a draw from p, which is how torch draws one.
+    """
     values, ids = logits.topk(options.top_k, dim=-1)
     temperatures = torch.tensor([options.temperature if chat.answering else 1.0 for chat in chats])
-    drawn = torch.multinomial((values / temperatures[:, None]).softmax(-1), 1, generator=generator)
+    shares = (values / temperatures[:, None]).softmax(-1)
+    drawn = (shares / noise).argmax(-1, keepdim=True)
     picks = torch.where(torch.tensor([chat.is_greedy for chat in chats])[:, None], 0, drawn)
     chosen: list[int] = ids.gather(1, picks)[:, 0].tolist()
     return chosen
@@ -202,10 +231,10 @@ def _choose(
 
 @contextmanager
 def _final_states(model: Any) -> Iterator[list[Tensor]]:
-    """While open, the list collects what the final norm gives: [B, T, D] for each pass."""
+    """While open, the list collects what the final norm gives: float16 [B, T, D] of each pass."""
     kept: list[Tensor] = []
     handle = final_norm(model).register_forward_hook(
-        lambda module, inputs, output: kept.append(output.detach())
+        lambda module, inputs, output: kept.append(output.detach().to("cpu", torch.float16))
     )
     try:
         yield kept

@@ -22,9 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optimizer.export.draft_head.head import DraftHead, fit_linear
+from optimizer.export.draft_head.stored_rows import HalfRows
+from optimizer.export.layers.fast_linear import has_fast_bfloat16
 
 STATE_WEIGHT: Final = 0.1
 WARM_UP_SHARE: Final = 0.05
+_HEAD_ROWS: Final = 8192  # of the model's head, in one product
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
 Tokens = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float32]
@@ -49,10 +52,13 @@ class TrainOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
     """Training pairs: rows of the front and final states of the model, float16 [N, D] each, and the
-    model's likeliest token, int64 [N]."""
+    model's likeliest token, int64 [N].
 
-    rows: npt.NDArray[np.float16]
-    states: npt.NDArray[np.float16]
+    Rows and states are arrays, or lie in files and are read a batch at a time.
+    """
+
+    rows: HalfRows
+    states: HalfRows
     best: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -162,19 +168,26 @@ def score_guesses(
     return HeldOutScore(num_positions=len(hit), top1=float(hit.mean()), sure=bins)
 
 
-def likeliest_tokens(
-    states: npt.NDArray[np.float16], embedding: Tensor, batch: int = 512
-) -> npt.NDArray[np.int64]:
+def likeliest_tokens(states: HalfRows, embedding: Tensor, batch: int = 512) -> Tokens:
     """The likeliest token [N] of each final state [N, D]; embedding: the whole head [V, D].
 
-    Computed in bfloat16, like training: where two tokens are that close, either is a good label.
+    Computed in bfloat16 where that is fast, like training: where two tokens are that close, either
+    is a good label. A part of the head is converted at a time.
     """
-    found = []
-    weight = embedding.to(torch.bfloat16)
+    kind = torch.bfloat16 if has_fast_bfloat16("cpu") else torch.float32
+    found = [np.zeros(0, dtype=np.int64)]
     with torch.no_grad():
         for begin in range(0, len(states), batch):
-            rows = torch.from_numpy(states[begin : begin + batch]).to(weight)
-            found.append(F.linear(rows, weight).argmax(-1).cpu().numpy())
+            rows = torch.from_numpy(states[begin : begin + batch]).to(kind)
+            highest = torch.full((len(rows),), -torch.inf, dtype=kind)
+            best = torch.zeros(len(rows), dtype=torch.int64)
+            for first in range(0, len(embedding), _HEAD_ROWS):
+                part = embedding[first : first + _HEAD_ROWS].to(kind)
+                values, ids = F.linear(rows, part).max(-1)
+                better = values > highest  # of equal ones the first counts
+                highest = torch.where(better, values, highest)
+                best = torch.where(better, ids + first, best)
+            found.append(best.numpy())
     return np.concatenate(found)
 
 
@@ -187,7 +200,8 @@ def _step(
 ) -> None:
     rows = torch.from_numpy(positions.rows[chosen]).float().to(device)
     states = torch.from_numpy(positions.states[chosen]).float().to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    fast = has_fast_bfloat16(device.type)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
         guessed = head.states(rows)
         logits = F.linear(guessed, head.embedding)
         with torch.no_grad():

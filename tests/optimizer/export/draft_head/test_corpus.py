@@ -10,13 +10,12 @@ import pytest
 from optimizer.errors import BuildError
 from optimizer.export.draft_head.corpus import (
     CHATS_PER_SHARD,
-    WINDOW,
-    Shard,
     _chat_shards,
     held_out_step,
     make_corpus,
-    split_shard,
 )
+from optimizer.export.draft_head.shards import WINDOW, Shard, split_shard
+from optimizer.export.draft_head.stored_rows import RowRange, StoredRows
 from optimizer.export.draft_head.text import Passage
 from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.sources.model_source import open_source
@@ -24,7 +23,7 @@ from tests.tiny_models import make_tiny_model
 
 
 def shard_of(count: int) -> Shard:
-    rows = np.zeros((count, 2), dtype=np.float16)
+    rows = StoredRows([RowRange(path=Path("never-read"), begin=0, count=count)], 2)
     return Shard(token_ids=np.zeros(count, dtype=np.int64), rows=rows, states=rows)
 
 

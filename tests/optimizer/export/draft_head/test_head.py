@@ -149,6 +149,22 @@ def test_the_exported_head_guesses_what_the_trained_one_does(tmp_path: Path) -> 
     assert drafter.guesses() == ()  # the row of the token that is last now is gone
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_likeliest_token_is_that_of_the_whole_head(
+    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimizer.export.draft_head.training._HEAD_ROWS", 7)
+    states = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float16)
+    embedding = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)).to(kind)
+    embedding[31] = embedding[3]  # of equal ones the first counts
+    logits = torch.from_numpy(states).float() @ embedding.float().T
+    found = likeliest_tokens(states, embedding, batch=16)
+    margin = logits.max(-1).values - logits[torch.arange(30), torch.from_numpy(found)]
+    assert (margin <= 0.05).all()
+    assert len(set(found.tolist())) > 5
+    assert 31 not in found
+
+
 def test_frequent_tokens_come_first_and_low_ids_fill_up() -> None:
     seen = np.array([7, 7, 7, 100, 100, 42])
     assert frequent_tokens(seen, vocab_size=200, count=5).tolist() == [0, 1, 7, 42, 100]
@@ -172,6 +188,21 @@ def test_chats_follow_the_template_and_states_predict_greedy_answers(tmp_path: P
     predicted = likeliest_tokens(greedy.states, embedding)
     answer = slice(-8, None)
     assert (predicted[answer] == greedy.token_ids[1:][answer]).all()
+
+
+def test_what_is_written_does_not_depend_on_the_room_for_kv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny_model("llama", tmp_path)
+    tokenizer = open_source(tmp_path).load_tokenizer()
+    options = ChatOptions(question_tokens=6, window=40)
+    together = write_chats(model, tokenizer, options, count=5, seed=0)
+    monkeypatch.setattr("optimizer.export.draft_head.text.KV_BYTES", 1)
+    alone = write_chats(model, tokenizer, options, count=5, seed=0)
+    assert len({tuple(chat.token_ids.tolist()) for chat in together}) > 1
+    for chat, other in zip(together, alone, strict=True):
+        assert chat.token_ids.tolist() == other.token_ids.tolist()
+        np.testing.assert_allclose(chat.states, other.states, atol=1e-2)
 
 
 def test_given_questions_are_what_the_user_says(tmp_path: Path) -> None:
