@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from optimizer.artifacts.bundle import write_manifest
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.export.bundle_builder import build_bundle
 from optimizer.export.sources.model_source import ModelSource, open_source
 from tests.end_to_end.servers import RunningServer, running_server
@@ -62,6 +63,7 @@ class ModelBench:
         max_tokens: int = 200,
         prefill_chunk: int = 16,
         back_start: int = 0,
+        prefill: PrefillPlace = "edge",
     ) -> Plan:
         source = self.source
         return Plan(
@@ -72,12 +74,13 @@ class ModelBench:
             level="lossless",
             max_tokens=max_tokens,
             prefill_chunk=prefill_chunk,
+            prefill=prefill,
         )
 
-    def edge_bundle(self, split: int, **changes: int) -> Path:
+    def edge_bundle(self, split: int, **changes: Any) -> Path:
         return self._built(self.plan(split, **changes), "edge")
 
-    def cloud_bundle(self, **changes: int) -> Path:
+    def cloud_bundle(self, **changes: Any) -> Path:
         """A bundle whose cloud holds every layer, so that it serves every split."""
         return self._built(self.plan(0, **changes), "cloud")
 

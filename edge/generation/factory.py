@@ -38,6 +38,7 @@ from edge.generation.token_source import TokenSource
 from edge.net.transport import Transport
 from hwprofiles.schema.near_names import did_you_mean
 from optimizer.artifacts.plan import Plan
+from optimizer.artifacts.prefill import PLANNED
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.limits import MAX_END_TOKENS
@@ -117,7 +118,7 @@ class GenerationFactory:
 
     def _check_cloud_layers(self, request: CompletionRequest) -> None:
         """InputError for what needs a server with every layer where there is none."""
-        wanted = f"prefill {request.prefill}" if request.prefill != "edge" else ""
+        wanted = "" if request.prefill in (PLANNED, "edge") else f"prefill {request.prefill}"
         if kv_policy(request.context).hands_over:
             wanted = f"context {request.context}"
         if request.prefer == "cloud":
@@ -297,8 +298,9 @@ class GenerationFactory:
         )
 
     def _prefill_choice(self, place: str) -> PrefillChoice | None:
-        """None: every frame brings rows."""
+        """None: every frame brings rows. place: a place, or PLANNED."""
         split = self._plan.partition.split
+        place = self._plan.prefill if place == PLANNED else place
         if self._plan.back_start > 0 or (place not in ("cloud", "both") and split > 0):
             return None
         return PrefillChoice(self._prefill, "both" if place == "both" else "cloud", split=split)

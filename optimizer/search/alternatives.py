@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optimizer.artifacts.prediction import Limits
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.link import LinkPoint
 from optimizer.search.grid import Grid
 from optimizer.search.planner import Found, Planner
@@ -23,6 +24,7 @@ from optimizer.search.solve import best, least, value_of
 class PlanAlternative:
     """One configuration: the best there is at its split. Seconds, bytes, percent of perplexity.
 
+    prefill: where the prompt is computed.
     broken: the limits that it does not keep; then it is the fastest of those that break the fewest.
     """
 
@@ -34,6 +36,7 @@ class PlanAlternative:
     uplink_bytes_per_token: float
     edge_memory_bytes: float
     quality_drop_pct: float
+    prefill: PrefillPlace = "edge"
     broken: tuple[str, ...] = ()
 
     def is_better_everywhere(self, other: PlanAlternative) -> bool:
@@ -142,6 +145,7 @@ def _row(what: str, grid: Grid, cell: Cell) -> PlanAlternative:
         uplink_bytes_per_token=float(per_round / tokens),
         edge_memory_bytes=value_of(grid, cell, "edge-memory"),
         quality_drop_pct=value_of(grid, cell, "quality"),
+        prefill=grid.prefill_of(cell),
         broken=tuple(
             constraint.name
             for constraint in grid.constraints

@@ -13,6 +13,7 @@ import numpy as np
 
 from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.artifacts.prediction import Limits
+from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
@@ -21,13 +22,14 @@ from optimizer.cost.round_trip import (
     cloud_share_s,
     first_answer_s,
     opening_s,
-    prompt_stages_s,
     queue_s,
     round_over,
 )
 from optimizer.errors import PlanError
 from optimizer.policy.kv_blocks import reserved_tokens, tokens_in
 from optimizer.search.link_independent import LinkIndependent, Mask
+from optimizer.search.problem import Cell
+from optimizer.search.prompt_places import PlacedPrompts, placed_prompts
 
 _OF_SPLITS = (slice(None), None, None, None, None)  # [S] to [S, 1, 1, 1, 1]
 
@@ -114,15 +116,21 @@ class Grid:
     def ttft_s(self) -> Floats:
         """Time to the first token, [S, F, B, K, C, H, 1]."""
         fixed, link = self.fixed, self.link
-        opened_s = opening_s(link, round_trips=OPEN_ROUND_TRIPS, stack_s=fixed.stack_s)
-        connected_s = np.where(fixed.whole, 0.0, opened_s)[_OF_SPLITS]
-        stages_s = np.stack(
-            [prompt_stages_s(chunks, link, connected_s=connected_s) for chunks in fixed.prompts],
-            axis=-1,
-        )
         answer_s = first_answer_s(link, sample_s=fixed.cloud_sample_s, stack_s=fixed.stack_s)
         beside_s = np.where(fixed.is_whole, fixed.edge_sample_s, answer_s)
-        return np.asarray(stages_s[..., None] + beside_s)
+        return np.asarray(self._prompts.stages_s[..., None] + beside_s)
+
+    @cached_property
+    def _prompts(self) -> PlacedPrompts:
+        fixed, link = self.fixed, self.link
+        opened_s = opening_s(link, round_trips=OPEN_ROUND_TRIPS, stack_s=fixed.stack_s)
+        connected_s = np.where(fixed.whole, 0.0, opened_s)[_OF_SPLITS]
+        return placed_prompts(fixed, link, connected_s=connected_s)
+
+    def prefill_of(self, cell: Cell) -> PrefillPlace:
+        """Where this configuration's prompt is computed."""
+        places = np.broadcast_to(self._prompts.places[..., None], self.problem.space.shape)
+        return PREFILL_PLACES[int(places[cell])]
 
     @cached_property
     def max_tokens(self) -> Floats:

@@ -10,6 +10,7 @@ from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
 from optimizer.artifacts.prediction import Limits
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.codec import LevelCost
 from optimizer.cost.quality import QualityModel
 from optimizer.cost.request import NO_DRAFTS, DraftedRound
@@ -100,9 +101,10 @@ class Problem:
     longest from there on, every other takes it as it is. `answer_tokens`: the usual answer, whose
     middle TBT is predicted for. `back_from`: the first layer the cloud holds, where that is below
     the split (it then serves other splits too). `slack`: the share of the objective's best value
-    within which configurations count as equally good (quality decides then). `Limits` says the
-    rest; memory that it leaves open is bounded by what the profiles call usable.
-    Raises PlanError for what the model cannot do.
+    within which configurations count as equally good (quality decides then). `prefill`: where a
+    prompt's rows may be computed; each configuration takes the place with the least TTFT, the first
+    of equals. `Limits` says the rest; memory that it leaves open is bounded by what the profiles
+    call usable. Raises PlanError for what the model cannot do.
     """
 
     geometry: ModelGeometry
@@ -117,6 +119,7 @@ class Problem:
     exact_front: bool = False
     back_from: int | None = None
     slack: float = 0.0
+    prefill: tuple[PrefillPlace, ...] = ("edge",)
 
     def __post_init__(self) -> None:
         context, prompt = self.geometry.context_length, self.limits.prompt_tokens
@@ -129,6 +132,12 @@ class Problem:
             )
         if not 0 <= self.slack < 1:
             raise PlanError(f"slack {self.slack}: must lie between 0 and 1")
+        if not self.prefill:
+            raise PlanError("prefill: no place to choose from")
+        if set(self.prefill) - {"edge"} and self.back_from != 0:
+            raise PlanError(
+                f"prefill {self.prefill[-1]}: the server must hold every layer (--back-from 0)"
+            )
         if self.answer_tokens < 1:
             raise PlanError(f"answer tokens {self.answer_tokens}: must be at least 1")
         if prompt + self.answer_tokens > self.max_tokens:

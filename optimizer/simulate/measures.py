@@ -53,7 +53,8 @@ class Measures:
     the smaller of the two, so that many tokens in time hide no late first ones. A budget that is
     not set is kept by every token that came. `breakdown_*_s`: mean seconds of each part
     of a first token, and of a step (a round trip, which may bring several tokens with drafting).
-    Utilisation and occupancy are means over the servers and the scenario's duration.
+    `prompt_ids`: prompt tokens that went as ids, `id_bytes`: the bytes of their frames. Utilisation
+    and occupancy are means over the servers and the scenario's duration.
     """
 
     ttft_s: Spread
@@ -77,6 +78,8 @@ class Measures:
     uplink_bytes: int = shown("bytes up", "{:,}")
     downlink_bytes: int = shown("bytes down", "{:,}")
     uplink_bytes_per_token: float = shown("bytes up a token", "{:,.0f}")
+    prompt_ids: int = shown("prompt tokens as ids", "{:,}")
+    id_bytes: int = shown("bytes of these ids", "{:,}")
     drafts_accepted: float
     reconnects: int = shown("reconnects", "{:,}")
     level_counts: dict[str, int]
@@ -96,6 +99,10 @@ class Measures:
         """Plain values, every number finite."""
         return asdict(self)
 
+    def _is_idle(self, name: str) -> bool:
+        """Whether a figure says nothing: no prompt went as ids."""
+        return name in ("prompt_ids", "id_bytes") and not self.prompt_ids
+
     def for_people(self) -> list[tuple[str, str]]:
         """Label and formatted value of how requests ended, and of every field made by `shown`."""
         outcomes = ", ".join(
@@ -106,7 +113,7 @@ class Measures:
         return [("requests", outcomes or "none")] + [
             (one.metadata["label"], one.metadata["form"].format(getattr(self, one.name)))
             for one in fields(self)
-            if "label" in one.metadata
+            if "label" in one.metadata and not self._is_idle(one.name)
         ]
 
 
@@ -173,6 +180,8 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         uplink_bytes=up_bytes,
         downlink_bytes=sum(record.down_bytes for record in records),
         uplink_bytes_per_token=up_bytes / max(tokens, 1),
+        prompt_ids=sum(record.prompt_ids for record in records),
+        id_bytes=sum(record.id_bytes for record in records),
         drafts_accepted=sum(record.accepted for record in records) / max(drafted, 1),
         reconnects=sum(record.reconnects for record in records),
         level_counts=dict(levels),

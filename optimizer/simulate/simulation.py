@@ -17,6 +17,7 @@ from optimizer.simulate.client import SimulatedClient
 from optimizer.simulate.client_links import ClientLinks
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.draft_lengths import DraftLengths
+from optimizer.simulate.prompt_ids import PromptIds
 from optimizer.simulate.record import Record
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.server import SimulatedServer
@@ -102,7 +103,7 @@ def _clients(
         for name in group.devices
     }
     links = ClientLinks(context.env, setup, seed)
-    lengths = DraftLengths(setup, fronts)
+    lengths, ids = DraftLengths(setup, fronts), PromptIds(setup)
     seeded = scenario if replication == 0 else replace(scenario, seed=seed)
     return [
         SimulatedClient(
@@ -112,6 +113,7 @@ def _clients(
                 front=fronts[spec.device],
                 lanes=links.lanes(spec),
                 draft_length=lengths.of(spec) if context.drafting is not None else 0,
+                num_ids=ids.of(spec),
                 seed=seed * CLIENT_STRIDE + spec.number,
             ),
             recorded=spec.number == 0,

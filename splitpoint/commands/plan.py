@@ -150,6 +150,7 @@ def _problem(
         exact_front=choices.exact_front,
         back_from=choices.back_from,
         slack=choices.slack / 100,
+        prefill=choices.place(),
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prediction import Predicted
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.search.alternatives import PlanAlternative
 from optimizer.search.alternatives import why as reason
 from optimizer.search.explain import Explanation, Flip, Relaxation
@@ -23,6 +24,11 @@ from splitpoint.views.sizes import size_text, time_text
 
 Text = Callable[[float], str]
 
+PLACE_TEXT: Final[dict[PrefillPlace, str]] = {
+    "edge": "rows go up",
+    "cloud": "token ids go up, the server runs every layer on the prompt",
+    "both": "first tokens go up as ids, the rest as rows, as the device measures",
+}
 NOTICED_DROP_PCT: Final = 1.0  # of perplexity
 
 
@@ -163,6 +169,7 @@ def pareto_rows(grid: Grid) -> list[dict[str, Any]]:
                 "kv_bits": space.kv_bits[cell.kv],
                 "level": space.levels[cell.level].name,
                 "prefill_chunk": space.chunks[cell.chunk],
+                "prefill": grid.prefill_of(cell),
                 "drafting": space.drafts[cell.draft].kind,
                 **{name: value_of(grid, cell, name) for name in KEYS if name != "context"},
             }
@@ -183,7 +190,7 @@ def print_pareto(rows: Sequence[dict[str, Any]]) -> None:
             str(row["back_bits"]),
             str(row["kv_bits"]),
             row["level"],
-            str(row["prefill_chunk"]),
+            str(row["prefill_chunk"]) + _place_text(row["prefill"]),
             time_text(row["tbt"]),
             time_text(row["ttft"]),
             time_text(row["cloud-cost"]),
@@ -213,6 +220,8 @@ def _choice_table(plan: Plan) -> Table:
         table.add_row("codec level", plan.level)
         table.add_row("drafting", plan.drafting)
     table.add_row("prefill chunk", str(plan.prefill_chunk))
+    if plan.prefill != "edge":
+        table.add_row("prefill", f"{plan.prefill}: {PLACE_TEXT[plan.prefill]}")
     table.add_row("max tokens", f"{plan.max_tokens:,}")
     return table
 
@@ -225,7 +234,7 @@ def _beside_table(rows: Sequence[PlanAlternative]) -> Table:
     for row in rows:
         table.add_row(
             row.what,
-            str(row.split),
+            str(row.split) + _place_text(row.prefill),
             time_text(row.ttft_s),
             time_text(row.tbt_s),
             time_text(row.cloud_s_per_token),
@@ -235,6 +244,11 @@ def _beside_table(rows: Sequence[PlanAlternative]) -> Table:
             ", ".join(row.broken),
         )
     return table
+
+
+def _place_text(place: PrefillPlace) -> str:
+    """Added to a row whose prompt is not computed on the device."""
+    return "" if place == "edge" else f", prefill {place}"
 
 
 def _promise_table(plan: Plan, predicted: Predicted) -> Table:

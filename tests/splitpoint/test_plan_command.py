@@ -352,6 +352,31 @@ def test_a_plan_for_a_gpu_server_counts_16_bits_a_weight(
 DEFAULT = ("plan", "--model", "llama-3.1-8b", "--edge", "raspberry-pi-5-8gb", "--cloud", "l4-24gb")
 
 
+def test_a_plan_says_where_prompts_are_computed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.yaml"
+    asked = (*SMOL, "--link", "4g", "--split", "8-9", "--back-from", "0", "--out", str(out))
+    found = planned(capsys, *asked, "--prefill", "auto")
+    assert found["prefill"] in ("cloud", "both")
+    assert load_plan(out).prefill == found["prefill"]
+    assert {row["prefill"] for row in found["alternatives"] if row["split"] in (8, 9)} <= {
+        "cloud",
+        "both",
+    }
+    on_edge = planned(capsys, *asked)
+    assert on_edge["prefill"] == "edge"  # the default changes no token
+    assert "prefill:" not in out.read_text()
+    assert found["predicted"]["ttft_s"] < on_edge["predicted"]["ttft_s"]
+    assert main([*asked, "--prefill", "cloud"]) == 0
+    shown = capsys.readouterr().out
+    assert "cloud: token ids go up" in shown
+    assert ", prefill cloud" in shown
+    status, line = refused(capsys, *SMOL, "--link", "4g", "--prefill", "cloud")
+    assert status == 2
+    assert "--back-from 0" in line
+
+
 def test_a_plan_shows_what_it_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, *DEFAULT, "--link", "wifi")
     rows = {row["what"]: row for row in found["alternatives"]}

@@ -54,6 +54,7 @@ def factory(
         model=model,
         partition=SimpleNamespace(split=3),
         back_start=3,
+        prefill="edge",
     )
     drafters: Any = Drafters()
     return GenerationFactory(
