@@ -15,6 +15,7 @@ from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.cost.link import LinkPoint
+from optimizer.cost.money import PER_MILLION, watts_of
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
     RequestParts,
@@ -27,9 +28,9 @@ from optimizer.cost.round_trip import (
 )
 from optimizer.errors import PlanError
 from optimizer.policy.kv_blocks import reserved_tokens, tokens_in
-from optimizer.search.link_independent import LinkIndependent, Mask
+from optimizer.search.link_independent import LinkIndependent, Mask, PlacedPrompts
 from optimizer.search.problem import Cell
-from optimizer.search.prompt_places import PlacedPrompts, placed_prompts
+from optimizer.search.prompt_places import placed_prompts
 
 _OF_SPLITS = (slice(None), None, None, None, None)  # [S] to [S, 1, 1, 1, 1]
 
@@ -111,6 +112,16 @@ class Grid:
         busy_s = np.where(fixed.is_whole, 0.0, self.round.cloud_s)
         batch = self.problem.limits.num_sessions
         return np.asarray(cloud_share_s(busy_s, batch, fixed.tokens_per_round))
+
+    @cached_property
+    def cost_per_million(self) -> Floats:
+        """Money for a million tokens by the problem's prices, [S, F, B, K, C, 1, D]."""
+        fixed, problem = self.fixed, self.problem
+        sampled_s = np.where(fixed.is_whole, fixed.edge_sample_s, 0.0)
+        busy_s = self.round.front_s + self.round.encode_s + fixed.draft_s + sampled_s
+        joules = (watts_of(problem.edge) or 0.0) * busy_s / fixed.tokens_per_round
+        cost = problem.prices.cost(cloud_s=self.cloud_s_per_token, joules=joules)
+        return np.asarray(PER_MILLION * cost)
 
     @cached_property
     def ttft_s(self) -> Floats:

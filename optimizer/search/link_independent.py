@@ -14,7 +14,7 @@ bisection (`longest_layers_s` is a running maximum along its last axis).
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,14 @@ LENGTHS_PER_OCTAVE: Final = 5
 SHORTEST_LENGTH: Final = 32
 
 
+class PlacedPrompts(NamedTuple):
+    """Seconds until the prompt's last layer, and the place as its number in PREFILL_PLACES, both
+    [S, F, B, K, C, H]."""
+
+    stages_s: Floats
+    places: npt.NDArray[np.int64]
+
+
 class LinkIndependent:
     """The link-independent half of a problem. Raises ProfileError where a device has no kernel."""
 
@@ -46,6 +54,7 @@ class LinkIndependent:
         self.lengths = _lengths(problem)
         self.edge_bytes = EdgeBytes(problem)
         self.times = StepTimes(problem)
+        self.placed: dict[tuple[float, bytes], PlacedPrompts] = {}  # of `prompt_places`
         self._with_ids: dict[tuple[int, int], PromptChunks] = {}
 
     @cached_property

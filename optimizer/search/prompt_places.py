@@ -7,7 +7,7 @@ each stage costs a token of this prompt (`optimizer.cost.prompt.prefill_costs`, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,24 +17,27 @@ from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.cost.link import LinkPoint, transfer_s
 from optimizer.cost.round_trip import PromptChunks, prompt_stages_s
 from optimizer.policy.prefill_place import PrefillCosts, best_num_ids
-from optimizer.search.link_independent import LinkIndependent
+from optimizer.search.link_independent import LinkIndependent, PlacedPrompts
 
+MOST_KEPT: Final = 4
 _SPLITS_OF_FIVE = (-1, 1, 1, 1, 1)  # [S] to [S, 1, 1, 1, 1]
-
-
-class PlacedPrompts(NamedTuple):
-    """Seconds until the prompt's last layer, and the place as its number in PREFILL_PLACES, both
-    [S, F, B, K, C, H]."""
-
-    stages_s: Floats
-    places: npt.NDArray[np.int64]
 
 
 def placed_prompts(
     fixed: LinkIndependent, link: LinkPoint, *, connected_s: Quantity
 ) -> PlacedPrompts:
     """Every configuration's prompt at its best place. connected_s: when the first frame may leave,
-    [S, 1, 1, 1, 1]."""
+    [S, 1, 1, 1, 1]. The last few answers are kept: many questions differ in the round trip or in
+    limits alone, which change nothing here."""
+    key = (link.up_bytes_per_s, np.asarray(connected_s).tobytes())
+    if key not in fixed.placed:
+        if len(fixed.placed) >= MOST_KEPT:
+            fixed.placed.clear()
+        fixed.placed[key] = _placed(fixed, link, connected_s)
+    return fixed.placed[key]
+
+
+def _placed(fixed: LinkIndependent, link: LinkPoint, connected_s: Quantity) -> PlacedPrompts:
     found = [_best_place(fixed, link, index, connected_s) for index in range(len(fixed.prompts))]
     return PlacedPrompts(
         np.stack([one.stages_s for one in found], axis=-1),

@@ -14,6 +14,7 @@ from optimizer.cost.cloud import back_compute_bits
 from optimizer.cost.codec import LevelCost, level_on
 from optimizer.cost.front_kernels import front_kernel
 from optimizer.cost.levels import DEFAULT_LEVELS
+from optimizer.cost.money import NO_PRICES, Prices
 from optimizer.cost.quality import QualityModel
 from optimizer.errors import PlanError
 from optimizer.search.problem import (
@@ -53,20 +54,18 @@ def make_problem(
     back_from: int | None = None,
     slack: float = DEFAULT_SLACK,
     prefill: PrefillPlace | Literal["auto"] = "edge",
+    prices: Prices = NO_PRICES,
 ) -> Problem:
     """A problem over everything that may be chosen, less what a profile has no kernel for.
 
-    max_tokens: prompt and answer together, by default 2,048 or the model's context, or with the
-    objective `context` just the prompt and the usual answer. answer_tokens: by default 128, or
-    what fits. prefill: "auto": the place where the first token comes soonest, if the server holds
-    every layer, and else the edge. Raises PlanError when nothing is left of an axis.
+    max_tokens: by default 2,048 or the model's context; with the objective `context` the prompt and
+    the usual answer. answer_tokens: by default 128, or what fits. prefill: "auto": where the first
+    token comes soonest, if the server holds every layer, and else the edge. Raises PlanError when
+    nothing is left of an axis.
     """
     prompt = limits.prompt_tokens
     if max_tokens is None:
-        wanted = DEFAULT_MAX_TOKENS
-        if objective == "context":
-            wanted = prompt + (answer_tokens or DEFAULT_ANSWER_TOKENS)
-        max_tokens = min(max(wanted, prompt + 1), geometry.context_length)
+        max_tokens = _usual_length(geometry, objective, prompt, answer_tokens)
     if answer_tokens is None:
         answer_tokens = max(min(DEFAULT_ANSWER_TOKENS, max_tokens - prompt), 1)
     edge_bits = {kernel.weight_bits for kernel in edge.kernels}
@@ -110,7 +109,17 @@ def make_problem(
         back_from=back_from,
         slack=slack,
         prefill=_places(prefill, back_from),
+        prices=prices,
     )
+
+
+def _usual_length(
+    geometry: ModelGeometry, objective: Objective, prompt: int, answer_tokens: int | None
+) -> int:
+    wanted = DEFAULT_MAX_TOKENS
+    if objective == "context":
+        wanted = prompt + (answer_tokens or DEFAULT_ANSWER_TOKENS)
+    return min(max(wanted, prompt + 1), geometry.context_length)
 
 
 def _places(

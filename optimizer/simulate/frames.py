@@ -125,14 +125,21 @@ class SimulatedFrameSender:
         self._upload(frame, max(at_s, behind_s or 0.0), self.num_bytes)
 
     def send_step(
-        self, session: SimulatedSession, at_s: float, *, position: int, rows: int, draft_s: float
+        self,
+        session: SimulatedSession,
+        at_s: float,
+        *,
+        position: int,
+        rows: int,
+        draft_s: float,
+        wait_s: float = 0.0,
     ) -> float:
         """A decode step with its drafts, begun at `at_s`; returns when the device is free again.
 
-        draft_s: the drafter's seconds. Drafts go through the front one by one, as in
-        `edge.generation.draft_frames`.
+        draft_s: the drafter's seconds. wait_s: seconds before them, of other work. Drafts go
+        through the front one by one, as in `edge.generation.draft_frames`.
         """
-        self.front_s = draft_s
+        self.front_s = wait_s + draft_s
         for at in range(position, position + rows):
             self.front_s += self._device.front.seconds(1, at)
         return self._send(
@@ -143,6 +150,7 @@ class SimulatedFrameSender:
             num_logits=rows,
             wanted=True,
             of_prompt=False,
+            idle_s=wait_s,
         )
 
     def replay(self, session: SimulatedSession, *, want_last: bool, is_step: bool) -> None:
@@ -173,10 +181,12 @@ class SimulatedFrameSender:
         num_logits: int,
         wanted: bool,
         of_prompt: bool,
+        idle_s: float = 0.0,
         behind_s: float | None = None,
     ) -> float:
         context, level = self._context, self.level
         self.num_bytes, self.encode_s, decode_s = level.frame(rows, of_prompt=of_prompt)
+        self._device.front.busy_s += self.front_s + self.encode_s - idle_s
         sent_s = at_s + self.front_s + self.encode_s
         counts = context.record.level_counts
         counts[level.name] = counts.get(level.name, 0) + 1

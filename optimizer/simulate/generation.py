@@ -233,13 +233,14 @@ class Generation:
         """Send the next decode step, with drafts if there are any."""
         drafting = self._context.drafting
         # Before its first step the device may still be computing what went as ids.
-        num_drafts, draft_s = 0, max(self._prefill.free_s - now_s, 0.0)
+        wait_s = max(self._prefill.free_s - now_s, 0.0)
+        num_drafts, draft_s = 0, 0.0
         if drafting is not None:
             left = self.request.output_tokens - self.num_tokens - 1
             num_drafts = max(0, min(self._drafts.propose(), left))
             if self._control is not None and self._control.max_drafts is not None:
                 num_drafts = min(num_drafts, self._control.max_drafts)
-            draft_s += num_drafts * drafting.draft_s
+            draft_s = num_drafts * drafting.draft_s
             self._context.record.drafted += num_drafts
         self._sender.send_step(
             session,
@@ -247,6 +248,7 @@ class Generation:
             position=self.request.prompt_tokens + self.num_tokens - 1,
             rows=num_drafts + 1,
             draft_s=draft_s,
+            wait_s=wait_s,
         )
 
     def answered(self, frame: FrameInFlight, at_s: float) -> None:

@@ -100,6 +100,7 @@ class PrefillProgress:
         for position in range(0, self._unfilled, chunk):
             rows = min(chunk, self._unfilled - position)
             seconds += self._device.front.seconds(rows, position)
+        self._device.front.busy_s += seconds
         if self._unfilled:
             self.free_s = max(at_s, self.free_s) + seconds
         self._unfilled = 0

@@ -89,6 +89,8 @@ class Record:
     reconnects: int = 0
     prompt_ids: int = 0  # prompt tokens that went as ids, and the bytes of their frames
     id_bytes: int = 0
+    edge_joules: float = 0.0  # of computing, on devices whose watts are known
+    no_watts: list[str] = field(default_factory=list)  # the other devices
     level_counts: dict[str, int] = field(default_factory=dict)
     servers: list[ServerSums] = field(default_factory=list)
     timeline: list[Span] = field(default_factory=list)

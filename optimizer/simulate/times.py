@@ -61,13 +61,15 @@ class LevelTimes:
 
 class FrontTimes:
     """Seconds of the plan's front on one device. `message_s`: its network stack's share of a round
-    trip, as given or as the profile has it; `sample_s`: drawing a token there."""
+    trip, as given or as the profile has it; `sample_s`: drawing a token there. `busy_s`: seconds
+    that all devices with this profile have computed; whoever asks for work adds them."""
 
     def __init__(self, device: DeviceProfile, plan: Plan, message_s: float | None = None) -> None:
         self._device = device
         self._plan = plan
         self._known: dict[tuple[int, int], float] = {}
         figure = device.overheads.message_s
+        self.busy_s = 0.0
         self.sample_s = sample_s(device, plan.model.geometry, num_logits=1)
         known_s = 0.0 if figure is None else figure.effective
         self.message_s = known_s if message_s is None else message_s

@@ -47,12 +47,18 @@ def tokens_text(tokens: float) -> str:
     return f"{abs(tokens):,.0f} tokens"
 
 
+def money_text(amount: float) -> str:
+    """Money for a million tokens."""
+    return f"{amount:,.2f}" if abs(amount) >= 1 else f"{amount:.3g}"
+
+
 OBJECTIVE_TEXT: dict[Objective, Text] = {
     "tbt": time_text,
     "ttft": time_text,
     "cloud-cost": time_text,
     "context": tokens_text,
     "quality": percent_text,
+    "cost": money_text,
 }
 LIMIT_TEXT: dict[str, Text] = {
     "edge memory": size_text,
@@ -87,11 +93,19 @@ def plan_json(
     ]
     out["flips"] = [asdict(flip) for flip in why.flips]
     if beside:
-        out["alternatives"] = [asdict(row) for row in beside]
+        out["alternatives"] = [_row_json(row) for row in beside]
         out["why"] = reason(beside, num_layers=plan.model.geometry.num_layers)
     if front is not None:
         out["pareto"] = list(front)
     return out
+
+
+def _row_json(row: PlanAlternative) -> dict[str, Any]:
+    """A row without a cost where nothing has a price."""
+    values = asdict(row)
+    if row.cost_per_million_tokens is None:
+        del values["cost_per_million_tokens"]
+    return values
 
 
 def infeasible_json(needed: Sequence[Relaxation]) -> dict[str, Any]:
@@ -157,6 +171,8 @@ def print_plan(
 def pareto_rows(grid: Grid) -> list[dict[str, Any]]:
     """The Pareto front of a grid: one row a plan, with the values compared."""
     space = grid.problem.space
+    left_out = {"context"} if grid.problem.has_cost else {"context", "cost"}
+    compared = [name for name in KEYS if name not in left_out]
     rows = []
     for cell in pareto(grid, grid.feasible()):
         split = space.splits[cell.split]
@@ -171,7 +187,7 @@ def pareto_rows(grid: Grid) -> list[dict[str, Any]]:
                 "prefill_chunk": space.chunks[cell.chunk],
                 "prefill": grid.prefill_of(cell),
                 "drafting": space.drafts[cell.draft].kind,
-                **{name: value_of(grid, cell, name) for name in KEYS if name != "context"},
+                **{name: value_of(grid, cell, name) for name in compared},
             }
         )
     return rows
@@ -227,17 +243,21 @@ def _choice_table(plan: Plan) -> Table:
 
 
 def _beside_table(rows: Sequence[PlanAlternative]) -> Table:
+    has_cost = rows[0].cost_per_million_tokens is not None
+    cost = ["cost per million tokens"] if has_cost else []
     table = Table(
-        "", "split", "TTFT", "TBT", "cloud a token", "up a token", "edge memory", "quality lost",
-        "breaks", title="What else there is", title_justify="left",
+        "", "split", "TTFT", "TBT", "cloud a token", *cost, "up a token", "edge memory",
+        "quality lost", "breaks", title="What else there is", title_justify="left",
     )  # fmt: skip
     for row in rows:
+        money = row.cost_per_million_tokens
         table.add_row(
             row.what,
             str(row.split) + _place_text(row.prefill),
             time_text(row.ttft_s),
             time_text(row.tbt_s),
             time_text(row.cloud_s_per_token),
+            *([] if money is None else [money_text(money)]),
             f"{row.uplink_bytes_per_token:.0f} B",
             size_text(row.edge_memory_bytes),
             percent_text(row.quality_drop_pct),
