@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+IDS_LEVEL: Final = "ids"  # of a step that sent token ids and no hidden state
 LOCAL_LEVEL: Final = "none"  # of a step that sent nothing: the device ran every layer
 
 
@@ -49,6 +50,11 @@ class StepTrace:
     ahead: bool = False
     expected_tokens: float = 1.0
     split: int = -1
+
+    @property
+    def is_ids(self) -> bool:
+        """Whether the frame was token ids, whose rows the cloud computed."""
+        return self.level == IDS_LEVEL
 
     @property
     def edge_s(self) -> float:

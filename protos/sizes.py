@@ -10,6 +10,7 @@ from typing import Final
 # Around a codec frame in its message: sequence, position, flags and lengths in protobuf, and
 # gRPC's prefix of 5 bytes (gRPC over HTTP/2, "Length-Prefixed-Message").
 FRAME_HEADER_BYTES: Final = 23
+MESSAGE_PREFIX_BYTES: Final = 5  # gRPC's own
 # A row's input token travels with it: a varint of 3 bytes from id 16,384 on.
 TOKEN_BYTES: Final = 3
 # HTTP/2 cuts messages into frames of at most 16 KiB with 9 bytes in front (RFC 9113, section 4.1).
@@ -25,3 +26,22 @@ def message_bytes(payload_bytes: int, *, num_rows: int) -> int:
     """Bytes on the wire of one message: a codec frame of `payload_bytes`, and the rows' tokens."""
     message = FRAME_HEADER_BYTES + TOKEN_BYTES * num_rows + payload_bytes
     return message + HTTP2_HEADER_BYTES * -(-message // HTTP2_FRAME_BYTES)
+
+
+def token_frame_bytes(
+    num_rows: int, *, sequence: int = 0, first_position: int = 0, want_token: bool
+) -> int:
+    """Bytes on the wire of a token frame: a message that brings ids alone.
+
+    Exact where every id takes `TOKEN_BYTES` (16,384 to 2,097,151). Fields of value 0 are not sent
+    (protobuf's wire format: a tag of one byte, then the value).
+    """
+    numbers = sum(1 + _varint_bytes(value) for value in (sequence, first_position) if value)
+    ids = TOKEN_BYTES * num_rows
+    frame = numbers + 1 + _varint_bytes(ids) + ids + 2 * want_token
+    message = MESSAGE_PREFIX_BYTES + 1 + _varint_bytes(frame) + frame
+    return message + HTTP2_HEADER_BYTES * -(-message // HTTP2_FRAME_BYTES)
+
+
+def _varint_bytes(value: int) -> int:
+    return max(1, -(-value.bit_length() // 7))

@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from optimizer.artifacts.bundle import write_manifest
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.export.bundle_builder import build_bundle
 from optimizer.export.sources.model_source import ModelSource, open_source
 from tests.end_to_end.servers import RunningServer, running_server
@@ -63,6 +64,7 @@ class ModelBench:
         prefill_chunk: int = 16,
         back_start: int = 0,
         front_splits: tuple[int, ...] = (),
+        prefill: PrefillPlace = "edge",
     ) -> Plan:
         source = self.source
         return Plan(
@@ -74,6 +76,7 @@ class ModelBench:
             max_tokens=max_tokens,
             prefill_chunk=prefill_chunk,
             front_splits=front_splits,
+            prefill=prefill,
         )
 
     def edge_bundle(self, split: int, **changes: Any) -> Path:

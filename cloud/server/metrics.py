@@ -36,7 +36,10 @@ class Metrics:
         self.batch_sessions = histogram("batch_sessions", "Sessions in a batch", _ROWS)
         self.batch_rows = histogram("batch_rows", "Rows in a batch", _ROWS)
         self.tokens = Counter(_PREFIX + "tokens", "Tokens answered", registry=registry)
-        self.rows = Counter(_PREFIX + "rows", "Rows of hidden state received", registry=registry)
+        self.rows = Counter(_PREFIX + "rows", "Rows received", registry=registry)
+        self.id_rows = Counter(
+            _PREFIX + "id_rows", "Rows that came as token ids", registry=registry
+        )
         self.sessions = Counter(
             _PREFIX + "sessions_opened", "Sessions by how they began", ["how"], registry=registry
         )

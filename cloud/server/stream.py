@@ -206,6 +206,8 @@ class ServerStream:
             )
         await self._room.acquire()
         self._metrics.rows.inc(num_rows)
+        if not frame.hidden:
+            self._metrics.id_rows.inc(num_rows)
         if (wait_s := self._rate_limit(num_rows)) > self._idle_ttl_s:
             raise CapacityError(
                 f"{num_rows} rows would wait {wait_s:.0f} s for the tenant's rate",

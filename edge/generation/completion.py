@@ -27,9 +27,9 @@ from edge.generation.stopping import FinishReason, StopRule
 from edge.generation.token_source import NewToken, TokenSource
 from edge.step_trace import StepTrace
 from edge.text_input import check_text
+from optimizer.artifacts.prefill import PLANNED, PREFILL_PLACES
 from optimizer.errors import PolicyError
 from optimizer.policy.kv.registry import kv_policy
-from optimizer.policy.prefill_place import PREFILL_PLACES
 from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
@@ -54,13 +54,14 @@ class CompletionRequest:
     nothing helps, the generation ends with `finish_reason` "deadline".
     context: a KV policy's name, what happens beyond the plan's tokens; see
     `optimizer.policy.kv.registry`. draft: a drafter's name, see `edge.draft.registry`. prefill:
-    where the prompt's rows for the cloud are computed (`optimizer.policy.prefill_place`). "cloud"
-    sends ids, "both" as many as seem best by what was measured so far, "edge" none. At split 0 the
-    server computes all rows where it can. prefer: "cloud" lets the server run every layer, whatever
-    the plan's split; "edge" asks the device's own model (`EdgeClient`'s fallback) and no server;
-    "split" keeps to the plan. split: where the front is cut into segments (`Plan.splits`), run at
-    this one, or with 0 layers here, as long as its cache holds; None: begin at the plan's and let
-    the split move where the device runs short (`optimizer.policy.split_moves`).
+    where the prompt's rows for the cloud are computed (`optimizer.policy.prefill_place`). "plan":
+    where the plan says. "cloud" sends ids, "both" as many as seem best by what was measured so far,
+    "edge" none. At split 0 the server computes all rows where it can. prefer: "cloud" lets the
+    server run every layer, whatever the plan's split; "edge" asks the device's own model
+    (`EdgeClient`'s fallback) and no server; "split" keeps to the plan. split: where the front is
+    cut into segments (`Plan.splits`), run at this one, or with 0 layers here, as long as its cache
+    holds; None: begin at the plan's and let the split move where the device runs short
+    (`optimizer.policy.split_moves`).
     Raises InputError for values that no generation can have.
     """
 
@@ -72,7 +73,7 @@ class CompletionRequest:
     deadline_tbt_s: float | None = None
     context: str = "refuse"
     draft: str = AUTO_DRAFT
-    prefill: str = "edge"
+    prefill: str = PLANNED
     prefer: str = "split"
     split: int | None = None
 
@@ -84,8 +85,9 @@ class CompletionRequest:
             kv_policy(self.context)
         except PolicyError as error:
             raise InputError(str(error)) from error
-        if self.prefill not in PREFILL_PLACES:
-            raise InputError(f"prefill {shown(self.prefill)}: one of {', '.join(PREFILL_PLACES)}")
+        places = (PLANNED, *PREFILL_PLACES)
+        if self.prefill not in places:
+            raise InputError(f"prefill {shown(self.prefill)}: one of {', '.join(places)}")
         if self.prefer not in PREFERRED:
             raise InputError(f"prefer {shown(self.prefer)}: one of {', '.join(PREFERRED)}")
         if self.split is not None:

@@ -24,6 +24,7 @@ from edge.generation.split_watch import FixedSplit, SplitWish
 from edge.generation.token_source import TokenSource
 from edge.net.transport import Transport
 from optimizer.artifacts.plan import Plan
+from optimizer.artifacts.prefill import PLANNED
 from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock, RetryPolicy
 
@@ -106,7 +107,7 @@ class GenerationFactory:
 
     def _check_cloud_layers(self, request: CompletionRequest) -> None:
         """InputError for what needs a server with every layer where there is none."""
-        wanted = f"prefill {request.prefill}" if request.prefill != "edge" else ""
+        wanted = "" if request.prefill in (PLANNED, "edge") else f"prefill {request.prefill}"
         if kv_policy(request.context).hands_over:
             wanted = f"context {request.context}"
         if request.prefer == "cloud":

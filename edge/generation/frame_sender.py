@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,8 @@ from edge.generation.session import EdgeSession
 from edge.generation.step_observer import StepObserver
 from edge.generation.token_source import FrontSegment, compute_rows
 from edge.net.transport import Stream
+from edge.step_trace import IDS_LEVEL
 from optimizer.policy.retry import Clock
-
-AS_IDS: Final = "ids"  # the level of a token frame in traces
 
 
 class ComputedRows(NamedTuple):
@@ -113,7 +112,7 @@ class FrameSender:
             front_s=front_s,
             encode_s=sent_s - computed_s,
             sent_s=sent_s,
-            level=AS_IDS if rows.as_ids else self._selector.level_of(payload),
+            level=IDS_LEVEL if rows.as_ids else self._selector.level_of(payload),
             hidden_bytes=len(payload),
             uplink_bytes=uplink_bytes,
             alone=is_alone,

@@ -12,7 +12,8 @@ from typing import Final
 from edge.generation.level_selector import LevelSelector
 from edge.generation.step_observer import AnsweredStep
 from edge.step_trace import StepTrace
-from optimizer.policy.prefill_place import PrefillCosts, PrefillPlace, num_ids
+from optimizer.artifacts.prefill import PrefillPlace
+from optimizer.policy.prefill_place import PrefillCosts, num_ids
 from protos.wire import MAX_TOKENS
 
 _NEWEST: Final = 0.5  # weight of the newest measurement in a mean

@@ -28,7 +28,7 @@ from edge.generation.token_source import FrontSegment
 from edge.net.transport import Transport
 from hwprofiles.schema.near_names import did_you_mean
 from optimizer.artifacts.plan import Plan
-from optimizer.policy.prefill_place import PrefillPlace
+from optimizer.artifacts.prefill import PLANNED, PrefillPlace
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.limits import MAX_END_TOKENS
 from protos.messages import Open
@@ -157,7 +157,8 @@ class RemoteParts:
         return split == 0 != self._plan.partition.split
 
     def _prefill_choice(self, here: SplitSetting, place: str) -> PrefillChoice | None:
-        """None: every frame brings rows."""
+        """None: every frame brings rows. place: a place, or PLANNED."""
+        place = self._plan.prefill if place == PLANNED else place
         if self._plan.back_start > 0 or (place not in ("cloud", "both") and here.split > 0):
             return None
         chosen: PrefillPlace = "both" if place == "both" else "cloud"

@@ -80,6 +80,12 @@ class Completion:
         num_bytes = sum(step.hidden_bytes for step in self.steps)
         return 8 * num_bytes / num_elements if num_elements else 0.0
 
+    @property
+    def _id_steps(self) -> list[StepTrace]:
+        """The prompt's frames that were token ids; those after the first token are a move's."""
+        first = next((i for i, step in enumerate(self.steps) if step.num_new_tokens), -1)
+        return [step for step in self.steps[: first + 1] if step.is_ids]
+
     def to_json(self) -> dict[str, Any]:
         """The object that `splitpoint run --json` prints. Seconds, bytes, tokens."""
         answered = [step for step in self.steps if step.num_new_tokens]
@@ -99,6 +105,8 @@ class Completion:
             "uplink_bytes": sum(step.uplink_bytes for step in self.steps),
             "downlink_bytes": sum(step.downlink_bytes for step in self.steps),
             "bits_per_element": self.bits_per_element,
+            "prompt_ids": sum(step.num_rows for step in self._id_steps),
+            "id_bytes": sum(step.uplink_bytes for step in self._id_steps),
             "round_trips": num_trips,
             "tokens_per_round_trip": len(self.token_ids) / num_trips if num_trips else 0.0,
             "drafts": draft_figures(self.steps),

@@ -17,6 +17,7 @@ from hwprofiles.errors import ProfileError
 from hwprofiles.schema.strict_yaml import load_strict
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.prediction import Limits, Predicted, ProfilesUsed
+from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.errors import ModelError, PlanError
 
 PLAN_FORMAT: Final = 2
@@ -73,7 +74,9 @@ class Plan:
     of each front layer where they differ, and `partition.front_bits` is then the smallest of them.
     Where it is empty, all layers have `partition.front_bits`. `front_splits` has the splits that a
     session may move between: rising, the last one `partition.split`. The front is cut there, into
-    segments that are loaded and dropped apart. Empty: the split stays.
+    segments that are loaded and dropped apart. Empty: the split stays. `prefill` says where a
+    prompt's rows are computed (`optimizer.policy.prefill_place`); other places than the edge need a
+    server that holds every layer.
 
     The other fields are a record: the profiles and limits that `splitpoint plan` used, what it
     predicted, and the limits that bind. A plan from flags has none of them. Raises PlanError.
@@ -90,6 +93,7 @@ class Plan:
     drafting: str = "off"
     front_layer_bits: tuple[int, ...] = ()
     front_splits: tuple[int, ...] = ()
+    prefill: PrefillPlace = "edge"
     profiles: ProfilesUsed | None = None
     limits: Limits | None = None
     predicted: Predicted | None = None
@@ -123,8 +127,11 @@ class Plan:
             raise PlanError(f"drafting {self.drafting!r}: choose one of {', '.join(DRAFTING)}")
         self._check_layer_bits()
         self._check_front_splits()
+        self._check_prefill()
         if self.format == 1 and self._has_newer_fields():
-            raise PlanError("plan format 1 has no drafting, layer bits, profiles or predictions")
+            raise PlanError(
+                "plan format 1 has no drafting, layer bits, prefill, profiles or predictions"
+            )
 
     def _check_layer_bits(self) -> None:
         bits = self.front_layer_bits
@@ -161,10 +168,20 @@ class Plan:
                 f"(back start 0, not {self.back_start})"
             )
 
+    def _check_prefill(self) -> None:
+        if self.prefill not in PREFILL_PLACES:
+            raise PlanError(f"prefill {self.prefill!r}: choose one of {', '.join(PREFILL_PLACES)}")
+        if self.prefill != "edge" and self.back_start > 0:
+            raise PlanError(
+                f"prefill {self.prefill}: the server holds only the layers from {self.back_start} "
+                "on; it needs all of them (back start 0)"
+            )
+
     def _has_newer_fields(self) -> bool:
         records = (self.profiles, self.limits, self.predicted)
         return (
             self.drafting != "off"
+            or self.prefill != "edge"
             or bool(self.front_layer_bits or self.front_splits or self.binding)
             or any(record is not None for record in records)
         )
@@ -202,10 +219,15 @@ class Plan:
         )
 
     def to_yaml(self) -> str:
-        """The plan as YAML text that `load_plan` reads back to an equal value."""
+        """The plan as YAML text that `load_plan` reads back to an equal value.
+
+        The default of `prefill` is left out: earlier versions then read the plan too.
+        """
         values = {key: value for key, value in asdict(self).items() if value is not None}
         if not self.front_splits:  # earlier versions read the plan then
             del values["front_splits"]
+        if self.prefill == "edge":
+            del values["prefill"]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 

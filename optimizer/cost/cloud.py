@@ -167,14 +167,21 @@ class BackCost:
         return total - self._not_entered_s(groups, num_rows, num_sessions)
 
     def shared_step_s(
-        self, *, num_rows: int, position: Quantity, num_logits: int, batch: int
+        self,
+        *,
+        num_rows: int,
+        position: Quantity,
+        num_logits: int,
+        batch: int,
+        others_skip: int = 0,
     ) -> Floats:
         """One step for our rows beside those of the `batch` - 1 other sessions. When all our rows
-        make logits, the others decode as we do; otherwise each of them brings one row."""
+        make logits, the others decode as we do; otherwise each of them brings one row. The others
+        enter `others_skip` layers above ours."""
         other_rows = num_rows if num_logits == num_rows else 1
         groups = [SessionGroup(num_rows, position)]
         if batch > 1:
-            groups.append(SessionGroup(other_rows, position, batch - 1))
+            groups.append(SessionGroup(other_rows, position, batch - 1, others_skip))
         return self.step_s(groups, num_logits + (batch - 1) * other_rows)
 
     def _not_entered_s(

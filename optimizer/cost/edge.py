@@ -166,10 +166,14 @@ def front_prefill(
     chunk: int,
     exact: bool = False,
     layer_bits: LayerBits = (),
+    first: int = 0,
 ) -> Floats:
-    """Seconds of each chunk of a prompt of `num_tokens`, in order, [N]; the last may be shorter."""
+    """Seconds of each chunk of a prompt's tokens [first, num_tokens), in order, [N].
+
+    The last chunk may be shorter.
+    """
     parts = []
-    for rows, starts in chunk_runs(num_tokens, chunk):
+    for rows, starts in chunk_runs(num_tokens - first, chunk):
         steps = front_steps(
             device,
             geometry,
@@ -177,7 +181,7 @@ def front_prefill(
             weight_bits=weight_bits,
             kv_bits=kv_bits,
             num_rows=rows,
-            positions=starts,
+            positions=[first + start for start in starts],
             exact=exact,
         )
         parts.append(np.broadcast_to(steps.total_s, (1, len(starts)))[0])

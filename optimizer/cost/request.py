@@ -1,8 +1,8 @@
 """One request end to end over one deployment: time to the first token, and time between tokens.
 
-The formulas are `round_trip.py`'s, the parts the other cost models'. With drafting a round carries
-the last token and k guesses and brings home `tokens_per_round` of them, so the time between tokens
-is the round's over that number.
+The formulas are `round_trip.py`'s, the prompt is `prompt.py`'s, the parts are the other cost
+models'. With drafting a round carries the last token and k guesses and brings home
+`tokens_per_round` of them, so the time between tokens is the round's over that number.
 """
 
 from __future__ import annotations
@@ -10,69 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
-from hwprofiles.profiles.device import DeviceProfile
-from hwprofiles.profiles.rates import Floats
-from optimizer.artifacts.geometry import ModelGeometry
-from optimizer.artifacts.plan import Partition
-from optimizer.cost.cloud import BackCost, back_kv_bits, sample_s
-from optimizer.cost.codec import LevelCost, answer_bytes, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import chunk_runs, front_prefill, front_step
-from optimizer.cost.link import LinkPoint
+from optimizer.cost.cloud import sample_s
+from optimizer.cost.codec import answer_bytes, decode_s, encode_s, frame_bytes
+from optimizer.cost.edge import front_step
+from optimizer.cost.prompt import cloud_prefill_s, prefill_s, prompt_bytes
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
-    PromptChunks,
     RequestParts,
     between_tokens_s,
     cloud_share_s,
-    first_answer_s,
     opening_s,
-    prompt_stages_s,
     queue_s,
     round_over,
-    stacks_s,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSetting:
-    """What a request runs on. `level` has the codec's bits and, where known, its times.
-
-    `kv_bits` are the edge's; the cloud keeps its caches in its own compute type.
-    """
-
-    edge: DeviceProfile
-    cloud: DeviceProfile
-    link: LinkPoint
-    geometry: ModelGeometry
-    partition: Partition
-    kv_bits: int
-    level: LevelCost
-    chunk: int = 128
-    exact_front: bool = False
-    front_layer_bits: tuple[int, ...] = ()
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the edge has all layers and the head, and so no cloud is asked."""
-        return self.partition.split == self.geometry.num_layers
-
-    @property
-    def back(self) -> BackCost:
-        """The cloud's layers."""
-        return BackCost(
-            self.cloud,
-            self.geometry,
-            num_layers=self.geometry.num_layers - self.partition.split,
-            back_bits=self.partition.back_bits,
-            kv_bits=back_kv_bits(self.cloud, self.partition.back_bits),
-        )
-
-    @property
-    def stack_s(self) -> float:
-        """What both network stacks add to a round trip."""
-        return stacks_s(self.edge, self.cloud)
+from optimizer.cost.setting import RequestSetting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,51 +123,6 @@ def round_parts(
     )
 
 
-def prefill_s(
-    setting: RequestSetting,
-    *,
-    num_tokens: int,
-    batch: int = 1,
-    connected_s: float = 0.0,
-) -> float:
-    """Seconds from the first chunk's start to the first token at the edge; `connected_s`: when the
-    connection stands, over which chunks leave.
-
-    Chunks go through front and encoder, the uplink, and decoder and back, each stage one chunk at
-    a time; the last chunk's logits then make the token. With others on the server (`batch`), every
-    chunk shares its step with their decode rows and waits half a step for it. The wait is part of
-    the cloud's stage, so it adds up only while the cloud is the slowest stage.
-    """
-    front_s = front_prefill(
-        setting.edge,
-        setting.geometry,
-        split=setting.partition.split,
-        weight_bits=setting.partition.front_bits,
-        kv_bits=setting.kv_bits,
-        num_tokens=num_tokens,
-        chunk=setting.chunk,
-        exact=setting.exact_front,
-        layer_bits=setting.front_layer_bits,
-    )
-    if setting.is_whole:
-        return float(front_s.sum()) + sample_s(setting.edge, setting.geometry, num_logits=1)
-    rows = _chunk_rows(num_tokens, setting.chunk)
-    level, hidden = setting.level.of_prompt, setting.geometry.hidden_size
-    back_s = _chunk_backs(setting, num_tokens, batch)
-    decoding_s = np.array([decode_s(level, hidden_size=hidden, num_rows=n) for n in rows])
-    encoding_s = np.array([encode_s(level, hidden_size=hidden, num_rows=n) for n in rows])
-    chunks = PromptChunks(
-        edge_s=front_s + encoding_s,
-        cloud_s=queue_s(back_s, batch) + decoding_s + back_s,
-        frame_bytes=np.array(
-            [float(frame_bytes(level, hidden_size=hidden, num_rows=n)) for n in rows]
-        ),
-    )
-    sampled = sample_s(setting.cloud, setting.geometry, num_logits=1)
-    stages_s = float(prompt_stages_s(chunks, setting.link, connected_s=connected_s))
-    return stages_s + first_answer_s(setting.link, sample_s=sampled, stack_s=setting.stack_s)
-
-
 def predict_request(
     setting: RequestSetting,
     *,
@@ -263,49 +169,12 @@ def predict_request(
         round_parts=parts,
         tbt_s=tbt,
         total_s=ttft + max(new_tokens - 1, 0) * tbt,
-        uplink_bytes=0.0 if whole else _prompt_bytes(setting, prompt_tokens) + rounds * round_bytes,
+        uplink_bytes=0.0
+        if whole
+        else prompt_bytes(setting, num_tokens=prompt_tokens, batch=batch) + rounds * round_bytes,
         uplink_bytes_per_token=0.0 if whole else round_bytes / tokens_per_round,
         cloud_s=0.0
         if whole
-        else cloud_prefill_s(setting, num_tokens=prompt_tokens) + rounds * cloud_s,
+        else cloud_prefill_s(setting, num_tokens=prompt_tokens, batch=batch) + rounds * cloud_s,
         cloud_s_per_token=cloud_s / tokens_per_round,
     )
-
-
-def cloud_prefill_s(setting: RequestSetting, *, num_tokens: int) -> float:
-    """Seconds that a prompt keeps the server busy: decoding, the back, one row of logits."""
-    hidden = setting.geometry.hidden_size
-    decoding_s = sum(
-        decode_s(setting.level, hidden_size=hidden, num_rows=rows)
-        for rows in _chunk_rows(num_tokens, setting.chunk)
-    )
-    sampled = sample_s(setting.cloud, setting.geometry, num_logits=1)
-    return sampled + decoding_s + float(_chunk_backs(setting, num_tokens, 1).sum())
-
-
-def _chunk_backs(setting: RequestSetting, num_tokens: int, batch: int) -> Floats:
-    """Seconds of the back for each chunk of a prompt, [N]. The last chunk alone makes logits."""
-    back = setting.back
-    parts = [
-        np.broadcast_to(
-            back.shared_step_s(
-                num_rows=rows,
-                position=np.array(starts, dtype=np.float64),
-                num_logits=int(starts[-1] + rows == num_tokens),
-                batch=batch,
-            ),
-            len(starts),
-        )
-        for rows, starts in chunk_runs(num_tokens, setting.chunk)
-    ]
-    return np.concatenate([np.zeros(0), *parts])
-
-
-def _prompt_bytes(setting: RequestSetting, num_tokens: int) -> int:
-    level, hidden = setting.level.of_prompt, setting.geometry.hidden_size
-    rows = _chunk_rows(num_tokens, setting.chunk)
-    return sum(frame_bytes(level, hidden_size=hidden, num_rows=n) for n in rows)
-
-
-def _chunk_rows(num_tokens: int, chunk: int) -> list[int]:
-    return [rows for rows, starts in chunk_runs(num_tokens, chunk) for _ in starts]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optimizer.artifacts.prediction import Limits
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.link import LinkPoint
 from optimizer.search.grid import Grid
 from optimizer.search.planner import Found, Planner
@@ -23,6 +24,7 @@ from optimizer.search.solve import best, least, value_of
 class PlanAlternative:
     """One configuration: the best there is at its split. Seconds, bytes, percent of perplexity.
 
+    prefill: where the prompt is computed. cost_per_million_tokens: money, where there are prices.
     broken: the limits that it does not keep; then it is the fastest of those that break the fewest.
     """
 
@@ -34,6 +36,8 @@ class PlanAlternative:
     uplink_bytes_per_token: float
     edge_memory_bytes: float
     quality_drop_pct: float
+    prefill: PrefillPlace = "edge"
+    cost_per_million_tokens: float | None = None
     broken: tuple[str, ...] = ()
 
     def is_better_everywhere(self, other: PlanAlternative) -> bool:
@@ -49,6 +53,7 @@ class PlanAlternative:
             self.uplink_bytes_per_token,
             self.edge_memory_bytes,
             self.quality_drop_pct,
+            self.cost_per_million_tokens or 0.0,
         )
 
 
@@ -130,7 +135,8 @@ def _breaking_fewest(grid: Grid) -> npt.NDArray[np.bool_]:
 
 
 def _row(what: str, grid: Grid, cell: Cell) -> PlanAlternative:
-    shape = grid.problem.space.shape
+    problem = grid.problem
+    shape = problem.space.shape
     per_round = np.broadcast_to(grid.fixed.times.round_bytes, shape)[cell]
     tokens = np.broadcast_to(grid.fixed.tokens_per_round, shape)[cell]
     return PlanAlternative(
@@ -142,6 +148,8 @@ def _row(what: str, grid: Grid, cell: Cell) -> PlanAlternative:
         uplink_bytes_per_token=float(per_round / tokens),
         edge_memory_bytes=value_of(grid, cell, "edge-memory"),
         quality_drop_pct=value_of(grid, cell, "quality"),
+        prefill=grid.prefill_of(cell),
+        cost_per_million_tokens=value_of(grid, cell, "cost") if problem.has_cost else None,
         broken=tuple(
             constraint.name
             for constraint in grid.constraints

@@ -13,7 +13,9 @@ import numpy as np
 
 from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.artifacts.prediction import Limits
+from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.cost.link import LinkPoint
+from optimizer.cost.money import PER_MILLION, watts_of
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
     RequestParts,
@@ -21,13 +23,14 @@ from optimizer.cost.round_trip import (
     cloud_share_s,
     first_answer_s,
     opening_s,
-    prompt_stages_s,
     queue_s,
     round_over,
 )
 from optimizer.errors import PlanError
 from optimizer.policy.kv_blocks import reserved_tokens, tokens_in
-from optimizer.search.link_independent import LinkIndependent, Mask
+from optimizer.search.link_independent import LinkIndependent, Mask, PlacedPrompts
+from optimizer.search.problem import Cell
+from optimizer.search.prompt_places import placed_prompts
 
 _OF_SPLITS = (slice(None), None, None, None, None)  # [S] to [S, 1, 1, 1, 1]
 
@@ -111,18 +114,34 @@ class Grid:
         return np.asarray(cloud_share_s(busy_s, batch, fixed.tokens_per_round))
 
     @cached_property
+    def cost_per_million(self) -> Floats:
+        """Money for a million tokens by the problem's prices, [S, F, B, K, C, 1, D]."""
+        fixed, problem = self.fixed, self.problem
+        sampled_s = np.where(fixed.is_whole, fixed.edge_sample_s, 0.0)
+        busy_s = self.round.front_s + self.round.encode_s + fixed.draft_s + sampled_s
+        joules = (watts_of(problem.edge) or 0.0) * busy_s / fixed.tokens_per_round
+        cost = problem.prices.cost(cloud_s=self.cloud_s_per_token, joules=joules)
+        return np.asarray(PER_MILLION * cost)
+
+    @cached_property
     def ttft_s(self) -> Floats:
         """Time to the first token, [S, F, B, K, C, H, 1]."""
         fixed, link = self.fixed, self.link
-        opened_s = opening_s(link, round_trips=OPEN_ROUND_TRIPS, stack_s=fixed.stack_s)
-        connected_s = np.where(fixed.whole, 0.0, opened_s)[_OF_SPLITS]
-        stages_s = np.stack(
-            [prompt_stages_s(chunks, link, connected_s=connected_s) for chunks in fixed.prompts],
-            axis=-1,
-        )
         answer_s = first_answer_s(link, sample_s=fixed.cloud_sample_s, stack_s=fixed.stack_s)
         beside_s = np.where(fixed.is_whole, fixed.edge_sample_s, answer_s)
-        return np.asarray(stages_s[..., None] + beside_s)
+        return np.asarray(self._prompts.stages_s[..., None] + beside_s)
+
+    @cached_property
+    def _prompts(self) -> PlacedPrompts:
+        fixed, link = self.fixed, self.link
+        opened_s = opening_s(link, round_trips=OPEN_ROUND_TRIPS, stack_s=fixed.stack_s)
+        connected_s = np.where(fixed.whole, 0.0, opened_s)[_OF_SPLITS]
+        return placed_prompts(fixed, link, connected_s=connected_s)
+
+    def prefill_of(self, cell: Cell) -> PrefillPlace:
+        """Where this configuration's prompt is computed."""
+        places = np.broadcast_to(self._prompts.places[..., None], self.problem.space.shape)
+        return PREFILL_PLACES[int(places[cell])]
 
     @cached_property
     def max_tokens(self) -> Floats:

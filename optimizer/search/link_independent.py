@@ -14,7 +14,7 @@ bisection (`longest_layers_s` is a running maximum along its last axis).
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from hwprofiles.profiles.rates import Floats
 from optimizer.cost.cloud import back_compute_bits, back_kv_bits, sample_s
 from optimizer.cost.codec import answer_bytes
+from optimizer.cost.prompt import id_frame_bytes, id_frames
 from optimizer.cost.request import middle_position
 from optimizer.cost.round_trip import PromptChunks, RequestParts, queue_s, stacks_s
 from optimizer.cost.weights import back_weight_bytes
@@ -32,6 +33,14 @@ from optimizer.search.step_times import StepTimes
 Mask = npt.NDArray[np.bool_]
 LENGTHS_PER_OCTAVE: Final = 5
 SHORTEST_LENGTH: Final = 32
+
+
+class PlacedPrompts(NamedTuple):
+    """Seconds until the prompt's last layer, and the place as its number in PREFILL_PLACES, both
+    [S, F, B, K, C, H]."""
+
+    stages_s: Floats
+    places: npt.NDArray[np.int64]
 
 
 class LinkIndependent:
@@ -45,6 +54,8 @@ class LinkIndependent:
         self.lengths = _lengths(problem)
         self.edge_bytes = EdgeBytes(problem)
         self.times = StepTimes(problem)
+        self.placed: dict[tuple[float, bytes], PlacedPrompts] = {}  # of `prompt_places`
+        self._with_ids: dict[tuple[int, int], PromptChunks] = {}
 
     @cached_property
     def exists(self) -> Mask:
@@ -194,10 +205,46 @@ class LinkIndependent:
         """The prompt of `Limits.prompt_tokens`, cut by each chunk size."""
         return tuple(self.times.prompt(chunk) for chunk in self.problem.space.chunks)
 
+    def prompt_with_ids(self, index: int, num_ids: int) -> PromptChunks:
+        """The prompt cut by chunk size number `index`, its first `num_ids` (at least 1) as ids.
+
+        Frames of ids come first, as in `optimizer.cost.prompt`; what only rows have is 0 there.
+        """
+        key = (index, num_ids)
+        if key not in self._with_ids:
+            self._with_ids[key] = self._cut_with_ids(self.problem.space.chunks[index], num_ids)
+        return self._with_ids[key]
+
+    def _cut_with_ids(self, chunk: int, num_ids: int) -> PromptChunks:
+        prompt = self.problem.limits.prompt_tokens
+        sizes = np.array(id_frame_bytes(prompt, num_ids), dtype=np.float64)
+        ids = PromptChunks(
+            edge_s=np.zeros((1, 1, 1, 1, 1, len(sizes))),
+            cloud_s=self.times.ids_s(id_frames(num_ids)),
+            frame_bytes=sizes.reshape(1, 1, 1, 1, 1, -1),
+        )
+        if num_ids == prompt:
+            return ids
+        rows = self.times.prompt(chunk, first=num_ids)
+        edge_s = rows.edge_s.copy()
+        edge_s[..., 0] += self.times.fill_s(chunk, num_ids)
+        return PromptChunks(
+            edge_s=_joined(ids.edge_s, edge_s),
+            cloud_s=_joined(ids.cloud_s, rows.cloud_s),
+            frame_bytes=_joined(ids.frame_bytes, rows.frame_bytes),
+        )
+
     @property
     def _middle(self) -> int:
         """Tokens cached before the round in the middle of the answer."""
         return middle_position(self.problem.limits.prompt_tokens, self.problem.answer_tokens)
+
+
+def _joined(first: Floats, second: Floats) -> Floats:
+    """Along the last axis; the others broadcast."""
+    shape = np.broadcast_shapes(first.shape[:-1], second.shape[:-1])
+    parts = [np.broadcast_to(part, (*shape, part.shape[-1])) for part in (first, second)]
+    return np.concatenate(parts, axis=-1)
 
 
 def _lengths(problem: Problem) -> list[int]:

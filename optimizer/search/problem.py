@@ -10,12 +10,14 @@ from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
 from optimizer.artifacts.prediction import Limits
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.codec import LevelCost
+from optimizer.cost.money import NO_PRICES, Prices, watts_of
 from optimizer.cost.quality import QualityModel
 from optimizer.cost.request import NO_DRAFTS, DraftedRound
 from optimizer.errors import PlanError
 
-Objective = Literal["tbt", "ttft", "cloud-cost", "context", "quality"]
+Objective = Literal["tbt", "ttft", "cloud-cost", "context", "quality", "cost"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 CHUNKS = (16, 32, 64, 128, 256, 512)
 
@@ -100,9 +102,11 @@ class Problem:
     longest from there on, every other takes it as it is. `answer_tokens`: the usual answer, whose
     middle TBT is predicted for. `back_from`: the first layer the cloud holds, where that is below
     the split (it then serves other splits too). `slack`: the share of the objective's best value
-    within which configurations count as equally good (quality decides then). `Limits` says the
-    rest; memory that it leaves open is bounded by what the profiles call usable.
-    Raises PlanError for what the model cannot do.
+    within which configurations count as equally good (quality decides then). `prefill`: where a
+    prompt's rows may be computed; each configuration takes the place with the least TTFT, the first
+    of equals. `prices`: what the objective `cost` counts. `Limits` says the rest; memory that it
+    leaves open is bounded by what the profiles call usable. Raises PlanError for what the model
+    cannot do.
     """
 
     geometry: ModelGeometry
@@ -117,6 +121,8 @@ class Problem:
     exact_front: bool = False
     back_from: int | None = None
     slack: float = 0.0
+    prefill: tuple[PrefillPlace, ...] = ("edge",)
+    prices: Prices = NO_PRICES
 
     def __post_init__(self) -> None:
         context, prompt = self.geometry.context_length, self.limits.prompt_tokens
@@ -129,6 +135,14 @@ class Problem:
             )
         if not 0 <= self.slack < 1:
             raise PlanError(f"slack {self.slack}: must lie between 0 and 1")
+        if self.objective == "cost" and not self.has_cost:
+            raise PlanError("objective cost: needs a price above 0 that counts here")
+        if not self.prefill:
+            raise PlanError("prefill: no place to choose from")
+        if set(self.prefill) - {"edge"} and self.back_from != 0:
+            raise PlanError(
+                f"prefill {self.prefill[-1]}: the server must hold every layer (--back-from 0)"
+            )
         if self.answer_tokens < 1:
             raise PlanError(f"answer tokens {self.answer_tokens}: must be at least 1")
         if prompt + self.answer_tokens > self.max_tokens:
@@ -141,3 +155,11 @@ class Problem:
         outside = [s for s in self.space.splits if not 0 <= s <= self.geometry.num_layers]
         if outside:
             raise PlanError(f"split {outside[0]}: the model has {self.geometry.num_layers} layers")
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether configurations differ in money: a server's price, or an energy that is known."""
+        prices = self.prices
+        return bool(prices.cloud_per_hour) or (
+            bool(prices.energy_per_kwh) and watts_of(self.edge) is not None
+        )

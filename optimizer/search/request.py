@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
 from optimizer.artifacts.prediction import Limits
+from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.cost.cloud import back_compute_bits
 from optimizer.cost.codec import LevelCost, level_on
 from optimizer.cost.front_kernels import front_kernel
 from optimizer.cost.levels import DEFAULT_LEVELS
+from optimizer.cost.money import NO_PRICES, Prices
 from optimizer.cost.quality import QualityModel
 from optimizer.errors import PlanError
 from optimizer.search.problem import (
@@ -50,19 +53,19 @@ def make_problem(
     exact_front: bool = False,
     back_from: int | None = None,
     slack: float = DEFAULT_SLACK,
+    prefill: PrefillPlace | Literal["auto"] = "edge",
+    prices: Prices = NO_PRICES,
 ) -> Problem:
     """A problem over everything that may be chosen, less what a profile has no kernel for.
 
-    max_tokens: prompt and answer together, by default 2,048 or the model's context, or with the
-    objective `context` just the prompt and the usual answer. answer_tokens: by default 128, or
-    what fits. Raises PlanError when nothing is left of an axis.
+    max_tokens: by default 2,048 or the model's context; with the objective `context` the prompt and
+    the usual answer. answer_tokens: by default 128, or what fits. prefill: "auto": where the first
+    token comes soonest, if the server holds every layer, and else the edge. Raises PlanError when
+    nothing is left of an axis.
     """
     prompt = limits.prompt_tokens
     if max_tokens is None:
-        wanted = DEFAULT_MAX_TOKENS
-        if objective == "context":
-            wanted = prompt + (answer_tokens or DEFAULT_ANSWER_TOKENS)
-        max_tokens = min(max(wanted, prompt + 1), geometry.context_length)
+        max_tokens = _usual_length(geometry, objective, prompt, answer_tokens)
     if answer_tokens is None:
         answer_tokens = max(min(DEFAULT_ANSWER_TOKENS, max_tokens - prompt), 1)
     edge_bits = {kernel.weight_bits for kernel in edge.kernels}
@@ -105,7 +108,26 @@ def make_problem(
         exact_front=exact_front,
         back_from=back_from,
         slack=slack,
+        prefill=_places(prefill, back_from),
+        prices=prices,
     )
+
+
+def _usual_length(
+    geometry: ModelGeometry, objective: Objective, prompt: int, answer_tokens: int | None
+) -> int:
+    wanted = DEFAULT_MAX_TOKENS
+    if objective == "context":
+        wanted = prompt + (answer_tokens or DEFAULT_ANSWER_TOKENS)
+    return min(max(wanted, prompt + 1), geometry.context_length)
+
+
+def _places(
+    prefill: PrefillPlace | Literal["auto"], back_from: int | None
+) -> tuple[PrefillPlace, ...]:
+    if prefill != "auto":
+        return (prefill,)
+    return PREFILL_PLACES if back_from == 0 else ("edge",)
 
 
 def _levels_named(names: Sequence[str] | None) -> list[LevelCost]:

@@ -28,12 +28,14 @@ ORDER: Mapping[Objective, tuple[str, ...]] = {
     "ttft": ("ttft", "quality", "ttft", "tbt", "cloud-cost", "edge-memory"),
     "cloud-cost": ("cloud-cost", "quality", "cloud-cost", "tbt", "ttft", "edge-memory"),
     "context": ("context", "quality", "context", "tbt", "ttft", "cloud-cost", "edge-memory"),
+    "cost": ("cost", "quality", "cost", "tbt", "ttft", "edge-memory"),
     "quality": ("quality", "tbt", "ttft", "cloud-cost", "edge-memory"),
 }
 KEYS: Mapping[str, Callable[[Grid], Floats]] = {
     "tbt": lambda grid: grid.tbt_s,
     "ttft": lambda grid: grid.ttft_s,
     "cloud-cost": lambda grid: grid.cloud_s_per_token,
+    "cost": lambda grid: grid.cost_per_million,
     "context": lambda grid: -grid.max_tokens,
     "quality": lambda grid: grid.fixed.quality_drop_pct,
     "edge-memory": lambda grid: grid.edge_memory_bytes,

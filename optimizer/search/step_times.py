@@ -6,6 +6,7 @@ say on the axes of the grid (letters as in `link_independent.py`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
@@ -17,6 +18,7 @@ from optimizer.cost.cloud import BackCost, back_kv_bits
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
 from optimizer.cost.edge import LayerBits, chunk_runs, front_steps
 from optimizer.cost.levels import level_at
+from optimizer.cost.prompt import IDS_A_BATCH
 from optimizer.cost.round_trip import PromptChunks, queue_s
 from optimizer.search.problem import Problem
 
@@ -77,14 +79,15 @@ class StepTimes:
             out[:, :, d] = self._backs(rows, positions, num_logits=rows)
         return out[:, None, :, None, None, None]
 
-    def prompt(self, chunk: int) -> PromptChunks:
-        """The prompt of `Limits.prompt_tokens` in chunks of `chunk`: edge_s [S, F, 1, K, C, N],
+    def prompt(self, chunk: int, *, first: int = 0) -> PromptChunks:
+        """The prompt's rows from token `first` on, in chunks of `chunk`: edge_s [S, F, 1, K, C, N],
         cloud_s [S, 1, B, 1, C, N], frame_bytes [S, 1, 1, 1, C, N].
         """
         limits = self._problem.limits
-        runs = chunk_runs(limits.prompt_tokens, chunk)
+        runs = chunk_runs(limits.prompt_tokens - first, chunk)
         fronts, backs, encoding, decoding, sizes = [], [], [], [], []
-        for rows, starts in runs:
+        for rows, from_first in runs:
+            starts = [first + start for start in from_first]
             is_last = starts[-1] + rows == limits.prompt_tokens
             fronts.append(self._fronts(rows, starts))
             backs.append(self._backs(rows, starts, num_logits=int(is_last)))
@@ -102,6 +105,36 @@ class StepTimes:
             + back_s,
             frame_bytes=np.concatenate(sizes, axis=-1)[over_levels],
         )
+
+    def fill_s(self, chunk: int, num_tokens: int) -> Floats:
+        """The front over a prompt's first `num_tokens` in chunks, [S, F, 1, K, 1]."""
+        runs = chunk_runs(num_tokens, chunk)
+        total = sum(self._fronts(rows, starts).sum(axis=-1) for rows, starts in runs)
+        return np.asarray(total)[:, :, None, :, None]
+
+    def ids_s(self, frames: Sequence[tuple[int, int]]) -> Floats:
+        """Frames of ids through all layers on the server, waiting included, [S, 1, B, 1, 1, N].
+
+        frames: tokens and first position of each. As `optimizer.cost.prompt` has it.
+        """
+        problem, space = self._problem, self._problem.space
+        sessions, prompt = problem.limits.num_sessions, problem.limits.prompt_tokens
+        # Alone on the server, a prompt takes the same whatever the split.
+        splits = space.splits if sessions > 1 else space.splits[:1]
+        out = np.zeros((len(splits), len(space.back_bits), len(frames)))
+        for index, (num_rows, position) in enumerate(frames):
+            for rows, starts in chunk_runs(num_rows, IDS_A_BATCH):
+                for at, s, b in itertools.product(starts, range(len(splits)), range(out.shape[1])):
+                    step_s = self._whole_costs[b].shared_step_s(
+                        num_rows=rows,
+                        position=float(position + at),
+                        num_logits=int(position + at + rows == prompt),
+                        batch=sessions,
+                        others_skip=splits[s],
+                    )
+                    out[s, b, index] += step_s + queue_s(step_s, sessions)
+        full = np.broadcast_to(out, (space.shape[0], *out.shape[1:]))
+        return full[:, None, :, None, None]
 
     def _fronts(self, num_rows: int, positions: Sequence[int]) -> Floats:
         """Seconds of the front, [S, F, K, N]."""
@@ -147,6 +180,21 @@ class StepTimes:
                 problem.cloud,
                 problem.geometry,
                 num_layers=problem.geometry.num_layers - np.array(problem.space.splits)[:, None],
+                back_bits=bits,
+                kv_bits=back_kv_bits(problem.cloud, bits),
+            )
+            for bits in problem.space.back_bits
+        ]
+
+    @cached_property
+    def _whole_costs(self) -> list[BackCost]:
+        """For each of the back's bits, all layers."""
+        problem = self._problem
+        return [
+            BackCost(
+                problem.cloud,
+                problem.geometry,
+                num_layers=problem.geometry.num_layers,
                 back_bits=bits,
                 kv_bits=back_kv_bits(problem.cloud, bits),
             )

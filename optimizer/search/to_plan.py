@@ -11,13 +11,9 @@ from optimizer.artifacts.prediction import EdgeMemoryParts, Predicted, ProfilesU
 from optimizer.cost.cloud import back_kv_bits
 from optimizer.cost.levels import level_at
 from optimizer.cost.memory import EdgeMemory, edge_memory
-from optimizer.cost.request import (
-    NO_DRAFTS,
-    RequestSetting,
-    RequestTime,
-    predict_request,
-)
+from optimizer.cost.request import NO_DRAFTS, RequestTime, predict_request
 from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS, OPEN_ROUND_TRIPS, RequestParts
+from optimizer.cost.setting import RequestSetting
 from optimizer.policy.kv_blocks import reserved_tokens
 from optimizer.search.grid import Grid
 from optimizer.search.problem import Cell, DraftOption, FrontPrecision
@@ -48,6 +44,7 @@ def plan_of(
         exact_front=problem.exact_front,
         drafting=space.drafts[cell.draft].kind,
         front_layer_bits=_stored_layer_bits(front, split),
+        prefill=grid.prefill_of(cell),
         profiles=profiles,
         limits=grid.limits,
         binding=binding,
@@ -74,6 +71,7 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
         chunk=plan.prefill_chunk,
         exact_front=plan.exact_front,
         front_layer_bits=plan.front_layer_bits,
+        prefill=plan.prefill,
     )
     whole = plan.edge_is_whole
     time = _request(grid, setting, draft)

@@ -80,12 +80,13 @@ def plan_of(deployment: Deployment) -> Plan:
             front_bits=deployment.front_bits,
             back_bits=deployment.back_bits,
         ),
-        back_start=deployment.split,
+        back_start=deployment.split if deployment.prefill == "edge" else 0,
         kv_bits=deployment.kv_bits,
         level=deployment.level,
         max_tokens=deployment.max_tokens,
         prefill_chunk=deployment.prefill_chunk,
         drafting=deployment.drafting,
+        prefill=deployment.prefill,
     )
 
 

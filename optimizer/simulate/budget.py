@@ -208,7 +208,12 @@ def _changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
                 f"split {other}",
                 replace(
                     inputs,
-                    plan=replace(plan, partition=partition, back_start=other, front_layer_bits=()),
+                    plan=replace(
+                        plan,
+                        partition=partition,
+                        back_start=other if plan.back_start else 0,
+                        front_layer_bits=(),
+                    ),
                 ),
             )
     levels = inputs.setup().levels

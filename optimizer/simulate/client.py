@@ -60,6 +60,7 @@ class SimulatedClient:
                 tokens=generation.num_tokens,
                 round_trips=generation.round_trips,
                 outcome=outcome,
+                prompt_ids=generation.num_ids,
             )
         )
         if generation.num_tokens:

@@ -48,14 +48,24 @@ class SimulationContext:
 
 
 class Device:
-    """One client's device: its front, its link, its random numbers and its longest draft."""
+    """One client's device: its front, its link, its random numbers and its longest draft.
 
-    __slots__ = ("_draws", "_seed", "draft_length", "front", "lanes")
+    num_ids: how many first tokens of a prompt of this length go as ids.
+    """
+
+    __slots__ = ("_draws", "_seed", "draft_length", "front", "lanes", "num_ids")
 
     def __init__(
-        self, *, front: FrontTimes, lanes: LinkLanes, draft_length: int, seed: int
+        self,
+        *,
+        front: FrontTimes,
+        lanes: LinkLanes,
+        draft_length: int,
+        num_ids: Callable[[int], int],
+        seed: int,
     ) -> None:
         self.front = front
+        self.num_ids = num_ids
         self.lanes = lanes
         self.draft_length = draft_length
         self._seed = seed

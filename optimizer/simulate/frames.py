@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
+from protos.sizes import token_frame_bytes
+
+IDS: Final = "ids"  # the level of a token frame, as in the edge's traces
 
 
 class JournalEntry(NamedTuple):
@@ -15,6 +18,7 @@ class JournalEntry(NamedTuple):
     num_rows: int
     num_bytes: int
     decode_s: float
+    as_ids: bool = False
 
 
 class SimulatedFrameSender:
@@ -67,7 +71,7 @@ class SimulatedFrameSender:
         behind_s: when the Open leaves that it follows; None: the session is open.
         """
         self.front_s = self._device.front.seconds(rows, position)
-        return self._send(
+        sent_s = self._send(
             session,
             at_s,
             position=position,
@@ -77,16 +81,65 @@ class SimulatedFrameSender:
             of_prompt=True,
             behind_s=behind_s,
         )
+        if self._context.plan.partition.split == 0:  # no rows there are
+            self._context.record.prompt_ids += rows
+            self._context.record.id_bytes += self.num_bytes
+        return sent_s
+
+    def send_ids(
+        self,
+        session: SimulatedSession,
+        at_s: float,
+        *,
+        position: int,
+        rows: int,
+        number: int,
+        is_last: bool,
+        behind_s: float | None = None,
+    ) -> None:
+        """Frame `number` of a prompt, token ids alone: it takes the device no time.
+
+        is_last, behind_s: as in `send_chunk`.
+        """
+        context, record = self._context, self._context.record
+        self.front_s = self.encode_s = 0.0
+        self.num_bytes = token_frame_bytes(
+            rows, sequence=number, first_position=position, want_token=is_last
+        )
+        record.prompt_ids += rows
+        record.id_bytes += self.num_bytes
+        record.level_counts[IDS] = record.level_counts.get(IDS, 0) + 1
+        if context.keep_journal or behind_s is not None:
+            self._journal.append(JournalEntry(position, rows, self.num_bytes, 0.0, as_ids=True))
+        frame = FrameInFlight(
+            session,
+            num_rows=rows,
+            num_logits=int(is_last),
+            position=position,
+            decode_s=0.0,
+            sent_s=at_s,
+            edge_s=0.0,
+            wanted=is_last,
+            as_ids=True,
+        )
+        self._upload(frame, max(at_s, behind_s or 0.0), self.num_bytes)
 
     def send_step(
-        self, session: SimulatedSession, at_s: float, *, position: int, rows: int, draft_s: float
+        self,
+        session: SimulatedSession,
+        at_s: float,
+        *,
+        position: int,
+        rows: int,
+        draft_s: float,
+        wait_s: float = 0.0,
     ) -> float:
         """A decode step with its drafts, begun at `at_s`; returns when the device is free again.
 
-        draft_s: the drafter's seconds. Drafts go through the front one by one, as in
-        `edge.generation.draft_frames`.
+        draft_s: the drafter's seconds. wait_s: seconds before them, of other work. Drafts go
+        through the front one by one, as in `edge.generation.draft_frames`.
         """
-        self.front_s = draft_s
+        self.front_s = wait_s + draft_s
         for at in range(position, position + rows):
             self.front_s += self._device.front.seconds(1, at)
         return self._send(
@@ -97,6 +150,7 @@ class SimulatedFrameSender:
             num_logits=rows,
             wanted=True,
             of_prompt=False,
+            idle_s=wait_s,
         )
 
     def replay(self, session: SimulatedSession, *, want_last: bool, is_step: bool) -> None:
@@ -113,6 +167,7 @@ class SimulatedFrameSender:
                 sent_s=now_s,
                 edge_s=0.0,
                 wanted=wanted,
+                as_ids=entry.as_ids,
             )
             self._upload(frame, now_s, entry.num_bytes)
 
@@ -126,10 +181,12 @@ class SimulatedFrameSender:
         num_logits: int,
         wanted: bool,
         of_prompt: bool,
+        idle_s: float = 0.0,
         behind_s: float | None = None,
     ) -> float:
         context, level = self._context, self.level
         self.num_bytes, self.encode_s, decode_s = level.frame(rows, of_prompt=of_prompt)
+        self._device.front.busy_s += self.front_s + self.encode_s - idle_s
         sent_s = at_s + self.front_s + self.encode_s
         counts = context.record.level_counts
         counts[level.name] = counts.get(level.name, 0) + 1

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from optimizer.policy.level_control import ControlState
-from optimizer.policy.prefill_chunks import next_chunk
 from optimizer.policy.retry import Recovery
 from optimizer.simulate.connector import SimulatedConnector
 from optimizer.simulate.context import Device, SimulationContext
@@ -44,7 +43,6 @@ class Generation:
         "_drafts",
         "_early",
         "_ended",
-        "_free_s",
         "_freed",
         "_last_s",
         "_prefill",
@@ -93,11 +91,19 @@ class Generation:
         self._early: EarlyFrames | None = None  # until the client knows that it has a session
         self._sender = SimulatedFrameSender(context, device)
         self._drafts = SimulatedDrafts(context.drafting, device)
-        self._prefill = PrefillProgress()
+        self._prefill = PrefillProgress(
+            context, device, num_tokens=request.prompt_tokens, at_s=asked_s
+        )
         self._recovery = Recovery()  # begins anew with every token
         self._begun_s = asked_s  # when the device took the question up
-        self._free_s = asked_s  # when the device has sent its last chunk of the prompt
         self._last_s = asked_s  # when the last token came
+
+    @property
+    def num_ids(self) -> int:
+        """Tokens of the prompt that have gone as ids: at split 0 all of them."""
+        at_0 = self._context.plan.partition.split == 0
+        most = self.request.prompt_tokens if at_0 else self._prefill.num_ids
+        return min(self._prefill.position, most)
 
     def start(self) -> None:
         """Ask a server for a session."""
@@ -115,7 +121,7 @@ class Generation:
         self._early = None
         if not self._sender.has_journal and not self._prefill.position:
             self._early = early = EarlyFrames(self, self._blocks)
-            self._free_s = self._begun_s
+            self._prefill.free_s = self._begun_s
             self._prefill_on(early.session, behind_s=at_s)
 
     def admitted(self, session: SimulatedSession) -> None:
@@ -131,11 +137,13 @@ class Generation:
         if session.closed:  # the server died while its answer was on the way
             self._recover(session)
             return
-        whole = self._prefill.position == self.request.prompt_tokens
+        whole = self._prefill.is_sent
         if early is None and self._sender.has_journal:
             self._sender.replay(session, want_last=whole, is_step=self.num_tokens > 0)
         self._sender.forget()
-        if not whole:
+        if whole:
+            self._prefill.fill(self._context.env.now)
+        else:
             self._prefill_on(session)
 
     def shut_out(self, outcome: Outcome) -> None:
@@ -215,24 +223,17 @@ class Generation:
             return
         if early is not None and not early.takes_more():
             return
-        context, prefill, sender = self._context, self._prefill, self._sender
-        position, planned = prefill.position, context.plan.prefill_chunk
-        num_left = self.request.prompt_tokens - position
-        rows = min(planned, num_left)
-        if context.scenario.adaptive_chunks:
-            rows = next_chunk(num_left, planned, prefill.answered)
-        at_s = self._free_s if early is not None else max(context.env.now, self._free_s)
-        is_last = rows == num_left
-        self._free_s = sender.send_chunk(
-            session, at_s, position=position, rows=rows, is_last=is_last, behind_s=behind_s
-        )
-        prefill.sent(rows, sender.front_s, sender.encode_s)
-        if not is_last:
-            context.at(self._free_s, lambda _: self._prefill_on(session, behind_s))
+        context, prefill = self._context, self._prefill
+        at_s = prefill.free_s if early is not None else max(context.env.now, prefill.free_s)
+        prefill.send_next(self._sender, session, at_s, behind_s)
+        if not prefill.is_sent:
+            context.at(prefill.free_s, lambda _: self._prefill_on(session, behind_s))
 
     def _step(self, session: SimulatedSession, now_s: float) -> None:
         """Send the next decode step, with drafts if there are any."""
         drafting = self._context.drafting
+        # Before its first step the device may still be computing what went as ids.
+        wait_s = max(self._prefill.free_s - now_s, 0.0)
         num_drafts, draft_s = 0, 0.0
         if drafting is not None:
             left = self.request.output_tokens - self.num_tokens - 1
@@ -247,6 +248,7 @@ class Generation:
             position=self.request.prompt_tokens + self.num_tokens - 1,
             rows=num_drafts + 1,
             draft_s=draft_s,
+            wait_s=wait_s,
         )
 
     def answered(self, frame: FrameInFlight, at_s: float) -> None:

@@ -27,11 +27,13 @@ def answer_locally(
     while position < request.prompt_tokens:
         rows = min(chunk, request.prompt_tokens - position)
         at_s += front.seconds(rows, position)
+        front.busy_s += front.seconds(rows, position)
         position += rows
     since_s, first_s = asked_s, 0.0
     computed_s = at_s - begun_s
     for token in range(request.output_tokens):
         at_s += sample_s
+        front.busy_s += computed_s + sample_s if token else sample_s
         record.add(
             RoundMoments(since_s, computed_s + sample_s, 0.0, at_s, at_s, at_s, 0.0, at_s),
             is_first=token == 0,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from optimizer.cost.money import PER_MILLION
 from optimizer.simulate.record import PARTS, Record
 from optimizer.simulate.scenario import Scenario
 
@@ -53,7 +54,10 @@ class Measures:
     the smaller of the two, so that many tokens in time hide no late first ones. A budget that is
     not set is kept by every token that came. `breakdown_*_s`: mean seconds of each part
     of a first token, and of a step (a round trip, which may bring several tokens with drafting).
-    Utilisation and occupancy are means over the servers and the scenario's duration.
+    `prompt_ids`: prompt tokens that went as ids, `id_bytes`: the bytes of their frames. Utilisation
+    and occupancy are means over the servers and the scenario's duration.
+    `work_cost_per_million_tokens`: servers' busy seconds and devices' energy, prompts included, by
+    the scenario's prices; None without prices. `energy_left_out`: devices whose watts are unknown.
     """
 
     ttft_s: Spread
@@ -77,11 +81,17 @@ class Measures:
     uplink_bytes: int = shown("bytes up", "{:,}")
     downlink_bytes: int = shown("bytes down", "{:,}")
     uplink_bytes_per_token: float = shown("bytes up a token", "{:,.0f}")
+    prompt_ids: int = shown("prompt tokens as ids", "{:,}")
+    id_bytes: int = shown("bytes of these ids", "{:,}")
     drafts_accepted: float
     reconnects: int = shown("reconnects", "{:,}")
     level_counts: dict[str, int]
     cost: float = shown("cost of the servers", "{:,.2f}")
     cost_per_million_tokens: float = shown("cost a million tokens", "{:,.2f}")
+    work_cost_per_million_tokens: float | None = shown(
+        "cost of the work a million tokens", "{:,.4g}"
+    )
+    energy_left_out: tuple[str, ...] | None
     clients: int
     servers: int
     duration_s: float
@@ -93,8 +103,19 @@ class Measures:
     peak_memory_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, every number finite."""
-        return asdict(self)
+        """Plain values, every number finite; without the cost of the work where it has no price."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def _is_idle(self, name: str) -> bool:
+        """Whether a figure says nothing: no prompt went as ids, nothing has a price."""
+        if name in ("prompt_ids", "id_bytes"):
+            return not self.prompt_ids
+        return getattr(self, name) is None
+
+    def _label(self, name: str, label: str) -> str:
+        if name == "work_cost_per_million_tokens" and self.energy_left_out:
+            return f"{label}, without the energy of {', '.join(self.energy_left_out)}"
+        return label
 
     def for_people(self) -> list[tuple[str, str]]:
         """Label and formatted value of how requests ended, and of every field made by `shown`."""
@@ -104,9 +125,12 @@ class Measures:
             if name != "asked"
         )
         return [("requests", outcomes or "none")] + [
-            (one.metadata["label"], one.metadata["form"].format(getattr(self, one.name)))
+            (
+                self._label(one.name, one.metadata["label"]),
+                one.metadata["form"].format(getattr(self, one.name)),
+            )
             for one in fields(self)
-            if "label" in one.metadata
+            if "label" in one.metadata and not self._is_idle(one.name)
         ]
 
 
@@ -173,11 +197,15 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         uplink_bytes=up_bytes,
         downlink_bytes=sum(record.down_bytes for record in records),
         uplink_bytes_per_token=up_bytes / max(tokens, 1),
+        prompt_ids=sum(record.prompt_ids for record in records),
+        id_bytes=sum(record.id_bytes for record in records),
         drafts_accepted=sum(record.accepted for record in records) / max(drafted, 1),
         reconnects=sum(record.reconnects for record in records),
         level_counts=dict(levels),
         cost=cost,
         cost_per_million_tokens=1e6 * cost / max(tokens, 1),
+        work_cost_per_million_tokens=_work_cost(scenario, records, tokens),
+        energy_left_out=_without_energy(scenario, records),
         clients=scenario.num_clients,
         servers=len(sums) // count,
         duration_s=duration_s,
@@ -188,6 +216,22 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         cpu_s=sum(record.cpu_s for record in records),
         peak_memory_bytes=max(record.peak_memory_bytes for record in records),
     )
+
+
+def _work_cost(scenario: Scenario, records: Sequence[Record], tokens: int) -> float | None:
+    """Money for a million tokens: the seconds that servers were busy, the devices' energy."""
+    prices = scenario.prices
+    if not prices.are_given:
+        return None
+    busy_s = sum(server.busy_s for record in records for server in record.servers)
+    joules = sum(record.edge_joules for record in records)
+    return PER_MILLION * float(prices.cost(cloud_s=busy_s, joules=joules)) / max(tokens, 1)
+
+
+def _without_energy(scenario: Scenario, records: Sequence[Record]) -> tuple[str, ...] | None:
+    """Devices whose energy has a price and no watts; None: there is none."""
+    names = sorted({name for record in records for name in record.no_watts})
+    return tuple(names) if names and scenario.prices.energy_per_kwh else None
 
 
 def _in_time(

@@ -16,7 +16,7 @@ OPEN, EDGE, ENCODE, UP, QUEUE, CLOUD, DOWN, RECOVER = range(len(PARTS))
 
 class RequestRow(NamedTuple):
     """One request. `ttft_s` is NaN without a first token, `e2e_s` without a last one; `server` is
-    -1 when none was asked."""
+    -1 when none was asked; `prompt_ids` prompt tokens went as ids."""
 
     client: int
     group: int
@@ -28,6 +28,7 @@ class RequestRow(NamedTuple):
     tokens: int
     round_trips: int
     outcome: Outcome
+    prompt_ids: int = 0
 
 
 class Span(NamedTuple):
@@ -86,6 +87,10 @@ class Record:
     drafted: int = 0
     accepted: int = 0
     reconnects: int = 0
+    prompt_ids: int = 0  # prompt tokens that went as ids, and the bytes of their frames
+    id_bytes: int = 0
+    edge_joules: float = 0.0  # of computing, on devices whose watts are known
+    no_watts: list[str] = field(default_factory=list)  # the other devices
     level_counts: dict[str, int] = field(default_factory=dict)
     servers: list[ServerSums] = field(default_factory=list)
     timeline: list[Span] = field(default_factory=list)

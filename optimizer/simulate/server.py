@@ -142,19 +142,22 @@ class SimulatedServer:
             self._running = False
             return
         sums = self.sums
-        rows, num_rows, num_logits = [], 0, 0
+        rows: list[SessionRows] = []
+        ids: list[SessionRows] = []
+        num_rows = num_logits = 0
         for share in shares:
             frame = share.key
-            rows.append(SessionRows(share.num_rows, frame.position + frame.num_rows - frame.left))
+            of = ids if frame.as_ids else rows
+            of.append(SessionRows(share.num_rows, frame.position + frame.num_rows - frame.left))
             num_rows += share.num_rows
             if share.num_rows == frame.left:
                 num_logits += frame.num_logits
-        seconds = self._back.seconds(rows, num_logits)
+        seconds = self._back.seconds(rows, num_logits, ids)
         now_s = self._env.now
         if now_s < self._horizon_s:
             sums.batches += 1
             sums.rows += num_rows
-            sums.batch_sessions += len(rows)
+            sums.batch_sessions += len(shares)
         if len(self._queue) > sums.peak_queue:
             sums.peak_queue = len(self._queue)
         self._busy(now_s, seconds)

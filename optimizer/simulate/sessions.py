@@ -43,10 +43,12 @@ class FrameInFlight:
     `left`: rows that have not run. `num_logits`: rows whose logits are computed. `position`: tokens
     cached before its first row. `edge_s`, `decode_s`, `cloud_s`: seconds on the device, in the
     server's decoder, and in the server so far. `wanted`: whether its answer has to bring tokens.
+    `as_ids`: a token frame, which the server runs through all layers.
     """
 
     __slots__ = (
         "arrived_s",
+        "as_ids",
         "cloud_s",
         "decode_s",
         "edge_s",
@@ -70,6 +72,7 @@ class FrameInFlight:
         sent_s: float,
         edge_s: float,
         wanted: bool,
+        as_ids: bool = False,
     ) -> None:
         self.session = session
         self.num_rows = num_rows
@@ -80,6 +83,7 @@ class FrameInFlight:
         self.sent_s = sent_s
         self.edge_s = edge_s
         self.wanted = wanted
+        self.as_ids = as_ids
         self.arrived_s = 0.0
         self.cloud_s = 0.0
 

@@ -13,11 +13,12 @@ from hwprofiles.links.profile import LinkProfile
 from hwprofiles.profiles.catalog import load_device
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import Plan
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.codec import LevelCost, as_ids
 from optimizer.cost.levels import EXTRA_LEVELS
 from optimizer.errors import ScenarioError
 from optimizer.simulate.links import link_profile
-from optimizer.simulate.scenario import Scenario
+from optimizer.simulate.scenario import Clients, Scenario
 
 # Levels that a plan may name and the edge never chooses at run time.
 BESIDE_THE_LADDER: Final = frozenset(level.name for level in EXTRA_LEVELS)
@@ -40,6 +41,10 @@ class Setup:
     def server_device(self) -> DeviceProfile:
         """The servers' device profile."""
         return self.devices[self.scenario.servers.device]
+
+    def place_of(self, group: Clients) -> PrefillPlace:
+        """Where a group's prompts are computed."""
+        return self.plan.prefill if group.prefill is None else group.prefill
 
     @property
     def cloud_message_s(self) -> float:
@@ -74,12 +79,30 @@ def load_setup(
     if plan.partition.split == 0:  # frames bring token ids
         known = {name: as_ids(level) for name, level in known.items()}
     setup = Setup(scenario=scenario, plan=plan, devices=devices, links=links, levels=known)
+    for group in scenario.clients:
+        _check_place(setup, group)
     if plan.level not in setup.levels:
         raise ScenarioError(
             f"level '{plan.level}' has no costs here: known are {', '.join(sorted(setup.levels))}; "
             "a scenario may list others under 'levels'"
         )
     return setup
+
+
+def _check_place(setup: Setup, group: Clients) -> None:
+    """ScenarioError where a group's prompts cannot be computed where it says."""
+    plan, place = setup.plan, setup.place_of(group)
+    what = f"clients {group.name}: prefill {place}"
+    if place == "edge" or plan.partition.split == 0:
+        return
+    if plan.edge_is_whole and group.prefill is not None:
+        raise ScenarioError(f"{what}: this plan has no server, the device holds every layer")
+    if plan.back_start > 0:
+        raise ScenarioError(
+            f"{what}: the plan's server holds only the layers from {plan.back_start} on"
+        )
+    if setup.scenario.servers.measured is not None:
+        raise ScenarioError(f"{what}: measured steps know nothing of the layers below the split")
 
 
 @lru_cache(maxsize=32)

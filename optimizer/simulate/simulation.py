@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -12,11 +12,13 @@ from simpy.events import Timeout
 
 from hwprofiles.peak_memory import peak_memory_bytes
 from optimizer.artifacts.plan import Plan
+from optimizer.cost.money import watts_of
 from optimizer.policy.level_control import Controller, Rung
 from optimizer.simulate.client import SimulatedClient
 from optimizer.simulate.client_links import ClientLinks
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.draft_lengths import DraftLengths
+from optimizer.simulate.prompt_ids import PromptIds
 from optimizer.simulate.record import Record
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.server import SimulatedServer
@@ -47,7 +49,12 @@ def simulate(
     servers = [make_server(env, setup, seed=seed, number=number) for number in range(num_servers)]
     context = _context(env, setup, servers)
     _schedule_losses(context)
-    clients = _clients(context, setup, seed=seed, replication=replication)
+    fronts = {
+        name: FrontTimes(setup.devices[name], setup.plan, setup.scenario.software.edge_message_s)
+        for group in setup.scenario.clients
+        for name in group.devices
+    }
+    clients = _clients(context, setup, fronts, seed=seed, replication=replication)
     _run(env, setup.scenario, progress)
     for client in clients:
         client.abandon()
@@ -55,6 +62,7 @@ def simulate(
     for server in servers:
         server.finish()
         record.servers.append(server.sums)
+    _count_energy(record, setup, fronts)
     record.requests.sort(key=lambda row: (row.asked_s, row.client))
     record.events = next(env._eid)
     record.wall_s = time.perf_counter() - started_s
@@ -93,16 +101,16 @@ def _schedule_losses(context: SimulationContext) -> None:
 
 
 def _clients(
-    context: SimulationContext, setup: Setup, *, seed: int, replication: int
+    context: SimulationContext,
+    setup: Setup,
+    fronts: Mapping[str, FrontTimes],
+    *,
+    seed: int,
+    replication: int,
 ) -> list[SimulatedClient]:
     scenario, plan = setup.scenario, setup.plan
-    fronts = {
-        name: FrontTimes(setup.devices[name], plan, scenario.software.edge_message_s)
-        for group in scenario.clients
-        for name in group.devices
-    }
     links = ClientLinks(context.env, setup, seed)
-    lengths = DraftLengths(setup, fronts)
+    lengths, ids = DraftLengths(setup, fronts), PromptIds(setup)
     seeded = scenario if replication == 0 else replace(scenario, seed=seed)
     return [
         SimulatedClient(
@@ -112,12 +120,23 @@ def _clients(
                 front=fronts[spec.device],
                 lanes=links.lanes(spec),
                 draft_length=lengths.of(spec) if context.drafting is not None else 0,
+                num_ids=ids.of(spec),
                 seed=seed * CLIENT_STRIDE + spec.number,
             ),
             recorded=spec.number == 0,
         )
         for spec in client_specs(seeded, longest=plan.max_tokens)
     ]
+
+
+def _count_energy(record: Record, setup: Setup, fronts: Mapping[str, FrontTimes]) -> None:
+    """Put into the record what the devices' computing took, where their watts are known."""
+    for name, front in fronts.items():
+        watts = watts_of(setup.devices[name])
+        if watts is not None:
+            record.edge_joules += watts * front.busy_s
+        elif front.busy_s:
+            record.no_watts.append(name)
 
 
 def _run(env: Environment, scenario: Scenario, progress: Callable[[float], None]) -> None:

@@ -117,8 +117,9 @@ def _scenario_with(scenario: Scenario, key: str, value: Any) -> Scenario:
 def _plan_with(plan: Plan, key: str, value: Any, whole_key: str) -> Plan:
     data = _listed(asdict(plan))
     _put(data, ["partition", key] if key in IN_PARTITION else key.split("."), value, whole_key)
-    if key in ("split", "partition.split"):  # the server begins where the edge ends
-        data["back_start"], data["front_layer_bits"] = value, []
+    if key in ("split", "partition.split"):  # the server begins there, or has all
+        data["back_start"] = 0 if plan.back_start == 0 else value
+        data["front_layer_bits"] = []
     if key in ("front_bits", "partition.front_bits"):
         data["front_layer_bits"] = []
     try:

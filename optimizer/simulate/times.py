@@ -9,7 +9,7 @@ that it attends to. Nothing is rounded into buckets: the sum is `back_step_s`, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -18,9 +18,10 @@ from hwprofiles.links.shape import Curve, uniform
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import Plan
 from optimizer.cost.attention import WindowAttention
-from optimizer.cost.cloud import BackCost, SessionRows, sample_s
+from optimizer.cost.cloud import BackCost, SessionGroup, SessionRows, sample_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
 from optimizer.cost.edge import front_steps
+from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import MeasuredSteps
 
 POSITIONS_AT_ONCE: Final = 64  # asking the front's model for these costs what asking for one does
@@ -60,13 +61,15 @@ class LevelTimes:
 
 class FrontTimes:
     """Seconds of the plan's front on one device. `message_s`: its network stack's share of a round
-    trip, as given or as the profile has it; `sample_s`: drawing a token there."""
+    trip, as given or as the profile has it; `sample_s`: drawing a token there. `busy_s`: seconds
+    that all devices with this profile have computed; whoever asks for work adds them."""
 
     def __init__(self, device: DeviceProfile, plan: Plan, message_s: float | None = None) -> None:
         self._device = device
         self._plan = plan
         self._known: dict[tuple[int, int], float] = {}
         figure = device.overheads.message_s
+        self.busy_s = 0.0
         self.sample_s = sample_s(device, plan.model.geometry, num_logits=1)
         known_s = 0.0 if figure is None else figure.effective
         self.message_s = known_s if message_s is None else message_s
@@ -100,8 +103,16 @@ class FrontTimes:
 class BackTimes(Protocol):
     """Seconds of one batch."""
 
-    def seconds(self, sessions: Iterable[SessionRows], num_logits: int) -> float:
-        """One batch of these rows after these positions, `num_logits` of which meet the head."""
+    def seconds(
+        self,
+        sessions: Iterable[SessionRows],
+        num_logits: int,
+        ids: Sequence[SessionRows] = (),
+    ) -> float:
+        """One batch of these rows after these positions, `num_logits` of which meet the head.
+
+        ids: what came as token ids, of other sessions: it goes through all layers.
+        """
         ...
 
 
@@ -109,18 +120,29 @@ class ModelledBack:
     """The cost model's batch."""
 
     def __init__(self, device: DeviceProfile, plan: Plan, *, kv_bits: int) -> None:
-        self._back = BackCost(
-            device,
-            plan.model.geometry,
-            num_layers=plan.model.geometry.num_layers - plan.partition.split,
-            back_bits=plan.partition.back_bits,
-            kv_bits=kv_bits,
+        self._split, num_layers = plan.partition.split, plan.model.geometry.num_layers
+        self._back, self._all_layers = (
+            BackCost(
+                device,
+                plan.model.geometry,
+                num_layers=count,
+                back_bits=plan.partition.back_bits,
+                kv_bits=kv_bits,
+            )
+            for count in (num_layers - self._split, num_layers)
         )
         self._without_attention: dict[tuple[int, int, int], float] = {}
         self._attention: dict[int, tuple[tuple[float, float, float], ...]] = {}
 
-    def seconds(self, sessions: Iterable[SessionRows], num_logits: int) -> float:
+    def seconds(
+        self,
+        sessions: Iterable[SessionRows],
+        num_logits: int,
+        ids: Sequence[SessionRows] = (),
+    ) -> float:
         """See BackTimes."""
+        if ids:
+            return self._with_ids(sessions, num_logits, ids)
         # Asked millions of times: this is `attended_s` over plain numbers.
         total, num_rows, count = 0.0, 0, 0
         known = self._attention
@@ -137,6 +159,13 @@ class ModelledBack:
         if base is None:
             base = self._without_attention[key] = float(self._back.batch_s(*key))
         return base + total
+
+    def _with_ids(
+        self, sessions: Iterable[SessionRows], num_logits: int, ids: Sequence[SessionRows]
+    ) -> float:
+        groups = [SessionGroup(*each, 1, self._split) for each in sessions]
+        groups += [SessionGroup(*each) for each in ids]
+        return float(self._all_layers.step_s(groups, num_logits))
 
     def _attend(self, rows: int) -> tuple[tuple[float, float, float], ...]:
         windows = self._back.attention(rows)
@@ -168,8 +197,18 @@ class MeasuredBack:
         self._prefill = sorted((p.rows, p.seconds) for p in measured.points if p.sessions == 1)
         self._decode = sorted((p.rows, p.seconds) for p in measured.points if p.sessions == p.rows)
 
-    def seconds(self, sessions: Iterable[SessionRows], num_logits: int) -> float:
-        """See BackTimes. The head's rows are in the points, so `num_logits` is not asked for."""
+    def seconds(
+        self,
+        sessions: Iterable[SessionRows],
+        num_logits: int,
+        ids: Sequence[SessionRows] = (),
+    ) -> float:
+        """See BackTimes. The head's rows are in the points, so `num_logits` is not asked for.
+
+        Raises ScenarioError for ids: the points know nothing of the layers below the split.
+        """
+        if ids:
+            raise ScenarioError("measured steps know nothing of the layers below the split")
         batch = list(sessions)
         if not batch:
             return 0.0

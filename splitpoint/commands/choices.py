@@ -56,10 +56,17 @@ def contexts() -> list[str]:
 
 
 def prefill_places() -> list[str]:
-    """Where a prompt's rows can be computed."""
-    from optimizer.policy.prefill_place import PREFILL_PLACES
+    """Where a prompt's rows can be computed: where the plan says, or a place."""
+    from optimizer.artifacts.prefill import PLANNED, PREFILL_PLACES
 
-    return list(PREFILL_PLACES)
+    return [PLANNED, *PREFILL_PLACES]
+
+
+def planned_places() -> list[str]:
+    """What a plan can be asked for: a place, or the soonest."""
+    from optimizer.artifacts.prefill import PREFILL_PLACES
+
+    return ["auto", *PREFILL_PLACES]
 
 
 def device_profiles() -> list[str]:

@@ -241,11 +241,11 @@ class ControlOptions:
     prefill: Annotated[
         str,
         typer.Option(
-            help="Where the prompt's rows are computed: edge; cloud (the prompt goes up as token "
-            "ids); both (as many ids as seem fastest by what was measured).",
+            help="Where the prompt's rows are computed: plan (as planned); edge; cloud (the prompt "
+            "goes up as token ids); both (as many ids as seem fastest by what was measured).",
             autocompletion=completed(prefill_places),
         ),
-    ] = "edge"
+    ] = "plan"
     prefer: Annotated[
         str,
         typer.Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +19,7 @@ from splitpoint.commands.plan_options import (
     LimitOptions,
     PlanOutputOptions,
 )
+from splitpoint.commands.price_options import PriceOptions, priced
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from hwprofiles.profiles.device import DeviceProfile
     from optimizer.artifacts.plan import ModelRef, Plan
     from optimizer.cost.link import LinkPoint
+    from optimizer.cost.money import Prices
     from optimizer.search.planner import Found, Planner
     from optimizer.search.problem import Problem
 
@@ -40,6 +42,7 @@ def plan(
     choices: ChoiceOptions,
     limits: LimitOptions,
     evidence: EvidenceOptions,
+    price: PriceOptions,
     output: PlanOutputOptions,
 ) -> None:
     """Plan a deployment: the best configuration within the limits, and why."""
@@ -50,20 +53,23 @@ def plan(
 
     deployment.check()
     choices.check()
+    price.check(choices)
     limits.limits()  # bad usage shows before anything loads
+    asked = given_options(context)
+    choices = priced(choices, price, asked)
     edge, cloud = _machines(deployment)
+    prices = price.counted(edge)
     profile = load_link(deployment.link)
     reference = model_ref(deployment.model)
     point = link_at(profile, epsilon=deployment.epsilon)
     with long_work("planning") as work:
         work.stage("all configurations")
-        planner = Planner(_problem(reference, edge, cloud, choices, limits, evidence))
+        planner = Planner(_problem(reference, edge, cloud, choices, limits, evidence, prices))
         found = planner.solve(point)
-    asked = given_options(context)
     lifted = limits.without_defaults(asked) if found is None else None
     if lifted is not None:
         fastest = _fastest(choices, asked)
-        freer = Planner(_problem(reference, edge, cloud, fastest, lifted, evidence))
+        freer = Planner(_problem(reference, edge, cloud, fastest, lifted, evidence, prices))
         found = freer.solve(point)
         if found is not None:
             planner = freer
@@ -126,6 +132,7 @@ def _problem(
     choices: ChoiceOptions,
     limits: LimitOptions,
     evidence: EvidenceOptions,
+    prices: Prices,
 ) -> Problem:
     """The question that the options put to the optimizer."""
     from optimizer.search.mixed import mixed_fronts
@@ -150,6 +157,8 @@ def _problem(
         exact_front=choices.exact_front,
         back_from=choices.back_from,
         slack=choices.slack / 100,
+        prefill=choices.place(),
+        prices=prices,
     )
 
 
@@ -213,7 +222,10 @@ def _show(
     beside = alternatives(planner, point, found)
     front = plan_view.pareto_rows(found.grid) if output.pareto else None
     if output.as_json:
-        print_json(plan_view.plan_json(decided, why, front, beside=beside))
+        found_json = plan_view.plan_json(decided, why, front, beside=beside)
+        if planner.problem.has_cost:
+            found_json["prices"] = asdict(planner.problem.prices)
+        print_json(found_json)
         return
     plan_view.print_plan(decided, why, objective=planner.problem.objective, beside=beside)
     if front is not None:

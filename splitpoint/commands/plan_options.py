@@ -6,11 +6,12 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 import typer
 
 from optimizer.artifacts.prediction import Limits
+from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.errors import PlanError
 from optimizer.search.problem import OBJECTIVES
 from splitpoint.commands.choices import (
@@ -21,6 +22,7 @@ from splitpoint.commands.choices import (
     link_profiles,
     models,
     one_of,
+    planned_places,
 )
 from splitpoint.commands.option_groups import JsonOption
 from splitpoint.views.sizes import MOST_TBT_S, MOST_TTFT_S, parse_size
@@ -240,6 +242,15 @@ class ChoiceOptions:
     back_from: Annotated[
         int | None, typer.Option(help="First layer the server holds, where below the split.", min=0)
     ] = None
+    prefill: Annotated[
+        str,
+        typer.Option(
+            help="Where the prompt's rows are computed: edge; cloud or both (token ids go up, with "
+            "--back-from 0); auto (wherever the first token comes soonest). Other places than edge "
+            "may change tokens where both sides hold different weights.",
+            autocompletion=completed(planned_places),
+        ),
+    ] = "edge"
     exact_front: Annotated[
         bool, typer.Option(help="Front kernels compute in float32 (see build).")
     ] = False
@@ -248,6 +259,7 @@ class ChoiceOptions:
         """Raise BadParameter for an unknown objective, level or an empty range of splits."""
         self.wanted()
         self.splits()
+        self.place()
         for level in self.level or ():
             check_level(level)
 
@@ -255,6 +267,19 @@ class ChoiceOptions:
         """The objective; BadParameter for an unknown one."""
         one_of(self.objective, OBJECTIVES, "--objective")
         return next(known for known in OBJECTIVES if known == self.objective)
+
+    def place(self) -> PrefillPlace | Literal["auto"]:
+        """Where prompts may be computed; BadParameter for no such place, and for one that needs
+        layers which the server would not hold."""
+        one_of(self.prefill, planned_places(), "--prefill")
+        if self.prefill == "auto":
+            return "auto"
+        place = next(known for known in PREFILL_PLACES if known == self.prefill)
+        if place != "edge" and self.back_from != 0:
+            raise typer.BadParameter(
+                f"--prefill {place}: the server must hold every layer (--back-from 0)"
+            )
+        return place
 
     def splits(self) -> range | None:
         """The splits to choose among; None: all of them."""

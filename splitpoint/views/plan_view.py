@@ -12,6 +12,7 @@ from rich.table import Table
 
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prediction import Predicted
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.search.alternatives import PlanAlternative
 from optimizer.search.alternatives import why as reason
 from optimizer.search.explain import Explanation, Flip, Relaxation
@@ -23,6 +24,11 @@ from splitpoint.views.sizes import size_text, time_text
 
 Text = Callable[[float], str]
 
+PLACE_TEXT: Final[dict[PrefillPlace, str]] = {
+    "edge": "rows go up",
+    "cloud": "token ids go up, the server runs every layer on the prompt",
+    "both": "first tokens go up as ids, the rest as rows, as the device measures",
+}
 NOTICED_DROP_PCT: Final = 1.0  # of perplexity
 
 
@@ -41,12 +47,18 @@ def tokens_text(tokens: float) -> str:
     return f"{abs(tokens):,.0f} tokens"
 
 
+def money_text(amount: float) -> str:
+    """Money for a million tokens."""
+    return f"{amount:,.2f}" if abs(amount) >= 1 else f"{amount:.3g}"
+
+
 OBJECTIVE_TEXT: dict[Objective, Text] = {
     "tbt": time_text,
     "ttft": time_text,
     "cloud-cost": time_text,
     "context": tokens_text,
     "quality": percent_text,
+    "cost": money_text,
 }
 LIMIT_TEXT: dict[str, Text] = {
     "edge memory": size_text,
@@ -81,11 +93,19 @@ def plan_json(
     ]
     out["flips"] = [asdict(flip) for flip in why.flips]
     if beside:
-        out["alternatives"] = [asdict(row) for row in beside]
+        out["alternatives"] = [_row_json(row) for row in beside]
         out["why"] = reason(beside, num_layers=plan.model.geometry.num_layers)
     if front is not None:
         out["pareto"] = list(front)
     return out
+
+
+def _row_json(row: PlanAlternative) -> dict[str, Any]:
+    """A row without a cost where nothing has a price."""
+    values = asdict(row)
+    if row.cost_per_million_tokens is None:
+        del values["cost_per_million_tokens"]
+    return values
 
 
 def infeasible_json(needed: Sequence[Relaxation]) -> dict[str, Any]:
@@ -151,6 +171,8 @@ def print_plan(
 def pareto_rows(grid: Grid) -> list[dict[str, Any]]:
     """The Pareto front of a grid: one row a plan, with the values compared."""
     space = grid.problem.space
+    left_out = {"context"} if grid.problem.has_cost else {"context", "cost"}
+    compared = [name for name in KEYS if name not in left_out]
     rows = []
     for cell in pareto(grid, grid.feasible()):
         split = space.splits[cell.split]
@@ -163,8 +185,9 @@ def pareto_rows(grid: Grid) -> list[dict[str, Any]]:
                 "kv_bits": space.kv_bits[cell.kv],
                 "level": space.levels[cell.level].name,
                 "prefill_chunk": space.chunks[cell.chunk],
+                "prefill": grid.prefill_of(cell),
                 "drafting": space.drafts[cell.draft].kind,
-                **{name: value_of(grid, cell, name) for name in KEYS if name != "context"},
+                **{name: value_of(grid, cell, name) for name in compared},
             }
         )
     return rows
@@ -183,7 +206,7 @@ def print_pareto(rows: Sequence[dict[str, Any]]) -> None:
             str(row["back_bits"]),
             str(row["kv_bits"]),
             row["level"],
-            str(row["prefill_chunk"]),
+            str(row["prefill_chunk"]) + _place_text(row["prefill"]),
             time_text(row["tbt"]),
             time_text(row["ttft"]),
             time_text(row["cloud-cost"]),
@@ -213,28 +236,39 @@ def _choice_table(plan: Plan) -> Table:
         table.add_row("codec level", plan.level)
         table.add_row("drafting", plan.drafting)
     table.add_row("prefill chunk", str(plan.prefill_chunk))
+    if plan.prefill != "edge":
+        table.add_row("prefill", f"{plan.prefill}: {PLACE_TEXT[plan.prefill]}")
     table.add_row("max tokens", f"{plan.max_tokens:,}")
     return table
 
 
 def _beside_table(rows: Sequence[PlanAlternative]) -> Table:
+    has_cost = rows[0].cost_per_million_tokens is not None
+    cost = ["cost per million tokens"] if has_cost else []
     table = Table(
-        "", "split", "TTFT", "TBT", "cloud a token", "up a token", "edge memory", "quality lost",
-        "breaks", title="What else there is", title_justify="left",
+        "", "split", "TTFT", "TBT", "cloud a token", *cost, "up a token", "edge memory",
+        "quality lost", "breaks", title="What else there is", title_justify="left",
     )  # fmt: skip
     for row in rows:
+        money = row.cost_per_million_tokens
         table.add_row(
             row.what,
-            str(row.split),
+            str(row.split) + _place_text(row.prefill),
             time_text(row.ttft_s),
             time_text(row.tbt_s),
             time_text(row.cloud_s_per_token),
+            *([] if money is None else [money_text(money)]),
             f"{row.uplink_bytes_per_token:.0f} B",
             size_text(row.edge_memory_bytes),
             percent_text(row.quality_drop_pct),
             ", ".join(row.broken),
         )
     return table
+
+
+def _place_text(place: PrefillPlace) -> str:
+    """Added to a row whose prompt is not computed on the device."""
+    return "" if place == "edge" else f", prefill {place}"
 
 
 def _promise_table(plan: Plan, predicted: Predicted) -> Table:

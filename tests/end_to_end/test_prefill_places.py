@@ -68,6 +68,19 @@ def test_a_prompt_that_goes_partly_as_ids_gives_the_whole_models_tokens(
         assert sum(as_ids) == num_ids
 
 
+def test_the_place_is_the_plans_unless_the_request_names_another(tiny: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        EdgeClient(bench.edge_bundle(2, prefill="cloud"), server.address) as client,
+    ):
+        planned = answered(client, PROMPT).completion.to_json()
+        asked = answered(client, PROMPT, prefill="edge").completion.to_json()
+    assert (planned["prompt_ids"], asked["prompt_ids"]) == (len(PROMPT), 0)
+    assert len(PROMPT) < planned["id_bytes"] < 3 * len(PROMPT)
+    assert asked["id_bytes"] == 0
+
+
 def test_at_split_0_no_row_is_ever_sent(tiny: Any) -> None:
     bench: ModelBench = tiny("llama")
     with (

@@ -35,6 +35,25 @@ def test_a_frame_costs_what_the_model_says(num_rows: int) -> None:
     assert abs(predicted - on_the_wire(wire.encode_edge(frame))) <= 4
 
 
+@pytest.mark.parametrize("num_rows", [1, 42, 43, 128, 1024])
+@pytest.mark.parametrize(("sequence", "first_position"), [(0, 0), (1, 1024), (300, 20_000)])
+@pytest.mark.parametrize("want_token", [True, False])
+def test_a_token_frame_costs_exactly_what_the_model_says(
+    num_rows: int, sequence: int, first_position: int, want_token: bool
+) -> None:
+    frame = Frame(
+        sequence=sequence,
+        first_position=first_position,
+        token_ids=tuple(range(20_000, 20_000 + num_rows)),
+        hidden=b"",
+        want_token=want_token,
+    )
+    predicted = sizes.token_frame_bytes(
+        num_rows, sequence=sequence, first_position=first_position, want_token=want_token
+    )
+    assert predicted == on_the_wire(wire.encode_edge(frame))
+
+
 @pytest.mark.parametrize("num_tokens", [1, 3, 9])
 def test_an_answer_costs_what_the_model_says(num_tokens: int) -> None:
     timings = Timings(

@@ -352,6 +352,73 @@ def test_a_plan_for_a_gpu_server_counts_16_bits_a_weight(
 DEFAULT = ("plan", "--model", "llama-3.1-8b", "--edge", "raspberry-pi-5-8gb", "--cloud", "l4-24gb")
 
 
+def test_with_a_price_the_least_cost_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("plan", "--model", "smollm2-135m", *PI, "--link", "4g")
+    found = planned(capsys, *asked, "--cloud-price", "2", "--energy-price", "0.3")
+    assert found["prices"] == {"cloud_per_hour": 2.0, "energy_per_kwh": 0.3}
+    costs = {row["what"]: row["cost_per_million_tokens"] for row in found["alternatives"]}
+    kept = [row for row in found["alternatives"] if not row["broken"]]
+    assert min(row["cost_per_million_tokens"] for row in kept) >= 0.98 * costs["this plan"]
+    assert main([*asked, "--cloud-price", "2"]) == 0
+    assert "cost per million tokens" in capsys.readouterr().out
+
+
+def test_without_a_price_nothing_is_said_of_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("plan", "--model", "smollm2-135m", *PI, "--link", "4g", "--pareto")
+    found = planned(capsys, *asked)
+    assert "prices" not in found
+    assert not any("cost_per_million_tokens" in row for row in found["alternatives"])
+    assert not any("cost" in row for row in found["pareto"])
+    for wrong, said in (
+        (("--objective", "cost"), "needs a --cloud-price"),
+        (("--cloud-price", "-1"), "must be a finite number"),
+    ):
+        status, line = refused(capsys, *asked, *wrong)
+        assert status == 2
+        assert said in line
+
+
+def test_a_device_without_watts_leaves_energy_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    edge = tmp_path / "edge.yaml"
+    edge.write_text(device_to_yaml(replace(load_device("raspberry-pi-5-8gb"), power=None)))
+    machines = ("--edge", str(edge), "--cloud", "a100-80gb", "--link", "4g")
+    asked = ("plan", "--model", "smollm2-135m", *machines, "--energy-price", "0.3")
+    assert main([*asked, "--cloud-price", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "the device's energy is left out" in captured.err
+    assert json.loads(captured.out)["prices"]["energy_per_kwh"] is None
+    status, line = refused(capsys, *asked)
+    assert status == 1
+    assert "states no watts" in line
+
+
+def test_a_plan_says_where_prompts_are_computed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.yaml"
+    asked = (*SMOL, "--link", "4g", "--split", "8-9", "--back-from", "0", "--out", str(out))
+    found = planned(capsys, *asked, "--prefill", "auto")
+    assert found["prefill"] in ("cloud", "both")
+    assert load_plan(out).prefill == found["prefill"]
+    assert {row["prefill"] for row in found["alternatives"] if row["split"] in (8, 9)} <= {
+        "cloud",
+        "both",
+    }
+    on_edge = planned(capsys, *asked)
+    assert on_edge["prefill"] == "edge"  # the default changes no token
+    assert "prefill:" not in out.read_text()
+    assert found["predicted"]["ttft_s"] < on_edge["predicted"]["ttft_s"]
+    assert main([*asked, "--prefill", "cloud"]) == 0
+    shown = capsys.readouterr().out
+    assert "cloud: token ids go up" in shown
+    assert ", prefill cloud" in shown
+    status, line = refused(capsys, *SMOL, "--link", "4g", "--prefill", "cloud")
+    assert status == 2
+    assert "--back-from 0" in line
+
+
 def test_a_plan_shows_what_it_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, *DEFAULT, "--link", "wifi")
     rows = {row["what"]: row for row in found["alternatives"]}

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.errors import ScenarioError
 
 # The standard normal's 95 % point: what ties a lognormal's median and p95 to its sigma.
@@ -101,7 +102,8 @@ class Link:
 class Clients:
     """A group of `count` clients. `devices`: device profiles by weight; each client draws one.
 
-    Raises ScenarioError without clients or without weights.
+    `prefill`: where prompts are computed (`optimizer.policy.prefill_place`); None: where the plan
+    says. Raises ScenarioError without clients or without weights.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Clients:
     arrivals: Arrivals
     prompt_tokens: Lengths
     output_tokens: Lengths
+    prefill: PrefillPlace | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:

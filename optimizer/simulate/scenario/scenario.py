@@ -13,7 +13,8 @@ from typing import Final, Literal
 from hwprofiles.errors import ProfileError
 from hwprofiles.schema.strict_yaml import load_strict
 from optimizer.cost.codec import LevelCost
-from optimizer.errors import ScenarioError
+from optimizer.cost.money import NO_PRICES, Prices
+from optimizer.errors import PlanError, ScenarioError
 from optimizer.policy.retry import RetryPolicy
 from optimizer.simulate.scenario.clients import Clients
 from optimizer.simulate.scenario.servers import Servers
@@ -87,7 +88,8 @@ class Scenario:
     After `duration_s` no new request starts; requests in progress may finish within `drain_s`.
     `deployment` is used when no plan is given. `deadline_tbt_s` switches the edge's controller on,
     as `run --deadline-tbt` does. Without `adaptive_chunks` every chunk has the plan's length.
-    `patience` is the edge's own retry policy. Raises ScenarioError for keys that do not fit.
+    `patience` is the edge's own retry policy. `prices`: what the work for a token costs.
+    Raises ScenarioError for keys that do not fit.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Scenario:
     patience: RetryPolicy = field(default_factory=RetryPolicy)
     software: Software = field(default_factory=Software)
     budget: Budget = field(default_factory=Budget)
+    prices: Prices = NO_PRICES
 
     def __post_init__(self) -> None:
         if not self.clients or len({group.name for group in self.clients}) < len(self.clients):
@@ -139,7 +142,7 @@ def load_scenario(path: Path) -> Scenario:
     """
     try:
         return load_strict(path, Scenario)
-    except (ProfileError, ScenarioError) as error:
+    except (ProfileError, PlanError, ScenarioError) as error:
         message = str(error)
         prefix = "" if str(path) in message else f"{path}: "
         raise ScenarioError(f"{prefix}{message}") from error

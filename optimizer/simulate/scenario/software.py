@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.errors import ScenarioError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """A plan in a few keys, for scenarios without a plan file. `model`: a shipped spec."""
+    """A plan in a few keys, for scenarios without a plan file. `model`: a shipped spec.
+
+    With a `prefill` that is not "edge" the servers hold every layer.
+    """
 
     model: str
     split: int
@@ -20,6 +24,7 @@ class Deployment:
     max_tokens: int = 2048
     prefill_chunk: int = 128
     drafting: str = "off"
+    prefill: PrefillPlace = "edge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,11 +54,17 @@ def test_metrics_count_what_happened(served: Served) -> None:
             bad = await RawStream(channel).open(session_id="bad")
             await bad.send(Frame(sequence=0, first_position=0, token_ids=(1,), hidden=b"x"))
             await bad.refused()
+            ids = await RawStream(channel).open(session_id="ids", token_rows=3)
+            frame = Frame(sequence=0, first_position=0, token_ids=(1, 2, 3), hidden=b"")
+            await ids.ask(replace(frame, want_token=False))
+            await ids.send(Close())
+            await until(lambda: server.admission.num_sessions == 1)
             seen = await asyncio.to_thread(metrics_of, server.metrics_port)
             assert seen["splitpoint_tokens_total"] == 5
+            assert seen["splitpoint_id_rows_total"] == 3
             assert seen["splitpoint_ttft_seconds_count"] == 1
             assert seen["splitpoint_tbt_seconds_count"] == 4
-            assert seen["splitpoint_batch_rows_sum"] == len(PROMPT) + 4
+            assert seen["splitpoint_batch_rows_sum"] == len(PROMPT) + 4 + 3
             assert seen["splitpoint_errors_total/BadFrameError"] == 1
             assert seen["splitpoint_sessions"] == 1
             assert seen["splitpoint_kv_blocks_used"] == server.pool.used_blocks > 0

@@ -56,6 +56,7 @@ def factory(
         partition=SimpleNamespace(split=3),
         splits=(3,),
         back_start=3,
+        prefill="edge",
     )
     drafters: Any = Drafters()
     return GenerationFactory(

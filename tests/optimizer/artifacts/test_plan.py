@@ -101,6 +101,25 @@ def test_a_plan_of_the_first_format_still_reads_and_has_none_of_the_newer_fields
         load_plan(path)
 
 
+def test_a_prompts_place_is_written_only_where_it_is_not_the_edge(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    assert "prefill" not in yaml.safe_load(PLAN.to_yaml())  # so earlier versions read it
+    path.write_text(PLAN.to_yaml())
+    assert load_plan(path).prefill == "edge"
+    for place in ("cloud", "both"):
+        plan = replace(PLAN, back_start=0, prefill=place)
+        path.write_text(plan.to_yaml())
+        assert load_plan(path) == plan
+    path.write_text(yaml.safe_dump(yaml.safe_load(PLAN.to_yaml()) | {"prefill": "nowhere"}))
+    with pytest.raises(PlanError, match="prefill"):
+        load_plan(path)
+
+
+def test_a_prompt_goes_as_ids_only_to_a_server_with_every_layer() -> None:
+    with pytest.raises(PlanError, match="holds only the layers from 1 on"):
+        replace(PLAN, prefill="cloud")
+
+
 def test_layer_bits_are_one_of_each_layer_and_a_limit_is_positive() -> None:
     assert DECIDED.layer_bits[:3] == (8, 4, 4)
     assert PLAN.layer_bits[:3] == (4, 4, 4)

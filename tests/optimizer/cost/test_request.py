@@ -17,15 +17,15 @@ from optimizer.cost.cloud import SessionRows, back_step_s
 from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes
 from optimizer.cost.edge import front_step
 from optimizer.cost.link import LinkPoint
+from optimizer.cost.prompt import prefill_s
 from optimizer.cost.request import (
     DraftedRound,
-    RequestSetting,
     expected_tokens,
     predict_request,
-    prefill_s,
     round_parts,
 )
 from optimizer.cost.round_trip import RequestParts
+from optimizer.cost.setting import RequestSetting
 
 LEVEL = LevelCost(
     name="x", bits_per_element=4.0, encode_fixed_s=1e-4, encode_s_per_element=1e-8,

@@ -12,11 +12,13 @@ from optimizer.cost.cloud import back_compute_bits, back_kv_bits
 from optimizer.cost.levels import level_at
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.memory import edge_memory
+from optimizer.cost.request import DraftedRound
 from optimizer.cost.weights import back_weight_bytes
 from optimizer.search.problem import Cell, Problem
 from tests.optimizer.reference.request import (
     Deployment,
     Drafting,
+    RequestTime,
     predict_request,
     round_parts,
 )
@@ -31,6 +33,7 @@ class Outcome:
     ttft_s: float
     cloud_s_per_token: float
     quality_drop_pct: float
+    cost_per_million: float
     longest_tbt_s: dict[int, float]
 
 
@@ -120,6 +123,18 @@ class BruteForce:
         )
         return edge_memory(self.problem.edge, plan).total_bytes + draft
 
+    def _cost(self, deployment: Deployment, drafting: DraftedRound, time: RequestTime) -> float:
+        """Money for a million tokens: the formula of the docs, once more."""
+        prices, power = self.problem.prices, deployment.edge.power
+        watts = power.max_watts.value if power is not None and power.max_watts is not None else 0.0
+        parts = time.round_parts
+        tokens = 1.0 if deployment.is_whole else drafting.tokens_per_round
+        draft_s = 0.0 if deployment.is_whole else drafting.draft_s
+        sampled_s = parts.sample_s if deployment.is_whole else 0.0
+        busy_s = (parts.front_s + parts.encode_s + draft_s + sampled_s) / tokens
+        server = time.cloud_s_per_token / 3600 * (prices.cloud_per_hour or 0)
+        return 1e6 * (server + watts * busy_s / 3.6e6 * (prices.energy_per_kwh or 0))
+
     def _exists(self, cell: Cell) -> bool:
         space = self.problem.space
         split = space.splits[cell.split]
@@ -191,5 +206,6 @@ class BruteForce:
             ttft_s=time.ttft_s,
             cloud_s_per_token=time.cloud_s_per_token,
             quality_drop_pct=drop,
+            cost_per_million=self._cost(deployment, drafting, time),
             longest_tbt_s=steps,
         )

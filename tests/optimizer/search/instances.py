@@ -14,6 +14,7 @@ from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.prediction import Limits
 from optimizer.cost.codec import LevelCost
 from optimizer.cost.link import LinkPoint
+from optimizer.cost.money import NO_PRICES, Prices
 from optimizer.cost.quality import LevelCertificate, QualityModel
 from optimizer.cost.request import DraftedRound, expected_tokens
 from optimizer.search.problem import DraftOption, FrontPrecision, Problem, Space
@@ -26,6 +27,12 @@ LEVELS = (
         name="q1", bits_per_element=4.5, encode_s_per_element=6e-8, decode_s_per_element=7e-8
     ),
     LevelCost(name="q3", bits_per_element=3.0, encode_fixed_s=1e-4, decode_fixed_s=2e-5),
+)
+PRICES = (
+    NO_PRICES,
+    Prices(cloud_per_hour=2.0),
+    Prices(energy_per_kwh=0.3),
+    Prices(cloud_per_hour=0.5, energy_per_kwh=30.0),
 )
 
 
@@ -121,6 +128,7 @@ def problems(draw: Any) -> Problem:
         answer_tokens=answer,
         exact_front=draw(st.booleans()),
         slack=draw(st.sampled_from([0.0, 0.01, 0.2])),
+        prices=draw(st.sampled_from(PRICES)),
     )
 
 

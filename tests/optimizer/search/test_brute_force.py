@@ -59,6 +59,7 @@ def value(brute: BruteForce, outcome: Outcome, key: str, tokens: int) -> float:
         "cloud-cost": lambda: outcome.cloud_s_per_token,
         "quality": lambda: outcome.quality_drop_pct,
         "context": lambda: -float(tokens),
+        "cost": lambda: outcome.cost_per_million,
         "edge-memory": lambda: brute.edge_bytes(outcome.cell, tokens),
     }
     return reading[key]()
@@ -74,6 +75,8 @@ def test_search_equals_brute_force(problem: Problem, link: LinkPoint, seed: int)
         limits = draw_limits(brute, rng)
         kept = [o for o in brute.outcomes if brute.keeps(o, limits, problem.max_tokens)]
         for objective in OBJECTIVES:
+            if objective == "cost" and not problem.has_cost:
+                continue
             fixed.problem = replace(problem, objective=objective)
             grid = Grid(fixed, link, limits)
             found = best(grid, grid.feasible())

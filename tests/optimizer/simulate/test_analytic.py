@@ -15,13 +15,9 @@ from optimizer.cost.cloud import SessionRows, back_step_s, sample_s
 from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes
 from optimizer.cost.edge import front_step
 from optimizer.cost.link import link_at
-from optimizer.cost.request import (
-    RequestSetting,
-    expected_tokens,
-    predict_request,
-    round_parts,
-)
+from optimizer.cost.request import expected_tokens, predict_request, round_parts
 from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS
+from optimizer.cost.setting import RequestSetting
 from optimizer.policy.batching import Scheduler
 from optimizer.simulate.measures import ttft_s
 from optimizer.simulate.record import RequestRow
