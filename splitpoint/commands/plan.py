@@ -49,6 +49,7 @@ def plan(
     from hwprofiles.links.profile import load_link
     from optimizer.cost.link import link_at
     from optimizer.search.planner import Planner
+    from optimizer.search.segments import in_segments
     from splitpoint.plan_inputs import model_ref
 
     deployment.check()
@@ -77,6 +78,7 @@ def plan(
     if found is None:
         raise _infeasible(planner, point, as_json=output.as_json)
     decided = _decided(planner, point, found, reference, deployment, output.out)
+    decided = in_segments(decided, choices.segments)
     if output.out is not None:
         output.out.parent.mkdir(parents=True, exist_ok=True)
         output.out.write_text(decided.to_yaml(), encoding="utf-8")
@@ -155,7 +157,7 @@ def _problem(
         levels=choices.level,
         drafts=drafts_of(evidence.draft, evidence.ngram_acceptance),
         exact_front=choices.exact_front,
-        back_from=choices.back_from,
+        back_from=choices.held_from(),
         slack=choices.slack / 100,
         prefill=choices.place(),
         prices=prices,
@@ -216,11 +218,11 @@ def _show(
     """Print the plan and why it is the best."""
     from optimizer.search.alternatives import alternatives
     from optimizer.search.explain import explain
-    from splitpoint.views import plan_view
+    from splitpoint.views import pareto_view, plan_view
 
     why = explain(planner, point, found)
     beside = alternatives(planner, point, found)
-    front = plan_view.pareto_rows(found.grid) if output.pareto else None
+    front = pareto_view.pareto_rows(found.grid) if output.pareto else None
     if output.as_json:
         found_json = plan_view.plan_json(decided, why, front, beside=beside)
         if planner.problem.has_cost:
@@ -229,7 +231,7 @@ def _show(
         return
     plan_view.print_plan(decided, why, objective=planner.problem.objective, beside=beside)
     if front is not None:
-        plan_view.print_pareto(front)
+        pareto_view.print_pareto(front)
     if output.out is not None:
         typer.echo(str(output.out))
 

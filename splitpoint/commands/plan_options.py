@@ -242,6 +242,14 @@ class ChoiceOptions:
     back_from: Annotated[
         int | None, typer.Option(help="First layer the server holds, where below the split.", min=0)
     ] = None
+    segments: Annotated[
+        int,
+        typer.Option(
+            help="Segments to cut the front into, so that the split can move during an answer. "
+            "From 2 on the server holds every layer.",
+            min=1,
+        ),
+    ] = 1
     prefill: Annotated[
         str,
         typer.Option(
@@ -260,6 +268,7 @@ class ChoiceOptions:
         self.wanted()
         self.splits()
         self.place()
+        self.held_from()
         for level in self.level or ():
             check_level(level)
 
@@ -275,11 +284,22 @@ class ChoiceOptions:
         if self.prefill == "auto":
             return "auto"
         place = next(known for known in PREFILL_PLACES if known == self.prefill)
-        if place != "edge" and self.back_from != 0:
+        if place != "edge" and self.held_from() != 0:
             raise typer.BadParameter(
                 f"--prefill {place}: the server must hold every layer (--back-from 0)"
             )
         return place
+
+    def held_from(self) -> int | None:
+        """The first layer that the server holds; None: the split. BadParameter for another one than
+        0 where the front is cut."""
+        if self.segments == 1:
+            return self.back_from
+        if self.back_from:
+            raise typer.BadParameter(
+                f"--segments with --back-from {self.back_from}: the server must hold every layer"
+            )
+        return 0
 
     def splits(self) -> range | None:
         """The splits to choose among; None: all of them."""

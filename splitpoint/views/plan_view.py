@@ -16,9 +16,7 @@ from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.search.alternatives import PlanAlternative
 from optimizer.search.alternatives import why as reason
 from optimizer.search.explain import Explanation, Flip, Relaxation
-from optimizer.search.grid import Grid
 from optimizer.search.problem import Objective
-from optimizer.search.solve import KEYS, pareto, value_of
 from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import size_text, time_text
 
@@ -131,14 +129,14 @@ def print_relaxations(needed: Sequence[Relaxation]) -> None:
     for item in needed:
         enough = "no value is enough" if item.needed is None else _limit_text(item, item.needed)
         table.add_row(item.limit, _limit_text(item, item.given), enough)
-    open_console(stderr=True, width=_width()).print(table)
+    open_console(stderr=True, width=output_width()).print(table)
 
 
 def print_plan(
     plan: Plan, why: Explanation, *, objective: Objective, beside: tuple[PlanAlternative, ...] = ()
 ) -> None:
     """What was chosen, what it promises part by part, what binds, prices and flips."""
-    console = open_console(width=_width())
+    console = open_console(width=output_width())
     if plan.predicted is None:
         raise ValueError("a plan without predictions")
     console.print(_choice_table(plan))
@@ -168,54 +166,6 @@ def print_plan(
         console.print(table)
 
 
-def pareto_rows(grid: Grid) -> list[dict[str, Any]]:
-    """The Pareto front of a grid: one row a plan, with the values compared."""
-    space = grid.problem.space
-    left_out = {"context"} if grid.problem.has_cost else {"context", "cost"}
-    compared = [name for name in KEYS if name not in left_out]
-    rows = []
-    for cell in pareto(grid, grid.feasible()):
-        split = space.splits[cell.split]
-        rows.append(
-            {
-                "split": split,
-                "front_bits": space.fronts[cell.front].front_bits,
-                "front_layer_bits": list(space.fronts[cell.front].layer_bits.get(split, ())),
-                "back_bits": space.back_bits[cell.back],
-                "kv_bits": space.kv_bits[cell.kv],
-                "level": space.levels[cell.level].name,
-                "prefill_chunk": space.chunks[cell.chunk],
-                "prefill": grid.prefill_of(cell),
-                "drafting": space.drafts[cell.draft].kind,
-                **{name: value_of(grid, cell, name) for name in compared},
-            }
-        )
-    return rows
-
-
-def print_pareto(rows: Sequence[dict[str, Any]]) -> None:
-    """The front as a table."""
-    table = Table(
-        "split", "front", "back", "KV", "level", "chunk", "TBT", "TTFT", "cloud a token",
-        "edge memory", "quality", title=f"Pareto front: {len(rows)} plans",
-    )  # fmt: skip
-    for row in rows:
-        table.add_row(
-            str(row["split"]),
-            f"{row['front_bits']}{'+' if row['front_layer_bits'] else ''}",
-            str(row["back_bits"]),
-            str(row["kv_bits"]),
-            row["level"],
-            str(row["prefill_chunk"]) + _place_text(row["prefill"]),
-            time_text(row["tbt"]),
-            time_text(row["ttft"]),
-            time_text(row["cloud-cost"]),
-            size_text(row["edge-memory"]),
-            percent_text(row["quality"]),
-        )
-    open_console(width=_width()).print(table)
-
-
 def _choice_table(plan: Plan) -> Table:
     layers, split = plan.model.geometry.num_layers, plan.partition.split
     table = Table("choice", "", title=f"Plan for {plan.model.id}", title_justify="left")
@@ -239,7 +189,15 @@ def _choice_table(plan: Plan) -> Table:
     if plan.prefill != "edge":
         table.add_row("prefill", f"{plan.prefill}: {PLACE_TEXT[plan.prefill]}")
     table.add_row("max tokens", f"{plan.max_tokens:,}")
+    if plan.front_splits:
+        table.add_row("the split may move", _moves_text(plan))
     return table
+
+
+def _moves_text(plan: Plan) -> str:
+    """Where the split may go when the device's cache is full, and how far that goes."""
+    steps = [f"{at} up to {plan.capacity(at):,} tokens" for at in (*plan.splits[-2::-1], 0)]
+    return f"to {', then '.join(steps)} (--context handover)"
 
 
 def _beside_table(rows: Sequence[PlanAlternative]) -> Table:
@@ -253,7 +211,7 @@ def _beside_table(rows: Sequence[PlanAlternative]) -> Table:
         money = row.cost_per_million_tokens
         table.add_row(
             row.what,
-            str(row.split) + _place_text(row.prefill),
+            str(row.split) + place_text(row.prefill),
             time_text(row.ttft_s),
             time_text(row.tbt_s),
             time_text(row.cloud_s_per_token),
@@ -266,7 +224,7 @@ def _beside_table(rows: Sequence[PlanAlternative]) -> Table:
     return table
 
 
-def _place_text(place: PrefillPlace) -> str:
+def place_text(place: PrefillPlace) -> str:
     """Added to a row whose prompt is not computed on the device."""
     return "" if place == "edge" else f", prefill {place}"
 
@@ -345,6 +303,7 @@ def _limit_text(item: Relaxation, value: float | None) -> str:
     return "" if value is None else LIMIT_TEXT[item.limit](value)
 
 
-def _width() -> int | None:
+def output_width() -> int | None:
+    """Columns of a table on stdout; None: those of the terminal."""
     # Not a terminal: no wrapping at 80 columns, so that output can be searched.
     return None if sys.stdout.isatty() else 160
