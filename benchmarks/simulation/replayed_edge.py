@@ -18,6 +18,7 @@ import random
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class RecordedFront:
     def rollback(self, num_tokens: int) -> None:
         """See FrontSegment."""
         self.num_tokens = num_tokens
+
+    def keep_steps(self, steps: Sequence[Sequence[int]]) -> None:
+        """See FrontSegment: each replay begins anew."""
+        self.num_tokens = 0
 
 
 def main() -> int:

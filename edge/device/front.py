@@ -34,6 +34,7 @@ class FrontEngine:
         self._plan = plan
         self._vocab_size = plan.model.geometry.vocab_size
         self._token_ids: list[int] = []  # of the rows in the cache
+        self._steps: list[int] = []  # rows that were computed together; below 0: a part of a step
         self._rows_mapped = 0  # since pages of files were last given back
         self._split = plan.partition.split
         self._segments: list[SegmentRunner] = []
@@ -109,6 +110,7 @@ class FrontEngine:
         for segment in behind:
             rows = segment.run(rows, total)
         self._token_ids += token_ids.tolist()
+        self._steps.append(num_rows)
         self._release_pages(num_rows)
         return rows
 
@@ -116,7 +118,26 @@ class FrontEngine:
         """Forget every token from `num_tokens` on; what was cached for them is overwritten."""
         if not 0 <= num_tokens <= self.num_tokens:
             raise InputError(f"cannot roll back to {num_tokens} of {self.num_tokens} tokens")
+        left = self.num_tokens - num_tokens
+        while left > 0:
+            num_rows = abs(self._steps.pop())
+            if num_rows > left:
+                self._steps.append(left - num_rows)
+            left -= num_rows
         del self._token_ids[num_tokens:]
+
+    def keep_steps(self, steps: Sequence[Sequence[int]]) -> None:
+        """Forget all but the first of these `steps` whose tokens were computed just so.
+
+        Kernels may round a row differently among other rows, so the same tokens in other steps do
+        not count. What is kept has the bits that it would have if it were computed again.
+        """
+        kept = 0
+        for num_rows, token_ids in zip(self._steps, steps, strict=False):
+            if self._token_ids[kept : kept + num_rows] != list(token_ids):
+                break
+            kept += num_rows
+        self.rollback(kept)
 
     def keep(self, token_ids: Sequence[int]) -> None:
         """Forget all but the longest beginning of the cache that `token_ids` begins with too."""
@@ -127,6 +148,7 @@ class FrontEngine:
     def reset(self) -> None:
         """Forget everything: the next tokens begin a sequence."""
         self._token_ids.clear()
+        self._steps.clear()
 
     def move_to(self, split: int) -> None:
         """Run the layers [0, split) from now on: one of the plan's splits, or none at 0.

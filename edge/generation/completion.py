@@ -234,9 +234,8 @@ class CompletionRun:
     def __iter__(self) -> Iterator[TextPiece]:
         """Pieces as they come. A TransportError leaves here only if no token had come yet."""
         started_s = self._clock.now()
-        front = self._fronts.get()
+        front = self._fronts.get()  # with what the answer before has left in its cache
         try:
-            front.reset()
             generation = self._generation = self._generation_of(front)
         except BaseException:  # a front that is not put back is missing for good
             self._fronts.put(front)

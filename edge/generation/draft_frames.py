@@ -53,6 +53,11 @@ class DraftedFrames:
         self._cached[rows.first_position :] = rows.token_ids
         return hidden
 
+    def known(self, rows: RowSpan) -> None:
+        """A chunk of the prompt that the front's cache holds already."""
+        self.drafting.follow(rows.first_position, rows.token_ids, None)
+        self._cached[rows.first_position :] = rows.token_ids
+
     def step(self, session: EdgeSession, max_drafts: int | None) -> DraftedFrame | None:
         """The next decode step with the drafts that pay, at most `max_drafts` of them."""
         rows = session.next_rows()

@@ -59,6 +59,13 @@ class FrameSender:
             return self._drafted.prompt(rows)
         return compute_rows(self._front, rows)
 
+    def catch_up(self, rows: RowSpan) -> None:
+        """Bring the front's cache to the end of a frame that the cloud may hold already."""
+        if self._front.num_tokens < rows.first_position + len(rows.token_ids):
+            self.compute(rows)
+        elif self._drafted is not None:
+            self._drafted.known(rows)
+
     def fill(self, rows: RowSpan) -> None:
         """Compute rows of the prompt that the cloud got as ids: the front's cache needs them."""
         hidden = self.compute(rows)

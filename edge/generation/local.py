@@ -68,6 +68,7 @@ class LocalGeneration:
         num_prompt = len(tokens) if self._num_prompt is None else self._num_prompt
         scores: list[TokenScore] = []
         num_done = 0
+        self._front.rollback(0)
         for sequence in itertools.count():
             if self._cancelled:
                 return

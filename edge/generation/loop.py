@@ -53,7 +53,7 @@ class RemoteGeneration:
     streams. chunks: the sizes of the prompt's frames. drafting: guesses that go along with decode
     steps; None: plain decoding. prefixes: frames of earlier prompts; None: remember none.
     vocab_size: of the model: a server's token beyond it is a PeerError. None: unknown. prefill:
-    which tokens go as ids; None: none.
+    which tokens go as ids; None: none. keeps_front: the front's cache holds tokens of this answer.
     """
 
     def __init__(
@@ -69,9 +69,11 @@ class RemoteGeneration:
         prefixes: PrefixMemory | None = None,
         vocab_size: int | None = None,
         prefill: PrefillChoice | None = None,
+        keeps_front: bool = False,
     ) -> None:
         self.reconnects = 0
         self._front = front
+        self._keeps_front = keeps_front
         self._prefill = prefill
         self._terms = connector.answer_terms(vocab_size)
         self._selector = selector
@@ -98,6 +100,7 @@ class RemoteGeneration:
         self._scores = ArrivedScores()
         self._stream: Stream | None = None
         self._cancelled = False
+        self._num_caught_up = 0  # frames that the cloud may hold, in the front's cache
         self._early: Received | None = None  # an answer that came while guesses were made
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
@@ -113,18 +116,21 @@ class RemoteGeneration:
             prompt_ids, chunk_tokens=self._chunks.max_tokens, known=known, terms=self._terms
         )
         self._observer.begin(on_step)
+        if not self._keeps_front:
+            self._front.keep_steps([frame.token_ids for frame in known])
+        self._num_caught_up = 0
         try:
             # If the cloud may know the prompt's beginning, the first frame is not known yet.
-            meanwhile = None if known else partial(self._send_early, session)
+            early = self._catch_up if known else self._send_early
             self._stream = self._connector.connect(
-                session, self._deadlines.connect_s, meanwhile=meanwhile
+                session, self._deadlines.connect_s, meanwhile=partial(early, session)
             )
             if not session.num_sent or known:
                 self._send_as_ids(session)
             for frame in session.unsent():
                 self._stream.send(frame)
             if known:
-                self._catch_up(session)
+                self._catch_up(session, None)
             while not self._cancelled:
                 yield from self._round(session, self._stream)
                 if (reason := self._selector.gave_up) is not None:
@@ -188,10 +194,17 @@ class RemoteGeneration:
     def _size_chunk(self, session: EdgeSession) -> None:
         session.chunk_tokens = self._chunks.next_tokens(session.num_prompt_left)
 
-    def _catch_up(self, session: EdgeSession) -> None:
-        """Bring the front's cache to where the frames end that the cloud holds already."""
-        for frame in session.journal.frames:
-            self._sender.compute(RowSpan(frame.first_position, frame.token_ids, 0, False))
+    def _catch_up(self, session: EdgeSession, stream: Stream | None) -> Received | None:
+        """Bring the front's cache to where the frames end that the cloud may hold already.
+
+        Until `stream`, if there is one, has an answer, which is returned.
+        """
+        for frame in session.journal.frames[self._num_caught_up :]:
+            if stream is not None and (received := stream.poll()) is not None:
+                return received
+            self._sender.catch_up(RowSpan(frame.first_position, frame.token_ids, 0, False))
+            self._num_caught_up += 1
+        return None
 
     def _fill(
         self, session: EdgeSession, num_tokens: int, *, until_answer: Stream | None = None

@@ -150,6 +150,7 @@ class RemoteParts:
             prefixes=None if is_moved or self._is_by_ids(split) else here.prefixes,
             vocab_size=self._plan.model.geometry.vocab_size,
             prefill=prefill,
+            keeps_front=is_moved,
         )
 
     def _is_by_ids(self, split: int) -> bool:

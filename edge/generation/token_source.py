@@ -31,6 +31,10 @@ class FrontSegment(Protocol):
         """Forget every token from `num_tokens` on."""
         ...
 
+    def keep_steps(self, steps: Sequence[Sequence[int]]) -> None:
+        """Forget all but the first of these `steps` whose tokens were computed just so."""
+        ...
+
 
 class NewToken(NamedTuple):
     """One token of the answer. `at_s`: its arrival in seconds on the generation's clock.

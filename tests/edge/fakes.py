@@ -50,6 +50,7 @@ class FakeFront:
     def __init__(self) -> None:
         self.cache: list[int] = []
         self.token_ids: list[int] = []
+        self.steps: list[int] = []
         self.split = 1
 
     @property
@@ -62,11 +63,24 @@ class FakeFront:
             self.cache.append(next_hash(self.cache[-1] if self.cache else 0, int(token)))
             rows[index, :3] = self.cache[-1], len(self.cache) - 1, self.split
         self.token_ids += token_ids.tolist()
+        self.steps.append(len(token_ids))
         return rows
 
     def rollback(self, num_tokens: int) -> None:
         del self.cache[num_tokens:]
         del self.token_ids[num_tokens:]
+        while (left := sum(map(abs, self.steps)) - num_tokens) > 0:
+            if (count := abs(self.steps.pop())) > left:
+                self.steps.append(left - count)
+
+    def keep_steps(self, steps: Sequence[Sequence[int]]) -> None:
+        """See FrontEngine."""
+        kept = 0
+        for count, ids in zip(self.steps, steps, strict=False):
+            if self.token_ids[kept : kept + count] != list(ids):
+                break
+            kept += count
+        self.rollback(kept)
 
     def keep(self, token_ids: Sequence[int]) -> None:
         """See FrontEngine."""

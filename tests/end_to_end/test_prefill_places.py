@@ -10,6 +10,7 @@ import pytest
 from decoding.grammar import Grammar
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
+from edge.device.front import FrontEngine
 from edge.generation.completion import CompletionRequest, CompletionRun
 from edge.generation.prefill_planner import PrefillPlanner
 from tests.conftest import ModelBench
@@ -123,6 +124,35 @@ def test_a_second_turn_reuses_what_came_as_ids(tiny: Any) -> None:
         answered(client, PROMPT, prefill="cloud")
         completion = answered(client, longer, prefill="cloud").completion
     assert first_difference(bench.whole, longer, completion.token_ids, whole) is None
+
+
+@pytest.mark.parametrize("draft", ["off", "ngram"])
+def test_a_second_turn_computes_only_what_is_new_and_gives_the_same_tokens(
+    tiny: Any, draft: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench: ModelBench = tiny("llama")
+    longer = [*PROMPT, *PROMPT[:20]]
+    bundle = bench.edge_bundle(2, prefill_chunk=16)
+    rows: list[int] = []
+    forward = FrontEngine.forward
+
+    def counted(front: FrontEngine, token_ids: Any) -> Any:
+        rows.append(len(token_ids))
+        return forward(front, token_ids)
+
+    monkeypatch.setattr(FrontEngine, "forward", counted)
+    with running_server(bench.cloud_bundle()) as server:
+        with EdgeClient(bundle, server.address, prefill_chunk=16) as client:
+            fresh = answered(client, longer, draft=draft).completion
+        with EdgeClient(bundle, server.address, prefill_chunk=16) as client:
+            answered(client, PROMPT, draft=draft)
+            rows.clear()
+            second = answered(client, longer, draft=draft).completion
+    assert second.token_ids == fresh.token_ids
+    whole = generate(bench.whole, longer, COUNT)
+    assert first_difference(bench.whole, longer, second.token_ids, whole) is None
+    # Three chunks of the first prompt are in the front's cache and in the cloud.
+    assert [count for count in rows if count > 1] == [16, 9]
 
 
 def test_a_short_known_beginning_does_not_keep_a_long_prompt_from_going_as_ids(tiny: Any) -> None:

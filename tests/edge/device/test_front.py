@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,34 @@ def test_the_same_tokens_after_a_rollback_give_the_same_bits(front: FrontEngine)
     front.forward(np.array([60, 61, 62]))
     front.rollback(10)
     np.testing.assert_array_equal(front.forward(np.array([50])), once)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ((range(10, 20), range(20, 24)), 14),
+        ((range(10, 20), range(20, 25)), 10),
+        ((range(10, 19), (19,)), 0),
+        ((range(10, 20), (20, 21, 9, 23)), 10),
+        ((), 0),
+    ],
+)
+def test_only_what_was_computed_in_the_same_steps_is_kept(
+    front: FrontEngine, steps: tuple[Sequence[int], ...], kept: int
+) -> None:
+    front.forward(np.arange(10, 20))
+    front.forward(np.arange(20, 24))
+    front.keep_steps(steps)
+    assert front.num_tokens == kept
+
+
+def test_a_part_of_a_step_does_not_count_as_one(front: FrontEngine) -> None:
+    front.forward(np.arange(10, 20))
+    front.rollback(4)
+    front.forward(np.array([30, 31]))
+    front.rollback(5)
+    front.keep_steps([range(10, 14), [30]])
+    assert front.num_tokens == 0
 
 
 def test_engines_that_share_weights_have_their_own_caches(edge_dir: Path, plan: Plan) -> None:

@@ -85,6 +85,7 @@ def generation(
     on_link: OnLink = unheard,
     split: int = 1,
     prefixes: PrefixMemory | None = None,
+    keeps_front: bool = False,
 ) -> RemoteGeneration:
     """Lossless, in chunks of four tokens, without a deadline, on a clock that stands still."""
     clock = clock or ManualTime().clock()
@@ -108,4 +109,5 @@ def generation(
         drafting=drafting,
         prefill=prefill,
         prefixes=prefixes,
+        keeps_front=keeps_front,
     )

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+import numpy as np
 import pytest
 
 from edge.draft.ngram import NgramDrafter
@@ -17,7 +18,7 @@ from edge.net.transport import Received
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Frame, Open, Opened, Result
 from protos.prefix import begin_chain, extend_chain
-from tests.edge.fakes import FakeCloud, FakeStream, FakeTransport, expected_tokens
+from tests.edge.fakes import FakeCloud, FakeFront, FakeStream, FakeTransport, expected_tokens
 from tests.edge.generation.remote import generation
 
 COUNT = 12  # new tokens of each turn
@@ -198,12 +199,17 @@ def test_three_turns_of_a_chat_bring_the_tokens_of_the_model_and_end_every_strea
     place, memory = rng.choice(["edge", "cloud", "both"]), PrefixMemory()
     has_drafts = rng.random() < 0.5
     prompt = [rng.randrange(50) for _ in range(rng.choice([1, 2, 5, 10, 23, 40]))]
+    front = FakeFront()  # its cache stays between the turns, and may hold another chat's tokens
     for _ in range(3):
+        if rng.random() < 0.3:
+            front.rollback(rng.randint(0, front.num_tokens))
+            front.forward(np.array([rng.randrange(50) for _ in range(3)]))
         case.num_prompt = len(prompt)
         run = generation(
             transports,
             clock,
             PATIENT,
+            front=front,
             drafting=DraftSelector(NgramDrafter(), clock=case.tick) if has_drafts else None,
             prefill=prefill_at(place),
             prefixes=memory,

@@ -67,6 +67,7 @@ class Move:
             max_tokens=most,
             prefill=prefill if is_moved or split == 0 else None,
             split=split,
+            keeps_front=is_moved,
         )
 
     def run(self) -> MovingGeneration:
