@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -21,6 +22,7 @@ from splitpoint.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, one_li
 from splitpoint.settings import (
     defaults_from,
     leaves,
+    place_of_value,
     read_settings,
     settings_file,
     take_variables,
@@ -121,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_completing = COMPLETE_VARIABLE in os.environ
     wanted, config = _wanted(_completed_words() if is_completing else arguments)
     app = make_app([wanted] if wanted in COMMANDS else COMMANDS)
+    file: Path | None = None
     try:
         command = typer.main.get_command(app)
         take_variables(command)
@@ -136,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TyperException as error:
         if not arguments or not error.format_message():
             return EXIT_USAGE  # nothing was asked, and the help is on the screen already
-        print(f"splitpoint: {error.format_message()} (see --help)", file=sys.stderr)  # noqa: T201
+        place = place_of_value(error, file)
+        print(f"splitpoint: {place}{error.format_message()} (see --help)", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED

@@ -115,6 +115,21 @@ def _defaults(table: Any, command: Any, place: str, where: Path) -> dict[str, An
     return found
 
 
+def place_of_value(error: Any, file: Path | None) -> str:
+    """Where the value came from that an error is about, as "splitpoint.toml [run]: "; empty for the
+    command line, and for an error that is about no option's value."""
+    context, option = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or option is None:
+        return ""
+    source = context.get_parameter_source(option.name)
+    if getattr(source, "name", "") == "DEFAULT_MAP":
+        return f"{file} [{context.info_name}]: "
+    if getattr(source, "name", "") == "ENVIRONMENT":
+        given = next((name for name in option.envvar or () if name in os.environ), "a variable")
+        return f"{given}: "
+    return ""
+
+
 def leaves(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every command below `command` that runs something, by its words."""
     if not hasattr(command, "commands"):

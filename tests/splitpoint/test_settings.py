@@ -119,6 +119,19 @@ def test_a_file_with_a_mistake_is_one_line(
     assert found  # by the command that the table is for, at least
 
 
+def test_a_wrong_value_is_said_with_where_it_came_from(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "splitpoint.toml").write_text('[run]\nseed = "x"\n', encoding="utf-8")
+    assert main(["run", "bundle", "--chat", "hi"]) == 2
+    assert "splitpoint.toml [run]: Invalid value for '--seed'" in capsys.readouterr().err
+    monkeypatch.setenv("SPLITPOINT_RUN_SEED", "y")
+    assert main(["run", "bundle", "--chat", "hi"]) == 2
+    assert "splitpoint: SPLITPOINT_RUN_SEED: Invalid value for" in capsys.readouterr().err
+    assert main(["run", "bundle", "--chat", "hi", "--seed", "z"]) == 2
+    assert "splitpoint: Invalid value for '--seed'" in capsys.readouterr().err
+
+
 def test_a_file_that_was_named_has_to_be_there(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
