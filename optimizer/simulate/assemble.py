@@ -73,6 +73,11 @@ def plan_of(deployment: Deployment) -> Plan:
         spec = load_spec(deployment.model)
     except ModelError as error:
         raise ScenarioError(str(error)) from error
+    needs_all = (
+        deployment.prefill != "edge"
+        or deployment.context == "handover"
+        or bool(deployment.front_splits)
+    )
     return Plan(
         model=ModelRef(id=spec.hub_id, sha256="0" * 64, geometry=spec.geometry),
         partition=Partition(
@@ -80,13 +85,14 @@ def plan_of(deployment: Deployment) -> Plan:
             front_bits=deployment.front_bits,
             back_bits=deployment.back_bits,
         ),
-        back_start=deployment.split if deployment.prefill == "edge" else 0,
+        back_start=0 if needs_all else deployment.split,
         kv_bits=deployment.kv_bits,
         level=deployment.level,
         max_tokens=deployment.max_tokens,
         prefill_chunk=deployment.prefill_chunk,
         drafting=deployment.drafting,
         prefill=deployment.prefill,
+        front_splits=deployment.front_splits,
     )
 
 
@@ -162,6 +168,13 @@ def with_clients(scenario: Scenario, num_clients: int) -> Scenario:
     return replace(scenario, clients=tuple(groups))
 
 
+def front_splits_at(plan: Plan, split: int) -> tuple[int, ...]:
+    """Where the plan's front would be cut if it ended at `split`."""
+    if not plan.front_splits or split in (0, plan.model.geometry.num_layers):
+        return ()
+    return (*(at for at in plan.front_splits if at < split), split)
+
+
 def _given(value: T | None, otherwise: T) -> T:
     return otherwise if value is None else value
 
@@ -197,6 +210,8 @@ def load_inputs(plan_file: Path | None, scenario_file: Path | None, overrides: O
         raise ScenarioError(f"{scenario_file} has no deployment: give a plan.yaml as well")
     if scenario is None:
         scenario = default_scenario(plan)
+    elif plan_file is not None:
+        scenario = replace(scenario, deployment=None)
     return Inputs(
         scenario=overridden(scenario, overrides),
         plan=plan,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from optimizer.simulate.assemble import Inputs, with_clients
+from optimizer.simulate.assemble import Inputs, front_splits_at, with_clients
 from optimizer.simulate.measures import Measures, measure
 from optimizer.simulate.replicate import replicate
 from optimizer.simulate.scenario import Budget, Scenario
@@ -213,6 +213,7 @@ def _changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
                         partition=partition,
                         back_start=other if plan.back_start else 0,
                         front_layer_bits=(),
+                        front_splits=front_splits_at(plan, other),
                     ),
                 ),
             )

@@ -60,7 +60,9 @@ class SimulatedClient:
                 tokens=generation.num_tokens,
                 round_trips=generation.round_trips,
                 outcome=outcome,
-                prompt_ids=generation.num_ids,
+                prompt_ids=generation.parts.prompt_ids,
+                moves=generation.parts.moves,
+                move_bytes=generation.parts.move_bytes,
             )
         )
         if generation.num_tokens:

@@ -24,7 +24,7 @@ class SimulationContext:
     """The clock, the servers, the record, and all that is the same for every client.
 
     `controller` None: no deadline. `drafting` None: no drafts. `keep_journal`: whether a server may
-    be lost, so that frames may have to be sent again.
+    be lost, so that frames may have to be sent again. `layers_a_block`: of the servers' KV blocks.
     """
 
     env: Environment
@@ -37,6 +37,13 @@ class SimulationContext:
     controller: Controller | None
     drafting: DraftingScenario | None
     keep_journal: bool
+    layers_a_block: int
+
+    def kv_blocks(self, num_tokens: int, split: int) -> int:
+        """KV blocks of a session of at most `num_tokens` tokens that enters at `split`."""
+        layers = self.plan.model.geometry.num_layers - split
+        blocks = -(-num_tokens // self.scenario.servers.block_tokens)
+        return blocks * (layers // self.layers_a_block)
 
     def at(self, at_s: float, call: Callable[[object], None]) -> None:
         """Call at `at_s`: at once if that is not in the future, never if it is infinite."""
@@ -50,10 +57,11 @@ class SimulationContext:
 class Device:
     """One client's device: its front, its link, its random numbers and its longest draft.
 
-    num_ids: how many first tokens of a prompt of this length go as ids.
+    num_ids: how many first tokens of a prompt of this length go as ids, at this split. capacities:
+    most tokens of a sequence at each split that an answer may run at.
     """
 
-    __slots__ = ("_draws", "_seed", "draft_length", "front", "lanes", "num_ids")
+    __slots__ = ("_draws", "_seed", "capacities", "draft_length", "front", "lanes", "num_ids")
 
     def __init__(
         self,
@@ -61,11 +69,13 @@ class Device:
         front: FrontTimes,
         lanes: LinkLanes,
         draft_length: int,
-        num_ids: Callable[[int], int],
+        num_ids: Callable[[int, int], int],
+        capacities: Mapping[int, int],
         seed: int,
     ) -> None:
         self.front = front
         self.num_ids = num_ids
+        self.capacities = capacities
         self.lanes = lanes
         self.draft_length = draft_length
         self._seed = seed

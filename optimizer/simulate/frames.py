@@ -12,17 +12,17 @@ IDS: Final = "ids"  # the level of a token frame, as in the edge's traces
 
 
 class JournalEntry(NamedTuple):
-    """A frame that was sent, as a replay needs it."""
+    """A frame that was sent, as a replay needs it. `entry`: as a FrameInFlight has it."""
 
     position: int
     num_rows: int
     num_bytes: int
     decode_s: float
-    as_ids: bool = False
+    entry: int | None = None
 
 
 class SimulatedFrameSender:
-    """Sends one generation's frames.
+    """Sends the frames of one session of a generation, at `split`.
 
     `level`: the codec level of the next frame. `front_s`, `encode_s`, `num_bytes`: seconds on the
     device and bytes of the frame sent last.
@@ -31,16 +31,22 @@ class SimulatedFrameSender:
     __slots__ = (
         "_context",
         "_device",
+        "_entry",
+        "_front",
         "_journal",
+        "_num_frames",
         "encode_s",
         "front_s",
         "level",
         "num_bytes",
     )
 
-    def __init__(self, context: SimulationContext, device: Device) -> None:
+    def __init__(self, context: SimulationContext, device: Device, split: int) -> None:
         self._context = context
         self._device = device
+        self._front = device.front.at(split)
+        self._entry = None if split == context.plan.partition.split else split
+        self._num_frames = 0
         self._journal: list[JournalEntry] = []
         self.level = context.levels[context.plan.level]
         self.front_s = self.encode_s = 0.0
@@ -70,7 +76,7 @@ class SimulatedFrameSender:
 
         behind_s: when the Open leaves that it follows; None: the session is open.
         """
-        self.front_s = self._device.front.seconds(rows, position)
+        self.front_s = self._front.seconds(rows, position)
         sent_s = self._send(
             session,
             at_s,
@@ -93,24 +99,22 @@ class SimulatedFrameSender:
         *,
         position: int,
         rows: int,
-        number: int,
         is_last: bool,
         behind_s: float | None = None,
     ) -> None:
-        """Frame `number` of a prompt, token ids alone: it takes the device no time.
+        """The next frame, token ids alone: it takes the device no time.
 
-        is_last, behind_s: as in `send_chunk`.
+        is_last, behind_s: as in `send_chunk`; the last brings a token.
         """
-        context, record = self._context, self._context.record
+        context, counts = self._context, self._context.record.level_counts
         self.front_s = self.encode_s = 0.0
         self.num_bytes = token_frame_bytes(
-            rows, sequence=number, first_position=position, want_token=is_last
+            rows, sequence=self._num_frames, first_position=position, want_token=is_last
         )
-        record.prompt_ids += rows
-        record.id_bytes += self.num_bytes
-        record.level_counts[IDS] = record.level_counts.get(IDS, 0) + 1
+        self._num_frames += 1
+        counts[IDS] = counts.get(IDS, 0) + 1
         if context.keep_journal or behind_s is not None:
-            self._journal.append(JournalEntry(position, rows, self.num_bytes, 0.0, as_ids=True))
+            self._journal.append(JournalEntry(position, rows, self.num_bytes, 0.0, entry=0))
         frame = FrameInFlight(
             session,
             num_rows=rows,
@@ -120,7 +124,7 @@ class SimulatedFrameSender:
             sent_s=at_s,
             edge_s=0.0,
             wanted=is_last,
-            as_ids=True,
+            entry=0,
         )
         self._upload(frame, max(at_s, behind_s or 0.0), self.num_bytes)
 
@@ -141,7 +145,7 @@ class SimulatedFrameSender:
         """
         self.front_s = wait_s + draft_s
         for at in range(position, position + rows):
-            self.front_s += self._device.front.seconds(1, at)
+            self.front_s += self._front.seconds(1, at)
         return self._send(
             session,
             at_s,
@@ -156,20 +160,20 @@ class SimulatedFrameSender:
     def replay(self, session: SimulatedSession, *, want_last: bool, is_step: bool) -> None:
         """Send every frame again, now. want_last: the last one still has to bring tokens."""
         now_s = self._context.env.now
-        for left, entry in zip(reversed(range(len(self._journal))), self._journal, strict=True):
+        for left, sent in zip(reversed(range(len(self._journal))), self._journal, strict=True):
             wanted = left == 0 and want_last
             frame = FrameInFlight(
                 session,
-                num_rows=entry.num_rows,
-                num_logits=(entry.num_rows if is_step else 1) if wanted else 0,
-                position=entry.position,
-                decode_s=entry.decode_s,
+                num_rows=sent.num_rows,
+                num_logits=(sent.num_rows if is_step else 1) if wanted else 0,
+                position=sent.position,
+                decode_s=sent.decode_s,
                 sent_s=now_s,
                 edge_s=0.0,
                 wanted=wanted,
-                as_ids=entry.as_ids,
+                entry=sent.entry,
             )
-            self._upload(frame, now_s, entry.num_bytes)
+            self._upload(frame, now_s, sent.num_bytes)
 
     def _send(
         self,
@@ -186,12 +190,15 @@ class SimulatedFrameSender:
     ) -> float:
         context, level = self._context, self.level
         self.num_bytes, self.encode_s, decode_s = level.frame(rows, of_prompt=of_prompt)
+        self._num_frames += 1
         self._device.front.busy_s += self.front_s + self.encode_s - idle_s
         sent_s = at_s + self.front_s + self.encode_s
         counts = context.record.level_counts
         counts[level.name] = counts.get(level.name, 0) + 1
         if context.keep_journal or behind_s is not None:
-            self._journal.append(JournalEntry(position, rows, self.num_bytes, decode_s))
+            self._journal.append(
+                JournalEntry(position, rows, self.num_bytes, decode_s, self._entry)
+            )
         frame = FrameInFlight(
             session,
             num_rows=rows,
@@ -201,6 +208,7 @@ class SimulatedFrameSender:
             sent_s=sent_s,
             edge_s=self.front_s + self.encode_s,
             wanted=wanted,
+            entry=self._entry,
         )
         self._upload(frame, max(sent_s, behind_s or 0.0), self.num_bytes)
         return sent_s

@@ -19,6 +19,7 @@ from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.drafts import SimulatedDrafts
 from optimizer.simulate.early_frames import EarlyFrames
 from optimizer.simulate.frames import SimulatedFrameSender
+from optimizer.simulate.moving import SplitParts, close_session
 from optimizer.simulate.prefill import PrefillProgress
 from optimizer.simulate.record import Outcome, RoundMoments
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
@@ -35,7 +36,6 @@ class Generation:
 
     __slots__ = (
         "_begun_s",
-        "_blocks",
         "_connector",
         "_context",
         "_control",
@@ -45,6 +45,7 @@ class Generation:
         "_ended",
         "_freed",
         "_last_s",
+        "_parts",
         "_prefill",
         "_recorded",
         "_recovery",
@@ -82,33 +83,31 @@ class Generation:
         self._ended = ended
         self._freed = freed
         self._recorded = recorded
-        total = request.prompt_tokens + request.output_tokens
-        self._blocks = -(-total // context.scenario.servers.block_tokens)
-        self._control: ControlState | None = None
-        if context.controller is not None:
-            self._control = context.controller.begin()
         self._session: SimulatedSession | None = None
         self._early: EarlyFrames | None = None  # until the client knows that it has a session
-        self._sender = SimulatedFrameSender(context, device)
         self._drafts = SimulatedDrafts(context.drafting, device)
-        self._prefill = PrefillProgress(
-            context, device, num_tokens=request.prompt_tokens, at_s=asked_s
-        )
+        self._parts = SplitParts(context, device, request, at_s=asked_s)
+        self._begin_part()
         self._recovery = Recovery()  # begins anew with every token
         self._begun_s = asked_s  # when the device took the question up
         self._last_s = asked_s  # when the last token came
 
     @property
-    def num_ids(self) -> int:
-        """Tokens of the prompt that have gone as ids: at split 0 all of them."""
-        at_0 = self._context.plan.partition.split == 0
-        most = self.request.prompt_tokens if at_0 else self._prefill.num_ids
-        return min(self._prefill.position, most)
+    def parts(self) -> SplitParts:
+        """Where its tokens ran, and what of it went as ids."""
+        return self._parts
+
+    def _begin_part(self) -> None:
+        """A part of the answer has frames and a controller of its own."""
+        self._sender, self._prefill = self._parts.sender, self._parts.prefill
+        self._control: ControlState | None = None
+        if self._context.controller is not None:
+            self._control = self._context.controller.begin()
 
     def start(self) -> None:
         """Ask a server for a session."""
         self._begun_s = self._context.env.now
-        self._connector.connect(self, self._blocks, self._context.scenario.patience.connect_s)
+        self._connector.connect(self, self._parts.blocks, self._context.scenario.patience.connect_s)
 
     def abandon(self) -> None:
         """The simulation is over."""
@@ -120,7 +119,7 @@ class Generation:
         """See Opener. Frames leave with the first Open; a later one gets a replay."""
         self._early = None
         if not self._sender.has_journal and not self._prefill.position:
-            self._early = early = EarlyFrames(self, self._blocks)
+            self._early = early = EarlyFrames(self, self._parts.blocks)
             self._prefill.free_s = self._begun_s
             self._prefill_on(early.session, behind_s=at_s)
 
@@ -139,7 +138,7 @@ class Generation:
             return
         whole = self._prefill.is_sent
         if early is None and self._sender.has_journal:
-            self._sender.replay(session, want_last=whole, is_step=self.num_tokens > 0)
+            self._sender.replay(session, want_last=whole, is_step=not self._parts.is_fresh)
         self._sender.forget()
         if whole:
             self._prefill.fill(self._context.env.now)
@@ -148,10 +147,8 @@ class Generation:
 
     def shut_out(self, outcome: Outcome) -> None:
         """See Opener."""
-        self._end(
-            self._context.env.now,
-            "server_lost" if self._recovery.is_recovering else outcome,
-        )
+        is_lost = self._recovery.is_recovering or self.num_tokens > 0
+        self._end(self._context.env.now, "server_lost" if is_lost else outcome)
 
     def _end(self, at_s: float, outcome: Outcome, *, closing: bool = True) -> None:
         if self.over:
@@ -161,30 +158,20 @@ class Generation:
         session, self._session = self._session, None
         self._ended(self, at_s, outcome)
         if session is not None and closing:
-            self._close(session, at_s)
+            close_session(self._context, self._device, session, at_s, self._freed)
         else:
             self._freed(at_s)
 
-    def _close(self, session: SimulatedSession, at_s: float) -> None:
-        """Send a Close. The device is free when the server has ended the stream, or at a limit."""
-        context, lanes = self._context, self._device.lanes
-        software = context.scenario.software
-        latest_s = at_s + context.scenario.patience.close_s
-        context.record.up_bytes += software.close_bytes
-        context.record.down_bytes += software.closed_bytes
+    def _move(self, session: SimulatedSession, now_s: float) -> None:
+        """The device's cache is full: go on at a lower split, once this session is closed."""
+        self._session = None
+        self._parts.move(self.request.prompt_tokens + self.num_tokens, now_s)
+        self._begin_part()
 
-        def arrived(t: float) -> None:
-            context.at(t, lambda _: session.server.leave(session))
-            if t >= latest_s:
-                self._freed(latest_s)
-                return
-            lanes.down.send(
-                t + context.cloud_message_s,
-                software.closed_bytes,
-                lambda t: self._freed(min(t, latest_s)),
-            )
+        def closed(t: float) -> None:
+            self._context.at(t, lambda _: None if self.over else self.start())
 
-        lanes.up.send(at_s + self._device.front.message_s, software.close_bytes, arrived)
+        close_session(self._context, self._device, session, now_s, closed)
 
     def lost(self, session: SimulatedSession, at_s: float) -> None:
         """The server died at `at_s`. What it had sent still arrives; then the client reconnects."""
@@ -209,7 +196,7 @@ class Generation:
             return
         if self._sender.has_journal:
             self._context.record.reconnects += 1
-        self._connector.connect(self, self._blocks, left_s, wait_first=not is_first)
+        self._connector.connect(self, self._parts.blocks, left_s, wait_first=not is_first)
 
     # --- prefill and decode -----------------------------------------------------------------
 
@@ -231,12 +218,16 @@ class Generation:
 
     def _step(self, session: SimulatedSession, now_s: float) -> None:
         """Send the next decode step, with drafts if there are any."""
-        drafting = self._context.drafting
+        drafting, parts = self._context.drafting, self._parts
+        position = self.request.prompt_tokens + self.num_tokens - 1
+        if parts.by_ids:
+            self._sender.send_ids(session, now_s, position=position, rows=1, is_last=True)
+            return
         # Before its first step the device may still be computing what went as ids.
         wait_s = max(self._prefill.free_s - now_s, 0.0)
         num_drafts, draft_s = 0, 0.0
-        if drafting is not None:
-            left = self.request.output_tokens - self.num_tokens - 1
+        if drafting is not None and parts.drafts:
+            left = parts.end - position - 2
             num_drafts = max(0, min(self._drafts.propose(), left))
             if self._control is not None and self._control.max_drafts is not None:
                 num_drafts = min(num_drafts, self._control.max_drafts)
@@ -245,7 +236,7 @@ class Generation:
         self._sender.send_step(
             session,
             now_s,
-            position=self.request.prompt_tokens + self.num_tokens - 1,
+            position=position,
             rows=num_drafts + 1,
             draft_s=draft_s,
             wait_s=wait_s,
@@ -264,7 +255,7 @@ class Generation:
                 lambda t: context.at(t, lambda _: self._prefill.acknowledged(frame)),
             )
             return
-        accepted = self._drafts.accept(frame.num_rows - 1) if self.num_tokens else 0
+        accepted = 0 if self._parts.is_fresh else self._drafts.accept(frame.num_rows - 1)
         num_bytes = ANSWER_BYTES + TOKEN_BYTES * accepted
         context.record.accepted += accepted
         context.record.down_bytes += num_bytes
@@ -283,15 +274,17 @@ class Generation:
         if self._stalls(since_s):
             return
         self._count(frame, accepted, answered_s, now_s)
-        first = self.num_tokens == 0
-        if first:
+        fresh, self._parts.is_fresh = self._parts.is_fresh, False
+        if self.num_tokens == 0:
             self.first_s = now_s
         self._last_s = now_s
         self.round_trips += 1
         self.num_tokens += 1 + accepted
         if self.num_tokens >= self.request.output_tokens:
             self._end(now_s, "done")
-        elif not first and self._gives_up(frame, answered_s, now_s, since_s):
+        elif self._parts.is_over(self.request.prompt_tokens + self.num_tokens):
+            self._move(session, now_s)
+        elif not fresh and self._gives_up(frame, answered_s, now_s, since_s):
             self._end(now_s, "stopped")
         else:
             self._step(session, now_s)
@@ -299,7 +292,7 @@ class Generation:
     def _stalls(self, since_s: float) -> bool:
         """Whether the controller had stopped waiting before this answer came."""
         controller = self._context.controller
-        if controller is None or not self.num_tokens or since_s <= controller.stall_s:
+        if controller is None or self._parts.is_fresh or since_s <= controller.stall_s:
             return False
         self._end(max(self._last_s + controller.stall_s, self._context.env.now), "stopped")
         return True
@@ -322,8 +315,8 @@ class Generation:
 
     def _count(self, frame: FrameInFlight, accepted: int, answered_s: float, now_s: float) -> None:
         """Put the round trip into the record."""
-        context, first = self._context, self.num_tokens == 0
-        own: PrefillProgress | SimulatedFrameSender = self._prefill if first else self._sender
+        context, fresh = self._context, self._parts.is_fresh
+        own: PrefillProgress | SimulatedFrameSender = self._prefill if fresh else self._sender
         context.record.add(
             RoundMoments(
                 self._last_s,
@@ -335,7 +328,8 @@ class Generation:
                 frame.cloud_s,
                 now_s,
             ),
-            is_first=first,
+            is_first=self.num_tokens == 0,
+            is_move=fresh and self.num_tokens > 0,
             accepted=accepted,
             is_recovered=self._recovery.is_recovering,
             drawn=self._recorded,

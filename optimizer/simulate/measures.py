@@ -54,8 +54,9 @@ class Measures:
     the smaller of the two, so that many tokens in time hide no late first ones. A budget that is
     not set is kept by every token that came. `breakdown_*_s`: mean seconds of each part
     of a first token, and of a step (a round trip, which may bring several tokens with drafting).
-    `prompt_ids`: prompt tokens that went as ids, `id_bytes`: the bytes of their frames. Utilisation
-    and occupancy are means over the servers and the scenario's duration.
+    `prompt_ids`: prompt tokens that went as ids, `id_bytes`: the bytes of their frames.
+    `split_moves`: how often a split moved, `move_bytes`: of the tokens that then went as ids.
+    Utilisation and occupancy are means over the servers and the scenario's duration.
     `work_cost_per_million_tokens`: servers' busy seconds and devices' energy, prompts included, by
     the scenario's prices; None without prices. `energy_left_out`: devices whose watts are unknown.
     """
@@ -83,6 +84,8 @@ class Measures:
     uplink_bytes_per_token: float = shown("bytes up a token", "{:,.0f}")
     prompt_ids: int = shown("prompt tokens as ids", "{:,}")
     id_bytes: int = shown("bytes of these ids", "{:,}")
+    split_moves: int = shown("moves of a split", "{:,}")
+    move_bytes: int = shown("bytes of ids at moves", "{:,}")
     drafts_accepted: float
     reconnects: int = shown("reconnects", "{:,}")
     level_counts: dict[str, int]
@@ -107,9 +110,12 @@ class Measures:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def _is_idle(self, name: str) -> bool:
-        """Whether a figure says nothing: no prompt went as ids, nothing has a price."""
+        """Whether a figure says nothing: no prompt went as ids, no split moved, nothing has a
+        price."""
         if name in ("prompt_ids", "id_bytes"):
             return not self.prompt_ids
+        if name in ("split_moves", "move_bytes"):
+            return not self.split_moves
         return getattr(self, name) is None
 
     def _label(self, name: str, label: str) -> str:
@@ -199,6 +205,8 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         uplink_bytes_per_token=up_bytes / max(tokens, 1),
         prompt_ids=sum(record.prompt_ids for record in records),
         id_bytes=sum(record.id_bytes for record in records),
+        split_moves=sum(row.moves for record in records for row in record.requests),
+        move_bytes=sum(row.move_bytes for record in records for row in record.requests),
         drafts_accepted=sum(record.accepted for record in records) / max(drafted, 1),
         reconnects=sum(record.reconnects for record in records),
         level_counts=dict(levels),

@@ -6,42 +6,59 @@ from optimizer.policy.prefill_chunks import StageTimes, next_chunk
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.frames import SimulatedFrameSender
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
+from optimizer.simulate.times import FrontTimes
 from protos.limits import MAX_FRAME_TOKENS
 
 
 class PrefillProgress:
     """`position`: prompt tokens sent. `front_s`, `encode_s`: seconds of all chunks so far.
-    `answered`: the chunks whose answers have come. `num_ids`: first tokens that go as ids, which
-    the device computes too, for its own cache. `free_s`: when the device has sent its last chunk
-    and filled its cache."""
+    `answered`: the chunks whose answers have come. `id_bytes`: of all frames of ids. `free_s`: when
+    the device has sent its last chunk and filled its cache.
+
+    front: computes the chunks. num_tokens: of the prompt; where the split has moved (is_move), all
+    tokens so far. num_ids: first tokens that go as ids, which the device computes too, for its own
+    cache. num_cached: first tokens that it has there already, of those that go as ids.
+    """
 
     __slots__ = (
         "_context",
         "_device",
-        "_num_frames",
+        "_front",
+        "_is_move",
+        "_num_cached",
         "_num_tokens",
-        "_unfilled",
         "answered",
         "encode_s",
         "free_s",
         "front_s",
+        "id_bytes",
         "num_ids",
         "position",
     )
 
     def __init__(
-        self, context: SimulationContext, device: Device, *, num_tokens: int, at_s: float
+        self,
+        context: SimulationContext,
+        device: Device,
+        front: FrontTimes,
+        *,
+        num_tokens: int,
+        num_ids: int,
+        num_cached: int,
+        is_move: bool,
+        at_s: float,
     ) -> None:
-        self.position = 0
+        self.position = self.id_bytes = 0
         self.front_s = self.encode_s = 0.0
         self.answered: list[StageTimes] = []
-        self.num_ids = device.num_ids(num_tokens)
+        self.num_ids = num_ids
         self.free_s = at_s
         self._context = context
         self._device = device
+        self._front = front
         self._num_tokens = num_tokens
-        self._num_frames = 0
-        self._unfilled = self.num_ids  # first tokens that the device has yet to compute
+        self._num_cached = num_cached
+        self._is_move = is_move
 
     @property
     def is_sent(self) -> bool:
@@ -65,15 +82,18 @@ class PrefillProgress:
                 at_s,
                 position=position,
                 rows=rows,
-                number=self._num_frames,
                 is_last=is_last,
                 behind_s=behind_s,
             )
+            self.id_bytes += sender.num_bytes
+            if not self._is_move:
+                self._context.record.prompt_ids += rows
+                self._context.record.id_bytes += sender.num_bytes
             self.free_s = at_s
             if is_last and behind_s is None:
                 self.fill(at_s)
         else:
-            if self._unfilled:
+            if self._num_cached < self.num_ids:
                 self.front_s += self.fill(at_s)
                 at_s = self.free_s
             rows = self._rows()
@@ -85,7 +105,6 @@ class PrefillProgress:
                 is_last=position + rows == self._num_tokens,
                 behind_s=behind_s,
             )
-        self._num_frames += 1
         self.position += rows
         self.front_s += sender.front_s
         self.encode_s += sender.encode_s
@@ -97,18 +116,18 @@ class PrefillProgress:
         open.
         """
         chunk, seconds = self._context.plan.prefill_chunk, 0.0
-        for position in range(0, self._unfilled, chunk):
-            rows = min(chunk, self._unfilled - position)
-            seconds += self._device.front.seconds(rows, position)
+        for position in range(self._num_cached, self.num_ids, chunk):
+            rows = min(chunk, self.num_ids - position)
+            seconds += self._front.seconds(rows, position)
         self._device.front.busy_s += seconds
-        if self._unfilled:
+        if self._num_cached < self.num_ids:
             self.free_s = max(at_s, self.free_s) + seconds
-        self._unfilled = 0
+        self._num_cached = self.num_ids
         return seconds
 
     def acknowledged(self, frame: FrameInFlight) -> None:
         """A chunk's answer has come. While chunks queue on the link its share is unknown."""
-        if not frame.as_ids:
+        if frame.entry != 0:
             self.answered.append(StageTimes(frame.num_rows, frame.edge_s, 0.0, frame.cloud_s))
 
     def _rows(self) -> int:

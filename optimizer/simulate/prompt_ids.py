@@ -8,6 +8,7 @@ apart.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 from optimizer.cost.link import link_at
@@ -16,7 +17,7 @@ from optimizer.cost.setting import RequestSetting
 from optimizer.simulate.setup import Setup
 from optimizer.simulate.workload import ClientSpec
 
-NumIds = Callable[[int], int]  # of a prompt's length
+NumIds = Callable[[int, int], int]  # of a prompt's length and its split
 
 
 class PromptIds:
@@ -53,4 +54,13 @@ class PromptIds:
             front_layer_bits=plan.front_layer_bits,
             prefill=setup.place_of(group),
         )
-        return cache(lambda num_tokens: prompt_ids(setting, num_tokens=num_tokens))
+
+        def counted(num_tokens: int, split: int) -> int:
+            here = replace(
+                setting,
+                partition=replace(plan.partition, split=split),
+                front_layer_bits=plan.front_layer_bits[:split],
+            )
+            return prompt_ids(here, num_tokens=num_tokens)
+
+        return cache(counted)

@@ -9,14 +9,16 @@ from typing import Final, Literal, NamedTuple
 Outcome = Literal["done", "stopped", "busy", "refused", "server_lost", "unfinished"]
 
 # Where a token's time goes, in the order of its life. `open`: the wait for the device, for a place
-# on a server and for the session to open. `recover`: from a loss until the replay is sent.
+# on a server and for the session to open; at a move for the last session's end, too. `recover`:
+# from a loss until the replay is sent.
 PARTS: Final = ("open", "edge", "encode", "up", "queue", "cloud", "down", "recover")
 OPEN, EDGE, ENCODE, UP, QUEUE, CLOUD, DOWN, RECOVER = range(len(PARTS))
 
 
 class RequestRow(NamedTuple):
     """One request. `ttft_s` is NaN without a first token, `e2e_s` without a last one; `server` is
-    -1 when none was asked; `prompt_ids` prompt tokens went as ids."""
+    -1 when none was asked; `prompt_ids` prompt tokens went as ids. `moves`:
+    how often the split moved; `move_bytes`: of the tokens that then went as ids."""
 
     client: int
     group: int
@@ -29,6 +31,8 @@ class RequestRow(NamedTuple):
     round_trips: int
     outcome: Outcome
     prompt_ids: int = 0
+    moves: int = 0
+    move_bytes: int = 0
 
 
 class Span(NamedTuple):
@@ -107,10 +111,12 @@ class Record:
         is_first: bool,
         accepted: int,
         is_recovered: bool,
+        is_move: bool = False,
         drawn: bool,
     ) -> None:
         """Tokens have come: one, and `accepted` drafts with it. The parts add up to the wait.
 
+        is_move: the first token at another split, which needed a session of its own.
         is_recovered: the frame was sent again after a loss, so all the time until then is recovery.
         drawn: whether the round trip joins the timeline.
         """
@@ -127,7 +133,7 @@ class Record:
                 self.gaps_s.append(0.0)
         if is_recovered:
             parts[RECOVER] += before_s
-        elif is_first:
+        elif is_first or is_move:
             parts[OPEN] += before_s
         parts[EDGE] += edge_s
         parts[ENCODE] += encode_s

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from simpy import Environment
 from simpy.events import Timeout
 
-from optimizer.cost.cloud import SessionRows
+from optimizer.cost.cloud import SessionGroup, SessionRows
 from optimizer.policy.admission import AdmissionRule, Verdict
 from optimizer.policy.batching import BatchShare, Scheduler, Waiting
 from optimizer.simulate.places import Opened, ServerPlaces
@@ -143,16 +143,19 @@ class SimulatedServer:
             return
         sums = self.sums
         rows: list[SessionRows] = []
-        ids: list[SessionRows] = []
+        lower: list[SessionGroup] = []
         num_rows = num_logits = 0
         for share in shares:
             frame = share.key
-            of = ids if frame.as_ids else rows
-            of.append(SessionRows(share.num_rows, frame.position + frame.num_rows - frame.left))
+            position = frame.position + frame.num_rows - frame.left
+            if frame.entry is None:
+                rows.append(SessionRows(share.num_rows, position))
+            else:
+                lower.append(SessionGroup(share.num_rows, position, skipped=frame.entry))
             num_rows += share.num_rows
             if share.num_rows == frame.left:
                 num_logits += frame.num_logits
-        seconds = self._back.seconds(rows, num_logits, ids)
+        seconds = self._back.seconds(rows, num_logits, lower)
         now_s = self._env.now
         if now_s < self._horizon_s:
             sums.batches += 1

@@ -24,7 +24,7 @@ def make_server(env: Environment, setup: Setup, *, seed: int, number: int) -> Si
     servers, plan = setup.scenario.servers, setup.plan
     geometry = plan.model.geometry
     block_bytes = geometry.kv_bytes(
-        num_layers=geometry.num_layers - plan.partition.split,
+        num_layers=setup.layers_a_block,
         num_tokens=servers.block_tokens,
         kv_bits=_kv_bits(setup),
     )

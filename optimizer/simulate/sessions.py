@@ -43,15 +43,16 @@ class FrameInFlight:
     `left`: rows that have not run. `num_logits`: rows whose logits are computed. `position`: tokens
     cached before its first row. `edge_s`, `decode_s`, `cloud_s`: seconds on the device, in the
     server's decoder, and in the server so far. `wanted`: whether its answer has to bring tokens.
-    `as_ids`: a token frame, which the server runs through all layers.
+    `entry`: the first layer that the server runs on it, 0 for a token frame; None: that of the
+    plan's split.
     """
 
     __slots__ = (
         "arrived_s",
-        "as_ids",
         "cloud_s",
         "decode_s",
         "edge_s",
+        "entry",
         "left",
         "num_logits",
         "num_rows",
@@ -72,7 +73,7 @@ class FrameInFlight:
         sent_s: float,
         edge_s: float,
         wanted: bool,
-        as_ids: bool = False,
+        entry: int | None = None,
     ) -> None:
         self.session = session
         self.num_rows = num_rows
@@ -83,7 +84,7 @@ class FrameInFlight:
         self.sent_s = sent_s
         self.edge_s = edge_s
         self.wanted = wanted
-        self.as_ids = as_ids
+        self.entry = entry
         self.arrived_s = 0.0
         self.cloud_s = 0.0
 

@@ -46,6 +46,21 @@ class Setup:
         """Where a group's prompts are computed."""
         return self.plan.prefill if group.prefill is None else group.prefill
 
+    def hands_over(self, group: Clients) -> bool:
+        """Whether a group's answers go on at a lower split when the device's cache is full."""
+        context = group.context
+        if context is None and self.scenario.deployment is not None:
+            context = self.scenario.deployment.context
+        return context == "handover"
+
+    @property
+    def layers_a_block(self) -> int:
+        """Layers of a server's KV block: all from the plan's split on; one where sessions enter at
+        several splits."""
+        if any(map(self.hands_over, self.scenario.clients)):
+            return 1
+        return self.plan.model.geometry.num_layers - self.plan.partition.split
+
     @property
     def cloud_message_s(self) -> float:
         """Seconds of a server's network stack for a round trip, of the scenario or the profile."""
@@ -81,6 +96,7 @@ def load_setup(
     setup = Setup(scenario=scenario, plan=plan, devices=devices, links=links, levels=known)
     for group in scenario.clients:
         _check_place(setup, group)
+        _check_context(setup, group)
     if plan.level not in setup.levels:
         raise ScenarioError(
             f"level '{plan.level}' has no costs here: known are {', '.join(sorted(setup.levels))}; "
@@ -92,10 +108,22 @@ def load_setup(
 def _check_place(setup: Setup, group: Clients) -> None:
     """ScenarioError where a group's prompts cannot be computed where it says."""
     plan, place = setup.plan, setup.place_of(group)
-    what = f"clients {group.name}: prefill {place}"
     if place == "edge" or plan.partition.split == 0:
         return
-    if plan.edge_is_whole and group.prefill is not None:
+    if not plan.edge_is_whole or group.prefill is not None:
+        _check_cloud_layers(setup, f"clients {group.name}: prefill {place}")
+
+
+def _check_context(setup: Setup, group: Clients) -> None:
+    """ScenarioError where a group's answers cannot move to the server."""
+    if setup.hands_over(group) and setup.plan.partition.split > 0:
+        _check_cloud_layers(setup, f"clients {group.name}: context handover")
+
+
+def _check_cloud_layers(setup: Setup, what: str) -> None:
+    """ScenarioError where the servers cannot run every layer."""
+    plan = setup.plan
+    if plan.edge_is_whole:
         raise ScenarioError(f"{what}: this plan has no server, the device holds every layer")
     if plan.back_start > 0:
         raise ScenarioError(

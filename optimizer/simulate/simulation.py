@@ -18,6 +18,7 @@ from optimizer.simulate.client import SimulatedClient
 from optimizer.simulate.client_links import ClientLinks
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.draft_lengths import DraftLengths
+from optimizer.simulate.moving import split_capacities
 from optimizer.simulate.prompt_ids import PromptIds
 from optimizer.simulate.record import Record
 from optimizer.simulate.scenario import Scenario
@@ -88,6 +89,7 @@ def _context(env: Environment, setup: Setup, servers: list[SimulatedServer]) -> 
         controller=_controller(setup),
         drafting=scenario.drafting if _drafts(plan, scenario) else None,
         keep_journal=any(fault.kind == "server_loss" for fault in scenario.faults),
+        layers_a_block=setup.layers_a_block,
     )
 
 
@@ -112,6 +114,11 @@ def _clients(
     links = ClientLinks(context.env, setup, seed)
     lengths, ids = DraftLengths(setup, fronts), PromptIds(setup)
     seeded = scenario if replication == 0 else replace(scenario, seed=seed)
+    capacities = {
+        group.name: split_capacities(plan, hands_over=setup.hands_over(group))
+        for group in scenario.clients
+    }
+    longest = {name: max(found.values()) for name, found in capacities.items()}
     return [
         SimulatedClient(
             context,
@@ -121,11 +128,12 @@ def _clients(
                 lanes=links.lanes(spec),
                 draft_length=lengths.of(spec) if context.drafting is not None else 0,
                 num_ids=ids.of(spec),
+                capacities=capacities[scenario.clients[spec.group].name],
                 seed=seed * CLIENT_STRIDE + spec.number,
             ),
             recorded=spec.number == 0,
         )
-        for spec in client_specs(seeded, longest=plan.max_tokens)
+        for spec in client_specs(seeded, longest=longest)
     ]
 
 

@@ -17,7 +17,7 @@ from hwprofiles.errors import ProfileError
 from hwprofiles.schema.strict_yaml import build_strict, parse_value
 from optimizer.artifacts.plan import Plan
 from optimizer.errors import ScenarioError
-from optimizer.simulate.assemble import Inputs, Overrides, overridden
+from optimizer.simulate.assemble import Inputs, Overrides, front_splits_at, overridden
 from optimizer.simulate.measures import Measures
 from optimizer.simulate.scenario import Scenario
 
@@ -120,6 +120,8 @@ def _plan_with(plan: Plan, key: str, value: Any, whole_key: str) -> Plan:
     if key in ("split", "partition.split"):  # the server begins there, or has all
         data["back_start"] = 0 if plan.back_start == 0 else value
         data["front_layer_bits"] = []
+        if isinstance(value, int):  # anything else is refused below
+            data["front_splits"] = list(front_splits_at(plan, value))
     if key in ("front_bits", "partition.front_bits"):
         data["front_layer_bits"] = []
     try:

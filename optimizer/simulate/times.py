@@ -10,6 +10,7 @@ that it attends to. Nothing is rounded into buckets: the sum is `back_step_s`, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -62,17 +63,35 @@ class LevelTimes:
 class FrontTimes:
     """Seconds of the plan's front on one device. `message_s`: its network stack's share of a round
     trip, as given or as the profile has it; `sample_s`: drawing a token there. `busy_s`: seconds
-    that all devices with this profile have computed; whoever asks for work adds them."""
+    that all devices with this profile have computed; whoever asks for work adds them.
+    split: how many of the plan's front layers; None: all."""
 
-    def __init__(self, device: DeviceProfile, plan: Plan, message_s: float | None = None) -> None:
+    def __init__(
+        self,
+        device: DeviceProfile,
+        plan: Plan,
+        message_s: float | None = None,
+        *,
+        split: int | None = None,
+    ) -> None:
         self._device = device
         self._plan = plan
+        self._layer_bits = plan.layer_bits[:split]
+        self._lower: dict[int, FrontTimes] = {}
         self._known: dict[tuple[int, int], float] = {}
         figure = device.overheads.message_s
         self.busy_s = 0.0
         self.sample_s = sample_s(device, plan.model.geometry, num_logits=1)
         known_s = 0.0 if figure is None else figure.effective
         self.message_s = known_s if message_s is None else message_s
+
+    def at(self, split: int) -> FrontTimes:
+        """The first `split` layers of the same front. Its `busy_s` is not counted."""
+        if split == len(self._layer_bits):
+            return self
+        if split not in self._lower:
+            self._lower[split] = FrontTimes(self._device, self._plan, self.message_s, split=split)
+        return self._lower[split]
 
     def seconds(self, num_rows: int, position: int) -> float:
         """One forward pass of `num_rows` rows after `position` cached tokens."""
@@ -89,7 +108,7 @@ class FrontTimes:
         steps = front_steps(
             self._device,
             plan.model.geometry,
-            layer_bits=[plan.layer_bits],
+            layer_bits=[self._layer_bits],
             weight_bits=plan.partition.front_bits,
             kv_bits=plan.kv_bits,
             num_rows=num_rows,
@@ -107,11 +126,12 @@ class BackTimes(Protocol):
         self,
         sessions: Iterable[SessionRows],
         num_logits: int,
-        ids: Sequence[SessionRows] = (),
+        lower: Sequence[SessionGroup] = (),
     ) -> float:
         """One batch of these rows after these positions, `num_logits` of which meet the head.
 
-        ids: what came as token ids, of other sessions: it goes through all layers.
+        lower: sessions that enter below the plan's split, at the layer `skipped`: token ids at 0,
+        and rows of a session whose split has moved.
         """
         ...
 
@@ -120,17 +140,20 @@ class ModelledBack:
     """The cost model's batch."""
 
     def __init__(self, device: DeviceProfile, plan: Plan, *, kv_bits: int) -> None:
-        self._split, num_layers = plan.partition.split, plan.model.geometry.num_layers
-        self._back, self._all_layers = (
-            BackCost(
+        geometry = plan.model.geometry
+
+        def back_from(first: int) -> BackCost:
+            return BackCost(
                 device,
-                plan.model.geometry,
-                num_layers=count,
+                geometry,
+                num_layers=geometry.num_layers - first,
                 back_bits=plan.partition.back_bits,
                 kv_bits=kv_bits,
             )
-            for count in (num_layers - self._split, num_layers)
-        )
+
+        self._split = plan.partition.split
+        self._from = cache(back_from)
+        self._back = back_from(self._split)
         self._without_attention: dict[tuple[int, int, int], float] = {}
         self._attention: dict[int, tuple[tuple[float, float, float], ...]] = {}
 
@@ -138,11 +161,11 @@ class ModelledBack:
         self,
         sessions: Iterable[SessionRows],
         num_logits: int,
-        ids: Sequence[SessionRows] = (),
+        lower: Sequence[SessionGroup] = (),
     ) -> float:
         """See BackTimes."""
-        if ids:
-            return self._with_ids(sessions, num_logits, ids)
+        if lower:
+            return self._with_lower(sessions, num_logits, lower)
         # Asked millions of times: this is `attended_s` over plain numbers.
         total, num_rows, count = 0.0, 0, 0
         known = self._attention
@@ -160,12 +183,13 @@ class ModelledBack:
             base = self._without_attention[key] = float(self._back.batch_s(*key))
         return base + total
 
-    def _with_ids(
-        self, sessions: Iterable[SessionRows], num_logits: int, ids: Sequence[SessionRows]
+    def _with_lower(
+        self, sessions: Iterable[SessionRows], num_logits: int, lower: Sequence[SessionGroup]
     ) -> float:
-        groups = [SessionGroup(*each, 1, self._split) for each in sessions]
-        groups += [SessionGroup(*each) for each in ids]
-        return float(self._all_layers.step_s(groups, num_logits))
+        first = min(group.skipped for group in lower)  # the lowest layer that the batch reads
+        groups = [SessionGroup(*each, 1, self._split - first) for each in sessions]
+        groups += [group._replace(skipped=group.skipped - first) for group in lower]
+        return float(self._from(first).step_s(groups, num_logits))
 
     def _attend(self, rows: int) -> tuple[tuple[float, float, float], ...]:
         windows = self._back.attention(rows)
@@ -201,13 +225,13 @@ class MeasuredBack:
         self,
         sessions: Iterable[SessionRows],
         num_logits: int,
-        ids: Sequence[SessionRows] = (),
+        lower: Sequence[SessionGroup] = (),
     ) -> float:
         """See BackTimes. The head's rows are in the points, so `num_logits` is not asked for.
 
-        Raises ScenarioError for ids: the points know nothing of the layers below the split.
+        Raises ScenarioError for what enters below the split: the points know nothing of it.
         """
-        if ids:
+        if lower:
             raise ScenarioError("measured steps know nothing of the layers below the split")
         batch = list(sessions)
         if not batch:

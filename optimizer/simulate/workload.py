@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -47,11 +47,12 @@ class ClientSpec:
     closed: bool
 
 
-def client_specs(scenario: Scenario, *, longest: int) -> Iterator[ClientSpec]:
+def client_specs(scenario: Scenario, *, longest: int | Mapping[str, int]) -> Iterator[ClientSpec]:
     """Every client with its draws. Prompt and answer together are cut to `longest` tokens (the
-    plan's max_tokens), the answer first."""
+    plan's max_tokens, or by the group's name), the answer first."""
     number = 0
     for group_index, group in enumerate(scenario.clients):
+        most = longest if isinstance(longest, int) else longest[group.name]
         devices, links = _choice(group.devices), _choice(group.link.mix)
         rows = _dealt(group) if group.arrivals.kind == "trace" else None
         for member in range(group.count):
@@ -68,7 +69,7 @@ def client_specs(scenario: Scenario, *, longest: int) -> Iterator[ClientSpec]:
                 device=_pick(devices, u[0]),
                 link=_pick(links, u[1]),
                 start_s=float(u[2]) if group.link.random_start else 0.0,
-                requests=tuple(_fitting(request, longest) for request in requests),
+                requests=tuple(_fitting(request, most) for request in requests),
                 closed=group.arrivals.kind == "closed",
             )
             number += 1

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.errors import ScenarioError
+
+# What happens when an answer outgrows the device's cache (`optimizer.policy.kv`).
+ContextChoice: TypeAlias = Literal["refuse", "handover"]
 
 # The standard normal's 95 % point: what ties a lognormal's median and p95 to its sigma.
 Z95: Final = 1.6448536269514722
@@ -103,7 +106,9 @@ class Clients:
     """A group of `count` clients. `devices`: device profiles by weight; each client draws one.
 
     `prefill`: where prompts are computed (`optimizer.policy.prefill_place`); None: where the plan
-    says. Raises ScenarioError without clients or without weights.
+    says. `context`: "refuse" cuts requests to the plan's max_tokens; "handover" moves the split
+    when they outgrow it (`optimizer.simulate.moving`); None: as the deployment says, else "refuse".
+    Raises ScenarioError without clients or without weights.
     """
 
     name: str
@@ -114,6 +119,7 @@ class Clients:
     prompt_tokens: Lengths
     output_tokens: Lengths
     prefill: PrefillPlace | None = None
+    context: ContextChoice | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:

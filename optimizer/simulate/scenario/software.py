@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.errors import ScenarioError
+from optimizer.simulate.scenario.clients import ContextChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """A plan in a few keys, for scenarios without a plan file. `model`: a shipped spec.
 
-    With a `prefill` that is not "edge" the servers hold every layer.
+    With a `prefill` that is not "edge", with a `context` "handover" (of all groups that do not say
+    otherwise) and with `front_splits` the servers hold every layer.
     """
 
     model: str
@@ -25,6 +27,8 @@ class Deployment:
     prefill_chunk: int = 128
     drafting: str = "off"
     prefill: PrefillPlace = "edge"
+    context: ContextChoice = "refuse"
+    front_splits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
