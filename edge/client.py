@@ -198,6 +198,12 @@ class EdgeClient:
             self._keeper.join()
 
     @property
+    def server_answers(self) -> bool | None:
+        """Whether the first server answered when it was last asked, some seconds ago, by a client
+        that keeps connected. None: nobody asked, or there is no server."""
+        return None if self._keeper is None else self._keeper.is_answered
+
+    @property
     def level_names(self) -> tuple[str, ...]:
         """Names of the compression levels, best quality first."""
         return self.ladder.names

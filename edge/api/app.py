@@ -171,7 +171,9 @@ class _Api:
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "running": self._slots.num_taken})
+        answers = self._client.server_answers
+        server = "unknown" if answers is None else "answers" if answers else "away"
+        return JSONResponse({"status": "ok", "running": self._slots.num_taken, "server": server})
 
     async def metrics(self, request: Request) -> Response:
         self._check_caller(request)

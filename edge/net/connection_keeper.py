@@ -52,6 +52,7 @@ class ConnectionKeeper:
         self._clocks = clocks
         self._seen = clocks()
         self._checked_s = self._seen.running_s - INTERVAL_S  # the first tick asks
+        self.is_answered: bool | None = None  # the last question; None: none was asked yet
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="connection-keeper", daemon=True)
 
@@ -81,9 +82,12 @@ class ConnectionKeeper:
         try:
             self._transport.describe(CHECK_S)
         except (ConnectError, DeadlineError, LostError):
+            self.is_answered = False
             self._transport.renew()
+            return
         except TransportError:
             pass  # it answers, if only to refuse: a generation will say so
+        self.is_answered = True
 
     def _run(self) -> None:
         while not self._stopped.is_set():

@@ -98,8 +98,11 @@ def test_only_a_path_without_an_answer_is_made_anew(
     transport: FakeTransport, clocks: FakeClocks, error: TransportError, renewed: int
 ) -> None:
     transport.error = error
-    ConnectionKeeper(transport, clocks=clocks).tick()
+    keeper = ConnectionKeeper(transport, clocks=clocks)
+    assert keeper.is_answered is None
+    keeper.tick()
     assert transport.renewed == renewed
+    assert keeper.is_answered == (not renewed)
 
 
 class DeafRelay:
