@@ -157,13 +157,18 @@ class BackCost:
     def step_s(self, groups: Iterable[SessionGroup], num_logits: int) -> Floats:
         """One step of a batch, `num_logits` rows of which go through the head."""
         groups = list(groups)
-        num_rows = sum(group.num_sessions * group.num_rows for group in groups)
-        num_sessions = sum(group.num_sessions for group in groups)
-        total = self.batch_s(num_rows, num_sessions, num_logits)
+        total = self.step_without_attention_s(groups, num_logits)
         for group in groups:
             windows = self.attention(group.num_rows, skipped=group.skipped)
             attention_s = attended_s(windows, group.position + group.num_rows)
             total = total + group.num_sessions * attention_s
+        return total
+
+    def step_without_attention_s(self, groups: Sequence[SessionGroup], num_logits: int) -> Floats:
+        """The same without attention, whatever the positions are."""
+        num_rows = sum(group.num_sessions * group.num_rows for group in groups)
+        num_sessions = sum(group.num_sessions for group in groups)
+        total = self.batch_s(num_rows, num_sessions, num_logits)
         return total - self._not_entered_s(groups, num_rows, num_sessions)
 
     def shared_step_s(

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from simpy import Environment
 from simpy.events import Timeout
 
-from optimizer.cost.cloud import SessionGroup, SessionRows
+from optimizer.cost.cloud import SessionRows
 from optimizer.policy.admission import AdmissionRule, Verdict
 from optimizer.policy.batching import BatchShare, Scheduler, Waiting
 from optimizer.simulate.places import Opened, ServerPlaces
 from optimizer.simulate.record import ServerSums
 from optimizer.simulate.sessions import FrameInFlight, SessionOwner, SimulatedSession
-from optimizer.simulate.times import BackTimes
+from optimizer.simulate.times import BackTimes, LowerRows
 
 
 class SimulatedServer:
@@ -143,7 +143,7 @@ class SimulatedServer:
             return
         sums = self.sums
         rows: list[SessionRows] = []
-        lower: list[SessionGroup] = []
+        lower: list[LowerRows] = []
         num_rows = num_logits = 0
         for share in shares:
             frame = share.key
@@ -151,7 +151,7 @@ class SimulatedServer:
             if frame.entry is None:
                 rows.append(SessionRows(share.num_rows, position))
             else:
-                lower.append(SessionGroup(share.num_rows, position, skipped=frame.entry))
+                lower.append(LowerRows(share.num_rows, position, frame.entry))
             num_rows += share.num_rows
             if share.num_rows == frame.left:
                 num_logits += frame.num_logits

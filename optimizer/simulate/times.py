@@ -9,9 +9,10 @@ that it attends to. Nothing is rounded into buckets: the sum is `back_step_s`, a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,11 @@ from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
 from optimizer.cost.edge import front_steps
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import MeasuredSteps
+
+# A window's attention over the tokens that it attends to: fixed, a token, and at most so many.
+Line: TypeAlias = tuple[float, float, float]
+# Sessions of a batch by the layer that they enter at and by their rows.
+EntryCount: TypeAlias = tuple[tuple[int, int], int]
 
 POSITIONS_AT_ONCE: Final = 64  # asking the front's model for these costs what asking for one does
 
@@ -119,6 +125,15 @@ class FrontTimes:
         self._known.update(zip(((num_rows, at) for at in positions), seconds, strict=True))
 
 
+class LowerRows(NamedTuple):
+    """What a session brings to a batch that enters below the plan's split: token ids at layer 0, or
+    rows at the split that the session has moved to."""
+
+    num_rows: int
+    position: int
+    entry: int
+
+
 class BackTimes(Protocol):
     """Seconds of one batch."""
 
@@ -126,12 +141,11 @@ class BackTimes(Protocol):
         self,
         sessions: Iterable[SessionRows],
         num_logits: int,
-        lower: Sequence[SessionGroup] = (),
+        lower: Sequence[LowerRows] = (),
     ) -> float:
         """One batch of these rows after these positions, `num_logits` of which meet the head.
 
-        lower: sessions that enter below the plan's split, at the layer `skipped`: token ids at 0,
-        and rows of a session whose split has moved.
+        lower: what enters below the plan's split.
         """
         ...
 
@@ -151,17 +165,27 @@ class ModelledBack:
                 kv_bits=kv_bits,
             )
 
+        def attention_from(first: int, rows: int, entry: int) -> tuple[Line, ...]:
+            return tuple(map(_numbers, known(first).attention(rows, skipped=entry - first)))
+
+        def rest_from(first: int, counts: tuple[EntryCount, ...], num_logits: int) -> float:
+            groups = [
+                SessionGroup(rows, 0.0, count, entry - first) for (entry, rows), count in counts
+            ]
+            return float(known(first).step_without_attention_s(groups, num_logits))
+
+        known = cache(back_from)
         self._split = plan.partition.split
-        self._from = cache(back_from)
-        self._back = back_from(self._split)
+        self._attention_from, self._rest_from = cache(attention_from), cache(rest_from)
+        self._back = known(self._split)
         self._without_attention: dict[tuple[int, int, int], float] = {}
-        self._attention: dict[int, tuple[tuple[float, float, float], ...]] = {}
+        self._attention: dict[int, tuple[Line, ...]] = {}
 
     def seconds(
         self,
         sessions: Iterable[SessionRows],
         num_logits: int,
-        lower: Sequence[SessionGroup] = (),
+        lower: Sequence[LowerRows] = (),
     ) -> float:
         """See BackTimes."""
         if lower:
@@ -184,20 +208,26 @@ class ModelledBack:
         return base + total
 
     def _with_lower(
-        self, sessions: Iterable[SessionRows], num_logits: int, lower: Sequence[SessionGroup]
+        self, sessions: Iterable[SessionRows], num_logits: int, lower: Sequence[LowerRows]
     ) -> float:
-        first = min(group.skipped for group in lower)  # the lowest layer that the batch reads
-        groups = [SessionGroup(*each, 1, self._split - first) for each in sessions]
-        groups += [group._replace(skipped=group.skipped - first) for group in lower]
-        return float(self._from(first).step_s(groups, num_logits))
+        """`BackCost.step_s` of the layers from the lowest on that a session enters at."""
+        first = min(rows.entry for rows in lower)
+        entries = [LowerRows(*each, self._split) for each in sessions]
+        entries += lower
+        total = 0.0
+        for rows, position, entry in entries:
+            for fixed_s, s_per_token, most in self._attention_from(first, rows, entry):
+                total += fixed_s + s_per_token * min(position + rows, most)
+        counts = Counter((entry, rows) for rows, _, entry in entries)
+        return total + self._rest_from(first, tuple(sorted(counts.items())), num_logits)
 
-    def _attend(self, rows: int) -> tuple[tuple[float, float, float], ...]:
+    def _attend(self, rows: int) -> tuple[Line, ...]:
         windows = self._back.attention(rows)
         found = self._attention[rows] = tuple(map(_numbers, windows))
         return found
 
 
-def _numbers(window: WindowAttention) -> tuple[float, float, float]:
+def _numbers(window: WindowAttention) -> Line:
     return float(window.fixed_s), float(window.s_per_token), window.most_tokens
 
 
@@ -225,7 +255,7 @@ class MeasuredBack:
         self,
         sessions: Iterable[SessionRows],
         num_logits: int,
-        lower: Sequence[SessionGroup] = (),
+        lower: Sequence[LowerRows] = (),
     ) -> float:
         """See BackTimes. The head's rows are in the points, so `num_logits` is not asked for.
 

@@ -11,7 +11,7 @@ import pytest
 from hwprofiles.links.profile import load_link
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.plan import Plan
-from optimizer.cost.cloud import SessionGroup, SessionRows, back_step_s, sample_s
+from optimizer.cost.cloud import SessionRows, back_step_s, sample_s
 from optimizer.cost.codec import answer_bytes
 from optimizer.cost.link import link_at
 from optimizer.cost.request import round_parts
@@ -37,7 +37,7 @@ from optimizer.simulate.scenario import (
 from optimizer.simulate.setup import load_setup
 from optimizer.simulate.simulation import simulate
 from optimizer.simulate.sweep import with_value
-from optimizer.simulate.times import FrontTimes, ModelledBack
+from optimizer.simulate.times import FrontTimes, LowerRows, ModelledBack
 from optimizer.simulate.workload import client_specs
 from protos.sizes import token_frame_bytes
 from tests.optimizer.simulate.scenes import LEVEL, PLAN, run, same, scene, setup_of
@@ -298,13 +298,13 @@ def test_the_controller_does_not_take_a_move_for_a_stall() -> None:
 def test_a_batch_reads_the_lowest_layer_that_a_session_enters_at() -> None:
     rows = [SessionRows(1, 90)]
     back = ModelledBack(CLOUD, MOVING, kv_bits=32)
-    mixed = back.seconds(rows, 2, [SessionGroup(1, 120, skipped=10)])
+    mixed = back.seconds(rows, 2, [LowerRows(1, 120, 10)])
     expected = back_step_s(
         CLOUD, GEOMETRY, num_layers=20, back_bits=8, kv_bits=32,
         sessions=[*rows, SessionRows(1, 120)], num_logits=2, skipped_layers=[4, 0],
     )  # fmt: skip
     assert mixed == pytest.approx(expected, rel=1e-12)
-    assert back.seconds([], 1, [SessionGroup(1, 120, skipped=10)]) == pytest.approx(
+    assert back.seconds([], 1, [LowerRows(1, 120, 10)]) == pytest.approx(
         back_s(1, 120, first=10), rel=1e-12
     )
 

@@ -9,7 +9,7 @@ import pytest
 from hwprofiles.links.profile import load_link
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.prefill import PrefillPlace
-from optimizer.cost.cloud import SessionGroup, SessionRows, back_step_s, sample_s
+from optimizer.cost.cloud import SessionRows, back_step_s, sample_s
 from optimizer.cost.codec import answer_bytes
 from optimizer.cost.edge import front_prefill
 from optimizer.cost.link import link_at
@@ -26,7 +26,7 @@ from optimizer.simulate.scenario import (
     Servers,
     StepPoint,
 )
-from optimizer.simulate.times import ModelledBack
+from optimizer.simulate.times import LowerRows, ModelledBack
 from protos.sizes import token_frame_bytes
 from tests.optimizer.simulate.scenes import GROUP, LEVEL, PLAN, SCENE, run, scene, setup_of
 from tests.optimizer.simulate.test_analytic import NO_BYTES
@@ -135,7 +135,7 @@ def test_ids_are_shown_where_there_are_any() -> None:
 
 def test_a_batch_with_ids_runs_the_layers_below_for_them_alone() -> None:
     rows, ids = [SessionRows(1, 90), SessionRows(3, 7)], SessionRows(40, 0)
-    found = ModelledBack(CLOUD, PLAN, kv_bits=32).seconds(rows, 5, [SessionGroup(*ids)])
+    found = ModelledBack(CLOUD, PLAN, kv_bits=32).seconds(rows, 5, [LowerRows(*ids, 0)])
     expected = back_step_s(
         CLOUD, GEOMETRY, num_layers=GEOMETRY.num_layers, back_bits=8, kv_bits=32,
         sessions=[*rows, ids], num_logits=5, skipped_layers=[10, 10, 0],

@@ -57,6 +57,8 @@ def test_without_the_keys_the_products_defaults_hold(tmp_path: Path) -> None:
         (("close_s: 0.5", "step_s: 3"), "patience.step_s is not simulated"),
         (("max_rows: 48", "max_rows: 0"), "limits must be at least 1"),
         (("close_s", "closes_s"), "unknown key 'patience.closes_s'"),
+        (("count: 3", "count: 3\n    context: shift"), "context' must be one of"),
+        (("split: 10", "split: 10, context: shift"), "context' must be one of"),
     ],
 )
 def test_a_key_that_means_nothing_is_refused(
