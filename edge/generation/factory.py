@@ -181,11 +181,9 @@ class GenerationFactory:
                 f"{self._plan.max_tokens}, and a grammar and the prompt's log-probabilities need "
                 "all of them: ask for fewer new tokens"
             )
-        may_move = len(self._plan.splits) > 1 or request.split not in (
-            None,
-            self._plan.partition.split,
-        )
-        if (outgrows and policy.hands_over) or (may_move and not needs_all and not outgrows):
+        elsewhere = request.split not in (None, self._plan.partition.split)
+        may_move = elsewhere or len(self._plan.splits) > 1
+        if policy.hands_over if outgrows else may_move:
             return self._moving(front, request, num_prompt_tokens, max_new_tokens)
         if not outgrows:
             return self.part(front, request, total, num_prompt_tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codec.ladder import Ladder
 from edge.draft.acceptance import Acceptance
@@ -123,6 +123,9 @@ class RemoteParts:
         began at another split, so the cloud computes its layers from token ids.
         """
         here = self._settings[split]
+        if is_moved:  # the prompt was scored where the answer began
+            sampling = replace(request.sampling, prompt_logprobs=None)
+            request = replace(request, sampling=sampling)
         prefill = self._prefill_choice(here, "cloud" if is_moved else request.prefill)
         selector = LevelSelector(
             ladder=here.ladder,

@@ -92,6 +92,24 @@ def test_what_is_drawn_and_what_a_grammar_allows_stays_the_same(
     assert done.token_ids == run.completion.token_ids
 
 
+def test_the_prompts_scores_come_once_whatever_moves(tiny: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    sampling = SamplingParams(logprobs=True, prompt_logprobs=2)
+    with running_server(bench.cloud_bundle()) as server:
+        with EdgeClient(bench.edge_bundle(3), server.address) as still:
+            expected = answered(still, sampling=sampling, ignore_eos=True)
+        with client_of(bench, server.address) as client:
+            done = moved(client, random.Random(5), sampling=sampling).completion
+            at_two = answered(client, sampling=sampling, split=2)
+    assert done.moves > 1
+    for found in (done, at_two):
+        assert found.token_ids == expected.token_ids
+        scores = [entry.logprob for entry in found.prompt_logprobs[1:] if entry is not None]
+        wanted = [entry.logprob for entry in expected.prompt_logprobs[1:] if entry is not None]
+        assert scores == pytest.approx(wanted, abs=1e-4)
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
 def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) -> None:
     """A cache of 64 tokens at split 3 holds 96 at split 2 and 192 at split 1."""
     bench: ModelBench = tiny("llama")
