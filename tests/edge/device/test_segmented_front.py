@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,25 @@ def test_splits_that_no_session_can_move_between_are_refused(
 def test_a_plan_without_segments_is_written_as_before(plan: Plan) -> None:
     assert "front_splits" not in replace(plan, front_splits=()).to_yaml()
     assert replace(plan, front_splits=()).splits == (3,)
+
+
+def test_a_cache_is_resized_one_buffer_at_a_time(
+    front: FrontEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = front._segments[0]
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+    make = segment._empty
+
+    def counted(capacity: int) -> Any:
+        nonlocal most
+        made = make(capacity)
+        alive.append(weakref.ref(made))
+        most = max(most, sum(each() is not None for each in alive))
+        return made
+
+    monkeypatch.setattr(segment, "_empty", counted)
+    segment.resize(2 * MAX_TOKENS, 0)
+    count = len(alive)
+    segment.resize(MAX_TOKENS, 0)
+    assert (count, most) == (2, 3)
