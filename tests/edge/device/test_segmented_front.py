@@ -175,6 +175,7 @@ def test_what_another_sequence_begins_with_is_kept(
     [
         ({"front_splits": (2, 1, 3)}, "must rise"),
         ({"front_splits": (0, 3)}, "must rise"),
+        ({"front_splits": tuple(range(1, 9))}, "8 front splits: the model has 4 layers"),
         ({"front_splits": (1, 2)}, "the last must be the split, 3"),
         ({"front_splits": (1, 3), "back_start": 1}, "back start 0, not 1"),
     ],
