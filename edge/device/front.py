@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edge.device.front_graphs import FrontGraphs
 from edge.device.front_segment import SegmentRunner
+from edge.device.mapped_pages import unmapping
 from edge.errors import InputError
 from hwprofiles.heap import trim_heap
 from optimizer.artifacts.plan import Plan
@@ -166,11 +167,12 @@ class FrontEngine:
         if split > self._split:
             self._load_segments(split)
             self.reset()
-        elif split:
-            del self._segments[self._plan.splits.index(split) + 1 :]
         else:
-            self._segments = []
-            self.reset()
+            kept = self._plan.splits.index(split) + 1 if split else 0
+            with unmapping:
+                del self._segments[kept:]
+            if not kept:
+                self.reset()
         self._split = split
         for segment in self._segments:
             segment.resize(self.capacity, self.num_tokens)

@@ -70,12 +70,12 @@ class SegmentRunner:
 
         One buffer after the other, so that hardly more than both sizes' larger one is held.
         """
-        for name, buffer in list(self._cache.items()):
+        for name in list(self._cache):
+            buffer = self._cache[name]
             if buffer.shape[2] != capacity:
                 wider = self._empty(capacity)
                 wider[:, :, :num_tokens] = buffer[:, :, :num_tokens]
                 self._bind(name, wider)
-                del buffer
 
     def _empty(self, capacity: int) -> npt.NDArray[Any]:
         batch, heads, size = self._heads

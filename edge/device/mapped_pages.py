@@ -5,6 +5,10 @@ time, and every row maps the pages around it. Over a long text a whole table bec
 although each page was needed once. The same holds for libraries: most of their pages were needed
 only to start. Releasing unmaps clean pages. A page that is needed again comes from the page cache,
 with a fault of a microsecond. Linux only; elsewhere there is nothing to release.
+
+A range of addresses may be unmapped and then hold other memory, which releasing would empty: a
+segment of a front is dropped, or another front of the same bundle goes away. So only what is still
+mapped from the file is released, and files are unmapped under `unmapping`.
 """
 
 from __future__ import annotations
@@ -12,11 +16,14 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 MADV_DONTNEED: Final = 4  # linux/include/uapi/asm-generic/mman-common.h
+# Held while mapped files are dropped, and from reading what is mapped to the end of releasing it.
+unmapping: Final = threading.RLock()
 
 
 class Region(NamedTuple):
@@ -38,8 +45,8 @@ class MappedFiles:
     """The mappings of `paths` in this process, as they are when this is made."""
 
     def __init__(self, *paths: Path) -> None:
-        names = {os.path.realpath(path) for path in paths}
-        self._regions = clean_regions(lambda mapping: mapping.path in names)
+        self._names = {os.path.realpath(path) for path in paths}
+        self._regions = clean_regions(lambda mapping: mapping.path in self._names)
         self._libc = _libc()
 
     @property
@@ -49,7 +56,13 @@ class MappedFiles:
 
     def release(self) -> None:
         """Unmap what is resident; it is read again from the file when it is touched."""
-        _release(self._libc, self._regions)
+        if not self._regions:
+            return
+        with unmapping:
+            ends = tuple(self._names)
+            lines = (line for line in _lines("maps") if line.endswith(ends))  # few of many
+            still = {each.region for each in map(_mapping, lines) if each is not None}
+            _release(self._libc, tuple(each for each in self._regions if each in still))
 
 
 def release_read_only_pages() -> int:
@@ -58,8 +71,9 @@ def release_read_only_pages() -> int:
     Pages that the process still uses come back at once; those that only starting needed do not.
     The files hold everything that these pages hold, because no one may write to them.
     """
-    regions = clean_regions(lambda mapping: bool(mapping.path) and "w" not in mapping.flags)
-    _release(_libc(), regions)
+    with unmapping:
+        regions = clean_regions(lambda mapping: bool(mapping.path) and "w" not in mapping.flags)
+        _release(_libc(), regions)
     return sum(region.num_bytes for region in regions)
 
 
@@ -72,16 +86,28 @@ def clean_regions(wanted: Callable[[Mapping], bool]) -> tuple[Region, ...]:
         return ()
     regions: list[Region] = []
     current: Region | None = None
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
-        fields = line.split(maxsplit=5)
-        if "-" in fields[0] and not fields[0].endswith(":"):
-            start, end = (int(part, 16) for part in fields[0].split("-"))
-            path = fields[5] if len(fields) == 6 and fields[5].startswith("/") else ""
-            mapping = Mapping(Region(start, end - start), fields[1], path)
+    for line in _lines("smaps"):
+        mapping = _mapping(line)
+        if mapping is not None:
             current = mapping.region if wanted(mapping) else None
-        elif fields[0] == "Anonymous:" and current is not None and fields[1] == "0":
+        elif current is not None and line.split()[:2] == ["Anonymous:", "0"]:
             regions.append(current)
     return tuple(regions)
+
+
+def _lines(name: str) -> list[str]:
+    text = Path("/proc/self", name).read_text(encoding="utf-8", errors="replace")
+    return text.splitlines()
+
+
+def _mapping(line: str) -> Mapping | None:
+    """A line that begins a mapping; None for one of its counters."""
+    fields = line.split(maxsplit=5)
+    if "-" not in fields[0] or fields[0].endswith(":"):
+        return None
+    start, end = (int(part, 16) for part in fields[0].split("-"))
+    path = fields[5] if len(fields) == 6 and fields[5].startswith("/") else ""
+    return Mapping(Region(start, end - start), fields[1], path)
 
 
 def _release(libc: Any, regions: tuple[Region, ...]) -> None:

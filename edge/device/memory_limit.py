@@ -117,8 +117,9 @@ def nearest_plan(
 
 def changes(plan: Plan, other: Plan) -> tuple[str, ...]:
     """The flags of `splitpoint build` that turn `plan` into `other`."""
-    pairs = (
-        ("--split", plan.partition.split, other.partition.split),
+    old, new = (",".join(map(str, each.splits)) for each in (plan, other))
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("--splits" if plan.front_splits else "--split", old, new),
         ("--front-bits", plan.partition.front_bits, other.partition.front_bits),
         ("--kv-bits", plan.kv_bits, other.kv_bits),
         ("--max-tokens", plan.max_tokens, other.max_tokens),
@@ -141,6 +142,7 @@ def _smaller_plans(plan: Plan) -> Iterator[Plan]:
         if plan.front_layer_bits and front_bits > min(plan.front_layer_bits):
             continue
         layer_bits = plan.front_layer_bits[:split]
+        cuts = (*(cut for cut in plan.front_splits if cut < split), split)
         uniform = front_bits != plan.partition.front_bits or front_bits not in layer_bits
         try:
             yield replace(
@@ -151,6 +153,7 @@ def _smaller_plans(plan: Plan) -> Iterator[Plan]:
                 max_tokens=max_tokens,
                 prefill_chunk=chunk,
                 front_layer_bits=() if uniform else layer_bits,
+                front_splits=cuts if len(cuts) > 1 else (),
             )
         except PlanError:
             continue

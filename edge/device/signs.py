@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import psutil
 
 from optimizer.policy.split_moves import Signs
+
+LEAST_CRITICAL_C: Final = 50.0  # drivers that know none report 0, or what is no temperature
 
 
 def read_signs() -> Signs:
@@ -33,6 +37,6 @@ def _heat() -> float | None:
         each.current / each.critical
         for group in sensors.values()
         for each in group
-        if each.critical
+        if LEAST_CRITICAL_C <= (each.critical or 0.0)
     ]
     return max(shares, default=None)

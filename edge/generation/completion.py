@@ -20,8 +20,7 @@ from edge.device.detokenizer import DecodedToken, TextStream
 from edge.device.front import FrontEngine
 from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
-from edge.generation.moving import MovingGeneration
-from edge.generation.parts import AnswerParts
+from edge.generation.parts import CANNOT_MOVE, AnswerParts
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason, StopRule
 from edge.generation.token_source import NewToken, TokenSource
@@ -92,6 +91,8 @@ class CompletionRequest:
             raise InputError(f"prefer {shown(self.prefer)}: one of {', '.join(PREFERRED)}")
         if self.split is not None:
             _check_split(self.split)
+            if self.prefer != "split":
+                raise InputError(f"split {self.split} and prefer {self.prefer}: give one of them")
         if self.deadline_tbt_s is not None:
             _check_deadline(self.deadline_tbt_s)
         if self.max_new_tokens is not None:
@@ -202,8 +203,10 @@ class CompletionRun:
 
         Safe from any thread once the answer has begun. InputError where its split cannot move.
         """
-        if not isinstance(self._generation, MovingGeneration):
-            raise InputError("the split of this answer cannot move: build with --splits")
+        if self._generation is None:
+            raise InputError("the answer has not begun: its split cannot move yet")
+        if not isinstance(self._generation, AnswerParts):
+            raise InputError(CANNOT_MOVE)
         self._generation.move_to(split)
 
     @property

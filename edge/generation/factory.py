@@ -230,7 +230,7 @@ class GenerationFactory:
     def part(
         self, front: FrontEngine, request: CompletionRequest, max_tokens: int, num_prompt: int
     ) -> TokenSource:
-        """One generation of at most `max_tokens` tokens at the plan's split.
+        """One generation of at most `max_tokens` tokens at the plan's split, or the one asked for.
 
         num_prompt: how many of its first tokens are no part of the answer. InputError for a grammar
         that this device cannot follow.
@@ -244,6 +244,7 @@ class GenerationFactory:
                 num_prompt=num_prompt,
                 matcher=self._grammars.matcher(request.sampling.grammar),
             )
-        split = self._plan.partition.split
-        front.move_to(split)  # an answer before this one may have ended elsewhere
+        split = self._plan.partition.split if request.split is None else request.split
+        if split in self._plan.splits:
+            front.move_to(split)  # an answer before this one may have ended elsewhere
         return self._remote.at(split, front, request, max_tokens=max_tokens, num_prompt=num_prompt)

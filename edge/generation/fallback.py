@@ -47,6 +47,14 @@ class FallbackGeneration(AnswerParts):
         self._on_device = on_device
         self._max_new_tokens = max_new_tokens
 
+    def move_to(self, split: int) -> None:
+        """See AnswerParts: the part with a server moves."""
+        remote: object = self._remote
+        if isinstance(remote, AnswerParts):
+            remote.move_to(split)
+        else:
+            super().move_to(split)
+
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens. Raises what a part raises; the loss where the device cannot go on."""
         tokens = list(prompt_ids)

@@ -21,7 +21,8 @@ from contextlib import closing
 from itertools import islice
 from typing import Protocol, TypeAlias
 
-from edge.errors import FrontError, InputError
+from decoding.params import shown
+from edge.errors import FrontError, InputError, RefusedError
 from edge.generation.parts import AnswerParts
 from edge.generation.split_watch import SplitWish
 from edge.generation.token_source import NewToken, OnStep, TokenSource
@@ -79,15 +80,17 @@ class MovingGeneration(AnswerParts):
 
         Safe from any thread. InputError for a split that there is not.
         """
-        if split not in self._capacities:
-            known = ", ".join(map(str, self._capacities))
-            raise InputError(f"no split {split}: choose one of {known}")
+        known = tuple(self._capacities)
+        if not isinstance(split, int) or split not in known:
+            listed = ", ".join(map(str, known))
+            raise InputError(f"no split {shown(split)}: choose one of {listed}")
         self._asked = split
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens; raises what the parts raise (see RemoteGeneration).
 
-        InputError where the tokens fit at no split.
+        A split at which the server refuses to go on is used no more, as long as another one holds
+        the tokens. InputError where they fit at no split.
         """
 
         def record(step: StepTrace) -> None:
@@ -100,15 +103,33 @@ class MovingGeneration(AnswerParts):
         while len(tokens) < end and not self._cancelled:
             split = self._moved_front(self._next_split(len(tokens)), tokens)
             self.moves += split != before
-            before = split
             most = min(self._capacities[split], end)
-            part = self.begin(self._part_at(split, most, len(tokens) > len(prompt_ids)))
-            with closing(part.tokens(tuple(tokens), record)) as source:
-                for token in islice(source, most - len(tokens)):
-                    tokens.append(token.token_id)
-                    yield token
-                    if len(tokens) < most and self._next_split(len(tokens)) != split:
-                        break
+            is_moved = len(tokens) > len(prompt_ids)
+            part = self.begin(self._part_at(split, most, is_moved))
+            begun_at = len(tokens)
+            try:
+                with closing(part.tokens(tuple(tokens), record)) as source:
+                    for token in islice(source, most - len(tokens)):
+                        tokens.append(token.token_id)
+                        yield token
+                        if len(tokens) < most and self._next_split(len(tokens)) != split:
+                            break
+            except RefusedError as error:
+                if split == before or len(tokens) > begun_at or not is_moved:
+                    raise
+                self._refused(split, begun_at, error)
+                self.moves -= 1
+                self._asked = before
+            else:
+                before = split
+
+    def _refused(self, split: int, num_tokens: int, error: RefusedError) -> None:
+        """Use `split` no more; raises `error` where no other one holds a token more."""
+        left = {at: most for at, most in self._capacities.items() if at != split}
+        if not any(most > num_tokens for most in left.values()):
+            raise error
+        self._capacities = left
+        self.detail = f"no move to split {split}: {error}"
 
     def _next_split(self, num_tokens: int) -> int:
         """The wished split, or the next lower one that holds one token more."""

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from edge.errors import InputError
 from edge.generation.token_source import TokenSource
+
+CANNOT_MOVE: Final = (
+    "the split of this answer cannot move: build with --splits, and ask for no shift and no "
+    "log-probabilities of the prompt"
+)
 
 
 class AnswerParts:
@@ -31,6 +39,10 @@ class AnswerParts:
         self._cancelled = True
         if self._current is not None:
             self._current.cancel()
+
+    def move_to(self, split: int) -> None:
+        """From the next token on run at this split. InputError where it cannot move."""
+        raise InputError(CANNOT_MOVE)
 
     def begin(self, part: TokenSource) -> TokenSource:
         """Make `part` the one that runs. It is cancelled at once if the answer was meanwhile."""

@@ -153,6 +153,10 @@ class Plan:
         splits = self.front_splits
         if not splits:
             return
+        if len(splits) > self.model.geometry.num_layers:
+            raise PlanError(
+                f"{len(splits)} front splits: the model has {self.model.geometry.num_layers} layers"
+            )
         named = ", ".join(map(str, splits))
         if list(splits) != sorted(set(splits)) or splits[0] < 1:
             raise PlanError(f"front splits {named}: must rise, from 1 on")

@@ -210,3 +210,95 @@ def test_a_split_that_the_front_is_not_cut_at_is_refused(tiny: Any) -> None:
         pytest.raises(InputError, match="split 4: this front runs 0, 1, 2, 3"),
     ):
         client.check(CompletionRequest(split=4))
+
+
+def test_a_server_that_refuses_a_split_is_asked_at_another_one(tiny: Any) -> None:
+    """Built without segments, it takes no more than 64 tokens but at split 0."""
+    bench: ModelBench = tiny("llama")
+    whole = generate(bench.whole, PROMPT, COUNT)
+    with (
+        running_server(bench.cloud_bundle(SPLITS[-1], max_tokens=64)) as server,
+        client_of(bench, server.address, max_tokens=64) as client,
+    ):
+        done = answered(client, context="handover")
+    assert first_difference(bench.whole, PROMPT, done.token_ids, whole) is None
+    assert (done.finish_reason, done.moves, done.answered_by) == ("length", 1, "cloud")
+    assert "no move to split 1: 113 tokens: a session may have 64" in done.finish_detail
+
+
+def test_a_server_without_the_layers_keeps_the_answer_where_it_is(tiny: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    whole = generate(bench.whole, PROMPT, COUNT)
+    with (
+        running_server(bench.cloud_bundle(3, back_start=3)) as server,
+        client_of(bench, server.address) as client,
+    ):
+        run = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=COUNT))
+        for index, _ in enumerate(run):
+            if index == 5:
+                run.move_to(1)
+        done = run.completion
+    assert first_difference(bench.whole, PROMPT, done.token_ids, whole) is None
+    assert (done.finish_reason, done.moves) == ("length", 0)
+    assert "no move to split 1: split 1: this server runs splits 3 to 3" in done.finish_detail
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": SamplingParams(prompt_logprobs=1)},
+        {"context": "shift", "max_new_tokens": 200},
+    ],
+    ids=["prompt scores", "shift"],
+)
+def test_an_answer_that_cannot_move_runs_at_the_split_that_was_asked_for(
+    tiny: Any, changes: dict[str, Any]
+) -> None:
+    bench: ModelBench = tiny("llama")
+    request = CompletionRequest(**{"max_new_tokens": COUNT, "split": 1} | changes)
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        client_of(bench, server.address) as client,
+    ):
+        run = client.start_ids(PROMPT, request)
+        with pytest.raises(InputError, match="has not begun"):
+            run.move_to(2)
+        for _ in run:
+            with pytest.raises(InputError, match="cannot move: build with --splits, and ask for"):
+                run.move_to(2)
+        assert {step.split for step in run.completion.steps} == {1}
+        assert client._fronts.get().split == 1
+
+
+def test_with_a_fallback_the_split_moves_as_without(tiny: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    bundle = bench.edge_bundle(SPLITS[-1], front_splits=SPLITS)
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        EdgeClient(bundle, server.address, fallback=bench.edge_bundle(4)) as client,
+    ):
+        run = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=20, ignore_eos=True))
+        for index, _ in enumerate(run):
+            if index == 5:
+                run.move_to(1)
+    assert run.completion.moves == 1
+
+
+@pytest.mark.parametrize("split", [-1, 1.0, "1", None, 7])
+def test_a_move_to_what_is_no_split_is_refused(tiny: Any, split: Any) -> None:
+    bench: ModelBench = tiny("llama")
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        client_of(bench, server.address) as client,
+    ):
+        run = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=3))
+        for _ in run:
+            with pytest.raises(InputError, match="split"):
+                run.move_to(split)
+    assert run.completion.moves == 0
+
+
+@pytest.mark.parametrize("prefer", ["cloud", "edge"])
+def test_a_split_beside_another_preference_is_refused(prefer: str) -> None:
+    with pytest.raises(InputError, match=f"split 2 and prefer {prefer}: give one of them"):
+        CompletionRequest(split=2, prefer=prefer)

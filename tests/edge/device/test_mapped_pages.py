@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import sys
 from pathlib import Path
@@ -65,3 +66,24 @@ def test_only_what_nobody_may_write_goes_with_the_libraries_pages(file: Path) ->
         assert release_read_only_pages() > SIZE
         assert resident_bytes(file) < SIZE // 8
         assert bytes(view) == before
+
+
+def test_memory_that_took_a_dropped_mappings_place_is_left_alone(file: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with file.open("rb") as stream:
+        address = libc.mmap(None, SIZE, mmap.PROT_READ, mmap.MAP_PRIVATE, stream.fileno(), 0)
+        mapped = MappedFiles(file)
+        assert mapped.num_bytes == SIZE
+        libc.munmap(address, SIZE)
+    taken = libc.mmap(address, SIZE, mmap.PROT_READ | mmap.PROT_WRITE, anonymous, -1, 0)
+    try:
+        assert taken == address
+        ctypes.memset(taken, 7, SIZE)
+        mapped.release()
+        assert ctypes.string_at(taken, SIZE) == b"\7" * SIZE
+    finally:
+        libc.munmap(taken, SIZE)

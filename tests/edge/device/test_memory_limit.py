@@ -90,6 +90,23 @@ def test_what_does_not_fit_is_refused_with_the_nearest_plan(plan: Plan) -> None:
     assert needed_memory(near, RUNTIME, 1).total_bytes <= limit
 
 
+def test_a_front_in_segments_is_advised_fewer_of_them(plan: Plan) -> None:
+    """Splits of its own that are lower, and the flag that it was built with."""
+    segmented = replace(
+        plan,
+        partition=replace(plan.partition, front_bits=4),
+        front_splits=(4, 8, 10),
+        kv_bits=8,
+        max_tokens=128,
+        prefill_chunk=16,
+    )
+    needed = needed_memory(segmented, RUNTIME, 1).total_bytes
+    fitting = nearest_plan(segmented, limit_bytes=int(needed - 4 * MIB), runtime_bytes=RUNTIME)
+    assert fitting is not None
+    assert fitting.splits == (4, 8)
+    assert changes(segmented, fitting) == ("--splits 4,8",)
+
+
 def test_the_nearest_plan_really_is_the_one_that_changes_least(plan: Plan) -> None:
     """Where one setting is not enough, two change, and no plan with more layers would do."""
     limit = int(needed_memory(plan, RUNTIME, 1).total_bytes * 0.62)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,7 @@ def test_what_another_sequence_begins_with_is_kept(
     [
         ({"front_splits": (2, 1, 3)}, "must rise"),
         ({"front_splits": (0, 3)}, "must rise"),
+        ({"front_splits": tuple(range(1, 9))}, "8 front splits: the model has 4 layers"),
         ({"front_splits": (1, 2)}, "the last must be the split, 3"),
         ({"front_splits": (1, 3), "back_start": 1}, "back start 0, not 1"),
     ],
@@ -188,3 +190,25 @@ def test_splits_that_no_session_can_move_between_are_refused(
 def test_a_plan_without_segments_is_written_as_before(plan: Plan) -> None:
     assert "front_splits" not in replace(plan, front_splits=()).to_yaml()
     assert replace(plan, front_splits=()).splits == (3,)
+
+
+def test_a_cache_is_resized_one_buffer_at_a_time(
+    front: FrontEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = front._segments[0]
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+    make = segment._empty
+
+    def counted(capacity: int) -> Any:
+        nonlocal most
+        made = make(capacity)
+        alive.append(weakref.ref(made))
+        most = max(most, sum(each() is not None for each in alive))
+        return made
+
+    monkeypatch.setattr(segment, "_empty", counted)
+    segment.resize(2 * MAX_TOKENS, 0)
+    count = len(alive)
+    segment.resize(MAX_TOKENS, 0)
+    assert (count, most) == (2, 3)

@@ -66,10 +66,11 @@ def test_what_this_system_shows_is_a_share(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < signs.free_memory <= 1
     battery: Any = type("Battery", (), {"percent": 12.0, "power_plugged": False})
     sensor: Any = type("Sensor", (), {"current": 95.0, "critical": 100.0})
+    wrong: Any = type("Sensor", (), {"current": 60.0, "critical": 1.0})
     unknown: Any = type("Sensor", (), {"current": 95.0, "critical": None})
     monkeypatch.setattr(psutil, "sensors_battery", lambda: battery, raising=False)
     monkeypatch.setattr(
-        psutil, "sensors_temperatures", lambda: {"cpu": [sensor, unknown]}, raising=False
+        psutil, "sensors_temperatures", lambda: {"cpu": [sensor, unknown, wrong]}, raising=False
     )
     signs = read_signs()
     assert (signs.battery, signs.heat) == (0.12, 0.95)
