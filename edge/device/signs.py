@@ -37,6 +37,6 @@ def _heat() -> float | None:
         each.current / each.critical
         for group in sensors.values()
         for each in group
-        if LEAST_CRITICAL_C <= (each.critical or 0.0)
+        if each.critical is not None and each.critical >= LEAST_CRITICAL_C
     ]
     return max(shares, default=None)
