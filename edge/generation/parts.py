@@ -8,8 +8,7 @@ from edge.errors import InputError
 from edge.generation.token_source import TokenSource
 
 CANNOT_MOVE: Final = (
-    "the split of this answer cannot move: build with --splits, and ask for no shift and no "
-    "log-probabilities of the prompt"
+    "the split of this answer cannot move: build with --splits, and ask for no shift"
 )
 
 
