@@ -103,7 +103,7 @@ def test_frames_sent_ahead_stand_or_fall_and_change_no_token(
     client: EdgeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = [ask(client, prompt, "off", SamplingParams()) for prompt in PROMPTS]
-    monkeypatch.setattr("edge.generation.factory.DraftSelector", Reckless)
+    monkeypatch.setattr("edge.generation.remote_parts.DraftSelector", Reckless)
     drafted = [ask(client, prompt, "ngram", SamplingParams()) for prompt in PROMPTS]
     assert [run.token_ids for run in drafted] == [run.token_ids for run in plain]
     figures = [run.to_json()["drafts"] for run in drafted]
@@ -143,7 +143,7 @@ def test_at_any_level_every_drafter_gives_the_tokens_of_that_level(
     calibrated: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, level: str, draft: str
 ) -> None:
     """Through a server: with frames ahead and alternatives, whether they pay or not."""
-    monkeypatch.setattr("edge.generation.factory.DraftSelector", Reckless)
+    monkeypatch.setattr("edge.generation.remote_parts.DraftSelector", Reckless)
     edge, cloud = calibrated
     with (
         running_server(cloud) as server,
