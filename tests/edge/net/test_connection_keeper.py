@@ -113,6 +113,7 @@ class DeafRelay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._deaf = threading.Event()
+        self._is_closed = False
         self.num_connections = 0
         self.connected = threading.Event()
         self._sockets: list[socket.socket] = [self._listener]
@@ -126,6 +127,7 @@ class DeafRelay:
         self._deaf.set()
 
     def close(self) -> None:
+        self._is_closed = True
         for each in self._sockets:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -137,9 +139,16 @@ class DeafRelay:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:  # the server has gone, and a channel tries again
+                near.close()
+                continue
             self.num_connections += 1
-            far = socket.create_connection(("127.0.0.1", self._target))
             self._sockets += [near, far]
+            if self._is_closed:
+                self.close()
+                return
             deaf = self._deaf
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pass, args=(source, sink, deaf), daemon=True).start()
