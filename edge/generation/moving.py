@@ -99,7 +99,8 @@ class MovingGeneration(AnswerParts):
 
         tokens = list(prompt_ids)
         end = len(tokens) + self._max_new_tokens
-        before = max(self._capacities)
+        wished = self._wish.wished()
+        before = max((at for at in self._capacities if at <= wished), default=0)
         while len(tokens) < end and not self._cancelled:
             split = self._moved_front(self._next_split(len(tokens)), tokens)
             self.moves += split != before

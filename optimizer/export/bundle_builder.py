@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hwprofiles.heap import trim_heap
 from hwprofiles.peak_memory import peak_memory_bytes
 from optimizer.artifacts.bundle import MANIFEST_NAME, PLAN_NAME, TEMPLATE_NAME, Role, write_manifest
 from optimizer.artifacts.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
@@ -223,6 +224,7 @@ def _calibrate(
         )
         stages.calibrating(f"calibration text: {text}", 0, 1)
         for split in plan.splits:
+            trim_heap()  # what the split before took is free
             calibrate(
                 model,
                 split=split,
