@@ -150,7 +150,7 @@ class EdgeClient:
                 end_token_ids=self._settings.stop_token_ids,
                 tokenizer_path=opened.path("edge/tokenizer.json"),
                 fallback=own_model,
-                wish=SplitWatch(self.plan.splits, now=self._clock.now),
+                wish=self._split_wish(),
             )
         except BaseException:  # the connection and its keeper have begun
             self.close()
@@ -166,6 +166,12 @@ class EdgeClient:
                 self._keeper.start()
             else:
                 transport.warm()
+
+    def _split_wish(self) -> SplitWatch | None:
+        """What watches the device where its front has segments to give away."""
+        if len(self.plan.splits) == 1:
+            return None
+        return SplitWatch(self.plan.splits, now=self._clock.now)
 
     def _own_model(
         self, root: Path | str | None, opened: Bundle, threads: int | None

@@ -84,7 +84,7 @@ class FrontEngine:
     @property
     def capacity(self) -> int:
         """Tokens that the cache holds at this split."""
-        return self._plan.capacity(self._split) if self._split else self._plan.max_tokens
+        return self._room(self._split)
 
     @property
     def kv_bytes(self) -> int:
@@ -183,9 +183,12 @@ class FrontEngine:
         segments = list(self._segments)
         for index in range(len(segments), self._plan.splits.index(split) + 1):
             graph = self._graphs.graph(index)
-            capacity = self._plan.capacity(split) if split else self._plan.max_tokens
-            segments.append(SegmentRunner(graph, self._plan, capacity=capacity))
+            segments.append(SegmentRunner(graph, self._plan, capacity=self._room(split)))
         self._segments = segments
+
+    def _room(self, split: int) -> int:
+        """Tokens that the cache of `split` holds. An embedding alone has none to fill."""
+        return self._plan.capacity(split) if split else self._plan.max_tokens
 
     def _release_pages(self, num_rows: int) -> None:
         self._rows_mapped += num_rows

@@ -23,7 +23,7 @@ from edge.generation.level_selector import LevelSelector
 from edge.generation.link_notice import OnLink
 from edge.generation.loop import RemoteGeneration
 from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
-from edge.generation.prefix_memory import PrefixMemory
+from edge.generation.prefix_memory import MAX_BYTES, PrefixMemory
 from edge.generation.token_source import FrontSegment
 from edge.net.transport import Transport
 from hwprofiles.schema.near_names import did_you_mean
@@ -78,7 +78,8 @@ class RemoteParts:
             split: SplitSetting(
                 split=split,
                 ladder=ladder,
-                prefixes=PrefixMemory(share=share_prefixes),
+                # All splits together remember as much as one.
+                prefixes=PrefixMemory(MAX_BYTES // len(ladders), share=share_prefixes),
                 prefill=PrefillPlanner(
                     split=split, num_layers=geometry.num_layers, chunk_tokens=chunk_tokens
                 ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -292,3 +293,19 @@ def test_a_move_to_what_is_no_split_is_refused(tiny: Any, split: Any) -> None:
 def test_a_split_beside_another_preference_is_refused(prefer: str) -> None:
     with pytest.raises(InputError, match=f"split 2 and prefer {prefer}: give one of them"):
         CompletionRequest(split=2, prefer=prefer)
+
+
+def test_a_front_in_one_piece_stays_where_it_is_however_short_the_device_is(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench: ModelBench = tiny("llama")
+    short = SimpleNamespace(available=1, total=100)
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        EdgeClient(bench.edge_bundle(2, max_tokens=80), server.address) as client,
+    ):
+        monkeypatch.setattr("edge.device.signs.psutil.virtual_memory", lambda: short)
+        done = answered(client, context="handover", ignore_eos=True)
+        front = client._fronts.get()
+        assert (done.moves, [move["to"] for move in done.to_json()["moves"]]) == (1, [0])
+        assert (front.split, len(PROMPT) + done.to_json()["moves"][0]["at_token"]) == (2, 80)

@@ -14,6 +14,7 @@ from edge.generation.context import ShiftingGeneration
 from edge.generation.factory import GenerationFactory
 from edge.generation.local import LocalGeneration
 from edge.generation.loop import RemoteGeneration
+from edge.generation.prefix_memory import MAX_BYTES
 from edge.generation.token_source import TokenSource
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
@@ -61,14 +62,13 @@ def factory(
     drafters: Any = Drafters()
     return GenerationFactory(
         plan=plan,
-        ladders={3: LADDER},
         transports=[FakeTransport()],
         drafters=drafters,
         chunk_tokens=4,
         adaptive_chunks=True,
         retry_policy=RetryPolicy(recover_s=recover_s),
         clock=Clock(),
-        **changes,
+        **{"ladders": {3: LADDER}, **changes},
     )
 
 
@@ -152,3 +152,12 @@ def test_a_device_names_prompts_with_a_secret_of_its_own_unless_it_is_to_share()
     assert told[0].prefix_salt == told[1].prefix_salt
     assert told[0].prefix_salt != told[2].prefix_salt
     assert told_by(factory(share_prefixes=True)).prefix_salt == b""
+
+
+def test_the_splits_together_remember_as_many_bytes_of_prompts_as_one() -> None:
+    def remembered(ladders: dict[int, Any]) -> int:
+        parts = factory(ladders=ladders)._remote
+        return sum(parts._settings[split].prefixes._max_bytes for split in ladders)
+
+    assert remembered({3: LADDER}) == MAX_BYTES
+    assert MAX_BYTES - 2 < remembered({1: LADDER, 2: LADDER, 3: LADDER}) <= MAX_BYTES
