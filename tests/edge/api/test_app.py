@@ -442,7 +442,7 @@ def test_more_requests_wait_for_their_turn_where_there_is_a_queue(
     edge: EdgeClient, model: str
 ) -> None:
     """The client has one front, so three requests at once are answered one after another."""
-    body = {"model": model, "prompt": "again", "max_tokens": 4}
+    body = {"model": model, "prompt": "again", "max_tokens": 4, "temperature": 0}
     with running_api(edge, ApiConfig(port=0, queue=2)) as url:
 
         def ask(_: int) -> int:
