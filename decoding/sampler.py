@@ -92,6 +92,17 @@ def verify(
     return chosen
 
 
+def accepted(drawn: Sequence[int], drafts: Sequence[int]) -> list[Sampled]:
+    """What `verify` returns where the tokens were drawn before: one a row, without logprobs.
+
+    drawn: K + 1 tokens, row i's being what plain decoding draws after draft i.
+    """
+    count = 0
+    while count < len(drafts) and drawn[count] == drafts[count]:
+        count += 1
+    return [Sampled(token_id, 0.0) for token_id in drawn[: count + 1]]
+
+
 def probabilities(scores: Logits, params: SamplingParams) -> npt.NDArray[np.float64]:
     """The distribution tokens are drawn from: temperature, then top-k, top-p, min-p.
 

@@ -26,6 +26,7 @@ EXTRA_OF_PACKAGE: Final = {
     "grpc": "edge",
     "google": "edge",
     "torch": "cloud",
+    "triton": "cloud",  # comes with torch for CUDA
     "transformers": "cloud",
     "safetensors": "cloud",
     "grpc_health": "cloud",

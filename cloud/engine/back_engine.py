@@ -22,7 +22,7 @@ from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.attention.registry import backend_for
 from cloud.attention.transformers_interface import attending
 from cloud.engine.back_weights import BackModel, load_back
-from cloud.engine.batch_entry import BatchEntry
+from cloud.engine.batch_entry import WATCHED_CHUNK, BatchEntry
 from cloud.engine.fused_layer import PROBE_ROWS, FusedLayer, fuse, probe_step, sign_sine
 from cloud.engine.int8_linear import Int8Linear
 from cloud.engine.native_stack import NativeStack, suits
@@ -38,9 +38,6 @@ _Rotary: TypeAlias = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 # The kernel and torch multiply the same integers, but float32 noise may round a digit differently.
 _MAX_STACK_ERROR: Final = 2e-3  # relative
-
-# Rows whose logits exist at once for a `watch`: 32 rows of 150,000 tokens are 19 MB.
-WATCHED_CHUNK: Final = 32
 
 
 class BackEngine:
@@ -234,7 +231,7 @@ class BackEngine:
         # How many rows are active when a layer begins; it changes where sessions join.
         joins = {entry.lease.split: entry.end for entry in step.entries}
         starts = sorted(layer for layer in joins if layer < stop)
-        for begin, end in zip(starts, [*starts[1:], stop], strict=True):
+        for begin, end in zip(starts, [*starts[1:], stop], strict=False):
             stack.run(native_step, range(begin, end), joins[begin])
         return hidden
 
@@ -334,12 +331,15 @@ class BackEngine:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Norm and head: float32 logits [T, V] of rows [T, D] that the last layer gave."""
-        logits: Tensor = self.model.head(self.model.norm(hidden)).float()
+        logits = self._head(self.model.norm(hidden)).float()
         if divisor := self.model.logits_divisor:
             logits = logits.div_(divisor)
         if cap := self.model.final_softcap:
             logits = logits.div_(cap).tanh_().mul_(cap)
         return logits
+
+    def _head(self, normed: Tensor) -> Tensor:
+        return self.model.head(normed)  # type: ignore[no-any-return]
 
 
 def _mark_overflow(hidden: Tensor, entries: Sequence[StepEntry]) -> None:

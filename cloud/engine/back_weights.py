@@ -17,10 +17,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cloud.attention.transformers_interface import ATTENTION_NAME
-from cloud.engine.int8_experts import Int8Experts, gated_by
-from cloud.engine.int8_linear import int8_linear
+from cloud.engine.module_weights import check_weight_type, fill_module
 from cloud.engine.referenced_files import ReferencedFiles
-from cloud.engine.tensor_files import CODES_SUFFIX, SCALE_SUFFIX, TensorFiles
+from cloud.engine.tensor_files import TensorFiles
 from cloud.engine.token_embedding import TokenEmbedding
 from cloud.errors import WeightsError
 from hwprofiles.errors import ProfileError
@@ -85,6 +84,7 @@ def load_back(
     device: torch.device | str = "cpu",
     weight_files: Sequence[Path] | None = None,
     dtype: torch.dtype | None = None,
+    weights: str | None = None,
     reference: Path | None = None,
     verify: bool = False,
     progress: LayerProgress = _quiet,
@@ -100,6 +100,10 @@ def load_back(
     and faster there); on CUDA bfloat16, unless the matrices are float32. A plan counts the same
     (`optimizer.cost.cloud.back_compute_bits`).
 
+    weights: what to hold the linear layers' weights in, one of `weight_types.WEIGHT_TYPES`; None:
+    what the files have. They are converted as they are read. The back then computes in bfloat16,
+    unless dtype is given. 8 bits need Triton on the device.
+
     A linear layer's weight is NAME, or NAME.int8 [out, in] with NAME.scale [out]. Raises
     WeightsError for a model that is not supported, and for a tensor that is missing or of the wrong
     shape. progress is told (layers read, layers in all).
@@ -110,6 +114,7 @@ def load_back(
         device=device,
         weight_files=weight_files,
         dtype=dtype,
+        weights=weights,
         reference=reference,
         verify=verify,
     ).model(progress)
@@ -129,10 +134,12 @@ class BackFiles:
         device: torch.device | str = "cpu",
         weight_files: Sequence[Path] | None = None,
         dtype: torch.dtype | None = None,
+        weights: str | None = None,
         reference: Path | None = None,
         verify: bool = False,
     ) -> None:
-        config = _config(folder)
+        check_weight_type(weights, torch.device(device))
+        config = read_config(folder)
         if not 0 <= first_layer <= config.num_hidden_layers:
             raise WeightsError(
                 f"first layer {first_layer}: the model has {config.num_hidden_layers}"
@@ -143,27 +150,27 @@ class BackFiles:
             weight_files = sorted(folder.glob("*.safetensors"))
         self.first_layer = first_layer
         self._device = torch.device(device)
+        self._weights = weights
         if reference is None:
             self._tensors = TensorFiles(folder, weight_files, self._device)
         else:
             self._tensors = ReferencedFiles(
                 reference, self._device, verify=verify, transposed=holds_transposed(config)
             )
+        if dtype is None and weights is not None:
+            dtype = torch.bfloat16
         self._dtype = dtype or compute_dtype(
             self._device.type, has_float32_matrices=self._tensors.has_float32_matrix()
         )
-        try:
-            with torch.device("meta"):
-                self._skeleton: Any = AutoModelForCausalLM.from_config(
-                    config, attn_implementation=ATTENTION_NAME, dtype=self._dtype
-                )
-        except Exception as error:  # sizes that fit no model raise whatever the layers raise
-            raise WeightsError(f"{folder}/config.json: makes no model ({error!r:.200})") from error
-        self._skeleton.eval()
         self._config = config
-        self._decoder: Any = self._skeleton.get_decoder()
+        self._take(model_skeleton(folder, config, self._dtype))
+
+    def _take(self, skeleton: Any) -> None:
+        """Make the modules from this model, which has no weights."""
+        self._skeleton = skeleton
+        self._decoder: Any = skeleton.get_decoder()
         self._prefix = next(
-            name for name, module in self._skeleton.named_modules() if module is self._decoder
+            name for name, module in skeleton.named_modules() if module is self._decoder
         )
 
     @property
@@ -202,19 +209,23 @@ class BackFiles:
     def layer(self, index: int) -> nn.Module:
         """Layer `index`, with its weights, which only the caller holds."""
         blank = copy.deepcopy(self._decoder.layers[index])
-        return _fill(blank, f"{self._prefix}.layers.{index}", self._tensors, self._dtype)
+        return fill_module(
+            blank, f"{self._prefix}.layers.{index}", self._tensors, self._dtype, self._weights
+        )
 
     def norm(self) -> nn.Module:
         """The final norm."""
         name = back_family(self._config).final_norm
         blank = copy.deepcopy(getattr(self._decoder, name))
-        return _fill(blank, f"{self._prefix}.{name}", self._tensors, self._dtype)
+        return fill_module(
+            blank, f"{self._prefix}.{name}", self._tensors, self._dtype, self._weights
+        )
 
     def head(self) -> nn.Module:
         """The head."""
         blank = copy.deepcopy(self._skeleton.get_output_embeddings())
         head = nn.ModuleDict({_HEAD: blank})
-        _fill(head, "", self._tensors, self._dtype)
+        fill_module(head, "", self._tensors, self._dtype, self._weights)
         return head[_HEAD]
 
     def head_rows(self, count: int) -> nn.Linear:
@@ -247,7 +258,19 @@ def compute_dtype(device: str, *, has_float32_matrices: bool) -> torch.dtype:
     return torch.float32 if device == "cpu" or has_float32_matrices else torch.bfloat16
 
 
-def _config(folder: Path) -> Any:
+def model_skeleton(folder: Path, config: Any, dtype: torch.dtype) -> Any:
+    """transformers' whole model for a config of `folder`, on the meta device. WeightsError."""
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(
+                config, attn_implementation=ATTENTION_NAME, dtype=dtype
+            )
+    except Exception as error:  # sizes that fit no model raise whatever the layers raise
+        raise WeightsError(f"{folder}/config.json: makes no model ({error!r:.200})") from error
+    return skeleton.eval()
+
+
+def read_config(folder: Path) -> Any:
     """The transformers config of `folder`. Raises WeightsError, naming the file."""
     path = folder / "config.json"
     if not path.is_file():
@@ -269,58 +292,3 @@ def _config(folder: Path) -> Any:
     if type(num_layers) is not int or not 1 <= num_layers <= MAX_LAYERS:
         raise WeightsError(f"{path}: num_hidden_layers must lie between 1 and {MAX_LAYERS}")
     return config
-
-
-def _fill(module: nn.Module, prefix: str, tensors: TensorFiles, dtype: torch.dtype) -> nn.Module:
-    """Give a meta module its weights, int8 linears in place of those stored so."""
-    for name, child in list(module.named_modules()):
-        if not isinstance(child, nn.Linear):
-            continue
-        full = _join(prefix, name, "weight")
-        if full + CODES_SUFFIX not in tensors:
-            continue
-        shape = tuple(child.weight.shape)
-        codes = tensors.need(full + CODES_SUFFIX, shape)
-        scale = tensors.need(full + SCALE_SUFFIX, shape[:1]).float()
-        if codes.dtype != torch.int8:
-            raise WeightsError(f"{full}{CODES_SUFFIX} has dtype {codes.dtype}, expected int8")
-        bias = None
-        if child.bias is not None:
-            bias = tensors.need(_join(prefix, name, "bias"), shape[:1]).float()
-        parent, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent), attribute, int8_linear(codes, scale, bias, dtype))
-    for name, child in list(module.named_modules()):
-        if _join(prefix, name, "gate_up_proj") + CODES_SUFFIX in tensors:
-            parent, _, attribute = name.rpartition(".")
-            experts = _int8_experts(child, _join(prefix, name), tensors, dtype)
-            setattr(module.get_submodule(parent), attribute, experts)
-    for name, parameter in list(module.named_parameters()):
-        if not parameter.is_meta:
-            continue
-        tensor = tensors.need(_join(prefix, name), tuple(parameter.shape)).to(dtype)
-        parent, _, attribute = name.rpartition(".")
-        owner = module.get_submodule(parent)
-        setattr(owner, attribute, nn.Parameter(tensor, requires_grad=False))
-    leftover = [name for name, buffer in module.named_buffers() if buffer.is_meta]
-    if leftover:
-        raise WeightsError(f"{prefix}: buffers without a value: {', '.join(leftover)}")
-    return module
-
-
-def _int8_experts(module: Any, prefix: str, tensors: TensorFiles, dtype: torch.dtype) -> nn.Module:
-    """A layer's experts from codes [E, N, K], scales [E, N] and biases [E, N]."""
-    layers: dict[str, list[nn.Module]] = {}
-    for part in ("gate_up_proj", "down_proj"):
-        full = f"{prefix}.{part}"
-        shape = tuple(getattr(module, part).shape)
-        codes = tensors.need_codes(full + CODES_SUFFIX, shape)
-        scale = tensors.need(full + SCALE_SUFFIX, tuple(codes.shape[:2])).float()
-        bias = [None] * len(codes)
-        if hasattr(module, f"{part}_bias"):
-            bias = list(tensors.need(f"{full}_bias", tuple(codes.shape[:2])).float())
-        layers[part] = [int8_linear(*one, dtype) for one in zip(codes, scale, bias, strict=True)]
-    return Int8Experts(gated_by(module), layers["gate_up_proj"], layers["down_proj"])
-
-
-def _join(*parts: str) -> str:
-    return ".".join(part for part in parts if part)

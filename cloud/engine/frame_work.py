@@ -10,8 +10,12 @@ from typing import Final, Protocol, TypeAlias
 import torch
 
 from cloud.engine.batch_entry import BatchEntry, FloatRows
+from cloud.engine.drawing import Drawing
+from cloud.engine.frame_decoding import Decoded, RowDecoder
+from cloud.engine.launches import Answered
 from cloud.kv.pool import KvLease
 from decoding.penalties import TokenMask
+from optimizer.policy.batching import KeyT, Waiting
 from protos.messages import Frame, Result, Timings
 
 # Rows of the embedding for T token ids: float32 [T, D].
@@ -27,7 +31,8 @@ class FrameWork:
     The last `num_logits` rows need logits and run in one batch. below: where the keys and values of
     the layers below the split lie, for rows that have to run through these layers first. masks:
     what a grammar allows at each of these; `finish` waits for them. watch: is told the logits of
-    the first `num_watched` rows: the index of the first one, and float32 [C, V].
+    the first `num_watched` rows: the index of the first one, and float32 [C, V]. drawing: what a
+    device may draw the tokens with; None: the server needs the logits.
     """
 
     frame: Frame
@@ -38,6 +43,7 @@ class FrameWork:
     masks: Future[list[TokenMask]] | None = None
     num_watched: int = 0
     watch: Callable[[int, FloatRows], None] | None = None
+    drawing: Drawing | None = None
 
     @property
     def left(self) -> int:
@@ -62,6 +68,7 @@ class FrameWork:
             num_logits=self.num_logits if num_rows == self.left else 0,
             below=self.below,
             num_watched=num_watched,
+            drawing=self.drawing if num_rows == self.left and self.num_logits else None,
             watch=(
                 None
                 if watch is None or not num_watched
@@ -74,7 +81,7 @@ class FrameWork:
 class FrameRun:
     """A frame that was begun and not answered, and where its time went so far, in seconds.
 
-    release: called once no batch needs its rows. logits, batch_sessions, batch_rows: of its last
+    release: called once no batch needs its rows. answer, batch_sessions, batch_rows: of its last
     batch.
     """
 
@@ -84,9 +91,19 @@ class FrameRun:
     codec_s: float
     queue_s: float | None = None  # None: no batch had a row of it yet
     compute_s: float = 0.0
-    logits: FloatRows | None = None
+    answer: Answered | None = None
     batch_sessions: int = 0
     batch_rows: int = 0
+
+    def waiting(self, key: KeyT) -> Waiting[KeyT]:
+        """Its next rows as the scheduler sees them."""
+        rows = self.work.next_rows
+        return Waiting(
+            key=key,
+            num_rows=rows,
+            num_logits=self.work.num_logits if rows == self.work.left else 0,
+            begun=self.work.done > 0,
+        )
 
     @property
     def timings(self) -> Timings:
@@ -118,21 +135,30 @@ class FrameSession(Protocol):
         """Frames that it has begun."""
         ...
 
-    def begin(self, frame: Frame) -> FrameWork | Result:
+    def decoder_of(self, frame: Frame) -> RowDecoder | None:
+        """What decodes the frame's rows ahead of `begin`, on any thread. Any thread may ask.
+
+        None: it is not the next frame, has no rows to decode, or is over a limit.
+        """
+        ...
+
+    def begin(self, frame: Frame, decoded: Decoded | None = None) -> FrameWork | Result:
         """Check the next frame: its rows to run, or its answer where nothing has to run.
 
-        Raises a CloudError, which ends the session.
+        decoded: what `decoder_of` came to, where it was called. Raises a CloudError, which ends the
+        session.
         """
         ...
 
     def finish(
         self,
         work: FrameWork,
-        logits: FloatRows,
+        answer: Answered,
         timings: Timings,
         elapsed_s: Callable[[], float] = ...,
     ) -> Result:
-        """The answer to a frame whose rows have run. logits: float32 [num_logits, V].
+        """The answer to a frame whose rows have run. answer: float32 [num_logits, V], or the tokens
+        that a device drew with `work.drawing`.
 
         elapsed_s: seconds since the call. Raises a CloudError, which ends the session.
         """

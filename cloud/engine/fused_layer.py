@@ -21,6 +21,7 @@ from cloud.attention.base import Attend, AttentionTraits
 from cloud.attention.in_place import InPlaceAttention
 from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.engine.int8_linear import Int8Linear
+from cloud.engine.weight_only_linear import WeightOnlyLinear
 from cloud.kernel import library as native
 from cloud.kv.pool import KvPool, KvShape
 
@@ -74,9 +75,19 @@ class FusedLayer:
         return self._input_norm, self._before_mlp
 
     @property
+    def output_norms(self) -> tuple[Any, Any]:
+        """Of what attention and the MLP return; None each where there is none."""
+        return self._after_attention, self._after_mlp
+
+    @property
+    def head_norms(self) -> tuple[Any, Any]:
+        """Of each head's queries and keys; None each where there is none."""
+        return self._query_norm, self._key_norm
+
+    @property
     def has_extra_norms(self) -> bool:
         """Whether there are norms beside the two of what goes into attention and MLP."""
-        others = (self._after_attention, self._after_mlp, self._query_norm, self._key_norm)
+        others = (*self.output_norms, *self.head_norms)
         return any(norm is not None for norm in others)
 
     def pack(self) -> None:
@@ -138,12 +149,9 @@ def join_linears(parts: Sequence[nn.Module]) -> nn.Module:
 
     Raises TypeError for layers of different kinds, or where only some have a bias.
     """
-    if all(isinstance(part, Int8Linear) for part in parts):
-        codes = torch.cat([_tensor(part, "codes") for part in parts])
-        scale = torch.cat([_tensor(part, "scale") for part in parts])
-        joined: nn.Module = Int8Linear(codes, scale, _joined_bias(parts))
-        _share(joined, parts, ("codes", "scale", "bias"))
-        return joined
+    for coded in (Int8Linear, WeightOnlyLinear):
+        if all(isinstance(part, coded) for part in parts):
+            return _join_coded(coded, parts)
     if not all(isinstance(part, nn.Linear) for part in parts):
         raise TypeError("layers of different kinds")
     weight = torch.cat([_tensor(part, "weight") for part in parts])
@@ -152,6 +160,18 @@ def join_linears(parts: Sequence[nn.Module]) -> nn.Module:
     joined.weight = nn.Parameter(weight, requires_grad=False)
     joined.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
     _share(joined, parts, ("weight", "bias"))
+    return joined
+
+
+def _join_coded(
+    kind: type[Int8Linear] | type[WeightOnlyLinear], parts: Sequence[nn.Module]
+) -> nn.Module:
+    codes = [_tensor(part, "codes") for part in parts]
+    if len({part.dtype for part in codes}) != 1:
+        raise TypeError("codes of different types")
+    scale = torch.cat([_tensor(part, "scale") for part in parts])
+    joined = kind(torch.cat(codes), scale, _joined_bias(parts))
+    _share(joined, parts, ("codes", "scale", "bias"))
     return joined
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cloud.engine.weight_only_linear import WeightOnlyLinear, why_no_weight_only
 from cloud.kernel import library as native
 
 logger = logging.getLogger(__name__)
@@ -133,16 +134,29 @@ def int8_linear(
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """The integer layer where this machine can run it, else one of `dtype`, the compute type."""
+    """The integer layer where this machine can run it, else one that computes in `dtype`.
+
+    On a GPU that one keeps the weights as they are, where Triton runs there.
+    """
     if runs_int8(codes.device.type, dtype) and codes.shape[1] <= MAX_EXACT_WIDTH:
         return Int8Linear(codes, scale, bias)
+    if codes.device.type == "cuda":
+        reason = why_no_weight_only(codes.device)
+        if reason is None:
+            return WeightOnlyLinear(codes, scale, bias)
+        _say_widened(reason, dtype)
     return DequantizedLinear(codes, scale, bias, dtype)
 
 
-def runs_int8(device: str, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether weights stay int8 in a back that computes in `dtype` on this type of device.
+@functools.cache
+def _say_widened(reason: str, dtype: torch.dtype) -> None:
+    logger.warning("8-bit weights are widened to %s at load: %s", dtype, reason)
 
-    Only CPUs do that yet: torch's integer product on a GPU refuses 16 rows and fewer.
+
+def runs_int8(device: str, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether products of integers run in a back that computes in `dtype` on this type of device.
+
+    Only CPUs do that: torch's integer product on a GPU refuses 16 rows and fewer.
     """
     if device != "cpu" or dtype != torch.float32:
         return False

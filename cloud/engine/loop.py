@@ -1,8 +1,9 @@
 """The model thread: it takes in frames, picks a batch, runs it and answers, over and over.
 
-Everything that costs time (decoding frames, the layers, sampling) happens on this thread, and only
-this thread touches the engine. So the event loop stays free to move bytes. Commands come in
-through a queue. An answer leaves through its session's `Deliver`, which must not block.
+Everything that costs time (the layers, sampling) happens on this thread, and only this thread
+touches the engine. So the event loop stays free to move bytes. Long frames are decoded on other
+threads while a step runs (`cloud.engine.frame_decoding`). Commands come in through a queue. An
+answer leaves through its session's `Deliver`, which must not block.
 
 An error of one session or one step ends those sessions. Any other error ends the thread: then
 `trouble` says so, every session that waits is told, and sessions are freed without the thread.
@@ -18,78 +19,36 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from functools import partial
+from typing import Final
 
-from torch import Tensor
-
-from cloud.engine.batch_entry import BatchEntry
-from cloud.engine.frame_work import FrameRun, FrameSession
+from cloud.engine.frame_decoding import FrameDecoding
+from cloud.engine.frame_work import FrameRun
+from cloud.engine.launches import ForwardEngine, Launch, LaunchingEngine, launch
+from cloud.engine.loop_commands import (
+    ActiveSession,
+    CloseCommand,
+    Command,
+    MaskedCommand,
+    Release,
+    RowsReadyCommand,
+    StopCommand,
+    SubmitCommand,
+)
 from cloud.engine.loop_observer import LoopObserver, NoObserver
 from cloud.errors import CloudError, EngineError, ServerFailedError
-from optimizer.policy.batching import BatchShare, Scheduler, Waiting
+from optimizer.policy.batching import BatchShare, Scheduler
 from protos.messages import Frame, Result
 
 logger = logging.getLogger(__name__)
 
-Deliver: TypeAlias = Callable[[Result | CloudError], None]
-# Called once the loop holds a frame no longer, on whatever thread lets go of it. Must not raise.
-Release: TypeAlias = Callable[[], None]
-
 _JOIN_TIMEOUT_S: Final = 30.0
-
-
-class BatchEngine(Protocol):
-    """The part of `BackEngine` that runs a batch: float32 logits [num_logits, V] of each entry."""
-
-    def forward(self, batch: Sequence[BatchEntry]) -> list[Tensor]: ...
+# How long a step waits for short frames whose rows are nearly ready, as a share of the last step.
+_GATHER_SHARE: Final = 0.5
 
 
 def _nothing() -> None:
     """Nobody counts this frame."""
-
-
-class ActiveSession:
-    """A session in the loop's care: its frames in order, and where its answers go.
-
-    The model thread owns it. Other threads may call `answer_to` and read `is_dropped`.
-    """
-
-    __slots__ = ("_deliver", "_dropped", "_frames", "session")
-
-    def __init__(self, session: FrameSession, deliver: Deliver) -> None:
-        self.session = session
-        self._deliver = deliver
-        self._frames: deque[_Submit] = deque()
-        self._dropped = False
-
-    @property
-    def is_dropped(self) -> bool:
-        """Whether the loop has let go of it: it was closed, or an error ended it."""
-        return self._dropped
-
-    def answer_to(self, deliver: Deliver) -> None:
-        """From now on `deliver` gets the answers."""
-        self._deliver = deliver
-
-
-class _Submit(NamedTuple):
-    active: ActiveSession
-    frame: Frame
-    received_s: float
-    release: Release
-
-
-class _Close(NamedTuple):
-    active: ActiveSession
-    freed: Future[None]
-
-
-class _Masked(NamedTuple):
-    active: ActiveSession  # the masks that its frame waited for are there
-
-
-class _Stop:
-    pass
 
 
 class EngineLoop:
@@ -97,34 +56,41 @@ class EngineLoop:
 
     def __init__(
         self,
-        engine: BatchEngine,
+        engine: ForwardEngine | LaunchingEngine,
         scheduler: Scheduler | None = None,
         *,
         observer: LoopObserver | None = None,
+        decoding: FrameDecoding | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """decoding: decodes frames; it starts and stops with the loop. None: this thread does."""
         self._engine = engine
         self._scheduler = scheduler or Scheduler()
         self._observer = observer or NoObserver()
+        self._decoding = decoding or FrameDecoding()
         self._clock = clock
-        self._inbox: queue.SimpleQueue[_Submit | _Close | _Masked | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._postponed: deque[Command] = deque()  # what came while a batch ran, and has to wait
         # One frame of each session that has one, in the order in which they were begun.
         self._runs: dict[ActiveSession, FrameRun] = {}
         # Frames whose rows have run and that wait for the masks of their grammar.
         self._masking: dict[ActiveSession, FrameRun] = {}
+        self._delayed: set[ActiveSession] = set()  # whose next frame is on its way to be decoded
         self._answers: list[tuple[ActiveSession, Result | CloudError]] = []  # not yet delivered
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._busy_since_s: float | None = None  # None: it waits for a command
+        self._step_s = 0.0  # how long the last step took, with what is around it
         self._failure: BaseException | None = None  # what ended the thread
         self._settling = threading.Lock()
 
     def start(self) -> None:
         """Start the thread."""
+        self._decoding.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Finish the batch that runs, then end the thread. Waits for neither for very long."""
-        self._inbox.put(_Stop())
+        self._inbox.put(StopCommand())
         self._thread.join(timeout=_JOIN_TIMEOUT_S)
 
     def trouble(self, max_step_s: float) -> str | None:
@@ -144,13 +110,17 @@ class EngineLoop:
 
         release: called once the frame was answered or forgotten.
         """
-        self._inbox.put(_Submit(active, frame, self._clock(), release))
+        received_s = self._clock()
+        if not active._dropped:
+            idle = self._busy_since_s is None and self._inbox.empty()
+            self._decoding.offer(active, active.session, frame, idle=idle)
+        self._inbox.put(SubmitCommand(active, frame, received_s, release))
         self._settle_if_dead()
 
     def close(self, active: ActiveSession) -> Future[None]:
         """Free the session as soon as no batch uses it; the future is done when it is free."""
         freed: Future[None] = Future()
-        self._inbox.put(_Close(active, freed))
+        self._inbox.put(CloseCommand(active, freed))
         self._settle_if_dead()
         return freed
 
@@ -161,19 +131,21 @@ class EngineLoop:
             logger.critical("the model thread died", exc_info=True)
             self._failure = error
             self._settle_if_dead()
+        finally:
+            self._decoding.stop()
 
     def _settle_if_dead(self) -> None:
         """Do what the thread cannot do any more: free sessions, and tell those that wait."""
         if self._failure is None:
             return
         with self._settling:
-            orphans = dict.fromkeys([*self._runs, *self._masking])
-            while not self._inbox.empty():
-                command = self._inbox.get()
-                if isinstance(command, _Submit):
+            orphans = dict.fromkeys([*self._runs, *self._masking, *self._delayed])
+            while self._postponed or not self._inbox.empty():
+                command = self._postponed.popleft() if self._postponed else self._inbox.get()
+                if isinstance(command, SubmitCommand):
                     command.active._frames.append(command)
                     orphans[command.active] = None
-                elif isinstance(command, _Close):
+                elif isinstance(command, CloseCommand):
                     with contextlib.suppress(Exception):
                         self._free(command)
             for active in orphans:
@@ -181,7 +153,7 @@ class EngineLoop:
                     self._drop(active)
                     active._deliver(ServerFailedError("the model thread of this server died"))
 
-    def _free(self, command: _Close) -> None:
+    def _free(self, command: CloseCommand) -> None:
         try:
             self._drop(command.active)
         finally:  # the stream that waits may be cancelled, and its future with it
@@ -191,17 +163,7 @@ class EngineLoop:
     def _work(self) -> None:
         while self._take_commands():
             shares = self._scheduler.next_batch(
-                [
-                    Waiting(
-                        key=active,
-                        num_rows=run.work.next_rows,
-                        num_logits=(
-                            run.work.num_logits if run.work.next_rows == run.work.left else 0
-                        ),
-                        begun=run.work.done > 0,
-                    )
-                    for active, run in self._runs.items()
-                ]
+                [run.waiting(active) for active, run in self._runs.items()]
             )
             if shares:
                 self._run_batch(shares)
@@ -211,28 +173,52 @@ class EngineLoop:
 
         False: stop.
         """
+        if self._busy_since_s is not None:
+            self._step_s = time.monotonic() - self._busy_since_s
         self._deliver()
-        while not self._runs or not self._inbox.empty():
+        gathered = False
+        while not self._runs or self._postponed or not self._inbox.empty() or not gathered:
+            if self._runs and self._inbox.empty() and not self._postponed:
+                self._decoding.wait_for_short(_GATHER_SHARE * self._step_s)
+                gathered = True
+                continue
             self._busy_since_s = None
-            command = self._inbox.get()
+            command = self._postponed.popleft() if self._postponed else self._inbox.get()
             self._busy_since_s = time.monotonic()
-            if isinstance(command, _Stop):
+            if isinstance(command, StopCommand):
                 self._busy_since_s = None
                 return False
-            if isinstance(command, _Close):
+            if isinstance(command, CloseCommand):
                 self._free(command)
-            elif isinstance(command, _Masked):
+            elif isinstance(command, MaskedCommand):
                 if (run := self._masking.pop(command.active, None)) is not None:
                     self._finish(command.active, run)
                     self._deliver()
-            elif command.active._dropped:
-                command.release()
             else:
-                command.active._frames.append(command)
-                self._begin_next(command.active)
+                self._take_in(command)
                 self._deliver()
         self._busy_since_s = time.monotonic()  # a batch begins
         return True
+
+    def _take_in(self, command: SubmitCommand | RowsReadyCommand) -> None:
+        if isinstance(command, SubmitCommand):
+            if command.active._dropped:
+                self._forget(command)
+                return
+            command.active._frames.append(command)
+        self._begin_next(command.active)
+
+    def _take_in_meanwhile(self) -> None:
+        """Take in the frames that came while a device works; the rest waits for the batch's end.
+
+        Frames touch nothing that the batch uses. After a command that has to wait, all wait.
+        """
+        while not self._inbox.empty():
+            command = self._inbox.get()
+            if isinstance(command, SubmitCommand | RowsReadyCommand) and not self._postponed:
+                self._take_in(command)
+            else:
+                self._postponed.append(command)
 
     def _deliver(self) -> None:
         """Deliver all answers of a batch together: so the event loop wakes once for them."""
@@ -241,12 +227,22 @@ class EngineLoop:
         self._answers.clear()
 
     def _begin_next(self, active: ActiveSession) -> None:
-        """Begin the session's next frame if none is begun; a repeated frame is answered at once."""
+        """Begin the session's next frame if none is begun; a repeated frame is answered at once.
+
+        Where its rows are being decoded, it begins once they are there.
+        """
+        call_back = partial(self._inbox.put, RowsReadyCommand(active))
+        self._delayed.discard(active)
         while active not in self._runs and active not in self._masking and active._frames:
-            frame, received_s, release = active._frames.popleft()[1:]
+            frame, received_s, release = active._frames[0][1:]
+            if not self._decoding.is_ready(active, frame, call_back, idle=not self._runs):
+                self._delayed.add(active)
+                return
+            active._frames.popleft()
+            decoded = self._decoding.take(active, frame)
             begun_s = self._clock()
             try:
-                work = active.session.begin(frame)
+                work = active.session.begin(frame, decoded)
             except CloudError as error:
                 release()
                 self._fail(active, error)
@@ -260,22 +256,28 @@ class EngineLoop:
                 release()
                 self._answers.append((active, work))
                 continue
+            codec_s = self._clock() - begun_s + (0.0 if decoded is None else decoded.seconds)
             self._runs[active] = FrameRun(
-                work=work, received_s=received_s, release=release, codec_s=self._clock() - begun_s
+                work=work, received_s=received_s, release=release, codec_s=codec_s
             )
+        if active._frames:
+            self._decoding.offer(active, active.session, active._frames[0].frame)
 
     def _run_batch(self, shares: Sequence[BatchShare[ActiveSession]]) -> None:
         begun_s = self._clock()
         for share in shares:
             self._note_wait(self._runs[share.key], begun_s)
         try:
-            outputs = self._engine.forward(
+            started: Launch = launch(
+                self._engine,
                 [
                     self._runs[share.key].work.entry(share.key.session.lease, share.num_rows)
                     for share in shares
-                ]
+                ],
             )
-            logits = [part.cpu().numpy() for part in outputs]
+            if not started.is_done:
+                self._take_in_meanwhile()
+            answers = started.result()
         except Exception as error:  # one broken step must not end the server
             logger.exception("a batch of %d sessions failed", len(shares))
             for share in shares:
@@ -284,12 +286,12 @@ class EngineLoop:
         duration_s = self._clock() - begun_s
         num_rows = sum(share.num_rows for share in shares)
         self._observer.step_ran(duration_s, num_sessions=len(shares), num_rows=num_rows)
-        for share, part in zip(shares, logits, strict=True):
+        for share, answer in zip(shares, answers, strict=True):
             run = self._runs[share.key]
             run.work.done += share.num_rows
             run.compute_s += duration_s
             if run.work.left == 0:
-                run.logits, run.batch_sessions, run.batch_rows = part, len(shares), num_rows
+                run.answer, run.batch_sessions, run.batch_rows = answer, len(shares), num_rows
                 self._answer(share.key)
 
     def _note_wait(self, run: FrameRun, begun_s: float) -> None:
@@ -307,15 +309,15 @@ class EngineLoop:
             self._finish(active, run)
             return
         self._masking[active] = run
-        masks.add_done_callback(lambda _: self._inbox.put(_Masked(active)))
+        masks.add_done_callback(lambda _: self._inbox.put(MaskedCommand(active)))
 
     def _finish(self, active: ActiveSession, run: FrameRun) -> None:
         begun_s = self._clock()
         try:
-            if run.logits is None:
+            if run.answer is None:
                 raise EngineError("a frame without logits")
             result = active.session.finish(
-                run.work, run.logits, run.timings, lambda: self._clock() - begun_s
+                run.work, run.answer, run.timings, lambda: self._clock() - begun_s
             )
         except CloudError as error:
             self._fail(active, error)
@@ -335,7 +337,13 @@ class EngineLoop:
         active._dropped = True
         run = self._runs.pop(active, None)
         self._masking.pop(active, None)  # released already
-        for held in (*active._frames, *([run] if run is not None else ())):
-            held.release()
+        self._delayed.discard(active)
+        if run is not None:
+            run.release()
+        for held in active._frames:
+            self._forget(held)
         active._frames.clear()
         active.session.close()
+
+    def _forget(self, held: SubmitCommand) -> None:
+        self._decoding.forget(held.active, held.frame, held.release)

@@ -2,9 +2,9 @@
 (`hwprofiles.profiler.measured_backends.BackKernels`).
 
 Everything here runs the engine's own code, so a profile follows whatever the engine does. Matrices
-are the layers that `load_back` makes. Stacks are `BackEngine`s with random weights, loaded from a
-folder like a bundle's. On CUDA a synchronization follows every call.
-The CUDA side was written without a CUDA device at hand.
+are the layers that `load_back` makes. Stacks are engines with random weights, loaded from a folder
+like a bundle's. Their steps are a server's: on CUDA a graph, with tokens drawn there. On CUDA a
+synchronization follows every call. This file has never run there.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from cloud.engine.back_engine import BackEngine
-from cloud.engine.back_weights import compute_dtype
+from cloud.engine.back_weights import compute_dtype, load_back
 from cloud.engine.batch_entry import BatchEntry
+from cloud.engine.drawing import Drawing
+from cloud.engine.engines import make_engine
 from cloud.engine.int8_linear import Int8Linear, int8_linear, runs_int8
+from cloud.engine.launches import launch
 from cloud.engine.threads import use_threads
 from cloud.kv.pool import KvLease, KvPool
 from decoding.params import SamplingParams
@@ -111,7 +114,8 @@ class TorchKernels:
                 Path(folder), shape, num_layers=num_layers, weight_bits=weight_bits,
                 dtype=self._dtype(weight_bits),
             )  # fmt: skip
-            engine = BackEngine.load(Path(folder), first_layer=0, device=self._device)
+            model = load_back(Path(folder), first_layer=0, device=self._device)
+        engine = make_engine(model)
         return TorchStack(engine, self._finished)
 
     def sample(self, vocab_size: int) -> Call:
@@ -171,13 +175,14 @@ class TorchStack:
             lease = pool.lease(split=0, max_tokens=size - PAGE_SLACK)
             self._fill(lease, position)
             rows = torch.randn(num_rows, engine.hidden_size)
-            batch.append(BatchEntry(lease=lease, rows=rows, num_logits=1))
+            greedy = Drawing(params=SamplingParams(), position=position + num_rows)
+            batch.append(BatchEntry(lease=lease, rows=rows, num_logits=1, drawing=greedy))
 
         def run() -> object:
-            logits = [part.cpu().numpy() for part in engine.forward(batch)]
+            answers = launch(engine, batch).result()
             for entry, load in zip(batch, sessions, strict=True):
                 entry.lease.rollback(load.position)
-            return logits
+            return answers
 
         return self._finished(run)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cloud.engine.tensor_files import CODES_SUFFIX, SCALE_SUFFIX, TensorFiles
+from cloud.engine.tensor_files import CODES_SUFFIX, SCALE_SUFFIX, TensorCut, TensorFiles
 from cloud.errors import WeightsError
 from optimizer.artifacts.weight_reference import WeightReference
 from optimizer.errors import BundleError
@@ -64,6 +64,12 @@ class ReferencedFiles(TensorFiles):
         if name in made:
             return made[name].float()
         return made[name + CODES_SUFFIX].float() * made[name + SCALE_SUFFIX].float()[:, None]
+
+    def _ranges(self, name: str, cut: TensorCut) -> Tensor:
+        """A row's scale is that of the whole row, so the codes are made before they are cut."""
+        whole = self[name]
+        parts = [whole.narrow(cut.axis, begin, end - begin) for begin, end in cut.ranges]
+        return torch.cat(parts, dim=cut.axis)
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
         shape = super()._shape_of(self._place[name])

@@ -30,13 +30,19 @@ class RotaryTables:
         )
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
         self._device = next(rotary.buffers()).device
+        self.version = 0  # counts how often the tables were made anew
+
+    def table(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [P, r] of a layer's positions, as far as `reach` was asked for."""
+        return self._tables[self.type_of_layer[layer]]
 
     def rows(self, positions: Tensor, num_positions: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Cosine and sine [T, d] of `positions` [T] (all below `num_positions`), by layer type."""
-        self._reach(num_positions)
+        self.reach(num_positions)
         return {kind: (cos[positions], sin[positions]) for kind, (cos, sin) in self._tables.items()}
 
-    def _reach(self, num_positions: int) -> None:
+    def reach(self, num_positions: int) -> None:
+        """Make the tables hold so many positions."""
         have = next(iter(self._tables.values()))[0].shape[0] if self._tables else 0
         if num_positions <= have:
             return
@@ -44,7 +50,8 @@ class RotaryTables:
         size = max(256, 1 << (num_positions - 1).bit_length())
         size = max(num_positions, min(size, self._limit))
         positions = torch.arange(size, device=self._device)[None]
+        self.version += 1
         like = torch.empty(0, dtype=self._dtype, device=self._device)
         for kind in set(self.type_of_layer):
             cos, sin = self._rotary(like, positions, *([kind] if kind else []))
-            self._tables[kind] = (cos[0], sin[0])
+            self._tables[kind] = (cos[0].contiguous(), sin[0].contiguous())

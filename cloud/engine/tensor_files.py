@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -17,8 +18,31 @@ CODES_SUFFIX: Final = ".int8"
 SCALE_SUFFIX: Final = ".scale"
 
 
+class TensorCut(NamedTuple):
+    """The part of a tensor that one rank of a tensor-parallel group holds.
+
+    ranges: places [begin, end) along `axis`, joined in this order. size: places that the whole
+    tensor has along it. is_zero: another rank adds this tensor; here it is zeros.
+    """
+
+    axis: int
+    ranges: tuple[tuple[int, int], ...]
+    size: int
+    is_zero: bool = False
+
+    @property
+    def num_kept(self) -> int:
+        """Places along `axis` that are held."""
+        return sum(end - begin for begin, end in self.ranges)
+
+
 class TensorFiles(Mapping[str, Tensor]):
-    """All tensors of some safetensors files by name, read when asked for."""
+    """All tensors of some safetensors files by name, read when asked for.
+
+    `cuts`: by name, the tensors of which `need` reads a part. Rows are always whole.
+    """
+
+    cuts: Mapping[str, TensorCut] = MappingProxyType({})
 
     def __init__(self, folder: Path, paths: Sequence[Path], device: torch.device) -> None:
         self._folder = folder
@@ -57,9 +81,14 @@ class TensorFiles(Mapping[str, Tensor]):
         self._opened.clear()
 
     def need(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor of this name and shape; WeightsError where it is not there."""
+        """The tensor of this name and shape; WeightsError where it is not there.
+
+        shape: of the part where `cuts` names one.
+        """
         if name not in self:
             raise WeightsError(f"{self._folder}: the tensor {name} is missing")
+        if (cut := self.cuts.get(name)) is not None:
+            return self._part(name, shape, cut)
         tensor = self[name]
         if tuple(tensor.shape) != shape:
             raise WeightsError(
@@ -71,7 +100,8 @@ class TensorFiles(Mapping[str, Tensor]):
         """Codes int8 of experts' matrices [E, ., .], which may be stored transposed."""
         if name not in self:
             raise WeightsError(f"{self._folder}: the tensor {name} is missing")
-        codes = self[name]
+        cut = self.cuts.get(name)
+        codes = self[name] if cut is None else self._part(name, shape, cut)
         if tuple(codes.shape) not in (shape, (shape[0], shape[2], shape[1])):
             raise WeightsError(
                 f"{self._folder}: {name} has shape {tuple(codes.shape)}, expected {shape}"
@@ -102,6 +132,22 @@ class TensorFiles(Mapping[str, Tensor]):
             return self._slice(name, index).float()
         codes, scale = name + CODES_SUFFIX, name + SCALE_SUFFIX
         return self._slice(codes, index).float() * self._slice(scale, index).float()[:, None]
+
+    def _part(self, name: str, shape: tuple[int, ...], cut: TensorCut) -> Tensor:
+        """A part of this shape; it shares no memory with the whole tensor."""
+        whole = (*shape[: cut.axis], cut.size, *shape[cut.axis + 1 :])
+        found = self._shape_of(name)
+        if found != whole or shape[cut.axis] != cut.num_kept:
+            raise WeightsError(f"{self._folder}: {name} has shape {found}, expected {whole}")
+        if cut.is_zero:
+            return torch.zeros(shape, device=self._device)
+        return self._ranges(name, cut)
+
+    def _ranges(self, name: str, cut: TensorCut) -> Tensor:
+        stored = self._file_with(name).get_slice(name)
+        before = (slice(None),) * cut.axis
+        parts = [stored[(*before, slice(begin, end))] for begin, end in cut.ranges]
+        return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim=cut.axis)
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
         return tuple(self._file_with(name).get_slice(name).get_shape())

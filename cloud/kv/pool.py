@@ -90,6 +90,7 @@ class KvLease:
     """
 
     __slots__ = (
+        "_on_close",
         "_segments",
         "length",
         "max_tokens",
@@ -113,6 +114,7 @@ class KvLease:
     ) -> None:
         self.pool = pool
         self._segments: tuple[Segment, ...] | None = segments
+        self._on_close: list[Callable[[KvLease], None]] = []
         self.split = split
         self.stop = stop
         self.max_tokens = max_tokens
@@ -145,12 +147,18 @@ class KvLease:
         """Forget every token from position `length` on."""
         self.length = min(self.length, length)
 
+    def on_close(self, call: Callable[[KvLease], None]) -> None:
+        """Call `call` with the lease once it is closed, on the thread that closes it."""
+        self._on_close.append(call)
+
     def close(self) -> None:
         """Free the blocks, once, however often this is called."""
         if self._segments is not None:
             extents = [segment.extent for segment in self._segments]
             self._segments = None
             self.pool._release(extents)
+            for call in self._on_close:
+                call(self)
 
     def __enter__(self) -> KvLease:
         return self
@@ -191,7 +199,10 @@ class KvPool:
         limit_bytes: int,
         device: torch.device | str = "cpu",
         reclaim: Callable[[], bool] = lambda: False,
+        num_ranks: int = 1,
     ) -> None:
+        """num_ranks: the arena holds the KV heads of one rank of so many, and bytes are counted
+        for all of them."""
         self.shape = shape
         self.limit_bytes = limit_bytes
         self._reclaim = reclaim
@@ -202,7 +213,9 @@ class KvPool:
         rows = self._blocks.num_blocks * KV_BLOCK_TOKENS
         try:
             self.arena = torch.empty(
-                (rows, 2 * shape.num_kv_heads, shape.head_dim), dtype=shape.dtype, device=device
+                (rows, 2 * shape.num_kv_heads // num_ranks, shape.head_dim),
+                dtype=shape.dtype,
+                device=device,
             )
         except (RuntimeError, MemoryError) as error:
             raise StartError(f"no {limit_bytes} bytes for the KV cache: {error}") from error

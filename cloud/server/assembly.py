@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import psutil
-import torch
-
-from cloud.engine.back_engine import BackEngine
+from cloud.engine.engines import scheduler_for
+from cloud.engine.frame_decoding import FrameDecoding, default_decode_threads
 from cloud.engine.loop import EngineLoop
 from cloud.kv.pool import KvPool
 from cloud.kv.prefix_cache import PrefixCache
+from cloud.parallel.free_memory import free_bytes
+from cloud.parallel.parallel_engine import ParallelEngine
 from cloud.server.byte_budget import ByteBudget, ByteLimits
 from cloud.server.config import ServerConfig
 from cloud.server.conversations import MAX_UNOPENED, Conversations
+from cloud.server.loading import ServedEngine
 from cloud.server.metrics import Metrics
 from cloud.server.service import InferenceService
 from cloud.server.stream import StreamLimits
@@ -49,7 +50,7 @@ class ServerParts:
     tenants: Tenants
 
 
-def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> ServerParts:
+def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> ServerParts:
     """The parts of a server for a loaded engine; nothing runs yet.
 
     Raises StartError for a KV cache or a token file that cannot be had, and TablesError.
@@ -81,7 +82,12 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
         grammars=_grammars(bundle, engine),
     )
     metrics = Metrics()
-    engine_loop = EngineLoop(engine, config.scheduler, observer=metrics)
+    engine_loop = EngineLoop(
+        engine,
+        config.scheduler or scheduler_for(engine.model.device),
+        observer=metrics,
+        decoding=_decoding(config),
+    )
     tenants = config.access.tenants()
     stream_limits = StreamLimits(idle_ttl_s=config.idle_ttl_s, max_stall_s=config.max_stall_s)
     budget = ByteBudget(ByteLimits.of(config.frame_memory_bytes), has_tenants=len(tenants) > 0)
@@ -119,10 +125,14 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: BackEngine) -> Server
     )
 
 
-def _pool(config: ServerConfig, engine: BackEngine, prefixes: PrefixCache) -> KvPool:
+def _pool(config: ServerConfig, engine: ServedEngine, prefixes: PrefixCache) -> KvPool:
     num_bytes = config.kv_memory_bytes
+    if isinstance(engine, ParallelEngine):
+        if num_bytes is None:
+            num_bytes = int(engine.free_bytes * DEFAULT_KV_SHARE)
+        return engine.make_pool(num_bytes, prefixes.drop_oldest)
     if num_bytes is None:
-        num_bytes = int(_free_bytes(engine.model.device) * DEFAULT_KV_SHARE)
+        num_bytes = int(free_bytes(engine.model.device) * DEFAULT_KV_SHARE)
     return KvPool(
         engine.kv_shape,
         limit_bytes=num_bytes,
@@ -131,7 +141,15 @@ def _pool(config: ServerConfig, engine: BackEngine, prefixes: PrefixCache) -> Kv
     )
 
 
-def _grammars(bundle: Bundle, engine: BackEngine) -> Grammars:
+def _decoding(config: ServerConfig) -> FrameDecoding:
+    num_threads = config.decode_threads
+    return FrameDecoding(
+        default_decode_threads() if num_threads is None else num_threads,
+        short_frames=config.decode_short_frames,
+    )
+
+
+def _grammars(bundle: Bundle, engine: ServedEngine) -> Grammars:
     eos = engine.model.config.eos_token_id
     first = next(iter(eos), None) if isinstance(eos, (list, tuple)) else eos
     return Grammars(
@@ -156,9 +174,3 @@ def _max_unopened(served: ServedModel) -> int:
     """Streams that may be waited for at once: each of them can send one message, however large."""
     fitting = MAX_UNOPENED_BYTES // served.max_message_bytes
     return min(MAX_UNOPENED, max(MIN_UNOPENED, fitting))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from cloud.engine.weight_types import KV_TYPES, WEIGHT_TYPES
 from cloud.errors import StartError
 from cloud.server.access import Access
 from cloud.server.byte_budget import DEFAULT_TOTAL_BYTES
+from hwprofiles.cpus import usable_cpus
 from optimizer.policy.batching import Scheduler
 
 
@@ -21,9 +24,15 @@ class ServerConfig:
     idle_ttl_s: how long a client may be silent before its session is evicted. max_resume_s: how
     long the session of a broken stream is kept at most. max_waiting: sessions in the queue for a
     place. max_wait_s: how long each of them may wait. frame_memory_bytes: most bytes of frames
-    that have come and not run yet. max_stall_s: how long a client may leave an answer unread, and
-    a frame may wait for memory. max_step_s: how long one step of the model may take before the
-    server counts as failed. verify: hash all weights that lie outside the bundle.
+    that have come and not run yet. decode_threads: decode frames beside the model's steps; 0: the
+    model thread does. decode_short_frames: these threads decode the rows of single steps too, not
+    only chunks of prompts; steps then wait for Python's lock. max_stall_s: how long a client may
+    leave an answer unread, and a frame may wait for memory. max_step_s: how long one step of the
+    model may take before the server counts as failed. tensor_parallel: over how many devices of
+    this machine each layer is divided. verify: hash all weights that lie outside the bundle.
+    weights: what linear layers hold (`cloud.engine.weight_types`; None: what the bundle has), on
+    one GPU alone. kv_type: what keys and values are kept in, likewise. scheduler: the limits of a
+    batch (None: those of the device).
     metrics_port: where GET /metrics is answered (None: nowhere). status_port: where the status page
     is (None: nowhere).
     """
@@ -34,9 +43,12 @@ class ServerConfig:
     max_sessions: int = 64
     kv_memory_bytes: int | None = None
     device: str = "auto"
+    tensor_parallel: int = 1
     threads: int | None = None
+    decode_threads: int | None = None
+    decode_short_frames: bool = False
     access: Access = field(default_factory=Access)
-    scheduler: Scheduler = field(default_factory=Scheduler)
+    scheduler: Scheduler | None = None
     idle_ttl_s: float = 300.0
     max_resume_s: float = 60.0
     max_waiting: int = 16
@@ -46,6 +58,8 @@ class ServerConfig:
     max_stall_s: float = 30.0
     max_step_s: float = 300.0
     verify: bool = False
+    weights: str | None = None
+    kv_type: str | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     status_host: str = "127.0.0.1"
@@ -63,4 +77,53 @@ def choose_device(wanted: str) -> str:
         raise StartError("--device cuda: torch finds no CUDA device here")
     if wanted not in ("cpu", "cuda"):
         raise StartError(f"--device {wanted}: choose auto, cpu or cuda")
+    return wanted
+
+
+def choose_devices(wanted: str, count: int) -> list[str]:
+    """`choose_device`'s for each of `count` ranks. One rank takes torch's current CUDA device.
+
+    Raises StartError where there are fewer CUDA devices than ranks, or fewer cores.
+    """
+    device = choose_device(wanted)
+    if count == 1:
+        return [device]
+    if device == "cpu":
+        cores = usable_cpus()
+        if count > cores:
+            raise StartError(f"--tensor-parallel {count}: this process may use {cores} cores")
+        return [device] * count
+    there = torch.cuda.device_count()
+    if count > there:
+        raise StartError(f"--tensor-parallel {count}: torch finds {there} CUDA device(s) here")
+    return [f"{device}:{rank}" for rank in range(count)]
+
+
+def choose_weights(wanted: str | None, device: str) -> str | None:
+    """What linear layers hold on the device that `choose_device` gave.
+
+    Raises StartError for a name that there is not, and on a CPU.
+    """
+    return _gpu_type(wanted, device, "--weights", WEIGHT_TYPES)
+
+
+def choose_kv_type(wanted: str | None, device: str) -> str | None:
+    """What keys and values are kept in; otherwise as `choose_weights`."""
+    return _gpu_type(wanted, device, "--kv-type", KV_TYPES)
+
+
+def check_one_rank(config: ServerConfig) -> None:
+    """StartError for options that a server over several devices does not take."""
+    for option, value in (("--weights", config.weights), ("--kv-type", config.kv_type)):
+        if value is not None and config.tensor_parallel > 1:
+            raise StartError(
+                f"{option} {value}: does not go with --tensor-parallel {config.tensor_parallel}"
+            )
+
+
+def _gpu_type(wanted: str | None, device: str, option: str, known: Sequence[str]) -> str | None:
+    if wanted is not None and wanted not in known:
+        raise StartError(f"{option} {wanted}: choose one of {', '.join(known)}")
+    if wanted is not None and device == "cpu":
+        raise StartError(f"{option} {wanted}: works on a GPU only, and this server runs on a CPU")
     return wanted

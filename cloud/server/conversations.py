@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from cloud.engine.frame_work import FrameSession
-from cloud.engine.loop import ActiveSession
+from cloud.engine.loop_commands import ActiveSession
 from cloud.errors import CloudError, ReplacedError
 from cloud.server.logs import event
 from cloud.server.metrics import Metrics

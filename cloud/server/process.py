@@ -20,13 +20,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cloud.engine.back_engine import BackEngine
-from cloud.engine.back_weights import load_back
-from cloud.engine.threads import use_threads
+from cloud.engine.engines import warm_up
 from cloud.errors import ServerFailedError, StartError
+from cloud.parallel.parallel_engine import ParallelEngine
 from cloud.server.access import TokenInterceptor
 from cloud.server.assembly import ServerParts, assemble
 from cloud.server.call_guard import CallGuard
-from cloud.server.config import ServerConfig, choose_device
+from cloud.server.config import ServerConfig
+from cloud.server.loading import Progress, loaded_engine
 from cloud.server.logs import event
 from cloud.server.memory import Trimmer
 from cloud.server.metrics_endpoint import MetricsEndpoint
@@ -34,17 +35,12 @@ from cloud.server.status.page import StatusEndpoint
 from cloud.server.status.serving import server_facts, serving_status, status_facts
 from cloud.server.supervision import Check, Supervisor
 from optimizer.artifacts.bundle import open_bundle
-from optimizer.artifacts.weight_reference import REFERENCE_NAME
 from protos import wire
 from protos.addresses import Address
 
 __all__ = ["Server", "ServerConfig", "serve_until_stopped", "serving"]
 
 logger = logging.getLogger(__name__)
-
-# Called with the share of the loading that is done, 0 to 1, and with what comes next.
-Progress = Callable[[float, str], None]
-_READ_SHARE: Final = 0.8  # of the loading; the rest packs the layers
 
 _STOP_GRACE_S: Final = 1.0
 _DRAIN_POLL_S: Final = 0.05
@@ -53,7 +49,6 @@ _FAILED_DRAIN_S: Final = 2.0
 _LONG_S: Final = 3600.0
 # Streams of one connection beyond the sessions that there can be: describing, health, probes.
 _OTHER_STREAMS: Final = 32
-_REFERENCE: Final = f"cloud/{REFERENCE_NAME}"
 # The event loop's thread may hold the interpreter this long while the model thread needs it, many
 # times in a step. Python's default is 5 ms.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -143,30 +138,22 @@ async def serving(
     """
     config.access.check(config.host)
     bundle = open_bundle(config.bundle, role="cloud")
-    use_threads(config.threads)
-    progress(0.0, "opening the weights")
-    model = load_back(
-        bundle.path("cloud/config.json").parent,
-        first_layer=bundle.plan.back_start,
-        device=choose_device(config.device),
-        weight_files=bundle.paths("cloud", ".safetensors"),
-        reference=bundle.path(_REFERENCE) if bundle.has(_REFERENCE) else None,
-        verify=config.verify,
-        progress=lambda done, total: progress(
-            _READ_SHARE * done / total, f"reading layer {done + 1} of {total}"
-        ),
-    )
-    progress(_READ_SHARE, "preparing the layers")
-    weights_bytes = model.num_bytes  # before the kernel packs them
-    engine = BackEngine(model)
-    del model
-    parts = assemble(config, bundle, engine)
-    trimmer = Trimmer(parts.budget)
-    trimmer.trim()  # loading packed the weights, and freed them as they were read
-    grpc_server, health_servicer = _grpc_server(parts, config)
-    port = _bind(grpc_server, config)
-    facts = status_facts(config, engine, bundle.plan.model.id)
     async with contextlib.AsyncExitStack() as stack:
+        engine, weights_bytes = stack.enter_context(loaded_engine(config, bundle, progress))
+        parts = assemble(config, bundle, engine)
+        if isinstance(engine, BackEngine):
+            warm_up(
+                engine,
+                parts.pool,
+                split=bundle.plan.partition.split,
+                max_sessions=config.max_sessions,
+                max_tokens=parts.served.max_tokens,
+            )
+        trimmer = Trimmer(parts.budget)
+        trimmer.trim()  # loading packed the weights, and freed them as they were read
+        grpc_server, health_servicer = _grpc_server(parts, config)
+        port = _bind(grpc_server, config)
+        facts = status_facts(config, engine, bundle.plan.model.id)
         endpoint = stack.enter_context(_serving_metrics(parts, config))
         page = await stack.enter_async_context(serving_status(parts, config, facts))
         parts.engine_loop.start()
@@ -190,6 +177,8 @@ async def serving(
             event(logger, "serving", port=port, **server.facts)
             checks: list[Check] = [partial(parts.engine_loop.trouble, config.max_step_s)]
             checks += [one.trouble for one in (endpoint, page) if one is not None]
+            if isinstance(engine, ParallelEngine):
+                checks.append(engine.trouble)
             async with _supervised(server, grpc_server, checks, trimmer):
                 yield server
         finally:

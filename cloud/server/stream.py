@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 
-from cloud.engine.loop import ActiveSession, Deliver, Release
+from cloud.engine.loop_commands import ActiveSession, Deliver, Release
 from cloud.errors import (
     BadFrameError,
     CapacityError,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-from cloud.engine.loop import ActiveSession, Deliver
+from cloud.engine.loop_commands import ActiveSession, Deliver
 from cloud.sessions.lifecycle import (
     Lifecycle,
     SessionEvent,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
-from cloud.engine.loop import Deliver
+from cloud.engine.loop_commands import Deliver
 from cloud.sessions.held_session import HeldSession
 from cloud.sessions.lifecycle import Lifecycle, SessionKey, SessionState
 from protos.messages import Open

@@ -24,18 +24,19 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 
 from cloud.engine.batch_entry import FloatRows
+from cloud.engine.drawing import Drawing, device_draws
+from cloud.engine.frame_decoding import Decoded, RowDecoder
 from cloud.engine.frame_work import FrameWork, TokenRows
+from cloud.engine.launches import Answered
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
 from cloud.kv.prefix_cache import Beginning
+from cloud.sessions.choosing import chosen_tokens, is_finite
 from cloud.sessions.grammars import Constrain
 from cloud.sessions.prompt_scores import PromptScores
 from codec.errors import FrameError
 from codec.ladder import Ladder
-from decoding.errors import GrammarError
 from decoding.params import SamplingParams
-from decoding.penalties import TokenMask
-from decoding.sampler import verify
 from decoding.scores import TopToken
 from protos.messages import Frame, Result, Timings
 from protos.prefix import extend_chain
@@ -113,11 +114,25 @@ class ServerSession:
         if self._chain is None:
             self._chain = chain
 
-    def begin(self, frame: Frame) -> FrameWork | Result:
+    def decoder_of(self, frame: Frame) -> RowDecoder | None:
+        """What decodes the frame's rows ahead of `begin`, on any thread. Any thread may ask.
+
+        None: it is not the next frame, brings no rows, or breaks a limit of the session.
+        """
+        if frame.is_tokens or frame.sequence != self._next_sequence:
+            return None
+        try:
+            self._check(frame, range(self.lease.max_tokens))
+        except BadFrameError:
+            return None
+        return partial(decoded_rows, self._ladder, frame)
+
+    def begin(self, frame: Frame, decoded: Decoded | None = None) -> FrameWork | Result:
         """Check the next frame, roll the cache back to where it starts, and decode its rows.
 
-        Returns the remembered result of a repeated frame, and an empty result for a frame that was
-        sent ahead on a wrong guess. Raises BadFrameError.
+        decoded: what its `decoder_of` came to, if it was called. Returns the remembered result of a
+        repeated frame, and an empty result for a frame that was sent ahead on a wrong guess. Raises
+        BadFrameError.
         """
         if frame.sequence < self._next_sequence:
             return self._again(frame)
@@ -131,8 +146,12 @@ class ServerSession:
             result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
             self._remember(frame, result)
             return result
-        self._check(frame)
-        rows = self._embed(frame) if frame.is_tokens else self._decode(frame)
+        self._check(frame, range(self.lease.num_frozen, self.lease.length))
+        if frame.is_tokens:
+            rows = self._embed(frame)
+        else:
+            rows = decoded_rows(self._ladder, frame) if decoded is None else decoded.rows()
+            self._free_below()
         if self._prompt_scores is not None:
             self._prompt_scores.begin(frame)
         self._next_sequence += 1
@@ -148,6 +167,8 @@ class ServerSession:
             num_logits=frame.num_drafts + 1 if frame.want_token else 0,
             below=self._below,
         )
+        if frame.want_token and self._prompt_scores is None and device_draws(self._sampling):
+            work.drawing = Drawing(params=self._sampling, position=_first_drawn(frame))
         if self._constrain is not None and frame.want_token:
             first = _first_drawn(frame)
             answer = self.tokens[self._prompt_tokens : first]
@@ -160,11 +181,12 @@ class ServerSession:
     def finish(
         self,
         work: FrameWork,
-        logits: FloatRows,
+        answer: Answered,
         timings: Timings,
         elapsed_s: Callable[[], float] = lambda: 0.0,
     ) -> Result:
-        """The result of a frame whose rows have all run. logits: float32 [num_logits, V].
+        """The result of a frame whose rows have all run. answer: float32 [num_logits, V], or the
+        tokens that a device drew with `work.drawing`.
 
         elapsed_s: seconds since the call; asked once the tokens are drawn, for
         `timings.sample_s`. Verifies drafts; the rows of refused ones leave the cache. Raises
@@ -176,19 +198,18 @@ class ServerSession:
         logprobs: tuple[float, ...] = ()
         top: tuple[tuple[TopToken, ...], ...] = ()
         self._last_token = None
-        if self.lease.overflowed or not np.isfinite(logits).all():
+        if self.lease.overflowed or not is_finite(answer):
             raise BadFrameError(f"frame {frame.sequence}: its rows overflow the model")
         if frame.want_token:
             # Logits row 0 belongs to the last token that is not a guess.
             first = _first_drawn(frame)
-            chosen = verify(
-                logits,
-                frame.token_ids[len(frame.token_ids) - frame.num_drafts :],
+            chosen = chosen_tokens(
+                work,
+                answer,
                 self._sampling,
                 position=first,
                 seen=self.tokens[:first],
                 num_prompt=self._prompt_tokens,
-                masks=_masks_of(work),
             )
             tokens = tuple(token.token_id for token in chosen)
             if self._sampling.logprobs:
@@ -242,22 +263,6 @@ class ServerSession:
             self._below.rollback(frame.first_position)
         return self._embedding(frame.token_ids)
 
-    def _decode(self, frame: Frame) -> FloatRows:
-        """The rows of a frame that brings them. Raises BadFrameError."""
-        try:
-            rows = self._ladder.decode(
-                frame.hidden,
-                num_rows=len(frame.token_ids),
-                token_ids=np.asarray(frame.token_ids, dtype=np.int64),
-            )
-        except FrameError as error:
-            raise BadFrameError(f"frame {frame.sequence}: {error}") from error
-        if not np.isfinite(rows).all():
-            raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
-        self._free_below()
-        # A decoder may hand out a read-only view of the frame, which torch does not take.
-        return np.require(rows, dtype=np.float32, requirements=["C", "W"])
-
     def _free_below(self) -> None:
         if self._below is not None:
             self._below.close()
@@ -289,19 +294,20 @@ class ServerSession:
             raise BadFrameError(f"frame {frame.sequence} came again with other content")
         return answered.result
 
-    def _check(self, frame: Frame) -> None:
+    def _check(self, frame: Frame, starts: range) -> None:
+        """Refuse what no session may send; it starts in `starts` or right behind them."""
         count = len(frame.token_ids)
         if count > self._max_frame_tokens:
             raise BadFrameError(f"frame of {count} rows, at most {self._max_frame_tokens}")
-        if frame.first_position > self.lease.length:
+        if frame.first_position > starts.stop:
             raise BadFrameError(
                 f"frame {frame.sequence} starts at position {frame.first_position}, "
-                f"the cache ends at {self.lease.length}"
+                f"the cache ends at {starts.stop}"
             )
-        if frame.first_position < self.lease.num_frozen:
+        if frame.first_position < starts.start:
             raise BadFrameError(
                 f"frame {frame.sequence} starts at position {frame.first_position}, but the first "
-                f"{self.lease.num_frozen} are shared with other sessions"
+                f"{starts.start} are shared with other sessions"
             )
         if frame.first_position + count > self.lease.max_tokens:
             raise BadFrameError(
@@ -314,16 +320,22 @@ class ServerSession:
             raise BadFrameError(f"frame {frame.sequence} names a token beyond the vocabulary")
 
 
+def decoded_rows(ladder: Ladder, frame: Frame) -> FloatRows:
+    """The rows of a frame that brings them, float32 [T, D]. Raises BadFrameError."""
+    try:
+        rows = ladder.decode(
+            frame.hidden,
+            num_rows=len(frame.token_ids),
+            token_ids=np.asarray(frame.token_ids, dtype=np.int64),
+        )
+    except FrameError as error:
+        raise BadFrameError(f"frame {frame.sequence}: {error}") from error
+    if not np.isfinite(rows).all():
+        raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
+    # A decoder may hand out a read-only view of the frame, which torch does not take.
+    return np.require(rows, dtype=np.float32, requirements=["C", "W"])
+
+
 def _first_drawn(frame: Frame) -> int:
     """The position of the first token that the frame asks for."""
     return frame.first_position + len(frame.token_ids) - frame.num_drafts
-
-
-def _masks_of(work: FrameWork) -> list[TokenMask] | None:
-    """What the grammar allows at each row; None without one. Raises BadFrameError."""
-    if work.masks is None:
-        return None
-    try:
-        return work.masks.result()
-    except GrammarError as error:
-        raise BadFrameError(f"frame {work.frame.sequence}: {error}") from error

@@ -109,7 +109,7 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Scale: the row's largest magnitude over 127 (round to nearest).
     """
-    codes = torch.empty(weight.shape, dtype=torch.int8)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = []
     rows = max(1, _ROUNDED_AT_ONCE // max(1, weight[:1].numel()))
     for begin in range(0, len(weight), rows):

@@ -48,6 +48,20 @@ def levels() -> list[str]:
     return ["auto", *(level.name for level in (*LADDER_LEVELS, *EXTRA_LEVELS))]
 
 
+def weight_types() -> list[str]:
+    """What a server on a GPU can hold the linear layers' weights in."""
+    from cloud.engine.weight_types import WEIGHT_TYPES
+
+    return list(WEIGHT_TYPES)
+
+
+def kv_types() -> list[str]:
+    """What a server on a GPU can keep keys and values in."""
+    from cloud.engine.weight_types import KV_TYPES
+
+    return list(KV_TYPES)
+
+
 def contexts() -> list[str]:
     """Names of the KV policies."""
     from optimizer.policy.kv.registry import KV_POLICIES

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from cloud.gpu.switches import OVERLAP_VARIABLE
 from splitpoint.commands.option_groups import JsonOption
 from splitpoint.settings import (
     FILE_VARIABLE,
@@ -39,7 +40,7 @@ def show(context: typer.Context, as_json: JsonOption = False) -> None:
     command = typer.main.get_command(make_app(COMMANDS))
     values = {} if file is None else defaults_from(read_settings(file), command, COMMANDS, file)
     found = list(_set_options(command, values, str(file)))
-    known = {FILE_VARIABLE}
+    known = {FILE_VARIABLE, OVERLAP_VARIABLE}
     for place, one in leaves(command):
         known.update(name for key in options_of(one) for name in variables_of(place, key))
     unknown = sorted(

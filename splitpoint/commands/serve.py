@@ -17,7 +17,7 @@ import typer
 
 from optimizer.errors import BundleError
 from protos.addresses import Address, is_loopback
-from splitpoint.commands.choices import DEVICES, completed, one_of
+from splitpoint.commands.choices import DEVICES, completed, kv_types, one_of, weight_types
 from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
 from splitpoint.views.long_work import long_work
 from splitpoint.views.server_view import server_lines
@@ -47,8 +47,21 @@ class ModelOptions:
         str,
         typer.Option(help="auto, cpu or cuda.", autocompletion=completed(DEVICES)),
     ] = "auto"
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(help="Devices of this machine over which every layer is divided.", min=1),
+    ] = 1
     threads: Annotated[
         int | None, typer.Option(help="Threads of the model (default: one a core).", min=1)
+    ] = None
+    decode_threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that decode frames beside the steps (default: one a core but one, at "
+            "most 4; 0: the model thread does).",
+            min=0,
+            max=64,
+        ),
     ] = None
     kv_memory: Annotated[
         str | None,
@@ -64,13 +77,44 @@ class ModelOptions:
         bool,
         typer.Option("--verify", help="Hash all of the weights that the bundle does not hold."),
     ] = False
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="On a GPU: hold linear layers as bf16, fp8 or int8 (default: as in the bundle). "
+            "Rounding to 8 bits changes tokens.",
+            autocompletion=completed(weight_types),
+        ),
+    ] = None
+    kv_type: Annotated[
+        str | None,
+        typer.Option(
+            help="On a GPU: keep keys and values as bf16 or fp8 (default: as the layers compute). "
+            "Rounding to 8 bits changes tokens.",
+            autocompletion=completed(kv_types),
+        ),
+    ] = None
 
     def check(self) -> None:
-        """BadParameter for a size, a device or a time that there is not."""
+        """BadParameter for a size, a device, weights or a time that there is not."""
         self.kv_bytes()
         self.frame_bytes()
         one_of(self.device, DEVICES, "--device")
         check_seconds(self.max_step, "--max-step", MOST_WAIT_S)
+        self._check_gpu_type("--weights", self.weights, weight_types())
+        self._check_gpu_type("--kv-type", self.kv_type, kv_types())
+
+    def _check_gpu_type(self, option: str, value: str | None, known: list[str]) -> None:
+        if value is None:
+            return
+        one_of(value, known, option)
+        if self.tensor_parallel > 1:
+            raise typer.BadParameter(
+                f"{option} {value}: does not go with --tensor-parallel {self.tensor_parallel}"
+            )
+        if self.device == "cpu":
+            raise typer.BadParameter(
+                f"{option} {value}: works on a GPU only; leave it out, or choose --device cuda"
+            )
 
     def kv_bytes(self) -> int | None:
         """Bytes of the KV caches; None: chosen. BadParameter for no size."""
@@ -227,7 +271,9 @@ def serve(
             max_sessions=sessions.max_sessions,
             kv_memory_bytes=model.kv_bytes(),
             device=model.device,
+            tensor_parallel=model.tensor_parallel,
             threads=model.threads,
+            decode_threads=model.decode_threads,
             max_waiting=sessions.max_waiting,
             max_wait_s=sessions.max_wait,
             max_resume_s=sessions.max_resume,
@@ -236,6 +282,8 @@ def serve(
             max_stall_s=sessions.max_stall,
             max_step_s=model.max_step,
             verify=model.verify,
+            weights=model.weights,
+            kv_type=model.kv_type,
             metrics_host="127.0.0.1" if metrics is None else metrics.host,
             metrics_port=None if metrics is None else metrics.port,
             status_host="127.0.0.1" if status is None else status.host,

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from cloud.engine.loop import ActiveSession, Release
+from cloud.engine.loop_commands import ActiveSession, Release
 from cloud.kv.pool import KvPool, KvShape
 from cloud.kv.prefix_cache import PrefixCache
 from cloud.sessions.admission import Admission, Granted, SessionLimits

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from splitpoint.cli import main
+from splitpoint.commands.choices import weight_types
 from tests.docs.commands_page import tree
 
 ROOT: Final = Path(__file__).parents[2]
@@ -66,6 +67,7 @@ LOOKED_AT: Final = (
     "kubectl",
     "make",
     "nvidia-smi",
+    "benchmarks/gpu_check.sh",
     "pip",
     ".venv/bin/pip",
     "python3",
@@ -228,6 +230,10 @@ class GuideShell:
                 found[index] = LAYERS.get(word, word)
             if found[index - 1] == "--device":
                 found[index] = "cpu" if word == "cuda" else word
+        if name == "serve" and "--weights" in found:
+            place = found.index("--weights")  # a CPU refuses it
+            assert found[place + 1] in weight_types()
+            del found[place : place + 2]
         if name == "plan" and MODEL in found and "--split" not in found:
             found += ["--split", "2"]  # so small a model would stay on the device
         return found

@@ -83,7 +83,7 @@ def test_a_real_server_says_it_before_it_listens_but_not_between_json_lines(
         process.wait()
     assert "secret" not in said
     if log == "json":
-        assert all(line.startswith("{") for line in said.splitlines())
+        assert [line for line in said.splitlines() if not line.startswith("{")] == []
         assert '"kv_tokens": ' in said
     else:
         assert re.search(r"(?m)^model    .*: layers 0-3 and the head, .* on cpu", said)

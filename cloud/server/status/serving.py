@@ -7,16 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from cloud.engine.back_engine import BackEngine
 from cloud.server.assembly import ServerParts
 from cloud.server.config import ServerConfig
+from cloud.server.loading import ServedEngine
 from cloud.server.status.page import StatusEndpoint
 from cloud.server.status.snapshot import StatusBoard
 from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
 
 
 def server_facts(
-    config: ServerConfig, parts: ServerParts, engine: BackEngine, max_tokens: int
+    config: ServerConfig, parts: ServerParts, engine: ServedEngine, max_tokens: int
 ) -> Mapping[str, Any]:
     """What an operator wants to know once, when the server is ready.
 
@@ -40,11 +40,14 @@ def server_facts(
     }
 
 
-def status_facts(config: ServerConfig, engine: BackEngine, model_id: str) -> Mapping[str, Any]:
+def status_facts(config: ServerConfig, engine: ServedEngine, model_id: str) -> Mapping[str, Any]:
     """What the page shows and what never changes while the server runs."""
+    device = str(engine.model.device)
+    if config.tensor_parallel > 1:
+        device = f"{config.tensor_parallel} x {engine.model.device.type}"
     return {
         "model": model_id,
-        "device": str(engine.model.device),
+        "device": device,
         "first_layer": engine.first_layer,
         "num_layers": engine.num_layers,
         "max_sessions": config.max_sessions,

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from cloud.attention.paged import PagedAttention
 from cloud.attention.registry import BACKENDS
 from cloud.engine.back_engine import BackEngine
 from cloud.engine.batch_entry import BatchEntry
@@ -177,7 +178,11 @@ def cut_into_extents(tiny: Tiny, split: int) -> KvLease:
     return lease
 
 
-@pytest.mark.parametrize("attention", [name for name in BACKENDS if BACKENDS[name].runs_on(CPU)])
+# Paged attention has tests of its own: Triton's interpreter takes seconds for a few rows.
+@pytest.mark.parametrize(
+    "attention",
+    [name for name in BACKENDS if BACKENDS[name].runs_on(CPU) and name != PagedAttention.name],
+)
 def test_where_the_blocks_lie_changes_nothing(tiny: Tiny, attention: str) -> None:
     engine = BackEngine(tiny.engine.model, attention=attention)
     for split in (0, tiny.num_layers - 1):

@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from cloud.engine.batch_entry import BatchEntry
+from cloud.engine.frame_decoding import Decoded, RowDecoder
 from cloud.engine.frame_work import FrameWork
-from cloud.engine.loop import ActiveSession, EngineLoop
+from cloud.engine.launches import Answered
+from cloud.engine.loop import EngineLoop
+from cloud.engine.loop_commands import ActiveSession
 from cloud.errors import BadFrameError, CloudError, EngineError, ServerFailedError
 from decoding.penalties import TokenMask
 from optimizer.policy.batching import Scheduler
@@ -40,7 +43,10 @@ class FakeSession:
         self.watched: list[int] = []
         self.num_watched = 0
 
-    def begin(self, frame: Frame) -> FrameWork | Result:
+    def decoder_of(self, frame: Frame) -> RowDecoder | None:
+        return None
+
+    def begin(self, frame: Frame, decoded: Decoded | None = None) -> FrameWork | Result:
         if frame.sequence in self.fails:
             raise self.fails[frame.sequence]
         self.num_frames += 1
@@ -59,13 +65,14 @@ class FakeSession:
     def finish(
         self,
         work: FrameWork,
-        logits: np.ndarray,
+        answer: Answered,
         timings: Timings,
         elapsed_s: Callable[[], float] = lambda: 0.0,
     ) -> Result:
         if work.frame.sequence in self.fails_to_finish:
             raise self.fails_to_finish[work.frame.sequence]
-        assert logits.shape[0] == work.num_logits
+        assert isinstance(answer, np.ndarray)
+        assert answer.shape[0] == work.num_logits
         self.timings.append(timings)
         return Result(sequence=work.frame.sequence, token_ids=(1,), num_tokens=1)
 

@@ -132,6 +132,20 @@ def test_steps_have_the_same_bits_on_any_number_of_threads(
     assert all(torch.equal(first, other) for other in got.values())
 
 
+@needs_kernel
+def test_sessions_that_all_enter_behind_the_last_layer_need_the_head_alone(tmp_path: Path) -> None:
+    save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
+    quantized_back(tmp_path / "cloud")
+    engine = BackEngine(load_back(tmp_path / "cloud", first_layer=2))
+    assert engine.is_native
+    pool = KvPool(engine.kv_shape, limit_bytes=1 << 20)
+    rows = torch.randn(3, engine.hidden_size, generator=torch.Generator().manual_seed(1))
+    with pool.lease(split=engine.num_layers, max_tokens=16) as lease:
+        (logits,) = engine.forward([BatchEntry(lease=lease, rows=rows, num_logits=3)])
+        assert lease.length == 3
+    assert torch.equal(logits, engine.logits(rows))
+
+
 @pytest.mark.parametrize("form", ["kernel", "torch", "transformers"])
 @pytest.mark.parametrize("size", [1e25, 3e38])
 def test_a_session_whose_rows_overflow_ends_alone(tmp_path: Path, form: str, size: float) -> None:

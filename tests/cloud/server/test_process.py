@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cloud.engine.frame_decoding import Decoded
 from cloud.engine.frame_work import FrameWork
 from cloud.engine.loop import EngineLoop
 from cloud.sessions.session import ServerSession
@@ -238,10 +239,12 @@ def test_a_fault_in_taking_in_a_frame_ends_that_session_alone(
 ) -> None:
     begin = ServerSession.begin
 
-    def faulty(session: ServerSession, frame: Frame) -> FrameWork | Result:
+    def faulty(
+        session: ServerSession, frame: Frame, decoded: Decoded | None = None
+    ) -> FrameWork | Result:
         if session.session_id == "bad":
             raise MemoryError("no room")
-        return begin(session, frame)
+        return begin(session, frame, decoded)
 
     monkeypatch.setattr(ServerSession, "begin", faulty)
 

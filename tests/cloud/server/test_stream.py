@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloud.engine.loop import ActiveSession, Release
+from cloud.engine.loop_commands import ActiveSession, Release
 from cloud.errors import (
     BadFrameError,
     CapacityError,

@@ -1,0 +1,61 @@
+"""The engine that suits a model's device."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import torch
+
+from cloud.attention.paged import has_triton
+from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import BackModel
+from cloud.engine.step_graphs import MIN_TOKENS
+from cloud.engine.weight_types import FP8
+from cloud.kv.pool import KvPool
+from optimizer.policy.batching import Scheduler
+
+logger = logging.getLogger(__name__)
+
+# A GPU reads its weights in the time in which it multiplies some hundred rows. A batch of fewer
+# leaves its matrix units idle.
+GPU_SCHEDULER: Final = Scheduler(max_rows=2048, max_sessions=256, min_prefill_rows=256)
+
+
+def make_engine(model: BackModel, *, kv_type: str | None = None) -> BackEngine:
+    """An engine for the model. kv_type: "fp8" keeps keys and values in 8 bits, on a GPU alone."""
+    if model.device.type != "cuda":
+        return BackEngine(model)
+    if not has_triton():
+        logger.warning("Triton is not installed: histories are gathered, steps have no graphs")
+        return BackEngine(model)
+    from cloud.engine.gpu_engine import GpuEngine
+
+    return GpuEngine(model, kv_dtype=torch.float8_e4m3fn if kv_type == FP8 else None)
+
+
+def scheduler_for(device: torch.device) -> Scheduler:
+    """The limits of a batch on a device."""
+    return Scheduler() if device.type == "cpu" else GPU_SCHEDULER
+
+
+def warm_up(
+    engine: BackEngine, pool: KvPool, *, split: int, max_sessions: int, max_tokens: int
+) -> None:
+    """Record the decode steps of sessions that enter at `split`, where the engine records any.
+
+    Sessions that enter elsewhere, or draft, wait for a recording when they first need one.
+    """
+    if engine.model.device.type != "cuda" or not has_triton():
+        return
+    from cloud.engine.gpu_engine import GpuEngine
+
+    if not isinstance(engine, GpuEngine):
+        return
+    tokens = MIN_TOKENS
+    while True:
+        limit = min(tokens, max_tokens)
+        engine.warm_up(pool.arena, split=split, num_rows=max_sessions, max_tokens=limit)
+        if tokens >= max_tokens:
+            return
+        tokens *= 2

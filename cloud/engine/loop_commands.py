@@ -1,0 +1,75 @@
+"""What the model thread is told, and the sessions in its care."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple, TypeAlias
+
+from cloud.engine.frame_work import FrameSession
+from cloud.errors import CloudError
+from protos.messages import Frame, Result
+
+Deliver: TypeAlias = Callable[[Result | CloudError], None]
+# Called once the loop holds a frame no longer, on whatever thread lets go of it. Must not raise.
+Release: TypeAlias = Callable[[], None]
+
+
+class ActiveSession:
+    """A session in the loop's care: its frames in order, and where its answers go.
+
+    The model thread owns it. Other threads may call `answer_to` and read `is_dropped`.
+    """
+
+    __slots__ = ("_deliver", "_dropped", "_frames", "session")
+
+    def __init__(self, session: FrameSession, deliver: Deliver) -> None:
+        self.session = session
+        self._deliver = deliver
+        self._frames: deque[SubmitCommand] = deque()
+        self._dropped = False
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the loop has let go of it: it was closed, or an error ended it."""
+        return self._dropped
+
+    def answer_to(self, deliver: Deliver) -> None:
+        """From now on `deliver` gets the answers."""
+        self._deliver = deliver
+
+
+class SubmitCommand(NamedTuple):
+    """A frame has come, at `received_s` on the loop's clock."""
+
+    active: ActiveSession
+    frame: Frame
+    received_s: float
+    release: Release
+
+
+class CloseCommand(NamedTuple):
+    """Free the session; `freed` is done once it is."""
+
+    active: ActiveSession
+    freed: Future[None]
+
+
+class MaskedCommand(NamedTuple):
+    """The masks that the session's frame waited for are there."""
+
+    active: ActiveSession
+
+
+class RowsReadyCommand(NamedTuple):
+    """The rows of the session's next frame are there."""
+
+    active: ActiveSession
+
+
+class StopCommand:
+    """End the thread."""
+
+
+Command: TypeAlias = SubmitCommand | CloseCommand | MaskedCommand | RowsReadyCommand | StopCommand

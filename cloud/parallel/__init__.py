@@ -1,0 +1,1 @@
+"""Tensor parallelism: one back over several devices of one machine, a process for each."""
