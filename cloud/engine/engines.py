@@ -10,7 +10,6 @@ import torch
 from cloud.attention.paged import has_triton
 from cloud.engine.back_engine import BackEngine
 from cloud.engine.back_weights import BackModel
-from cloud.engine.step_graphs import MIN_TOKENS
 from cloud.engine.weight_types import FP8
 from cloud.kv.pool import KvPool
 from optimizer.policy.batching import Scheduler
@@ -50,12 +49,5 @@ def warm_up(
         return
     from cloud.engine.gpu_engine import GpuEngine
 
-    if not isinstance(engine, GpuEngine):
-        return
-    tokens = MIN_TOKENS
-    while True:
-        limit = min(tokens, max_tokens)
-        engine.warm_up(pool.arena, split=split, num_rows=max_sessions, max_tokens=limit)
-        if tokens >= max_tokens:
-            return
-        tokens *= 2
+    if isinstance(engine, GpuEngine):
+        engine.warm_up(pool.arena, split=split, num_rows=max_sessions, max_tokens=max_tokens)

@@ -27,7 +27,7 @@ from cloud.engine.gpu_layer import gpu_layer, product
 from cloud.engine.gpu_stack import GpuStack
 from cloud.engine.graph_recorder import CudaRecorder, Recorded, Recorder, StepMemory
 from cloud.engine.launches import Answered, DoneLaunch
-from cloud.engine.step_graphs import GraphKey, StepGraphs, graph_key
+from cloud.engine.step_graphs import GraphKey, StepGraphs, graph_key, keys_up_to
 from cloud.gpu.paged_rows import PagedRows
 from cloud.kv.pool import KvLease, KvShape
 from cloud.kv.tables import BlockTables
@@ -104,18 +104,18 @@ class GpuEngine(BackEngine):
 
     @torch.inference_mode()
     def warm_up(self, arena: Tensor, *, split: int, num_rows: int, max_tokens: int) -> None:
-        """Record the graphs of sessions that enter at `split`, for up to `num_rows` rows.
+        """Record the graphs of sessions that enter at `split`: up to `num_rows` rows, `max_tokens`.
 
         Else each is recorded when a step first needs it, and that step waits for it.
         """
         self._arena = arena
+        keys = keys_up_to(first_layer=split, num_rows=num_rows, max_tokens=max_tokens)
+        # Room for all first: memory that grows later makes void what was recorded.
         self._tables.reserve(slots=num_rows, tokens=max_tokens)
-        top = graph_key(first_layer=split, num_rows=1, max_tokens=max_tokens)
-        while top is not None and self._can_record:
-            self._recording(top)
-            if top.num_rows >= num_rows:
-                break
-            top = graph_key(first_layer=split, num_rows=top.num_rows + 1, max_tokens=max_tokens)
+        self._rotary.reach(min(keys[-1].max_tokens, self.max_positions))
+        for key in keys:
+            if self._can_record:
+                self._recording(key)
 
     @torch.inference_mode()
     def launch(self, batch: Sequence[BatchEntry]) -> _GraphLaunch | DoneLaunch:

@@ -43,6 +43,20 @@ def graph_key(*, first_layer: int, num_rows: int, max_tokens: int) -> GraphKey |
     return GraphKey(first_layer, ROW_BUCKETS[at], tokens)
 
 
+def keys_up_to(*, first_layer: int, num_rows: int, max_tokens: int) -> list[GraphKey]:
+    """The keys of all steps of up to `num_rows` rows and `max_tokens` positions."""
+    keys = []
+    tokens = MIN_TOKENS
+    while True:
+        for rows in ROW_BUCKETS:
+            keys.append(GraphKey(first_layer, rows, tokens))
+            if rows >= num_rows:
+                break
+        if tokens >= max_tokens:
+            return keys
+        tokens *= 2
+
+
 class StepGraphs(Generic[RecordT]):
     """Recordings by key. The one used longest ago goes when there are more than `limit`.
 

@@ -147,6 +147,31 @@ def test_sessions_that_enter_deeper_need_no_recording_of_their_own(model: Path) 
     assert engine.num_graphs == 1
 
 
+def test_what_was_recorded_ahead_serves_the_steps_and_is_not_recorded_again(model: Path) -> None:
+    from cloud.engine.graph_recorder import Recorded
+    from cloud.engine.step_graphs import MIN_TOKENS
+
+    made: list[int] = []
+
+    def record(run: Callable[[], tuple[Tensor, Tensor]]) -> Any:
+        made.append(1)
+        return Recorded(lambda: None, *run())
+
+    engine = gpu_engine(load_back(model, first_layer=0), record)
+    pool = KvPool(engine.kv_shape, limit_bytes=8 * ROOM)
+    engine.warm_up(pool.arena, split=1, num_rows=3, max_tokens=2 * MIN_TOKENS)
+    assert len(made) == engine.num_graphs == 6  # 1, 2 and 4 rows; two lengths of history
+    lengths = (MIN_TOKENS, 60, 2 * MIN_TOKENS - 1)
+    leases = [pool.lease(split=1, max_tokens=length + 1) for length in lengths]
+    for count in (1, 2, 3):
+        batch = []
+        for lease, length in zip(leases[:count], lengths, strict=False):
+            lease.length = length - 2
+            batch.append(BatchEntry(lease=lease, rows=rows(1, 0), num_logits=1))
+        engine.launch(batch).result()
+    assert len(made) == 6
+
+
 def test_the_device_draws_what_the_logits_say(model: Path, engine: Any) -> None:
     kinds = [SamplingParams(), SamplingParams(temperature=1.2, seed=9), None]
     logits = play(engine, (0, 1, 0), [None] * 3)

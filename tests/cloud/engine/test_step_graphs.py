@@ -10,6 +10,7 @@ from cloud.engine.step_graphs import (
     GraphKey,
     StepGraphs,
     graph_key,
+    keys_up_to,
 )
 
 
@@ -33,6 +34,14 @@ def test_the_longest_history_is_rounded_up_to_a_power_of_two(tokens: int, expect
 
 def test_a_step_of_more_rows_than_the_largest_bucket_has_no_graph() -> None:
     assert graph_key(first_layer=0, num_rows=ROW_BUCKETS[-1] + 1, max_tokens=1) is None
+
+
+def test_the_keys_up_to_a_size_are_those_that_its_steps_need() -> None:
+    keys = keys_up_to(first_layer=3, num_rows=20, max_tokens=3000)
+    for num_rows in range(1, 21):
+        for tokens in (1, MIN_TOKENS, MIN_TOKENS + 1, 3000):
+            assert graph_key(first_layer=3, num_rows=num_rows, max_tokens=tokens) in keys
+    assert len(keys) == len(set(keys)) == 3 * ROW_BUCKETS.index(24) + 3
 
 
 class Recorder:
