@@ -80,6 +80,11 @@ class LayeredModel:
         self._decoder.rotary_emb.to(self.device)
 
     @property
+    def keeps_graphs(self) -> bool:
+        """Whether there is room for the graph of every layer too: where all of it is 16 bits."""
+        return self.keeps and self._fast
+
+    @property
     def num_layers(self) -> int:
         """L."""
         return int(self.config.num_hidden_layers)

@@ -138,7 +138,8 @@ class _Tape:
     """A forward pass that can be followed backwards: each layer's input, or its graph as well.
 
     Where layers are loaded anew for the way back, the input is stored in 16 bits and the layer is
-    computed again from it.
+    computed again from it. So it is, from float32, where a graph in float32 would need as much
+    memory as the layers.
     """
 
     def __init__(self, model: LayeredModel, count: int, window: int) -> None:
@@ -149,7 +150,7 @@ class _Tape:
 
     def forward(self, layer: int, rows: HiddenRows) -> None:
         """Run a layer over the rows, in place."""
-        if self._model.keeps:
+        if self._model.keeps_graphs:
             self._graphs[layer] = [self._through(layer, rows, at) for at in range(len(rows))]
             for at, (_, out) in enumerate(self._graphs[layer]):
                 rows.write(at, out)

@@ -79,12 +79,13 @@ def test_a_row_after_one_token_is_what_the_pair_of_tokens_gives(
 
 @pytest.mark.parametrize("family", BACK_FAMILIES)
 def test_streamed_gradients_are_those_of_the_graph(
-    whole_of: Any, family: str, tmp_path: Path
+    whole_of: Any, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Backwards through layers that are loaded again, against one graph of all layers."""
+    """Backwards through layers that are computed or loaded again, against a graph of all layers."""
     whole = whole_of(family)
     slopes = []
-    for keep in (True, False):
+    for keep, graphs in ((True, True), (False, False), (True, False)):
+        monkeypatch.setattr(LayeredModel, "keeps_graphs", property(lambda _, held=graphs: held))  # type: ignore[misc]
         model = LayeredModel(ModelTensors(whole), folder=tmp_path, keep=keep)
         entered = states_at(model, [1], WINDOWS, quiet)[1]
         generator = torch.Generator().manual_seed(1)
@@ -95,6 +96,7 @@ def test_streamed_gradients_are_those_of_the_graph(
         # The inputs lie in 16 bits; experts that lie close may be chosen otherwise.
         assert error < (0.15 if family in ("gpt_oss", "qwen3_moe") else 0.02)
         assert slopes[0][split].norm() > 0
+        torch.testing.assert_close(slopes[2][split], slopes[0][split])  # from float32 inputs
 
 
 def test_streamed_layers_are_dropped_and_kept_ones_are_not(tiny: Any, tmp_path: Path) -> None:
