@@ -29,7 +29,7 @@ from cloud.engine.native_stack import NativeStack, suits
 from cloud.engine.rotary import RotaryTables
 from cloud.kernel import library as native
 from cloud.kv.pool import KvLease, KvShape
-from optimizer.families import head_dim_of, position_limit
+from optimizer.families import position_limit
 
 logger = logging.getLogger(__name__)
 
@@ -112,13 +112,7 @@ class BackEngine:
     @property
     def kv_shape(self) -> KvShape:
         """What a token's keys and values cost, for a pool that fits this model."""
-        config = self.model.config
-        return KvShape(
-            num_layers=self.num_layers,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=head_dim_of(config),
-            dtype=self.model.dtype,
-        )
+        return self.model.kv_shape
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[BatchEntry]) -> list[Tensor]:

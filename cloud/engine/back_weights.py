@@ -22,6 +22,7 @@ from cloud.engine.referenced_files import ReferencedFiles
 from cloud.engine.tensor_files import TensorFiles
 from cloud.engine.token_embedding import TokenEmbedding
 from cloud.errors import WeightsError
+from cloud.kv.pool import KvShape
 from hwprofiles.errors import ProfileError
 from hwprofiles.schema.strict_json import read_json
 from optimizer.artifacts.geometry import MAX_LAYERS
@@ -29,7 +30,7 @@ from optimizer.artifacts.weight_reference import REFERENCE_NAME
 from optimizer.errors import ModelError
 from optimizer.export.back import holds_transposed
 from optimizer.export.sources.tensor_names import HEAD_NAME
-from optimizer.families import back_family
+from optimizer.families import back_family, head_dim_of
 
 MAX_CONFIG_BYTES: Final = 1 << 20
 _HEAD: Final = HEAD_NAME.removesuffix(".weight")
@@ -68,6 +69,16 @@ class BackModel:
     def num_layers(self) -> int:
         """L, counting the layers that are not here."""
         return self.first_layer + len(self.layers)
+
+    @property
+    def kv_shape(self) -> KvShape:
+        """What a token's keys and values cost, in the type that the layers compute in."""
+        return KvShape(
+            num_layers=self.num_layers,
+            num_kv_heads=self.config.num_key_value_heads,
+            head_dim=head_dim_of(self.config),
+            dtype=self.dtype,
+        )
 
     @property
     def num_bytes(self) -> int:

@@ -7,9 +7,11 @@ from typing import Final
 
 import torch
 
+from cloud.attention.gathered import GatheredAttention
 from cloud.attention.paged import has_triton
 from cloud.engine.back_engine import BackEngine
 from cloud.engine.back_weights import BackModel
+from cloud.engine.gpu_trial import why_no_paged_attention
 from cloud.engine.weight_types import FP8
 from cloud.kv.pool import KvPool
 from optimizer.policy.batching import Scheduler
@@ -25,9 +27,13 @@ def make_engine(model: BackModel, *, kv_type: str | None = None) -> BackEngine:
     """An engine for the model. kv_type: "fp8" keeps keys and values in 8 bits, on a GPU alone."""
     if model.device.type != "cuda":
         return BackEngine(model)
-    if not has_triton():
-        logger.warning("Triton is not installed: histories are gathered, steps have no graphs")
-        return BackEngine(model)
+    reason = "Triton is not installed"
+    if has_triton():
+        heads = model.config.num_attention_heads
+        reason = why_no_paged_attention(model.kv_shape, heads, model.device) or ""
+    if reason:
+        logger.warning("histories are gathered, steps have no graphs: %s", reason)
+        return BackEngine(model, attention=GatheredAttention.name)
     from cloud.engine.gpu_engine import GpuEngine
 
     return GpuEngine(model, kv_dtype=torch.float8_e4m3fn if kv_type == FP8 else None)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cloud.gpu.overlap import gdc_launch_dependents, gdc_wait, overlap_options
 from cloud.gpu.paged_rows import PAGE, PagedRows
+from cloud.gpu.places import arena_rows
 
 NO_WINDOW: Final = 1 << 30  # a window that hides nothing
 MAX_FEW_ROWS: Final = 16
@@ -87,10 +88,8 @@ def _decode_part(
             for first in range(begin, stop, BLOCK_N):
                 n = first + tl.arange(0, BLOCK_N)
                 seen = n < stop
-                entry = slot * table_width + n // PAGE
-                block = tl.load(base + entry, mask=seen, other=0).to(tl.int64)
-                block += layer * tl.load(stride + entry, mask=seen, other=0).to(tl.int64)
-                place = (block * PAGE + n % PAGE) * (2 * KV * D) + head * D
+                row_of = arena_rows(base, stride, slot, n, seen, layer, table_width, PAGE)
+                place = row_of * (2 * KV * D) + head * D
                 there = seen[:, None] & (d[None, :] < D)
                 k = tl.load(arena + place[:, None] + d[None, :], mask=there, other=0.0)
                 v = tl.load(arena + place[:, None] + KV * D + d[None, :], mask=there, other=0.0)
@@ -249,10 +248,8 @@ def _run_block(
         for first in range(begin, stop, BLOCK_N):
             n = first + tl.arange(0, BLOCK_N)
             seen = n < stop
-            entry = slot * table_width + n // PAGE
-            block = tl.load(base + entry, mask=seen, other=0).to(tl.int64)
-            block += layer * tl.load(stride + entry, mask=seen, other=0).to(tl.int64)
-            place = (block * PAGE + n % PAGE) * (2 * KV * D) + head * D
+            row_of = arena_rows(base, stride, slot, n, seen, layer, table_width, PAGE)
+            place = row_of * (2 * KV * D) + head * D
             held = seen[:, None] & (d[None, :] < D)
             k = tl.load(arena + place[:, None] + d[None, :], mask=held, other=0.0)
             v = tl.load(arena + place[:, None] + KV * D + d[None, :], mask=held, other=0.0)

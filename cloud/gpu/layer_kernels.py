@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cloud.gpu.overlap import gdc_launch_dependents, gdc_wait, overlap_options
 from cloud.gpu.paged_rows import PAGE, PagedRows
+from cloud.gpu.places import arena_row
 
 ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 
@@ -157,11 +158,8 @@ def _rotate_store(
     else:
         slot = tl.load(slots + row).to(tl.int64)
         if (slot >= 0) & (tl.load(splits + row) <= layer):
-            entry = slot * table_width + position // PAGE
-            block = tl.load(base + entry).to(tl.int64) + layer * tl.load(stride + entry).to(
-                tl.int64
-            )
-            place = (block * PAGE + position % PAGE) * (2 * KV * D) + (head - H) * D
+            row_of = arena_row(base, stride, slot, position, layer, table_width, PAGE)
+            place = row_of * (2 * KV * D) + (head - H) * D
             tl.store(arena + place + at, x.to(arena.dtype.element_ty), mask=inside)
 
 
@@ -248,9 +246,8 @@ def _store_rows(
     slot = tl.load(slots + row).to(tl.int64)
     if (slot >= 0) & (tl.load(splits + row) <= layer):
         position = tl.load(positions + row).to(tl.int64)
-        entry = slot * table_width + position // PAGE
-        block = tl.load(base + entry).to(tl.int64) + layer * tl.load(stride + entry).to(tl.int64)
-        place = ((block * PAGE + position % PAGE) * HEADS + head) * D
+        row_of = arena_row(base, stride, slot, position, layer, table_width, PAGE)
+        place = (row_of * HEADS + head) * D
         x = tl.load(keys_values + row * row_stride + head * head_stride + at, mask=inside)
         tl.store(arena + place + at, x.to(arena.dtype.element_ty), mask=inside)
 

@@ -80,3 +80,27 @@ def test_it_fits_and_multiplies_alike_for_any_number_of_rows(tmp_path: Path) -> 
     assert all(len(ways) == 1 for ways in used.values()), used
     for (_, _, rows, _), (way,) in used.items():
         assert bool(way) == (rows == "bf16")  # float32 has no exact matrix instruction
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+def test_the_kernels_of_a_step_fit_and_wait_for_the_one_before(
+    tmp_path: Path, capability: int
+) -> None:
+    script = Path(__file__).with_name("step_kernels.py")
+    finished = subprocess.run(
+        [sys.executable, str(script), str(capability)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env={
+            **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+            "TRITON_CACHE_DIR": str(tmp_path),
+            "PYTHONPATH": str(Path(__file__).parents[3]),
+        },
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    for name, found in json.loads(finished.stdout).items():
+        assert found["shared"] <= SHARED_BYTES[capability], name
+        # A kernel that may begin early has to wait before it reads what another one wrote.
+        assert found["waits"] == (capability >= 90 and name != "uniform"), name
