@@ -5,8 +5,8 @@ of all sessions are one launch, and runs of rows (prefill, drafts) are another, 
 Triton, which torch's builds for CUDA bring, compiles the kernels when they first run. On a CPU they
 run in Triton's interpreter, which is far too slow for anything but tests.
 
-Promise: a row's attention has the same bits in any batch of the same kind, since a history is cut
-by position alone (`part_tokens` names the two kinds).
+Promise: a row's attention has the same bits in every launch that cuts histories alike. The cut
+follows from the number of rows and the longest history (`decode_shape` of the kernels' module).
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class PagedStep(NamedTuple):
 
 
 class PagedAttention(AttentionBackend):
-    """See the module's docstring. Here with tables of this step alone; `cloud.engine.gpu_stack`
+    """See the module's docstring. Here with tables of this step alone; `cloud.engine.gpu_engine`
     keeps them from step to step."""
 
     name: ClassVar[str] = "paged"
 
     def __init__(self, step: PackedStep) -> None:
         super().__init__(step)
-        self._tables = BlockTables(step.arena.device)
+        self._tables = BlockTables(step.arena.device, of_one_step=True)
         self._paged: PagedStep | None = None
 
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 import torch
 
@@ -14,13 +13,9 @@ from cloud.engine.back_weights import BackModel
 from cloud.engine.gpu_trial import why_no_paged_attention
 from cloud.engine.weight_types import FP8
 from cloud.kv.pool import KvPool
-from optimizer.policy.batching import Scheduler
+from optimizer.policy.batching import GPU_SCHEDULER, Scheduler
 
 logger = logging.getLogger(__name__)
-
-# A GPU reads its weights in the time in which it multiplies some hundred rows. A batch of fewer
-# leaves its matrix units idle.
-GPU_SCHEDULER: Final = Scheduler(max_rows=2048, max_sessions=256, min_prefill_rows=256)
 
 
 def make_engine(model: BackModel, *, kv_type: str | None = None) -> BackEngine:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -184,6 +185,8 @@ class TorchStack:
                 entry.lease.rollback(load.position)
             return answers
 
+        # The engine knows sessions until they are closed: these end with their call.
+        weakref.finalize(run, _close_all, [entry.lease for entry in batch])
         return self._finished(run)
 
     def _fill(self, lease: KvLease, num_tokens: int) -> None:
@@ -192,6 +195,11 @@ class TorchStack:
             count = min(FILL_ROWS, num_tokens - lease.length)
             rows = torch.randn(count, self._engine.hidden_size)
             self._engine.forward([BatchEntry(lease=lease, rows=rows, num_logits=0)])
+
+
+def _close_all(leases: Sequence[KvLease]) -> None:
+    for lease in leases:
+        lease.close()
 
 
 def write_random_back(

@@ -3,9 +3,10 @@
 T rows of the batch, H query heads, KV key-value heads, G = H / KV heads that share keys, d channels
 a head. Histories are read where they lie, page by page, through the sessions' tables
 (`cloud.gpu.paged_rows`). Softmax runs online over blocks of positions (arXiv:2205.14135,
-Algorithm 1). A long history is cut into parts of a fixed length that run side by side and are
-joined at the end ("split-KV", as in flash-decoding). Where a part begins depends on the position
-alone, so a row's numbers have the same bits whoever shares its batch.
+Algorithm 1). A long history is cut into equal parts that run side by side and are joined at the end
+("split-KV", as in flash-decoding). A part's length depends on the number of rows and on the longest
+history of the launch (`decode_shape`). So a row's numbers have the same bits in all launches that
+cut alike, whoever shares the batch.
 
 Windows, caps and sinks: see `cloud.attention.base.AttentionTraits`.
 """

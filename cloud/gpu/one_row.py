@@ -3,7 +3,8 @@
 With one session a step is bound by reading weights, and torch's library leaves a third of the
 memory's speed unused on the smaller matrices. Here each program reads a few whole rows of the
 matrix, and its first tile is on its way before the kernel before has ended (`cloud.gpu.overlap`).
-On an H200 the matrices of an 8 B model take 2.68 ms so, and 3.08 ms with torch.
+On an H200 the matrices of an 8 B model take 2.68 ms so, 2.79 ms without overlap (the default), and
+3.08 ms with torch.
 """
 
 from __future__ import annotations

@@ -26,8 +26,10 @@ class BlockTables:
     """base, stride: int32 [slots, pages] on `device`: page p of layer l of a session lies in block
     `base[slot, p] + l * stride[slot, p]`."""
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, *, of_one_step: bool = False) -> None:
+        """of_one_step: they are dropped after a step, so no lease has to tell them of its end."""
         self.version = 0
+        self._of_one_step = of_one_step
         self._device = torch.device(device)
         self._slots: dict[KvLease, int] = {}
         self._freed: deque[KvLease] = deque()  # closed, on whatever thread
@@ -60,7 +62,8 @@ class BlockTables:
         count = len(base)
         self.base[slot, :count] = torch.from_numpy(base).to(self._device)
         self.stride[slot, :count] = torch.from_numpy(stride).to(self._device)
-        lease.on_close(self._freed.append)
+        if not self._of_one_step:
+            lease.on_close(self._freed.append)
         return slot
 
     def _collect(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
@@ -88,6 +88,11 @@ class Scheduler:
             if take < frame.num_rows:
                 break
         return tuple(shares)
+
+
+# A GPU reads its weights in the time in which it multiplies some hundred rows. A batch of fewer
+# leaves its matrix units idle.
+GPU_SCHEDULER: Final = Scheduler(max_rows=2048, max_sessions=256, min_prefill_rows=256)
 
 
 def _divisible(frame: Waiting[KeyT], budget: int) -> int:

@@ -103,3 +103,12 @@ def test_what_was_reserved_does_not_grow_later() -> None:
         tables.slot(lease)
     assert tables.version == version
     assert tables.base.dtype == torch.int32
+
+
+def test_tables_of_one_step_leave_nothing_with_the_lease() -> None:
+    """A session takes part in thousands of steps: each must not stay with it until its end."""
+    lease = make_pool(60).lease(split=0, max_tokens=20)
+    for _ in range(3):
+        tables = BlockTables("cpu", of_one_step=True)
+        assert rows_by_table(tables, lease, 1) == rows_by_spans(lease, 1)
+    assert lease._on_close == []
