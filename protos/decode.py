@@ -17,11 +17,14 @@ from google.protobuf.message import DecodeError, Message
 
 from protos import split_inference_pb2 as pb
 from protos.bulk import check_rest
+from protos.draft_fields import drafts_from_proto
 from protos.errors import RemoteWireError, VersionError
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
     EXTENDED_VERSION,
     MAX_DETAIL_CHARS,
+    MAX_DRAFT_IDS,
+    MAX_DRAFT_SOURCES,
     MAX_END_TOKENS,
     MAX_FRAME_DRAFTS,
     MAX_FRAME_TOKENS,
@@ -100,7 +103,10 @@ def decode_cloud(data: bytes) -> CloudMessage:
                 MAX_FRAMES_IN_FLIGHT,
             ),
             token_rows=_in_range("token_rows", opened.token_rows, 0, MAX_TOKENS),
+            draft_ids=_in_range("draft_ids", opened.draft_ids, 0, MAX_DRAFT_IDS),
         )
+    if kind == "drafts":
+        return drafts_from_proto(message.drafts)
     if kind == "closed":
         return Closed(detail=plain_text(message.closed.detail))
     raise RemoteWireError("cloud message of no known kind")
@@ -158,6 +164,7 @@ def _open_from_proto(message: pb.Open) -> Open:
         token_rows=_in_range("token_rows", message.token_rows, 0, MAX_TOKENS),
         prompt_tokens=_in_range("prompt_tokens", message.prompt_tokens, 0, MAX_TOKENS),
         end_token_ids=_end_tokens(message.end_token_ids),
+        draft_ids=_in_range("draft_ids", message.draft_ids, 0, MAX_DRAFT_IDS),
     )
 
 
@@ -184,6 +191,7 @@ def _result_from_proto(message: pb.Result) -> Result:
     check_logprobs(message.logprobs)
     check_logprobs(message.prompt_logprobs)
     check_top(message.prompt_top_ids, message.prompt_top_logprobs, len(message.prompt_logprobs))
+    _in_range("drafts", len(message.drafts), 0, MAX_DRAFT_SOURCES)
     timings = message.timings
     seconds = (timings.codec_s, timings.queue_s, timings.compute_s, timings.sample_s)
     if not all(math.isfinite(value) and 0 <= value <= MAX_TIMING_S for value in seconds):
@@ -207,6 +215,7 @@ def _result_from_proto(message: pb.Result) -> Result:
         prompt_logprobs=tuple(message.prompt_logprobs),
         prompt_top_ids=array("I", message.prompt_top_ids),
         prompt_top_logprobs=array("f", message.prompt_top_logprobs),
+        drafts=tuple(drafts_from_proto(drafts) for drafts in message.drafts),
     )
 
 

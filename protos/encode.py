@@ -10,6 +10,7 @@ from collections.abc import Callable
 from google.protobuf.message import Message
 
 from protos import split_inference_pb2 as pb
+from protos.draft_fields import drafts_to_proto
 from protos.errors import LocalWireError
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
@@ -21,6 +22,7 @@ from protos.limits import (
 from protos.messages import (
     CloudMessage,
     Description,
+    Drafts,
     EdgeMessage,
     Frame,
     Open,
@@ -56,6 +58,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     token_rows=message.token_rows,
                     prompt_tokens=message.prompt_tokens if sampling.is_extended else 0,
                     end_token_ids=message.end_token_ids if sampling.grammar else (),
+                    draft_ids=message.draft_ids,
                 )
             )
         )
@@ -101,6 +104,7 @@ def encode_cloud(message: CloudMessage) -> bytes:
                     prompt_logprobs=message.prompt_logprobs,
                     prompt_top_ids=message.prompt_top_ids,
                     prompt_top_logprobs=message.prompt_top_logprobs,
+                    drafts=[drafts_to_proto(drafts) for drafts in message.drafts],
                 )
             )
         )
@@ -116,9 +120,12 @@ def encode_cloud(message: CloudMessage) -> bytes:
                         DEFAULT_FRAMES_IN_FLIGHT, message.max_frames_in_flight
                     ),
                     token_rows=message.token_rows,
+                    draft_ids=message.draft_ids,
                 )
             )
         )
+    if isinstance(message, Drafts):
+        return _serialize(lambda: pb.CloudMessage(drafts=drafts_to_proto(message)))
     detail = message.detail[:MAX_DETAIL_CHARS]
     return _serialize(lambda: pb.CloudMessage(closed=pb.Closed(detail=detail)))
 

@@ -24,6 +24,10 @@ TINY_MESSAGE_BYTES: Final = 512
 MAX_FRAME_TOKENS: Final = 1024
 # Most drafts that one frame may carry.
 MAX_FRAME_DRAFTS: Final = 64
+# A cloud's guesses: most positions, choices for one position, and drafters.
+MAX_DRAFT_IDS: Final = 32
+MAX_DRAFT_CHOICES: Final = 8
+MAX_DRAFT_SOURCES: Final = 8
 MAX_TOKENS: Final = 1 << 24
 # Layers and hidden width of a model.
 MAX_LAYERS: Final = 1 << 16

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from decoding.params import SamplingParams
 from decoding.scores import TopToken
@@ -36,7 +36,8 @@ class Open:
     secret that its chains begin with; empty: it shares with all devices of its tenant. token_rows:
     how many first tokens may come in token frames. prompt_tokens: how many of the first tokens are
     the prompt; where `sampling` asks for what version 1 does not know. end_token_ids: tokens that
-    end an answer, where it has a grammar.
+    end an answer, where it has a grammar. draft_ids: how many tokens the cloud may guess beyond
+    each answer.
     """
 
     session_id: str
@@ -53,6 +54,7 @@ class Open:
     token_rows: int = 0
     prompt_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
+    draft_ids: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,8 @@ class Opened:
     stream of this session, or in a session that began with the same frames.
     max_frames_in_flight: most frames that the cloud takes before it has answered the first of
     them; a server of an older version does not say and takes 16. token_rows: how many first tokens
-    it takes in token frames; an older version takes none.
+    it takes in token frames; an older version takes none. draft_ids: how many tokens it guesses
+    beyond an answer at most; an older version guesses none.
     """
 
     session_id: str
@@ -102,6 +105,7 @@ class Opened:
     held_frames: int = 0
     max_frames_in_flight: int = DEFAULT_FRAMES_IN_FLIGHT
     token_rows: int = 0
+    draft_ids: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +125,27 @@ class Timings:
         return self.codec_s + self.queue_s + self.compute_s + self.sample_s
 
 
+class DraftChoice(NamedTuple):
+    """One token for a position. confidence: how likely the drafter holds it, 0 to 1."""
+
+    token_id: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafts:
+    """What the cloud guesses beyond an answer; it promises nothing.
+
+    choices: for each position from `first_position` on equally many, the guess first and then
+    others in its place. A guess stands if all guesses before it do. source: which drafter of the
+    cloud it was, by number.
+    """
+
+    first_position: int
+    choices: tuple[tuple[DraftChoice, ...], ...]
+    source: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """The answer to the frame with the same `sequence`.
@@ -131,6 +156,7 @@ class Result:
     prompt_logprobs: of the prompt tokens among the frame's rows, when asked for; position 0 has
     none. prompt_top_ids, prompt_top_logprobs: the most likely tokens beside each of these, equally
     many for each, one after the other (uint32, float32): a tuple would take ten times the memory.
+    drafts: what the cloud's drafters guess beyond `token_ids`.
     """
 
     sequence: int
@@ -142,6 +168,7 @@ class Result:
     prompt_logprobs: tuple[float, ...] = ()
     prompt_top_ids: array[int] = field(default_factory=no_ids)
     prompt_top_logprobs: array[float] = field(default_factory=no_logprobs)
+    drafts: tuple[Drafts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,4 +203,4 @@ class ProbeChunk:
 
 
 EdgeMessage: TypeAlias = Open | Frame | Close
-CloudMessage: TypeAlias = Opened | Result | Closed
+CloudMessage: TypeAlias = Opened | Result | Closed | Drafts

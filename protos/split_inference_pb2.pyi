@@ -17,17 +17,19 @@ class EdgeMessage(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
 
 class CloudMessage(_message.Message):
-    __slots__ = ("opened", "result", "closed")
+    __slots__ = ("opened", "result", "closed", "drafts")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     result: Result
     closed: Closed
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
+    drafts: Drafts
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., drafts: _Optional[_Union[Drafts, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("protocol_version", "session_id", "model_sha256", "split", "hidden_size", "codec_tables_sha256", "max_tokens", "sampling", "resume_s", "prefix_hashes", "shareable_tokens", "prefix_salt", "token_rows", "prompt_tokens", "end_token_ids")
+    __slots__ = ("protocol_version", "session_id", "model_sha256", "split", "hidden_size", "codec_tables_sha256", "max_tokens", "sampling", "resume_s", "prefix_hashes", "shareable_tokens", "prefix_salt", "token_rows", "prompt_tokens", "end_token_ids", "draft_ids")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +45,7 @@ class Open(_message.Message):
     TOKEN_ROWS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     END_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_IDS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session_id: str
     model_sha256: str
@@ -58,7 +61,8 @@ class Open(_message.Message):
     token_rows: int
     prompt_tokens: int
     end_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., split: _Optional[int] = ..., hidden_size: _Optional[int] = ..., codec_tables_sha256: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., resume_s: _Optional[float] = ..., prefix_hashes: _Optional[_Iterable[bytes]] = ..., shareable_tokens: _Optional[int] = ..., prefix_salt: _Optional[bytes] = ..., token_rows: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    draft_ids: int
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., split: _Optional[int] = ..., hidden_size: _Optional[int] = ..., codec_tables_sha256: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., resume_s: _Optional[float] = ..., prefix_hashes: _Optional[_Iterable[bytes]] = ..., shareable_tokens: _Optional[int] = ..., prefix_salt: _Optional[bytes] = ..., token_rows: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., draft_ids: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "logprobs", "frequency_penalty", "presence_penalty", "bias_ids", "bias_values", "grammar", "top_logprobs", "prompt_logprobs")
@@ -119,21 +123,23 @@ class Frame(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., hidden: _Optional[bytes] = ..., num_drafts: _Optional[int] = ..., want_token: _Optional[bool] = ..., ahead: _Optional[bool] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session_id", "max_frame_tokens", "held_frames", "max_frames_in_flight", "token_rows")
+    __slots__ = ("session_id", "max_frame_tokens", "held_frames", "max_frames_in_flight", "token_rows", "draft_ids")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_FRAME_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HELD_FRAMES_FIELD_NUMBER: _ClassVar[int]
     MAX_FRAMES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_IDS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     max_frame_tokens: int
     held_frames: int
     max_frames_in_flight: int
     token_rows: int
-    def __init__(self, session_id: _Optional[str] = ..., max_frame_tokens: _Optional[int] = ..., held_frames: _Optional[int] = ..., max_frames_in_flight: _Optional[int] = ..., token_rows: _Optional[int] = ...) -> None: ...
+    draft_ids: int
+    def __init__(self, session_id: _Optional[str] = ..., max_frame_tokens: _Optional[int] = ..., held_frames: _Optional[int] = ..., max_frames_in_flight: _Optional[int] = ..., token_rows: _Optional[int] = ..., draft_ids: _Optional[int] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("sequence", "token_ids", "logprobs", "num_tokens", "timings", "top_ids", "top_logprobs", "prompt_logprobs", "prompt_top_ids", "prompt_top_logprobs")
+    __slots__ = ("sequence", "token_ids", "logprobs", "num_tokens", "timings", "top_ids", "top_logprobs", "prompt_logprobs", "prompt_top_ids", "prompt_top_logprobs", "drafts")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +150,7 @@ class Result(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOP_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
@@ -154,7 +161,22 @@ class Result(_message.Message):
     prompt_logprobs: _containers.RepeatedScalarFieldContainer[float]
     prompt_top_ids: _containers.RepeatedScalarFieldContainer[int]
     prompt_top_logprobs: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, sequence: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., num_tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ..., prompt_logprobs: _Optional[_Iterable[float]] = ..., prompt_top_ids: _Optional[_Iterable[int]] = ..., prompt_top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+    drafts: _containers.RepeatedCompositeFieldContainer[Drafts]
+    def __init__(self, sequence: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., num_tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ..., prompt_logprobs: _Optional[_Iterable[float]] = ..., prompt_top_ids: _Optional[_Iterable[int]] = ..., prompt_top_logprobs: _Optional[_Iterable[float]] = ..., drafts: _Optional[_Iterable[_Union[Drafts, _Mapping]]] = ...) -> None: ...
+
+class Drafts(_message.Message):
+    __slots__ = ("first_position", "width", "token_ids", "confidences", "source")
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    first_position: int
+    width: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    confidences: bytes
+    source: int
+    def __init__(self, first_position: _Optional[int] = ..., width: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., confidences: _Optional[bytes] = ..., source: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("codec_s", "queue_s", "compute_s", "sample_s", "batch_sessions", "batch_rows")

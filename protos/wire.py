@@ -7,6 +7,7 @@ encode.py           messages to bytes
 decode.py           bytes to messages, range-checked
 sampling_fields.py  how tokens are chosen, both ways
 score_fields.py     log-probabilities of a result, both ways
+draft_fields.py     what the cloud guesses, both ways
 bulk.py             how much of a large message is not hidden states, before it is parsed
 limits.py           the bounds that both check
 metadata.py         the names of the gRPC metadata
@@ -29,6 +30,7 @@ from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
     MAX_ANSWER_BYTES,
     MAX_DETAIL_CHARS,
+    MAX_DRAFT_IDS,
     MAX_FRAME_DRAFTS,
     MAX_FRAME_TOKENS,
     MAX_FRAMES_IN_FLIGHT,
@@ -49,6 +51,7 @@ __all__ = [
     "GENERATE_PATH",
     "MAX_ANSWER_BYTES",
     "MAX_DETAIL_CHARS",
+    "MAX_DRAFT_IDS",
     "MAX_FRAMES_IN_FLIGHT",
     "MAX_FRAME_DRAFTS",
     "MAX_FRAME_TOKENS",

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.profiled_kernels import TorchKernels
 from cloud.kv.pool import KvPool
@@ -107,7 +108,7 @@ def build_backs(model: Path, folder: Path) -> dict[int, Path]:
 def engine_rows(bundle: Path, device: DeviceProfile, repeats: int) -> Iterator[dict[str, Any]]:
     """Measured and predicted seconds of every case in one engine."""
     plan = load_plan(bundle / "plan.yaml")
-    engine = BackEngine.load(bundle / "cloud", first_layer=SPLIT)
+    engine = BackEngine(load_back(bundle / "cloud", first_layer=SPLIT))
     pool = KvPool(engine.kv_shape, limit_bytes=2 << 30)
     cases: list[tuple[str, list[tuple[int, SessionRows]]]] = [
         (f"batch {count}, position {position}", [(SPLIT, SessionRows(1, position))] * count)

@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 import torch
 
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.kernel import library as native
 from cloud.kv.pool import KvPool
@@ -43,7 +44,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--beside", type=int, default=0, help="competing processes")
     arguments = parser.parse_args()
-    engine = BackEngine.load(arguments.bundle / "cloud", first_layer=arguments.split)
+    engine = BackEngine(load_back(arguments.bundle / "cloud", first_layer=arguments.split))
     counts = [int(text) for text in arguments.sessions.split(",")]
     parts = {count: Steps(engine, arguments.split, count, arguments.history) for count in counts}
     read = read_rate()

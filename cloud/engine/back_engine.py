@@ -11,7 +11,6 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, TypeAlias
 
 import torch
@@ -21,12 +20,14 @@ from cloud.attention.base import Attend
 from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.attention.registry import backend_for
 from cloud.attention.transformers_interface import attending
-from cloud.engine.back_weights import BackModel, load_back
-from cloud.engine.batch_entry import WATCHED_CHUNK, BatchEntry
+from cloud.engine.back_weights import BackModel
+from cloud.engine.batch_entry import BatchEntry, logit_rows, show_logits
+from cloud.engine.captured_states import NOTHING, CapturedStates
 from cloud.engine.fused_layer import PROBE_ROWS, FusedLayer, fuse, probe_step, sign_sine
 from cloud.engine.int8_linear import Int8Linear
 from cloud.engine.native_stack import NativeStack, suits
 from cloud.engine.rotary import RotaryTables
+from cloud.engine.row_checks import mark_overflow
 from cloud.kernel import library as native
 from cloud.kv.pool import KvLease, KvShape
 from optimizer.families import position_limit
@@ -56,6 +57,11 @@ class BackEngine:
         self._rotary = RotaryTables(model.rotary, model.config, model.dtype)
         self._fused = self._fuse_layers() if fused else [None] * len(model.layers)
         self._native = self._pack() if fused else None
+        self._captured_layers: tuple[int, ...] = ()
+
+    def capture(self, layers: Sequence[int]) -> None:
+        """From now on, `BatchEntry.tap` is told the states at these layers (`CapturedStates`)."""
+        self._captured_layers = tuple(layers)
 
     @property
     def num_fused_layers(self) -> int:
@@ -66,28 +72,6 @@ class BackEngine:
     def is_native(self) -> bool:
         """Whether whole steps run in the compiled kernel."""
         return self._native is not None
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        first_layer: int,
-        device: torch.device | str = "cpu",
-        weight_files: Sequence[Path] | None = None,
-        reference: Path | None = None,
-        verify: bool = False,
-    ) -> BackEngine:
-        """Load the back from a bundle's `cloud/` folder; see `load_back`. Raises WeightsError."""
-        model = load_back(
-            folder,
-            first_layer=first_layer,
-            device=device,
-            weight_files=weight_files,
-            reference=reference,
-            verify=verify,
-        )
-        return cls(model)
 
     @property
     def first_layer(self) -> int:
@@ -133,13 +117,16 @@ class BackEngine:
             positions.extend(range(entry.start, entry.stop))
             end = entry.end
         rows = [self._entering(batch[index]) for index in order]
-        hidden = self._run(entries, rows, positions, self.num_layers)
+        is_tapped = any(entry.tap is not None for entry in batch)
+        captured = CapturedStates(self._captured_layers if is_tapped else ())
+        hidden = self._run(entries, rows, positions, self.num_layers, captured)
+        captured.tell(entries, [batch[index] for index in order])
         size = torch.linalg.vector_norm(hidden, dtype=torch.float32)
         logits = self._logits(hidden, batch, order, entries)
         for index, entry in zip(order, entries, strict=True):
-            self._show(hidden[entry.begin : entry.end], batch[index])
+            show_logits(batch[index], hidden[entry.begin : entry.end], self.logits)
         if not math.isfinite(size):
-            _mark_overflow(hidden, entries)
+            mark_overflow(hidden, entries)
         return logits
 
     @torch.inference_mode()
@@ -166,14 +153,16 @@ class BackEngine:
         rows: Sequence[Tensor],
         positions: Sequence[int],
         stop: int,
+        captured: CapturedStates = NOTHING,
     ) -> Tensor:
         """Layers up to `stop` on each entry's rows; every lease grows. Returns [sum T, D]."""
         step = PackedStep(entries)
         rotary = self._rotary_of(positions)
         if self._native is None:
-            hidden = self._run_layers(step, rows, rotary, stop)
+            hidden = self._run_layers(step, rows, rotary, stop, captured)
         else:
-            hidden = self._run_native(self._native, step, rows, rotary, stop)
+            hidden = self._run_native(self._native, step, rows, rotary, stop, captured)
+        captured.take(stop, hidden)
         for entry in entries:
             entry.lease.length = entry.start + entry.num_rows
         return hidden
@@ -185,7 +174,12 @@ class BackEngine:
         return {kind: (cos, sin, sign_sine(sin)) for kind, (cos, sin) in rows.items()}
 
     def _run_layers(
-        self, step: PackedStep, rows: Sequence[Tensor], rotary: _Rotary, stop: int
+        self,
+        step: PackedStep,
+        rows: Sequence[Tensor],
+        rotary: _Rotary,
+        stop: int,
+        captured: CapturedStates,
     ) -> Tensor:
         """Layers up to `stop`, in torch. rows: each entry's, [T, D]; returns all, [sum T, D]."""
         entries = step.entries
@@ -201,6 +195,7 @@ class BackEngine:
                 hidden = torch.cat([hidden, *rows[first:joined]])
                 attend = attention.over(entries[:joined])
             if layer < stop:
+                captured.take(layer, hidden)
                 cos, sin, signed = rotary[self._rotary.type_of_layer[layer]]
                 num_rows = hidden.shape[0]
                 fused = self._fused[layer - self.first_layer]
@@ -217,6 +212,7 @@ class BackEngine:
         rows: Sequence[Tensor],
         rotary: _Rotary,
         stop: int,
+        captured: CapturedStates,
     ) -> Tensor:
         """The same in the compiled kernel, which works on all rows in place."""
         hidden = torch.cat(list(rows))
@@ -224,9 +220,14 @@ class BackEngine:
         native_step = stack.begin(step, hidden, cos, signed)
         # How many rows are active when a layer begins; it changes where sessions join.
         joins = {entry.lease.split: entry.end for entry in step.entries}
-        starts = sorted(layer for layer in joins if layer < stop)
+        starts = sorted(
+            {layer for layer in joins if layer < stop} | captured.cuts(min(joins), stop)
+        )
+        active = 0
         for begin, end in zip(starts, [*starts[1:], stop], strict=False):
-            stack.run(native_step, range(begin, end), joins[begin])
+            active = joins.get(begin, active)
+            captured.take(begin, hidden[:active])
+            stack.run(native_step, range(begin, end), active)
         return hidden
 
     def _pack(self) -> NativeStack | None:
@@ -244,7 +245,9 @@ class BackEngine:
         with torch.inference_mode():
             expected = rows[0]
             if whole:
-                expected = self._run_layers(self._probe_step(), rows, rotary, self.num_layers)
+                expected = self._run_layers(
+                    self._probe_step(), rows, rotary, self.num_layers, NOTHING
+                )
             for layer in self._fused:
                 if layer is not None:
                     layer.pack()
@@ -256,7 +259,8 @@ class BackEngine:
             if not whole:
                 return None
             stack = NativeStack(kernel, layers, self.first_layer)
-            got = self._run_native(stack, self._probe_step(), rows, rotary, self.num_layers)
+            step = self._probe_step()
+            got = self._run_native(stack, step, rows, rotary, self.num_layers, NOTHING)
         error = float((got - expected).norm() / expected.norm())
         if not error < _MAX_STACK_ERROR:
             logger.warning("the compiled layers differ by %.1e, so torch runs them", error)
@@ -300,12 +304,7 @@ class BackEngine:
         entries: Sequence[StepEntry],
     ) -> list[Tensor]:
         """Norm and head of the rows that need them, [num_logits, V] each, in the batch's order."""
-        wanted: list[int] = []
-        spans: list[tuple[int, int]] = [(0, 0)] * len(batch)
-        for index, entry in zip(order, entries, strict=True):
-            count = batch[index].num_logits
-            spans[index] = (len(wanted), len(wanted) + count)
-            wanted.extend(range(entry.end - count, entry.end))
+        wanted, spans = logit_rows(batch, order, entries)
         if wanted:
             if len(wanted) < hidden.shape[0]:
                 hidden = hidden[torch.tensor(wanted, device=hidden.device)]
@@ -314,18 +313,14 @@ class BackEngine:
             logits = torch.empty((0, self.model.config.vocab_size), device=hidden.device)
         return [logits[begin:end] for begin, end in spans]
 
-    def _show(self, hidden: Tensor, entry: BatchEntry) -> None:
-        """Tell `entry.watch` the logits of its rows. hidden: the entry's rows, [T, D]."""
-        if entry.watch is None:
-            return
-        for begin in range(0, entry.num_watched, WATCHED_CHUNK):
-            rows = hidden[begin : min(begin + WATCHED_CHUNK, entry.num_watched)]
-            entry.watch(begin, self.logits(rows).cpu().numpy())
-
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Norm and head: float32 logits [T, V] of rows [T, D] that the last layer gave."""
-        logits = self._head(self.model.norm(hidden)).float()
+        return self.head_logits(self.model.norm(hidden))
+
+    def head_logits(self, normed: Tensor) -> Tensor:
+        """The head alone: float32 logits [T, V] of normed rows [T, D]."""
+        logits = self._head(normed).float()
         if divisor := self.model.logits_divisor:
             logits = logits.div_(divisor)
         if cap := self.model.final_softcap:
@@ -334,11 +329,3 @@ class BackEngine:
 
     def _head(self, normed: Tensor) -> Tensor:
         return self.model.head(normed)  # type: ignore[no-any-return]
-
-
-def _mark_overflow(hidden: Tensor, entries: Sequence[StepEntry]) -> None:
-    """Mark the leases of rows whose squares have no finite sum: a norm would make zeros of them."""
-    is_finite = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float32).isfinite().tolist()
-    for entry in entries:
-        if not all(is_finite[entry.begin : entry.end]):
-            entry.lease.overflowed = True

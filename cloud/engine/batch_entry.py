@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from cloud.attention.packed_step import StepEntry
 from cloud.engine.drawing import Drawing
 from cloud.kv.pool import KvLease
 
@@ -27,7 +28,8 @@ class BatchEntry:
     values this lease holds. None: they enter at the split. watch: is told the logits of the first
     `num_watched` rows, in chunks: the index of the chunk's first row, and float32 [C, V]. It must
     not raise. drawing: what the device may draw the logits rows' tokens with (`Drawing`); None: the
-    logits themselves are needed.
+    logits themselves are needed. tap: is told the states of all rows that the engine was asked to
+    `capture`, float32 [T, K D], its own copy; None: nobody wants them. It must not raise.
     """
 
     lease: KvLease
@@ -37,3 +39,33 @@ class BatchEntry:
     num_watched: int = 0
     watch: Callable[[int, FloatRows], None] | None = None
     drawing: Drawing | None = None
+    tap: Callable[[Tensor], None] | None = None
+
+
+def show_logits(entry: BatchEntry, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
+    """Tell `entry.watch` the logits of its rows.
+
+    hidden: the entry's rows, [T, D], as the last layer gave them. logits: what the model's norm and
+    head make of such rows.
+    """
+    if entry.watch is None:
+        return
+    for begin in range(0, entry.num_watched, WATCHED_CHUNK):
+        rows = hidden[begin : min(begin + WATCHED_CHUNK, entry.num_watched)]
+        entry.watch(begin, logits(rows).cpu().numpy())
+
+
+def logit_rows(
+    batch: Sequence[BatchEntry], order: Sequence[int], entries: Sequence[StepEntry]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The packed rows that need logits, and where among them each entry's lie, in batch's order.
+
+    entries: those of the step; entries[i] is batch[order[i]].
+    """
+    wanted: list[int] = []
+    spans: list[tuple[int, int]] = [(0, 0)] * len(batch)
+    for index, entry in zip(order, entries, strict=True):
+        count = batch[index].num_logits
+        spans[index] = (len(wanted), len(wanted) + count)
+        wanted.extend(range(entry.end - count, entry.end))
+    return wanted, spans

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.kernel import library as native
 from cloud.kv.pool import KvLease, KvPool
@@ -37,7 +38,7 @@ def run_server_bench(
     Every session enters at `first_layer` and has `history` tokens in its cache. progress
     is told (what comes next, runs done, runs in all). Raises WeightsError, StartError.
     """
-    engine = BackEngine.load(cloud_dir, first_layer=first_layer)
+    engine = BackEngine(load_back(cloud_dir, first_layer=first_layer))
     kernel = native.load() if engine.is_native else None
     results = []
     for done, count in enumerate(sessions):

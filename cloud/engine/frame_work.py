@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 import torch
+from torch import Tensor
 
 from cloud.engine.batch_entry import BatchEntry, FloatRows
 from cloud.engine.drawing import Drawing
 from cloud.engine.frame_decoding import Decoded, RowDecoder
 from cloud.engine.launches import Answered
+from cloud.engine.loop_observer import LoopObserver
 from cloud.kv.pool import KvLease
 from decoding.penalties import TokenMask
 from optimizer.policy.batching import KeyT, Waiting
@@ -32,7 +34,8 @@ class FrameWork:
     the layers below the split lie, for rows that have to run through these layers first. masks:
     what a grammar allows at each of these; `finish` waits for them. watch: is told the logits of
     the first `num_watched` rows: the index of the first one, and float32 [C, V]. drawing: what a
-    device may draw the tokens with; None: the server needs the logits.
+    device may draw the tokens with; None: the server needs the logits. tap: is told the states of
+    each batch's rows (`BatchEntry.tap`).
     """
 
     frame: Frame
@@ -44,6 +47,7 @@ class FrameWork:
     num_watched: int = 0
     watch: Callable[[int, FloatRows], None] | None = None
     drawing: Drawing | None = None
+    tap: Callable[[Tensor], None] | None = None
 
     @property
     def left(self) -> int:
@@ -68,6 +72,7 @@ class FrameWork:
             num_logits=self.num_logits if num_rows == self.left else 0,
             below=self.below,
             num_watched=num_watched,
+            tap=self.tap,
             drawing=self.drawing if num_rows == self.left and self.num_logits else None,
             watch=(
                 None
@@ -94,6 +99,12 @@ class FrameRun:
     answer: Answered | None = None
     batch_sessions: int = 0
     batch_rows: int = 0
+
+    def note_wait(self, begun_s: float, observer: LoopObserver) -> None:
+        """The first batch with rows of this frame begins: its wait is over."""
+        if self.queue_s is None:
+            self.queue_s = max(0.0, begun_s - self.received_s - self.codec_s)
+            observer.frame_waited(self.queue_s)
 
     def waiting(self, key: KeyT) -> Waiting[KeyT]:
         """Its next rows as the scheduler sees them."""

@@ -20,6 +20,7 @@ from cloud.attention.paged import PagedStep, paged_step
 from cloud.engine.back_engine import BackEngine
 from cloud.engine.back_weights import BackModel
 from cloud.engine.batch_entry import BatchEntry
+from cloud.engine.captured_states import NOTHING, CapturedStates
 from cloud.engine.device_sampler import draw, drawn_rows
 from cloud.engine.drawing import Drawn
 from cloud.engine.fused_layer import PROBE_ROWS
@@ -278,8 +279,9 @@ class GpuEngine(BackEngine):
         rows: Sequence[Tensor],
         positions: Sequence[int],
         stop: int,
+        captured: CapturedStates = NOTHING,
     ) -> Tensor:
-        """See BackEngine."""
+        """See BackEngine. Nothing is captured here."""
         self._rotary.reach(max(positions, default=0) + 1)
         arena = entries[0].lease.pool.arena
         config = self.model.config

@@ -34,8 +34,10 @@ from cloud.engine.loop_commands import (
     RowsReadyCommand,
     StopCommand,
     SubmitCommand,
+    uncounted,
 )
 from cloud.engine.loop_observer import LoopObserver, NoObserver
+from cloud.engine.step_drafting import StepDrafter, draft_after_step
 from cloud.errors import CloudError, EngineError, ServerFailedError
 from optimizer.policy.batching import BatchShare, Scheduler
 from protos.messages import Frame, Result
@@ -45,10 +47,6 @@ logger = logging.getLogger(__name__)
 _JOIN_TIMEOUT_S: Final = 30.0
 # How long a step waits for short frames whose rows are nearly ready, as a share of the last step.
 _GATHER_SHARE: Final = 0.5
-
-
-def _nothing() -> None:
-    """Nobody counts this frame."""
 
 
 class EngineLoop:
@@ -61,13 +59,16 @@ class EngineLoop:
         *,
         observer: LoopObserver | None = None,
         decoding: FrameDecoding | None = None,
+        drafter: StepDrafter | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """decoding: decodes frames; it starts and stops with the loop. None: this thread does."""
+        """decoding: decodes frames; it starts and stops with the loop. None: this thread does.
+        drafter: guesses beyond a step's answers, after they were delivered; None: nobody does."""
         self._engine = engine
         self._scheduler = scheduler or Scheduler()
         self._observer = observer or NoObserver()
         self._decoding = decoding or FrameDecoding()
+        self._drafter = drafter
         self._clock = clock
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._postponed: deque[Command] = deque()  # what came while a batch ran, and has to wait
@@ -105,7 +106,7 @@ class EngineLoop:
             return f"a step of the model has run for more than {max_step_s:g} s"
         return None
 
-    def submit(self, active: ActiveSession, frame: Frame, release: Release = _nothing) -> None:
+    def submit(self, active: ActiveSession, frame: Frame, release: Release = uncounted) -> None:
         """Queue a frame. Its answer, or the error that ends the session, is delivered.
 
         release: called once the frame was answered or forgotten.
@@ -266,7 +267,7 @@ class EngineLoop:
     def _run_batch(self, shares: Sequence[BatchShare[ActiveSession]]) -> None:
         begun_s = self._clock()
         for share in shares:
-            self._note_wait(self._runs[share.key], begun_s)
+            self._runs[share.key].note_wait(begun_s, self._observer)
         try:
             started: Launch = launch(
                 self._engine,
@@ -285,6 +286,7 @@ class EngineLoop:
             return
         duration_s = self._clock() - begun_s
         num_rows = sum(share.num_rows for share in shares)
+        finished: list[ActiveSession] = []
         self._observer.step_ran(duration_s, num_sessions=len(shares), num_rows=num_rows)
         for share, answer in zip(shares, answers, strict=True):
             run = self._runs[share.key]
@@ -293,12 +295,10 @@ class EngineLoop:
             if run.work.left == 0:
                 run.answer, run.batch_sessions, run.batch_rows = answer, len(shares), num_rows
                 self._answer(share.key)
-
-    def _note_wait(self, run: FrameRun, begun_s: float) -> None:
-        """The first batch with rows of this frame begins: its wait is over."""
-        if run.queue_s is None:
-            run.queue_s = max(0.0, begun_s - run.received_s - run.codec_s)
-            self._observer.frame_waited(run.queue_s)
+                finished.append(share.key)
+        if self._drafter is not None:
+            self._deliver()
+            draft_after_step(self._drafter, finished, step_s=duration_s)
 
     def _answer(self, active: ActiveSession) -> None:
         """All rows of its frame have run: finish it, or wait for the masks of its grammar."""

@@ -52,3 +52,7 @@ class TokenEmbedding:
         if self._factor is not None:
             found = found * self._factor
         return np.ascontiguousarray(found.cpu().numpy(), dtype=np.float32)
+
+    def tensor_rows(self, token_ids: Sequence[int]) -> Tensor:
+        """`rows` as a tensor."""
+        return torch.from_numpy(self.rows(token_ids))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cloud.drafting.eagle_drafter import EagleDrafter
+from cloud.drafting.server_drafting import ServerDrafting, load_head
 from cloud.engine.engines import scheduler_for
 from cloud.engine.frame_decoding import FrameDecoding, default_decode_threads
 from cloud.engine.loop import EngineLoop
@@ -29,6 +31,7 @@ from optimizer.artifacts.bundle import Bundle
 
 # Without --kv-memory: this share of what is free once the weights are loaded.
 DEFAULT_KV_SHARE: Final = 0.5
+_HEAD_FOLDER: Final = "cloud/draft-head"  # where `train-draft --place cloud` puts it
 # For the first messages of streams that have not been opened; but for so many streams at least.
 MAX_UNOPENED_BYTES: Final = 256 << 20
 MIN_UNOPENED: Final = 32
@@ -53,7 +56,8 @@ class ServerParts:
 def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> ServerParts:
     """The parts of a server for a loaded engine; nothing runs yet.
 
-    Raises StartError for a KV cache or a token file that cannot be had, and TablesError.
+    Raises StartError for a KV cache, a token file or a draft head that cannot be had, and
+    TablesError.
     """
     served = ServedModel(
         bundle.plan,
@@ -66,6 +70,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
     )
     prefixes = PrefixCache()
     pool = _pool(config, engine, prefixes)
+    head = _head(config, bundle, engine, pool)
     lifecycle = Lifecycle()
     resumable = ResumableSessions(lifecycle)
     admission = Admission(
@@ -80,6 +85,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
             max_wait_s=config.max_wait_s,
         ),
         grammars=_grammars(bundle, engine),
+        drafting=ServerDrafting(head),
     )
     metrics = Metrics()
     engine_loop = EngineLoop(
@@ -87,6 +93,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         config.scheduler or scheduler_for(engine.model.device),
         observer=metrics,
         decoding=_decoding(config),
+        drafter=head,
     )
     tenants = config.access.tenants()
     stream_limits = StreamLimits(idle_ttl_s=config.idle_ttl_s, max_stall_s=config.max_stall_s)
@@ -139,6 +146,20 @@ def _pool(config: ServerConfig, engine: ServedEngine, prefixes: PrefixCache) -> 
         device=engine.model.device,
         reclaim=prefixes.drop_oldest,
     )
+
+
+def _head(
+    config: ServerConfig, bundle: Bundle, engine: ServedEngine, pool: KvPool
+) -> EagleDrafter | None:
+    """The draft head that was asked for, or the bundle's own where it can run here."""
+    folder = config.draft_head
+    if isinstance(engine, ParallelEngine):
+        return None  # with several ranks the option was refused
+    if folder is None:
+        if engine.model.device.type != "cpu" or not bundle.has(f"{_HEAD_FOLDER}/config.json"):
+            return None
+        folder = bundle.path(f"{_HEAD_FOLDER}/config.json").parent
+    return load_head(folder, engine, kv_bytes=pool.limit_bytes)
 
 
 def _decoding(config: ServerConfig) -> FrameDecoding:

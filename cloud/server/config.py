@@ -31,8 +31,9 @@ class ServerConfig:
     model may take before the server counts as failed. tensor_parallel: over how many devices of
     this machine each layer is divided. verify: hash all weights that lie outside the bundle.
     weights: what linear layers hold (`cloud.engine.weight_types`; None: what the bundle has), on
-    one GPU alone. kv_type: what keys and values are kept in, likewise. scheduler: the limits of a
-    batch (None: those of the device).
+    one GPU alone. kv_type: what keys and values are kept in, likewise. draft_head: folder of a
+    head that guesses beyond answers (None: nobody does). scheduler: the limits of a batch (None:
+    those of the device).
     metrics_port: where GET /metrics is answered (None: nowhere). status_port: where the status page
     is (None: nowhere).
     """
@@ -60,6 +61,7 @@ class ServerConfig:
     verify: bool = False
     weights: str | None = None
     kv_type: str | None = None
+    draft_head: Path | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     status_host: str = "127.0.0.1"
@@ -114,7 +116,12 @@ def choose_kv_type(wanted: str | None, device: str) -> str | None:
 
 def check_one_rank(config: ServerConfig) -> None:
     """StartError for options that a server over several devices does not take."""
-    for option, value in (("--weights", config.weights), ("--kv-type", config.kv_type)):
+    head = None if config.draft_head is None else str(config.draft_head)
+    for option, value in (
+        ("--weights", config.weights),
+        ("--kv-type", config.kv_type),
+        ("--draft-head", head),
+    ):
         if value is not None and config.tensor_parallel > 1:
             raise StartError(
                 f"{option} {value}: does not go with --tensor-parallel {config.tensor_parallel}"

@@ -159,7 +159,12 @@ class Conversations:
         self._metrics.admission_s.observe(self._clock() - asked_s)
         return HeldSession(
             granted.life,
-            ActiveSession(granted.session, stream.deliver()),
+            ActiveSession(
+                granted.session,
+                stream.deliver(),
+                draft_state=granted.session.drafting.head,
+                num_draft_ids=granted.session.drafting.most,
+            ),
             request,
             lifecycle=self._lifecycle,
             engine_loop=self._model_thread,
@@ -181,6 +186,7 @@ class Conversations:
                     held_frames=held_frames,
                     max_frames_in_flight=self._max_frames_in_flight,
                     token_rows=_granted_token_rows(on_stream.request, active.session),
+                    draft_ids=active.num_draft_ids,
                 )
             )
             reader = asyncio.create_task(stream.read_frames(active, self._model_thread))

@@ -39,7 +39,7 @@ from cloud.server.timers import within
 from cloud.sessions.tenants import Bucket
 from protos import wire
 from protos.errors import RemoteWireError, VersionError
-from protos.messages import Close, CloudMessage, Frame, Open, Result
+from protos.messages import Close, CloudMessage, Drafts, Frame, Open, Result
 from protos.wire import DEFAULT_FRAMES_IN_FLIGHT
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class StreamLimits:
     max_frames_in_flight: int = DEFAULT_FRAMES_IN_FLIGHT
 
 
-Answer: TypeAlias = Result | CloudError | _Closing
+Answer: TypeAlias = Result | Drafts | CloudError | _Closing
 
 # How long a stream may take to say what it wants.
 OPEN_TIMEOUT_S: Final = 10.0
@@ -134,7 +134,7 @@ class ServerStream:
         """What puts an answer of the model thread into the outbox. It never blocks."""
         mailbox, outbox = self._mailbox, self._outbox
 
-        def put(answer: Result | CloudError) -> None:
+        def put(answer: Result | Drafts | CloudError) -> None:
             mailbox.post(outbox, answer)
 
         return put
@@ -230,6 +230,10 @@ class ServerStream:
                 raise answer
             if isinstance(answer, _Closing):
                 closing = True
+                continue
+            if isinstance(answer, Drafts):
+                if not closing:  # a client that leaves sends no more drafts
+                    await self.write(answer)
                 continue
             for due in self._in_turn(answer):
                 self._room.release()

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from cloud.drafting.server_drafting import ServerDrafting
 from cloud.errors import CapacityError, CloudError, DrainingError
 from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, PrefixCache
@@ -80,8 +81,10 @@ class Admission:
         resumable: ResumableSessions,
         limits: SessionLimits,
         grammars: Grammars,
+        drafting: ServerDrafting | None = None,
     ) -> None:
         self._served = served
+        self._drafting = drafting or ServerDrafting()
         self._pool = pool
         self._prefixes = prefixes
         self._lifecycle = lifecycle
@@ -253,6 +256,7 @@ class Admission:
             keep=self._keep(tenant.name, lease, shareable_tokens),
             embedding=self._served.embedding if request.token_rows else None,
             below=below,
+            drafting=self._drafting.open(request),
         )
         session.begin_chain(begin_chain(request))
         return Granted(life, session)

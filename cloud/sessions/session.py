@@ -21,8 +21,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
-import numpy as np
-
+from cloud.drafting.head_session import RanRows
+from cloud.drafting.session_drafting import SessionDrafting
 from cloud.engine.batch_entry import FloatRows
 from cloud.engine.drawing import Drawing, device_draws
 from cloud.engine.frame_decoding import Decoded, RowDecoder
@@ -32,9 +32,9 @@ from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
 from cloud.kv.prefix_cache import Beginning
 from cloud.sessions.choosing import chosen_tokens, is_finite
+from cloud.sessions.frame_rows import decoded_rows, first_drawn
 from cloud.sessions.grammars import Constrain
 from cloud.sessions.prompt_scores import PromptScores
-from codec.errors import FrameError
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from decoding.scores import TopToken
@@ -71,12 +71,13 @@ class ServerSession:
         keep: Keep | None = None,
         embedding: TokenRows | None = None,
         below: KvLease | None = None,
+        drafting: SessionDrafting | None = None,
     ) -> None:
         """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
         the session's grammar. beginning: frames that ran in another session; `lease` must share its
         blocks. keep: told of each further beginning that other sessions may share. embedding: makes
         the rows of token frames; None: there are none. below: where keys and values of the layers
-        below the split go meanwhile; None at split 0."""
+        below the split go meanwhile; None at split 0. drafting: told of all frames."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
@@ -93,6 +94,7 @@ class ServerSession:
         self._max_frame_tokens = max_frame_tokens
         self._embedding = embedding
         self._below = below
+        self.drafting = drafting or SessionDrafting()
         self._next_sequence = 0
         self._num_begun = 0  # first frames that ran in other sessions: there is no answer to them
         self._keep = keep
@@ -166,11 +168,13 @@ class ServerSession:
             rows=rows,
             num_logits=frame.num_drafts + 1 if frame.want_token else 0,
             below=self._below,
+            tap=self.drafting.tap,
         )
+        self.drafting.begin(frame.first_position)
         if frame.want_token and self._prompt_scores is None and device_draws(self._sampling):
-            work.drawing = Drawing(params=self._sampling, position=_first_drawn(frame))
+            work.drawing = Drawing(params=self._sampling, position=first_drawn(frame))
         if self._constrain is not None and frame.want_token:
-            first = _first_drawn(frame)
+            first = first_drawn(frame)
             answer = self.tokens[self._prompt_tokens : first]
             work.masks = self._constrain(answer, self.tokens[first:])
         if self._prompt_scores is not None:
@@ -202,7 +206,7 @@ class ServerSession:
             raise BadFrameError(f"frame {frame.sequence}: its rows overflow the model")
         if frame.want_token:
             # Logits row 0 belongs to the last token that is not a guess.
-            first = _first_drawn(frame)
+            first = first_drawn(frame)
             chosen = chosen_tokens(
                 work,
                 answer,
@@ -220,11 +224,14 @@ class ServerSession:
             self.lease.rollback(keep)
             del self.tokens[keep:]
             self._free_below()
+        kept = frame.token_ids[: self.lease.length - frame.first_position]
+        ran = RanRows(frame.first_position, kept, self._last_token)
         result = Result(
             sequence=frame.sequence,
             token_ids=tokens,
             logprobs=logprobs,
             num_tokens=self.lease.length,
+            drafts=self.drafting.ran(ran, answer),
             timings=replace(timings, sample_s=elapsed_s()),
             top=top if self._sampling.top_logprobs else (),
         )
@@ -238,6 +245,7 @@ class ServerSession:
     def close(self) -> None:
         """Free its blocks; doing it again does nothing."""
         self._free_below()
+        self.drafting.close()
         self.lease.close()
 
     @property
@@ -318,24 +326,3 @@ class ServerSession:
             raise BadFrameError(f"frame {frame.sequence} has drafts but wants no token")
         if max(frame.token_ids) >= self._vocab_size:
             raise BadFrameError(f"frame {frame.sequence} names a token beyond the vocabulary")
-
-
-def decoded_rows(ladder: Ladder, frame: Frame) -> FloatRows:
-    """The rows of a frame that brings them, float32 [T, D]. Raises BadFrameError."""
-    try:
-        rows = ladder.decode(
-            frame.hidden,
-            num_rows=len(frame.token_ids),
-            token_ids=np.asarray(frame.token_ids, dtype=np.int64),
-        )
-    except FrameError as error:
-        raise BadFrameError(f"frame {frame.sequence}: {error}") from error
-    if not np.isfinite(rows).all():
-        raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
-    # A decoder may hand out a read-only view of the frame, which torch does not take.
-    return np.require(rows, dtype=np.float32, requirements=["C", "W"])
-
-
-def _first_drawn(frame: Frame) -> int:
-    """The position of the first token that the frame asks for."""
-    return frame.first_position + len(frame.token_ids) - frame.num_drafts

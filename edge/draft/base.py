@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from optimizer.artifacts.bundle import Bundle
+from protos.messages import Drafts
 
 Rows = npt.NDArray[np.float32]
 
@@ -51,6 +52,15 @@ class Drafter(Protocol):
 
         Empty for no idea. The prior of an alternative holds when the guesses before it are wrong.
         """
+        ...
+
+
+@runtime_checkable
+class HearsCloud(Protocol):
+    """A drafter that says what the cloud guesses."""
+
+    def hear(self, drafts: Drafts) -> None:
+        """The cloud guesses this."""
         ...
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge.draft.acceptance import Acceptance
-from edge.draft.base import Drafter, Guess, Rows
+from edge.draft.base import Drafter, Guess, HearsCloud, Rows
+from protos.messages import Drafts
 
 
 class BestOf:
@@ -28,6 +29,12 @@ class BestOf:
         """See Drafter."""
         for drafter in self._drafters:
             drafter.rollback(num_tokens)
+
+    def hear(self, drafts: Drafts) -> None:
+        """See HearsCloud: whoever of them listens."""
+        for drafter in self._drafters:
+            if isinstance(drafter, HearsCloud):
+                drafter.hear(drafts)
 
     def guesses(self) -> tuple[Guess, ...]:
         """See Drafter. First guesses compete for the first place; the rest follow by chance."""

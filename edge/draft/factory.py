@@ -9,6 +9,7 @@ from typing import Final
 from edge.draft.acceptance import Acceptance
 from edge.draft.base import Drafter, DraftResources
 from edge.draft.best_of import BestOf
+from edge.draft.cloud import ASKED_DRAFT_IDS, CLOUD
 from edge.draft.registry import AUTO, KINDS, NAMES, OFF
 from edge.errors import InputError
 from optimizer.artifacts.bundle import Bundle
@@ -69,3 +70,8 @@ class DrafterFactory:
             return None
         drafters = [make() for make in makers]
         return drafters[0] if len(drafters) == 1 else BestOf(drafters, acceptance)
+
+
+def asked_draft_ids(name: str) -> int:
+    """How many tokens a generation asks the cloud to guess, by the name of its drafter."""
+    return ASKED_DRAFT_IDS if name in (AUTO, CLOUD) else 0

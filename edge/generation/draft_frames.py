@@ -45,6 +45,7 @@ class DraftedFrames:
         self._num_sure = 0  # of them, those that will not be taken back
         self._flight: list[DraftRun] = []  # what is under way, each continuing the one before
         self._alternatives: list[Alternative] | None = None  # still to be sent, once they are made
+        self._tried_alternative = False  # the drafter has seen rows of one
 
     def prompt(self, rows: RowSpan) -> Rows:
         """A chunk of the prompt: computed as it is, and shown to the drafter."""
@@ -58,14 +59,23 @@ class DraftedFrames:
         self.drafting.follow(rows.first_position, rows.token_ids, None)
         self._cached[rows.first_position :] = rows.token_ids
 
-    def step(self, session: EdgeSession, max_drafts: int | None) -> DraftedFrame | None:
-        """The next decode step with the drafts that pay, at most `max_drafts` of them."""
+    def step(
+        self,
+        session: EdgeSession,
+        max_drafts: int | None,
+        listen: Callable[[], object] = lambda: None,
+    ) -> DraftedFrame | None:
+        """The next decode step with the drafts that pay, at most `max_drafts` of them.
+
+        listen: takes in what the cloud has guessed while the first row was computed.
+        """
         rows = session.next_rows()
         if rows is None:
             return None
         run = DraftRun(first_position=rows.first_position)
         hidden = [self._row(session.tokens, rows.first_position, rows.token_ids[0])]
         self._num_sure = rows.first_position + 1
+        listen()
         sequence = list(session.tokens)
         room = self._max_tokens - rows.first_position - 1
         room = room if max_drafts is None else min(room, max_drafts)
@@ -74,7 +84,7 @@ class DraftedFrames:
                 break
             hidden.append(self._row(sequence, len(sequence), guess.token_id))
             sequence.append(guess.token_id)
-        self._flight, self._alternatives = [run], None
+        self._flight, self._alternatives, self._tried_alternative = [run], None, False
         with_drafts = session.next_rows(run.token_ids)
         return None if with_drafts is None else _frame(with_drafts, hidden, run)
 
@@ -86,6 +96,9 @@ class DraftedFrames:
         """
         if has_answer():
             return None
+        if self.drafting.has_news and not self._tried_alternative:
+            self.drafting.look_again(self._flight[-1])
+            self._alternatives = None
         if self._alternatives is None:
             before = self._flight[-1]
             run = self.drafting.begin_ahead(before)
@@ -97,6 +110,7 @@ class DraftedFrames:
             self._alternatives = self.drafting.alternatives(self._flight)
         if not self._alternatives:
             return None
+        self._tried_alternative = True
         choice = self._alternatives.pop(0)
         run = DraftRun(first_position=choice.position, base=choice.chance)
         return self._frame_ahead(session, run, choice.guess, has_answer, at=choice.position)

@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from edge.draft.acceptance import Acceptance
-from edge.draft.base import Drafter, Guess, Rows
+from edge.draft.base import Drafter, Guess, HearsCloud, Rows
 from edge.draft.round_estimator import RoundEstimator
 from edge.generation.draft_run import Alternative, DraftRun, DraftSlot
 from edge.generation.step_observer import AnsweredStep
 from optimizer.policy.draft_length import MAX_ROUND_DRAFTS, pays, rides_along
+from protos.messages import Drafts
 
 # A guess less likely to count than this is not sent ahead. The time would cost nothing, but energy
 # and uplink would.
@@ -69,6 +70,7 @@ class DraftSelector:
         self._sent: dict[int, DraftRun] = {}
         self.max_in_flight = MAX_IN_FLIGHT
         self._flight_from = 0  # where the first frame under way begins, the one without a guess
+        self._has_news = False  # the cloud guessed something since a guess was asked for
 
     def limit_in_flight(self, server_frames: int) -> None:
         """The server takes `server_frames` unanswered frames (`Opened.max_frames_in_flight`)."""
@@ -80,6 +82,21 @@ class DraftSelector:
             self._drafter.rollback(first_position)
         self._drafter.extend(token_ids, rows)
         self._num_tokens = first_position + len(token_ids)
+
+    def hear(self, drafts: Drafts) -> None:
+        """The cloud guesses this. A drafter that does not listen loses nothing."""
+        if isinstance(self._drafter, HearsCloud):
+            self._drafter.hear(drafts)
+            self._has_news = True
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the cloud guessed something that no guess has taken into account."""
+        return self._has_news
+
+    def look_again(self, run: DraftRun) -> None:
+        """Guess anew what follows `run`, whose last row is the last that the drafter has seen."""
+        self._next(run)
 
     def extend(self, run: DraftRun) -> Guess | None:
         """One more guess for a frame that waits to be sent, if it pays; it joins the run."""
@@ -208,6 +225,7 @@ class DraftSelector:
 
     def _next(self, run: DraftRun) -> tuple[DraftSlot | None, float]:
         """The drafter's next guess, and the chance that the run is right up to it."""
+        self._has_news = False
         started_s = self._clock()
         guesses = self._known(self._drafter.guesses())
         took_s = self._clock() - started_s

@@ -29,8 +29,10 @@ from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.connector import Connector
 from edge.generation.deadlines import Deadlines
 from edge.generation.draft_frames import DraftedFrames
+from edge.generation.drafted_sending import DraftedSending
 from edge.generation.drafting import DraftSelector
 from edge.generation.frame_sender import FrameSender
+from edge.generation.heard_guesses import HeardGuesses
 from edge.generation.level_selector import LevelSelector
 from edge.generation.link_notice import LinkNotice
 from edge.generation.pending import ArrivedResult
@@ -43,7 +45,7 @@ from edge.generation.step_observer import StepObserver, StepWatcher
 from edge.generation.token_source import FrontSegment, NewToken, OnStep, compute_rows
 from edge.net.transport import Received, Stream
 from optimizer.policy.retry import Clock, RetryPolicy
-from protos.messages import Closed, Frame, Opened, Result
+from protos.messages import Closed, Drafts, Frame, Opened, Result
 
 
 class RemoteGeneration:
@@ -96,6 +98,10 @@ class RemoteGeneration:
             clock=clock,
             drafted=self._drafted,
         )
+        self._drafting: DraftedSending | None = None
+        if self._drafted is not None:
+            self._drafting = DraftedSending(self._drafted, self._sender, selector)
+        self._guesses = HeardGuesses(drafting)
         self._deadlines = Deadlines(retry_policy=retry_policy, clock=clock, selector=selector)
         self._scores = ArrivedScores()
         self._stream: Stream | None = None
@@ -250,8 +256,9 @@ class RemoteGeneration:
                 self._size_chunk(session)
             if session.phase is Phase.READY:
                 self._fill(session, session.num_prompt_tokens)
-            if session.phase is Phase.READY and self._drafted is not None:
-                self._send_drafted(session, stream, self._drafted)
+            if self._drafting is not None and session.phase in (Phase.READY, Phase.WAITING):
+                send = self._drafting.step if session.phase is Phase.READY else self._drafting.go_on
+                send(session, stream, partial(self._has_answer, session, stream))
                 return
             if (rows := session.next_rows()) is None:
                 return
@@ -259,28 +266,16 @@ class RemoteGeneration:
                 self._fill(session, rows.first_position)
             self._sender.send(session, stream, rows)
 
-    def _send_drafted(self, session: EdgeSession, stream: Stream, drafted: DraftedFrames) -> None:
-        """One step with drafts, and the frames ahead of its answer that are worth it."""
-        drafted.drafting.limit_in_flight(session.max_frames_in_flight)
-        has_answer = partial(self._has_answer, session, stream)
-        started_s = self._sender.now_s()
-        frame = drafted.step(session, self._selector.max_drafts)
-        while frame is not None:
-            drafted.drafting.sent(len(session.journal), frame.run)
-            self._sender.send_drafted(session, stream, frame, started_s)
-            if not drafted.drafting.sends_ahead():
-                return
-            started_s = self._sender.now_s()
-            frame = drafted.ahead(session, has_answer)
-
     def _has_answer(self, session: EdgeSession, stream: Stream) -> bool:
         """Whether an answer is there; it is kept for `_receive`.
 
-        Answers to void frames bring no news. They are taken on the way.
+        Answers to void frames bring no news. They are taken on the way, and so is what the cloud
+        guesses.
         """
         while self._early is None and (received := stream.poll()) is not None:
             message = received.message
-            if isinstance(message, Result) and session.journal.is_void(message.sequence):
+            is_void = isinstance(message, Result) and session.journal.is_void(message.sequence)
+            if is_void or isinstance(message, Drafts):
                 self._take(session, received)
             else:
                 self._early = received
@@ -306,11 +301,15 @@ class RemoteGeneration:
             raise LostError(f"the server closed the session: {result.detail}")
         if isinstance(result, Opened):
             raise PeerError("the server broke the protocol: it opened the session twice")
+        if isinstance(result, Drafts):
+            self._guesses.hear((result,))
+            return []
         num_before = session.journal.num_answered
         try:
             new_ids = session.received(result)
         except SessionError as error:
             raise PeerError(f"the server broke the protocol: {error}") from error
+        self._guesses.answered(result.drafts)
         self._deadlines.answered(is_new=session.journal.num_answered > num_before)
         self._observer.answered(ArrivedResult(result, received.num_bytes, received.at_s), new_ids)
         if result.prompt_logprobs and session.journal.num_answered > num_before:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from codec.ladder import Ladder
 from edge.draft.acceptance import Acceptance
-from edge.draft.factory import DrafterFactory
+from edge.draft.factory import DrafterFactory, asked_draft_ids
 from edge.errors import InputError
 from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.completion import AUTO_LEVEL, CompletionRequest
@@ -199,4 +199,5 @@ class RemoteParts:
             prefix_salt=here.prefixes.salt,
             prompt_tokens=num_prompt,
             end_token_ids=self._end_token_ids,
+            draft_ids=0 if self._is_by_ids(here.split) else asked_draft_ids(request.draft),
         )

@@ -93,6 +93,10 @@ class ModelOptions:
             autocompletion=completed(kv_types),
         ),
     ] = None
+    draft_head: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an EAGLE or EAGLE-3 head: the server guesses tokens ahead."),
+    ] = None
 
     def check(self) -> None:
         """BadParameter for a size, a device, weights or a time that there is not."""
@@ -284,6 +288,7 @@ def serve(
             verify=model.verify,
             weights=model.weights,
             kv_type=model.kv_type,
+            draft_head=model.draft_head,
             metrics_host="127.0.0.1" if metrics is None else metrics.host,
             metrics_port=None if metrics is None else metrics.port,
             status_host="127.0.0.1" if status is None else status.host,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
-from splitpoint.commands.choices import DEVICES, one_of
+from splitpoint.commands.choices import DEVICES, completed, one_of
 from splitpoint.commands.option_groups import (
     DeviceOption,
     JsonOption,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optimizer.artifacts.plan import Plan
     from optimizer.export.draft_head.shards import FrontRows
 
+PLACES: Final = ("edge", "cloud")
 # About how long each takes.
 STAGE_COSTS: Final = {
     "writing the corpus": 70,
@@ -42,6 +43,14 @@ class DraftHeadOptions:
 
     PANEL: ClassVar = "Draft head"
 
+    place: Annotated[
+        str,
+        typer.Option(
+            help="edge: a head that reads the front's state. cloud: a head of the server, which "
+            "reads the model's last state.",
+            autocompletion=completed(PLACES),
+        ),
+    ] = "edge"
     vocabulary: Annotated[int, typer.Option(help="Tokens that the head knows.", min=64)] = 8192
     blocks: Annotated[int, typer.Option(help="MLP blocks of the adapter.", min=0, max=8)] = 2
     inner: Annotated[int, typer.Option(help="Channels inside a block.", min=32)] = 1024
@@ -52,6 +61,15 @@ class DraftHeadOptions:
     learning_rate: Annotated[float, typer.Option(help="Step size of the optimizer.", min=1e-6)] = (
         1e-3
     )
+
+    def check(self, text: Path | None, device: str) -> None:
+        """BadParameter for bits, a place or a device that there is not, and for text of a cloud's
+        head."""
+        one_of(device, DEVICES, "--device")
+        if self.head_bits not in (4, 8):
+            raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
+        if one_of(self.place, PLACES, "--place") == "cloud" and text is not None:
+            raise typer.BadParameter("goes with --place edge alone", param_hint="--text")
 
 
 @with_options()
@@ -75,9 +93,10 @@ def train_draft(
     as_json: JsonOption = False,
 ) -> None:
     """Train a draft head by distillation and store it in the bundle."""
-    if head.head_bits not in (4, 8):
-        raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
-    one_of(device, DEVICES, "--device")
+    head.check(text, device)
+    if head.place == "cloud":
+        _train_for_cloud(bundle, chosen, head, work, tokens, device, as_json=as_json)
+        return
     from optimizer.artifacts.bundle import FRONT_NAME, open_bundle
     from optimizer.export.draft_head.head_builder import HeadOptions, build_head
     from optimizer.export.draft_head.training import TrainOptions
@@ -127,3 +146,44 @@ def _rows_of(edge: Path, plan: Plan) -> FrontRows:
         return engine.forward(token_ids)
 
     return rows
+
+
+def _train_for_cloud(
+    bundle: Path,
+    chosen: SourceOptions,
+    head: DraftHeadOptions,
+    work: Path | None,
+    tokens: int,
+    device: str,
+    *,
+    as_json: bool,
+) -> None:
+    """The head that runs on the server."""
+    from optimizer.artifacts.bundle import open_bundle
+    from optimizer.export.cloud_head.cloud_head_builder import CloudHeadOptions, build_cloud_head
+    from optimizer.export.cloud_head.training import CloudTrainOptions
+
+    opened = open_bundle(bundle, role="cloud")
+    work = work or bundle.with_name(f"{bundle.name}.cloud-draft-work")
+    kept = f"the corpus so far and every finished epoch are in {work}; the same command goes on"
+    with long_work("training the cloud's draft head", kept=kept) as shown:
+        shown.stage("reading the model")
+        report = build_cloud_head(
+            chosen.source(),
+            opened,
+            work=work,
+            options=CloudHeadOptions(
+                num_tokens=tokens,
+                vocabulary=head.vocabulary,
+                training=CloudTrainOptions(epochs=head.epochs, device=compute_device(device)),
+            ),
+            progress=shown.staged(STAGE_COSTS),
+        )
+    if as_json:
+        print_json(report)
+        return
+    depths = ", ".join(f"{share:.0%}" for share in report["by_depth"])
+    typer.echo(
+        f"a head for the server: {report['tokens_a_round']:.2f} tokens a round on kinds of answers "
+        f"that it was not trained on ({depths} right by depth)"
+    )

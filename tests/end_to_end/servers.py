@@ -53,8 +53,12 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(bundle: Path, *, kv_memory_bytes: int = 1 << 30) -> Iterator[RunningServer]:
-    server = RunningServer(ServerConfig(bundle=bundle, port=0, kv_memory_bytes=kv_memory_bytes))
+def running_server(
+    bundle: Path, *, kv_memory_bytes: int = 1 << 30, draft_head: Path | None = None
+) -> Iterator[RunningServer]:
+    server = RunningServer(
+        ServerConfig(bundle=bundle, port=0, kv_memory_bytes=kv_memory_bytes, draft_head=draft_head)
+    )
     server.start()
     try:
         yield server

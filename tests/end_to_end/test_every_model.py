@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.kv.pool import KvPool
 from edge.device.front import FrontEngine
@@ -41,7 +42,7 @@ class SplitModel:
             if not back.exists():
                 back.mkdir()
                 write_back(source, plan, back)
-            self._engine = BackEngine.load(back, first_layer=0)
+            self._engine = BackEngine(load_back(back, first_layer=0))
             pool = KvPool(self._engine.kv_shape, limit_bytes=1 << 22, device=torch.device("cpu"))
             self._lease = pool.lease(split=split, max_tokens=48)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.int8_experts import Int8Experts
 from cloud.kv.pool import KvPool
@@ -47,7 +48,7 @@ def engine(folder: Path, source: Any, bits: int, *, by_reference: bool = False) 
     plan = make_plan(source, 0, max_tokens=48, back_start=0, back_bits=bits)
     folder.mkdir()
     (write_reference if by_reference else write_back)(source, plan, folder)
-    return BackEngine.load(folder, first_layer=0)
+    return BackEngine(load_back(folder, first_layer=0))
 
 
 def logits(loaded: BackEngine, ids: list[list[int]]) -> list[torch.Tensor]:

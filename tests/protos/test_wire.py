@@ -22,6 +22,8 @@ from protos.messages import (
     Closed,
     CloudMessage,
     Description,
+    DraftChoice,
+    Drafts,
     EdgeMessage,
     Frame,
     Open,
@@ -73,6 +75,17 @@ CLOUD_MESSAGES: list[tuple[CloudMessage, str]] = [
         Opened(session_id="s-1", max_frame_tokens=512, max_frames_in_flight=32),
         "0a0a0a03732d311080042020",
     ),
+    (
+        Drafts(
+            first_position=9,
+            choices=(
+                (DraftChoice(7, 0.8), DraftChoice(300, 0.2)),
+                (DraftChoice(8, 1.0), DraftChoice(0, 0.0)),
+            ),
+            source=1,
+        ),
+        "2213080910021a0507ac020800" + "2204cc33ff00" + "2801",
+    ),
 ]
 
 
@@ -90,6 +103,49 @@ def test_cloud_messages_have_golden_bytes_and_come_back_equal(
 ) -> None:
     assert wire.encode_cloud(message).hex() == golden
     assert wire.decode_cloud(bytes.fromhex(golden)) == message
+
+
+def test_guesses_go_along_with_an_answer_and_come_back_equal() -> None:
+    drafts = Drafts(first_position=3, choices=((DraftChoice(5, 0.6),),), source=2)
+    result = Result(sequence=1, token_ids=(4,), num_tokens=2, drafts=(drafts,))
+    assert wire.decode_cloud(wire.encode_cloud(result)) == result
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"width": 0, "token_ids": [1], "confidences": b"1"}, "0 choices"),
+        ({"width": 9, "token_ids": [1] * 9, "confidences": b"1" * 9}, "9 choices"),
+        ({"width": 2, "token_ids": [1], "confidences": b"1"}, "1 tokens in rows of 2"),
+        ({"width": 1, "token_ids": [1] * 33, "confidences": b"1" * 33}, "33 tokens"),
+        ({"width": 1, "token_ids": [1], "confidences": b""}, "as many confidences"),
+        ({"width": 1, "source": 8}, "out of range"),
+        ({"width": 1, "first_position": 1 << 25}, "out of range"),
+    ],
+)
+def test_guesses_out_of_range_are_refused(fields: dict[str, Any], wrong: str) -> None:
+    data = pb.CloudMessage(drafts=pb.Drafts(**fields)).SerializeToString()
+    with pytest.raises(RemoteWireError, match=wrong):
+        wire.decode_cloud(data)
+
+
+def test_guesses_of_unequal_width_are_a_fault_of_ours() -> None:
+    choices = ((DraftChoice(1, 0.5),), (DraftChoice(1, 0.5), DraftChoice(2, 0.5)))
+    with pytest.raises(LocalWireError, match="equally many"):
+        wire.encode_cloud(Drafts(first_position=0, choices=choices))
+
+
+def test_an_open_and_an_opened_without_guesses_are_the_bytes_of_before() -> None:
+    """An edge or a server of an older version says nothing of guesses, and sees nothing of them."""
+    old_open = wire.decode_edge(bytes.fromhex(EDGE_MESSAGES[0][1]))
+    assert isinstance(old_open, Open)
+    assert old_open.draft_ids == 0
+    old_opened = wire.decode_cloud(bytes.fromhex(CLOUD_MESSAGES[0][1]))
+    assert isinstance(old_opened, Opened)
+    assert old_opened.draft_ids == 0
+    asking = wire.decode_edge(wire.encode_edge(replace(old_open, draft_ids=8)))
+    assert isinstance(asking, Open)
+    assert asking.draft_ids == 8
 
 
 def test_descriptions_and_probes_come_back_equal() -> None:

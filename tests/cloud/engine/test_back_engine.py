@@ -12,6 +12,7 @@ import transformers
 from cloud.attention.paged import PagedAttention
 from cloud.attention.registry import BACKENDS
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.kv.pool import KvLease, KvPool
 from tests.cloud.tiny_bundle import save_back
@@ -28,7 +29,7 @@ class Tiny:
         self.name = name
         self.model = make_tiny_model(name, folder)
         save_back(self.model, folder / "cloud")
-        self.engine = BackEngine.load(folder / "cloud", first_layer=0)
+        self.engine = BackEngine(load_back(folder / "cloud", first_layer=0))
         self.num_layers = self.engine.num_layers
         self.pool = KvPool(self.engine.kv_shape, limit_bytes=1 << 30)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.int8_linear import (
     DequantizedLinear,
@@ -126,12 +127,12 @@ def test_an_int8_back_equals_the_dequantized_back_and_is_batch_invariant(
     quantized_back(tmp_path / "cloud")
     kernel = native.load() if way == "compiled" else None
     monkeypatch.setattr("cloud.kernel.library.load", lambda: kernel)
-    fast = BackEngine.load(tmp_path / "cloud", first_layer=0)
+    fast = BackEngine(load_back(tmp_path / "cloud", first_layer=0))
     # The compiled layers have Llama's two norms. The compiled products take any family's.
     assert fast.is_native == (way == "compiled" and name != "gemma3")
     monkeypatch.setattr("cloud.kernel.library.load", lambda: None)
     monkeypatch.setattr("cloud.engine.int8_linear.integer_product_is_exact", lambda _: False)
-    plain = BackEngine.load(tmp_path / "cloud", first_layer=0)
+    plain = BackEngine(load_back(tmp_path / "cloud", first_layer=0))
     assert any(isinstance(m, DequantizedLinear) for m in plain.model.layers[0].modules())
     sessions = [torch.randn(12, fast.hidden_size) for _ in range(5)]
     monkeypatch.undo()
@@ -149,7 +150,7 @@ def test_an_int8_back_equals_the_dequantized_back_and_is_batch_invariant(
 def test_the_compiled_layers_know_shared_prefixes_and_rollbacks(tmp_path: Path) -> None:
     save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
     quantized_back(tmp_path / "cloud")
-    engine = BackEngine.load(tmp_path / "cloud", first_layer=0)
+    engine = BackEngine(load_back(tmp_path / "cloud", first_layer=0))
     assert engine.is_native
     pool = KvPool(engine.kv_shape, limit_bytes=1 << 24)
     rows = torch.randn(30, engine.hidden_size)
@@ -176,7 +177,7 @@ def test_every_thread_that_may_join_a_step_has_scratch_of_its_own(tmp_path: Path
     """Another engine of the process may add threads after a step was laid out."""
     save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
     quantized_back(tmp_path / "cloud")
-    engine = BackEngine.load(tmp_path / "cloud", first_layer=0)
+    engine = BackEngine(load_back(tmp_path / "cloud", first_layer=0))
     run_sessions(engine, [torch.randn(12, engine.hidden_size) for _ in range(5)], together=True)
     assert engine._native is not None
     longest = 12

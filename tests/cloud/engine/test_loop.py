@@ -22,7 +22,7 @@ from cloud.engine.loop_commands import ActiveSession
 from cloud.errors import BadFrameError, CloudError, EngineError, ServerFailedError
 from decoding.penalties import TokenMask
 from optimizer.policy.batching import Scheduler
-from protos.messages import Frame, Result, Timings
+from protos.messages import Drafts, Frame, Result, Timings
 
 WAIT_S = 20.0
 
@@ -103,12 +103,12 @@ class Listener:
     """What a session was answered."""
 
     def __init__(self) -> None:
-        self._answers: queue.SimpleQueue[Result | CloudError] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Result | Drafts | CloudError] = queue.SimpleQueue()
 
-    def __call__(self, answer: Result | CloudError) -> None:
+    def __call__(self, answer: Result | Drafts | CloudError) -> None:
         self._answers.put(answer)
 
-    def next(self) -> Result | CloudError:
+    def next(self) -> Result | Drafts | CloudError:
         return self._answers.get(timeout=WAIT_S)
 
     @property

@@ -113,7 +113,7 @@ def test_steps_have_the_same_bits_on_any_number_of_threads(
     """Also beside rows enough for several panels, and with more threads than processors."""
     save_back(make_tiny_model("llama", tmp_path / "source"), tmp_path / "cloud")
     quantized_back(tmp_path / "cloud")
-    engine = BackEngine.load(tmp_path / "cloud", first_layer=0)
+    engine = BackEngine(load_back(tmp_path / "cloud", first_layer=0))
     assert engine.is_native
     before = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(before))

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from cloud.engine.back_engine import BackEngine
+from cloud.engine.back_weights import load_back
 from cloud.engine.batch_entry import BatchEntry, FloatRows
 from cloud.kv.pool import KvLease, KvPool
 from cloud.parallel.followers import Followers
@@ -75,7 +76,7 @@ def both(
     write_back(source, make_plan(source, 0, back_bits=bits), folder)
     files = sorted(folder.glob("*.safetensors"))
     two = ParallelEngine.load(followers, folder, first_layer=0, weight_files=files)
-    one = BackEngine.load(folder, first_layer=0, weight_files=files)
+    one = BackEngine(load_back(folder, first_layer=0, weight_files=files))
     return Both(bits, two, two.make_pool(LIMIT), one, KvPool(one.kv_shape, limit_bytes=LIMIT))
 
 

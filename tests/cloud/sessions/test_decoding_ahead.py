@@ -21,7 +21,7 @@ from cloud.sessions.session import ServerSession
 from codec.frame import max_payload_bytes
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
-from protos.messages import Frame, Result
+from protos.messages import Drafts, Frame, Result
 
 WIDTH, VOCAB, MAX_TOKENS, MAX_ROWS, WAIT_S = 8, 32, 200, 24, 20.0
 LADDER = Ladder.lossless(WIDTH)
@@ -67,9 +67,11 @@ class Client:
         self.num_sent += 1
         self._loop.submit(self.active, frame, self._release)
 
-    def _take(self, answer: Result | CloudError) -> None:
+    def _take(self, answer: Result | Drafts | CloudError) -> None:
         if isinstance(answer, CloudError):
             self.answers.append((type(answer), str(answer)))
+        elif isinstance(answer, Drafts):
+            raise AssertionError("nobody drafts here")
         else:
             self.answers.append((answer.sequence, answer.token_ids, answer.num_tokens))
 

@@ -1,0 +1,69 @@
+"""What one server drafts with: its draft head, and which drafters a session gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from cloud.drafting.eagle_drafter import EagleDrafter
+from cloud.drafting.eagle_head import EagleHead
+from cloud.drafting.head_spec import read_head
+from cloud.drafting.session_drafting import SessionDrafting
+from cloud.engine.back_engine import BackEngine
+from cloud.errors import StartError
+from cloud.kv.pool import KvPool, KvShape
+from protos.limits import MAX_DRAFT_IDS
+from protos.messages import Open
+
+# The head's keys and values beside those of the back: a layer more, for as many tokens.
+_HEAD_LAYERS: Final = 1
+
+
+class ServerDrafting:
+    """See the module's docstring. head: None: sessions get no guesses of a head."""
+
+    def __init__(self, head: EagleDrafter | None = None) -> None:
+        self.head = head
+
+    def open(self, request: Open) -> SessionDrafting:
+        """The drafters of a session that `request` opens: none unless it asks for guesses."""
+        most = min(request.draft_ids, MAX_DRAFT_IDS)
+        head = None
+        if self.head is not None and most:
+            head = self.head.open(split=request.split, max_tokens=request.max_tokens, most=most)
+        return SessionDrafting(head=head)
+
+
+def load_head(folder: Path, engine: BackEngine, *, kv_bytes: int) -> EagleDrafter:
+    """The draft head in `folder` for the model of `engine`, which will capture what it reads.
+
+    kv_bytes: of the back's KV cache; the head's gets room for as many tokens. Raises WeightsError
+    for a head that does not fit the model, and StartError for a server that cannot run one.
+    """
+    model = engine.model
+    if model.device.type != "cpu":
+        raise StartError("--draft-head: a head runs on a CPU server alone as yet")
+    config = model.config
+    weights = read_head(
+        folder,
+        hidden_size=engine.hidden_size,
+        vocab_size=config.vocab_size,
+        num_layers=engine.num_layers,
+    )
+    embedding = model.embedding
+    if weights.embedding is None and embedding is None:
+        raise StartError(
+            f"{folder}: it holds no embed_tokens.weight, and this bundle no embedding: build it "
+            "with --back-from 0"
+        )
+    spec = weights.spec
+    head = EagleHead(
+        weights,
+        embed=None if embedding is None else embedding.tensor_rows,
+        logits=engine.head_logits,
+    )
+    shape = KvShape(num_layers=_HEAD_LAYERS, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
+    blocks = kv_bytes // (engine.kv_shape.block_bytes * max(1, engine.num_layers))
+    pool = KvPool(shape, limit_bytes=max(1, blocks) * shape.block_bytes)
+    engine.capture(spec.layers)
+    return EagleDrafter(head, pool, norm=None if spec.is_eagle3 else model.norm)

@@ -1,0 +1,43 @@
+"""Questions of many kinds, two of which are never trained on."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from optimizer.errors import BuildError
+from optimizer.export.cloud_head.corpus import ROWS_PER_SHARD, question_groups
+from optimizer.export.cloud_head.prompts import HELD_OUT, TRAINED, prompts
+
+
+def test_all_kinds_come_and_held_out_ones_are_marked() -> None:
+    found = list(islice(prompts(3), 2000))
+    assert {one.kind for one in found} == {*TRAINED, *HELD_OUT}
+    assert all(one.is_held_out == (one.kind in HELD_OUT) for one in found)
+    assert found == list(islice(prompts(3), 2000))
+    assert not any("{" in one.text for one in found)
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [ord(letter) % 256 for letter in text][:40]
+
+
+def test_questions_of_a_group_are_of_one_length_and_of_one_side() -> None:
+    groups = list(islice(question_groups(Letters(), seed=0), 12))
+    assert any(is_held_out for _, is_held_out in groups)
+    for questions, _ in groups:
+        assert questions.ndim == 2
+        assert 8 <= len(questions) <= ROWS_PER_SHARD
+
+
+def test_a_tokenizer_that_makes_everything_long_is_refused() -> None:
+    class Bits(Letters):
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return [1] * 1000
+
+    with pytest.raises(BuildError, match="no question short enough"):
+        next(question_groups(Bits(), seed=0))

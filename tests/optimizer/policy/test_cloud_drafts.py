@@ -1,0 +1,43 @@
+"""A guess of the cloud has to be likely, and on a busy server worth its time."""
+
+from __future__ import annotations
+
+from optimizer.policy.cloud_drafts import MIN_REACH, DraftLoad
+
+
+def test_an_idle_server_guesses_whatever_may_count() -> None:
+    load = DraftLoad(pass_s=1.0)
+    assert load.pays(MIN_REACH, 1, 0.001)
+    assert not load.pays(MIN_REACH / 2, 1, 0.001)
+    assert not load.pays(1.0, 0, 0.001)
+
+
+def test_a_busy_server_guesses_what_saves_more_than_it_costs() -> None:
+    load = DraftLoad(busy=1.0)
+    for _ in range(100):
+        load.passed(0.002, 8)
+    # A step of 10 ms: a pass of 2 ms and a row of 1 ms are worth a chance of three tenths.
+    assert load.pays(0.31, 8, 0.01)
+    assert not load.pays(0.29, 8, 0.01)
+    assert load.pays(0.16, 8, 0.01) is False
+    load.busy = 0.5
+    assert load.pays(0.16, 8, 0.01)
+
+
+def test_how_busy_a_server_is_follows_from_its_steps() -> None:
+    idle, full = DraftLoad(), DraftLoad()
+    for at in range(100):
+        idle.stepped(0.005, at * 0.05)
+        full.stepped(0.05, at * 0.05)
+    assert abs(idle.busy - 0.1) < 0.01
+    assert full.busy > 0.99
+
+
+def test_what_a_pass_takes_is_a_fading_mean() -> None:
+    load = DraftLoad()
+    load.passed(0.004, 1)
+    assert load.pass_s == 0.004
+    load.passed(0.008, 1)
+    assert 0.004 < load.pass_s < 0.005
+    load.passed(1.0, 0)  # nobody drafted
+    assert load.pass_s < 0.005
