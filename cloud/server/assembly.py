@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,8 @@ from cloud.server.config import ServerConfig
 from cloud.server.conversations import MAX_UNOPENED, Conversations
 from cloud.server.loading import ServedEngine
 from cloud.server.metrics import Metrics
+from cloud.server.offered_files import OfferedFiles
+from cloud.server.pulls import Pulls
 from cloud.server.service import InferenceService
 from cloud.server.stream import StreamLimits
 from cloud.sessions.admission import Admission, SessionLimits
@@ -110,6 +113,12 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         tenants=tenants,
         stream_limits=stream_limits,
         budget=budget,
+        pulls=Pulls(
+            OfferedFiles.of(bundle) if config.offers_files else None,
+            budget=budget,
+            bytes_per_s=config.pull_bytes_per_s,
+            clock=time.monotonic,
+        ),
     )
     return ServerParts(
         served=served,

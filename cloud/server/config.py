@@ -14,6 +14,7 @@ from cloud.server.access import Access
 from cloud.server.byte_budget import DEFAULT_TOTAL_BYTES
 from hwprofiles.cpus import usable_cpus
 from optimizer.policy.batching import Scheduler
+from protos.addresses import is_loopback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class ServerConfig:
     weights: what linear layers hold (`cloud.engine.weight_types`; None: what the bundle has), on
     one GPU alone. kv_type: what keys and values are kept in, likewise. scheduler: the limits of a
     batch (None: those of the device).
+    allow_pull: whether devices may fetch their side of the bundle (None: where it is known who
+    asks, see `offers_files`). pull_bytes_per_s: of all pulls together (None: no limit).
     metrics_port: where GET /metrics is answered (None: nowhere). status_port: where the status page
     is (None: nowhere).
     """
@@ -60,10 +63,24 @@ class ServerConfig:
     verify: bool = False
     weights: str | None = None
     kv_type: str | None = None
+    allow_pull: bool | None = None
+    pull_bytes_per_s: float | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     status_host: str = "127.0.0.1"
     status_port: int | None = None
+
+    @property
+    def offers_files(self) -> bool:
+        """Whether devices may pull. The front's weights are a part of the model.
+
+        So by default only those get them who could use the model: with a token, with a client
+        certificate, or on this machine. `--insecure` beyond loopback needs `--allow-pull`.
+        """
+        if self.allow_pull is not None:
+            return self.allow_pull
+        access = self.access
+        return is_loopback(self.host) or access.has_tokens or access.client_ca is not None
 
 
 def choose_device(wanted: str) -> str:

@@ -49,7 +49,7 @@ class ServerChannel:
     def __init__(self, address: str, credentials: Credentials) -> None:
         self._address = address
         self._tls: grpc.ChannelCredentials | None = None
-        if credentials.ca_file is not None:
+        if credentials.tls:
             ca, key, certificate = credentials.read_files()
             self._tls = grpc.ssl_channel_credentials(
                 root_certificates=ca, private_key=key, certificate_chain=certificate
