@@ -12,6 +12,7 @@ from cloud.engine.weight_types import KV_TYPES, WEIGHT_TYPES
 from cloud.errors import StartError
 from cloud.server.access import Access
 from cloud.server.byte_budget import DEFAULT_TOTAL_BYTES
+from cloud.server.pulls import DEFAULT_PULL_BYTES_PER_S
 from hwprofiles.cpus import usable_cpus
 from optimizer.policy.batching import Scheduler
 from protos.addresses import is_loopback
@@ -35,7 +36,8 @@ class ServerConfig:
     one GPU alone. kv_type: what keys and values are kept in, likewise. scheduler: the limits of a
     batch (None: those of the device).
     allow_pull: whether devices may fetch their side of the bundle (None: where it is known who
-    asks, see `offers_files`). pull_bytes_per_s: of all pulls together (None: no limit).
+    asks, see `offers_files`). pull_bytes_per_s: of all pulls together
+    (None: no limit); the default leaves most of a 1 Gbit/s link, and of a core, to sessions.
     metrics_port: where GET /metrics is answered (None: nowhere). status_port: where the status page
     is (None: nowhere).
     """
@@ -64,7 +66,7 @@ class ServerConfig:
     weights: str | None = None
     kv_type: str | None = None
     allow_pull: bool | None = None
-    pull_bytes_per_s: float | None = None
+    pull_bytes_per_s: float | None = DEFAULT_PULL_BYTES_PER_S
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     status_host: str = "127.0.0.1"

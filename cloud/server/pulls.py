@@ -28,6 +28,7 @@ MAX_PULLS_PER_PEER: Final = 2
 MAX_CALL_S: Final = 600.0
 # How long one chunk may stay unread.
 MAX_PAUSE_S: Final = 60.0
+DEFAULT_PULL_BYTES_PER_S: Final = 32 << 20
 _READ_BYTES: Final = 1 << 20
 
 

@@ -169,6 +169,8 @@ class _Pull:
             try:
                 self._take_chunks(name, record, part)
                 error: TransportError = LostError(f"{shown(name)} ended early")
+            except PeerError:
+                raise
             except TransportError as caught:
                 error = caught
             if not part.num_missing:

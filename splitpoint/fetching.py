@@ -1,0 +1,80 @@
+"""Fetch a server's bundle and show it: into a folder that is named, or into the cache."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge.errors import TransportError
+from edge.net.credentials import Credentials
+from edge.net.grpc_transport import GrpcTransport
+from edge.pull.cache import BundleCache, cache_root
+from edge.pull.pulling import PullReport, PullSettings, pull
+from edge.pull.rate_limit import PullRate
+from edge.pull.source import GrpcFileSource
+from splitpoint.views.long_work import bytes_of, long_work
+from splitpoint.views.sizes import size_text
+from splitpoint.views.terminal_text import shown_text
+
+_KEPT = "what came is kept; the same command goes on with it"
+
+
+def fetch_bundle(
+    address: str,
+    credentials: Credentials,
+    target: Path,
+    *,
+    bytes_per_s: float | None = None,
+    by_size: bool = False,
+) -> PullReport:
+    """Bring `target` to the server's state, with progress on stderr. See `edge.pull.pulling`."""
+    transport = GrpcTransport(address, credentials)
+    try:
+        with long_work(f"fetching the bundle of {address}", kept=_KEPT) as work:
+
+            def wait() -> None:
+                work.stage("another process does, waiting for it")
+
+            settings = PullSettings(
+                rate=PullRate(bytes_per_s),
+                by_size=by_size,
+                progress=bytes_of(work),
+                on_wait=wait,
+            )
+            return pull(GrpcFileSource(transport), target, settings)
+    finally:
+        transport.close()
+
+
+def cached_bundle(
+    addresses: Sequence[str], credentials: Credentials, cache_dir: Path | None
+) -> Path:
+    """The folder with the bundle of the first server that has one for this device.
+
+    Where none can be asked, the one that was fetched before is used. Raises the first server's
+    TransportError where there is none.
+    """
+    credentials.check()
+    cache = BundleCache(cache_root(cache_dir))
+    errors: list[TransportError] = []
+    for address in addresses:
+        place = cache.place(address)
+        try:
+            report = fetch_bundle(address, credentials, place.folder, by_size=True)
+        except TransportError as error:
+            errors.append(error)
+            continue
+        if report.fetched:
+            _say(f"fetched {size_text(report.fetched_bytes)} of the bundle of {address}")
+        return place.folder
+    for address in addresses:
+        place = cache.place(address)
+        if place.is_there:
+            _say(f"{shown_text(str(errors[0]))}; using what was fetched of {address} before")
+            return place.folder
+    raise errors[0]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
