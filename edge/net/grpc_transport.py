@@ -98,24 +98,18 @@ class GrpcTransport:
 
         TransportError when it does not answer in time; PeerError when its answer is malformed.
         """
-        reply = self.ask(wire.DESCRIBE_PATH, wire.encode_describe_request(), timeout_s=timeout_s)
         try:
-            return wire.decode_description(reply)
-        except RemoteWireError as error:
-            raise malformed(error) from error
-
-    def ask(self, path: str, request: bytes, *, timeout_s: float) -> bytes:
-        """The answer of a call with one message each way, in bytes.
-
-        TransportError when the server does not answer in time, or refuses.
-        """
-        try:
-            reply = self._channel.ask(path, request, timeout_s=timeout_s)
+            reply = self._channel.ask(
+                wire.DESCRIBE_PATH, wire.encode_describe_request(), timeout_s=timeout_s
+            )
         except grpc.RpcError as error:
             waited = f"{self._address} (waited {timeout_s:g} s)"
             raise self.explained(connect_error(error, waited)) from error
         self._diagnosis.answered()
-        return reply
+        try:
+            return wire.decode_description(reply)
+        except RemoteWireError as error:
+            raise malformed(error) from error
 
     @property
     def is_idle(self) -> bool:

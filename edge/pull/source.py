@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from edge.errors import DeadlineError, RefusedError, TransportError
+from edge.errors import DeadlineError, PeerError, RefusedError
 from edge.net.grpc_transport import GrpcTransport, connect_error, malformed
 from protos.errors import RemoteWireError
 from protos.pull import (
@@ -61,11 +61,10 @@ class GrpcFileSource:
 
     def list_files(self) -> FileList:
         """See FileSource. RefusedError of a server that offers no files, or is too old to."""
+        limit_s = min(LIST_TIMEOUT_S, self._stall_s)
         try:
-            reply = self._transport.ask(
-                LIST_FILES_PATH, encode_list_files_request(), timeout_s=LIST_TIMEOUT_S
-            )
-            return decode_file_list(reply)
+            for data in self._messages(LIST_FILES_PATH, encode_list_files_request(), limit_s):
+                return decode_file_list(data)
         except RefusedError as error:
             if _is_unknown(error):
                 raise RefusedError(
@@ -75,25 +74,33 @@ class GrpcFileSource:
             raise
         except RemoteWireError as error:
             raise malformed(error) from error
+        raise PeerError(f"{self.address}: the server sent no list of files")
 
     def fetch(self, request: FetchRequest) -> Iterator[FileChunk]:
         """See FileSource. DeadlineError where no chunk comes for `STALL_S`."""
-        call = self._transport.raw_stream(FETCH_PATH, iter((encode_fetch_request(request),)))
-        with _Watch(call, self._stall_s) as watch:
+        try:
+            for data in self._messages(FETCH_PATH, encode_fetch_request(request), self._stall_s):
+                yield decode_file_chunk(data)
+        except RemoteWireError as error:
+            raise malformed(error) from error
+
+    def _messages(self, path: str, request: bytes, limit_s: float) -> Iterator[bytes]:
+        """What the server answers, message by message; each may take `limit_s`.
+
+        It fails at once where nobody listens: a call that waits for a connection would not.
+        """
+        call = self._transport.raw_stream(path, iter((request,)))
+        with _Watch(call, limit_s) as watch:
             try:
                 while (data := watch.next_message()) is not None:
-                    yield decode_file_chunk(data)
-            except RemoteWireError as error:
-                raise malformed(error) from error
+                    yield data
             except grpc.RpcError as error:
                 if watch.is_over:
-                    raise DeadlineError(f"nothing came for {self._stall_s:g} s") from error
-                raise self._error(error) from error
+                    raise DeadlineError(f"nothing came for {limit_s:g} s") from error
+                known = connect_error(error, self.address)
+                raise self._transport.explained(known) from error
             finally:
                 call.cancel()
-
-    def _error(self, error: grpc.RpcError) -> TransportError:
-        return self._transport.explained(connect_error(error, self.address))
 
 
 def _is_unknown(error: RefusedError) -> bool:

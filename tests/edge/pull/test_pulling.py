@@ -311,7 +311,7 @@ def test_a_bundle_that_the_disk_has_no_room_for_is_not_begun(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     room = pulling.RESERVE_BYTES + 100
-    monkeypatch.setattr(pulling.shutil, "disk_usage", lambda _: usage._replace(free=room))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=room))
     source = FakeSource()
     with pytest.raises(InputError, match="needs 260 bytes more"):
         pull(source, tmp_path / "bundle", AT_ONCE)
