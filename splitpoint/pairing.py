@@ -26,10 +26,12 @@ from optimizer.artifacts.credential_files import (
     write_secret,
 )
 from optimizer.errors import CredentialsError
+from protos.addresses import Address, is_loopback
 
 CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 825
 TOKEN_BYTES: Final = 24
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _BACKDATED: Final = timedelta(days=1)  # clocks of devices differ, and some have no battery
 _HOST: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 
@@ -59,14 +61,18 @@ class PairingFiles:
         return (self.ca_key, self.ca_certificate, self.server, self.device)
 
 
-def new_credentials(folder: Path, *, hosts: Sequence[str], port: int) -> PairingFiles:
+def new_credentials(folder: Path, *, server: Address, hosts: Sequence[str] = ()) -> PairingFiles:
     """Make all files in `folder`, which is made if it is missing.
 
-    hosts: names and addresses that the certificate is for; devices dial the first. Raises
-    CredentialsError for a host that is none, and where one of the files exists: nothing is changed.
+    server: what devices dial. hosts: further names and IP addresses that the certificate is for;
+    a server on this machine has all of loopback's. Raises CredentialsError for a host that is none,
+    and where one of the files exists: nothing is changed.
     """
     files = PairingFiles.below(folder)
-    names = [_alternative_name(host) for host in hosts]
+    wanted = [server.host, *hosts]
+    if any(is_loopback(host) for host in wanted):
+        wanted += LOOPBACK
+    names = [_alternative_name(host) for host in dict.fromkeys(wanted)]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in files.all:
         if path.exists():
@@ -76,11 +82,10 @@ def new_credentials(folder: Path, *, hosts: Sequence[str], port: int) -> Pairing
     token = secrets.token_hex(TOKEN_BYTES)
     write_secret(files.ca_key, _pem_of_key(ca_key))
     files.ca_certificate.write_bytes(_pem(ca))
-    host = f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]
     ServerCredentials(
         certificate=_pem(certificate), key=_pem_of_key(key).encode(), token=token
     ).write(files.server)
-    DeviceCredentials(server=f"{host}:{port}", ca=_pem(ca), token=token).write(files.device)
+    DeviceCredentials(server=str(server), ca=_pem(ca), token=token).write(files.device)
     return files
 
 
@@ -90,10 +95,7 @@ def _alternative_name(host: str) -> x509.GeneralName:
     except ValueError:
         pass
     if not _HOST.fullmatch(host) or len(host) > 253:
-        raise CredentialsError(
-            f"--host {ascii(host)[:80]}: is no host name and no IP address (give the port with "
-            "--port)"
-        )
+        raise CredentialsError(f"--host {ascii(host)[:80]}: is no host name and no IP address")
     return x509.DNSName(host)
 
 

@@ -225,9 +225,10 @@ def test_credentials_pair_a_server_and_a_device(bundle: Path, tmp_path: Path) ->
     pytest.importorskip("cryptography")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    from protos.addresses import Address
     from splitpoint.pairing import new_credentials
 
-    files = new_credentials(tmp_path / "keys", hosts=["127.0.0.1", "localhost"], port=port)
+    files = new_credentials(tmp_path / "keys", server=Address("127.0.0.1", port))
     token = json.loads(files.device.read_text())["token"]
     listen = ("--listen", f"127.0.0.1:{port}")
     with serve_process(

@@ -39,7 +39,7 @@ def device_file(folder: Path, **changes: object) -> Path:
 def test_the_files_hold_what_each_side_needs_and_only_their_owner_reads_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made(tmp_path / "keys", "--host", "cloud.example", "--host", "192.0.2.7", "--port", "7")
+    made(tmp_path / "keys", "--server", "cloud.example:7", "--host", "192.0.2.7")
     said = capsys.readouterr()
     files = {path.name: path for path in (tmp_path / "keys").iterdir()}
     assert set(files) == {"ca.key", "ca.crt", "server.json", "device.json"}
@@ -56,6 +56,7 @@ def test_the_files_hold_what_each_side_needs_and_only_their_owner_reads_them(
     decoded = ssl.PEM_cert_to_DER_cert(pem)
     assert b"cloud.example" in decoded
     assert bytes([192, 0, 2, 7]) in decoded
+    assert b"localhost" not in decoded
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
