@@ -49,6 +49,7 @@ class ServerParts:
     lifecycle: Lifecycle
     conversations: Conversations
     service: InferenceService
+    pulls: Pulls
     metrics: Metrics
     tenants: Tenants
 
@@ -105,6 +106,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         max_resume_s=config.max_resume_s,
         max_unopened=_max_unopened(served),
     )
+    pulls = _pulls(config, bundle, budget)
     service = InferenceService(
         served,
         admission,
@@ -113,12 +115,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         tenants=tenants,
         stream_limits=stream_limits,
         budget=budget,
-        pulls=Pulls(
-            OfferedFiles.of(bundle) if config.offers_files else None,
-            budget=budget,
-            bytes_per_s=config.pull_bytes_per_s,
-            clock=time.monotonic,
-        ),
+        pulls=pulls,
     )
     return ServerParts(
         served=served,
@@ -129,6 +126,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         lifecycle=lifecycle,
         conversations=conversations,
         service=service,
+        pulls=pulls,
         metrics=metrics,
         tenants=tenants,
     )
@@ -147,6 +145,15 @@ def _pool(config: ServerConfig, engine: ServedEngine, prefixes: PrefixCache) -> 
         limit_bytes=num_bytes,
         device=engine.model.device,
         reclaim=prefixes.drop_oldest,
+    )
+
+
+def _pulls(config: ServerConfig, bundle: Bundle, budget: ByteBudget) -> Pulls:
+    return Pulls(
+        OfferedFiles.of(bundle) if config.offers_files else None,
+        budget=budget,
+        bytes_per_s=config.pull_bytes_per_s,
+        clock=time.monotonic,
     )
 
 

@@ -52,6 +52,14 @@ class Pulls:
         self._by_tenant: Counter[str] = Counter()
         self._buckets: dict[str, Bucket] = {}  # by tenant, and "" for all pulls together
 
+    @property
+    def offers_files(self) -> bool:
+        """Whether a device would get all that it needs, as far as one can see now."""
+        try:
+            return self._files().list() is not None
+        except PullError:
+            return False
+
     async def list(self) -> FileList:
         """The manifest. Raises PullError."""
         return await asyncio.get_running_loop().run_in_executor(None, self._files().list)

@@ -49,6 +49,13 @@ class CachedBundle:
         files = (path for path in self.folder.parent.rglob("*") if path.is_file())
         return sum(path.lstat().st_size for path in files)
 
+    def begin(self) -> None:
+        """Note the address, and keep others out: once the place is made, under its lock."""
+        place = self.folder.parent
+        place.chmod(0o700)
+        if not (place / _ADDRESS_NAME).exists():
+            replace_file(place / _ADDRESS_NAME, json.dumps({"address": self.address}).encode())
+
     def remove(self) -> None:
         """Delete it, once no pull into it runs."""
         with Staging(self.folder) as staging:
@@ -64,14 +71,10 @@ class BundleCache:
         self._bundles = root / "bundles"
 
     def place(self, address: str) -> CachedBundle:
-        """The server's place, made if it is missing. address: HOST:PORT."""
+        """The server's place. address: HOST:PORT."""
         plain = re.sub(r"[^A-Za-z0-9.-]", "_", address)[:80]
         key = f"{plain}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
-        folder = self._bundles / key
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (folder / _ADDRESS_NAME).exists():
-            replace_file(folder / _ADDRESS_NAME, json.dumps({"address": address}).encode())
-        return CachedBundle(address=address, folder=folder / _BUNDLE_NAME)
+        return CachedBundle(address=address, folder=self._bundles / key / _BUNDLE_NAME)
 
     def entries(self) -> Iterator[CachedBundle]:
         """All places, by the name of their folder."""

@@ -62,13 +62,18 @@ class PullReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullSettings:
-    """How to pull. rate: how fast. by_size: files of the right size need no hash, because whoever
-    opens the bundle hashes them. progress: called with (bytes there, bytes in all). on_wait: called
-    once when another process pulls into the same folder. sleep: seconds."""
+    """How to pull.
+
+    rate: how fast. by_size: files of the right size need no hash, because whoever opens the bundle
+    hashes them. progress: called with (bytes there, bytes in all). begin: called under the lock,
+    before the first file is fetched. on_wait: called once when another process pulls into the same
+    folder. sleep: seconds.
+    """
 
     rate: PullRate = field(default_factory=PullRate)
     by_size: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
+    begin: Callable[[], None] = lambda: None
     on_wait: Callable[[], None] = lambda: None
     sleep: Callable[[float], None] = time.sleep
 
@@ -85,13 +90,16 @@ def pull(source: FileSource, target: Path, settings: PullSettings | None = None)
     folder.check()
     if folder.has_manifest(wanted) and not folder.missing(wanted, by_size=settings.by_size):
         return _report(source, wanted, (), 0)
-    with Staging(folder.root, on_wait=settings.on_wait) as staging:
-        folder.check()
-        missing = folder.missing(wanted, by_size=False)
-        work = _Pull(source, wanted, staging.folder, settings)
-        staged = work.fetch_all(missing, staging)
-        folder.install(wanted, staged)
-        staging.remove()
+    try:
+        with Staging(folder.root, on_wait=settings.on_wait) as staging:
+            settings.begin()
+            folder.check()
+            missing = folder.missing(wanted, by_size=False)
+            work = _Pull(source, wanted, staging.folder, settings)
+            folder.install(wanted, work.fetch_all(missing, staging))
+            staging.remove()
+    except OSError as error:  # a full disk, or a place that cannot be written
+        raise InputError(f"{error.filename or folder.root}: {error.strerror}") from error
     return _report(source, wanted, tuple(missing), work.fetched_bytes)
 
 

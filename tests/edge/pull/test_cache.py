@@ -35,6 +35,9 @@ def test_servers_have_folders_of_their_own_that_only_their_owner_reads(tmp_path:
     assert not (tmp_path / "cache").exists()
     addresses = ["a:1", "a_1", "[::1]:1", "../../x:1", "A:1"]
     places = [cache.place(address) for address in addresses]
+    assert not (tmp_path / "cache").exists()
+    for place in places:
+        pull(FakeSource(), place.folder, PullSettings(begin=place.begin))
     assert len({place.folder for place in places}) == len(addresses)
     assert all(place.folder.is_relative_to(tmp_path / "cache" / "bundles") for place in places)
     assert sorted(one.address for one in cache.entries()) == sorted(addresses)
@@ -45,7 +48,7 @@ def test_a_cleared_bundle_is_gone_and_can_come_back(tmp_path: Path) -> None:
     cache = BundleCache(tmp_path)
     place = cache.place("a:1")
     assert not place.is_there
-    pull(FakeSource(), place.folder, PullSettings())
+    pull(FakeSource(), place.folder, PullSettings(begin=place.begin))
     assert place.is_there
     assert place.num_bytes > sum(map(len, FILES.values()))
     place.remove()

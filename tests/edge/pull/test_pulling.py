@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -316,6 +317,21 @@ def test_a_bundle_that_the_disk_has_no_room_for_is_not_begun(
     with pytest.raises(InputError, match="needs 260 bytes more"):
         pull(source, tmp_path / "bundle", AT_ONCE)
     assert source.requests == []
+
+
+def test_a_disk_that_gets_full_is_one_line_and_the_next_pull_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="bundle: No space left on device"):
+            pull(FakeSource(), tmp_path / "bundle", AT_ONCE)
+    assert not (tmp_path / "bundle").exists()
+    pull(FakeSource(), tmp_path / "bundle", AT_ONCE)
+    assert content_of(tmp_path / "bundle") == FILES
 
 
 def test_a_changed_byte_is_refused_and_the_folder_stays(tmp_path: Path) -> None:
