@@ -20,7 +20,13 @@ from cloud.server.offered_files import OfferedFiles
 from cloud.server.places import Places
 from cloud.server.timers import within
 from cloud.sessions.tenants import Bucket, Tenant
-from protos.pull import FetchRequest, FileChunk, FileList, encode_file_chunk
+from protos.pull import (
+    MIN_CHUNK_BYTES,
+    FetchRequest,
+    FileChunk,
+    FileList,
+    encode_file_chunk,
+)
 
 MAX_PULLS: Final = 4
 MAX_PULLS_PER_PEER: Final = 2
@@ -29,6 +35,7 @@ MAX_CALL_S: Final = 600.0
 # How long one chunk may stay unread.
 MAX_PAUSE_S: Final = 60.0
 DEFAULT_PULL_BYTES_PER_S: Final = 32 << 20
+_CHUNK_S: Final = 0.25  # a chunk at the rate of all pulls, or of its tenant
 _READ_BYTES: Final = 1 << 20
 
 
@@ -81,6 +88,7 @@ class Pulls:
         self, file: BinaryIO, num_bytes: int, request: FetchRequest, tenant: Tenant, context: Any
     ) -> None:
         ends_s = self._clock() + MAX_CALL_S
+        chunk_bytes = self._chunk_bytes(request, tenant)
         loop, offset = asyncio.get_running_loop(), request.offset
         file.seek(offset)
         while offset < num_bytes:
@@ -89,8 +97,8 @@ class Pulls:
             )
             if not block:
                 raise PullError(f"{request.name} has changed on this server since it started")
-            for begin in range(0, len(block), request.max_chunk_bytes):
-                data = block[begin : begin + request.max_chunk_bytes]
+            for begin in range(0, len(block), chunk_bytes):
+                data = block[begin : begin + chunk_bytes]
                 await asyncio.sleep(self._wait_s(tenant, len(data)))
                 if self._clock() > ends_s:
                     raise CapacityError(f"one call may last {MAX_CALL_S:g} s; ask again")
@@ -119,6 +127,12 @@ class Pulls:
                 yield
             finally:
                 self._by_tenant[tenant.name] -= 1
+
+    def _chunk_bytes(self, request: FetchRequest, tenant: Tenant) -> int:
+        """Bytes of a chunk: fewer where a rate is so low that the device would think it lost."""
+        rates = [one for one in (self._bytes_per_s, tenant.pull_bytes_per_s) if one is not None]
+        fitting = [max(int(rate * _CHUNK_S), MIN_CHUNK_BYTES) for rate in rates]
+        return min(request.max_chunk_bytes, *fitting) if fitting else request.max_chunk_bytes
 
     def _wait_s(self, tenant: Tenant, count: int) -> float:
         """How long a chunk of `count` bytes has to wait for both rates, seconds."""

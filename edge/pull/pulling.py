@@ -39,7 +39,9 @@ from protos.pull import FetchRequest, FileList
 RESERVE_BYTES: Final = 16 << 20
 # Calls in a row that brought nothing new, and calls of one file in all.
 MAX_FAILURES: Final = 8
-MAX_CALLS: Final = 1000
+MAX_CALLS: Final = 10_000
+# How long a device waits for a place while others pull, seconds.
+MAX_BUSY_S: Final = 900.0
 _FIRST_WAIT_S: Final = 0.25
 _LONGEST_WAIT_S: Final = 8.0
 
@@ -169,7 +171,7 @@ class _Pull:
             )
 
     def _fill(self, name: str, record: FileRecord, part: PartialFile) -> None:
-        failures = 0
+        patience = _Patience(self._settings.sleep)
         for _ in range(MAX_CALLS):
             if not part.num_missing:
                 return
@@ -183,8 +185,9 @@ class _Pull:
                 error = caught
             if not part.num_missing:
                 return
-            failures = 0 if part.num_bytes > before else failures + 1
-            self._wait_after(error, failures)
+            if part.num_bytes > before:
+                patience = _Patience(self._settings.sleep)
+            patience.wait_after(error)
         raise LostError(f"{shown(name)} did not come within {MAX_CALLS} calls")
 
     def _take_chunks(self, name: str, record: FileRecord, part: PartialFile) -> None:
@@ -209,31 +212,42 @@ class _Pull:
         self._done_bytes += num_bytes
         self._settings.progress(self._done_bytes, self._wanted.num_bytes)
 
-    def _wait_after(self, error: TransportError, failures: int) -> None:
+
+class _Patience:
+    """How often, and how long, to ask again while nothing new comes."""
+
+    def __init__(self, sleep: Callable[[float], None]) -> None:
+        self._sleep = sleep
+        self._failures = 0
+        self._busy_s = 0.0
+
+    def wait_after(self, error: TransportError) -> None:
         """Wait before the next call; raise the error where there should be none."""
-        if not _passes(error) or failures > MAX_FAILURES:
+        if isinstance(error, BusyError):
+            wait_s = max(error.retry_after_s, _FIRST_WAIT_S)
+            self._busy_s += wait_s
+            if self._busy_s > MAX_BUSY_S:
+                raise error
+            self._sleep(wait_s)
+            return
+        self._failures += 1
+        if not _passes(error) or self._failures > MAX_FAILURES:
             raise error
-        self._settings.sleep(_wait_s(error, failures))
+        self._sleep(min(_FIRST_WAIT_S * 2**self._failures, _LONGEST_WAIT_S))
 
 
 def _patiently(ask: Callable[[], FileList], sleep: Callable[[float], None]) -> FileList:
     """What `ask` gives; asked again while the server is full."""
-    for failures in range(MAX_FAILURES):
+    patience = _Patience(sleep)
+    while True:
         try:
             return ask()
         except BusyError as error:
-            sleep(_wait_s(error, failures))
-    return ask()
+            patience.wait_after(error)
 
 
 def _passes(error: TransportError) -> bool:
     """Whether the same call may work later."""
     if isinstance(error, MisconfiguredError):
         return False
-    return isinstance(error, (BusyError, ConnectError, DeadlineError, LostError))
-
-
-def _wait_s(error: TransportError, failures: int) -> float:
-    if isinstance(error, BusyError):
-        return max(error.retry_after_s, _FIRST_WAIT_S)
-    return float(min(_FIRST_WAIT_S * 2**failures, _LONGEST_WAIT_S)) if failures else 0.0
+    return isinstance(error, (ConnectError, DeadlineError, LostError))

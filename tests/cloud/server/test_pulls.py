@@ -22,6 +22,7 @@ from optimizer.artifacts.bundle import open_bundle, write_manifest
 from protos.pull import (
     FETCH_PATH,
     LIST_FILES_PATH,
+    MAX_CHUNK_BYTES,
     FetchRequest,
     decode_file_chunk,
     decode_file_list,
@@ -270,9 +271,11 @@ def test_a_tenants_rate_and_sessions_bound_its_pulls(bundle: Path) -> None:
             await pulls.send(front_of(sha256), ANONYMOUS, Call())
 
     run(scenario)
-    half = len(waits) // 2
-    assert waits[half - 1] == pytest.approx(len(FRONT) / 64_000 - 1.0)
-    assert waits[half:] == [0.0] * half
+    free = -(-len(FRONT) // MAX_CHUNK_BYTES)
+    assert waits[-free:] == [0.0] * free
+    slow_ones = waits[:-free]
+    assert len(slow_ones) == len(FRONT) // 16_000
+    assert slow_ones[-1] == pytest.approx(len(FRONT) / 64_000 - 1.0)
 
 
 def test_the_token_file_takes_a_rate_of_pulls() -> None:

@@ -100,7 +100,7 @@ def test_a_link_that_stays_lost_ends_and_the_next_pull_goes_on(tmp_path: Path) -
             tmp_path / "bundle",
             PullSettings(sleep=waits.append),
         )
-    assert len(waits) == pulling.MAX_FAILURES + 1
+    assert len(waits) == pulling.MAX_FAILURES
     assert waits == sorted(waits)
     assert not (tmp_path / "bundle").exists()
     source = FakeSource()
@@ -121,6 +121,17 @@ def test_a_full_server_is_asked_again_after_the_time_that_it_said(tmp_path: Path
     waits: list[float] = []
     pull(FakeSource(chunks=chunks), tmp_path / "bundle", PullSettings(sleep=waits.append))
     assert waits == [7.0]
+
+
+def test_a_server_that_stays_full_is_given_up_after_a_quarter_of_an_hour(tmp_path: Path) -> None:
+    def chunks(request: FetchRequest, content: bytes) -> Iterator[FileChunk]:
+        yield from ()
+        raise BusyError("too many pulls", retry_after_s=2.0)
+
+    waits: list[float] = []
+    with pytest.raises(BusyError, match="too many pulls"):
+        pull(FakeSource(chunks=chunks), tmp_path / "bundle", PullSettings(sleep=waits.append))
+    assert sum(waits) == pulling.MAX_BUSY_S
 
 
 def test_an_address_that_cannot_work_is_not_tried_again(tmp_path: Path) -> None:
