@@ -29,7 +29,7 @@ from edge.pull.installing import TargetFolder
 from edge.pull.partial_file import PartialFile
 from edge.pull.rate_limit import PullRate
 from edge.pull.source import FileSource
-from edge.pull.staging import Staging
+from edge.pull.staging import Staging, staging_of
 from edge.pull.wanted import WantedFiles, wanted_files
 from optimizer.artifacts.bundle import FileRecord
 from optimizer.artifacts.manifest import shown
@@ -90,7 +90,8 @@ def pull(source: FileSource, target: Path, settings: PullSettings | None = None)
     wanted = wanted_files(_patiently(source.list_files, settings.sleep))
     folder = TargetFolder(Path(os.path.abspath(target)))
     folder.check()
-    if folder.has_manifest(wanted) and not folder.missing(wanted, by_size=settings.by_size):
+    is_there = folder.has_manifest(wanted) and not folder.missing(wanted, by_size=settings.by_size)
+    if is_there and not staging_of(folder.root).exists():  # else a pull is at work, or was killed
         return _report(source, wanted, (), 0)
     try:
         with Staging(folder.root, on_wait=settings.on_wait) as staging:

@@ -204,6 +204,15 @@ def test_what_an_older_bundle_left_in_the_staging_folder_goes(tmp_path: Path) ->
     pull(FakeSource(chunks=chunks), tmp_path / "bundle", AT_ONCE)
 
 
+def test_what_an_interrupted_pull_left_goes_though_nothing_changed(tmp_path: Path) -> None:
+    source = FakeSource()
+    pull(source, tmp_path / "bundle", AT_ONCE)
+    staging_of(tmp_path / "bundle").mkdir()
+    (staging_of(tmp_path / "bundle") / "0123.part").write_bytes(b"of another bundle")
+    assert pull(source, tmp_path / "bundle", PullSettings(by_size=True)).fetched == ()
+    assert not staging_of(tmp_path / "bundle").exists()
+
+
 def test_two_pulls_at_once_fetch_once(tmp_path: Path) -> None:
     waits = threading.Event()
 
