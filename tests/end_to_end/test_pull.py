@@ -192,6 +192,34 @@ def test_an_address_is_enough_to_answer_a_question(
     assert "no bundles" in run("cache", "list", home=tmp_path).stdout
 
 
+def test_two_processes_at_once_fetch_once(
+    bundle: Path, server: RunningServer, tmp_path: Path
+) -> None:
+    words = command("pull", "--server", server.address, "--out", tmp_path / "device", "--json")
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    reports = [json.loads(process.communicate(timeout=120)[0]) for process in both]
+    fetched = sorted(report["fetched_bytes"] for report in reports)
+    assert fetched == [0, reports[0]["num_bytes"]]
+    assert hashes(tmp_path / "device") == hashes(bundle)
+
+
+def test_chat_and_api_fetch_the_bundle_too(server: RunningServer, tmp_path: Path) -> None:
+    common = ("--server", server.address, "--cache-dir", tmp_path)
+    talked = subprocess.run(
+        command("chat", *common), input="/exit\n", capture_output=True, text=True, cwd=ROOT
+    )
+    assert (talked.returncode, "fetched" in talked.stderr) == (0, True), talked.stderr
+    with subprocess.Popen(
+        command("api", *common, "--listen", "127.0.0.1:0"),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as api:
+        assert api.stdout is not None
+        assert api.stdout.readline().startswith("listening on 127.0.0.1:")
+        api.terminate()
+
+
 def test_without_a_home_the_error_is_one_line(server: RunningServer) -> None:
     failed = run("run", "--server", server.address, *QUESTION)
     assert failed.returncode == 1
