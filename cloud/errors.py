@@ -7,7 +7,8 @@ CloudError
 │   ├── BadFrameError    a frame that does not decode, or does not fit its session
 │   ├── BadOpenError     an open that asks for what no session here can have
 │   ├── MismatchError    another model, another codec or another protocol than this server's
-│   └── AccessError      no token, or a wrong one
+│   ├── AccessError      no token, or a wrong one
+│   └── PullError        a pull of what this server does not offer
 ├── IdleError            a client that was silent for too long
 │   └── UnreadError      a client that reads no answers: no status reaches it either
 ├── ReplacedError        the client opened the same session again on another stream
@@ -57,6 +58,10 @@ class AccessError(RequestError):
     """The access token is missing or wrong."""
 
 
+class PullError(RequestError):
+    """A device asked for a file, or a list of files, that this server does not offer."""
+
+
 class IdleError(CloudError):
     """The client was silent for longer than the server keeps a session for it."""
 
@@ -100,6 +105,7 @@ STATUS_OF_ERROR: Final[dict[type[CloudError], grpc.StatusCode]] = {
     BadOpenError: grpc.StatusCode.INVALID_ARGUMENT,
     MismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     AccessError: grpc.StatusCode.UNAUTHENTICATED,
+    PullError: grpc.StatusCode.FAILED_PRECONDITION,
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     IdleError: grpc.StatusCode.ABORTED,
     ReplacedError: grpc.StatusCode.ABORTED,

@@ -5,6 +5,7 @@ OptimizerError
 ├── ModelError           a model source that cannot be read, or is not supported
 ├── BuildError           the exporter or the calibration failed
 ├── BundleError          a bundle that is incomplete, changed, or of another format
+├── CredentialsError     a credentials file that cannot be used
 ├── ChatTemplateError    a chat template that cannot be parsed, or fails on a conversation
 ├── ScenarioError        a scenario that contradicts itself, or names what is not there
 └── PolicyError          settings that a run-time decision cannot work with
@@ -31,6 +32,10 @@ class BuildError(OptimizerError):
 
 class BundleError(OptimizerError):
     """The bundle is incomplete, was changed after it was built, or has another format."""
+
+
+class CredentialsError(OptimizerError):
+    """A credentials file cannot be read or written, or is not for this side."""
 
 
 class ChatTemplateError(OptimizerError):

@@ -11,14 +11,16 @@ import math
 import re
 from array import array
 from collections.abc import Sequence
-from typing import Final, TypeVar
-
-from google.protobuf.message import DecodeError, Message
+from typing import Final
 
 from protos import split_inference_pb2 as pb
 from protos.bulk import check_rest
 from protos.draft_fields import drafts_from_proto
-from protos.errors import RemoteWireError, VersionError
+from protos.errors import RemoteWireError
+from protos.fields import check_version as _check_version
+from protos.fields import hex_sha256 as _sha256
+from protos.fields import in_range as _in_range
+from protos.fields import parse as _parse
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
     EXTENDED_VERSION,
@@ -39,7 +41,6 @@ from protos.limits import (
     MAX_TOKENS,
     MAX_WIDTH,
     MIN_SALT_BYTES,
-    PROTOCOL_VERSION,
     SMALL_MESSAGE_BYTES,
     TINY_MESSAGE_BYTES,
 )
@@ -59,9 +60,6 @@ from protos.messages import (
 from protos.sampling_fields import sampling_from_proto
 from protos.score_fields import check_logprobs, check_top, top_from_flat
 
-MessageT = TypeVar("MessageT", bound=Message)
-
-_HEX_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -219,28 +217,6 @@ def _result_from_proto(message: pb.Result) -> Result:
     )
 
 
-def _parse(kind: type[MessageT], data: bytes) -> MessageT:
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise RemoteWireError(f"message of {len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise RemoteWireError(f"not a {kind.DESCRIPTOR.name}: {error}") from error
-
-
-def _check_version(version: int, *, newest: int = PROTOCOL_VERSION) -> None:
-    if not PROTOCOL_VERSION <= version <= newest:
-        raise VersionError(
-            f"protocol version {version}, this side speaks {newest}: update the older one"
-        )
-
-
-def _in_range(name: str, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise RemoteWireError(f"{name} is {value}, must lie between {low} and {high}")
-    return value
-
-
 def _seconds(name: str, value: float) -> float:
     if not (math.isfinite(value) and 0 <= value <= MAX_RESUME_S):
         raise RemoteWireError(f"{name} is {value}, must lie between 0 and {MAX_RESUME_S:g}")
@@ -262,12 +238,6 @@ def _end_tokens(values: Sequence[int]) -> tuple[int, ...]:
 def _salt(value: bytes) -> bytes:
     if value:  # a short one could be guessed, and would only seem to keep names secret
         _in_range("the length of prefix_salt", len(value), MIN_SALT_BYTES, MAX_SALT_BYTES)
-    return value
-
-
-def _sha256(name: str, value: str) -> str:
-    if not _HEX_SHA256.fullmatch(value):
-        raise RemoteWireError(f"{name} is not a SHA-256 in lower-case hex")
     return value
 
 

@@ -5,18 +5,13 @@ Every function raises LocalWireError for a value that the wire does not carry: a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from google.protobuf.message import Message
-
 from protos import split_inference_pb2 as pb
 from protos.draft_fields import drafts_to_proto
-from protos.errors import LocalWireError
+from protos.fields import serialize as _serialize
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
     EXTENDED_VERSION,
     MAX_DETAIL_CHARS,
-    MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
 )
 from protos.messages import (
@@ -162,16 +157,6 @@ def encode_probe(chunk: ProbeChunk) -> bytes:
             want_bytes=chunk.want_bytes,
         )
     )
-
-
-def _serialize(build: Callable[[], Message]) -> bytes:
-    try:
-        data = build().SerializeToString()
-    except (ValueError, TypeError) as error:
-        raise LocalWireError(f"a value the wire cannot carry: {error}") from error
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise LocalWireError(f"message of {len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
-    return data
 
 
 def _unless(default: int, value: int) -> int | None:

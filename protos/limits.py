@@ -48,3 +48,10 @@ MAX_SALT_BYTES: Final = 64
 # Unanswered frames that a server takes from one session when `Opened` does not say how many.
 DEFAULT_FRAMES_IN_FLIGHT: Final = 16
 MAX_FRAMES_IN_FLIGHT: Final = 1024
+# A pull: the manifest of a bundle, and one file of it. A chunk is small, because the server's
+# answers to sessions wait while it is written.
+MAX_MANIFEST_BYTES: Final = 1 << 20
+MAX_FILE_NAME_BYTES: Final = 255
+MAX_FILE_BYTES: Final = 1 << 40
+MIN_CHUNK_BYTES: Final = 1 << 10
+MAX_CHUNK_BYTES: Final = 64 << 10

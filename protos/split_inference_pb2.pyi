@@ -241,3 +241,41 @@ class ProbeChunk(_message.Message):
     padding: bytes
     want_bytes: int
     def __init__(self, sequence: _Optional[int] = ..., padding: _Optional[bytes] = ..., want_bytes: _Optional[int] = ...) -> None: ...
+
+class ListFilesRequest(_message.Message):
+    __slots__ = ("protocol_version",)
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
+
+class FileList(_message.Message):
+    __slots__ = ("protocol_version", "manifest", "manifest_sha256")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    manifest: bytes
+    manifest_sha256: str
+    def __init__(self, protocol_version: _Optional[int] = ..., manifest: _Optional[bytes] = ..., manifest_sha256: _Optional[str] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("protocol_version", "manifest_sha256", "name", "offset", "max_chunk_bytes")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    manifest_sha256: str
+    name: str
+    offset: int
+    max_chunk_bytes: int
+    def __init__(self, protocol_version: _Optional[int] = ..., manifest_sha256: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ...) -> None: ...
+
+class FileChunk(_message.Message):
+    __slots__ = ("offset", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...

@@ -49,6 +49,16 @@ class SplitInferenceStub:
                 request_serializer=protos_dot_split__inference__pb2.ProbeChunk.SerializeToString,
                 response_deserializer=protos_dot_split__inference__pb2.ProbeChunk.FromString,
                 _registered_method=True)
+        self.ListFiles = channel.unary_unary(
+                '/splitpoint.v1.SplitInference/ListFiles',
+                request_serializer=protos_dot_split__inference__pb2.ListFilesRequest.SerializeToString,
+                response_deserializer=protos_dot_split__inference__pb2.FileList.FromString,
+                _registered_method=True)
+        self.Fetch = channel.unary_stream(
+                '/splitpoint.v1.SplitInference/Fetch',
+                request_serializer=protos_dot_split__inference__pb2.FetchRequest.SerializeToString,
+                response_deserializer=protos_dot_split__inference__pb2.FileChunk.FromString,
+                _registered_method=True)
 
 
 class SplitInferenceServicer:
@@ -76,6 +86,20 @@ class SplitInferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFiles(self, request, context):
+        """The manifest of the bundle, which says what files a device needs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request, context):
+        """One of these files, from an offset on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SplitInferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +117,16 @@ def add_SplitInferenceServicer_to_server(servicer, server):
                     servicer.Probe,
                     request_deserializer=protos_dot_split__inference__pb2.ProbeChunk.FromString,
                     response_serializer=protos_dot_split__inference__pb2.ProbeChunk.SerializeToString,
+            ),
+            'ListFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFiles,
+                    request_deserializer=protos_dot_split__inference__pb2.ListFilesRequest.FromString,
+                    response_serializer=protos_dot_split__inference__pb2.FileList.SerializeToString,
+            ),
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=protos_dot_split__inference__pb2.FetchRequest.FromString,
+                    response_serializer=protos_dot_split__inference__pb2.FileChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +210,60 @@ class SplitInference:
             '/splitpoint.v1.SplitInference/Probe',
             protos_dot_split__inference__pb2.ProbeChunk.SerializeToString,
             protos_dot_split__inference__pb2.ProbeChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitpoint.v1.SplitInference/ListFiles',
+            protos_dot_split__inference__pb2.ListFilesRequest.SerializeToString,
+            protos_dot_split__inference__pb2.FileList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/splitpoint.v1.SplitInference/Fetch',
+            protos_dot_split__inference__pb2.FetchRequest.SerializeToString,
+            protos_dot_split__inference__pb2.FileChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class SplitInferenceStub:
     """What this server serves."""
     Probe: _grpc.StreamStreamMultiCallable[_split_inference_pb2.ProbeChunk, _split_inference_pb2.ProbeChunk]
     """Echo for measuring round-trip time and rates; carries no model data."""
+    ListFiles: _grpc.UnaryUnaryMultiCallable[_split_inference_pb2.ListFilesRequest, _split_inference_pb2.FileList]
+    """The manifest of the bundle, which says what files a device needs."""
+    Fetch: _grpc.UnaryStreamMultiCallable[_split_inference_pb2.FetchRequest, _split_inference_pb2.FileChunk]
+    """One of these files, from an offset on."""
 
 @_typing.type_check_only
 class SplitInferenceAsyncStub(SplitInferenceStub):
@@ -57,6 +61,10 @@ class SplitInferenceAsyncStub(SplitInferenceStub):
     """What this server serves."""
     Probe: _aio.StreamStreamMultiCallable[_split_inference_pb2.ProbeChunk, _split_inference_pb2.ProbeChunk]  # type: ignore[assignment]
     """Echo for measuring round-trip time and rates; carries no model data."""
+    ListFiles: _aio.UnaryUnaryMultiCallable[_split_inference_pb2.ListFilesRequest, _split_inference_pb2.FileList]  # type: ignore[assignment]
+    """The manifest of the bundle, which says what files a device needs."""
+    Fetch: _aio.UnaryStreamMultiCallable[_split_inference_pb2.FetchRequest, _split_inference_pb2.FileChunk]  # type: ignore[assignment]
+    """One of these files, from an offset on."""
 
 class SplitInferenceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -84,5 +92,21 @@ class SplitInferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_split_inference_pb2.ProbeChunk], _abc.AsyncIterator[_split_inference_pb2.ProbeChunk]]:
         """Echo for measuring round-trip time and rates; carries no model data."""
+
+    @_abc_1.abstractmethod
+    def ListFiles(
+        self,
+        request: _split_inference_pb2.ListFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_split_inference_pb2.FileList, _abc.Awaitable[_split_inference_pb2.FileList]]:
+        """The manifest of the bundle, which says what files a device needs."""
+
+    @_abc_1.abstractmethod
+    def Fetch(
+        self,
+        request: _split_inference_pb2.FetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_split_inference_pb2.FileChunk], _abc.AsyncIterator[_split_inference_pb2.FileChunk]]:
+        """One of these files, from an offset on."""
 
 def add_SplitInferenceServicer_to_server(servicer: SplitInferenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

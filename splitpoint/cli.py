@@ -45,12 +45,15 @@ PANELS: Final = {
         "certify": "splitpoint.commands.certify:certify",
         "sensitivity": "splitpoint.commands.sensitivity:sensitivity",
         "train-draft": "splitpoint.commands.train_draft:train_draft",
+        "credentials": "splitpoint.commands.credentials:credentials_app",
     },
     "Run": {
         "serve": "splitpoint.commands.serve:serve",
         "run": "splitpoint.commands.run:run",
         "chat": "splitpoint.commands.chat:chat",
         "api": "splitpoint.commands.api:api",
+        "pull": "splitpoint.commands.pull:pull",
+        "cache": "splitpoint.commands.cache:cache_app",
     },
     "Try before shipping": {
         "emulate-link": "splitpoint.commands.emulate_link:emulate_link",

@@ -42,6 +42,8 @@ EXTRA_OF_PACKAGE: Final = {
     "matplotlib": "simulate",  # the smaller of the two that bring it
     "simpy": "simulate",
     "grpc_tools": "dev",
+    "cryptography": "credentials",
+    "segno": "credentials",
 }
 
 
@@ -56,6 +58,8 @@ EXTRA_OF_COMMAND: Final = {
     "serve": "cloud",
     "run": "edge",
     "chat": "edge",
+    "pull": "edge",
+    "credentials": "credentials",
     "api": "api",
     "simulate": "simulate",
 }

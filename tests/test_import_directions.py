@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Refuse())
 for name in {modules!r}:
     importlib.import_module(name)
 """
-COMMANDS_OF_THE_EDGE = ("run", "chat", "doctor", "emulate_link")
+COMMANDS_OF_THE_EDGE = ("run", "chat", "doctor", "emulate_link", "pull", "cache")
 
 
 def in_a_process_without_torch(modules: list[str]) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import grpc
 
 from cloud.errors import AccessError, StartError, status_of
 from cloud.sessions.tenants import Tenant, Tenants
+from optimizer.artifacts.credential_files import ServerCredentials
 from protos.addresses import is_loopback
 from protos.wire import AUTHORIZATION_KEY
 
@@ -19,26 +20,40 @@ _HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What guards the server. `client_ca` turns on mutual TLS; `insecure` lets it be open."""
+    """What guards the server. `client_ca` turns on mutual TLS; `insecure` lets it be open.
+
+    own: certificate, key and token from a credentials file, in place of the files. The tokens of
+    `token_file` count beside its token.
+    """
 
     tls_cert: Path | None = None
     tls_key: Path | None = None
     client_ca: Path | None = None
     token_file: Path | None = None
     insecure: bool = False
+    own: ServerCredentials | None = None
 
     @property
     def tls(self) -> bool:
         """Whether it speaks TLS."""
-        return self.tls_cert is not None
+        return self.tls_cert is not None or self.own is not None
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a caller has to show a token."""
+        return self.token_file is not None or self.own is not None
 
     def check(self, host: str) -> None:
         """Raise StartError unless these guards suffice for listening on `host`."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise StartError("TLS needs both --tls-cert and --tls-key")
+        if self.own is not None and self.tls_cert is not None:
+            raise StartError(
+                "--credentials holds a certificate: leave out --tls-cert and --tls-key"
+            )
         if self.client_ca is not None and not self.tls:
             raise StartError("--client-ca needs --tls-cert and --tls-key")
-        if self.insecure or is_loopback(host) or (self.tls and self.token_file is not None):
+        if self.insecure or is_loopback(host) or (self.tls and self.has_tokens):
             return
         raise StartError(
             f"refusing to listen on {host} without TLS and a token: give --tls-cert, --tls-key "
@@ -47,10 +62,14 @@ class Access:
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """TLS credentials; None for plain text. Raises StartError for a file it cannot read."""
-        if self.tls_cert is None or self.tls_key is None:
+        if self.own is not None:
+            pair = (self.own.key, self.own.certificate)
+        elif self.tls_cert is not None and self.tls_key is not None:
+            pair = (_read(self.tls_key), _read(self.tls_cert))
+        else:
             return None
         return grpc.ssl_server_credentials(
-            [(_read(self.tls_key), _read(self.tls_cert))],
+            [pair],
             root_certificates=None if self.client_ca is None else _read(self.client_ca),
             require_client_auth=self.client_ca is not None,
         )
@@ -60,9 +79,12 @@ class Access:
 
         Raises StartError for a file that it cannot read or that is malformed.
         """
-        if self.token_file is None:
+        if not self.has_tokens:
             return Tenants()
-        return Tenants.parse(_read(self.token_file), str(self.token_file))
+        lines = b"" if self.token_file is None else _read(self.token_file)
+        if self.own is not None and not Tenants.holds(lines, self.own.token):
+            lines += f"\n{self.own.token}\n".encode()
+        return Tenants.parse(lines, str(self.token_file or "--credentials"))
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,8 @@ from cloud.server.config import ServerConfig
 from cloud.server.conversations import MAX_UNOPENED, Conversations
 from cloud.server.loading import ServedEngine
 from cloud.server.metrics import Metrics
+from cloud.server.offered_files import OfferedFiles
+from cloud.server.pulls import Pulls
 from cloud.server.service import InferenceService
 from cloud.server.stream import StreamLimits
 from cloud.sessions.admission import Admission, SessionLimits
@@ -49,6 +52,7 @@ class ServerParts:
     lifecycle: Lifecycle
     conversations: Conversations
     service: InferenceService
+    pulls: Pulls
     metrics: Metrics
     tenants: Tenants
 
@@ -109,6 +113,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         max_resume_s=config.max_resume_s,
         max_unopened=_max_unopened(served),
     )
+    pulls = _pulls(config, bundle, budget)
     service = InferenceService(
         served,
         admission,
@@ -117,6 +122,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         tenants=tenants,
         stream_limits=stream_limits,
         budget=budget,
+        pulls=pulls,
     )
     return ServerParts(
         served=served,
@@ -127,6 +133,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         lifecycle=lifecycle,
         conversations=conversations,
         service=service,
+        pulls=pulls,
         metrics=metrics,
         tenants=tenants,
     )
@@ -160,6 +167,15 @@ def _head(
             return None
         folder = bundle.path(f"{_HEAD_FOLDER}/config.json").parent
     return load_head(folder, engine, kv_bytes=pool.limit_bytes)
+
+
+def _pulls(config: ServerConfig, bundle: Bundle, budget: ByteBudget) -> Pulls:
+    return Pulls(
+        OfferedFiles.of(bundle) if config.offers_files else None,
+        budget=budget,
+        bytes_per_s=config.pull_bytes_per_s,
+        clock=time.monotonic,
+    )
 
 
 def _decoding(config: ServerConfig) -> FrameDecoding:

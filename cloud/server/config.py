@@ -12,8 +12,10 @@ from cloud.engine.weight_types import KV_TYPES, WEIGHT_TYPES
 from cloud.errors import StartError
 from cloud.server.access import Access
 from cloud.server.byte_budget import DEFAULT_TOTAL_BYTES
+from cloud.server.pulls import DEFAULT_PULL_BYTES_PER_S
 from hwprofiles.cpus import usable_cpus
 from optimizer.policy.batching import Scheduler
+from protos.addresses import is_loopback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,9 @@ class ServerConfig:
     one GPU alone. kv_type: what keys and values are kept in, likewise. draft_head: folder of a
     head that guesses beyond answers (None: nobody does). scheduler: the limits of a batch (None:
     those of the device).
+    allow_pull: whether devices may fetch their side of the bundle (None: where it is known who
+    asks, see `offers_files`). pull_bytes_per_s: of all pulls together
+    (None: no limit); the default leaves most of a 1 Gbit/s link, and of a core, to sessions.
     metrics_port: where GET /metrics is answered (None: nowhere). status_port: where the status page
     is (None: nowhere).
     """
@@ -62,10 +67,24 @@ class ServerConfig:
     weights: str | None = None
     kv_type: str | None = None
     draft_head: Path | None = None
+    allow_pull: bool | None = None
+    pull_bytes_per_s: float | None = DEFAULT_PULL_BYTES_PER_S
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     status_host: str = "127.0.0.1"
     status_port: int | None = None
+
+    @property
+    def offers_files(self) -> bool:
+        """Whether devices may pull. The front's weights are a part of the model.
+
+        So by default only those get them who could use the model: with a token, with a client
+        certificate, or on this machine. `--insecure` beyond loopback needs `--allow-pull`.
+        """
+        if self.allow_pull is not None:
+            return self.allow_pull
+        access = self.access
+        return is_loopback(self.host) or access.has_tokens or access.client_ca is not None
 
 
 def choose_device(wanted: str) -> str:

@@ -28,6 +28,7 @@ from cloud.server.logs import event, trace_id
 from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
 from cloud.server.places import Places
+from cloud.server.pulls import Pulls
 from cloud.server.stream import Answer, Context, ServerStream, StreamLimits
 from cloud.server.stuck_calls import StuckCalls
 from cloud.sessions.admission import Admission
@@ -35,6 +36,7 @@ from cloud.sessions.served_model import ServedModel
 from cloud.sessions.tenants import RateLimits, Tenant, Tenants
 from protos import wire
 from protos.errors import RemoteWireError
+from protos.pull import decode_fetch_request, decode_list_files_request, encode_file_list
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +56,11 @@ class InferenceService:
         tenants: Tenants | None = None,
         stream_limits: StreamLimits | None = None,
         budget: ByteBudget | None = None,
+        pulls: Pulls | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """tenants: who may call; None: everybody. budget: for the bytes of all frames."""
+        """tenants: who may call; None: everybody. budget: for the bytes of all frames. pulls: None:
+        this server offers no files."""
         self._served = served
         self._admission = admission
         self._conversations = conversations
@@ -65,6 +69,7 @@ class InferenceService:
         self._stream_limits = stream_limits or StreamLimits()
         self._clock = clock
         self._budget = budget or ByteBudget()
+        self._pulls = pulls or Pulls(None, budget=self._budget, clock=clock)
         self._rate_limits = RateLimits()
         self._stuck = StuckCalls()
         self._probes = Places("link probes", total=MAX_CALLS, per_peer=MAX_CALLS_PER_PEER)
@@ -76,6 +81,8 @@ class InferenceService:
             "Generate": grpc.stream_stream_rpc_method_handler(self.generate),
             "Describe": grpc.unary_unary_rpc_method_handler(self.describe),
             "Probe": grpc.stream_stream_rpc_method_handler(self.probe),
+            "ListFiles": grpc.unary_unary_rpc_method_handler(self.list_files),
+            "Fetch": grpc.unary_stream_rpc_method_handler(self.fetch),
         }
         return grpc.method_handlers_generic_handler(wire.SERVICE_NAME, methods)
 
@@ -84,9 +91,7 @@ class InferenceService:
         metadata = context.invocation_metadata() or ()
         trace = trace_id(dict(metadata).get(wire.TRACEPARENT_KEY))
         try:
-            tenant = tenant_of(self._tenants, metadata)
-            if tenant is None:
-                raise AccessError("a valid access token is needed")
+            tenant = self._tenant(context)
             self._stuck.check(context)
             await self._conversations.hold(
                 self._stream(context, tenant), tenant, trace, timeout_s=context.time_remaining()
@@ -110,6 +115,30 @@ class InferenceService:
         except CloudError as error:
             await self._end(context, error, None)
 
+    async def list_files(self, request: bytes, context: Context) -> bytes:
+        """ListFiles: the manifest of the bundle that this server has loaded."""
+        try:
+            self._tenant(context)
+            self._stuck.check(context)
+            decode_list_files_request(request)
+            return encode_file_list(await self._pulls.list())
+        except RemoteWireError as error:
+            await self._end(context, BadFrameError(str(error)), None)
+        except CloudError as error:
+            await self._end(context, error, None)
+        return b""  # `_end` has raised
+
+    async def fetch(self, request: bytes, context: Context) -> None:
+        """Fetch: one file of the device's side of the bundle."""
+        try:
+            tenant = self._tenant(context)
+            self._stuck.check(context)
+            await self._pulls.send(decode_fetch_request(request), tenant, context)
+        except RemoteWireError as error:
+            await self._end(context, BadFrameError(str(error)), None)
+        except CloudError as error:
+            await self._end(context, error, None)
+
     def hand_back(self) -> None:
         """End every session with DrainingError: the edges go on elsewhere with their journals."""
         self.end_all(DrainingError("this server is shutting down: go on elsewhere"))
@@ -117,6 +146,12 @@ class InferenceService:
     def end_all(self, error: CloudError) -> None:
         """End every session with `error`."""
         self._conversations.end_all(error)
+
+    def _tenant(self, context: Context) -> Tenant:
+        tenant = tenant_of(self._tenants, context.invocation_metadata() or ())
+        if tenant is None:
+            raise AccessError("a valid access token is needed")
+        return tenant
 
     def _stream(self, context: Context, tenant: Tenant) -> ServerStream:
         return ServerStream(

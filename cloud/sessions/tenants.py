@@ -2,7 +2,7 @@
 
 Each line of the file is a tenant; blank lines and lines that begin with `#` are left out:
 
-    TOKEN [name=NAME] [sessions=N] [tokens_per_s=R] [share_prefixes=yes|no]
+    TOKEN [name=NAME] [sessions=N] [tokens_per_s=R] [pull_bytes_per_s=R] [share_prefixes=yes|no]
 
 A line with a token alone is a tenant without limits, named after a hash of its token. Lines with
 the same name are one tenant with several tokens. It shares its limits among them, so every line
@@ -22,7 +22,7 @@ from typing import Final
 from cloud.errors import StartError
 
 _SCHEME: Final = b"bearer "
-_OPTIONS: Final = ("name", "sessions", "tokens_per_s", "share_prefixes")
+_OPTIONS: Final = ("name", "sessions", "tokens_per_s", "pull_bytes_per_s", "share_prefixes")
 _YES_OR_NO: Final = {"yes": True, "no": False}
 
 
@@ -30,13 +30,16 @@ _YES_OR_NO: Final = {"yes": True, "no": False}
 class Tenant:
     """One customer of the server. None: no limit.
 
-    sessions: most at once. tokens_per_s: rows of hidden state per second. share_prefixes: whether
-    its devices may share the beginnings of prompts with each other, where a device asks for that.
+    sessions: most at once; and most pulls at once. tokens_per_s: rows of hidden state per second.
+    pull_bytes_per_s: bytes of files a second for its devices, all together. share_prefixes:
+    whether its devices may share the beginnings of prompts with each other, where a device asks
+    for that.
     """
 
     name: str
     sessions: int | None = None
     tokens_per_s: float | None = None
+    pull_bytes_per_s: float | None = None
     share_prefixes: bool = True
 
 
@@ -80,6 +83,12 @@ class Tenants:
         if not found:
             raise StartError(f"{source}: no token in it")
         return cls(found)
+
+    @staticmethod
+    def holds(text: bytes, token: str) -> bool:
+        """Whether a token file of this content has a line of that token."""
+        lines = (line.split() for line in text.removeprefix(codecs.BOM_UTF8).splitlines())
+        return any(words[:1] == [token.encode()] for words in lines)
 
     def of(self, header: str | bytes | None) -> Tenant | None:
         """The holder of the token in an `authorization` header; None: refuse.
@@ -153,11 +162,21 @@ def _tenant(token: bytes, options: Sequence[bytes], where: str) -> Tenant:
     try:
         sessions = int(values["sessions"]) if "sessions" in values else None
         rate = float(values["tokens_per_s"]) if "tokens_per_s" in values else None
+        pull_bytes_per_s = (
+            float(values["pull_bytes_per_s"]) if "pull_bytes_per_s" in values else None
+        )
     except ValueError:
         raise StartError(f"{where}: limits are numbers") from None
-    if (sessions is not None and sessions < 1) or (rate is not None and not 0 < rate < 1e12):
+    rates = [one for one in (rate, pull_bytes_per_s) if one is not None]
+    if (sessions is not None and sessions < 1) or not all(0 < one < 1e12 for one in rates):
         raise StartError(f"{where}: limits are above zero")
     shares = _YES_OR_NO.get(values.get("share_prefixes", "yes"))
     if shares is None:
         raise StartError(f"{where}: share_prefixes= is yes or no")
-    return Tenant(name=name, sessions=sessions, tokens_per_s=rate, share_prefixes=shares)
+    return Tenant(
+        name=name,
+        sessions=sessions,
+        tokens_per_s=rate,
+        pull_bytes_per_s=pull_bytes_per_s,
+        share_prefixes=shares,
+    )

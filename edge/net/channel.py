@@ -46,10 +46,15 @@ class ServerChannel:
     Raises InputError for a file of `credentials` that cannot be used.
     """
 
-    def __init__(self, address: str, credentials: Credentials) -> None:
+    def __init__(
+        self, address: str, credentials: Credentials, *, window_bytes: int | None = None
+    ) -> None:
+        """window_bytes: how much the server may send ahead of what was read (None: 64 KiB)."""
         self._address = address
+        window = () if window_bytes is None else (("grpc.http2.lookahead_bytes", window_bytes),)
+        self._options = (*OPTIONS, *window)
         self._tls: grpc.ChannelCredentials | None = None
-        if credentials.ca_file is not None:
+        if credentials.tls:
             ca, key, certificate = credentials.read_files()
             self._tls = grpc.ssl_channel_credentials(
                 root_certificates=ca, private_key=key, certificate_chain=certificate
@@ -140,5 +145,5 @@ class ServerChannel:
 
     def _made(self) -> grpc.Channel:
         if self._tls is None:
-            return grpc.insecure_channel(self._address, options=OPTIONS)
-        return grpc.secure_channel(self._address, self._tls, options=OPTIONS)
+            return grpc.insecure_channel(self._address, options=self._options)
+        return grpc.secure_channel(self._address, self._tls, options=self._options)

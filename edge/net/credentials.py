@@ -17,12 +17,14 @@ from edge.text_input import check_token
 class Credentials:
     """How to reach a server that is not plain loopback.
 
-    ca_file: the authority that signed the server's certificate (PEM); turns TLS on. cert_file,
-    key_file: this device's own certificate, where the server asks for one. token: sent as a bearer
-    token, where the server asks for one. InputError for a token that no HTTP header carries.
+    ca_file: the authority that signed the server's certificate (PEM); turns TLS on. ca: the same
+    as the PEM itself, which a device's credentials file holds. cert_file, key_file: this device's
+    own certificate, where the server asks for one. token: sent as a bearer token, where the server
+    asks for one. InputError for a token that no HTTP header carries.
     """
 
     ca_file: Path | None = None
+    ca: bytes | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
     token: str | None = None
@@ -31,13 +33,20 @@ class Credentials:
         if self.token is not None:
             check_token(self.token, "credentials")
 
+    @property
+    def tls(self) -> bool:
+        """Whether the server has to speak TLS."""
+        return self.ca_file is not None or self.ca is not None
+
     def check(self) -> None:
         """InputError, which names the file or option, for files that cannot be used together."""
         if (self.cert_file is None) != (self.key_file is None):
             raise InputError("a client certificate needs both --tls-cert and --tls-key")
-        if self.ca_file is None and self.cert_file is not None:
+        if self.ca_file is not None and self.ca is not None:
+            raise InputError("--tls-ca and --credentials both name a CA: give one of them")
+        if not self.tls and self.cert_file is not None:
             raise InputError("--tls-cert needs TLS: give the server's CA as well (--tls-ca)")
-        if self.ca_file is not None:
+        if self.tls:
             self.tls_context()
 
     def tls_context(self) -> ssl.SSLContext:
@@ -45,8 +54,13 @@ class Credentials:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_alpn_protocols(["h2"])
         try:
-            context.load_verify_locations(self.ca_file)
-        except ssl.SSLError as error:
+            if self.ca is not None:
+                context.load_verify_locations(cadata=self.ca.decode("ascii"))
+            else:
+                context.load_verify_locations(self.ca_file)
+        except (ssl.SSLError, UnicodeDecodeError) as error:
+            if self.ca is not None:
+                raise InputError("the credentials file holds no CA certificate in PEM") from error
             raise InputError(f"{self.ca_file}: holds no certificate in PEM (--tls-ca)") from error
         except OSError as error:
             raise InputError(f"{self.ca_file}: {error.strerror} (--tls-ca)") from error
@@ -65,7 +79,8 @@ class Credentials:
 
     def read_files(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """CA, key and certificate as bytes, None where not given. InputError: not readable."""
-        return _read(self.ca_file), _read(self.key_file), _read(self.cert_file)
+        ca = _read(self.ca_file) if self.ca is None else self.ca
+        return ca, _read(self.key_file), _read(self.cert_file)
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -61,7 +61,7 @@ class ConnectDiagnosis:
         if not resolves:
             return f"no host is called {self._address.host!r}: check the name and the DNS"
         try:
-            if self._credentials.ca_file is None:
+            if not self._credentials.tls:
                 return _reason_without_tls(self._address, deadline_s)
             return _reason_with_tls(self._address, self._credentials, deadline_s)
         except OSError:  # nobody listens, or nobody answers: gRPC's own words say so

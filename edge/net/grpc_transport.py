@@ -73,7 +73,14 @@ class GrpcTransport:
     Raises InputError for an address or a file that cannot be used.
     """
 
-    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        credentials: Credentials | None = None,
+        *,
+        window_bytes: int | None = None,
+    ) -> None:
+        """window_bytes: for a transport that gets large files, see ServerChannel."""
         credentials = credentials or Credentials()
         credentials.check()
         try:
@@ -82,7 +89,7 @@ class GrpcTransport:
             raise InputError(f"server {error}") from error
         self._address = str(parsed)
         self._diagnosis = ConnectDiagnosis(parsed, credentials)
-        self._channel = ServerChannel(self._address, credentials)
+        self._channel = ServerChannel(self._address, credentials, window_bytes=window_bytes)
 
     @property
     def address(self) -> str:
@@ -129,7 +136,7 @@ class GrpcTransport:
         return self._diagnosis.explain(error) if isinstance(error, ConnectError) else error
 
     def raw_stream(self, path: str, requests: Iterator[bytes]) -> Any:
-        """A bidirectional call of `path` in bytes, for the link probe: iterate, or cancel."""
+        """A call of `path` in bytes, for link probes and pulls: iterate, or cancel."""
         return self._channel.stream(path, requests)
 
     def close(self) -> None:

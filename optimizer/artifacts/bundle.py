@@ -33,6 +33,7 @@ from optimizer.artifacts.manifest import (
     FileRecord,
     check_file,
     names_below,
+    parse_manifest,
     read_manifest,
     record_files,
     sha256_of,
@@ -56,7 +57,9 @@ __all__ = [
     "Role",
     "checked_files",
     "front_names",
+    "names_of_role",
     "open_bundle",
+    "parse_manifest",
     "record_files",
     "sha256_of",
     "tables_name",
@@ -141,9 +144,9 @@ def open_bundle(root: Path, *, role: Role) -> Bundle:
     if PLAN_NAME not in files:
         raise BundleError(f"{manifest_path}: lists no {PLAN_NAME}")
     _check_nothing_else(root, files, role)
-    for name in _names_of_role(files, role):
+    for name in names_of_role(files, role):
         check_file(root, name, files[name])
-    for name in _names_of_role(files, role):
+    for name in names_of_role(files, role):
         if name.endswith(".onnx"):
             _check_external_files(root, name, files)
     plan = load_plan(root / PLAN_NAME)
@@ -186,7 +189,8 @@ def _top(name: str) -> str:
     return PurePosixPath(name).parts[0]
 
 
-def _names_of_role(files: Mapping[str, FileRecord], role: Role) -> Iterator[str]:
+def names_of_role(files: Mapping[str, FileRecord], role: Role) -> Iterator[str]:
+    """The names among a manifest's `files` that one side loads, in the manifest's order."""
     return (name for name in files if _top(name) in _OPENED[role])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from hwprofiles.errors import ProfileError
-from hwprofiles.schema.strict_json import read_json
+from hwprofiles.schema.strict_json import parse_json, read_json
 from optimizer.artifacts.plan import load_plan
 from optimizer.errors import BundleError
 
@@ -68,17 +68,32 @@ def read_manifest(path: Path) -> Manifest:
         values = read_json(path)
     except ProfileError as error:
         raise BundleError(f"not a readable manifest: {error}") from error
+    return _manifest(values, str(path))
+
+
+def parse_manifest(data: bytes, *, source: str) -> Manifest:
+    """As `read_manifest`, from bytes; `source` is the name that errors mention."""
+    try:
+        values = parse_json(data, source=source)
+    except ProfileError as error:
+        raise BundleError(f"not a readable manifest: {error}") from error
+    return _manifest(values, source)
+
+
+def _manifest(values: Any, source: str) -> Manifest:
     try:
         if values["format"] != BUNDLE_FORMAT or values["format"] is True:
             found = repr(values["format"])[:40]
-            raise BundleError(f"{path}: bundle format {found}, this version reads {BUNDLE_FORMAT}")
+            raise BundleError(
+                f"{source}: bundle format {found}, this version reads {BUNDLE_FORMAT}"
+            )
         files = {_checked(name): _record(name, value) for name, value in values["files"].items()}
         return Manifest(model_sha256=_text(values["model_sha256"]), files=files)
     except BundleError as error:
-        prefix = "" if str(path) in str(error) else f"{path}: "
+        prefix = "" if source in str(error) else f"{source}: "
         raise BundleError(f"{prefix}{error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path}: not a readable manifest ({error!r})") from error
+        raise BundleError(f"{source}: not a readable manifest ({error!r})") from error
 
 
 def names_below(root: Path, *, leave_out: Collection[str] = ()) -> Iterator[str]:

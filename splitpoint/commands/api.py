@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import typer
 
 from splitpoint.commands import generation_options as options
-from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
+from splitpoint.commands.connection_options import BundleOptions
+from splitpoint.commands.option_groups import address_of, with_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def origin_of(text: str) -> str:
 
 @with_options()
 def api(
-    bundle: BundleArgument,
+    place: BundleOptions,
     device: options.DeviceOptions,
     control: options.ControlOptions,
     local: ListenOptions,
@@ -93,6 +94,7 @@ def api(
     def ready(bound_port: int) -> None:
         print(f"listening on {address._replace(port=bound_port)}", flush=True)  # noqa: T201
 
+    bundle = place.folder(device, device.addresses())
     share_heaps()
     with ExitStack() as stack:
         client = device.open_client(

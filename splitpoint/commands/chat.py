@@ -12,13 +12,14 @@ from typing import Annotated
 import typer
 
 from splitpoint.commands import generation_options as options
-from splitpoint.commands.option_groups import BundleArgument, with_options
+from splitpoint.commands.connection_options import BundleOptions
+from splitpoint.commands.option_groups import with_options
 from splitpoint.text_input import text_argument
 
 
 @with_options(max_new_tokens=512, temperature=0.2, top_p=0.9)
 def chat(
-    bundle: BundleArgument,
+    place: BundleOptions,
     device: options.DeviceOptions,
     sampling: options.SamplingOptions,
     control: options.ControlOptions,
@@ -34,6 +35,7 @@ def chat(
     from splitpoint.chat.session import open_lines, talk_until_the_end
     from splitpoint.chat.slash_commands import ChatState
 
+    bundle = place.folder(device, device.addresses())
     with ExitStack() as stack:
         client = device.open_client(stack, bundle, keep_connected=True, is_watched=True)
         client.check(request)

@@ -11,7 +11,6 @@ import typer
 
 from decoding.params import SamplingParams
 from edge.errors import InputError
-from edge.text_input import check_token
 from optimizer.policy.kv.registry import KV_POLICIES
 from splitpoint.commands.choices import (
     DRAFTS,
@@ -23,51 +22,20 @@ from splitpoint.commands.choices import (
     one_of,
     prefill_places,
 )
-from splitpoint.commands.option_groups import address_of
-from splitpoint.text_input import read_text, text_argument
+from splitpoint.commands.connection_options import CredentialOptions
+from splitpoint.text_input import text_argument
 from splitpoint.views.link_lines import LinkLines
 from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse_size
 
 if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
-    from edge.net.credentials import Credentials
     from optimizer.policy.retry import RetryPolicy
 
 # A server is given this long for the first connection, however short --recover-within is.
 MIN_CONNECT_S: Final = 1.0
 
 MAX_THREADS: Final = 1024  # a typing error beyond this takes the machine's memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class CredentialOptions:
-    """How the device proves who it is, and knows the server."""
-
-    PANEL: ClassVar = "Credentials"
-
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option("--tls-ca", help="CA certificate of the server: turns TLS on."),
-    ] = None
-    tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", help="Client certificate (mTLS).")
-    ] = None
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Client key (mTLS).")] = None
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="File with the access token.")
-    ] = None
-
-    def credentials(self) -> Credentials:
-        """The options as the transport takes them; InputError for a bad token file."""
-        from edge.net.credentials import Credentials
-
-        return Credentials(
-            ca_file=self.tls_ca,
-            cert_file=self.tls_cert,
-            key_file=self.tls_key,
-            token=None if self.token_file is None else read_token(self.token_file),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +112,7 @@ class DeviceOptions(CredentialOptions):
 
     def addresses(self) -> list[str]:
         """The servers. BadParameter for one that cannot be dialled."""
-        return [str(address_of(text, "--server", lowest_port=1)) for text in self.server or ()]
+        return self.addresses_of(self.server)
 
     def limit_bytes(self) -> int | None:
         """The memory limit; None where none was given. BadParameter for no size."""
@@ -336,11 +304,3 @@ def completion_request(
         )
     except InputError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def read_token(path: Path) -> str:
-    """The access token: the file's only line. InputError for what no HTTP header carries."""
-    token = read_text(path).strip()
-    if not token or len(token.split()) != 1:
-        raise InputError(f"{path}: must hold one access token and nothing else")
-    return check_token(token, str(path))

@@ -20,7 +20,7 @@ from hwprofiles.links.profile import LinkProfile, link_names, load_link
 from hwprofiles.profiles.catalog import device_to_yaml, load_device, shipped_devices, to_plain
 from hwprofiles.profiles.compare import compare_devices, key_figures
 from hwprofiles.profiles.device import DeviceProfile
-from splitpoint.commands.generation_options import CredentialOptions
+from splitpoint.commands.connection_options import CredentialOptions
 from splitpoint.commands.option_groups import JsonOption, address_of, with_options
 from splitpoint.text_input import read_text
 from splitpoint.views.long_work import long_work

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
 from splitpoint.commands import generation_options as options
-from splitpoint.commands.option_groups import BundleArgument, JsonOption, with_options
+from splitpoint.commands.connection_options import BundleOptions
+from splitpoint.commands.option_groups import JsonOption, with_options
 from splitpoint.text_input import read_standard_input, read_text, text_argument
 from splitpoint.views.output import print_json
 
@@ -62,7 +63,7 @@ def _text_of(value: str, option: str) -> str:
 
 @with_options()
 def run(
-    bundle: BundleArgument,
+    place: BundleOptions,
     ask: QuestionOptions,
     device: options.DeviceOptions,
     sampling: options.SamplingOptions,
@@ -72,10 +73,13 @@ def run(
 ) -> None:
     """Run one prompt across the split."""
     device.check()
+    if str(place.bundle) == STANDARD_INPUT and ask.text is None:  # the only word is the question
+        place, ask = replace(place, bundle=None), replace(ask, text=STANDARD_INPUT)
     question = ask.question()
     request = options.completion_request(sampling, control, logprobs=logprobs)
     from splitpoint.chat.answering import show_answer, summary
 
+    bundle = place.folder(device, device.addresses())
     with ExitStack() as stack:
         client = device.open_client(stack, bundle, is_watched=sys.stderr.isatty())
         answer = client.start(question, request)

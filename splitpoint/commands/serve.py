@@ -17,6 +17,7 @@ import typer
 
 from optimizer.errors import BundleError
 from protos.addresses import Address, is_loopback
+from splitpoint.commands.access_options import AccessOptions
 from splitpoint.commands.choices import DEVICES, completed, kv_types, one_of, weight_types
 from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
 from splitpoint.views.long_work import long_work
@@ -25,7 +26,6 @@ from splitpoint.views.sizes import MOST_TTFT_S, MOST_WAIT_S, check_seconds, pars
 from splitpoint.views.work_state import WorkState
 
 if TYPE_CHECKING:
-    from cloud.server.access import Access
     from cloud.server.config import ServerConfig
 
 
@@ -166,40 +166,6 @@ class SessionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AccessOptions:
-    """Who may connect."""
-
-    PANEL: ClassVar = "Access"
-
-    tls_cert: Annotated[Path | None, typer.Option(help="Server certificate (PEM).")] = None
-    tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM).")] = None
-    client_ca: Annotated[
-        Path | None, typer.Option("--client-ca", help="CA that clients must come from (mTLS).")
-    ] = None
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Accepted access tokens, one a line, with limits: docs/reference/server.md."
-        ),
-    ] = None
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond loopback without TLS and token.")
-    ] = False
-
-    def access(self) -> Access:
-        """The options as the server takes them."""
-        from cloud.server.access import Access
-
-        return Access(
-            tls_cert=self.tls_cert,
-            tls_key=self.tls_key,
-            client_ca=self.client_ca,
-            token_file=self.token_file,
-            insecure=self.insecure,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class ObservationOptions:
     """What the server tells about itself."""
 
@@ -257,6 +223,7 @@ def serve(
     """Serve the cloud side of BUNDLE. Prints 'listening on HOST:PORT' when it is ready."""
     model.check()
     sessions.check()
+    access.pull_bytes_per_s()
     address = address_of(listen, "--listen")
     metrics = observation.metrics_address(insecure=access.insecure)
     status = observation.status_address(insecure=access.insecure)
@@ -294,6 +261,8 @@ def serve(
             status_host="127.0.0.1" if status is None else status.host,
             status_port=None if status is None else status.port,
             access=access.access(),
+            allow_pull=access.allow_pull,
+            pull_bytes_per_s=access.pull_bytes_per_s(),
         )
 
     _serve(config, bundle, address, observation.log)

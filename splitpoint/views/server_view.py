@@ -24,7 +24,8 @@ def server_lines(facts: Mapping[str, Any]) -> list[str]:
         f"model    {shown_text(facts['model'])}: {layers}, {size_text(facts['weights_bytes'])} "
         f"on {facts['device']}{compiled}",
         f"KV       {size_text(facts['kv_bytes'])}: {facts['kv_tokens']:,} tokens{sessions}",
-        f"access   {_transport(facts)}; {_tenants(facts['tenants'])}",
+        f"access   {_transport(facts)}; {_tenants(facts['tenants'])}"
+        + ("; devices may fetch their files" if facts.get("offers_files") else ""),
     ]
 
 

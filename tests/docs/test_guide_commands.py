@@ -39,6 +39,7 @@ GIVEN: Final = {
     "bad-links.md": ("bundle",),
     "device-page.md": ("bundle",),
     "drafting.md": (MODEL, "bundle"),
+    "fetching-a-bundle.md": ("bundle",),
     "from-the-openai-api.md": ("bundle",),
     "planning-a-deployment.md": (MODEL, "held-out.txt", "server"),
     "simulating-a-fleet.md": ("plan.yaml", "examples"),
@@ -138,6 +139,7 @@ def shell(
 ) -> Iterator[Callable[[Path], GuideShell]]:
     """`shell(page)`: the folder of that guide, with what the guide takes as given."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # what `run` fetches
     found = GuideShell(tmp_path, workshop.model, workshop.build, free_port)
 
     def opened(page: Path) -> GuideShell:

@@ -23,6 +23,7 @@ from cloud.server.stuck_calls import MAX_STUCK_PER_PEER
 from codec.ladder import Ladder
 from protos import wire
 from protos.messages import EdgeMessage, Frame, Open, Opened, ProbeChunk, Result
+from protos.pull import FETCH_PATH, LIST_FILES_PATH
 from tests.conftest import ModelBench
 from tests.hostile.raw_http2 import RawConnection
 from tests.hostile.serve_process import PROGRAM, ServeProcess, serve_process, until
@@ -342,7 +343,8 @@ def test_a_probe_needs_the_token_and_a_token_has_one_line(bundle: Path, tmp_path
     tokens.write_text("sesam name=a\n")
     with serve_process(bundle, "--kv-memory", "16MiB", "--token-file", str(tokens)) as server:
         connection = RawConnection(server.port)
-        for path in (wire.PROBE_PATH, wire.DESCRIBE_PATH, wire.GENERATE_PATH):
+        sessions = (wire.PROBE_PATH, wire.DESCRIBE_PATH, wire.GENERATE_PATH)
+        for path in (*sessions, LIST_FILES_PATH, FETCH_PATH):
             # Nothing was sent: a stranger's message is not even read.
             assert connection.ended(connection.call(path), within_s=10)
         connection.close()

@@ -16,7 +16,7 @@ import typer
 from edge.errors import InputError
 from hwprofiles.links.schedule import read_trace
 from splitpoint.cli import main
-from splitpoint.commands.generation_options import read_token
+from splitpoint.commands.connection_options import read_token
 from splitpoint.commands.run import QuestionOptions
 from splitpoint.text_input import accept_any_text, read_text, text_argument
 from tests.conftest import ModelBench

@@ -36,6 +36,7 @@ def server_facts(
         "max_sessions": config.max_sessions,
         "tls": config.access.tls,
         "client_certificates": config.access.client_ca is not None,
+        "offers_files": parts.pulls.offers_files,
         "tenants": tuple(tenant.name for tenant in parts.tenants.holders),
     }
 
