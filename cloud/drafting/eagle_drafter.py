@@ -53,6 +53,16 @@ class EagleDrafter:
         self._backend = backend_for(torch.device("cpu"))
         self._load = DraftLoad()
 
+    @property
+    def form(self) -> str:
+        """What kind of head it is."""
+        return self._model.spec.form
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its weights in float32, and of its keys and values when all are used."""
+        return self._model.num_bytes + self._pool.limit_bytes
+
     def open(self, *, split: int, max_tokens: int, most: int) -> HeadSession | None:
         """For a session that enters at `split`; None where the head cannot draft for it.
 

@@ -55,6 +55,7 @@ class ServerParts:
     pulls: Pulls
     metrics: Metrics
     tenants: Tenants
+    head: EagleDrafter | None
 
 
 def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> ServerParts:
@@ -136,6 +137,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         pulls=pulls,
         metrics=metrics,
         tenants=tenants,
+        head=head,
     )
 
 

@@ -10,7 +10,7 @@ from splitpoint.views.terminal_text import shown_text
 
 
 def server_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Three lines for people, of `cloud.server.process.Server.facts`."""
+    """Lines for people, of `cloud.server.process.Server.facts`."""
     first, last = facts["first_layer"], facts["num_layers"] - 1
     layers = f"layers {first}-{last} and the head" if first <= last else "the head"
     compiled = ", compiled 8-bit layers" if facts["native"] else ""
@@ -20,10 +20,14 @@ def server_lines(facts: Mapping[str, Any]) -> list[str]:
         sessions = f", {at_once} sessions of {facts['max_tokens']:,} tokens at once"
         if facts["kv_sessions"] > facts["max_sessions"]:
             sessions += " (--max-sessions)"
+    drafts = []
+    if facts.get("draft_head"):
+        drafts = [f"drafts   {facts['draft_head']} head, {size_text(facts['draft_head_bytes'])}"]
     return [
         f"model    {shown_text(facts['model'])}: {layers}, {size_text(facts['weights_bytes'])} "
         f"on {facts['device']}{compiled}",
         f"KV       {size_text(facts['kv_bytes'])}: {facts['kv_tokens']:,} tokens{sessions}",
+        *drafts,
         f"access   {_transport(facts)}; {_tenants(facts['tenants'])}"
         + ("; devices may fetch their files" if facts.get("offers_files") else ""),
     ]

@@ -85,6 +85,7 @@ def test_a_published_head_with_random_weights_changes_no_token(
                 drafted = [ask(client, PROMPTS[at], draft, one) for at, one in enumerate(SAMPLINGS)]
                 assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
         assert len(heard) > NEW_TOKENS
+        assert server.server.facts["draft_head"] == form
         assert server.server.pool.used_bytes == 0
 
 
@@ -92,6 +93,8 @@ class Oracle:
     """A head drafter that knows the answers. Every so many tokens it says a wrong one."""
 
     answers: tuple[tuple[int, ...], ...] = ()
+
+    form, num_bytes = "oracle", 0
 
     def __init__(self, *, wrong_every: int) -> None:
         self._wrong_every = wrong_every

@@ -42,6 +42,12 @@ def test_the_lines_name_model_layers_device_room_and_access() -> None:
     ]
 
 
+def test_a_draft_head_is_named_with_what_it_takes() -> None:
+    lines = server_lines(FACTS | {"draft_head": "eagle", "draft_head_bytes": 40 << 20})
+    assert lines[2] == "drafts   eagle head, 40 MiB"
+    assert len(lines) == 4
+
+
 def test_what_limits_the_sessions_is_said_and_many_tenants_are_counted() -> None:
     changed = {
         "max_sessions": 8,

@@ -22,6 +22,7 @@ def server_facts(
 
     kv_bytes, kv_tokens: room of the KV caches for sessions that enter at the first layer held.
     kv_sessions: so many of them fit at `max_tokens` each, whatever --max-sessions says.
+    draft_head: its form; draft_head_bytes: of its weights and of its keys and values when full.
     """
     shape = engine.kv_shape
     most = min(max_tokens, engine.max_positions)
@@ -29,6 +30,8 @@ def server_facts(
     layers = max(engine.num_layers - engine.first_layer, 1)
     return {
         "native": engine.is_native,
+        "draft_head": None if parts.head is None else parts.head.form,
+        "draft_head_bytes": 0 if parts.head is None else parts.head.num_bytes,
         "kv_bytes": parts.pool.limit_bytes,
         "kv_tokens": parts.pool.num_blocks // layers * KV_BLOCK_TOKENS,
         "kv_sessions": parts.pool.limit_bytes // session_bytes if session_bytes else None,
