@@ -93,13 +93,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         drafting=ServerDrafting(head),
     )
     metrics = Metrics()
-    engine_loop = EngineLoop(
-        engine,
-        config.scheduler or scheduler_for(engine.model.device),
-        observer=metrics,
-        decoding=_decoding(config),
-        drafter=head,
-    )
+    engine_loop = _engine_loop(config, engine, metrics, head)
     tenants = config.access.tenants()
     stream_limits = StreamLimits(idle_ttl_s=config.idle_ttl_s, max_stall_s=config.max_stall_s)
     budget = ByteBudget(ByteLimits.of(config.frame_memory_bytes), has_tenants=len(tenants) > 0)
@@ -177,6 +171,18 @@ def _pulls(config: ServerConfig, bundle: Bundle, budget: ByteBudget) -> Pulls:
         budget=budget,
         bytes_per_s=config.pull_bytes_per_s,
         clock=time.monotonic,
+    )
+
+
+def _engine_loop(
+    config: ServerConfig, engine: ServedEngine, metrics: Metrics, head: EagleDrafter | None
+) -> EngineLoop:
+    return EngineLoop(
+        engine,
+        config.scheduler or scheduler_for(engine.model.device),
+        observer=metrics,
+        decoding=_decoding(config),
+        drafter=head,
     )
 
 
