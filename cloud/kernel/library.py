@@ -1,7 +1,7 @@
 """The compiled kernel (`kernel.c`) through ctypes: 8-bit linear layers and whole decoder layers.
 
-The kernel is optional. Where it was not built, or where the processor has no AVX2, `load` gives
-None and the torch code runs; its numbers differ by float32 noise. Everything here is for a CPU,
+The kernel is optional. Where it was not built, or where the processor has neither AVX2 nor SDOT,
+`load` gives None and the torch code runs; its numbers differ by float32 noise. Everything here is for a CPU,
 float32 activations and int8 weights. `cloud/kernel/README.md` describes the C side.
 """
 
@@ -125,7 +125,7 @@ class NativeKernel:
     def __init__(self, library: ctypes.CDLL, kind: int) -> None:
         self._library = library
         self._kind = ctypes.c_int32(kind)
-        self.name = ("none", "AVX2", "AVX-512 VNNI")[kind]
+        self.name = ("none", "AVX2", "AVX-512 VNNI", "SDOT")[kind]
         self.num_threads = 1
 
     def set_threads(self, count: int) -> None:
@@ -284,6 +284,6 @@ def load() -> NativeKernel | None:
         return None
     kind = int(library.sp_available())
     if kind == 0:
-        logger.info("this processor has no AVX2: 8-bit layers run in torch")
+        logger.info("this processor has neither AVX2 nor SDOT: 8-bit layers run in torch")
         return None
     return NativeKernel(library, kind)
