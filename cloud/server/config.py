@@ -12,7 +12,7 @@ from cloud.engine.weight_types import KV_TYPES, WEIGHT_TYPES
 from cloud.errors import StartError
 from cloud.server.access import Access
 from cloud.server.byte_budget import DEFAULT_TOTAL_BYTES
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import usable_cpus
 from optimizer.policy.batching import Scheduler
 
 
