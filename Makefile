@@ -74,5 +74,8 @@ wheels: work/wheels/venv/.installed  ## Build wheels for x86-64 and Arm, Linux a
 	rm -rf dist
 	$(WHEEL_BIN)/python deploy/wheels/build_wheels.py --out dist
 
+test-arm64: $(STAMP)  ## Run the edge's, codec's and wire's tests on an emulated 64-bit Arm system (needs root)
+	$(BIN)/python -m tests.arm64.emulated
+
 clean:  ## Remove what was built (the virtual environment and models stay)
 	rm -rf work out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

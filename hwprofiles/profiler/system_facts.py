@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import psutil
@@ -83,25 +84,33 @@ def memory_bandwidth(num_bytes: int, budget_s: float) -> tuple[float, Timing]:
 
 
 def storage_read_rate(folder: Path | None, num_bytes: int) -> float | None:
-    """Bytes per second of reading a fresh file past the page cache; None where that is impossible.
+    """Bytes per second of reading a fresh file past the page cache; None where that is impossible,
+    as on a read-only file system.
 
     The file is written, synced and dropped from the page cache (posix_fadvise), then read once.
     A virtual disk may still answer from its host's cache: the figure is what a load would see.
     """
     if not hasattr(os, "posix_fadvise"):
         return None
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            return _read_rate(file, num_bytes)
+    except OSError:
+        return None
+
+
+def _read_rate(file: IO[bytes], num_bytes: int) -> float:
     block = os.urandom(1 << 20)
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        for _ in range(num_bytes // len(block)):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        file.seek(0)
-        start = time.perf_counter()
-        while file.read(1 << 22):
-            pass
-        return num_bytes / (time.perf_counter() - start)
+    for _ in range(num_bytes // len(block)):
+        file.write(block)
+    file.flush()
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file.seek(0)
+    start = time.perf_counter()
+    while file.read(1 << 22):
+        pass
+    return num_bytes / (time.perf_counter() - start)
 
 
 def runs_on_battery() -> bool:

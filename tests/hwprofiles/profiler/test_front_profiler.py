@@ -131,3 +131,7 @@ def test_a_container_without_sys_is_not_on_battery(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("psutil.sensors_battery", no_sys)
     assert not system_facts.runs_on_battery()
     assert not any("battery" in warning for warning in _warnings([1.0, 1.0], [0.0]))
+
+
+def test_without_a_writable_folder_the_storage_rate_is_left_out(tmp_path: Path) -> None:
+    assert system_facts.storage_read_rate(tmp_path / "nowhere", 1 << 20) is None
