@@ -1,7 +1,7 @@
 """Runs the edge's, the codec's and the wire's tests on an emulated 64-bit Arm Debian.
 
     make test-arm64
-    python -m tests.arm64.emulated [--folder DIR] [--only doctor speed answer tests]
+    python -m tests.arm64.emulated [--folder DIR] [--only doctor answer ...]
 
 It makes the system in DIR (default work/arm64; about 1.2 GB, once) with debootstrap and
 qemu-user-static, installs this checkout's wheel in it without a compiler, and runs in it: `doctor`,
@@ -45,7 +45,9 @@ def main() -> int:
     """0 where everything passed or nothing can be run here, 1 otherwise."""
     parser = argparse.ArgumentParser(description="Test on an emulated 64-bit Arm system.")
     parser.add_argument("--folder", type=Path, default=ROOT / "work/arm64")
-    parser.add_argument("--only", nargs="*", help="of: doctor, tests, speed, answer")
+    checks = {"doctor": check_doctor, "speed": check_speed, "answer": check_answer}
+    checks |= {"server-kernel": check_server_kernel, "tests": run_tests}
+    parser.add_argument("--only", nargs="*", choices=sorted(checks), default=sorted(checks))
     asked = parser.parse_args()
     reason = what_is_missing()
     if reason is not None:
@@ -54,13 +56,11 @@ def main() -> int:
     system = ArmSystem(asked.folder)
     system.make()
     wheel = build_wheel(asked.folder)
-    checks = {"doctor": check_doctor, "speed": check_speed, "answer": check_answer}
-    checks["tests"] = run_tests
     failed = []
     with system.mounted():
         system.install(wheel)
         for name, check in checks.items():
-            if asked.only is None or name in asked.only:
+            if name in asked.only:
                 told = check(system)
                 print(f"test-arm64: {name}: {told or 'passed'}", flush=True)
                 if told.startswith("FAILED"):
@@ -186,6 +186,14 @@ def check_speed(system: ArmSystem) -> str:
         f"{word}encoding a row takes {1e3 * found['kernel_s']:.3g} ms with the kernel and "
         f"{1e3 * found['numpy_s']:.3g} ms in numpy, {times:.0f} times (both emulated)"
     )
+
+
+def check_server_kernel(system: ArmSystem) -> str:
+    """The server's kernel for 8-bit layers, with SDOT, against numpy."""
+    library = "/venv/lib/python3*/site-packages/cloud/kernel/_kernel.abi3.so"
+    script = f"cd /src && /venv/bin/python tests/arm64/server_kernel.py {library}"
+    told = system.run(f"{script} || echo FAILED").strip()
+    return " ".join(reversed(told.splitlines())) if "FAILED" in told else told
 
 
 def check_answer(system: ArmSystem) -> str:
