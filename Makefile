@@ -8,10 +8,11 @@ STAMP := $(VENV)/.installed
 # GPU: make setup TORCH="torch"
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup demo test prove check lint types arch docs protos sanitize bench soak dist clean
+.PHONY: help setup demo test prove check lint types arch docs protos sanitize bench soak dist wheels \
+	test-arm64 clean
 
 help:  ## Show this help
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -62,6 +63,19 @@ soak: $(STAMP)  ## Honest and hostile clients for ten minutes; memory, threads, 
 dist: $(STAMP)  ## Build the source archive and this machine's wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
+
+WHEEL_BIN := work/wheels/venv/bin
+work/wheels/venv/.installed: deploy/wheels/requirements.txt
+	$(PYTHON) -m venv work/wheels/venv
+	$(WHEEL_BIN)/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+wheels: work/wheels/venv/.installed  ## Build wheels for x86-64 and Arm, Linux and macOS, into dist/; no compiler needed
+	rm -rf dist
+	$(WHEEL_BIN)/python deploy/wheels/build_wheels.py --out dist
+
+test-arm64: $(STAMP)  ## Run the edge's, codec's and wire's tests on an emulated 64-bit Arm system (needs root)
+	$(BIN)/python -m tests.arm64.emulated
 
 clean:  ## Remove what was built (the virtual environment and models stay)
 	rm -rf work out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Final, TypeVar
 
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import usable_cpus
 
 Result = TypeVar("Result")
 

@@ -18,6 +18,7 @@ import typer
 import typer.main
 from typer.exceptions import TyperException
 
+from hwprofiles.machine_limits import limit_library_threads
 from splitpoint.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, one_line
 from splitpoint.settings import (
     defaults_from,
@@ -123,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # gRPC's core logs to stderr below Python's logging; every failure gets its one line from us.
     os.environ.setdefault("GRPC_VERBOSITY", "INFO" if "--debug" in arguments else "NONE")
+    limit_library_threads()  # before any of them is imported
     is_completing = COMPLETE_VARIABLE in os.environ
     wanted, config = _wanted(_completed_words() if is_completing else arguments)
     app = make_app([wanted] if wanted in COMMANDS else COMMANDS)

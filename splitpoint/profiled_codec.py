@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from codec.bench import synthetic_ladder, synthetic_rows
+from codec.kernel.library import is_compiled
 from codec.ladder import Ladder
 from codec.levels.registry import KINDS
 from hwprofiles.profiler.measured_backends import Call
@@ -14,6 +15,9 @@ class ProfiledCodec:
     """`hwprofiles.profiler.measured_backends.CodecKernels` over every registered kind."""
 
     kinds: tuple[str, ...] = tuple(kind.name for kind in KINDS)
+
+    def __init__(self) -> None:
+        self.runs_in = "compiled" if is_compiled() else "numpy"
 
     def coder(self, kind: str, *, hidden_size: int, num_rows: int) -> tuple[Call, Call]:
         """See CodecKernels."""

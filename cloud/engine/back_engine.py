@@ -237,6 +237,8 @@ class BackEngine:
         """
         kernel = native.load() if self.model.device.type == "cpu" else None
         if kernel is None:
+            if self.model.device.type == "cpu" and any(map(suits, filter(None, self._fused))):
+                logger.warning("torch runs the 8-bit layers, slower: %s", native.why_torch_runs())
             return None
         layers = [layer for layer in self._fused if layer is not None and suits(layer)]
         whole = len(layers) == len(self._fused) > 0

@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from cloud.engine.batch_entry import FloatRows
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import usable_cpus
 from protos.messages import Frame
 
 # Makes a frame's rows, float32 [T, D], on any thread; raises what its session ends with.

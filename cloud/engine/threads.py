@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import usable_cpus
 
 
 def use_threads(count: int | None = None) -> int:

@@ -55,8 +55,8 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
                 /* The address may be beyond the arena, where a prefetch does nothing. */
                 uintptr_t ahead = (uintptr_t)keys + (uintptr_t)(16 * pitch) * sizeof(float);
                 for (int v = 0; v < NV; v++) {
-                    _mm_prefetch((const char *)(ahead + 64u * (unsigned)v), _MM_HINT_T0);
-                    _mm_prefetch((const char *)(keys + value_offset - key_offset + 16 * v), _MM_HINT_T0);
+                    __builtin_prefetch((const char *)(ahead + 64u * (unsigned)v));
+                    __builtin_prefetch((const char *)(keys + value_offset - key_offset + 16 * v));
                 }
                 block[held++] = keys;
                 keys += pitch;

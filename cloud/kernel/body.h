@@ -1,5 +1,5 @@
 /* The loops of kernel.c, which includes this file once for each instruction set, so it has no include
- * guard. NAME(x) names the functions, VNNI is 0 or 1.
+ * guard. NAME(x) names the functions, VNNI and SDOT are 0 or 1 (both 0: AVX2).
  *
  * A row that is not finite stays so: quantize and norm_row make NaN of all its outputs. No step turns
  * such a row into numbers, and none carries it to another row. Integers never come from NaN or
@@ -16,6 +16,11 @@ typedef uint32_t NAME(vu) __attribute__((vector_size(64), aligned(4), may_alias)
 static inline float NAME(hsum)(VF v) {
 #if VNNI
     return _mm512_reduce_add_ps((__m512)v);
+#elif SDOT
+    const float *lanes = (const float *)&v;
+    float32x4_t a = vaddq_f32(vld1q_f32(lanes), vld1q_f32(lanes + 8));
+    a = vaddq_f32(a, vaddq_f32(vld1q_f32(lanes + 4), vld1q_f32(lanes + 12)));
+    return vaddvq_f32(a);
 #else
     const float *lanes = (const float *)&v;
     __m256 a = _mm256_add_ps(_mm256_loadu_ps(lanes), _mm256_loadu_ps(lanes + 8));
@@ -162,6 +167,24 @@ static inline __attribute__((always_inline)) void NAME(dot)(
     }
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) _mm512_storeu_si512(sums + 64 * r + 16 * v, acc[r][v]);
+#elif SDOT
+    const int8x16_t flip = vdupq_n_s8(-128);
+    for (int part = 0; part < V; part++) {
+        int32x4_t acc[6][4];
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < 4; v++) acc[r][v] = vdupq_n_s32(0);
+        for (int64_t q = 0; q < quads; q++) {
+            int8x16_t w[4];
+            for (int v = 0; v < 4; v++)
+                w[v] = veorq_s8(vreinterpretq_s8_u8(vld1q_u8(packed + 256 * q + 64 * part + 16 * v)), flip);
+            for (int r = 0; r < R; r++) {
+                int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(NAME(quad)(digits + r * pitch + 4 * q)));
+                for (int v = 0; v < 4; v++) acc[r][v] = vdotq_s32(acc[r][v], w[v], x);
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < 4; v++) vst1q_s32(sums + 64 * r + 16 * part + 4 * v, acc[r][v]);
+    }
 #else
     const __m256i flip = _mm256_set1_epi8((char)0x80), ones = _mm256_set1_epi16(1);
     for (int part = 0; part < V; part++) {

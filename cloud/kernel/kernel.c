@@ -6,8 +6,9 @@
  * Keys and values are in the arena of cloud/kv/pool.py; the kernel reads them there.
  *
  * Weights are packed [N/64][K/4][64][4] as code + 128: a step reads them once, from front to back.
- * There is code for AVX2 and for AVX-512 VNNI, chosen at run time. On other machines `sp_available`
- * gives 0 and torch runs the layers. Python calls it through ctypes. The arithmetic is ours.
+ * There is code for AVX2, for AVX-512 VNNI and for Arm's SDOT, chosen at run time. On other machines
+ * `sp_available` gives 0 and torch runs the layers. Python calls it through ctypes. The arithmetic is
+ * ours.
  * README.md in this folder has the rest: the files, the threads, the ABI.
  */
 #include <stdint.h>
@@ -18,10 +19,16 @@
 #define API __attribute__((visibility("default")))
 #endif
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#if defined(__GNUC__) && defined(__linux__) && (defined(__x86_64__) || defined(__AARCH64EL__))
 #define BUILT 1
 #include <float.h>
+#ifdef __x86_64__
+#include <cpuid.h>
 #include <immintrin.h>
+#else
+#include <arm_neon.h>
+#include <sys/auxv.h>
+#endif
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -191,32 +198,76 @@ static void plan_layers(LayersJob *job) {
     }
 }
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+/* From here on code for more instructions than the compiler's own choice, until TARGET_END. */
+#ifdef __clang__
+#define PRAGMA(text) _Pragma(#text)
+#define TARGET(isa) PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define TARGET_END PRAGMA(clang attribute pop)
+#define WIDE "" /* clang takes it from the command line: -mprefer-vector-width=512 */
+#else
+#define PRAGMA(text) _Pragma(#text)
+#define TARGET(isa) PRAGMA(GCC push_options) PRAGMA(GCC target(isa))
+#define TARGET_END PRAGMA(GCC pop_options)
+#define WIDE ",prefer-vector-width=512"
+#endif
+
+#ifdef __x86_64__
+#define SDOT 0
+TARGET("avx2,fma")
 #define NAME(x) x##_avx2
 #define VNNI 0
 #include "body.h"
 #undef NAME
 #undef VNNI
-#pragma GCC pop_options
+TARGET_END
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
+TARGET("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni" WIDE)
 #define NAME(x) x##_avx512
 #define VNNI 1
 #include "body.h"
 #undef NAME
 #undef VNNI
-#pragma GCC pop_options
+TARGET_END
 
-/* The instruction set: 0 none that we need, 1 AVX2, 2 AVX-512 VNNI. */
-API int32_t sp_available(void) {
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return 2;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0;
+#define RUN(what, kind) ((kind) == 2 ? what##_avx512 : what##_avx2)
+#else
+#define SDOT 1
+#ifdef __clang__
+TARGET("dotprod")
+#else
+TARGET("arch=armv8.2-a+dotprod")
+#endif
+#define NAME(x) x##_sdot
+#define VNNI 0
+#include "body.h"
+#undef NAME
+#undef VNNI
+TARGET_END
+
+#define RUN(what, kind) ((void)(kind), what##_sdot)
+#endif
+
+#ifdef __x86_64__
+/* Asked of the processor itself: __builtin_cpu_supports gives 0 under some cross compilers. Intel's
+ * manual, volume 2, CPUID and XGETBV; XCR0 tells which registers the operating system saves. */
+static int32_t best_kind(void) {
+    uint32_t a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    const uint32_t needed = 1u << 12 | 1u << 27 | 1u << 28; /* FMA, OSXSAVE, AVX */
+    if ((c & needed) != needed) return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (low & 0x06) != 0x06 || !(b & 1u << 5)) return 0;
+    const uint32_t f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
+    return (low & 0xE6) == 0xE6 && (b & f_dq_bw_vl) == f_dq_bw_vl && c & 1u << 11 ? 2 : 1;
 }
+#else
+static int32_t best_kind(void) {
+    return getauxval(AT_HWCAP) & 1ul << 20 ? 3 : 0; /* HWCAP_ASIMDDP */
+}
+#endif
+
+/* The instruction set: 0 none that we need, 1 AVX2, 2 AVX-512 VNNI, 3 SDOT of Arm. */
+API int32_t sp_available(void) { return best_kind(); }
 
 /* Layers [first_layer, first_layer + num_layers) over all rows of `step`. */
 API void sp_layers(const Layer *layers, int64_t first_layer, int64_t num_layers, const Step *step,
@@ -224,7 +275,7 @@ API void sp_layers(const Layer *layers, int64_t first_layer, int64_t num_layers,
     if (num_layers < 1 || step->num_rows < 1) return;
     LayersJob job = {.layers = layers, .first_layer = first_layer, .step = step};
     job.base = (Job){num_layers * NUM_LAYER_PHASES, count_layer_chunks,
-                     kind == 2 ? run_layers_avx512 : run_layers_avx2};
+                     RUN(run_layers, kind)};
     plan_layers(&job);
     execute(&job.base);
 }
@@ -236,7 +287,7 @@ API void sp_linear(const Linear *linear, const float *norm, float eps, const flo
     LinearJob job = {.linear = linear, .norm = norm, .eps = eps, .x = x, .out = out, .step = step,
                      .tiles = tiles_of(linear, step->num_rows, atomic_load(&pool.limit)),
                      .size = items_a_chunk(linear->k, step->num_rows)};
-    job.base = (Job){2, count_linear_chunks, kind == 2 ? run_linear_avx512 : run_linear_avx2};
+    job.base = (Job){2, count_linear_chunks, RUN(run_linear, kind)};
     execute(&job.base);
 }
 
@@ -247,7 +298,7 @@ API void sp_attend(const Step *step, int64_t layer, float scale, int32_t kind) {
     if (step->num_rows < 1) return;
     AttendJob job = {.step = step, .layer = layer, .scale = scale,
                      .size = items_a_chunk(ATTEND_COST, step->num_rows * step->kv_heads)};
-    job.base = (Job){1, count_attend_chunks, kind == 2 ? run_attend_avx512 : run_attend_avx2};
+    job.base = (Job){1, count_attend_chunks, RUN(run_attend, kind)};
     execute(&job.base);
 }
 

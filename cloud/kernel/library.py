@@ -1,8 +1,8 @@
 """The compiled kernel (`kernel.c`) through ctypes: 8-bit linear layers and whole decoder layers.
 
-The kernel is optional. Where it was not built, or where the processor has no AVX2, `load` gives
-None and the torch code runs; its numbers differ by float32 noise. Everything here is for a CPU,
-float32 activations and int8 weights. `cloud/kernel/README.md` describes the C side.
+The kernel is optional. Where it was not built, or where the processor has neither AVX2 nor SDOT,
+`load` gives None and the torch code runs; its numbers differ by float32 noise. Everything here is
+for a CPU, float32 activations and int8 weights. `cloud/kernel/README.md` describes the C side.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import platform
 from collections.abc import Sequence
 from typing import Final
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec.kernel.loader import CFunction, KernelSpec, load_kernel
+from codec.kernel.remedy import remedy
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ class NativeKernel:
     def __init__(self, library: ctypes.CDLL, kind: int) -> None:
         self._library = library
         self._kind = ctypes.c_int32(kind)
-        self.name = ("none", "AVX2", "AVX-512 VNNI")[kind]
+        self.name = ("none", "AVX2", "AVX-512 VNNI", "SDOT")[kind]
         self.num_threads = 1
 
     def set_threads(self, count: int) -> None:
@@ -284,6 +286,16 @@ def load() -> NativeKernel | None:
         return None
     kind = int(library.sp_available())
     if kind == 0:
-        logger.info("this processor has no AVX2: 8-bit layers run in torch")
+        logger.info("this processor has neither AVX2 nor SDOT: 8-bit layers run in torch")
         return None
     return NativeKernel(library, kind)
+
+
+def why_torch_runs() -> str:
+    """Why `load` gives None, and what helps where something does."""
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
+        return "the compiled kernel is for Linux on x86-64 and 64-bit Arm"
+    if load_kernel(_KERNEL) is None:
+        return f"the compiled kernel is not there; to fix: {remedy()}"
+    needs = "AVX2" if platform.machine() == "x86_64" else "SDOT (Armv8.2)"
+    return f"this processor has no {needs}"

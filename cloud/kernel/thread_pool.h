@@ -22,7 +22,25 @@
 #define MAX_THREADS 64
 #define COUNT_BITS 20 /* of the ticket; the bits above count phases */
 #define COUNT_MASK ((1ull << COUNT_BITS) - 1)
-#define SPIN_TICKS 100000 /* of the time-stamp counter, 2 to 4 to the nanosecond: 25 to 50 us */
+
+/* A counter that every thread may read, how far it gets in 25 to 50 us, and a rest in a busy wait. */
+#ifdef __x86_64__
+static uint64_t ticks(void) { return __rdtsc(); }
+static uint64_t spin_ticks(void) { return 100000; } /* 2 to 4 to the nanosecond */
+static void rest(void) { _mm_pause(); }
+#else
+static uint64_t ticks(void) {
+    uint64_t value;
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(value));
+    return value;
+}
+static uint64_t spin_ticks(void) {
+    uint64_t a_second;
+    __asm__ volatile("mrs %0, cntfrq_el0" : "=r"(a_second));
+    return a_second / 30000;
+}
+static void rest(void) { __asm__ volatile("yield"); }
+#endif
 
 typedef struct Job Job;
 struct Job {
@@ -59,11 +77,11 @@ static void publish(void) {
 }
 
 static void wait_for_more(unsigned seen, atomic_uint *sleepers) {
-    uint64_t until = __rdtsc() + SPIN_TICKS;
+    uint64_t until = ticks() + spin_ticks();
     do {
-        _mm_pause();
+        rest();
         if (atomic_load_explicit(&pool.published, memory_order_acquire) != seen) return;
-    } while (__rdtsc() < until);
+    } while (ticks() < until);
     atomic_fetch_add(sleepers, 1);
     futex(&pool.published, FUTEX_WAIT, seen);
     atomic_fetch_sub(sleepers, 1);

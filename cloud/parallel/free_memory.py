@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
+
+from hwprofiles.machine_limits import available_memory_bytes
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on the GPU, or in this machine's main memory."""
+    """Bytes free on the GPU, or in main memory as far as this process's group may use it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return available_memory_bytes()

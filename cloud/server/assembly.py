@@ -30,6 +30,7 @@ from cloud.sessions.lifecycle import Lifecycle
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel, load_ladders
 from cloud.sessions.tenants import Tenants
+from codec.slow_path import warn_without_kernel
 from optimizer.artifacts.bundle import Bundle
 
 # Without --kv-memory: this share of what is free once the weights are loaded.
@@ -64,12 +65,16 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
     Raises StartError for a KV cache, a token file or a draft head that cannot be had, and
     TablesError.
     """
+    ladders = load_ladders(bundle)
+    ladder = ladders.get(bundle.plan.partition.split)
+    if ladder is not None and bundle.plan.level in ladder.names:
+        warn_without_kernel(ladder, bundle.plan.level, decodes=True)
     served = ServedModel(
         bundle.plan,
         layers=range(engine.first_layer, engine.num_layers),
         hidden_size=engine.hidden_size,
         max_tokens=min(bundle.plan.max_tokens, engine.max_positions),
-        ladders=load_ladders(bundle),
+        ladders=ladders,
         max_positions=engine.max_positions,
         embedding=None if engine.model.embedding is None else engine.model.embedding.rows,
     )

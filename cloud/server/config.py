@@ -13,7 +13,7 @@ from cloud.errors import StartError
 from cloud.server.access import Access
 from cloud.server.byte_budget import DEFAULT_TOTAL_BYTES
 from cloud.server.pulls import DEFAULT_PULL_BYTES_PER_S
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import usable_cpus
 from optimizer.policy.batching import Scheduler
 from protos.addresses import is_loopback
 

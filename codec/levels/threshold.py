@@ -36,11 +36,22 @@ class Sparse(NamedTuple):
 
 
 def mask_top_k(rows: Rows, k: int) -> Mask:
-    """[T, D], true at the k largest magnitudes of each row of [T, D]."""
-    mask = np.zeros(rows.shape, dtype=np.bool_)
-    if k > 0 and len(rows):
-        top = np.argpartition(np.abs(rows), rows.shape[1] - k, axis=1)[:, -k:]  # [T, k]
-        mask[np.arange(len(rows))[:, None], top] = True
+    """[T, D], true at the k largest magnitudes of each row of [T, D]; NaN counts as the largest.
+
+    Among equal magnitudes the first columns win. So frames are the same on every processor, where
+    a partition's order among equals is not.
+    """
+    if k == 0 or len(rows) == 0:
+        return np.zeros(rows.shape, dtype=np.bool_)
+    size = np.abs(rows)
+    size[np.isnan(size)] = np.inf
+    least = np.partition(size, rows.shape[1] - k, axis=1)[:, -k, None]  # [T, 1], the k-th largest
+    mask: Mask = size > least
+    equal = size == least
+    left = k - mask.sum(axis=1, keepdims=True)
+    if (equal.sum(axis=1, keepdims=True) > left).any():
+        equal &= np.cumsum(equal, axis=1) <= left
+    mask |= equal
     return mask
 
 

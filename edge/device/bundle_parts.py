@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from codec.ladder import Ladder
+from codec.levels.lossless import LOSSLESS
+from codec.slow_path import warn_without_kernel
+from edge.device.memory_limit import needed_memory, runtime_bytes
 from edge.device.tokenizer import ChatTokenizer
+from hwprofiles.machine_limits import memory_limit_bytes
 from optimizer.artifacts.bundle import TEMPLATE_NAME, Bundle, EdgeSettings, tables_name
 from optimizer.artifacts.plan import Plan
 
@@ -14,10 +18,19 @@ from optimizer.artifacts.plan import Plan
 def planned_limit(plan: Plan, given: int | None) -> int | None:
     """Bytes of memory that a device may take: those given, else those that the plan was made for.
 
-    None when there is no limit.
+    Where a control group's limit is less, it counts instead: beyond it the system would end the
+    process. A group's limit alone counts where the plan needs more than half of it. None when there
+    is no limit.
     """
-    limit = None if plan.limits is None else plan.limits.edge_memory_bytes
-    return given if given is not None or limit is None else int(limit)
+    planned = None if plan.limits is None else plan.limits.edge_memory_bytes
+    asked = given if given is not None or planned is None else int(planned)
+    group = memory_limit_bytes()
+    if asked is not None:
+        return asked if group is None else min(asked, group)
+    if group is None:
+        return None
+    needed = needed_memory(plan, runtime_bytes(), sequences=1).total_bytes
+    return group if 2 * needed > group else None
 
 
 def tokenizer_of(
@@ -40,11 +53,18 @@ def tables_of(bundle: Bundle) -> dict[int, Path]:
 
 
 def ladders_of(tables: Mapping[int, Path], plan: Plan) -> dict[int, Ladder]:
-    """The levels at each of the plan's splits; the lossless one alone without tables."""
+    """The levels at each of the plan's splits; the lossless one alone without tables.
+
+    Warns once a process where rows will be encoded without the compiled kernel.
+    """
     hidden_size = plan.model.geometry.hidden_size
-    return {
+    ladders = {
         split: Ladder.load(tables[split], hidden_size=hidden_size)
         if split in tables
         else Ladder.lossless(hidden_size)
         for split in plan.splits
     }
+    if not plan.edge_is_whole:
+        ladder = ladders[plan.partition.split]
+        warn_without_kernel(ladder, plan.level if plan.level in ladder.names else LOSSLESS.name)
+    return ladders

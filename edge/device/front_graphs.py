@@ -18,8 +18,8 @@ import onnxruntime as ort
 from edge.device.mapped_pages import MappedFiles, release_read_only_pages
 from edge.errors import FrontError, InputError
 from edge.text_input import utf8_path
-from hwprofiles.cpus import usable_cpus
 from hwprofiles.heap import trim_heap
+from hwprofiles.machine_limits import usable_cpus
 from optimizer.artifacts.bundle import front_names
 from optimizer.artifacts.plan import Plan
 

@@ -1,4 +1,4 @@
-"""Which CPUs this process runs on. Their number (`hwprofiles.cpus`) sets the threads."""
+"""Which CPUs this process runs on. Their number (`hwprofiles.machine_limits`) sets the threads."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from typing import Final
 
 import psutil
 
+from hwprofiles.machine_limits import available_memory_bytes, total_memory_bytes
 from optimizer.policy.split_moves import Signs
 
 LEAST_CRITICAL_C: Final = 50.0  # drivers that know none report 0, or what is no temperature
@@ -13,8 +14,8 @@ LEAST_CRITICAL_C: Final = 50.0  # drivers that know none report 0, or what is no
 
 def read_signs() -> Signs:
     """The signs of this moment. What the system does not show is None."""
-    memory = psutil.virtual_memory()
-    return Signs(free_memory=memory.available / memory.total, battery=_battery(), heat=_heat())
+    free_memory = available_memory_bytes() / total_memory_bytes()
+    return Signs(free_memory=free_memory, battery=_battery(), heat=_heat())
 
 
 def _battery() -> float | None:

@@ -15,9 +15,7 @@ import statistics
 from dataclasses import dataclass, replace
 from datetime import date
 
-import psutil
-
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import total_memory_bytes, usable_cpus
 from hwprofiles.profiler import system_facts
 from hwprofiles.profiler.back_stack import (
     PATIENCE_S,
@@ -33,6 +31,8 @@ from hwprofiles.profiler.parts import (
     MB,
     Progress,
     codec_speeds,
+    codec_version,
+    codec_warnings,
     digits,
     figure,
     median_of,
@@ -150,7 +150,11 @@ def profile_server(
             operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
             engine=kernels.engine,
             accelerator=kernels.accelerator,
-            versions={"python": platform.python_version(), **kernels.versions()},
+            versions={
+                "python": platform.python_version(),
+                **kernels.versions(),
+                **codec_version(codec),
+            },
         ),
         memory=memory,
         kernels=rates.kernels,
@@ -160,7 +164,10 @@ def profile_server(
         sources={
             "bench": Source(kind="measured", reference=command, date=date.today().isoformat())
         },
-        warnings=tuple(quality_warnings(references, spreads)),
+        warnings=(
+            *codec_warnings(speeds, codec),
+            *quality_warnings(references, spreads),
+        ),
     )
 
 
@@ -294,7 +301,7 @@ def _memory(kernels: BackKernels, effort: BackEffort) -> Memory:
     size = int(128 * MB)
     copied = measure(kernels.copy(size), budget_s=effort.budget_s, patience_s=PATIENCE_S)
     own = kernels.memory_bytes()
-    total = psutil.virtual_memory().total if own is None else own[0]
+    total = total_memory_bytes() if own is None else own[0]
     usable = system_facts.usable_memory_bytes() if own is None else own[1]
     base = system_facts.process_base_bytes(kernels.base_code())
     return Memory(

@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
-import psutil
-
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import total_memory_bytes, usable_cpus
 from hwprofiles.profiler import kernel_runs, system_facts
 from hwprofiles.profiler.front_pass import ATTENTION, Effort, one_pass
 from hwprofiles.profiler.measured_backends import CodecKernels
@@ -25,6 +23,8 @@ from hwprofiles.profiler.parts import (
     MB,
     Progress,
     codec_speeds,
+    codec_version,
+    codec_warnings,
     figure,
     median_of,
     quality_warnings,
@@ -106,7 +106,11 @@ def profile_device(
             num_threads=threads,
             operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
             engine="onnxruntime-cpu",
-            versions={"python": platform.python_version(), **kernel_runs.versions()},
+            versions={
+                "python": platform.python_version(),
+                **kernel_runs.versions(),
+                **codec_version(codec),
+            },
         ),
         memory=memory,
         kernels=rates.kernels,
@@ -117,7 +121,11 @@ def profile_device(
             "bench": Source(kind="measured", reference=command, date=date.today().isoformat())
         },
         storage_read_bytes_per_s=Figure(value=storage, source="bench") if storage else None,
-        warnings=(*_thread_warnings(sweep), *quality_warnings(references, spreads)),
+        warnings=(
+            *_thread_warnings(sweep),
+            *codec_warnings(speeds, codec),
+            *quality_warnings(references, spreads),
+        ),
     )
 
 
@@ -153,7 +161,7 @@ def _thread_sweep(effort: Effort) -> dict[int, float]:
 def _memory(effort: Effort) -> Memory:
     bandwidth, timing = system_facts.memory_bandwidth(int(128 * MB), effort.budget_s)
     return Memory(
-        total_bytes=Figure(value=float(psutil.virtual_memory().total), source="bench"),
+        total_bytes=Figure(value=float(total_memory_bytes()), source="bench"),
         usable_bytes=Figure(value=float(system_facts.usable_memory_bytes()), source="bench"),
         runtime_base_bytes=Figure(value=float(system_facts.process_base_bytes()), source="bench"),
         bandwidth_bytes_per_s=figure(bandwidth, timing),

@@ -90,9 +90,13 @@ class BackKernels(Protocol):
 
 
 class CodecKernels(Protocol):
-    """The codec's coders over made-up rows. `kinds`: names of the kinds of codec to measure."""
+    """The codec's coders over made-up rows. `kinds`: names of the kinds of codec to measure.
+
+    runs_in: "compiled" or "numpy", what the coders run in on this machine.
+    """
 
     kinds: tuple[str, ...]
+    runs_in: str
 
     def coder(self, kind: str, *, hidden_size: int, num_rows: int) -> tuple[Call, Call]:
         """Two calls: one encodes a frame of `num_rows` rows, one decodes it."""

@@ -10,7 +10,7 @@ from typing import Any
 from hwprofiles.profiler import system_facts
 from hwprofiles.profiler.measured_backends import CodecKernels
 from hwprofiles.profiler.timing import Timing, measure
-from hwprofiles.profiles.device import CodecSpeed, Figure
+from hwprofiles.profiles.device import CODEC_KERNEL, IN_NUMPY, CodecSpeed, Figure
 
 MB = 1e6
 NOISY_SPREAD, DRIFT = 0.25, 0.10
@@ -77,6 +77,31 @@ def quality_warnings(references: Sequence[float], spreads: Sequence[float]) -> I
     throttled = system_facts.throttle_events()
     if throttled:
         yield f"the processor has throttled {throttled} times since it was started: check cooling"
+
+
+def codec_version(kernels: CodecKernels | None) -> dict[str, str]:
+    """For a profile's `versions`: what the codec was timed in; empty where it was not timed."""
+    return {} if kernels is None else {CODEC_KERNEL: kernels.runs_in}
+
+
+def codec_warnings(speeds: Sequence[CodecSpeed], kernels: CodecKernels | None) -> Iterator[str]:
+    """Words for a person where the codec was timed in numpy, with what its slowest row takes."""
+    if kernels is None or kernels.runs_in != IN_NUMPY:
+        return
+    width = CODEC_WIDTHS[0]
+    slowest = max(
+        (
+            speed.encode_fixed_s + width * speed.encode_s_per_element
+            for speed in speeds
+            if speed.hidden_size == width
+        ),
+        default=0.0,
+    )
+    yield (
+        "the codec was timed in numpy, without its compiled kernel: encoding a row of "
+        f"{width} takes up to {1e3 * slowest:.3g} ms; plans count it ('splitpoint doctor' says "
+        "how to get the kernel)"
+    )
 
 
 def codec_speeds(kernels: CodecKernels, budget_s: float) -> tuple[CodecSpeed, ...]:

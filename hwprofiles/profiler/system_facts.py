@@ -10,11 +10,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import psutil
 
-from hwprofiles.cgroups import CGROUP_ROOT, group_folders, text_of
+from hwprofiles.machine_limits import memory_limit_bytes
 from hwprofiles.profiler.timing import Timing, measure
 
 # What an edge process imports besides this project; those not installed are left out.
@@ -38,30 +39,12 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def cgroup_limit_bytes(root: Path = CGROUP_ROOT, membership: str | None = None) -> int | None:
-    """The tightest memory limit of our cgroup and its parents, v2 or v1; None without one."""
-    found = [
-        limit
-        for folder, is_v2 in group_folders("memory", root, membership)
-        if (limit := _limit(folder / ("memory.max" if is_v2 else "memory.limit_in_bytes")))
-        is not None
-    ]
-    return min(found, default=None)
-
-
-def _limit(path: Path) -> int | None:
-    text = text_of(path)
-    # cgroup v1 writes "no limit" as a huge number of whole pages.
-    is_limit = text is not None and text.isascii() and text.isdigit() and int(text[:32]) < 1 << 62
-    return int(text) if text is not None and is_limit else None
-
-
 def usable_memory_bytes() -> int:
     """What one process of ours may take: the least of available memory less a reserve, the
     cgroup's limit and RLIMIT_AS / RLIMIT_DATA."""
     memory = psutil.virtual_memory()
     limits = [int(min(memory.available, memory.total * (1 - KEEP_FREE)))]
-    group = cgroup_limit_bytes()
+    group = memory_limit_bytes()
     if group is not None:
         limits.append(group)
     for name in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
@@ -101,25 +84,33 @@ def memory_bandwidth(num_bytes: int, budget_s: float) -> tuple[float, Timing]:
 
 
 def storage_read_rate(folder: Path | None, num_bytes: int) -> float | None:
-    """Bytes per second of reading a fresh file past the page cache; None where that is impossible.
+    """Bytes per second of reading a fresh file past the page cache; None where that is impossible,
+    as on a read-only file system.
 
     The file is written, synced and dropped from the page cache (posix_fadvise), then read once.
     A virtual disk may still answer from its host's cache: the figure is what a load would see.
     """
     if not hasattr(os, "posix_fadvise"):
         return None
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            return _read_rate(file, num_bytes)
+    except OSError:
+        return None
+
+
+def _read_rate(file: IO[bytes], num_bytes: int) -> float:
     block = os.urandom(1 << 20)
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        for _ in range(num_bytes // len(block)):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        file.seek(0)
-        start = time.perf_counter()
-        while file.read(1 << 22):
-            pass
-        return num_bytes / (time.perf_counter() - start)
+    for _ in range(num_bytes // len(block)):
+        file.write(block)
+    file.flush()
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file.seek(0)
+    start = time.perf_counter()
+    while file.read(1 << 22):
+        pass
+    return num_bytes / (time.perf_counter() - start)
 
 
 def runs_on_battery() -> bool:

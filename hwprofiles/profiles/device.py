@@ -8,7 +8,7 @@ its own source. `hwprofiles.profiles.catalog` finds and loads profiles.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from hwprofiles.errors import ProfileError
 from hwprofiles.profiles.checks import check_part, check_rising, walk
@@ -195,6 +195,11 @@ class Overheads:
     session_s: Figure | None = None
     sample_s_per_logit: Figure | None = None
     message_s: Figure | None = None
+
+
+# In `Platform.versions`: what the codec was timed in, "compiled" or IN_NUMPY. Old files have none.
+CODEC_KERNEL: Final = "codec_kernel"
+IN_NUMPY: Final = "numpy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

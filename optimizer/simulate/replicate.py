@@ -8,7 +8,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Final
 
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import usable_cpus
 from optimizer.simulate.record import Record
 from optimizer.simulate.setup import Setup
 from optimizer.simulate.simulation import simulate

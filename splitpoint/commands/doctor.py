@@ -38,7 +38,7 @@ PACKAGES_OF_SIDE = {
     "build": ("onnx", "onnx-ir", "optimum", "gguf", "accelerate"),
     "simulate": ("simpy", "matplotlib"),
 }
-BUILD_KERNEL = "slower without: install from source where there is a C compiler"
+DOCTOR_WIDTH = 576  # of the rows that a missing kernel is timed on
 
 
 class Check(NamedTuple):
@@ -123,26 +123,33 @@ def _try_codec() -> str:
 
 def _codec_kernel() -> Check:
     from codec.kernel.library import is_compiled
+    from codec.kernel.remedy import remedy
 
     if is_compiled():
         return Check("codec kernel", "compiled")
-    return Check("codec kernel", "none, numpy does its work", BUILD_KERNEL)
+    from codec.bench import synthetic_ladder
+    from codec.levels.calibrated_kind import CALIBRATED
+    from codec.slow_path import row_seconds
+
+    ladder, level = synthetic_ladder(DOCTOR_WIDTH), CALIBRATED.name
+    encode_s, decode_s = row_seconds(ladder, level)
+    found = (
+        f"none, numpy does its work: a row of {DOCTOR_WIDTH} takes {1e3 * encode_s:.3g} ms to "
+        f"encode and {1e3 * decode_s:.3g} ms to decode ({level})"
+    )
+    return Check("codec kernel", found, remedy())
 
 
 def _cloud_kernel() -> Check:
     what = "8-bit server kernel"
     if find_spec("torch") is None:
         return Check(what, "torch is not installed")
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        return Check(what, "none for this platform, torch does its work")
     from cloud.kernel import library as native
 
     kernel = native.load()
     if kernel is not None:
         return Check(what, f"compiled, {kernel.name}")
-    if find_spec("cloud.kernel._kernel") is None:
-        return Check(what, "none, torch does its work", BUILD_KERNEL)
-    return Check(what, "not usable on this processor, torch does its work")
+    return Check(what, "none: torch runs 8-bit layers, slower", native.why_torch_runs())
 
 
 def _cuda() -> str:

@@ -107,6 +107,7 @@ def _tell_lifted(limits: LimitOptions, asked: Collection[str]) -> None:
 def _machines(deployment: DeploymentOptions) -> tuple[DeviceProfile, DeviceProfile]:
     """The two profiles; a warning where one was measured for the other role."""
     from hwprofiles.profiles.catalog import load_device
+    from hwprofiles.profiles.device import CODEC_KERNEL, IN_NUMPY
 
     machines = load_device(deployment.edge), load_device(deployment.cloud)
     for found, role in zip(machines, ("edge", "cloud"), strict=True):
@@ -114,6 +115,13 @@ def _machines(deployment: DeploymentOptions) -> tuple[DeviceProfile, DeviceProfi
             typer.echo(
                 f"splitpoint: {found.name} is a profile of {', '.join(found.roles)}, "
                 f"with other kernels than the {role} runs: what is predicted for it means little",
+                err=True,
+            )
+        if found.platform.versions.get(CODEC_KERNEL) == IN_NUMPY:
+            typer.echo(
+                f"splitpoint: {found.name} was measured without the codec's compiled kernel, and "
+                "the plan counts that: install the kernel ('splitpoint doctor' says how) and "
+                "profile again",
                 err=True,
             )
     engine = machines[0].platform.engine

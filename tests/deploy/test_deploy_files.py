@@ -98,7 +98,11 @@ def test_what_enters_an_image_is_what_its_install_reads_and_nothing_else() -> No
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = settings["tool"]["setuptools"]["packages"]["find"]["include"]
     project = settings["project"]
-    wanted = {one.rstrip("*") for one in packages} | {"pyproject.toml", project["readme"]}
+    wanted = {one.rstrip("*") for one in packages} | {
+        "pyproject.toml",
+        "setup.py",
+        project["readme"],
+    }
     wanted |= {*project["license-files"], "deploy/docker/health.py"}
     assert {rule[1:] for rule in rules if rule.startswith("!")} == wanted
 

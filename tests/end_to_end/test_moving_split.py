@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -299,12 +298,11 @@ def test_a_front_in_one_piece_stays_where_it_is_however_short_the_device_is(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench: ModelBench = tiny("llama")
-    short = SimpleNamespace(available=1, total=100)
     with (
         running_server(bench.cloud_bundle()) as server,
         EdgeClient(bench.edge_bundle(2, max_tokens=80), server.address) as client,
     ):
-        monkeypatch.setattr("edge.device.signs.psutil.virtual_memory", lambda: short)
+        monkeypatch.setattr("edge.device.signs.available_memory_bytes", lambda: 1)
         done = answered(client, context="handover", ignore_eos=True)
         front = client._fronts.get()
         assert (done.moves, [move["to"] for move in done.to_json()["moves"]]) == (1, [0])

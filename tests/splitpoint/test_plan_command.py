@@ -11,6 +11,7 @@ import pytest
 
 from hwprofiles.links.profile import load_link
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
+from hwprofiles.profiles.device import CodecSpeed
 from optimizer.artifacts.bundle import open_bundle
 from optimizer.artifacts.plan import load_plan
 from optimizer.errors import BuildError
@@ -478,3 +479,29 @@ def test_a_plan_at_split_0_says_that_ids_are_sent(capsys: pytest.CaptureFixture[
     assert main([*DEFAULT, "--link", "wifi", "--objective", "tbt"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "0 (the server runs every layer, the device sends token ids)" in said
+
+
+def test_a_profile_that_timed_the_codec_in_numpy_says_so_and_its_plan_counts_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    edge = load_device("raspberry-pi-5-8gb")
+    codec = tuple(
+        CodecSpeed(
+            kind=kind, hidden_size=576, source=next(iter(edge.sources)), encode_fixed_s=0.023,
+            encode_s_per_element=0.0, decode_fixed_s=0.0, decode_s_per_element=0.0,
+        )
+        for kind in ("lossless", "calibrated", "tabq")
+    )  # fmt: skip
+    seconds = {}
+    for runs_in, speeds in (("compiled", ()), ("numpy", codec)):
+        versions = {"codec_kernel": runs_in}
+        slow = replace(edge, codec=speeds, platform=replace(edge.platform, versions=versions))
+        path = tmp_path / f"{runs_in}.yaml"
+        path.write_text(device_to_yaml(slow), encoding="utf-8")
+        arguments = ("plan", "--model", "smollm2-135m", "--edge", str(path), *PI[2:], *FASTEST)
+        given = ("--max-quality-drop", "none", "--link", "lan", "--split", "5", "--json")
+        assert main([*arguments, *given]) == 0
+        told = capsys.readouterr()
+        assert ("without the codec's compiled kernel" in told.err) is (runs_in == "numpy")
+        seconds[runs_in] = json.loads(told.out)["predicted"]["tbt_s"]
+    assert seconds["numpy"] - seconds["compiled"] > 0.02

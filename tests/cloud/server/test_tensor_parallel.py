@@ -13,7 +13,7 @@ import torch
 from cloud.errors import StartError
 from cloud.server.config import choose_devices
 from cloud.server.process import serving
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import usable_cpus
 from tests.cloud.serving import PROMPT, RawStream, Served, connected, frame_of, generate, run, until
 
 

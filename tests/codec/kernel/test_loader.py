@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from cloud.kernel import library as cloud_library
 from codec.kernel import library as codec_library
 from codec.kernel.loader import CFunction, KernelSpec, load_kernel
 
@@ -145,11 +144,14 @@ def test_a_kernel_that_was_never_compiled_is_no_warning(caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize(
-    "spec", [codec_library.CODEC_KERNEL, cloud_library._KERNEL], ids=["codec", "cloud"]
+    ("module", "name"),
+    [("codec.kernel.library", "CODEC_KERNEL"), ("cloud.kernel.library", "_KERNEL")],
+    ids=["codec", "cloud"],
 )
 def test_a_compiled_kernel_of_this_project_has_the_abi_its_caller_expects(
-    spec: KernelSpec,
+    module: str, name: str
 ) -> None:
+    spec: KernelSpec = getattr(pytest.importorskip(module, reason="no torch here"), name)
     if importlib.util.find_spec(spec.module) is None:
         pytest.skip("kernel not compiled")
     assert load_kernel(spec) is not None

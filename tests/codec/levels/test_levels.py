@@ -41,8 +41,8 @@ GOLDEN_SHA256 = {
     "lossless": "bdae78ca7f52cc3f",
     "fine": "4abb74fcd10dabf4",
     "coarse": "35f6842b3bf23063",
-    "packed": "8738cddbc791ea6d",
-    "tabq": "ed4f023968f48d63",
+    "packed": "e38581fc61fd5e39",
+    "tabq": "b08a486ceccdbde9",
     "tau": "eaa15c5585ea97a8",
     "expecting": "97430d5eaa0ee5bc",
 }

@@ -8,7 +8,7 @@ import pytest
 
 from edge.device.power import parse_cpus, pin_to
 from edge.errors import InputError
-from hwprofiles.cpus import usable_cpus
+from hwprofiles.machine_limits import usable_cpus
 
 
 @pytest.mark.parametrize(

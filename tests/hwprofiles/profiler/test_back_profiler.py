@@ -10,7 +10,7 @@ from hwprofiles.profiler import back_profiler, back_stack, system_facts
 from hwprofiles.profiler.back_profiler import QUICK, profile_server
 from hwprofiles.profiler.back_stack import BackEffort, back_bytes
 from hwprofiles.profiler.measured_backends import BackStack, Call, SessionLoad, StackShape
-from hwprofiles.profiler.parts import codec_speeds
+from hwprofiles.profiler.parts import codec_speeds, codec_version, codec_warnings
 from hwprofiles.profiler.timing import Timing
 from hwprofiles.profiles.device import Engine
 from optimizer.artifacts.geometry import ModelGeometry
@@ -185,6 +185,7 @@ def test_codec_speeds_split_a_frame_into_its_fixed_part_and_its_elements(
 ) -> None:
     class Coder:
         kinds: tuple[str, ...] = ("lossless",)
+        runs_in = "numpy"
 
         def coder(self, _kind: str, *, hidden_size: int, num_rows: int) -> tuple[Call, Call]:
             count = hidden_size * num_rows
@@ -194,7 +195,13 @@ def test_codec_speeds_split_a_frame_into_its_fixed_part_and_its_elements(
         "hwprofiles.profiler.parts.measure",
         lambda call, **_given: Timing(seconds=call(), spread=0.0, num_repeats=5),
     )
-    for speed in codec_speeds(Coder(), 0.0):
+    speeds = codec_speeds(Coder(), 0.0)
+    (told,) = codec_warnings(speeds, Coder())
+    assert "timed in numpy" in told
+    assert "0.101 ms" in told  # 1e-4 + 2e-9 * 576
+    assert codec_version(Coder()) == {"codec_kernel": "numpy"}
+    assert codec_version(None) == {}
+    for speed in speeds:
         assert (speed.kind, speed.source) == ("lossless", "bench")
         seconds = (speed.encode_fixed_s, speed.encode_s_per_element)
         assert seconds == pytest.approx((1e-4, 2e-9))

@@ -50,34 +50,13 @@ def test_measure_goes_on_until_its_budget_is_spent() -> None:
     assert measure(call, budget_s=0.95, clock=lambda: now).num_repeats == 10
 
 
-def test_the_tightest_cgroup_limit_of_the_chain_counts(tmp_path: Path) -> None:
-    inner = tmp_path / "user" / "app"
-    inner.mkdir(parents=True)
-    (inner / "memory.max").write_text("max\n")
-    (tmp_path / "user" / "memory.max").write_text("300000\n")
-    assert system_facts.cgroup_limit_bytes(tmp_path, "0::/user/app\n") == 300_000
-    (inner / "memory.max").write_text("200000\n")
-    assert system_facts.cgroup_limit_bytes(tmp_path, "0::/user/app\n") == 200_000
-    assert system_facts.cgroup_limit_bytes(tmp_path, "0::/elsewhere\n") is None
-
-
-def test_a_version_1_cgroup_is_read_and_its_no_limit_understood(tmp_path: Path) -> None:
-    folder = tmp_path / "memory" / "docker"
-    folder.mkdir(parents=True)
-    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    membership = "5:cpu,cpuacct:/docker\n4:memory:/docker\n"
-    assert system_facts.cgroup_limit_bytes(tmp_path, membership) is None
-    (folder / "memory.limit_in_bytes").write_text("1048576\n")
-    assert system_facts.cgroup_limit_bytes(tmp_path, membership) == 1 << 20
-
-
 def test_usable_memory_obeys_the_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system_facts, "cgroup_limit_bytes", lambda: 12345)
+    monkeypatch.setattr(system_facts, "memory_limit_bytes", lambda: 12345)
     assert system_facts.usable_memory_bytes() == 12345
 
 
 def test_usable_memory_obeys_rlimits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system_facts, "cgroup_limit_bytes", lambda: None)
+    monkeypatch.setattr(system_facts, "memory_limit_bytes", lambda: None)
     monkeypatch.setattr("resource.getrlimit", lambda _which: (777, 777))
     assert system_facts.usable_memory_bytes() == 777
 
@@ -154,3 +133,7 @@ def test_a_container_without_sys_is_not_on_battery(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("psutil.sensors_battery", no_sys)
     assert not system_facts.runs_on_battery()
     assert not any("battery" in warning for warning in _warnings([1.0, 1.0], [0.0]))
+
+
+def test_without_a_writable_folder_the_storage_rate_is_left_out(tmp_path: Path) -> None:
+    assert system_facts.storage_read_rate(tmp_path / "nowhere", 1 << 20) is None
