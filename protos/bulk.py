@@ -2,11 +2,10 @@
 
 Parsing builds every number of a list, and keeps every field that it does not know. An honest
 message of 33 MiB is one field of bytes, the rows or a move's keys and values, and a few kilobytes
-more. A hostile one could
-hold 33 million token ids instead, or 21,000 unknown fields in 64 KiB. So all but tiny messages are
-walked first, by the lengths of their fields and without their values. The walk ends at the first
-limit, so it costs no more than a thousand fields. Source: the encoding of Protocol Buffers (tag,
-length, value), https://protobuf.dev/programming-guides/encoding/.
+more. A hostile one could hold 33 million token ids instead, or 21,000 unknown fields in 64 KiB. So
+all but tiny messages are walked first, by the lengths of their fields and without their values. The
+walk ends at the first limit, so it costs no more than a thousand fields. Source: the encoding of
+Protocol Buffers (tag, length, value), https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ _FIELDS: Final = {
 def check_rest(data: bytes, most: int) -> None:
     """Raise RemoteWireError for an edge's message that is dear to parse.
 
-    That is one with more than `most` bytes beside `hidden`, `kv` and a grammar's text, with more than
-    `MAX_FIELDS` fields, or with more than `MAX_UNKNOWN_FIELDS` that this side does not know. A
+    That is one with more than `most` bytes beside `hidden`, `kv` and a grammar's text, with more
+    than `MAX_FIELDS` fields, or with more than `MAX_UNKNOWN_FIELDS` that this side does not know. A
     damaged message passes, because parsing says better what is wrong with it.
     """
     rest = num_fields = num_unknown = num_grammar = 0

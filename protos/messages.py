@@ -36,9 +36,9 @@ class Open:
     secret that its chains begin with; empty: it shares with all devices of its tenant. token_rows:
     how many first tokens may come in token frames. continues: the id of an older session that ends
     with this Open; empty: none. kv_tokens: how many first tokens of it this session begins with;
-    their keys and values below the older split come in frames with `kv`. prompt_tokens: how many of the first tokens are
-    the prompt; where `sampling` asks for what version 1 does not know. end_token_ids: tokens that
-    end an answer, where it has a grammar.
+    their keys and values below the older split come in frames with `kv`. prompt_tokens: how many of
+    the first tokens are the prompt; where `sampling` asks for what version 1 does not know.
+    end_token_ids: tokens that end an answer, where it has a grammar.
     """
 
     session_id: str

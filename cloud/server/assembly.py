@@ -22,6 +22,7 @@ from cloud.server.stream import StreamLimits
 from cloud.sessions.admission import Admission, SessionLimits
 from cloud.sessions.grammars import TOKENIZER_NAME, Grammars
 from cloud.sessions.lifecycle import Lifecycle
+from cloud.sessions.moved_sessions import MovedSessions
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel, load_ladders
 from cloud.sessions.tenants import Tenants
@@ -100,6 +101,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         metrics=metrics,
         max_frames_in_flight=stream_limits.max_frames_in_flight,
         max_resume_s=config.max_resume_s,
+        moves=MovedSessions(admission, pool, engine_loop, hidden_size=engine.hidden_size),
         max_unopened=_max_unopened(served),
     )
     service = InferenceService(

@@ -19,9 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
-
-import numpy as np
+from typing import Final, NamedTuple
 
 from cloud.engine.batch_entry import FloatRows
 from cloud.engine.drawing import Drawing, device_draws
@@ -30,19 +28,18 @@ from cloud.engine.frame_work import FrameWork, TokenRows
 from cloud.engine.launches import Answered
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
-from cloud.kv.prefix_cache import Beginning
+from cloud.kv.prefix_cache import Beginning, Keep
 from cloud.sessions.choosing import chosen_tokens, is_finite
+from cloud.sessions.frame_checks import check_frame, decoded_rows, first_drawn
 from cloud.sessions.grammars import Constrain
+from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prompt_scores import PromptScores
-from codec.errors import FrameError
+from codec.kv.frame import KvFrames
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from decoding.scores import TopToken
 from protos.messages import Frame, Result, Timings
 from protos.prefix import extend_chain
-
-# Input tokens of a beginning, how many frames it took, and their chain hash.
-Keep: TypeAlias = Callable[[tuple[int, ...], int, bytes], None]
 
 # Answers kept for frames that come again. A client has far fewer frames on their way.
 REMEMBERED_RESULTS: Final = 64
@@ -71,12 +68,14 @@ class ServerSession:
         keep: Keep | None = None,
         embedding: TokenRows | None = None,
         below: KvLease | None = None,
+        moved: MovedKv | None = None,
     ) -> None:
         """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
         the session's grammar. beginning: frames that ran in another session; `lease` must share its
         blocks. keep: told of each further beginning that other sessions may share. embedding: makes
         the rows of token frames; None: there are none. below: where keys and values of the layers
-        below the split go meanwhile; None at split 0."""
+        below the split go meanwhile; None at split 0. moved: the tokens that it begins with, of an
+        older session."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
@@ -93,6 +92,8 @@ class ServerSession:
         self._max_frame_tokens = max_frame_tokens
         self._embedding = embedding
         self._below = below
+        self._moved = moved  # until the last of its frames has come
+        self._owns_lease = True
         self._next_sequence = 0
         self._num_begun = 0  # first frames that ran in other sessions: there is no answer to them
         self._keep = keep
@@ -119,13 +120,16 @@ class ServerSession:
 
         None: it is not the next frame, brings no rows, or breaks a limit of the session.
         """
-        if frame.is_tokens or frame.sequence != self._next_sequence:
+        moved = self._moved if frame.kv else None
+        if (frame.is_tokens and moved is None) or frame.sequence != self._next_sequence:
             return None
         try:
             self._check(frame, range(self.lease.max_tokens))
         except BadFrameError:
             return None
-        return partial(decoded_rows, self._ladder, frame)
+        return (
+            partial(decoded_rows, self._ladder, frame) if moved is None else moved.decoder_of(frame)
+        )
 
     def begin(self, frame: Frame, decoded: Decoded | None = None) -> FrameWork | Result:
         """Check the next frame, roll the cache back to where it starts, and decode its rows.
@@ -147,6 +151,8 @@ class ServerSession:
             self._remember(frame, result)
             return result
         self._check(frame, range(self.lease.num_frozen, self.lease.length))
+        if frame.kv or self._moved is not None:
+            return self._take_kv(frame, decoded)
         if frame.is_tokens:
             rows = self._embed(frame)
         else:
@@ -168,9 +174,9 @@ class ServerSession:
             below=self._below,
         )
         if frame.want_token and self._prompt_scores is None and device_draws(self._sampling):
-            work.drawing = Drawing(params=self._sampling, position=_first_drawn(frame))
+            work.drawing = Drawing(params=self._sampling, position=first_drawn(frame))
         if self._constrain is not None and frame.want_token:
-            first = _first_drawn(frame)
+            first = first_drawn(frame)
             answer = self.tokens[self._prompt_tokens : first]
             work.masks = self._constrain(answer, self.tokens[first:])
         if self._prompt_scores is not None:
@@ -202,7 +208,7 @@ class ServerSession:
             raise BadFrameError(f"frame {frame.sequence}: its rows overflow the model")
         if frame.want_token:
             # Logits row 0 belongs to the last token that is not a guess.
-            first = _first_drawn(frame)
+            first = first_drawn(frame)
             chosen = chosen_tokens(
                 work,
                 answer,
@@ -238,7 +244,39 @@ class ServerSession:
     def close(self) -> None:
         """Free its blocks; doing it again does nothing."""
         self._free_below()
-        self.lease.close()
+        if self._moved is not None:
+            self._moved.close()
+        if self._owns_lease:
+            self.lease.close()
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether keys and values of its first tokens are still to come."""
+        return self._moved is not None
+
+    def hand_over(self, num_tokens: int, frames: KvFrames) -> MovedKv | None:
+        """Give its blocks to a session that begins with its first tokens; None: it has not so many.
+        The model thread must have let go of it."""
+        ready = not self.is_moving and not self.lease.overflowed and self._owns_lease
+        if not ready or not 0 < num_tokens <= min(self.lease.length, len(self.tokens)):
+            return None
+        self._owns_lease = False
+        return MovedKv(self.lease, tuple(self.tokens[:num_tokens]), frames)
+
+    def _take_kv(self, frame: Frame, decoded: Decoded | None) -> Result:
+        """Keys and values of the session's first tokens. Raises BadFrameError for another frame."""
+        moved = self._moved
+        if moved is None:
+            raise BadFrameError(f"frame {frame.sequence} brings keys and values nobody asked for")
+        moved.take(frame, self.lease, decoded)
+        self.tokens.extend(frame.token_ids)
+        self._next_sequence += 1
+        if self.lease.length == moved.num_tokens:
+            moved.close()
+            self._moved = None
+        result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
+        self._remember(frame, result)
+        return result
 
     @property
     def token_rows(self) -> int:
@@ -247,6 +285,8 @@ class ServerSession:
             return 0
         if self.lease.split == 0:
             return self.lease.max_tokens
+        if self._moved is not None:
+            return self._moved.num_tokens
         return 0 if self._below is None else self._below.max_tokens
 
     def _embed(self, frame: Frame) -> FloatRows:
@@ -296,46 +336,10 @@ class ServerSession:
 
     def _check(self, frame: Frame, starts: range) -> None:
         """Refuse what no session may send; it starts in `starts` or right behind them."""
-        count = len(frame.token_ids)
-        if count > self._max_frame_tokens:
-            raise BadFrameError(f"frame of {count} rows, at most {self._max_frame_tokens}")
-        if frame.first_position > starts.stop:
-            raise BadFrameError(
-                f"frame {frame.sequence} starts at position {frame.first_position}, "
-                f"the cache ends at {starts.stop}"
-            )
-        if frame.first_position < starts.start:
-            raise BadFrameError(
-                f"frame {frame.sequence} starts at position {frame.first_position}, but the first "
-                f"{starts.start} are shared with other sessions"
-            )
-        if frame.first_position + count > self.lease.max_tokens:
-            raise BadFrameError(
-                f"frame {frame.sequence} reaches position {frame.first_position + count}, "
-                f"the session reserved {self.lease.max_tokens}"
-            )
-        if not frame.want_token and frame.num_drafts:
-            raise BadFrameError(f"frame {frame.sequence} has drafts but wants no token")
-        if max(frame.token_ids) >= self._vocab_size:
-            raise BadFrameError(f"frame {frame.sequence} names a token beyond the vocabulary")
-
-
-def decoded_rows(ladder: Ladder, frame: Frame) -> FloatRows:
-    """The rows of a frame that brings them, float32 [T, D]. Raises BadFrameError."""
-    try:
-        rows = ladder.decode(
-            frame.hidden,
-            num_rows=len(frame.token_ids),
-            token_ids=np.asarray(frame.token_ids, dtype=np.int64),
+        check_frame(
+            frame,
+            starts,
+            max_rows=self._max_frame_tokens,
+            max_tokens=self.lease.max_tokens,
+            vocab_size=self._vocab_size,
         )
-    except FrameError as error:
-        raise BadFrameError(f"frame {frame.sequence}: {error}") from error
-    if not np.isfinite(rows).all():
-        raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
-    # A decoder may hand out a read-only view of the frame, which torch does not take.
-    return np.require(rows, dtype=np.float32, requirements=["C", "W"])
-
-
-def _first_drawn(frame: Frame) -> int:
-    """The position of the first token that the frame asks for."""
-    return frame.first_position + len(frame.token_ids) - frame.num_drafts

@@ -31,9 +31,11 @@ LOSSLESS: Final = "lossless"
 # What a level takes, in bits an element, frames of 512 tokens and all their headers included:
 # measured on SmolLM2's layers 5 to 9 (docs/results/moving-split.md).
 KV_BITS: Final[Mapping[str, float]] = {LOSSLESS: 27.2, "kv8": 7.4, "kv4": 3.5}
-# A frame has so many tokens at most, and decodes to so many bytes at most: one token fits always.
+# A frame has so many tokens at most, and as many numbers as hidden states of MAX_ROWS tokens: a
+# server takes messages of twice their size. One token fits always.
 KV_FRAME_TOKENS: Final = 512
-MAX_DECODED_BYTES: Final = 32 << 20
+MAX_ROWS: Final = 1024
+_MAX_ELEMENTS: Final = 8 << 20
 _LOSSLESS_KIND: Final = 0
 _QUANTIZED_KIND: Final = 1
 _CODE_BITS: Final[Mapping[str, int]] = {"kv8": 8, "kv4": 4}
@@ -45,9 +47,10 @@ KeysValues: TypeAlias = npt.NDArray[np.float32]  # [T, layers, 2, G, d], keys be
 class KvFrames:
     """Encodes and decodes keys and values of the layers `layers`, `num_heads` heads of `head_dim`.
 
-    Both sides make it from what they know; nothing of it crosses the link.
+    hidden_size: the model's. Both sides make it from what they know, and send nothing of it.
     """
 
+    hidden_size: int
     layers: range
     num_heads: int
     head_dim: int
@@ -65,7 +68,8 @@ class KvFrames:
     @property
     def max_tokens(self) -> int:
         """Most tokens of one frame."""
-        return max(1, min(KV_FRAME_TOKENS, MAX_DECODED_BYTES // (4 * self.num_elements)))
+        most = min(MAX_ROWS * self.hidden_size, _MAX_ELEMENTS)
+        return max(1, min(KV_FRAME_TOKENS, most // self.num_elements))
 
     def max_bytes(self, num_tokens: int) -> int:
         """Most bytes that an honest frame of so many tokens takes."""
@@ -74,7 +78,8 @@ class KvFrames:
     def encode(self, level: str, kv: KeysValues) -> bytes:
         """One frame of float32 [T, layers, 2, G, d] at a level of `KV_BITS`.
 
-        Raises EncodeError for another level, shape or type, for no token or too many, NaN or infinity.
+        Raises EncodeError for another level, shape or type, for too many tokens or none, NaN
+        or infinity.
         """
         if level not in KV_BITS:
             raise EncodeError(f"no level {level!r} of keys and values: {', '.join(KV_BITS)}")
@@ -123,5 +128,5 @@ class KvFrames:
 
     @property
     def _seed(self) -> int:
-        named = f"kv:{self.layers.start}:{self.layers.stop}:{self.num_heads}:{self.head_dim}"
-        return zlib.crc32(named.encode())
+        agreed = (self.hidden_size, self.layers.start, self.layers.stop, *self.shape[2:])
+        return zlib.crc32(f"kv:{agreed}".encode())

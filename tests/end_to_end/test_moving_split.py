@@ -50,9 +50,15 @@ def moved(client: EdgeClient, rng: random.Random, **changes: Any) -> CompletionR
     return run
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "granite"])
+@pytest.mark.parametrize(
+    ("architecture", "move_by"),
+    [(name, "ids") for name in ("llama", "qwen3", "gemma3", "granite")]
+    + [(name, "kv") for name in ("llama", "gemma3", "granite", "glm")],
+)
 @pytest.mark.parametrize("draft", ["off", "ngram"])
-def test_an_answer_with_moves_is_the_whole_models(tiny: Any, architecture: str, draft: str) -> None:
+def test_an_answer_with_moves_is_the_whole_models(
+    tiny: Any, architecture: str, draft: str, move_by: str
+) -> None:
     bench: ModelBench = tiny(architecture)
     whole = generate(bench.whole, PROMPT, COUNT)
     rng = random.Random(7)
@@ -60,10 +66,14 @@ def test_an_answer_with_moves_is_the_whole_models(tiny: Any, architecture: str, 
     with running_server(bench.cloud_bundle()) as server:
         with client_of(bench, server.address) as client:
             for _ in range(3):
-                done = moved(client, rng, draft=draft).completion
+                done = moved(client, rng, draft=draft, move_by=move_by).completion
                 assert first_difference(bench.whole, PROMPT, done.token_ids, whole) is None
                 moves += done.moves
-        assert comes_true(lambda: server.server.pool.used_bytes == 0)
+                for move in done.to_json()["moves"]:
+                    is_down = move["to"] < move["from"]
+                    assert move["by"] == (move_by if is_down else "ids")
+        assert comes_true(lambda: server.server.pool.num_leases == 0)
+        assert server.server.pool.used_bytes == 0
     assert moves > 6
 
 
@@ -111,7 +121,8 @@ def test_the_prompts_scores_come_once_whatever_moves(tiny: Any) -> None:
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
-def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) -> None:
+@pytest.mark.parametrize("move_by", ["ids", "kv"])
+def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any, move_by: str) -> None:
     """A cache of 64 tokens at split 3 holds 96 at split 2 and 192 at split 1."""
     bench: ModelBench = tiny("llama")
     count = 200
@@ -124,7 +135,7 @@ def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) ->
         (front,) = (client._fronts.get(),)
         client._fronts.put(front)
         planned = front.kv_bytes
-        request = CompletionRequest(max_new_tokens=count, context="handover")
+        request = CompletionRequest(max_new_tokens=count, context="handover", move_by=move_by)
         run = client.start_ids(PROMPT, request)
         splits = []
         for _ in run:
@@ -139,8 +150,10 @@ def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) ->
             (96 - len(PROMPT), 2, 1),
             (192 - len(PROMPT), 1, 0),
         ]
-        # Token ids of all that came before: a few bytes each.
-        assert all(move["uplink_bytes"] < 8 * 200 for move in moves)
+        assert [move["by"] for move in moves] == [move_by] * 3
+        # Token ids of all that came before: a few bytes each. A layer's keys and values: 256.
+        each_bytes = [move["uplink_bytes"] / (len(PROMPT) + move["at_token"]) for move in moves]
+        assert all(each < 8 if move_by == "ids" else 150 < each < 256 for each in each_bytes)
         assert list(dict.fromkeys(splits)) == [3, 2, 1]
         # The next answer begins at the plan's split again.
         again = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=5))
