@@ -10,7 +10,7 @@ from typing import Final
 import typer
 
 from edge.errors import InputError
-from edge.text_input import surrogate_in
+from edge.text_input import check_token, surrogate_in
 from hwprofiles.schema.utf8 import NotUtf8Error, utf8_text
 
 MAX_INPUT_BYTES: Final = 64 << 20
@@ -43,6 +43,14 @@ def read_standard_input() -> str:
     except NotUtf8Error as error:
         raise InputError(f"standard input: {error}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_token(path: Path) -> str:
+    """The access token: the file's only line. InputError for what no HTTP header carries."""
+    token = read_text(path).strip()
+    if not token or len(token.split()) != 1:
+        raise InputError(f"{path}: must hold one access token and nothing else")
+    return check_token(token, str(path))
 
 
 def text_argument(value: str, option: str) -> str:

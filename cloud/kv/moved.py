@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cloud.engine.batch_entry import FloatRows
 from cloud.kv.pool import ArenaSpan, KvLease
+from codec.kv.frame import KeysValues
 
 
 class _Piece(NamedTuple):
@@ -22,13 +22,13 @@ class _Piece(NamedTuple):
     target: ArenaSpan
 
 
-def fits_arena(lease: KvLease, kv: FloatRows) -> bool:
+def fits_arena(lease: KvLease, kv: KeysValues) -> bool:
     """Whether the arena's type holds all of these numbers: a narrow one reaches less far."""
     most = torch.finfo(lease.pool.arena.dtype).max
     return bool(abs(kv).max() <= most)
 
 
-def write_kv(lease: KvLease, *, first_layer: int, begin: int, kv: FloatRows) -> None:
+def write_kv(lease: KvLease, *, first_layer: int, begin: int, kv: KeysValues) -> None:
     """Write float32 [T, n, 2, G, d] of the layers from `first_layer` on, positions from `begin`."""
     arena = lease.pool.arena
     values = torch.from_numpy(kv).to(arena.device, arena.dtype).flatten(2, 3)  # [T, n, 2 G, d]

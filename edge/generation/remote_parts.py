@@ -39,8 +39,9 @@ from protos.limits import MAX_END_TOKENS
 from protos.messages import Open
 from protos.wire import MAX_RESUME_S
 
-# Of keys and values that move in a session of a lossy level (docs/results/moving-split.md).
-LOSSY_KV_LEVEL: Final = "kv8"
+# Of keys and values that move, by whether the session's rows are lossless: what this level loses is
+# in docs/results/moving-split.md.
+KV_LEVEL_OF: Final = {True: LOSSLESS, False: "kv8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +181,7 @@ class RemoteParts:
         A session of a lossy level sends them at a lossy level too.
         """
         is_exact = self.levels(request.level, left.kv.layers.stop)[0] == LOSSLESS
-        level = LOSSLESS if is_exact else LOSSY_KV_LEVEL
+        level = KV_LEVEL_OF[is_exact]
         shipment = KvShipment(left, level=level, hidden_size=self._plan.model.geometry.hidden_size)
         way: str = request.move_by
         if way == "auto":

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 MoveWay = Literal["kv", "ids"]
 ID_BYTES: Final = 3.0  # of a token's id in its frame
-CODER_S: Final = 60e-9  # an element, encoding and decoding together, measured on two cores
+CODER_S: Final = 150e-9  # an element, encoding and decoding, measured (kv_quality.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,10 @@ import typer
 
 from decoding.params import SamplingParams
 from edge.errors import InputError
-from edge.text_input import check_token
 from optimizer.policy.kv.registry import KV_POLICIES
 from splitpoint.commands.choices import (
     DRAFTS,
+    MOVE_WAYS,
     PREFERRED,
     check_level,
     completed,
@@ -24,7 +24,7 @@ from splitpoint.commands.choices import (
     prefill_places,
 )
 from splitpoint.commands.option_groups import address_of
-from splitpoint.text_input import read_text, text_argument
+from splitpoint.text_input import read_token, text_argument
 from splitpoint.views.link_lines import LinkLines
 from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse_size
 
@@ -263,6 +263,14 @@ class ControlOptions:
             min=0,
         ),
     ] = None
+    move_by: Annotated[
+        str,
+        typer.Option(
+            help="What the server gets when the split moves towards it: kv (the moved layers' keys "
+            "and values), ids (it computes them again), or auto (what is quicker).",
+            autocompletion=completed(MOVE_WAYS),
+        ),
+    ] = "auto"
     context: Annotated[
         str,
         typer.Option(
@@ -278,6 +286,7 @@ class ControlOptions:
         one_of(self.draft, DRAFTS, "--draft")
         one_of(self.prefill, prefill_places(), "--prefill")
         one_of(self.prefer, PREFERRED, "--prefer")
+        one_of(self.move_by, MOVE_WAYS, "--move-by")
         one_of(self.context, contexts(), "--context")
         check_seconds(self.deadline_tbt, "--deadline-tbt", MOST_TBT_S)
 
@@ -333,14 +342,7 @@ def completion_request(
             prefill=control.prefill,
             prefer=control.prefer,
             split=control.split,
+            move_by=control.move_by,
         )
     except InputError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def read_token(path: Path) -> str:
-    """The access token: the file's only line. InputError for what no HTTP header carries."""
-    token = read_text(path).strip()
-    if not token or len(token.split()) != 1:
-        raise InputError(f"{path}: must hold one access token and nothing else")
-    return check_token(token, str(path))

@@ -16,9 +16,8 @@ import typer
 from edge.errors import InputError
 from hwprofiles.links.schedule import read_trace
 from splitpoint.cli import main
-from splitpoint.commands.generation_options import read_token
 from splitpoint.commands.run import QuestionOptions
-from splitpoint.text_input import accept_any_text, read_text, text_argument
+from splitpoint.text_input import accept_any_text, read_text, read_token, text_argument
 from tests.conftest import ModelBench
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
