@@ -275,7 +275,7 @@ class ServerSession:
             moved.close()
             self._moved = None
         result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
-        self._remember(frame, result)
+        self._remember(replace(frame, kv=b""), result)  # a journal repeats the ids alone
         return result
 
     @property

@@ -300,6 +300,33 @@ def test_a_stream_that_breaks_amid_keys_and_values_leaves_nothing_to_go_on_from(
     run(scenario)
 
 
+def test_a_whole_move_is_resumed_and_its_frames_are_answered_again_by_their_ids(
+    served: Served,
+) -> None:
+    """The edge's journal holds ids alone, and the answers may have been lost with the stream."""
+    edge = Edge(served)
+
+    async def scenario() -> None:
+        async with connected(served.config) as (server, channel):
+            _, token = await began(channel, edge)
+            stream = RawStream(channel)
+            assert (await asked(stream, moving())).continued
+            await stream.ask(edge.frame(0, 3))
+            await stream.ask(edge.frame(3, KEPT))
+            stream.call.cancel()
+            again = RawStream(channel)
+            opened = await asked(again, moving(continues="", kv_tokens=0))
+            assert (opened.held_frames, opened.continued) == (2, False)
+            repeated = await again.ask(edge.frame(3, KEPT, kv=b""))
+            assert (repeated.token_ids, repeated.num_tokens) == ((), KEPT)
+            answer = await again.ask(edge.rows(NEW, 2, KEPT, [token]))
+            assert list(answer.token_ids) == whole_answer(edge, 2)[1:]
+            again.call.cancel()
+            await comes_free(server)
+
+    run(scenario)
+
+
 def test_without_room_for_both_the_session_begins_anew(served: Served) -> None:
     edge = Edge(served)
     # The older session's layer takes 4 blocks of 16 tokens, the new one's three layers 12.
