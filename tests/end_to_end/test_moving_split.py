@@ -14,6 +14,7 @@ from decoding.params import SamplingParams
 from edge.client import EdgeClient
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
+from edge.generation.remote_parts import KV_LEVEL_OF
 from edge.generation.report import Completion
 from optimizer.policy.split_moves import Signs
 from tests.conftest import ModelBench
@@ -161,6 +162,33 @@ def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any, mo
             pass
         assert front.split == 3
         assert again.completion.token_ids == tuple(whole[:5])
+
+
+def test_a_lossy_level_of_keys_and_values_takes_fewer_bytes_for_the_same_answer(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 8 bits the tiny model's tokens stay; what real text loses is in docs/results."""
+    bench: ModelBench = tiny("llama")
+    whole = generate(bench.whole, PROMPT, COUNT)
+    sizes = {}
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        client_of(bench, server.address) as client,
+    ):
+        for level in ("lossless", "kv8"):
+            monkeypatch.setitem(KV_LEVEL_OF, True, level)
+            run = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=COUNT, move_by="kv"))
+            for index, _ in enumerate(run):
+                if index == 30:
+                    run.move_to(1)
+            done = run.completion
+            (move,) = done.to_json()["moves"]
+            assert done.to_json()["level_counts"][f"kv:{level}"] == 1
+            assert list(done.token_ids[:31]) == whole[:31]
+            sizes[level] = move["uplink_bytes"]
+        assert first_difference(bench.whole, PROMPT, done.token_ids[:40], whole[:40]) is None
+        assert comes_true(lambda: server.server.pool.num_leases == 0)
+    assert sizes["kv8"] < 0.6 * sizes["lossless"]
 
 
 def test_an_answer_of_a_front_in_one_piece_does_not_move(tiny: Any) -> None:
