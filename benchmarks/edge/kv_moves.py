@@ -56,6 +56,20 @@ def one_move(client: EdgeClient, prompt: list[int], split: int, way: str) -> dic
     }
 
 
+def row(count: int, way: str, level: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the runs of one way, and every pause."""
+    keys = ("pause_s", "uplink_bytes", "cloud_s", "tbt_before_s")
+    return {
+        "tokens": count,
+        "asked": way,
+        "level": level,
+        "by": [run["by"] for run in runs],
+        **{key: median(run[key] for run in runs) for key in keys},
+        "pauses_s": [round(run["pause_s"], 3) for run in runs],
+        "answers": [list(run["tokens"]) for run in runs],
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--segmented", type=Path, required=True)
@@ -67,7 +81,7 @@ def main() -> int:
     arguments = parser.parse_args()
     rate = arguments.mbit * 1e6 / 8
     shape = LinkShape.fixed(rtt_s=arguments.rtt, up_bytes_per_s=rate, down_bytes_per_s=rate)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with serving(arguments.segmented, ["--kv-memory", "1GiB"]) as address:
         target = parse_address(address)
         with (
@@ -76,28 +90,17 @@ def main() -> int:
         ):
             text = client.tokenizer.encode(TEXT.read_text(encoding="utf-8")[:60_000])
             for count in map(int, arguments.tokens.split(",")):
-                for way, level in WAYS:
-                    remote_parts.KV_LEVEL_OF[True] = level or "lossless"
-                    runs = [
+                runs: dict[tuple[str, str], list[dict[str, Any]]] = {way: [] for way in WAYS}
+                for number in range(arguments.repeats + 1):
+                    for way, level in WAYS:  # in turn: the machine's speed changes
+                        remote_parts.KV_LEVEL_OF[True] = level or "lossless"
                         # Other tokens each time: nothing of the prompt is known already.
-                        one_move(client, text[number * 61 :][:count], arguments.to, way)
-                        for number in range(arguments.repeats)
-                    ]
-                    rows.append(
-                        {
-                            "tokens": count,
-                            "asked": way,
-                            "level": level,
-                            "by": [run["by"] for run in runs],
-                            **{
-                                key: median(run[key] for run in runs)
-                                for key in ("pause_s", "uplink_bytes", "cloud_s", "tbt_before_s")
-                            },
-                            "pauses_s": [round(run["pause_s"], 3) for run in runs],
-                            "answers": [list(run["tokens"]) for run in runs],
-                        }
-                    )
-                    print(rows[-1], file=sys.stderr)
+                        prompt = text[number * 61 :][:count]
+                        done = one_move(client, prompt, arguments.to, way)
+                        if number:  # the first round warms up
+                            runs[way, level].append(done)
+                rows += [row(count, *way, of_way) for way, of_way in runs.items()]
+                print(*rows[-len(WAYS) :], sep="\n", file=sys.stderr)
     print(
         json.dumps({"command": " ".join(["python", *sys.argv]), "machine": machine(), "rows": rows})
     )

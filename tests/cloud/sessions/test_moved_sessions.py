@@ -327,6 +327,21 @@ def test_a_whole_move_is_resumed_and_its_frames_are_answered_again_by_their_ids(
     run(scenario)
 
 
+def test_a_server_that_holds_a_ranks_heads_alone_takes_ids(served: Served) -> None:
+    edge = Edge(served)
+
+    async def scenario() -> None:
+        async with connected(served.config) as (server, channel):
+            await began(channel, edge)
+            server.pool.is_rank = True
+            stream = RawStream(channel)
+            assert not (await asked(stream, moving())).continued
+            stream.call.cancel()
+            await comes_free(server)
+
+    run(scenario)
+
+
 def test_without_room_for_both_the_session_begins_anew(served: Served) -> None:
     edge = Edge(served)
     # The older session's layer takes 4 blocks of 16 tokens, the new one's three layers 12.
@@ -335,9 +350,10 @@ def test_without_room_for_both_the_session_begins_anew(served: Served) -> None:
     async def scenario() -> None:
         async with connected(small) as (server, channel):
             await began(channel, edge)
-            opened = await asked(RawStream(channel), moving())
-            assert not opened.continued
-            server.admission.drain()
+            stream = RawStream(channel)
+            assert not (await asked(stream, moving())).continued
+            stream.call.cancel()
+            await comes_free(server)
 
     run(scenario)
 
