@@ -137,8 +137,10 @@ class Connector:
         while True:
             transport = self._transports[self._attempts.next_address % len(self._transports)]
             left_s = max(end_s + self._worked_s - self._clock.now(), MIN_TIMEOUT_S)
+            # With a shipment nothing goes before the server agrees.
+            work = meanwhile if self._shipment is None else self._shipment.encode_ahead
             try:
-                return self._open(session, transport, left_s, meanwhile)
+                return self._open(session, transport, left_s, work)
             except TransportError as error:
                 self.let_go()
                 deadline_s = end_s + self._worked_s
@@ -171,6 +173,8 @@ class Connector:
         """End the older session, unless the server has. Nothing goes on from it any more."""
         if self._shipment is not None:
             self._shipment.part.close(is_over=self.continued)
+            if not self.continued:
+                self._shipment.release()
             self._shipment = None
 
     def _wait(self, wait_s: float) -> None:

@@ -113,7 +113,7 @@ class KvShipment:
         self.level = level
         self.num_tokens = left.num_tokens
         self.part = left.part
-        self._kv = kv
+        self._kv: CachedKv | None = kv
         self._frames = KvFrames(
             hidden_size=hidden_size,
             layers=kv.layers,
@@ -142,9 +142,19 @@ class KvShipment:
         return None
 
     def payload(self, rows: RowSpan) -> bytes:
-        """Keys and values of these rows' tokens, which are asked for once."""
+        """Keys and values of these rows' tokens, which are asked for once and in order."""
         span = (rows.first_position, rows.first_position + len(rows.token_ids))
-        return self._encoded.pop(span, None) or self._encode(*span)
+        payload = self._encoded.pop(span, b"") or self._encode(*span)
+        if span[1] == self.num_tokens:
+            self.release()
+        return payload
+
+    def release(self) -> None:
+        """Nothing more is sent: let go of what was cached, whose memory the device may need."""
+        self._kv = None
+        self._encoded.clear()
 
     def _encode(self, begin: int, end: int) -> bytes:
-        return self._frames.encode(self.level, self._kv.read(begin, end))
+        return (
+            b"" if self._kv is None else self._frames.encode(self.level, self._kv.read(begin, end))
+        )

@@ -26,7 +26,7 @@ from edge.errors import (
 )
 from edge.generation.arrived_scores import ArrivedScores
 from edge.generation.chunk_sizer import ChunkSizer
-from edge.generation.connector import Connector, Meanwhile
+from edge.generation.connector import Connector
 from edge.generation.deadlines import Deadlines
 from edge.generation.draft_frames import DraftedFrames
 from edge.generation.drafting import DraftSelector
@@ -130,11 +130,8 @@ class RemoteGeneration(LeavesOpen):
         try:
             # If the cloud may know the prompt's beginning, the first frame is not known yet.
             early = self._catch_up if known else self._send_early
-            meanwhile: Meanwhile = partial(early, session)
-            if self._shipment is not None:  # nothing goes before the server agrees
-                meanwhile = self._shipment.encode_ahead
             self._stream = self._connector.connect(
-                session, self._deadlines.connect_s, meanwhile=meanwhile
+                session, self._deadlines.connect_s, meanwhile=partial(early, session)
             )
             if self._shipment is not None and self._connector.continued:
                 session.send_with_kv(self._shipment.num_tokens, self._shipment.frame_tokens)
@@ -331,6 +328,8 @@ class RemoteGeneration(LeavesOpen):
     def _recover(self, session: EdgeSession, error: TransportError) -> Stream:
         """A new stream with the journal replayed into it, or the error that broke the old one."""
         session.lost()
+        if self._shipment is not None:  # the journal has the ids
+            self._shipment.release()
         self._early = None  # the replay asks again
         limit = self._deadlines.for_recovery(has_tokens=session.num_new_tokens > 0)
         tell = self._connector.on_link

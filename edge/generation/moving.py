@@ -137,6 +137,7 @@ class MovingGeneration(AnswerParts):
                 most = min(self._capacities[split], end)
                 is_moved = len(tokens) > len(prompt_ids)
                 part = self._begin_part(split, most, is_moved, left)
+                left = None  # it holds the memory of the layers that were dropped
                 begun_at = len(tokens)
                 try:
                     with closing(part.tokens(tuple(tokens), record)) as source:

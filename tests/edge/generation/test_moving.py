@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import weakref
 from collections.abc import Generator
 from itertools import islice
 
@@ -25,6 +26,7 @@ from tests.edge.fakes import (
     VOCAB,
     WIDTH,
     FakeFront,
+    FakeKv,
     FakeTransport,
     expected_tokens,
     random_faults,
@@ -185,6 +187,30 @@ def test_on_a_good_link_every_move_down_brings_keys_and_values() -> None:
     assert run.moves == 3
     assert [entry["by"] for entry in moves_of(steps)] == ["kv"] * 3
     assert [step.level for step in steps if step.is_kv] == ["kv:lossless"] * 3
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_was_cached_is_let_go_once_it_is_sent_or_not_wanted(refused: bool) -> None:
+    move = Move(4, splits=SPLITS, ships=True)
+    move.capacities = dict.fromkeys(SPLITS, ALL)
+    move.transport.fault = Move._none
+    move.transport.continues = not refused
+    cached = []
+    cached_from = move.front.cached_from
+
+    def watched(split: int) -> FakeKv | None:
+        kv = cached_from(split)
+        cached.append(weakref.ref(kv))
+        return kv
+
+    move.front.cached_from = watched  # type: ignore[method-assign]
+    run = move.run()
+    for index, _ in enumerate(answer(run, move.prompt)):
+        if index == 5:
+            run.move_to(1)
+        if index == 7:
+            assert len(cached) == 1
+            assert cached[0]() is None
 
 
 def test_a_stream_that_breaks_amid_keys_and_values_goes_on_by_ids() -> None:
