@@ -38,12 +38,13 @@ def unpack(data: memoryview, widths: I64) -> I64:
     size = packed_bytes(widths)
     if len(data) < size:
         raise FrameError("packed integers end too early")
-    place = np.arange(int(widths.max()))
+    most = int(widths.max())
+    place = np.arange(most)
     flat = np.unpackbits(np.frombuffer(data, np.uint8, count=size), bitorder="little")
     flat = flat[: int(widths.sum())]
-    if len(place) <= _BYTE:
-        few = np.zeros((len(widths), _BYTE), dtype=np.uint8)
-        few[:, : len(place)][place < widths[:, None]] = flat
+    if 0 < most <= _BYTE:
+        few = np.zeros((len(widths), len(place)), dtype=np.uint8)
+        np.place(few, place < widths[:, None], flat)
         return np.packbits(few, axis=1, bitorder="little")[:, 0].astype(np.int64)
     bits = np.zeros((len(widths), len(place)), dtype=np.int64)
     bits[place < widths[:, None]] = flat
