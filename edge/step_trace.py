@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 IDS_LEVEL: Final = "ids"  # of a step that sent token ids and no hidden state
+KV_LEVELS: Final = "kv:"  # begins the level of a step that sent keys and values beside ids
 LOCAL_LEVEL: Final = "none"  # of a step that sent nothing: the device ran every layer
 
 
@@ -55,6 +56,11 @@ class StepTrace:
     def is_ids(self) -> bool:
         """Whether the frame was token ids, whose rows the cloud computed."""
         return self.level == IDS_LEVEL
+
+    @property
+    def is_kv(self) -> bool:
+        """Whether the frame brought keys and values, so that the cloud computed nothing."""
+        return self.level.startswith(KV_LEVELS)
 
     @property
     def edge_s(self) -> float:

@@ -1,11 +1,11 @@
 """What an edge's message costs to parse, found before it is parsed.
 
 Parsing builds every number of a list, and keeps every field that it does not know. An honest
-message of 33 MiB is one field of bytes, the rows, and a few kilobytes more. A hostile one could
-hold 33 million token ids instead, or 21,000 unknown fields in 64 KiB. So all but tiny messages are
-walked first, by the lengths of their fields and without their values. The walk ends at the first
-limit, so it costs no more than a thousand fields. Source: the encoding of Protocol Buffers (tag,
-length, value), https://protobuf.dev/programming-guides/encoding/.
+message of 33 MiB is one field of bytes, the rows or a move's keys and values, and a few kilobytes
+more. A hostile one could hold 33 million token ids instead, or 21,000 unknown fields in 64 KiB. So
+all but tiny messages are walked first, by the lengths of their fields and without their values. The
+walk ends at the first limit, so it costs no more than a thousand fields. Source: the encoding of
+Protocol Buffers (tag, length, value), https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BYTES: Final = 2
 _FIXED32: Final = 5
 _EDGE_MESSAGE: Final = pb.EdgeMessage.DESCRIPTOR.full_name
 _FRAME: Final = pb.Frame.DESCRIPTOR.full_name
-_HIDDEN: Final = pb.Frame.DESCRIPTOR.fields_by_name["hidden"].number
+_BULK: Final = tuple(pb.Frame.DESCRIPTOR.fields_by_name[name].number for name in ("hidden", "kv"))
 _GRAMMAR: Final = pb.Grammar.DESCRIPTOR.full_name
 _GRAMMAR_TEXT: Final = pb.Grammar.DESCRIPTOR.fields_by_name["text"].number
 # The longest list of an honest message, one field an item, and its other fields.
@@ -53,8 +53,8 @@ _FIELDS: Final = {
 def check_rest(data: bytes, most: int) -> None:
     """Raise RemoteWireError for an edge's message that is dear to parse.
 
-    That is one with more than `most` bytes beside `hidden` and a grammar's text, with more than
-    `MAX_FIELDS` fields, or with more than `MAX_UNKNOWN_FIELDS` that this side does not know. A
+    That is one with more than `most` bytes beside `hidden`, `kv` and a grammar's text, with more
+    than `MAX_FIELDS` fields, or with more than `MAX_UNKNOWN_FIELDS` that this side does not know. A
     damaged message passes, because parsing says better what is wrong with it.
     """
     rest = num_fields = num_unknown = num_grammar = 0
@@ -85,7 +85,7 @@ def check_rest(data: bytes, most: int) -> None:
                 raise RemoteWireError("a message with groups")
             if size >= 0:
                 at += size
-                is_bulk = field == _HIDDEN and name == _FRAME
+                is_bulk = field in _BULK and name == _FRAME
                 if field == _GRAMMAR_TEXT and name == _GRAMMAR:
                     num_grammar += size
                     is_bulk = num_grammar <= MAX_GRAMMAR_BYTES  # the decoder refuses more

@@ -102,6 +102,7 @@ def decode_cloud(data: bytes) -> CloudMessage:
             ),
             token_rows=_in_range("token_rows", opened.token_rows, 0, MAX_TOKENS),
             draft_ids=_in_range("draft_ids", opened.draft_ids, 0, MAX_DRAFT_IDS),
+            continued=opened.continued,
         )
     if kind == "drafts":
         return drafts_from_proto(message.drafts)
@@ -160,6 +161,8 @@ def _open_from_proto(message: pb.Open) -> Open:
         shareable_tokens=_in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
         prefix_salt=_salt(message.prefix_salt),
         token_rows=_in_range("token_rows", message.token_rows, 0, MAX_TOKENS),
+        continues=_session_id(message.continues) if message.continues else "",
+        kv_tokens=_in_range("kv_tokens", message.kv_tokens, 0, MAX_TOKENS),
         prompt_tokens=_in_range("prompt_tokens", message.prompt_tokens, 0, MAX_TOKENS),
         end_token_ids=_end_tokens(message.end_token_ids),
         draft_ids=_in_range("draft_ids", message.draft_ids, 0, MAX_DRAFT_IDS),
@@ -178,6 +181,7 @@ def _frame_from_proto(message: pb.Frame) -> Frame:
         ),
         want_token=message.want_token,
         ahead=message.ahead,
+        kv=_kv(message),
     )
 
 
@@ -233,6 +237,13 @@ def _hashes(values: Sequence[bytes]) -> tuple[bytes, ...]:
 def _end_tokens(values: Sequence[int]) -> tuple[int, ...]:
     _in_range("end_token_ids", len(values), 0, MAX_END_TOKENS)
     return tuple(values)
+
+
+def _kv(message: pb.Frame) -> bytes:
+    """Keys and values: beside ids that nothing runs for, since all else would be lost."""
+    if message.kv and (message.hidden or message.num_drafts or message.want_token or message.ahead):
+        raise RemoteWireError("a frame with kv brings ids and nothing else, and asks for no token")
+    return message.kv
 
 
 def _salt(value: bytes) -> bytes:

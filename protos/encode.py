@@ -51,6 +51,8 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     shareable_tokens=message.shareable_tokens,
                     prefix_salt=message.prefix_salt,
                     token_rows=message.token_rows,
+                    continues=message.continues,
+                    kv_tokens=message.kv_tokens,
                     prompt_tokens=message.prompt_tokens if sampling.is_extended else 0,
                     end_token_ids=message.end_token_ids if sampling.grammar else (),
                     draft_ids=message.draft_ids,
@@ -68,6 +70,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     num_drafts=message.num_drafts,
                     want_token=message.want_token,
                     ahead=message.ahead,
+                    kv=message.kv,
                 )
             )
         )
@@ -116,6 +119,7 @@ def encode_cloud(message: CloudMessage) -> bytes:
                     ),
                     token_rows=message.token_rows,
                     draft_ids=message.draft_ids,
+                    continued=message.continued,
                 )
             )
         )

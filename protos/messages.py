@@ -34,10 +34,12 @@ class Open:
     chain (`protos.prefix`) after the first frame, the second, ... that the edge knows already.
     shareable_tokens: how many prompt tokens later sessions may share. prefix_salt: the device's
     secret that its chains begin with; empty: it shares with all devices of its tenant. token_rows:
-    how many first tokens may come in token frames. prompt_tokens: how many of the first tokens are
-    the prompt; where `sampling` asks for what version 1 does not know. end_token_ids: tokens that
-    end an answer, where it has a grammar. draft_ids: how many tokens the cloud may guess beyond
-    each answer.
+    how many first tokens may come in token frames. continues: the id of an older session that ends
+    with this Open; empty: none. kv_tokens: how many first tokens of it this session begins with;
+    their keys and values below the older split come in frames with `kv`. prompt_tokens: how many of
+    the first tokens are the prompt; where `sampling` asks for what version 1 does not know.
+    end_token_ids: tokens that end an answer, where it has a grammar. draft_ids: how many tokens the
+    cloud may guess beyond each answer.
     """
 
     session_id: str
@@ -52,6 +54,8 @@ class Open:
     shareable_tokens: int = 0
     prefix_salt: bytes = field(default=b"", repr=False)
     token_rows: int = 0
+    continues: str = field(default="", repr=False)
+    kv_tokens: int = 0
     prompt_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
     draft_ids: int = 0
@@ -66,7 +70,8 @@ class Frame:
     from the ids. first_position: where it is below the number of tokens that the cloud holds, the
     cloud first rolls its cache back to there. ahead: the edge sent the frame before it had the
     answer to the frame before. The first row is then a guess of the last token of that answer; if
-    the guess is wrong, the cloud runs nothing.
+    the guess is wrong, the cloud runs nothing. kv: a frame of `codec.kv`, beside token ids alone:
+    keys and values of their positions, in a session that continues another one.
     """
 
     sequence: int
@@ -76,6 +81,7 @@ class Frame:
     num_drafts: int = 0
     want_token: bool = True
     ahead: bool = False
+    kv: bytes = b""
 
     @property
     def is_tokens(self) -> bool:
@@ -96,8 +102,9 @@ class Opened:
     stream of this session, or in a session that began with the same frames.
     max_frames_in_flight: most frames that the cloud takes before it has answered the first of
     them; a server of an older version does not say and takes 16. token_rows: how many first tokens
-    it takes in token frames; an older version takes none. draft_ids: how many tokens it guesses
-    beyond an answer at most; an older version guesses none.
+    it takes in token frames; an older version takes none. continued: it holds the tokens that the
+    Open asked to go on from, and waits for their keys and values of the other layers. draft_ids:
+    how many tokens it guesses beyond an answer at most; an older version guesses none.
     """
 
     session_id: str
@@ -106,6 +113,7 @@ class Opened:
     max_frames_in_flight: int = DEFAULT_FRAMES_IN_FLIGHT
     token_rows: int = 0
     draft_ids: int = 0
+    continued: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

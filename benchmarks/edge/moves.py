@@ -1,7 +1,7 @@
 """Answers whose split moves, against answers whose split stays: the tokens are the same.
 
     python benchmarks/edge/moves.py --segmented BUNDLE --whole BUNDLE [--cases 20] [--tokens 120]
-        [--long 4000]
+        [--long 4000] [--move-by auto|kv|ids]
 
 SEGMENTED was built with --splits, WHOLE with --split at its last split, both of one model in
 float32 and at `lossless`. WHOLE is served, and takes as many tokens as the long answer has.
@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.edge.facts import machine
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
-from edge.generation.completion import CompletionRequest
+from edge.generation.completion import MOVE_WAYS, CompletionRequest
 from edge.generation.report import Completion
 from hwprofiles.emulator.in_process import EmulatedLink
 from hwprofiles.links.shape import LinkShape
@@ -83,6 +83,7 @@ def random_moves(arguments: argparse.Namespace, address: str) -> list[dict[str, 
                 sampling=sampling or SamplingParams(),
                 draft="ngram" if seed % 3 else "off",
                 ignore_eos=True,
+                move_by=arguments.move_by,
             )
             prompt = PROMPTS[seed % len(PROMPTS)]
             expected = answer(still, prompt, request).token_ids
@@ -93,6 +94,7 @@ def random_moves(arguments: argparse.Namespace, address: str) -> list[dict[str, 
                     "identical": done.token_ids == expected,
                     "tokens": len(done.token_ids),
                     "moves": done.moves,
+                    "by_kv": sum(move["by"] == "kv" for move in done.to_json().get("moves", [])),
                     "reconnects": done.reconnects,
                     "sampled": sampling is not None,
                     "draft": request.draft,
@@ -104,7 +106,11 @@ def random_moves(arguments: argparse.Namespace, address: str) -> list[dict[str, 
 
 def long_answer(arguments: argparse.Namespace, address: str) -> dict[str, Any]:
     request = CompletionRequest(
-        max_new_tokens=arguments.long, context="handover", draft="off", ignore_eos=True
+        max_new_tokens=arguments.long,
+        context="handover",
+        draft="off",
+        ignore_eos=True,
+        move_by=arguments.move_by,
     )
     times = {}
     with EdgeClient(arguments.segmented, address) as client:
@@ -146,6 +152,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--long", type=int, default=4000)
+    parser.add_argument("--move-by", choices=MOVE_WAYS, default="auto")
     arguments = parser.parse_args()
     report: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),

@@ -40,7 +40,7 @@ from cloud.engine.launches import Answered
 from cloud.engine.loop import EngineLoop
 from cloud.engine.loop_commands import ActiveSession
 from cloud.errors import CloudError
-from cloud.sessions.frame_rows import decoded_rows
+from cloud.sessions.frame_checks import decoded_rows
 from codec.bench import synthetic_ladder, synthetic_rows
 from codec.ladder import Ladder
 from protos.messages import Frame, Result, Timings

@@ -118,10 +118,10 @@ class EngineLoop:
         self._inbox.put(SubmitCommand(active, frame, received_s, release))
         self._settle_if_dead()
 
-    def close(self, active: ActiveSession) -> Future[None]:
-        """Free the session as soon as no batch uses it; the future is done when it is free."""
+    def close(self, active: ActiveSession, *, keeps_blocks: bool = False) -> Future[None]:
+        """Free the session once no batch uses it; the future is done then. keeps_blocks: let go."""
         freed: Future[None] = Future()
-        self._inbox.put(CloseCommand(active, freed))
+        self._inbox.put(CloseCommand(active, freed, keeps_blocks))
         self._settle_if_dead()
         return freed
 
@@ -156,7 +156,7 @@ class EngineLoop:
 
     def _free(self, command: CloseCommand) -> None:
         try:
-            self._drop(command.active)
+            self._drop(command.active, keeps_blocks=command.keeps_blocks)
         finally:  # the stream that waits may be cancelled, and its future with it
             if command.freed.set_running_or_notify_cancel():
                 command.freed.set_result(None)
@@ -333,7 +333,7 @@ class EngineLoop:
         self._drop(active)
         self._answers.append((active, error))
 
-    def _drop(self, active: ActiveSession) -> None:
+    def _drop(self, active: ActiveSession, *, keeps_blocks: bool = False) -> None:
         active._dropped = True
         run = self._runs.pop(active, None)
         self._masking.pop(active, None)  # released already
@@ -343,7 +343,8 @@ class EngineLoop:
         for held in active._frames:
             self._forget(held)
         active._frames.clear()
-        active.session.close()
+        if not keeps_blocks:
+            active.session.close()
 
     def _forget(self, held: SubmitCommand) -> None:
         self._decoding.forget(held.active, held.frame, held.release)

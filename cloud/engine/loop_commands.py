@@ -70,10 +70,11 @@ class SubmitCommand(NamedTuple):
 
 
 class CloseCommand(NamedTuple):
-    """Free the session; `freed` is done once it is."""
+    """Free the session, or let go of it and leave its blocks; `freed` is done once it is."""
 
     active: ActiveSession
     freed: Future[None]
+    keeps_blocks: bool = False
 
 
 class MaskedCommand(NamedTuple):

@@ -202,8 +202,9 @@ class KvPool:
         num_ranks: int = 1,
     ) -> None:
         """num_ranks: the arena holds the KV heads of one rank of so many, and bytes are counted
-        for all of them."""
+        for all of them; `is_rank` then."""
         self.shape = shape
+        self.is_rank = num_ranks > 1
         self.limit_bytes = limit_bytes
         self._reclaim = reclaim
         self.lock = threading.RLock()

@@ -16,11 +16,15 @@ import hashlib
 import hmac
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from cloud.kv.pool import KvLease, KvPool, SharedPrefix
+from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
+
+# Input tokens of a beginning, how many frames it took, and their chain hash.
+Keep: TypeAlias = Callable[[tuple[int, ...], int, bytes], None]
 
 MAX_ENTRIES: Final = 512
 # What the entries' input tokens may take beside their blocks: a token is a pointer in a tuple.
@@ -84,6 +88,17 @@ class PrefixCache:
             )
             self._entries[name] = _Entry(beginning, pool)
             self._num_tokens += len(tokens)
+
+    def keeper(self, tenant: str, lease: KvLease, shareable_tokens: int) -> Keep | None:
+        """How a session tells of its beginnings; None: it may share none."""
+        if not shareable_tokens:
+            return None
+
+        def keep(tokens: tuple[int, ...], num_frames: int, chain: bytes) -> None:
+            if len(tokens) <= shareable_tokens and len(tokens) % KV_BLOCK_TOKENS == 0:
+                self.keep(tenant, lease, tokens=tokens, num_frames=num_frames, chain=chain)
+
+        return keep
 
     def drop_oldest(self) -> bool:
         """Let go of the entry used longest ago; False: there is none."""

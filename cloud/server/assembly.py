@@ -24,11 +24,13 @@ from cloud.server.offered_files import OfferedFiles
 from cloud.server.pulls import Pulls
 from cloud.server.service import InferenceService
 from cloud.server.stream import StreamLimits
-from cloud.sessions.admission import Admission, SessionLimits
+from cloud.sessions.admission import Admission
 from cloud.sessions.grammars import TOKENIZER_NAME, Grammars
 from cloud.sessions.lifecycle import Lifecycle
+from cloud.sessions.moved_sessions import MovedSessions
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel, load_ladders
+from cloud.sessions.session_limits import SessionLimits
 from cloud.sessions.tenants import Tenants
 from codec.slow_path import warn_without_kernel
 from optimizer.artifacts.bundle import Bundle
@@ -111,6 +113,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         metrics=metrics,
         max_frames_in_flight=stream_limits.max_frames_in_flight,
         max_resume_s=config.max_resume_s,
+        moves=MovedSessions(admission, pool, engine_loop, hidden_size=engine.hidden_size),
         max_unopened=_max_unopened(served),
     )
     pulls = _pulls(config, bundle, budget)

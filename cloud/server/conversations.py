@@ -22,9 +22,10 @@ from cloud.server.logs import event
 from cloud.server.metrics import Metrics
 from cloud.server.places import Places
 from cloud.server.stream import FrameSink, ServerStream
-from cloud.sessions.admission import Admission
+from cloud.sessions.admission import Admission, Granted
 from cloud.sessions.held_session import HeldSession, SessionCloser
 from cloud.sessions.lifecycle import Lifecycle, SessionKey
+from cloud.sessions.moved_sessions import MovedSessions
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.tenants import Tenant
 from protos.messages import Closed, Open, Opened
@@ -80,11 +81,13 @@ class Conversations:
         metrics: Metrics,
         max_frames_in_flight: int,
         max_resume_s: float,
+        moves: MovedSessions | None = None,
         max_unopened: int = MAX_UNOPENED,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """max_resume_s: how long a session is kept at most once its stream broke. max_unopened:
-        streams at once of which the server does not know yet what they want."""
+        """max_resume_s: how long a session is kept at most once its stream broke. moves: admits
+        sessions that go on from older ones; None: these begin anew. max_unopened: streams at once
+        of which the server does not know yet what they want."""
         self._admission = admission
         self._model_thread = model_thread
         self._lifecycle = lifecycle
@@ -92,6 +95,7 @@ class Conversations:
         self._metrics = metrics
         self._max_frames_in_flight = max_frames_in_flight
         self._max_resume_s = max_resume_s
+        self._moves = moves
         self._clock = clock
         self._unopened = Places(
             "streams that have not been opened",
@@ -134,6 +138,9 @@ class Conversations:
         self._check_open(key)
         held = self._take_over(key, request, stream)
         how = "opened" if held is None else "resumed"
+        if held is None and request.continues:
+            held = await self._move(request, tenant, stream)
+            how = "opened" if held is None else "moved"
         if held is None:
             held = await self._admit(request, tenant, stream, timeout_s)
         held_frames = held.active.session.num_frames
@@ -151,12 +158,43 @@ class Conversations:
         )
         await self._converse(on_stream, held.active, held_frames)
 
+    async def _move(
+        self, request: Open, tenant: Tenant, stream: ServerStream
+    ) -> HeldSession | None:
+        """A session that goes on from the one that `request` names, which ends; None: none can."""
+        older = self._without_stream(SessionKey(tenant.name, request.continues))
+        if older is None:
+            return None
+        granted = None
+        try:
+            if self._moves is not None and older.is_alive:
+                granted = await self._moves.admit(request, tenant, older)
+        finally:
+            freed = older.close()
+        if granted is None:
+            await asyncio.shield(asyncio.wrap_future(freed))
+            return None
+        return self._held(granted, request, stream)
+
+    def _without_stream(self, key: SessionKey) -> HeldSession | None:
+        """The session of this key, taken from its stream or from the resumable ones."""
+        older = self._latest.pop(key, None)
+        if older is None or older.held is None:
+            return self._resumable.take(key)
+        held = older.held
+        _replace(older)
+        older.hand_over()
+        return held
+
     async def _admit(
         self, request: Open, tenant: Tenant, stream: ServerStream, timeout_s: float | None
     ) -> HeldSession:
         asked_s = self._clock()
         granted = await self._admission.admit(request, tenant, timeout_s=timeout_s)
         self._metrics.admission_s.observe(self._clock() - asked_s)
+        return self._held(granted, request, stream)
+
+    def _held(self, granted: Granted, request: Open, stream: ServerStream) -> HeldSession:
         return HeldSession(
             granted.life,
             ActiveSession(
@@ -187,6 +225,7 @@ class Conversations:
                     max_frames_in_flight=self._max_frames_in_flight,
                     token_rows=_granted_token_rows(on_stream.request, active.session),
                     draft_ids=active.num_draft_ids,
+                    continued=on_stream.held is not None and on_stream.held.is_moving,
                 )
             )
             reader = asyncio.create_task(stream.read_frames(active, self._model_thread))

@@ -37,6 +37,7 @@ from cloud.server.mailbox import Mailbox
 from cloud.server.metrics import Metrics
 from cloud.server.timers import within
 from cloud.sessions.tenants import Bucket
+from codec.kv.frame import MAX_ROWS
 from protos import wire
 from protos.errors import RemoteWireError, VersionError
 from protos.messages import Close, CloudMessage, Drafts, Frame, Open, Result
@@ -206,7 +207,7 @@ class ServerStream:
             )
         await self._room.acquire()
         self._metrics.rows.inc(num_rows)
-        if not frame.hidden:
+        if frame.is_tokens and not frame.kv:
             self._metrics.id_rows.inc(num_rows)
         if (wait_s := self._rate_limit(num_rows)) > self._idle_ttl_s:
             raise CapacityError(
@@ -216,6 +217,8 @@ class ServerStream:
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         num_bytes = len(frame.hidden) + self._row_bytes * num_rows
+        if frame.kv:  # decoded, they take no more than the longest frame's rows
+            num_bytes += len(frame.kv) + self._row_bytes * MAX_ROWS
         return await self._bytes.take(num_bytes, max_wait_s=self._max_stall_s)
 
     async def write_answers(self) -> None:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from cloud.drafting.server_drafting import ServerDrafting
 from cloud.errors import CapacityError, CloudError, DrainingError
 from cloud.kv.pool import KvLease, KvPool
-from cloud.kv.prefix_cache import Beginning, PrefixCache
+from cloud.kv.prefix_cache import Beginning, Keep, PrefixCache
 from cloud.sessions.grammars import Constrain, Grammars
 from cloud.sessions.lifecycle import (
     Lifecycle,
@@ -18,30 +18,19 @@ from cloud.sessions.lifecycle import (
     SessionLife,
     SessionState,
 )
+from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prefix_guesses import PrefixGuesses
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel
-from cloud.sessions.session import Keep, ServerSession
+from cloud.sessions.session import ServerSession
+from cloud.sessions.session_limits import SessionLimits
 from cloud.sessions.tenants import ANONYMOUS, Tenant
 from optimizer.policy.admission import AdmissionRule, ServerLoad
-from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS, num_blocks
+from optimizer.policy.kv_blocks import num_blocks
 from protos.messages import Description, Open
 from protos.prefix import begin_chain
 
 _DRAINING: Final = "this server is shutting down"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionLimits:
-    """How many sessions one server grants.
-
-    max_sessions: at once. max_waiting: in the queue for a place. max_wait_s: how long each of
-    them may wait.
-    """
-
-    max_sessions: int
-    max_waiting: int = 16
-    max_wait_s: float = 2.0
 
 
 class Granted(NamedTuple):
@@ -129,13 +118,7 @@ class Admission:
         It waits for `timeout_s` and `SessionLimits.max_wait_s` at most. Raises MismatchError,
         BadOpenError, CapacityError, or what `check_open` does.
         """
-        self.check_open()
-        self._served.check(request)
-        if request.sampling.grammar is not None:
-            constrain = await self._grammars.constrain(request)
-            self.check_open()  # it may have changed meanwhile
-        else:
-            constrain = None
+        constrain = await self.check(request)
         self._check_limit_of(tenant)
         blocks = num_blocks(request.max_tokens) * self._served.num_layers_from(request.split)
         verdict = self._rule.decide(self._load(), blocks)
@@ -151,6 +134,28 @@ class Admission:
         except CloudError:  # room, but in holes of the wrong shape
             self._lifecycle.apply(life, SessionEvent.REFUSE)
             raise
+
+    async def check(self, request: Open) -> Constrain | None:
+        """What makes the masks of its grammar; raises for a request that nobody can have here."""
+        self.check_open()
+        self._served.check(request)
+        if request.sampling.grammar is None:
+            return None
+        constrain = await self._grammars.constrain(request)
+        self.check_open()  # it may have changed meanwhile
+        return constrain
+
+    def grant_moved(
+        self, request: Open, tenant: Tenant, constrain: Constrain | None, moved: MovedKv
+    ) -> Granted:
+        """A session that begins with `moved`, in the place of the one that this comes from.
+
+        Raises CapacityError or BadOpenError where its blocks do not fit beside the older ones.
+        """
+        lease = self._pool.lease(split=request.split, max_tokens=request.max_tokens)
+        life = self._lifecycle.begin(SessionKey(tenant.name, request.session_id))
+        self._lifecycle.apply(life, SessionEvent.ADMIT)
+        return Granted(life, self._session(request, lease, constrain, moved=moved))
 
     def serve_queue(self) -> None:
         """Give places to the first sessions in the queue, as far as there is room."""
@@ -243,7 +248,29 @@ class Admission:
             )
         below = self._lease_below(request, beginning)
         self._lifecycle.apply(life, SessionEvent.ADMIT)
-        session = ServerSession(
+        session = self._session(
+            request,
+            lease,
+            constrain,
+            beginning=beginning,
+            keep=self._prefixes.keeper(tenant.name, lease, shareable_tokens),
+            below=below,
+        )
+        session.begin_chain(begin_chain(request))
+        return Granted(life, session)
+
+    def _session(
+        self,
+        request: Open,
+        lease: KvLease,
+        constrain: Constrain | None,
+        *,
+        beginning: Beginning | None = None,
+        keep: Keep | None = None,
+        below: KvLease | None = None,
+        moved: MovedKv | None = None,
+    ) -> ServerSession:
+        return ServerSession(
             request.session_id,
             lease=lease,
             ladder=self._served.ladder(request),
@@ -253,13 +280,12 @@ class Admission:
             prompt_tokens=request.prompt_tokens,
             constrain=constrain,
             beginning=beginning,
-            keep=self._keep(tenant.name, lease, shareable_tokens),
+            keep=keep,
             embedding=self._served.embedding if request.token_rows else None,
             below=below,
             drafting=self._drafting.open(request),
+            moved=moved,
         )
-        session.begin_chain(begin_chain(request))
-        return Granted(life, session)
 
     def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:
         """Blocks of the layers below the split, for a prompt that comes in token frames.
@@ -291,19 +317,6 @@ class Admission:
             found_at = -1 if beginning is None else names.index(beginning.chain)
             self._guesses.missed(tenant, len(names) - 1 - found_at)
         return beginning
-
-    def _keep(self, tenant: str, lease: KvLease, shareable_tokens: int) -> Keep | None:
-        """How a session tells the prefix cache of its beginnings; None: it may share none."""
-        if not shareable_tokens:
-            return None
-
-        def keep(tokens: tuple[int, ...], num_frames: int, chain: bytes) -> None:
-            if len(tokens) <= shareable_tokens and len(tokens) % KV_BLOCK_TOKENS == 0:
-                self._prefixes.keep(
-                    tenant, lease, tokens=tokens, num_frames=num_frames, chain=chain
-                )
-
-        return keep
 
     def _check_limit_of(self, tenant: Tenant) -> None:
         """Raise CapacityError where the tenant has all its sessions, and none is resumable."""

@@ -20,6 +20,7 @@ from cloud.sessions.lifecycle import (
     SessionLife,
     SessionState,
 )
+from cloud.sessions.session import ServerSession
 from protos.messages import Open
 
 
@@ -63,9 +64,20 @@ class HeldSession:
         closes = self._life.state in (SessionState.CLOSING, SessionState.FREED)
         return not closes and not self.active.is_dropped
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether keys and values of its first tokens are still to come."""
+        session = self.active.session
+        return isinstance(session, ServerSession) and session.is_moving
+
     def can_continue_as(self, request: Open) -> bool:
-        """Whether `request` asks for this very session, and it is alive."""
-        return self.is_alive and _same_terms(self._request, request)
+        """Whether `request` asks for this very session, and it is alive.
+
+        One whose first tokens have not all come is none to go on with: the edge has its keys and
+        values no more.
+        """
+        is_whole = self.is_alive and not self.is_moving
+        return is_whole and _same_terms(self._request, request)
 
     def resume(self, deliver: Deliver) -> bool:
         """Let another stream have its answers. False: an error has ended it, and it closes."""

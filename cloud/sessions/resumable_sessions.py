@@ -44,14 +44,21 @@ class ResumableSessions:
         A session of other terms, or one that an error ended meanwhile, is closed: its id begins
         anew.
         """
+        held = self.take(key)
+        if held is None:
+            return None
+        if not held.can_continue_as(request):
+            held.close()
+            return None
+        return held if held.resume(deliver) else None
+
+    def take(self, key: SessionKey) -> HeldSession | None:
+        """The session of this key, which is kept here no longer; None: none."""
         kept = self._kept.pop(key, None)
         if kept is None:
             return None
         kept.timer.cancel()
-        if not kept.held.can_continue_as(request):
-            kept.held.close()
-            return None
-        return kept.held if kept.held.resume(deliver) else None
+        return kept.held
 
     def close_oldest(self, tenant: str | None = None) -> bool:
         """Close the session that has been here longest, of this tenant if one is named.

@@ -15,11 +15,9 @@ Where the guess was wrong, the frame is answered without tokens and nothing runs
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
 
 from cloud.drafting.head_session import RanRows
 from cloud.drafting.session_drafting import SessionDrafting
@@ -30,27 +28,19 @@ from cloud.engine.frame_work import FrameWork, TokenRows
 from cloud.engine.launches import Answered
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
-from cloud.kv.prefix_cache import Beginning
+from cloud.kv.prefix_cache import Beginning, Keep
 from cloud.sessions.choosing import chosen_tokens, is_finite
-from cloud.sessions.frame_rows import decoded_rows, first_drawn
+from cloud.sessions.frame_checks import check_frame, decoded_rows, first_drawn
 from cloud.sessions.grammars import Constrain
+from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prompt_scores import PromptScores
+from cloud.sessions.remembered_answers import RememberedAnswers
+from codec.kv.frame import KvFrames
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from decoding.scores import TopToken
 from protos.messages import Frame, Result, Timings
 from protos.prefix import extend_chain
-
-# Input tokens of a beginning, how many frames it took, and their chain hash.
-Keep: TypeAlias = Callable[[tuple[int, ...], int, bytes], None]
-
-# Answers kept for frames that come again. A client has far fewer frames on their way.
-REMEMBERED_RESULTS: Final = 64
-
-
-class _Answered(NamedTuple):
-    frame_hash: int
-    result: Result
 
 
 class ServerSession:
@@ -72,12 +62,14 @@ class ServerSession:
         embedding: TokenRows | None = None,
         below: KvLease | None = None,
         drafting: SessionDrafting | None = None,
+        moved: MovedKv | None = None,
     ) -> None:
         """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
         the session's grammar. beginning: frames that ran in another session; `lease` must share its
         blocks. keep: told of each further beginning that other sessions may share. embedding: makes
         the rows of token frames; None: there are none. below: where keys and values of the layers
-        below the split go meanwhile; None at split 0. drafting: told of all frames."""
+        below the split go meanwhile; None at split 0. moved: the tokens that it begins with, of an
+        older session. drafting: told of all frames."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
@@ -95,6 +87,8 @@ class ServerSession:
         self._embedding = embedding
         self._below = below
         self.drafting = drafting or SessionDrafting()
+        self._moved = moved  # until the last of its frames has come
+        self._owns_lease = True
         self._next_sequence = 0
         self._num_begun = 0  # first frames that ran in other sessions: there is no answer to them
         self._keep = keep
@@ -103,7 +97,7 @@ class ServerSession:
             self._next_sequence = self._num_begun = beginning.num_frames
             self._chain = beginning.chain
             self.tokens.extend(beginning.tokens)
-        self._answered: OrderedDict[int, _Answered] = OrderedDict()
+        self._answers = RememberedAnswers()
         self._last_token: int | None = None  # what the last answer ended with
 
     @property
@@ -121,13 +115,16 @@ class ServerSession:
 
         None: it is not the next frame, brings no rows, or breaks a limit of the session.
         """
-        if frame.is_tokens or frame.sequence != self._next_sequence:
+        moved = self._moved if frame.kv else None
+        if (frame.is_tokens and moved is None) or frame.sequence != self._next_sequence:
             return None
         try:
             self._check(frame, range(self.lease.max_tokens))
         except BadFrameError:
             return None
-        return partial(decoded_rows, self._ladder, frame)
+        return (
+            partial(decoded_rows, self._ladder, frame) if moved is None else moved.decoder_of(frame)
+        )
 
     def begin(self, frame: Frame, decoded: Decoded | None = None) -> FrameWork | Result:
         """Check the next frame, roll the cache back to where it starts, and decode its rows.
@@ -137,7 +134,7 @@ class ServerSession:
         BadFrameError.
         """
         if frame.sequence < self._next_sequence:
-            return self._again(frame)
+            return self._answers.again(frame, num_begun=self._num_begun)
         if frame.sequence > self._next_sequence:
             raise BadFrameError(
                 f"frame {frame.sequence} came, frame {self._next_sequence} is missing"
@@ -146,9 +143,11 @@ class ServerSession:
             self._next_sequence += 1
             self._chain = None  # a chain counts frames, and none names this one
             result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
-            self._remember(frame, result)
+            self._answers.keep(frame, result)
             return result
         self._check(frame, range(self.lease.num_frozen, self.lease.length))
+        if frame.kv or self._moved is not None:
+            return self._take_kv(frame, decoded)
         if frame.is_tokens:
             rows = self._embed(frame)
         else:
@@ -237,7 +236,7 @@ class ServerSession:
         )
         if self._prompt_scores is not None:
             result = self._prompt_scores.filled(result, frame)
-        self._remember(frame, result)
+        self._answers.keep(frame, result)
         if self._keep is not None and self._chain is not None:
             self._keep(tuple(self.tokens), self._next_sequence, self._chain)
         return result
@@ -246,7 +245,39 @@ class ServerSession:
         """Free its blocks; doing it again does nothing."""
         self._free_below()
         self.drafting.close()
-        self.lease.close()
+        if self._moved is not None:
+            self._moved.close()
+        if self._owns_lease:
+            self.lease.close()
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether keys and values of its first tokens are still to come."""
+        return self._moved is not None
+
+    def hand_over(self, num_tokens: int, frames: KvFrames) -> MovedKv | None:
+        """Give its blocks to a session that begins with its first tokens; None: it has not so many.
+        The model thread must have let go of it."""
+        ready = not self.is_moving and not self.lease.overflowed and self._owns_lease
+        if not ready or not 0 < num_tokens <= min(self.lease.length, len(self.tokens)):
+            return None
+        self._owns_lease = False
+        return MovedKv(self.lease, tuple(self.tokens[:num_tokens]), frames)
+
+    def _take_kv(self, frame: Frame, decoded: Decoded | None) -> Result:
+        """Keys and values of the session's first tokens. Raises BadFrameError for another frame."""
+        moved = self._moved
+        if moved is None:
+            raise BadFrameError(f"frame {frame.sequence} brings keys and values nobody asked for")
+        moved.take(frame, self.lease, decoded)
+        self.tokens.extend(frame.token_ids)
+        self._next_sequence += 1
+        if self.lease.length == moved.num_tokens:
+            moved.close()
+            self._moved = None
+        result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
+        self._answers.keep(replace(frame, kv=b""), result)  # a journal repeats the ids alone
+        return result
 
     @property
     def token_rows(self) -> int:
@@ -255,6 +286,8 @@ class ServerSession:
             return 0
         if self.lease.split == 0:
             return self.lease.max_tokens
+        if self._moved is not None:
+            return self._moved.num_tokens
         return 0 if self._below is None else self._below.max_tokens
 
     def _embed(self, frame: Frame) -> FloatRows:
@@ -285,44 +318,12 @@ class ServerSession:
         """
         return frame.first_position == self.lease.length and frame.token_ids[0] == self._last_token
 
-    def _remember(self, frame: Frame, result: Result) -> None:
-        self._answered[frame.sequence] = _Answered(hash(frame), result)
-        if len(self._answered) > REMEMBERED_RESULTS:
-            self._answered.popitem(last=False)
-
-    def _again(self, frame: Frame) -> Result:
-        if frame.sequence < self._num_begun and not frame.want_token:
-            # Its edge lost a stream before it had the answer to this part of the prompt.
-            num_tokens = frame.first_position + len(frame.token_ids)
-            return Result(sequence=frame.sequence, token_ids=(), num_tokens=num_tokens)
-        answered = self._answered.get(frame.sequence)
-        if answered is None:
-            raise BadFrameError(f"frame {frame.sequence} was answered too long ago to repeat it")
-        if answered.frame_hash != hash(frame):
-            raise BadFrameError(f"frame {frame.sequence} came again with other content")
-        return answered.result
-
     def _check(self, frame: Frame, starts: range) -> None:
         """Refuse what no session may send; it starts in `starts` or right behind them."""
-        count = len(frame.token_ids)
-        if count > self._max_frame_tokens:
-            raise BadFrameError(f"frame of {count} rows, at most {self._max_frame_tokens}")
-        if frame.first_position > starts.stop:
-            raise BadFrameError(
-                f"frame {frame.sequence} starts at position {frame.first_position}, "
-                f"the cache ends at {starts.stop}"
-            )
-        if frame.first_position < starts.start:
-            raise BadFrameError(
-                f"frame {frame.sequence} starts at position {frame.first_position}, but the first "
-                f"{starts.start} are shared with other sessions"
-            )
-        if frame.first_position + count > self.lease.max_tokens:
-            raise BadFrameError(
-                f"frame {frame.sequence} reaches position {frame.first_position + count}, "
-                f"the session reserved {self.lease.max_tokens}"
-            )
-        if not frame.want_token and frame.num_drafts:
-            raise BadFrameError(f"frame {frame.sequence} has drafts but wants no token")
-        if max(frame.token_ids) >= self._vocab_size:
-            raise BadFrameError(f"frame {frame.sequence} names a token beyond the vocabulary")
+        check_frame(
+            frame,
+            starts,
+            max_rows=self._max_frame_tokens,
+            max_tokens=self.lease.max_tokens,
+            vocab_size=self._vocab_size,
+        )

@@ -64,6 +64,7 @@ def completion_of(
             context=default.context,
             prefill=default.prefill,
             prefer=default.prefer,
+            move_by=default.move_by,
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.device.front_graphs import FrontGraphs
+from edge.device.front_kv import CachedLayers
 from edge.device.front_segment import SegmentRunner
 from edge.device.mapped_pages import unmapping
 from edge.errors import InputError
@@ -150,6 +151,24 @@ class FrontEngine:
         """Forget everything: the next tokens begin a sequence."""
         self._token_ids.clear()
         self._steps.clear()
+
+    def cached_from(self, split: int) -> CachedLayers | None:
+        """What is cached of the layers from `split` on, which stays readable when they are dropped.
+
+        None where nothing is, and where the cache does not hold the model's own numbers: at 8 bits,
+        or in a front of an older build, which does not say how its keys lie.
+        """
+        segments = [segment for segment in self._segments if segment.graph.layers.start >= split]
+        places = segments[0].key_places if segments else None
+        if places is None or segments[0].graph.layers.start != split:
+            return None
+        layers = range(split, self._split)
+        return CachedLayers(
+            layers,
+            [segment.buffers(layer) for segment in segments for layer in segment.graph.layers],
+            places=places,
+            head_dim=self._plan.model.geometry.head_dim,
+        )
 
     def move_to(self, split: int) -> None:
         """Run the layers [0, split) from now on: one of the plan's splits, or none at 0.

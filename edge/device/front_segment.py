@@ -13,7 +13,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.device.front_graphs import FrontGraph
+from edge.device.front_kv import key_places
 from edge.errors import FrontError
+from optimizer.artifacts.bundle import KEY_CHANNELS
 from optimizer.artifacts.plan import Plan
 
 KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
@@ -33,6 +35,17 @@ class SegmentRunner:
         self._output = graph.session.get_outputs()[0].name
         self._binding = graph.session.io_binding()
         self._cache: dict[str, npt.NDArray[Any]] = {}  # by input; [1, G, capacity, size]
+        facts = graph.session.get_modelmeta().custom_metadata_map
+        # Where the channels of a cached key lie; None: not known, or rounded to 8 bits.
+        self.key_places = (
+            key_places(
+                facts.get(KEY_CHANNELS, ""),
+                head_dim=geometry.head_dim,
+                size=geometry.device_head_dim,
+            )
+            if plan.kv_bits > 8
+            else None
+        )
         for each in graph.session.get_inputs():
             if each.name.startswith("past_key_values."):
                 self._bind(each.name, self._empty(capacity))
@@ -41,6 +54,11 @@ class SegmentRunner:
     def cache_bytes(self) -> int:
         """Bytes that the cache takes."""
         return sum(buffer.nbytes for buffer in self._cache.values())
+
+    def buffers(self, layer: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """A layer's cached keys and values, [1, G, capacity, size] each: the memory itself."""
+        name = f"past_key_values.{layer}"
+        return self._cache[f"{name}.key"], self._cache[f"{name}.value"]
 
     def run(self, values: npt.NDArray[Any], total: int) -> npt.NDArray[np.float32]:
         """Append rows; returns what leaves the segment, float32 [T, D], or logits [1, V].

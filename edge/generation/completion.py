@@ -33,6 +33,7 @@ from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
 PREFERRED: Final = ("split", "cloud", "edge")
+MOVE_WAYS: Final = ("auto", "kv", "ids")
 # Each token is compared with every stop string, so their number and their length cost time.
 MAX_STOPS: Final = 64
 MAX_STOP_CHARS: Final = 1000
@@ -60,7 +61,9 @@ class CompletionRequest:
     (`EdgeClient`'s fallback) and no server; "split" keeps to the plan. split: where the front is
     cut into segments (`Plan.splits`), run at this one, or with 0 layers here, as long as its cache
     holds; None: begin at the plan's and let the split move where the device runs short
-    (`optimizer.policy.split_moves`).
+    (`optimizer.policy.split_moves`). move_by: what the server gets when the split moves towards it:
+    "kv" the keys and values of the moved layers, where it can take them; "ids" the tokens, which it
+    computes again; "auto" what is quicker (`optimizer.policy.move_transport`).
     Raises InputError for values that no generation can have.
     """
 
@@ -75,6 +78,7 @@ class CompletionRequest:
     prefill: str = PLANNED
     prefer: str = "split"
     split: int | None = None
+    move_by: str = "auto"
 
     def __post_init__(self) -> None:
         check_text(self.level, "level")
@@ -89,6 +93,8 @@ class CompletionRequest:
             raise InputError(f"prefill {shown(self.prefill)}: one of {', '.join(places)}")
         if self.prefer not in PREFERRED:
             raise InputError(f"prefer {shown(self.prefer)}: one of {', '.join(PREFERRED)}")
+        if self.move_by not in MOVE_WAYS:
+            raise InputError(f"move by {shown(self.move_by)}: one of {', '.join(MOVE_WAYS)}")
         if self.split is not None:
             _check_split(self.split)
             if self.prefer != "split":

@@ -22,6 +22,7 @@ from edge.errors import (
     TransportError,
 )
 from edge.generation.answer_checks import AnswerTerms
+from edge.generation.kv_shipment import KvShipment
 from edge.generation.link_notice import LinkNotice, OnLink, unheard
 from edge.generation.session import EdgeSession
 from edge.net.transport import Received, Stream, Transport
@@ -45,8 +46,10 @@ class Connector:
 
     request: what to announce. transports: the addresses to try, the first one first. Every call
     after the first one means that a stream was lost. It begins at the address used last.
-    token_frames: ask for token frames, which a server may decline. on_link: told when an attempt
-    failed and the next one follows. cancel_within_s: how long `cancel` may wait for a wait.
+    token_frames: ask for token frames, which a server may decline. shipment: the first attempt asks
+    to go on from its part's session, which ends with that attempt in any case. on_link: told when
+    an attempt failed and the next one follows. cancel_within_s: how long `cancel` may wait for a
+    wait.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Connector:
         clock: Clock,
         rng: random.Random,
         token_frames: bool = False,
+        shipment: KvShipment | None = None,
         on_link: OnLink = unheard,
         cancel_within_s: float = CANCEL_WITHIN_S,
     ) -> None:
@@ -67,6 +71,8 @@ class Connector:
         self._clock = clock
         self._rng = rng
         self._token_frames = token_frames
+        self._shipment = shipment
+        self.continued = False  # whether the server goes on from there
         self.on_link = on_link
         self._cancel_within_s = cancel_within_s
         self._attempts = ConnectAttempts()
@@ -76,6 +82,11 @@ class Connector:
     def cancel(self) -> None:
         """End `connect` at its next attempt, by its last error. Safe from any thread."""
         self._cancelled = True
+
+    @property
+    def session_id(self) -> str:
+        """Of the session that was opened last."""
+        return self._request.session_id
 
     @property
     def max_tokens(self) -> int:
@@ -126,9 +137,12 @@ class Connector:
         while True:
             transport = self._transports[self._attempts.next_address % len(self._transports)]
             left_s = max(end_s + self._worked_s - self._clock.now(), MIN_TIMEOUT_S)
+            # With a shipment nothing goes before the server agrees.
+            work = meanwhile if self._shipment is None else self._shipment.encode_ahead
             try:
-                return self._open(session, transport, left_s, meanwhile)
+                return self._open(session, transport, left_s, work)
             except TransportError as error:
+                self.let_go()
                 deadline_s = end_s + self._worked_s
                 retry = self._attempts.after(
                     _failure_of(error),
@@ -154,6 +168,14 @@ class Connector:
                 self._request = replace(self._request, session_id=secrets.token_hex(16))
             session.lost()
             self._attempts = retry.attempts
+
+    def let_go(self) -> None:
+        """End the older session, unless the server has. Nothing goes on from it any more."""
+        if self._shipment is not None:
+            self._shipment.part.close(is_over=self.continued)
+            if not self.continued:
+                self._shipment.release()
+            self._shipment = None
 
     def _wait(self, wait_s: float) -> None:
         """Sleep, but not much longer than until somebody cancels."""
@@ -191,6 +213,8 @@ class Connector:
             prefix_hashes=tuple(hashes),
             shareable_tokens=session.num_prompt_tokens,
             token_rows=self.token_rows(session),
+            continues="" if self._shipment is None else self._shipment.part.session_id,
+            kv_tokens=0 if self._shipment is None else self._shipment.num_tokens,
         )
 
     def token_rows(self, session: EdgeSession) -> int:
@@ -257,6 +281,7 @@ class Connector:
 
     def _take_opened(self, session: EdgeSession, address: str, answer: Opened) -> None:
         """Tell the session what the server has opened. Raises PeerError for nonsense."""
+        self.continued = answer.continued and self._shipment is not None
         session.max_frame_tokens = answer.max_frame_tokens
         session.max_frames_in_flight = answer.max_frames_in_flight
         try:

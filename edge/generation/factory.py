@@ -15,9 +15,11 @@ from edge.generation.completion import CompletionRequest
 from edge.generation.context import ShiftingGeneration
 from edge.generation.device_model import DeviceModel
 from edge.generation.fallback import FallbackGeneration
+from edge.generation.kv_shipment import LeftBehind
 from edge.generation.link_notice import OnLink, unheard
 from edge.generation.local import LocalGeneration
 from edge.generation.local_grammars import LocalGrammars
+from edge.generation.loop import RemoteGeneration
 from edge.generation.moving import MovingGeneration
 from edge.generation.remote_parts import RemoteParts
 from edge.generation.split_watch import FixedSplit, SplitWish
@@ -209,7 +211,9 @@ class GenerationFactory:
     ) -> MovingGeneration:
         """An answer whose split may move."""
 
-        def part_at(split: int, max_tokens: int, is_moved: bool) -> TokenSource:
+        def part_at(
+            split: int, max_tokens: int, is_moved: bool, left: LeftBehind | None
+        ) -> RemoteGeneration:
             return self._remote.at(
                 split,
                 front,
@@ -217,6 +221,7 @@ class GenerationFactory:
                 max_tokens=max_tokens,
                 num_prompt=num_prompt_tokens,
                 is_moved=is_moved,
+                left=left,
             )
 
         return MovingGeneration(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.generation.draft_frames import DraftedFrame, DraftedFrames
+from edge.generation.kv_shipment import KvShipment
 from edge.generation.level_selector import LevelSelector
 from edge.generation.pending import PendingStep
 from edge.generation.row_span import RowSpan
@@ -15,7 +17,7 @@ from edge.generation.session import EdgeSession
 from edge.generation.step_observer import StepObserver
 from edge.generation.token_source import FrontSegment, compute_rows
 from edge.net.transport import Stream
-from edge.step_trace import IDS_LEVEL
+from edge.step_trace import IDS_LEVEL, KV_LEVELS
 from optimizer.policy.retry import Clock
 
 
@@ -31,7 +33,7 @@ class FrameSender:
     """Sends the frames of one generation.
 
     observer: is told of every frame sent. drafted: makes frames with guesses, and sees the
-    prompt's rows; None: plain decoding.
+    prompt's rows; None: plain decoding. shipment: keys and values that go beside ids.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class FrameSender:
         observer: StepObserver,
         clock: Clock,
         drafted: DraftedFrames | None = None,
+        shipment: KvShipment | None = None,
     ) -> None:
         self._front = front
         self._selector = selector
         self._observer = observer
         self._clock = clock
         self._drafted = drafted
+        self._shipment = shipment
 
     def now_s(self) -> float:
         """Seconds on the generation's clock."""
@@ -110,6 +114,10 @@ class FrameSender:
         # Behind an Open that is on its way, a round trip holds more than the link and the server.
         is_alone = not early and not session.journal.undecided()
         frame = session.sent(rows, payload)
+        level = IDS_LEVEL if rows.as_ids else self._selector.level_of(payload)
+        if rows.with_kv and self._shipment is not None:  # the journal keeps the ids alone
+            level = KV_LEVELS + self._shipment.level
+            frame = replace(frame, kv=self._shipment.payload(rows))
         sent_s = self._clock.now()
         uplink_bytes = stream.send(frame)
         pending = PendingStep(
@@ -119,7 +127,7 @@ class FrameSender:
             front_s=front_s,
             encode_s=sent_s - computed_s,
             sent_s=sent_s,
-            level=IDS_LEVEL if rows.as_ids else self._selector.level_of(payload),
+            level=level,
             hidden_bytes=len(payload),
             uplink_bytes=uplink_bytes,
             alone=is_alone,

@@ -33,8 +33,10 @@ from edge.generation.drafted_sending import DraftedSending
 from edge.generation.drafting import DraftSelector
 from edge.generation.frame_sender import FrameSender
 from edge.generation.heard_guesses import HeardGuesses
+from edge.generation.kv_shipment import KvShipment, LeavesOpen
 from edge.generation.level_selector import LevelSelector
 from edge.generation.link_notice import LinkNotice
+from edge.generation.new_tokens import new_tokens
 from edge.generation.pending import ArrivedResult
 from edge.generation.phases import Phase
 from edge.generation.prefill_planner import PrefillChoice
@@ -48,7 +50,7 @@ from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Closed, Drafts, Frame, Opened, Result
 
 
-class RemoteGeneration:
+class RemoteGeneration(LeavesOpen):
     """One generation with a cloud. Iterate `tokens()` once; then read what it cost.
 
     front: with an empty cache. selector: encodes at the level it selects. connector: gives the
@@ -56,6 +58,7 @@ class RemoteGeneration:
     steps; None: plain decoding. prefixes: frames of earlier prompts; None: remember none.
     vocab_size: of the model: a server's token beyond it is a PeerError. None: unknown. prefill:
     which tokens go as ids; None: none. keeps_front: the front's cache holds tokens of this answer.
+    shipment: keys and values to send where the server goes on from an older session.
     """
 
     def __init__(
@@ -72,8 +75,12 @@ class RemoteGeneration:
         vocab_size: int | None = None,
         prefill: PrefillChoice | None = None,
         keeps_front: bool = False,
+        shipment: KvShipment | None = None,
+        observers: Sequence[StepWatcher] = (),
     ) -> None:
         self.reconnects = 0
+        super().__init__()
+        self._shipment = shipment
         self._front = front
         self._keeps_front = keeps_front
         self._prefill = prefill
@@ -83,7 +90,7 @@ class RemoteGeneration:
         self._chunks = chunks
         self._prefixes = prefixes or PrefixMemory(max_bytes=0)
         self._drafted: DraftedFrames | None = None
-        watchers: list[StepWatcher] = [selector, chunks]
+        watchers: list[StepWatcher] = [selector, chunks, *observers]
         if prefill is not None:
             watchers.append(prefill.watcher(selector))
         if drafting is not None:
@@ -97,6 +104,7 @@ class RemoteGeneration:
             observer=self._observer,
             clock=clock,
             drafted=self._drafted,
+            shipment=shipment,
         )
         self._drafting: DraftedSending | None = None
         if self._drafted is not None:
@@ -131,6 +139,9 @@ class RemoteGeneration:
             self._stream = self._connector.connect(
                 session, self._deadlines.connect_s, meanwhile=partial(early, session)
             )
+            if self._shipment is not None and self._connector.continued:
+                session.send_with_kv(self._shipment.num_tokens, self._shipment.frame_tokens)
+            self._connector.let_go()
             if not session.num_sent or known:
                 self._send_as_ids(session)
             for frame in session.unsent():
@@ -147,8 +158,9 @@ class RemoteGeneration:
         finally:
             session.finish()
             self._prefixes.remember(level, session.journal.frames)
-            if self._stream is not None:
-                self._stream.close()
+            self._connector.let_go()
+            if (stream := self._stream) and not self.leave_open(stream, self._connector):
+                stream.close()
 
     def cancel(self) -> None:
         """See TokenSource."""
@@ -158,19 +170,11 @@ class RemoteGeneration:
             self._stream.hang_up()  # with a goodbye, so that the cloud keeps nothing for a return
 
     def _known_beginning(self, level: str, prompt_ids: Sequence[int]) -> tuple[Frame, ...]:
-        """Frames that the cloud may hold already.
-
-        Scores of the prompt are scores of every row, so none is skipped. Behind a beginning that is
-        held, the rest of a prompt has to go as rows. Where ids are wanted, a beginning is therefore
-        named only if it is most of the prompt.
-        """
+        """Frames that the cloud may hold already: none where every row is to be scored."""
         if self._terms.prompt_top is not None:
             return ()
-        known = self._prefixes.matching(level, prompt_ids)
-        if self._prefill is None or not self._prefill.fills_front(with_drafts=False):
-            return known
-        covered = sum(len(frame.token_ids) for frame in known)
-        return known if 2 * covered >= len(prompt_ids) else ()
+        wants_ids = self._prefill is not None and self._prefill.fills_front(with_drafts=False)
+        return self._prefixes.worth_naming(level, prompt_ids, wants_ids=wants_ids)
 
     def _send_early(self, session: EdgeSession, stream: Stream) -> Received | None:
         """Send the prompt's first frames behind the Open; returns its answer once that has come.
@@ -314,13 +318,7 @@ class RemoteGeneration:
         self._observer.answered(ArrivedResult(result, received.num_bytes, received.at_s), new_ids)
         if result.prompt_logprobs and session.journal.num_answered > num_before:
             self._scores.take(session.journal.frames[result.sequence], result)
-        logprobs = result.logprobs or (0.0,) * len(new_ids)
-        new = [
-            NewToken(token_id, logprob, received.at_s, top)
-            for token_id, logprob, top in zip(
-                new_ids, logprobs, result.top or ((),) * len(new_ids), strict=True
-            )
-        ]
+        new = new_tokens(new_ids, result, received.at_s)
         if new and self._terms.prompt_top is not None and session.num_new_tokens == len(new):
             scores = self._scores.complete(session.num_prompt_tokens)
             new[0] = new[0]._replace(prompt_scores=scores)
@@ -329,6 +327,8 @@ class RemoteGeneration:
     def _recover(self, session: EdgeSession, error: TransportError) -> Stream:
         """A new stream with the journal replayed into it, or the error that broke the old one."""
         session.lost()
+        if self._shipment is not None:  # the journal has the ids
+            self._shipment.release()
         self._early = None  # the replay asks again
         limit = self._deadlines.for_recovery(has_tokens=session.num_new_tokens > 0)
         tell = self._connector.on_link

@@ -43,6 +43,8 @@ class PrefillPlanner:
 
     def learn(self, trace: StepTrace, *, is_prefill: bool, seconds_per_byte: float) -> None:
         """One answered frame. seconds_per_byte: of the uplink; 0: unknown."""
+        if trace.is_kv:  # the cloud computed nothing
+            return
         with self._lock:
             if not is_prefill:
                 if trace.num_rows == 1:

@@ -47,6 +47,17 @@ class PrefixMemory:
             kept = [frames for known, frames in self._prompts if known == level]
         return max((_common(frames, prompt_ids) for frames in kept), key=len, default=())
 
+    def worth_naming(
+        self, level: str, prompt_ids: Sequence[int], *, wants_ids: bool
+    ) -> tuple[Frame, ...]:
+        """The frames of `matching`. wants_ids: only where they are most of the prompt.
+
+        Behind a beginning that is held, the rest of a prompt has to go as rows, not as ids.
+        """
+        known = self.matching(level, prompt_ids)
+        covered = sum(len(frame.token_ids) for frame in known)
+        return known if not wants_ids or 2 * covered >= len(prompt_ids) else ()
+
     def remember(self, level: str, journal: Sequence[Frame]) -> None:
         """Keep the frames of a prompt: those before the first one that asked for a token."""
         frames: list[Frame] = []

@@ -10,7 +10,9 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
+from codec.kv.frame import KV_BITS, LOSSLESS
 from codec.ladder import Ladder
 from edge.draft.acceptance import Acceptance
 from edge.draft.factory import DrafterFactory, asked_draft_ids
@@ -19,9 +21,11 @@ from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.completion import AUTO_LEVEL, CompletionRequest
 from edge.generation.connector import Connector
 from edge.generation.drafting import DraftSelector
+from edge.generation.kv_shipment import KvShipment, LeftBehind
 from edge.generation.level_selector import LevelSelector
 from edge.generation.link_notice import OnLink
 from edge.generation.loop import RemoteGeneration
+from edge.generation.move_measurements import MoveMeasurements
 from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
 from edge.generation.prefix_memory import MAX_BYTES, PrefixMemory
 from edge.generation.token_source import FrontSegment
@@ -29,10 +33,15 @@ from edge.net.transport import Transport
 from hwprofiles.schema.near_names import did_you_mean
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prefill import PLANNED, PrefillPlace
+from optimizer.policy.move_transport import MoveCosts, cheaper_way
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.limits import MAX_END_TOKENS
 from protos.messages import Open
 from protos.wire import MAX_RESUME_S
+
+# Of keys and values that move, by whether the session's rows are lossless: what this level loses is
+# in docs/results/moving-split.md.
+KV_LEVEL_OF: Final = {True: LOSSLESS, False: "kv8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +83,7 @@ class RemoteParts:
         self._on_link = on_link
         geometry = plan.model.geometry
         lossless = Ladder.lossless(geometry.hidden_size)
+        self._measured = MoveMeasurements(num_layers=geometry.num_layers)
         self._settings = {
             split: SplitSetting(
                 split=split,
@@ -117,13 +127,16 @@ class RemoteParts:
         max_tokens: int,
         num_prompt: int,
         is_moved: bool = False,
+        left: LeftBehind | None = None,
     ) -> RemoteGeneration:
         """A generation at `split` of at most `max_tokens` tokens, prompt and output together.
 
         num_prompt: how many of its first tokens are no part of the answer. is_moved: the answer
-        began at another split, so the cloud computes its layers from token ids.
+        began at another split, so the cloud computes its layers from token ids. left: it may get
+        keys and values instead, where that is quicker.
         """
         here = self._settings[split]
+        shipment = None if left is None else self._shipment(request, split, left)
         if is_moved:  # the prompt was scored where the answer began
             sampling = replace(request.sampling, prompt_logprobs=None)
             request = replace(request, sampling=sampling)
@@ -143,6 +156,7 @@ class RemoteParts:
                 clock=self._clock,
                 rng=random.Random(),
                 token_frames=prefill is not None,
+                shipment=shipment,
                 on_link=self._on_link,
             ),
             chunks=ChunkSizer(
@@ -155,7 +169,35 @@ class RemoteParts:
             vocab_size=self._plan.model.geometry.vocab_size,
             prefill=prefill,
             keeps_front=is_moved,
+            shipment=shipment,
+            observers=[self._measured.watcher(split)],
         )
+
+    def _shipment(
+        self, request: CompletionRequest, split: int, left: LeftBehind
+    ) -> KvShipment | None:
+        """The keys and values to send; None: the cloud computes them, so the older session ends.
+
+        A session of a lossy level sends them at a lossy level too.
+        """
+        is_exact = self.levels(request.level, left.kv.layers.stop)[0] == LOSSLESS
+        level = KV_LEVEL_OF[is_exact]
+        shipment = KvShipment(left, level=level, hidden_size=self._plan.model.geometry.hidden_size)
+        way: str = request.move_by
+        if way == "auto":
+            costs = MoveCosts(
+                num_tokens=left.num_tokens,
+                num_elements=shipment.num_elements,
+                bits=KV_BITS[level],
+                round_trip_s=self._measured.round_trip_s,
+                seconds_per_byte=self._measured.seconds_per_byte,
+                layers_s=self._measured.layers_s,
+            )
+            way = cheaper_way(costs)
+        if way == "kv" and left.part.address == self._transports[0].address:
+            return shipment
+        left.part.close()
+        return None
 
     def _is_by_ids(self, split: int) -> bool:
         """Whether the server runs every layer, in the place of the plan's split."""

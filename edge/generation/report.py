@@ -151,7 +151,8 @@ def draft_figures(steps: Sequence[StepTrace]) -> dict[str, float]:
 
 def moves_of(steps: Sequence[StepTrace]) -> list[dict[str, Any]]:
     """Where the split moved: before which token of the answer, between which splits, and what it
-    took until the next token: bytes up, and seconds of the cloud."""
+    took until the next token: bytes up, and seconds of the cloud. `by`: what the cloud got, keys
+    and values ("kv") or the tokens' ids."""
     found: list[dict[str, Any]] = []
     num_tokens = 0
     for before, step in zip([None, *steps], steps, strict=False):
@@ -161,6 +162,7 @@ def moves_of(steps: Sequence[StepTrace]) -> list[dict[str, Any]]:
                     "at_token": num_tokens,
                     "from": before.split,
                     "to": step.split,
+                    "by": "kv" if step.is_kv else "ids",
                     "uplink_bytes": 0,
                     "cloud_s": 0.0,
                 }

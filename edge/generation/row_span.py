@@ -10,7 +10,8 @@ class RowSpan(NamedTuple):
 
     The last `num_drafts` tokens are guesses. `want_token`: the answer has to bring tokens.
     `ahead`: the first token is a guess too, of what the outstanding answer ends with. `as_ids`:
-    they travel in a token frame, and the cloud computes the rows.
+    they travel in a token frame, and the cloud computes the rows. `with_kv`: with the ids go their
+    keys and values, and the cloud computes nothing.
     """
 
     first_position: int
@@ -19,3 +20,4 @@ class RowSpan(NamedTuple):
     want_token: bool
     ahead: bool = False
     as_ids: bool = False
+    with_kv: bool = False

@@ -59,6 +59,7 @@ class EdgeSession:
         self.max_frame_tokens = MAX_FRAME_TOKENS  # the server's limit, once it has told
         self.max_frames_in_flight = DEFAULT_FRAMES_IN_FLIGHT  # likewise
         self.token_rows = 0  # tokens before this position go as ids
+        self._with_kv = (0, 0)  # so many first tokens go with keys and values, so many a frame
         self._granted_token_rows = 0  # the most that the server takes so
         self.journal = Journal(known)
         self._terms = replace(terms or AnswerTerms(), num_prompt=len(prompt_ids))
@@ -125,8 +126,13 @@ class EdgeSession:
         """Send the first `num_tokens` tokens in token frames, as far as the server takes them."""
         self.token_rows = min(num_tokens, self._granted_token_rows)
 
+    def send_with_kv(self, num_tokens: int, frame_tokens: int) -> None:
+        """Send keys and values beside the ids of the first `num_tokens` tokens, on this stream."""
+        self._with_kv = (num_tokens, frame_tokens)
+
     def lost(self) -> None:
-        """The stream is gone; the journal stays."""
+        """The stream is gone; the journal stays. It has ids alone, so no other stream gets KV."""
+        self._with_kv = (0, 0)
         if self._phase in RESUMING:
             self._opened_phase = self._phase
         self._step(Event.LOST)
@@ -178,10 +184,13 @@ class EdgeSession:
         as_ids = self._num_sent < self.token_rows
         most = self.max_frame_tokens if as_ids else min(self.chunk_tokens, self.max_frame_tokens)
         end = min(self.token_rows, self.num_prompt_tokens) if as_ids else self.num_prompt_tokens
+        num_with_kv, most_with_kv = self._with_kv
+        if with_kv := as_ids and self._num_sent < num_with_kv:
+            most, end = min(most, most_with_kv), min(end, num_with_kv)
         stop = min(self._num_sent + most, end)
         chunk = tuple(self.tokens[self._num_sent : stop])
         is_last = stop == self.num_prompt_tokens
-        return RowSpan(self._num_sent, chunk, 0, is_last, as_ids=as_ids)
+        return RowSpan(self._num_sent, chunk, 0, is_last, as_ids=as_ids, with_kv=with_kv)
 
     def guesses(self) -> tuple[int, ...]:
         """What is assumed to follow `tokens`: the guesses sent, alternatives left out."""

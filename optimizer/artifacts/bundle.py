@@ -68,6 +68,8 @@ __all__ = [
 
 FRONT_NAME: Final = "front.onnx"  # in edge/; its weights are beside it, in front.onnx.data
 # How far the front's layers are from transformers'. For people; nothing reads it.
+# A key of a front's file: the model's channel at each place of a cached key, -1 for padding.
+KEY_CHANNELS: Final = "key_channels"
 FRONT_CHECK_NAME: Final = "edge/front_check.json"
 TEMPLATE_NAME: Final = "edge/chat_template.jinja"
 Role = Literal["edge", "cloud"]

@@ -16,6 +16,7 @@ from hwprofiles.schema.near_names import did_you_mean
 DEVICES: Final = ("auto", "cpu", "cuda")
 DRAFTS: Final = ("auto", "off", "ngram", "head", "model")  # edge.draft.registry loads the runtime
 PREFERRED: Final = ("split", "cloud", "edge")
+MOVE_WAYS: Final = ("auto", "kv", "ids")
 
 
 def one_of(value: str, known: Iterable[str], option: str) -> str:

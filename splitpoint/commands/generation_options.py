@@ -14,6 +14,7 @@ from edge.errors import InputError
 from optimizer.policy.kv.registry import KV_POLICIES
 from splitpoint.commands.choices import (
     DRAFTS,
+    MOVE_WAYS,
     PREFERRED,
     check_level,
     completed,
@@ -231,6 +232,14 @@ class ControlOptions:
             min=0,
         ),
     ] = None
+    move_by: Annotated[
+        str,
+        typer.Option(
+            help="What the server gets when the split moves towards it: kv (the moved layers' keys "
+            "and values), ids (it computes them again), or auto (what is quicker).",
+            autocompletion=completed(MOVE_WAYS),
+        ),
+    ] = "auto"
     context: Annotated[
         str,
         typer.Option(
@@ -246,6 +255,7 @@ class ControlOptions:
         one_of(self.draft, DRAFTS, "--draft")
         one_of(self.prefill, prefill_places(), "--prefill")
         one_of(self.prefer, PREFERRED, "--prefer")
+        one_of(self.move_by, MOVE_WAYS, "--move-by")
         one_of(self.context, contexts(), "--context")
         check_seconds(self.deadline_tbt, "--deadline-tbt", MOST_TBT_S)
 
@@ -301,6 +311,7 @@ def completion_request(
             prefill=control.prefill,
             prefer=control.prefer,
             split=control.split,
+            move_by=control.move_by,
         )
     except InputError as error:
         raise typer.BadParameter(str(error)) from error

@@ -9,12 +9,13 @@ from typing import Any
 from cloud.engine.loop_commands import ActiveSession, Release
 from cloud.kv.pool import KvPool, KvShape
 from cloud.kv.prefix_cache import PrefixCache
-from cloud.sessions.admission import Admission, Granted, SessionLimits
+from cloud.sessions.admission import Admission, Granted
 from cloud.sessions.grammars import Grammars
 from cloud.sessions.held_session import HeldSession
 from cloud.sessions.lifecycle import Lifecycle
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel
+from cloud.sessions.session_limits import SessionLimits
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from optimizer.artifacts.geometry import ModelGeometry

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from codec.kv.frame import KeysValues, KvFrames
 from codec.ladder import Ladder
 from edge.errors import ConnectError, LostError, TransportError
 from edge.net.transport import Received
@@ -91,11 +92,32 @@ class FakeFront:
             same += 1
         self.rollback(same)
 
+    def cached_from(self, split: int) -> FakeKv | None:
+        """See FrontEngine."""
+        return FakeKv(range(split, self.split), self.cache) if split < self.split else None
+
     def move_to(self, split: int) -> None:
         """See FrontEngine: towards the last layer, and at 0, the cache is lost."""
         if split > self.split or split == 0:
             self.rollback(0)
         self.split = split
+
+
+class FakeKv:
+    """Keys and values that carry a token's hash and its position, as they are now."""
+
+    num_heads = 1
+    head_dim = 2
+
+    def __init__(self, layers: range, cache: Sequence[int]) -> None:
+        self.layers = layers
+        self._cache = list(cache)
+
+    def read(self, begin: int, end: int) -> KeysValues:
+        kv = np.zeros((end - begin, len(self.layers), 2, 1, 2), dtype=np.float32)
+        kv[..., 0] = np.array(self._cache[begin:end])[:, None, None, None]
+        kv[..., 1] = np.arange(begin, end)[:, None, None, None]
+        return kv
 
 
 class FakeCloud:
@@ -110,11 +132,26 @@ class FakeCloud:
         self.rows: list[int] = []
         self.next_sequence = 0
         self.last_token: int | None = None
+        self.older: FakeCloud | None = None  # while keys and values are to come
+        self.num_kept = 0  # tokens that they are of
+        self.is_over = False
+
+    def go_on_from(self, older: FakeCloud, num_tokens: int) -> bool:
+        """Whether this cloud begins with the older one's tokens; the older one ends."""
+        older.is_over = True
+        if not 0 < num_tokens <= len(older.rows) or older.older is not None:
+            return False
+        self.older, self.num_kept = older, num_tokens
+        return True
 
     def answer(self, frame: Frame) -> Result:
+        if self.is_over:
+            raise AssertionError("a frame for a session that another one went on from")
         if frame.sequence != self.next_sequence:
             raise AssertionError(f"frame {frame.sequence}, expected {self.next_sequence}")
         self.next_sequence += 1
+        if frame.kv or self.older is not None:
+            return self._take_kv(frame)
         last_token, self.last_token = self.last_token, None
         if frame.ahead and (
             frame.first_position != len(self.rows) or frame.token_ids[0] != last_token
@@ -148,6 +185,23 @@ class FakeCloud:
             num_tokens=len(self.rows),
             timings=Timings(compute_s=0.5, batch_sessions=1, batch_rows=len(rows)),
         )
+
+    def _take_kv(self, frame: Frame) -> Result:
+        older, begin = self.older, len(self.rows)
+        end = begin + len(frame.token_ids)
+        if older is None or older.split is None or self.split is None or not frame.kv:
+            raise AssertionError("keys and values out of turn")
+        if frame.first_position != begin or end > self.num_kept:
+            raise AssertionError("keys and values of other positions")
+        frames = KvFrames(
+            hidden_size=WIDTH, layers=range(self.split, older.split), num_heads=1, head_dim=2
+        )
+        kv = frames.decode(frame.kv, num_tokens=len(frame.token_ids))
+        self.rows += older.rows[begin:end]
+        if not (kv == FakeKv(frames.layers, self.rows).read(begin, end)).all():
+            raise AssertionError("keys and values of other tokens")
+        self.older = None if end == self.num_kept else older
+        return Result(sequence=frame.sequence, token_ids=(), num_tokens=end)
 
     def _decode(self, frame: Frame) -> npt.NDArray[np.float32]:
         rows = self.ladder.decode(
@@ -187,18 +241,33 @@ class FakeTransport:
     token_rows: int = 0
     quiet_polls: int = 0  # how often `poll` finds nothing on a fresh stream
     errors_at_open: list[TransportError] = field(default_factory=list)  # in place of an Opened
+    continues: bool = False  # whether sessions may go on from older ones
+    by_id: dict[str, FakeCloud] = field(default_factory=dict)
 
     def open(self, request: Open, timeout_s: float) -> FakeStream:
         self.opens += 1
         self.requests.append(request)
         if self.open_errors:
             raise self.open_errors.pop(0)
-        self.clouds.append(FakeCloud(request.split))
-        return FakeStream(self, request, self.clouds[-1])
+        cloud = FakeCloud(request.split)
+        older = self.by_id.pop(request.continues, None)
+        continued = (
+            self.continues and older is not None and cloud.go_on_from(older, request.kv_tokens)
+        )
+        self.clouds.append(cloud)
+        self.by_id[request.session_id] = cloud
+        return FakeStream(self, request, cloud, continued=continued)
 
 
 class FakeStream:
-    def __init__(self, transport: FakeTransport, request: Open, cloud: FakeCloud) -> None:
+    def __init__(
+        self,
+        transport: FakeTransport,
+        request: Open,
+        cloud: FakeCloud,
+        *,
+        continued: bool = False,
+    ) -> None:
         self.transport = transport
         self.cloud = cloud
         self.inbox: list[CloudMessage] = [
@@ -206,10 +275,12 @@ class FakeStream:
                 session_id=request.session_id,
                 max_frame_tokens=transport.max_frame_tokens,
                 token_rows=min(request.token_rows, transport.token_rows),
+                continued=continued,
             )
         ]
         self.sent: list[Frame] = []
         self.dead = False
+        self.is_ended = False
         self.quiet_polls = transport.quiet_polls
         self.error = transport.errors_at_open.pop(0) if transport.errors_at_open else None
         transport.streams.append(self)
@@ -218,7 +289,7 @@ class FakeStream:
         self.sent.append(frame)
         if not self.dead:
             self.inbox.append(self.cloud.answer(frame))
-        return len(frame.hidden) + 10
+        return len(frame.hidden) + len(frame.kv) + 10
 
     def receive(self, timeout_s: float) -> Received:
         if error := self.error or self.transport.fault():
@@ -239,9 +310,11 @@ class FakeStream:
 
     def close(self) -> None:
         self.transport.closed += 1
+        self.is_ended = True
 
     def abort(self) -> None:
         self.dead = True
+        self.is_ended = True
 
 
 def random_faults(seed: int, rate: float) -> Callable[[], TransportError | None]:

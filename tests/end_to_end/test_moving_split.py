@@ -13,6 +13,7 @@ from decoding.params import SamplingParams
 from edge.client import EdgeClient
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
+from edge.generation.remote_parts import KV_LEVEL_OF
 from edge.generation.report import Completion
 from optimizer.policy.split_moves import Signs
 from tests.conftest import ModelBench
@@ -49,9 +50,15 @@ def moved(client: EdgeClient, rng: random.Random, **changes: Any) -> CompletionR
     return run
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "granite"])
+@pytest.mark.parametrize(
+    ("architecture", "move_by"),
+    [(name, "ids") for name in ("llama", "qwen3", "gemma3", "granite")]
+    + [(name, "kv") for name in ("llama", "gemma3", "granite", "glm")],
+)
 @pytest.mark.parametrize("draft", ["off", "ngram"])
-def test_an_answer_with_moves_is_the_whole_models(tiny: Any, architecture: str, draft: str) -> None:
+def test_an_answer_with_moves_is_the_whole_models(
+    tiny: Any, architecture: str, draft: str, move_by: str
+) -> None:
     bench: ModelBench = tiny(architecture)
     whole = generate(bench.whole, PROMPT, COUNT)
     rng = random.Random(7)
@@ -59,10 +66,14 @@ def test_an_answer_with_moves_is_the_whole_models(tiny: Any, architecture: str, 
     with running_server(bench.cloud_bundle()) as server:
         with client_of(bench, server.address) as client:
             for _ in range(3):
-                done = moved(client, rng, draft=draft).completion
+                done = moved(client, rng, draft=draft, move_by=move_by).completion
                 assert first_difference(bench.whole, PROMPT, done.token_ids, whole) is None
                 moves += done.moves
-        assert comes_true(lambda: server.server.pool.used_bytes == 0)
+                for move in done.to_json()["moves"]:
+                    is_down = move["to"] < move["from"]
+                    assert move["by"] == (move_by if is_down else "ids")
+        assert comes_true(lambda: server.server.pool.num_leases == 0)
+        assert server.server.pool.used_bytes == 0
     assert moves > 6
 
 
@@ -110,7 +121,8 @@ def test_the_prompts_scores_come_once_whatever_moves(tiny: Any) -> None:
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
-def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) -> None:
+@pytest.mark.parametrize("move_by", ["ids", "kv"])
+def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any, move_by: str) -> None:
     """A cache of 64 tokens at split 3 holds 96 at split 2 and 192 at split 1."""
     bench: ModelBench = tiny("llama")
     count = 200
@@ -123,7 +135,7 @@ def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) ->
         (front,) = (client._fronts.get(),)
         client._fronts.put(front)
         planned = front.kv_bytes
-        request = CompletionRequest(max_new_tokens=count, context="handover")
+        request = CompletionRequest(max_new_tokens=count, context="handover", move_by=move_by)
         run = client.start_ids(PROMPT, request)
         splits = []
         for _ in run:
@@ -138,8 +150,10 @@ def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) ->
             (96 - len(PROMPT), 2, 1),
             (192 - len(PROMPT), 1, 0),
         ]
-        # Token ids of all that came before: a few bytes each.
-        assert all(move["uplink_bytes"] < 8 * 200 for move in moves)
+        assert [move["by"] for move in moves] == [move_by] * 3
+        # Token ids of all that came before: a few bytes each. A layer's keys and values: 256.
+        each_bytes = [move["uplink_bytes"] / (len(PROMPT) + move["at_token"]) for move in moves]
+        assert all(each < 8 if move_by == "ids" else 150 < each < 256 for each in each_bytes)
         assert list(dict.fromkeys(splits)) == [3, 2, 1]
         # The next answer begins at the plan's split again.
         again = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=5))
@@ -147,6 +161,33 @@ def test_a_long_answer_walks_down_the_splits_within_the_same_cache(tiny: Any) ->
             pass
         assert front.split == 3
         assert again.completion.token_ids == tuple(whole[:5])
+
+
+def test_a_lossy_level_of_keys_and_values_takes_fewer_bytes_for_the_same_answer(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 8 bits the tiny model's tokens stay; what real text loses is in docs/results."""
+    bench: ModelBench = tiny("llama")
+    whole = generate(bench.whole, PROMPT, COUNT)
+    sizes = {}
+    with (
+        running_server(bench.cloud_bundle()) as server,
+        client_of(bench, server.address) as client,
+    ):
+        for level in ("lossless", "kv8"):
+            monkeypatch.setitem(KV_LEVEL_OF, True, level)
+            run = client.start_ids(PROMPT, CompletionRequest(max_new_tokens=COUNT, move_by="kv"))
+            for index, _ in enumerate(run):
+                if index == 30:
+                    run.move_to(1)
+            done = run.completion
+            (move,) = done.to_json()["moves"]
+            assert done.to_json()["level_counts"][f"kv:{level}"] == 1
+            assert list(done.token_ids[:31]) == whole[:31]
+            sizes[level] = move["uplink_bytes"]
+        assert first_difference(bench.whole, PROMPT, done.token_ids[:40], whole[:40]) is None
+        assert comes_true(lambda: server.server.pool.num_leases == 0)
+    assert sizes["kv8"] < 0.6 * sizes["lossless"]
 
 
 def test_an_answer_of_a_front_in_one_piece_does_not_move(tiny: Any) -> None:

@@ -29,6 +29,13 @@ def test_rows_of_the_largest_frame_pass() -> None:
     assert len(got.hidden) == 32 << 20
 
 
+def test_keys_and_values_of_the_largest_frame_pass() -> None:
+    message = pb.EdgeMessage(frame=pb.Frame(token_ids=[1] * 512, kv=bytes(32 << 20)))
+    got = wire.decode_edge(message.SerializeToString())
+    assert isinstance(got, Frame)
+    assert len(got.kv) == 32 << 20
+
+
 @pytest.mark.parametrize(
     "data",
     [

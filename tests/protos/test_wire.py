@@ -199,6 +199,23 @@ def test_changed_bytes_raise_nothing_but_the_wire_error(
             Frame(sequence=0, first_position=wire.MAX_TOKENS + 1, token_ids=(1,), hidden=b""),
             "first_position",
         ),
+        *(
+            (
+                replace(
+                    Frame(
+                        sequence=0,
+                        first_position=0,
+                        token_ids=(1, 2),
+                        hidden=b"",
+                        want_token=False,
+                        kv=b"kv",
+                    ),
+                    **more,
+                ),
+                "a frame with kv brings ids and nothing else",
+            )
+            for more in ({"hidden": b"x"}, {"want_token": True}, {"num_drafts": 1}, {"ahead": True})
+        ),
     ],
 )
 def test_frames_out_of_range_are_refused_with_the_field(frame: Frame, reason: str) -> None:
@@ -321,6 +338,28 @@ def test_an_older_server_refuses_what_it_does_not_know_and_names_the_cure(
     monkeypatch.setattr(decoding_side, "EXTENDED_VERSION", 1)
     with pytest.raises(VersionError, match="version 2, this side speaks 1: update the older one"):
         wire.decode_edge(wire.encode_edge(_extended(EXTENDED["grammar"])))
+
+
+def test_what_a_move_says_comes_back_equal_and_is_nothing_without_one() -> None:
+    frame = Frame(
+        sequence=3, first_position=9, token_ids=(1, 2), hidden=b"", want_token=False, kv=b"keys"
+    )
+    assert wire.decode_edge(wire.encode_edge(frame)) == frame
+    assert frame.is_tokens
+    plain = _opens()[0]
+    moving = replace(plain, continues="older", kv_tokens=77)
+    assert wire.decode_edge(wire.encode_edge(moving)) == moving
+    assert "older" not in repr(moving)
+    opened = Opened(session_id="s", max_frame_tokens=9, continued=True)
+    assert wire.decode_cloud(wire.encode_cloud(opened)) == opened
+    without = replace(opened, continued=False)
+    assert len(wire.encode_cloud(without)) < len(wire.encode_cloud(opened))
+
+
+@pytest.mark.parametrize("changes", [{"continues": "no id"}, {"kv_tokens": 1 << 25}])
+def test_a_move_that_nobody_may_ask_for_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(RemoteWireError):
+        wire.decode_edge(wire.encode_edge(replace(_opens()[0], **changes)))
 
 
 def test_an_open_that_asks_for_nothing_new_keeps_its_bytes() -> None:

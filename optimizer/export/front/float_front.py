@@ -18,6 +18,7 @@ import onnx
 import torch
 from onnx import TensorProto
 
+from optimizer.artifacts.bundle import KEY_CHANNELS
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.errors import BuildError
 from optimizer.export.front.blocks import Graph, Residual, normed_stream, sum_of
@@ -155,7 +156,14 @@ class FloatFront:
             else:
                 sum_of(graph, stream, "/residual/Add", "hidden_states")
                 graph.output("hidden_states", TensorProto.FLOAT, shape, first=True)
-        onnx.save(graph.model(), path)
+        model = graph.model()
+        onnx.helper.set_model_props(model, {KEY_CHANNELS: ",".join(map(str, self._key_channels))})
+        onnx.save(model, path)
+
+    @property
+    def _key_channels(self) -> tuple[int, ...]:
+        """See HeadLayout: whoever reads the cache learns from the file where channels lie."""
+        return self._form.layout.rotated_order
 
     def _layers(
         self,

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ class Client:
         self.num_released += 1
 
 
-def made(rng: random.Random, sequence: int, first: int, ids: Sequence[int], **more: bool) -> Frame:
+def made(rng: random.Random, sequence: int, first: int, ids: Sequence[int], **more: Any) -> Frame:
     values = np.random.default_rng(rng.randrange(1 << 30))
     rows = values.standard_normal((len(ids), WIDTH)).astype(np.float32)
     hidden = LADDER.encode("lossless", rows, np.asarray(ids, dtype=np.int64))

@@ -14,7 +14,8 @@ from cloud.engine.frame_work import FrameWork
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvPool, KvShape
 from cloud.kv.prefix_cache import Beginning
-from cloud.sessions.session import REMEMBERED_RESULTS, ServerSession
+from cloud.sessions.remembered_answers import REMEMBERED_RESULTS
+from cloud.sessions.session import ServerSession
 from codec.ladder import Ladder
 from decoding.errors import GrammarError
 from decoding.params import SamplingParams

@@ -10,6 +10,7 @@ from codec.ladder import Ladder
 from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.connector import Connector
 from edge.generation.drafting import DraftSelector
+from edge.generation.kv_shipment import KvShipment
 from edge.generation.level_selector import LevelSelector
 from edge.generation.link_notice import OnLink, unheard
 from edge.generation.loop import RemoteGeneration
@@ -39,9 +40,9 @@ class ManualTime:
         self.now_s += seconds
 
 
-def open_request(max_tokens: int = 100, split: int = 1) -> Open:
+def open_request(max_tokens: int = 100, split: int = 1, session_id: str = "s") -> Open:
     return Open(
-        session_id="s",
+        session_id=session_id,
         model_sha256=SHA,
         split=split,
         hidden_size=WIDTH,
@@ -59,9 +60,12 @@ def connector(
     token_frames: bool = False,
     on_link: OnLink = unheard,
     split: int = 1,
+    session_id: str = "s",
+    shipment: KvShipment | None = None,
 ) -> Connector:
     return Connector(
-        request=open_request(max_tokens, split),
+        request=open_request(max_tokens, split, session_id),
+        shipment=shipment,
         transports=transports,
         retry_policy=retry_policy or RetryPolicy(),
         clock=clock,
@@ -86,6 +90,8 @@ def generation(
     split: int = 1,
     prefixes: PrefixMemory | None = None,
     keeps_front: bool = False,
+    session_id: str = "s",
+    shipment: KvShipment | None = None,
 ) -> RemoteGeneration:
     """Lossless, in chunks of four tokens, without a deadline, on a clock that stands still."""
     clock = clock or ManualTime().clock()
@@ -102,6 +108,8 @@ def generation(
             token_frames=prefill is not None,
             on_link=on_link,
             split=split,
+            session_id=session_id,
+            shipment=shipment,
         ),
         chunks=ChunkSizer(CHUNK_TOKENS, selector=selector),
         retry_policy=retry_policy,
@@ -110,4 +118,5 @@ def generation(
         prefill=prefill,
         prefixes=prefixes,
         keeps_front=keeps_front,
+        shipment=shipment,
     )

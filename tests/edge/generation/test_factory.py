@@ -12,6 +12,7 @@ from edge.errors import InputError
 from edge.generation.completion import CompletionRequest
 from edge.generation.context import ShiftingGeneration
 from edge.generation.factory import GenerationFactory
+from edge.generation.kv_shipment import LeftBehind, OpenPart
 from edge.generation.local import LocalGeneration
 from edge.generation.loop import RemoteGeneration
 from edge.generation.prefix_memory import MAX_BYTES
@@ -19,8 +20,8 @@ from edge.generation.token_source import TokenSource
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
 from tests.edge.draft.saying import Saying
-from tests.edge.fakes import FakeFront, FakeTransport
-from tests.edge.generation.remote import SHA
+from tests.edge.fakes import FakeFront, FakeKv, FakeStream, FakeTransport
+from tests.edge.generation.remote import SHA, open_request
 
 LADDER: Any = SimpleNamespace(
     names=("q4", "q2", "q1"), extra_names=("lossless",), tables_sha256=SHA
@@ -98,6 +99,54 @@ def test_a_plan_whose_level_is_no_rung_stays_at_it() -> None:
 def test_an_unknown_level_is_refused_with_those_there_are(wanted: str) -> None:
     with pytest.raises(InputError, match="this bundle has q4, q2, q1"):
         factory().check(CompletionRequest(level=wanted))
+
+
+def left_behind(address: str = "fake:1") -> tuple[LeftBehind, FakeStream]:
+    transport = FakeTransport()
+    stream = transport.open(open_request(split=3), 1.0)
+    part = OpenPart("older", stream, address)
+    return LeftBehind(part=part, kv=FakeKv(range(1, 3), [7] * 9), num_tokens=9), stream
+
+
+@pytest.mark.parametrize(
+    ("level", "sent"), [("auto", "kv8"), ("q1", "kv8"), ("lossless", "lossless")]
+)
+def test_keys_and_values_go_at_a_level_like_the_rows(level: str, sent: str) -> None:
+    left, stream = left_behind()
+    request = CompletionRequest(level=level, move_by="kv")
+    shipment = factory()._remote._shipment(request, 1, left)
+    assert shipment is not None
+    assert (shipment.level, shipment.num_tokens) == (sent, 9)
+    assert not stream.is_ended
+
+
+@pytest.mark.parametrize(
+    ("move_by", "address"), [("ids", "fake:1"), ("auto", "fake:1"), ("kv", "another:1")]
+)
+def test_where_ids_are_sent_the_older_session_ends_first(move_by: str, address: str) -> None:
+    """By wish, because nothing is measured, or because the session is at another server."""
+    left, stream = left_behind(address)
+    request = CompletionRequest(move_by=move_by)
+    assert factory()._remote._shipment(request, 1, left) is None
+    assert stream.is_ended
+
+
+def test_what_was_measured_decides_how_the_split_moves() -> None:
+    left, stream = left_behind()
+    made = factory()._remote
+    made._measured.sent(10_000, 0.1)
+    made._measured.computed(1.0, num_rows=10, num_layers=6)
+    assert made._shipment(CompletionRequest(), 1, left) is not None
+    made._measured.sent(10_000_000, 0.001)
+    for _ in range(40):
+        made._measured.computed(1e-9, num_rows=10, num_layers=6)
+    assert made._shipment(CompletionRequest(), 1, left) is None
+    assert stream.is_ended
+
+
+def test_an_unknown_way_to_move_is_refused() -> None:
+    with pytest.raises(InputError, match="move by 'fast': one of auto, kv, ids"):
+        CompletionRequest(move_by="fast")
 
 
 def test_a_drafter_that_is_not_there_is_refused() -> None:
