@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -34,6 +35,8 @@ from cloud.sessions.session_limits import SessionLimits
 from cloud.sessions.tenants import Tenants
 from codec.slow_path import warn_without_kernel
 from optimizer.artifacts.bundle import Bundle
+
+logger = logging.getLogger(__name__)
 
 # Without --kv-memory: this share of what is free once the weights are loaded.
 DEFAULT_KV_SHARE: Final = 0.5
@@ -164,10 +167,13 @@ def _head(
 ) -> EagleDrafter | None:
     """The draft head that was asked for, or the bundle's own where it can run here."""
     folder = config.draft_head
+    is_plain = not isinstance(engine, ParallelEngine) and engine.model.device.type == "cpu"
+    if folder is None and bundle.has(f"{_HEAD_FOLDER}/config.json") and not is_plain:
+        logger.warning("the bundle's draft head is not used: heads run on a CPU server alone")
     if isinstance(engine, ParallelEngine):
         return None  # with several ranks the option was refused
     if folder is None:
-        if engine.model.device.type != "cpu" or not bundle.has(f"{_HEAD_FOLDER}/config.json"):
+        if not is_plain or not bundle.has(f"{_HEAD_FOLDER}/config.json"):
             return None
         folder = bundle.path(f"{_HEAD_FOLDER}/config.json").parent
     return load_head(folder, engine, kv_bytes=pool.limit_bytes)
