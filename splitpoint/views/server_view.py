@@ -44,4 +44,4 @@ def _tenants(names: tuple[str, ...]) -> str:
         return "no tokens, everybody who connects is served"
     shown = ", ".join(shown_text(name) for name in names[:8])
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"{len(names)} tenants: {shown}{more}"
+    return f"{len(names)} tenant{'' if len(names) == 1 else 's'}: {shown}{more}"

@@ -42,6 +42,10 @@ def test_the_lines_name_model_layers_device_room_and_access() -> None:
     ]
 
 
+def test_one_tenant_is_one() -> None:
+    assert server_lines(FACTS | {"tenants": ("alice",)})[2] == "access   TLS; 1 tenant: alice"
+
+
 def test_a_draft_head_is_named_with_what_it_takes() -> None:
     lines = server_lines(FACTS | {"draft_head": "eagle", "draft_head_bytes": 40 << 20})
     assert lines[2] == "drafts   eagle head, 40 MiB"
