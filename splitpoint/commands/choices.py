@@ -14,7 +14,8 @@ import typer
 from hwprofiles.schema.near_names import did_you_mean
 
 DEVICES: Final = ("auto", "cpu", "cuda")
-DRAFTS: Final = ("auto", "off", "ngram", "head", "model")  # edge.draft.registry loads the runtime
+# As edge.draft.registry has them, which loads the runtime.
+DRAFTS: Final = ("auto", "off", "ngram", "head", "cloud", "model")
 PREFERRED: Final = ("split", "cloud", "edge")
 MOVE_WAYS: Final = ("auto", "kv", "ids")
 

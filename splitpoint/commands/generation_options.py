@@ -203,7 +203,7 @@ class ControlOptions:
     draft: Annotated[
         str,
         typer.Option(
-            help="Guess ahead across the round trip: auto, off, ngram, head, or model.",
+            help="Guess ahead across the round trip: auto, off, ngram, head, cloud, or model.",
             autocompletion=completed(DRAFTS),
         ),
     ] = "auto"

@@ -40,11 +40,10 @@ def slow(self, batch):
 BackEngine.forward = slow
 """
 DEAD_THREAD = """
-from cloud.engine.loop import EngineLoop
-note = EngineLoop._note_wait
-def die(self, run, begun_s):
+from cloud.engine.frame_work import FrameRun
+def die(self, begun_s, observer):
     raise RuntimeError("outside every guard")
-EngineLoop._note_wait = die
+FrameRun.note_wait = die
 """
 HANGING_STEP = """
 import time

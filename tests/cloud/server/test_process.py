@@ -311,6 +311,7 @@ def test_describe_health_reflection_and_probe_answer(served: Served) -> None:
             database = ProtoReflectionDescriptorDatabase(channel)
             assert wire.SERVICE_NAME in database.get_services()
             service = DescriptorPool(database).FindServiceByName(wire.SERVICE_NAME)
-            assert {method.name for method in service.methods} == {"Generate", "Describe", "Probe"}
+            names = {method.name for method in service.methods}
+            assert names == {"Generate", "Describe", "Probe", "ListFiles", "Fetch"}
 
     run(scenario)

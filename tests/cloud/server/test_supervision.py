@@ -11,7 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cloud.engine.loop import EngineLoop
+from cloud.engine.frame_work import FrameRun
 from cloud.server.metrics import Metrics
 from cloud.server.metrics_endpoint import MetricsEndpoint
 from cloud.server.supervision import Supervisor
@@ -51,7 +51,7 @@ def test_after_a_dead_model_thread_nothing_is_granted_and_everything_ends(
     def die(*_: object) -> None:
         raise RuntimeError("outside every guard")
 
-    monkeypatch.setattr(EngineLoop, "_note_wait", die)
+    monkeypatch.setattr(FrameRun, "note_wait", die)
 
     async def scenario() -> None:
         async with connected(served.config) as (server, channel):

@@ -79,7 +79,7 @@ def test_the_status_says_which_side_does_what(url: str, edge: EdgeClient) -> Non
     assert (status["split"], status["num_layers"]) == (SPLIT, 4)
     assert status["max_tokens"] == edge.plan.max_tokens
     assert status["levels"] == ["auto", "lossless"]
-    assert status["drafters"] == ["auto", "off", "ngram"]  # no head and no model here
+    assert status["drafters"] == ["auto", "off", "ngram", "cloud"]  # no head and no model here
     assert status["running"] == 0
 
 
