@@ -17,10 +17,7 @@ from protos import split_inference_pb2 as pb
 from protos.bulk import check_rest
 from protos.draft_fields import drafts_from_proto
 from protos.errors import RemoteWireError
-from protos.fields import check_version as _check_version
-from protos.fields import hex_sha256 as _sha256
-from protos.fields import in_range as _in_range
-from protos.fields import parse as _parse
+from protos.fields import check_version, hex_sha256, in_range, parse
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
     EXTENDED_VERSION,
@@ -67,7 +64,7 @@ def decode_edge(data: bytes) -> EdgeMessage:
     """One message of an edge. All but tiny ones are measured before parsing (`protos.bulk`)."""
     if TINY_MESSAGE_BYTES < len(data) <= MAX_MESSAGE_BYTES:
         check_rest(data, SMALL_MESSAGE_BYTES)
-    message = _parse(pb.EdgeMessage, data)
+    message = parse(pb.EdgeMessage, data)
     kind = message.WhichOneof("kind")
     if kind == "open":
         return _open_from_proto(message.open)
@@ -80,7 +77,7 @@ def decode_edge(data: bytes) -> EdgeMessage:
 
 def decode_cloud(data: bytes) -> CloudMessage:
     """One message of a cloud."""
-    message = _parse(pb.CloudMessage, data)
+    message = parse(pb.CloudMessage, data)
     kind = message.WhichOneof("kind")
     if kind == "result":
         return _result_from_proto(message.result)
@@ -88,11 +85,11 @@ def decode_cloud(data: bytes) -> CloudMessage:
         opened = message.opened
         return Opened(
             session_id=_session_id(opened.session_id),
-            max_frame_tokens=_in_range(
+            max_frame_tokens=in_range(
                 "max_frame_tokens", opened.max_frame_tokens, 1, MAX_FRAME_TOKENS
             ),
-            held_frames=_in_range("held_frames", opened.held_frames, 0, MAX_TOKENS),
-            max_frames_in_flight=_in_range(
+            held_frames=in_range("held_frames", opened.held_frames, 0, MAX_TOKENS),
+            max_frames_in_flight=in_range(
                 "max_frames_in_flight",
                 opened.max_frames_in_flight
                 if opened.HasField("max_frames_in_flight")
@@ -100,8 +97,8 @@ def decode_cloud(data: bytes) -> CloudMessage:
                 1,
                 MAX_FRAMES_IN_FLIGHT,
             ),
-            token_rows=_in_range("token_rows", opened.token_rows, 0, MAX_TOKENS),
-            draft_ids=_in_range("draft_ids", opened.draft_ids, 0, MAX_DRAFT_IDS),
+            token_rows=in_range("token_rows", opened.token_rows, 0, MAX_TOKENS),
+            draft_ids=in_range("draft_ids", opened.draft_ids, 0, MAX_DRAFT_IDS),
             continued=opened.continued,
         )
     if kind == "drafts":
@@ -113,15 +110,15 @@ def decode_cloud(data: bytes) -> CloudMessage:
 
 def decode_description(data: bytes) -> Description:
     """The answer of `Describe`."""
-    message = _parse(pb.Description, data)
-    _check_version(message.protocol_version)
-    num_layers = _in_range("num_layers", message.num_layers, 0, MAX_LAYERS)
+    message = parse(pb.Description, data)
+    check_version(message.protocol_version)
+    num_layers = in_range("num_layers", message.num_layers, 0, MAX_LAYERS)
     return Description(
         model_id=plain_text(message.model_id),
-        model_sha256=_sha256("model_sha256", message.model_sha256),
-        first_layer=_in_range("first_layer", message.first_layer, 0, num_layers),
+        model_sha256=hex_sha256("model_sha256", message.model_sha256),
+        first_layer=in_range("first_layer", message.first_layer, 0, num_layers),
         num_layers=num_layers,
-        hidden_size=_in_range("hidden_size", message.hidden_size, 1, MAX_WIDTH),
+        hidden_size=in_range("hidden_size", message.hidden_size, 1, MAX_WIDTH),
         max_tokens=message.max_tokens,
         active_sessions=message.active_sessions,
         kv_bytes_in_use=message.kv_bytes_in_use,
@@ -131,11 +128,11 @@ def decode_description(data: bytes) -> Description:
 
 def decode_probe(data: bytes) -> ProbeChunk:
     """One message of `Probe`; of its padding only the size is kept."""
-    message = _parse(pb.ProbeChunk, data)
+    message = parse(pb.ProbeChunk, data)
     return ProbeChunk(
         sequence=message.sequence,
-        padding_bytes=_in_range("padding", len(message.padding), 0, MAX_PROBE_BYTES),
-        want_bytes=_in_range("want_bytes", message.want_bytes, 0, MAX_PROBE_BYTES),
+        padding_bytes=in_range("padding", len(message.padding), 0, MAX_PROBE_BYTES),
+        want_bytes=in_range("want_bytes", message.want_bytes, 0, MAX_PROBE_BYTES),
     )
 
 
@@ -146,37 +143,37 @@ def plain_text(text: str) -> str:
 
 
 def _open_from_proto(message: pb.Open) -> Open:
-    _check_version(message.protocol_version, newest=EXTENDED_VERSION)
+    check_version(message.protocol_version, newest=EXTENDED_VERSION)
     sampling = sampling_from_proto(message.sampling)
     return Open(
         session_id=_session_id(message.session_id),
-        model_sha256=_sha256("model_sha256", message.model_sha256),
-        split=_in_range("split", message.split, 0, MAX_LAYERS),
-        hidden_size=_in_range("hidden_size", message.hidden_size, 1, MAX_WIDTH),
-        codec_tables_sha256=_sha256("codec_tables_sha256", message.codec_tables_sha256),
-        max_tokens=_in_range("max_tokens", message.max_tokens, 1, MAX_TOKENS),
+        model_sha256=hex_sha256("model_sha256", message.model_sha256),
+        split=in_range("split", message.split, 0, MAX_LAYERS),
+        hidden_size=in_range("hidden_size", message.hidden_size, 1, MAX_WIDTH),
+        codec_tables_sha256=hex_sha256("codec_tables_sha256", message.codec_tables_sha256),
+        max_tokens=in_range("max_tokens", message.max_tokens, 1, MAX_TOKENS),
         sampling=sampling,
         resume_s=_seconds("resume_s", message.resume_s),
         prefix_hashes=_hashes(message.prefix_hashes),
-        shareable_tokens=_in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
+        shareable_tokens=in_range("shareable_tokens", message.shareable_tokens, 0, MAX_TOKENS),
         prefix_salt=_salt(message.prefix_salt),
-        token_rows=_in_range("token_rows", message.token_rows, 0, MAX_TOKENS),
+        token_rows=in_range("token_rows", message.token_rows, 0, MAX_TOKENS),
         continues=_session_id(message.continues) if message.continues else "",
-        kv_tokens=_in_range("kv_tokens", message.kv_tokens, 0, MAX_TOKENS),
-        prompt_tokens=_in_range("prompt_tokens", message.prompt_tokens, 0, MAX_TOKENS),
+        kv_tokens=in_range("kv_tokens", message.kv_tokens, 0, MAX_TOKENS),
+        prompt_tokens=in_range("prompt_tokens", message.prompt_tokens, 0, MAX_TOKENS),
         end_token_ids=_end_tokens(message.end_token_ids),
-        draft_ids=_in_range("draft_ids", message.draft_ids, 0, MAX_DRAFT_IDS),
+        draft_ids=in_range("draft_ids", message.draft_ids, 0, MAX_DRAFT_IDS),
     )
 
 
 def _frame_from_proto(message: pb.Frame) -> Frame:
-    num_rows = _in_range("token_ids", len(message.token_ids), 1, MAX_FRAME_TOKENS)
+    num_rows = in_range("token_ids", len(message.token_ids), 1, MAX_FRAME_TOKENS)
     return Frame(
         sequence=message.sequence,
-        first_position=_in_range("first_position", message.first_position, 0, MAX_TOKENS),
+        first_position=in_range("first_position", message.first_position, 0, MAX_TOKENS),
         token_ids=tuple(message.token_ids),
         hidden=message.hidden,
-        num_drafts=_in_range(
+        num_drafts=in_range(
             "num_drafts", message.num_drafts, 0, min(num_rows - 1, MAX_FRAME_DRAFTS)
         ),
         want_token=message.want_token,
@@ -186,14 +183,14 @@ def _frame_from_proto(message: pb.Frame) -> Frame:
 
 
 def _result_from_proto(message: pb.Result) -> Result:
-    _in_range("token_ids", len(message.token_ids), 0, MAX_FRAME_DRAFTS + 1)
+    in_range("token_ids", len(message.token_ids), 0, MAX_FRAME_DRAFTS + 1)
     if len(message.logprobs) not in (0, len(message.token_ids)):
         raise RemoteWireError("result: as many logprobs as tokens, or none")
-    _in_range("prompt_logprobs", len(message.prompt_logprobs), 0, MAX_FRAME_TOKENS)
+    in_range("prompt_logprobs", len(message.prompt_logprobs), 0, MAX_FRAME_TOKENS)
     check_logprobs(message.logprobs)
     check_logprobs(message.prompt_logprobs)
     check_top(message.prompt_top_ids, message.prompt_top_logprobs, len(message.prompt_logprobs))
-    _in_range("drafts", len(message.drafts), 0, MAX_DRAFT_SOURCES)
+    in_range("drafts", len(message.drafts), 0, MAX_DRAFT_SOURCES)
     timings = message.timings
     seconds = (timings.codec_s, timings.queue_s, timings.compute_s, timings.sample_s)
     if not all(math.isfinite(value) and 0 <= value <= MAX_TIMING_S for value in seconds):
@@ -204,7 +201,7 @@ def _result_from_proto(message: pb.Result) -> Result:
         sequence=message.sequence,
         token_ids=tuple(message.token_ids),
         logprobs=tuple(message.logprobs),
-        num_tokens=_in_range("num_tokens", message.num_tokens, 0, MAX_TOKENS),
+        num_tokens=in_range("num_tokens", message.num_tokens, 0, MAX_TOKENS),
         timings=Timings(
             codec_s=timings.codec_s,
             queue_s=timings.queue_s,
@@ -228,14 +225,14 @@ def _seconds(name: str, value: float) -> float:
 
 
 def _hashes(values: Sequence[bytes]) -> tuple[bytes, ...]:
-    _in_range("prefix_hashes", len(values), 0, MAX_PREFIX_HASHES)
+    in_range("prefix_hashes", len(values), 0, MAX_PREFIX_HASHES)
     if any(len(value) != 32 for value in values):
         raise RemoteWireError("prefix_hashes are SHA-256 digests of 32 bytes")
     return tuple(values)
 
 
 def _end_tokens(values: Sequence[int]) -> tuple[int, ...]:
-    _in_range("end_token_ids", len(values), 0, MAX_END_TOKENS)
+    in_range("end_token_ids", len(values), 0, MAX_END_TOKENS)
     return tuple(values)
 
 
@@ -248,7 +245,7 @@ def _kv(message: pb.Frame) -> bytes:
 
 def _salt(value: bytes) -> bytes:
     if value:  # a short one could be guessed, and would only seem to keep names secret
-        _in_range("the length of prefix_salt", len(value), MIN_SALT_BYTES, MAX_SALT_BYTES)
+        in_range("the length of prefix_salt", len(value), MIN_SALT_BYTES, MAX_SALT_BYTES)
     return value
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from protos import split_inference_pb2 as pb
 from protos.draft_fields import drafts_to_proto
-from protos.fields import serialize as _serialize
+from protos.fields import serialize
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
     EXTENDED_VERSION,
@@ -33,7 +33,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
     """One message of the edge."""
     if isinstance(message, Open):
         sampling = message.sampling
-        return _serialize(
+        return serialize(
             lambda: pb.EdgeMessage(
                 open=pb.Open(
                     protocol_version=(
@@ -60,7 +60,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
             )
         )
     if isinstance(message, Frame):
-        return _serialize(
+        return serialize(
             lambda: pb.EdgeMessage(
                 frame=pb.Frame(
                     sequence=message.sequence,
@@ -74,7 +74,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                 )
             )
         )
-    return _serialize(lambda: pb.EdgeMessage(close=pb.Close()))
+    return serialize(lambda: pb.EdgeMessage(close=pb.Close()))
 
 
 def encode_cloud(message: CloudMessage) -> bytes:
@@ -82,7 +82,7 @@ def encode_cloud(message: CloudMessage) -> bytes:
     if isinstance(message, Result):
         timings = message.timings
         top_ids, top_logprobs = flat_top(message.top)
-        return _serialize(
+        return serialize(
             lambda: pb.CloudMessage(
                 result=pb.Result(
                     sequence=message.sequence,
@@ -107,7 +107,7 @@ def encode_cloud(message: CloudMessage) -> bytes:
             )
         )
     if isinstance(message, Opened):
-        return _serialize(
+        return serialize(
             lambda: pb.CloudMessage(
                 opened=pb.Opened(
                     session_id=message.session_id,
@@ -124,19 +124,19 @@ def encode_cloud(message: CloudMessage) -> bytes:
             )
         )
     if isinstance(message, Drafts):
-        return _serialize(lambda: pb.CloudMessage(drafts=drafts_to_proto(message)))
+        return serialize(lambda: pb.CloudMessage(drafts=drafts_to_proto(message)))
     detail = message.detail[:MAX_DETAIL_CHARS]
-    return _serialize(lambda: pb.CloudMessage(closed=pb.Closed(detail=detail)))
+    return serialize(lambda: pb.CloudMessage(closed=pb.Closed(detail=detail)))
 
 
 def encode_describe_request() -> bytes:
     """The question of `Describe`, which has no fields."""
-    return _serialize(pb.DescribeRequest)
+    return serialize(pb.DescribeRequest)
 
 
 def encode_description(description: Description) -> bytes:
     """The answer of `Describe`."""
-    return _serialize(
+    return serialize(
         lambda: pb.Description(
             protocol_version=PROTOCOL_VERSION,
             model_id=description.model_id,
@@ -154,7 +154,7 @@ def encode_description(description: Description) -> bytes:
 
 def encode_probe(chunk: ProbeChunk) -> bytes:
     """One message of `Probe`; the padding is zeros."""
-    return _serialize(
+    return serialize(
         lambda: pb.ProbeChunk(
             sequence=chunk.sequence,
             padding=bytes(chunk.padding_bytes),

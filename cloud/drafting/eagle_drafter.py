@@ -8,6 +8,7 @@ where a further guess is too unlikely to count (`optimizer.policy.cloud_drafts`)
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -60,7 +61,7 @@ class EagleDrafter:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its weights in float32, and of its keys and values when all are used."""
+        """Bytes of its weights, and of its keys and values when all are used."""
         return self._model.num_bytes + self._pool.limit_bytes
 
     def open(self, *, split: int, max_tokens: int, most: int) -> HeadSession | None:
@@ -116,10 +117,13 @@ class EagleDrafter:
             choices = self._model.choices(rows, CHOICES)
             going: list[int] = []
             for row, at in enumerate(active):
-                found[at].append(_choices(choices.token_ids[row], choices.shares[row]))
-                reach[at] *= found[at][-1][0].confidence
+                guess = _choices(choices.token_ids[row], choices.shares[row])
+                if not math.isfinite(guess[0].confidence):
+                    continue  # weights or states beyond float32's range: no guess
+                found[at].append(guess)
+                reach[at] *= guess[0].confidence
                 has_room = len(found[at]) < sessions[at].most
-                if has_room and self._load.pays(reach[at], len(sessions), step_s):
+                if has_room and self._load.pays(reach[at], step_s):
                     going.append(at)
             if going:
                 step = _Rows([(sessions[at].lease, 1) for at in going])
@@ -130,12 +134,14 @@ class EagleDrafter:
                 step.grow()
                 for row, at in enumerate(going):
                     own[at] = states[row : row + 1]
-            self._load.passed(self._clock() - begun_s, len(active))
+            self._load.passed(self._clock() - begun_s)
             active = going
         for session, length in zip(sessions, lengths, strict=True):
             session.lease.rollback(length)  # what was guessed is read again once it is true
         return [
             Drafts(first_position=session.end, choices=tuple(guesses), source=HEAD_SOURCE)
+            if guesses
+            else None
             for session, guesses in zip(sessions, found, strict=True)
         ]
 

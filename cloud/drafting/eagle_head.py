@@ -51,12 +51,14 @@ class EagleHead:
     ) -> None:
         spec, tensors = weights.spec, weights.tensors
         self.spec = spec
-        self.num_bytes = sum(4 * tensor.numel() for tensor in tensors.values())
         self._norms = {name: one for name, one in tensors.items() if one.dim() == 1}
         self._token_ids = weights.token_ids
         self._embedding = weights.embedding
         self._embed = embed
         self._rounded = quantize and runs_int8("cpu")
+        self.num_bytes = sum(
+            one.numel() * (1 if self._rounded and one.dim() == 2 else 4) for one in tensors.values()
+        )
         self._fc = self._joined(tensors, "fc")
         self._qkv = self._joined(tensors, *(f"self_attn.{name}_proj" for name in "qkv"))
         self._out = self._joined(tensors, "self_attn.o_proj")

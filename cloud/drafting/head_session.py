@@ -65,7 +65,7 @@ class HeadSession:
     def begin(self, first_position: int) -> None:
         """A frame begins at `first_position`; what the cache held from there on is forgotten."""
         self._frame.clear()
-        if first_position == self._num_rows:
+        if first_position == self._num_rows or self._is_closed:
             return
         if first_position < self._num_rows:
             # The pair before it names a token that is replaced, and its state is read already.
@@ -77,8 +77,10 @@ class HeadSession:
         self._num_rows = first_position
 
     def tap(self, states: Tensor) -> None:
-        """States of the next rows of the frame: float32 [T, S]."""
-        self._frame.append(states)
+        """States of the next rows of the frame: float32 [T, S]. Nobody reads them any more once
+        this is closed."""
+        if not self._is_closed:
+            self._frame.append(states)
 
     def ran(self, rows: RanRows) -> None:
         """All rows of the frame have run, and these of them stay."""
@@ -109,4 +111,5 @@ class HeadSession:
     def close(self) -> None:
         """Free its blocks; doing it again does nothing."""
         self._is_closed = True
+        self._states.clear()
         self.lease.close()

@@ -87,7 +87,10 @@ def read_head(folder: Path, *, hidden_size: int, vocab_size: int, num_layers: in
         cure = ": a .bin file may hold code; save it as safetensors" if pickled else ""
         raise WeightsError(f"{folder}: no safetensors file of a draft head{cure}")
     files = TensorFiles(folder, paths, torch.device("cpu"))
-    names = {_plain(name): name for name in files}
+    names: dict[str, str] = {}
+    for name in files:
+        if (other := names.setdefault(_plain(name), name)) != name:
+            raise WeightsError(f"{folder}: {other} and {name} are the same tensor of a head")
     form = _form(folder, names)
     spec = _spec(folder, form, config, names, files, hidden_size, num_layers)
     tensors: dict[str, Tensor] = {}

@@ -23,6 +23,10 @@ class DraftState(Protocol):
         """Whether rows of the session have run since its drafter last saw it."""
         ...
 
+    def close(self) -> None:
+        """The drafter keeps nothing of the session from now on; doing it again does nothing."""
+        ...
+
 
 class StepDrafter(Protocol):
     """Guesses for the sessions of one step. The model thread alone calls it."""
@@ -56,7 +60,9 @@ def draft_after_step(drafter: StepDrafter, finished: Sequence[Drafted], *, step_
     try:
         found = drafter.draft([state for _, state in due], step_s=step_s)
     except Exception:  # guesses promise nothing: the sessions go on without
-        logger.exception("drafting for %d sessions failed", len(due))
+        logger.exception("drafting for %d sessions failed; they get no more guesses", len(due))
+        for _, state in due:  # what it kept of them may be half changed
+            state.close()
         return
     for (one, _), drafts in zip(due, found, strict=True):
         if drafts is not None:

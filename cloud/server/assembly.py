@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cloud.drafting.eagle_drafter import EagleDrafter
-from cloud.drafting.server_drafting import ServerDrafting, load_head
+from cloud.drafting.head_loading import load_head
 from cloud.engine.engines import scheduler_for
 from cloud.engine.frame_decoding import FrameDecoding, default_decode_threads
 from cloud.engine.loop import EngineLoop
@@ -34,13 +34,12 @@ from cloud.sessions.served_model import ServedModel, load_ladders
 from cloud.sessions.session_limits import SessionLimits
 from cloud.sessions.tenants import Tenants
 from codec.slow_path import warn_without_kernel
-from optimizer.artifacts.bundle import Bundle
+from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, Bundle
 
 logger = logging.getLogger(__name__)
 
 # Without --kv-memory: this share of what is free once the weights are loaded.
 DEFAULT_KV_SHARE: Final = 0.5
-_HEAD_FOLDER: Final = "cloud/draft-head"  # where `train-draft --place cloud` puts it
 # For the first messages of streams that have not been opened; but for so many streams at least.
 MAX_UNOPENED_BYTES: Final = 256 << 20
 MIN_UNOPENED: Final = 32
@@ -100,7 +99,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
             max_wait_s=config.max_wait_s,
         ),
         grammars=_grammars(bundle, engine),
-        drafting=ServerDrafting(head),
+        head=head,
     )
     metrics = Metrics()
     engine_loop = _engine_loop(config, engine, metrics, head)
@@ -168,14 +167,14 @@ def _head(
     """The draft head that was asked for, or the bundle's own where it can run here."""
     folder = config.draft_head
     is_plain = not isinstance(engine, ParallelEngine) and engine.model.device.type == "cpu"
-    if folder is None and bundle.has(f"{_HEAD_FOLDER}/config.json") and not is_plain:
+    if folder is None and bundle.has(f"{DRAFT_HEAD_FOLDER}/config.json") and not is_plain:
         logger.warning("the bundle's draft head is not used: heads run on a CPU server alone")
     if isinstance(engine, ParallelEngine):
         return None  # with several ranks the option was refused
     if folder is None:
-        if not is_plain or not bundle.has(f"{_HEAD_FOLDER}/config.json"):
+        if not is_plain or not bundle.has(f"{DRAFT_HEAD_FOLDER}/config.json"):
             return None
-        folder = bundle.path(f"{_HEAD_FOLDER}/config.json").parent
+        folder = bundle.path(f"{DRAFT_HEAD_FOLDER}/config.json").parent
     return load_head(folder, engine, kv_bytes=pool.limit_bytes)
 
 

@@ -195,13 +195,14 @@ class Conversations:
         return self._held(granted, request, stream)
 
     def _held(self, granted: Granted, request: Open, stream: ServerStream) -> HeldSession:
+        drafts = granted.session.drafts
         return HeldSession(
             granted.life,
             ActiveSession(
                 granted.session,
                 stream.deliver(),
-                draft_state=granted.session.drafting.head,
-                num_draft_ids=granted.session.drafting.most,
+                draft_state=drafts,
+                num_draft_ids=0 if drafts is None else drafts.most,
             ),
             request,
             lifecycle=self._lifecycle,

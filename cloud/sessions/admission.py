@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from cloud.drafting.server_drafting import ServerDrafting
+from cloud.drafting.eagle_drafter import EagleDrafter
 from cloud.errors import CapacityError, CloudError, DrainingError
 from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, Keep, PrefixCache
@@ -70,10 +70,10 @@ class Admission:
         resumable: ResumableSessions,
         limits: SessionLimits,
         grammars: Grammars,
-        drafting: ServerDrafting | None = None,
+        head: EagleDrafter | None = None,
     ) -> None:
         self._served = served
-        self._drafting = drafting or ServerDrafting()
+        self._head = head
         self._pool = pool
         self._prefixes = prefixes
         self._lifecycle = lifecycle
@@ -270,6 +270,10 @@ class Admission:
         below: KvLease | None = None,
         moved: MovedKv | None = None,
     ) -> ServerSession:
+        drafts = None
+        if self._head is not None:
+            split, most = request.split, request.draft_ids
+            drafts = self._head.open(split=split, max_tokens=request.max_tokens, most=most)
         return ServerSession(
             request.session_id,
             lease=lease,
@@ -283,7 +287,7 @@ class Admission:
             keep=keep,
             embedding=self._served.embedding if request.token_rows else None,
             below=below,
-            drafting=self._drafting.open(request),
+            drafts=drafts,
             moved=moved,
         )
 

@@ -19,8 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from cloud.drafting.head_session import RanRows
-from cloud.drafting.session_drafting import SessionDrafting
+from cloud.drafting.head_session import HeadSession, RanRows
 from cloud.engine.batch_entry import FloatRows
 from cloud.engine.drawing import Drawing, device_draws
 from cloud.engine.frame_decoding import Decoded, RowDecoder
@@ -61,7 +60,7 @@ class ServerSession:
         keep: Keep | None = None,
         embedding: TokenRows | None = None,
         below: KvLease | None = None,
-        drafting: SessionDrafting | None = None,
+        drafts: HeadSession | None = None,
         moved: MovedKv | None = None,
     ) -> None:
         """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
@@ -69,7 +68,8 @@ class ServerSession:
         blocks. keep: told of each further beginning that other sessions may share. embedding: makes
         the rows of token frames; None: there are none. below: where keys and values of the layers
         below the split go meanwhile; None at split 0. moved: the tokens that it begins with, of an
-        older session. drafting: told of all frames."""
+        older session. drafts: what a draft head keeps of it;
+        None: no head does."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
@@ -86,7 +86,7 @@ class ServerSession:
         self._max_frame_tokens = max_frame_tokens
         self._embedding = embedding
         self._below = below
-        self.drafting = drafting or SessionDrafting()
+        self.drafts = drafts
         self._moved = moved  # until the last of its frames has come
         self._owns_lease = True
         self._next_sequence = 0
@@ -167,9 +167,10 @@ class ServerSession:
             rows=rows,
             num_logits=frame.num_drafts + 1 if frame.want_token else 0,
             below=self._below,
-            tap=self.drafting.tap,
+            tap=None if self.drafts is None else self.drafts.tap,
         )
-        self.drafting.begin(frame.first_position)
+        if self.drafts is not None:
+            self.drafts.begin(frame.first_position)
         if frame.want_token and self._prompt_scores is None and device_draws(self._sampling):
             work.drawing = Drawing(params=self._sampling, position=first_drawn(frame))
         if self._constrain is not None and frame.want_token:
@@ -223,14 +224,14 @@ class ServerSession:
             self.lease.rollback(keep)
             del self.tokens[keep:]
             self._free_below()
-        kept = frame.token_ids[: self.lease.length - frame.first_position]
-        ran = RanRows(frame.first_position, kept, self._last_token)
+        if self.drafts is not None:
+            kept = frame.token_ids[: self.lease.length - frame.first_position]
+            self.drafts.ran(RanRows(frame.first_position, kept, self._last_token))
         result = Result(
             sequence=frame.sequence,
             token_ids=tokens,
             logprobs=logprobs,
             num_tokens=self.lease.length,
-            drafts=self.drafting.ran(ran, answer),
             timings=replace(timings, sample_s=elapsed_s()),
             top=top if self._sampling.top_logprobs else (),
         )
@@ -244,7 +245,8 @@ class ServerSession:
     def close(self) -> None:
         """Free its blocks; doing it again does nothing."""
         self._free_below()
-        self.drafting.close()
+        if self.drafts is not None:
+            self.drafts.close()
         if self._moved is not None:
             self._moved.close()
         if self._owns_lease:

@@ -44,19 +44,23 @@ class CloudGuesses:
 
         A letter follows for alternatives. N is then the share of what the choices before leave.
         """
-        found: dict[int, Guess] = {}
+        said: list[list[Guess]] = []
         for source, drafts in self._heard.items():
             depth = len(self._tokens) - drafts.first_position
             if not 0 <= depth < len(drafts.choices) or not self._holds(drafts, depth):
                 continue
+            guesses: list[Guess] = []
             left = 1.0
             for letter, choice in zip(LETTERS, drafts.choices[depth], strict=False):
-                guess = _guess(source, min(depth, DEEPEST), letter, choice, left)
+                guesses.append(_guess(source, min(depth, DEEPEST), letter, choice, left))
                 left -= choice.confidence
-                known = found.get(choice.token_id)
-                if known is None or known.prior < guess.prior:
-                    found[choice.token_id] = guess
-        return tuple(sorted(found.values(), key=lambda guess: -guess.prior))
+            said.append(guesses)
+        # A source's own order stands: the prior of an alternative holds where its guess is wrong.
+        said.sort(key=lambda guesses: -guesses[0].prior)
+        found: dict[int, Guess] = {}
+        for guess in (*(one[0] for one in said), *(guess for one in said for guess in one[1:])):
+            found.setdefault(guess.token_id, guess)
+        return tuple(found.values())
 
     def _holds(self, drafts: Drafts, depth: int) -> bool:
         """Whether the sequence has gone on as guessed so far."""

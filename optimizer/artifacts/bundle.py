@@ -79,6 +79,8 @@ _OPENED: Final[Mapping[Role, frozenset[str]]] = {
     "edge": frozenset({PLAN_NAME, "codec", "edge", "draft"}),
     "cloud": frozenset({PLAN_NAME, "codec", "cloud"}),
 }
+# The draft head that a server of the bundle runs, an EAGLE head as published.
+DRAFT_HEAD_FOLDER: Final = "cloud/draft-head"
 _TEXT_BYTES: Final = 1 << 20  # of a chat template
 
 

@@ -5,10 +5,10 @@ have left. On a busy server it is taken from the other sessions' steps. A guess 
 saves its session's part of a step; one that does not costs a row of a step besides. So a guess pays
 where
 
-    reach * step_s / sessions  >  busy * (pass_s + row_s) / sessions,
+    reach * step_s  >  busy * (pass_s + row_s),
 
-reach being the chance that it and all guesses before it are right, and busy the share of time in
-which the server computes. Ours.
+each side for all sessions of a step together. reach is the chance that the guess and all before it
+are right; busy is the share of time in which the server computes. Ours.
 """
 
 from __future__ import annotations
@@ -43,14 +43,13 @@ class DraftLoad:
             self.busy = _MEMORY * self.busy + (1.0 - _MEMORY) * share
         self._ended_s = at_s
 
-    def passed(self, seconds: float, num_sessions: int) -> None:
-        """One pass for `num_sessions` sessions took so long."""
-        if num_sessions:
-            old = self.pass_s or seconds
-            self.pass_s = _MEMORY * old + (1.0 - _MEMORY) * seconds
+    def passed(self, seconds: float) -> None:
+        """One pass took so long."""
+        old = self.pass_s or seconds
+        self.pass_s = _MEMORY * old + (1.0 - _MEMORY) * seconds
 
-    def pays(self, reach: float, num_sessions: int, step_s: float) -> bool:
+    def pays(self, reach: float, step_s: float) -> bool:
         """Whether one more guess is worth its time for sessions of a step of `step_s`."""
-        if reach < MIN_REACH or num_sessions < 1:
+        if reach < MIN_REACH:
             return False
         return reach * step_s > self.busy * (self.pass_s + ROW_SHARE * step_s)

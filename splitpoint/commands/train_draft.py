@@ -58,18 +58,35 @@ class DraftHeadOptions:
         int, typer.Option(help="4 or 8: of the exported head; 4 is half the size.")
     ] = 8
     epochs: Annotated[int, typer.Option(help="Passes over the corpus.", min=1)] = 6
-    learning_rate: Annotated[float, typer.Option(help="Step size of the optimizer.", min=1e-6)] = (
-        1e-3
-    )
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Step size of the optimizer (default: 0.001, for the cloud 0.0004).", min=1e-6
+        ),
+    ] = None
+
+    def rate(self, default: float) -> float:
+        """The learning rate that was asked for, or `default`."""
+        return default if self.learning_rate is None else self.learning_rate
 
     def check(self, text: Path | None, device: str) -> None:
-        """BadParameter for bits, a place or a device that there is not, and for text of a cloud's
-        head."""
+        """BadParameter for bits, a place or a device that there is not, and for what a head of the
+        cloud has not."""
         one_of(device, DEVICES, "--device")
         if self.head_bits not in (4, 8):
             raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
-        if one_of(self.place, PLACES, "--place") == "cloud" and text is not None:
-            raise typer.BadParameter("goes with --place edge alone", param_hint="--text")
+        if one_of(self.place, PLACES, "--place") == "edge":
+            return
+        edge = DraftHeadOptions()
+        given = {
+            "--text": text is not None,
+            "--blocks": self.blocks != edge.blocks,
+            "--inner": self.inner != edge.inner,
+            "--head-bits": self.head_bits != edge.head_bits,
+        }
+        for option, is_given in given.items():
+            if is_given:
+                raise typer.BadParameter("goes with --place edge alone", param_hint=option)
 
 
 @with_options()
@@ -87,7 +104,7 @@ def train_draft(
         Path | None,
         typer.Option(
             help="Folder for corpus and checkpoint; a second run goes on from there "
-            "(default: BUNDLE.draft-work)."
+            "(default: beside the bundle)."
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -99,7 +116,7 @@ def train_draft(
         return
     from optimizer.artifacts.bundle import FRONT_NAME, open_bundle
     from optimizer.export.draft_head.head_builder import HeadOptions, build_head
-    from optimizer.export.draft_head.training import TrainOptions
+    from optimizer.export.draft_head.training import DEFAULT_LR, TrainOptions
 
     opened = open_bundle(bundle, role="edge")
     work = work or bundle.with_name(f"{bundle.name}.draft-work")
@@ -121,7 +138,7 @@ def train_draft(
                 inner=head.inner,
                 head_bits=head.head_bits,
                 training=TrainOptions(
-                    epochs=head.epochs, lr=head.learning_rate, device=compute_device(device)
+                    epochs=head.epochs, lr=head.rate(DEFAULT_LR), device=compute_device(device)
                 ),
             ),
             progress=shown.staged(STAGE_COSTS),
@@ -161,7 +178,7 @@ def _train_for_cloud(
     """The head that runs on the server."""
     from optimizer.artifacts.bundle import open_bundle
     from optimizer.export.cloud_head.cloud_head_builder import CloudHeadOptions, build_cloud_head
-    from optimizer.export.cloud_head.training import CloudTrainOptions
+    from optimizer.export.cloud_head.training import DEFAULT_LR, CloudTrainOptions
 
     opened = open_bundle(bundle, role="cloud")
     work = work or bundle.with_name(f"{bundle.name}.cloud-draft-work")
@@ -175,7 +192,11 @@ def _train_for_cloud(
             options=CloudHeadOptions(
                 num_tokens=tokens,
                 vocabulary=head.vocabulary,
-                training=CloudTrainOptions(epochs=head.epochs, device=compute_device(device)),
+                training=CloudTrainOptions(
+                    epochs=head.epochs,
+                    lr=head.rate(DEFAULT_LR),
+                    device=compute_device(device),
+                ),
             ),
             progress=shown.staged(STAGE_COSTS),
         )

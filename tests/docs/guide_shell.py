@@ -46,6 +46,7 @@ SHORTER: Final[dict[str, tuple[str, ...]]] = {
         *("--tokens", "4096", "--epochs", "1", "--blocks", "0"),
         *("--vocabulary", "64", "--inner", "32"),
     ),
+    "train-draft --place cloud": ("--tokens", "4096", "--epochs", "1", "--vocabulary", "64"),
 }
 # Accepted by the parser, and not run: minutes, gigabytes, or a question on the terminal.
 TOO_LONG: Final = ("demo",)
@@ -200,7 +201,8 @@ class GuideShell:
         check_splitpoint(words)
         name, arguments = leaf_of(words)
         arguments = self._stand_ins(name, arguments)
-        words = [*name.split(), *arguments, *SHORTER.get(name, ())]
+        kind = f"{name} --place cloud" if "--place" in arguments else name
+        words = [*name.split(), *arguments, *SHORTER.get(kind, ())]
         if name in TOO_LONG:
             return ""
         if name == "model fetch":

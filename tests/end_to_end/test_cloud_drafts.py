@@ -191,10 +191,13 @@ def test_a_server_without_a_head_sends_no_guesses_and_the_edge_goes_on(
     assert not heard
 
 
-def test_a_drafter_that_fails_costs_no_answer(
+def test_a_drafter_that_fails_costs_no_answer_and_is_not_asked_again(
     bench: ModelBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[object] = []
+
     def broken(self: EagleDrafter, states: object, *, step_s: float) -> None:
+        asked.append(states)
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(EagleDrafter, "draft", broken)
@@ -205,6 +208,9 @@ def test_a_drafter_that_fails_costs_no_answer(
     ):
         plain = ask(client, PROMPTS[0], "off")
         assert ask(client, PROMPTS[0], "cloud").token_ids == plain.token_ids
+        assert len(asked) == 1
+        assert server.server.admission._head is not None
+        assert server.server.admission._head._pool.used_bytes == 0
 
 
 def test_a_head_of_another_model_is_refused_when_the_server_starts(

@@ -66,7 +66,7 @@ def test_keys_and_values_of_the_largest_frame_pass() -> None:
 def test_a_large_message_of_anything_else_is_refused_unparsed(
     data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "_parse", lambda *_: pytest.fail("it was parsed"))
+    monkeypatch.setattr(decode, "parse", lambda *_: pytest.fail("it was parsed"))
     with pytest.raises(RemoteWireError, match=r"beside the hidden states|more than 1088 fields"):
         wire.decode_edge(data)
 

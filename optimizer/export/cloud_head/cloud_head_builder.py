@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from optimizer.artifacts.bundle import Bundle, record_files
+from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, Bundle, record_files
 from optimizer.errors import BuildError
 from optimizer.export.cloud_head.corpus import PassageRef, make_passages
 from optimizer.export.cloud_head.head import EPSILON, CloudHead, HeadSizes
@@ -33,7 +33,6 @@ from optimizer.export.working_folder import working_folder
 
 Progress = Callable[[str, int, int], None]
 
-HEAD_FOLDER: Final = "cloud/draft-head"
 FILES: Final = ("model.safetensors", "config.json", "head.json")
 HELD_OUT_EVERY: Final = 16
 # By the head's name: the tensor of the model's last layer that it starts from.
@@ -90,7 +89,7 @@ def build_cloud_head(
             held_out,
             embed,
             options.training,
-            checkpoint=work / f"checkpoint-{_digest(options)}.pt",
+            checkpoint=work / f"checkpoint-{_digest(source, options)}.pt",
             progress=progress,
         )
     progress("writing the head", 0, 1)
@@ -226,16 +225,16 @@ def _write(head: CloudHead, source: ModelSource, bundle: Bundle, facts: dict[str
         save_file(stored, working / FILES[0])
         (working / FILES[1]).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (working / FILES[2]).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        folder = bundle.root / HEAD_FOLDER
+        folder = bundle.root / DRAFT_HEAD_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             os.replace(working / name, folder / name)
-        record_files(bundle.root, tuple(f"{HEAD_FOLDER}/{name}" for name in FILES))
+        record_files(bundle.root, tuple(f"{DRAFT_HEAD_FOLDER}/{name}" for name in FILES))
 
 
-def _digest(options: CloudHeadOptions) -> str:
+def _digest(source: ModelSource, options: CloudHeadOptions) -> str:
     """Of everything that a checkpoint depends on; more epochs go on from fewer."""
-    values = asdict(options)
+    values = asdict(options) | {"model": source.sha256}
     for name in ("epochs", "device"):
         del values["training"][name]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]

@@ -24,14 +24,15 @@ from torch.nn import functional as F
 from optimizer.errors import BuildError
 from optimizer.export.cloud_head.corpus import PassageRef
 from optimizer.export.cloud_head.head import CloudHead
+from optimizer.export.draft_head.learning_rate import learning_rate_factor
 
 Progress = Callable[[str, int, int], None]
 # From token ids [B, T] to what enters layer 0, float32 [B, T, D].
 Embed = Callable[[Tensor], Tensor]
 
+DEFAULT_LR: Final = 4e-4
 STATE_WEIGHT: Final = 0.1
 PASS_WEIGHT: Final = 0.8  # of a pass, beside the one before it
-WARM_UP_SHARE: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class CloudTrainOptions:
 
     epochs: int = 6
     batch: int = 8
-    lr: float = 4e-4
+    lr: float = DEFAULT_LR
     weight_decay: float = 0.01
     passes: int = 3
     seed: int = 0
@@ -100,7 +101,7 @@ def train_cloud_head(
         for index, batch in enumerate(_batches(train_on, options, epoch)):
             step = epoch * batches + index
             for group in optimizer.param_groups:
-                group["lr"] = options.lr * _schedule(step / total)
+                group["lr"] = options.lr * learning_rate_factor(step / total)
             loss = _loss(head, batch, embed, options.passes)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -198,10 +199,3 @@ def _batches(
             token_ids=token_ids.to(options.device),
             lengths=torch.tensor([len(one.states) for one in chosen], device=options.device),
         )
-
-
-def _schedule(share: float) -> float:
-    """Factor on the learning rate: a linear warm-up, then a cosine to zero. share: of all steps."""
-    if share < WARM_UP_SHARE:
-        return (share + 1e-3) / WARM_UP_SHARE
-    return 0.5 * (1.0 + math.cos(math.pi * (share - WARM_UP_SHARE) / (1.0 - WARM_UP_SHARE)))

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optimizer.export.draft_head.head import DraftHead, fit_linear
+from optimizer.export.draft_head.learning_rate import learning_rate_factor
 from optimizer.export.draft_head.stored_rows import HalfRows
 from optimizer.export.layers.fast_linear import has_fast_bfloat16
 
+DEFAULT_LR: Final = 1e-3
 STATE_WEIGHT: Final = 0.1
-WARM_UP_SHARE: Final = 0.05
 _HEAD_ROWS: Final = 8192  # of the model's head, in one product
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
 Tokens = npt.NDArray[np.int64]
@@ -43,7 +44,7 @@ class TrainOptions:
 
     epochs: int = 6
     batch: int = 512
-    lr: float = 1e-3
+    lr: float = DEFAULT_LR
     weight_decay: float = 0.01
     seed: int = 0
     device: str = "cpu"
@@ -114,7 +115,7 @@ def train(
         for index in range(batches):
             step = epoch * batches + index
             for group in optimizer.param_groups:
-                group["lr"] = options.lr * _schedule(step / total)
+                group["lr"] = options.lr * learning_rate_factor(step / total)
             chosen = np.sort(order[index * options.batch : (index + 1) * options.batch])
             _step(head, optimizer, train_on, chosen, device)
             progress("training", step + 1, total)
@@ -217,10 +218,3 @@ def _step(
     loss.backward()
     torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
     optimizer.step()
-
-
-def _schedule(share: float) -> float:
-    """Factor on the learning rate: a linear warm-up, then a cosine to zero. share: of all steps."""
-    if share < WARM_UP_SHARE:
-        return (share + 1e-3) / WARM_UP_SHARE
-    return 0.5 * (1.0 + math.cos(math.pi * (share - WARM_UP_SHARE) / (1.0 - WARM_UP_SHARE)))

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 HEADS, KV_HEADS, HEAD_DIM, INNER = 4, 2, 16, 96
+THETA = 500.0  # of no default
 
 
 def head_tensors(form: str, width: int, vocab: int, *, draft_vocab: int = 64) -> dict[str, Tensor]:
@@ -58,7 +59,7 @@ def head_config(form: str, width: int, vocab: int, **changes: Any) -> dict[str, 
         "head_dim": HEAD_DIM,
         "vocab_size": vocab,
         "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
+        "rope_theta": THETA,
         "max_position_embeddings": 512,
     }
     if form == "eagle3":

@@ -15,7 +15,7 @@ from cloud.drafting.head_session import HeadSession, RanRows
 from cloud.drafting.head_spec import HeadWeights, read_head
 from cloud.kv.pool import KvPool, KvShape
 from protos.messages import Drafts
-from tests.cloud.drafting.heads import HEAD_DIM, HEADS, KV_HEADS, write_head
+from tests.cloud.drafting.heads import HEAD_DIM, HEADS, KV_HEADS, THETA, write_head
 
 WIDTH, VOCAB, LAYERS = 64, 320, 4
 FORMS = pytest.mark.parametrize("form", ["eagle", "eagle3"])
@@ -66,7 +66,7 @@ def reference(bench: Bench, states: Tensor, tokens: list[int], count: int) -> li
 
     def rotated(x: Tensor) -> Tensor:
         half = HEAD_DIM // 2
-        angles = torch.arange(len(x))[:, None] / 10000.0 ** (torch.arange(half) / half)
+        angles = torch.arange(len(x))[:, None] / THETA ** (torch.arange(half) / half)
         cos, sin = angles.cos()[:, None], angles.sin()[:, None]
         left, right = x[..., :half], x[..., half:]
         return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
@@ -212,3 +212,25 @@ def test_confidences_fall_from_the_guess_on_and_stay_a_probability(tmp_path: Pat
         shares = [choice.confidence for choice in choices]
         assert shares == sorted(shares, reverse=True)
         assert 0 < sum(shares) <= 1 + 1e-6
+
+
+def test_numbers_beyond_range_are_no_guess_and_stay_their_sessions_own(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "eagle")
+    broken, whole = bench.session(most=3), bench.session(most=3)
+    states = bench.states(3, seed=1)
+    feed(broken, 0, [1, 2, 3], torch.full_like(states, torch.nan), 4)
+    feed(whole, 0, [1, 2, 3], states, 4)
+    nothing, drafts = bench.drafter.draft([broken, whole], step_s=1.0)
+    assert nothing is None
+    assert ids_of(drafts) == reference(bench, states, [2, 3, 4], 3)[: len(ids_of(drafts))]
+
+
+def test_a_closed_session_keeps_nothing_of_what_goes_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "eagle")
+    session = bench.session()
+    feed(session, 0, [1, 2, 3], bench.states(3, seed=1), 4)
+    session.close()
+    feed(session, 3, [4], bench.states(1, seed=2), 5)
+    feed(session, 1, [6, 7], bench.states(2, seed=3), 8)
+    assert not session.is_due
+    assert bench.pool.used_bytes == 0

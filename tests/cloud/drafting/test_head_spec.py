@@ -75,6 +75,7 @@ BAD_TENSORS: list[tuple[str, dict[str, Any], str]] = [
     ("eagle3", {"d2t": torch.zeros(64)}, "not whole numbers"),
     ("eagle3", {"d2t": None}, "without d2t"),
     ("eagle3", {"norm.weight": None}, "is missing|norm"),
+    ("eagle", {"model.fc.weight": torch.zeros(64, 128)}, "the same tensor"),
     ("eagle", {"model.layers.61.eh_proj.weight": torch.zeros(4, 4)}, "multi-token-prediction"),
 ]
 

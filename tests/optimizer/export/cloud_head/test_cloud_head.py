@@ -18,10 +18,9 @@ from cloud.attention.registry import backend_for
 from cloud.drafting.eagle_head import EagleHead
 from cloud.drafting.head_spec import read_head
 from cloud.kv.pool import KvPool, KvShape
-from optimizer.artifacts.bundle import open_bundle
+from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, open_bundle
 from optimizer.errors import BuildError
 from optimizer.export.cloud_head.cloud_head_builder import (
-    HEAD_FOLDER,
     CloudHeadOptions,
     build_cloud_head,
 )
@@ -146,8 +145,8 @@ def built(bench: ModelBench, root: Path) -> tuple[dict[str, Any], Path]:
         options=options,
         progress=lambda *_: None,
     )
-    assert open_bundle(copy, role="cloud").has(f"{HEAD_FOLDER}/model.safetensors")
-    return facts, copy / HEAD_FOLDER
+    assert open_bundle(copy, role="cloud").has(f"{DRAFT_HEAD_FOLDER}/model.safetensors")
+    return facts, copy / DRAFT_HEAD_FOLDER
 
 
 def test_training_learns_to_guess_several_tokens_ahead(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What one server drafts with: its draft head, and which drafters a session gets."""
+"""The draft head of one server, loaded for its engine."""
 
 from __future__ import annotations
 
@@ -8,30 +8,12 @@ from typing import Final
 from cloud.drafting.eagle_drafter import EagleDrafter
 from cloud.drafting.eagle_head import EagleHead
 from cloud.drafting.head_spec import read_head
-from cloud.drafting.session_drafting import SessionDrafting
 from cloud.engine.back_engine import BackEngine
 from cloud.errors import StartError
 from cloud.kv.pool import KvPool, KvShape
-from protos.limits import MAX_DRAFT_IDS
-from protos.messages import Open
 
 # The head's keys and values beside those of the back: a layer more, for as many tokens.
 _HEAD_LAYERS: Final = 1
-
-
-class ServerDrafting:
-    """See the module's docstring. head: None: sessions get no guesses of a head."""
-
-    def __init__(self, head: EagleDrafter | None = None) -> None:
-        self.head = head
-
-    def open(self, request: Open) -> SessionDrafting:
-        """The drafters of a session that `request` opens: none unless it asks for guesses."""
-        most = min(request.draft_ids, MAX_DRAFT_IDS)
-        head = None
-        if self.head is not None and most:
-            head = self.head.open(split=request.split, max_tokens=request.max_tokens, most=most)
-        return SessionDrafting(head=head)
 
 
 def load_head(folder: Path, engine: BackEngine, *, kv_bytes: int) -> EagleDrafter:
