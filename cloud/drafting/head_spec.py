@@ -130,7 +130,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _form(folder: Path, names: Mapping[str, str]) -> str:
     if any("eh_proj" in name or "mtp" in name or "enorm" in name for name in names):
-        raise WeightsError(f"{folder}: multi-token-prediction layers are not read yet, heads are")
+        raise WeightsError(
+            f"{folder}: multi-token-prediction layers are no draft head that can be used yet"
+        )
     if "fc.weight" not in names:
         raise WeightsError(f"{folder}: no fc.weight, so no EAGLE or EAGLE-3 head")
     return _EAGLE3 if "hidden_norm.weight" in names else _EAGLE
