@@ -57,6 +57,13 @@ class DraftHeadOptions:
     head_bits: Annotated[
         int, typer.Option(help="4 or 8: of the exported head; 4 is half the size.")
     ] = 8
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="UTF-8 file with a question a line, of the kind that the model is asked; half of "
+            "the corpus answers them. For --place cloud."
+        ),
+    ] = None
     epochs: Annotated[int, typer.Option(help="Passes over the corpus.", min=1)] = 6
     learning_rate: Annotated[
         float | None,
@@ -76,6 +83,8 @@ class DraftHeadOptions:
         if self.head_bits not in (4, 8):
             raise typer.BadParameter("must be 4 or 8", param_hint="--head-bits")
         if one_of(self.place, PLACES, "--place") == "edge":
+            if self.prompts is not None:
+                raise typer.BadParameter("goes with --place cloud alone", param_hint="--prompts")
             return
         edge = DraftHeadOptions()
         given = {
@@ -152,6 +161,15 @@ def train_draft(
     )
 
 
+def _questions(path: Path) -> tuple[str, ...]:
+    """The lines of `path` that are not empty, each once. BadParameter where there is none."""
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    questions = tuple(dict.fromkeys(line for line in lines if line))
+    if not questions:
+        raise typer.BadParameter(f"{path} has no line with a question", param_hint="--prompts")
+    return questions
+
+
 def _rows_of(edge: Path, plan: Plan) -> FrontRows:
     """The front in `edge` as a function of one passage, from an empty cache."""
     from edge.device.front import FrontEngine
@@ -181,6 +199,7 @@ def _train_for_cloud(
     from optimizer.export.cloud_head.training import DEFAULT_LR, CloudTrainOptions
 
     opened = open_bundle(bundle, role="cloud")
+    own = () if head.prompts is None else _questions(head.prompts)
     work = work or bundle.with_name(f"{bundle.name}.cloud-draft-work")
     kept = f"the corpus so far and every finished epoch are in {work}; the same command goes on"
     with long_work("training the cloud's draft head", kept=kept) as shown:
@@ -192,6 +211,7 @@ def _train_for_cloud(
             options=CloudHeadOptions(
                 num_tokens=tokens,
                 vocabulary=head.vocabulary,
+                prompts=own,
                 training=CloudTrainOptions(
                     epochs=head.epochs,
                     lr=head.rate(DEFAULT_LR),

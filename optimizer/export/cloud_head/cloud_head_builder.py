@@ -19,6 +19,7 @@ from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, Bundle, record_files
 from optimizer.errors import BuildError
 from optimizer.export.cloud_head.corpus import PassageRef, make_passages
 from optimizer.export.cloud_head.head import EPSILON, CloudHead, HeadSizes
+from optimizer.export.cloud_head.prompts import HELD_OUT, TOPICS, TRAINED
 from optimizer.export.cloud_head.training import (
     CloudTrainOptions,
     Embed,
@@ -51,10 +52,14 @@ _OF_LAYER: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloudHeadOptions:
-    """What to train. Sizes in tokens."""
+    """What to train. Sizes in tokens.
+
+    prompts: the user's own questions; where there are any, half of the corpus answers them.
+    """
 
     num_tokens: int = 65536
     vocabulary: int = 8192
+    prompts: tuple[str, ...] = ()
     training: CloudTrainOptions = field(default_factory=CloudTrainOptions)
 
 
@@ -117,11 +122,12 @@ def _corpus(
             raise BuildError(f"{source.id}: too large to write a corpus with on this machine")
         with model.in_bfloat16():  # exact enough for the corpus
             passages = make_passages(
-                work / f"passages-{source.sha256[:12]}",
+                work / f"passages-{_corpus_digest(source, options)}",
                 model=model.whole(),
                 tokenizer=tokenizer,
                 width=model.hidden_size,
                 num_tokens=options.num_tokens,
+                own=options.prompts,
                 progress=progress,
             )
         return passages, _embed(model, passages)
@@ -232,9 +238,16 @@ def _write(head: CloudHead, source: ModelSource, bundle: Bundle, facts: dict[str
         record_files(bundle.root, tuple(f"{DRAFT_HEAD_FOLDER}/{name}" for name in FILES))
 
 
+def _corpus_digest(source: ModelSource, options: CloudHeadOptions) -> str:
+    """Of everything that a shard depends on; a longer corpus goes on from a shorter one."""
+    values = [source.sha256, TRAINED, HELD_OUT, TOPICS, options.prompts]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+
+
 def _digest(source: ModelSource, options: CloudHeadOptions) -> str:
     """Of everything that a checkpoint depends on; more epochs go on from fewer."""
-    values = asdict(options) | {"model": source.sha256}
+    values = asdict(options) | {"corpus": _corpus_digest(source, options)}
+    del values["prompts"]
     for name in ("epochs", "device"):
         del values["training"][name]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]

@@ -48,17 +48,24 @@ class PassageRef:
 
 
 def make_passages(
-    folder: Path, *, model: Any, tokenizer: Any, width: int, num_tokens: int, progress: Progress
+    folder: Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    width: int,
+    num_tokens: int,
+    own: Sequence[str] = (),
+    progress: Progress,
 ) -> list[PassageRef]:
     """The passages of about `num_tokens` tokens in `folder`; missing shards are written by `model`.
 
-    Raises BuildError where a shard cannot be read again.
+    own: the user's questions (`prompts`). Raises BuildError where a shard cannot be read again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = max(2, round(num_tokens / (WINDOW * _FILLED_SHARE * ROWS_PER_SHARD)))
     found: list[PassageRef] = []
     for index, (questions, is_held_out) in zip(
-        range(count), question_groups(tokenizer, seed=0), strict=False
+        range(count), question_groups(tokenizer, seed=0, own=own), strict=False
     ):
         progress("writing the corpus", index, count)
         shard = folder / (f"{index:04d}-{_MARK}" if is_held_out else f"{index:04d}")
@@ -81,7 +88,9 @@ def make_passages(
     return found
 
 
-def question_groups(tokenizer: Any, *, seed: int) -> Iterator[tuple[I64, bool]]:
+def question_groups(
+    tokenizer: Any, *, seed: int, own: Sequence[str] = ()
+) -> Iterator[tuple[I64, bool]]:
     """Questions int64 [N, Q] of one length each, and whether they are held out. Without end.
 
     The model writes answers to equally long questions together. A group is full, or is what
@@ -90,7 +99,7 @@ def question_groups(tokenizer: Any, *, seed: int) -> Iterator[tuple[I64, bool]]:
     """
     groups: dict[tuple[bool, int], list[list[int]]] = defaultdict(list)
     seen: set[str] = set()
-    for number, prompt in enumerate(prompts(seed), start=1):
+    for number, prompt in enumerate(prompts(seed, own), start=1):
         ids = _ids_of(tokenizer, prompt)
         if prompt.text not in seen and len(ids) <= WINDOW // 2:
             seen.add(prompt.text)

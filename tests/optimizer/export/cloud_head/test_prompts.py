@@ -8,7 +8,7 @@ import pytest
 
 from optimizer.errors import BuildError
 from optimizer.export.cloud_head.corpus import ROWS_PER_SHARD, question_groups
-from optimizer.export.cloud_head.prompts import HELD_OUT, TRAINED, prompts
+from optimizer.export.cloud_head.prompts import HELD_OUT, OWN_KIND, TOPICS, TRAINED, prompts
 
 
 def test_all_kinds_come_and_held_out_ones_are_marked() -> None:
@@ -17,6 +17,23 @@ def test_all_kinds_come_and_held_out_ones_are_marked() -> None:
     assert all(one.is_held_out == (one.kind in HELD_OUT) for one in found)
     assert found == list(islice(prompts(3), 2000))
     assert not any("{" in one.text for one in found)
+
+
+def test_every_second_prompt_is_the_users_and_all_come_before_one_comes_again() -> None:
+    own = [f"question {number}" for number in range(50)]
+    found = list(islice(prompts(3, own), 200))
+    theirs = [one for one in found if one.kind == OWN_KIND]
+    assert [one.kind == OWN_KIND for one in found] == [False, True] * 100
+    assert not any(one.is_held_out for one in theirs)
+    assert sorted(one.text for one in theirs[:50]) == sorted(own)
+    assert sorted(one.text for one in theirs[50:]) == sorted(own)
+    assert [one.text for one in theirs[:50]] != own
+
+
+def test_no_form_is_left_unfilled_and_no_topic_comes_twice() -> None:
+    assert len(set(TOPICS)) == len(TOPICS)
+    for form in (form for forms in (TRAINED | HELD_OUT).values() for form in forms):
+        assert "tea" in form.format("tea", 3, 4, 5)
 
 
 class Letters:
