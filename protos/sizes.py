@@ -29,9 +29,15 @@ def message_bytes(payload_bytes: int, *, num_rows: int) -> int:
 
 
 def token_frame_bytes(
-    num_rows: int, *, sequence: int = 0, first_position: int = 0, want_token: bool
+    num_rows: int,
+    *,
+    sequence: int = 0,
+    first_position: int = 0,
+    want_token: bool,
+    kv_bytes: int = 0,
 ) -> int:
-    """Bytes on the wire of a token frame: a message that brings ids alone.
+    """Bytes on the wire of a token frame: a message that brings ids, and `kv_bytes` of their keys
+    and values.
 
     Exact where every id takes `TOKEN_BYTES` (16,384 to 2,097,151). Fields of value 0 are not sent
     (protobuf's wire format: a tag of one byte, then the value).
@@ -39,6 +45,8 @@ def token_frame_bytes(
     numbers = sum(1 + _varint_bytes(value) for value in (sequence, first_position) if value)
     ids = TOKEN_BYTES * num_rows
     frame = numbers + 1 + _varint_bytes(ids) + ids + 2 * want_token
+    if kv_bytes:
+        frame += 1 + _varint_bytes(kv_bytes) + kv_bytes
     message = MESSAGE_PREFIX_BYTES + 1 + _varint_bytes(frame) + frame
     return message + HTTP2_HEADER_BYTES * -(-message // HTTP2_FRAME_BYTES)
 

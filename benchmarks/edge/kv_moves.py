@@ -21,10 +21,10 @@ from typing import Any
 
 from benchmarks.edge.facts import machine
 from edge.client import EdgeClient
-from edge.generation import remote_parts
 from edge.generation.completion import CompletionRequest
 from hwprofiles.emulator.in_process import EmulatedLink
 from hwprofiles.links.shape import LinkShape
+from optimizer.policy import move_transport
 from protos.addresses import parse_address
 from splitpoint.server_process import serving
 
@@ -93,7 +93,7 @@ def main() -> int:
                 runs: dict[tuple[str, str], list[dict[str, Any]]] = {way: [] for way in WAYS}
                 for number in range(arguments.repeats + 1):
                     for way, level in WAYS:  # in turn: the machine's speed changes
-                        remote_parts.KV_LEVEL_OF[True] = level or "lossless"
+                        move_transport.KV_LEVEL_OF[True] = level or "lossless"
                         # Other tokens each time: nothing of the prompt is known already.
                         prompt = text[number * 61 :][:count]
                         done = one_move(client, prompt, arguments.to, way)

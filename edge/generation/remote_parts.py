@@ -10,9 +10,8 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
-from codec.kv.frame import KV_BITS, LOSSLESS
+from codec.kv.frame import KV_BITS
 from codec.ladder import Ladder
 from edge.draft.acceptance import Acceptance
 from edge.draft.factory import DrafterFactory, asked_draft_ids
@@ -33,15 +32,11 @@ from edge.net.transport import Transport
 from hwprofiles.schema.near_names import did_you_mean
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prefill import PLANNED, PrefillPlace
-from optimizer.policy.move_transport import MoveCosts, cheaper_way
+from optimizer.policy.move_transport import MoveCosts, cheaper_way, kv_level
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.limits import MAX_END_TOKENS
 from protos.messages import Open
 from protos.wire import MAX_RESUME_S
-
-# Of keys and values that move, by whether the session's rows are lossless: what this level loses is
-# in docs/results/moving-split.md.
-KV_LEVEL_OF: Final = {True: LOSSLESS, False: "kv8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +175,7 @@ class RemoteParts:
 
         A session of a lossy level sends them at a lossy level too.
         """
-        is_exact = self.levels(request.level, left.kv.layers.stop)[0] == LOSSLESS
-        level = KV_LEVEL_OF[is_exact]
+        level = kv_level(self.levels(request.level, left.kv.layers.stop)[0])
         shipment = KvShipment(left, level=level, hidden_size=self._plan.model.geometry.hidden_size)
         way: str = request.move_by
         if way == "auto":

@@ -130,6 +130,12 @@ def id_frame_bytes(num_tokens: int, num_ids: int) -> list[int]:
     ]
 
 
+def all_ids_s(setting: RequestSetting, *, num_tokens: int) -> float:
+    """The server's seconds for all layers of `num_tokens` tokens that come as ids."""
+    ids = prompt_chunks(setting, num_tokens=num_tokens, num_ids=num_tokens)
+    return float(ids.cloud_s.sum())
+
+
 def cloud_prefill_s(setting: RequestSetting, *, num_tokens: int, batch: int = 1) -> float:
     """Seconds that a prompt alone keeps the server busy: decoding, its layers, one row of logits.
 

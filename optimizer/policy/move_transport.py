@@ -16,11 +16,19 @@ it holds the older session. The decision is ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
-MoveWay = Literal["kv", "ids"]
+from codec.kv.frame import LOSSLESS
+
+MoveWay: TypeAlias = Literal["kv", "ids"]
+MoveChoice: TypeAlias = Literal["auto", "kv", "ids"]
 ID_BYTES: Final = 3.0  # of a token's id in its frame
-CODER_S: Final = 150e-9  # an element, encoding and decoding, measured (kv_quality.py)
+# The level of keys and values that move, by whether the session's rows are lossless: what it loses
+# is in docs/results/moving-split.md.
+KV_LEVEL_OF: Final = {True: LOSSLESS, False: "kv8"}
+# An element's encoding, and as much again its decoding: measured at `kv8` (kv_quality.py).
+ENCODE_S: Final = 75e-9
+DECODE_S: Final = 75e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +48,11 @@ class MoveCosts:
     layers_s: float | None
 
 
+def kv_level(row_level: str) -> str:
+    """The level of keys and values that move, by the level of a session's rows."""
+    return KV_LEVEL_OF[row_level == LOSSLESS]
+
+
 def kv_bytes(costs: MoveCosts) -> float:
     """I_kv, in bytes."""
     return costs.num_tokens * costs.num_elements * costs.bits / 8
@@ -47,7 +60,7 @@ def kv_bytes(costs: MoveCosts) -> float:
 
 def kv_s(costs: MoveCosts, seconds_per_byte: float) -> float:
     """Seconds until the cloud has all keys and values, when they are sent."""
-    coder_s = CODER_S * costs.num_tokens * costs.num_elements
+    coder_s = (ENCODE_S + DECODE_S) * costs.num_tokens * costs.num_elements
     return 2 * costs.round_trip_s + kv_bytes(costs) * seconds_per_byte + coder_s
 
 

@@ -20,8 +20,8 @@ from optimizer.simulate.sessions import SessionOwner, SimulatedSession
 class Opener(SessionOwner, Protocol):
     """Whose session it is going to be."""
 
-    def asked(self, at_s: float) -> None:
-        """The Open leaves at `at_s`. Frames may follow it."""
+    def asked(self, at_s: float, *, continues: bool) -> None:
+        """The Open leaves at `at_s`. Frames may follow it, unless it asks to go on (continues)."""
         ...
 
     def admitted(self, session: SimulatedSession) -> None:
@@ -40,7 +40,15 @@ class Opener(SessionOwner, Protocol):
 class SimulatedConnector:
     """Opens one client's sessions. It remembers which server it used last."""
 
-    __slots__ = ("_attempts", "_channels", "_context", "_deadline_s", "_device", "_number")
+    __slots__ = (
+        "_attempts",
+        "_channels",
+        "_context",
+        "_deadline_s",
+        "_device",
+        "_number",
+        "_older",
+    )
 
     def __init__(self, context: SimulationContext, device: Device, first: int) -> None:
         self._context = context
@@ -48,6 +56,7 @@ class SimulatedConnector:
         self._attempts = ConnectAttempts(next_address=first)
         self._number = 0  # of the attempt under way; answers to earlier ones come too late
         self._deadline_s = 0.0
+        self._older: SimulatedSession | None = None
         self._channels: dict[int, Channel] = {}  # by server
 
     @property
@@ -56,13 +65,21 @@ class SimulatedConnector:
         return self._attempts.next_address % len(self._context.servers)
 
     def connect(
-        self, opener: Opener, blocks: int, timeout_s: float, *, wait_first: bool = False
+        self,
+        opener: Opener,
+        blocks: int,
+        timeout_s: float,
+        *,
+        wait_first: bool = False,
+        older: SimulatedSession | None = None,
     ) -> None:
         """Ask for a session of `blocks` KV blocks within `timeout_s`, and tell `opener` the end.
 
         wait_first: the last session was lost before it brought anything; see `edge.generation`.
+        older: on the server used last; the first Open asks to go on from it, which ends it.
         """
         now_s = self._context.env.now
+        self._older = older
         self._deadline_s = now_s + timeout_s
         if not wait_first:
             self._attempts = self._attempts.begin()
@@ -146,6 +163,7 @@ class SimulatedConnector:
         number, software = self._number, context.scenario.software
         server = context.servers[self.server_number]
         context.record.up_bytes += software.open_bytes
+        older, self._older = self._older, None
 
         def answered(verdict: Verdict, session: SimulatedSession | None) -> None:
             if number != self._number:
@@ -174,15 +192,15 @@ class SimulatedConnector:
         device.lanes.up.send(
             at_s + device.front.message_s,
             software.open_bytes,
-            lambda t: context.at(t, lambda _: server.open(opener, blocks, answered)),
+            lambda t: context.at(t, lambda _: server.open(opener, blocks, answered, older)),
         )
-        opener.asked(at_s)
+        opener.asked(at_s, continues=older is not None)
 
     def _failed(
         self, opener: Opener, blocks: int, failure: Failure, retry_after_s: float = 0.0
     ) -> None:
         """Try again as the edge's policy says, or tell the opener that there is no session."""
-        context = self._context
+        context, self._older = self._context, None
         now_s = context.env.now
         retry = self._attempts.after(
             failure,

@@ -13,6 +13,7 @@ from hwprofiles.links.shape import uniform
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.level_control import Controller
 from optimizer.simulate.links import LinkLanes
+from optimizer.simulate.move_ways import KvFramesOf
 from optimizer.simulate.record import Record
 from optimizer.simulate.scenario import DraftingScenario, Scenario
 from optimizer.simulate.server import SimulatedServer
@@ -57,11 +58,21 @@ class SimulationContext:
 class Device:
     """One client's device: its front, its link, its random numbers and its longest draft.
 
-    num_ids: how many first tokens of a prompt of this length go as ids, at this split. capacities:
-    most tokens of a sequence at each split that an answer may run at.
+    num_ids: how many first tokens of a prompt of this length go as ids, at this split. kv_frames:
+    what a move sends of so many tokens, from one split to another. capacities: most tokens of a
+    sequence at each split that an answer may run at.
     """
 
-    __slots__ = ("_draws", "_seed", "capacities", "draft_length", "front", "lanes", "num_ids")
+    __slots__ = (
+        "_draws",
+        "_seed",
+        "capacities",
+        "draft_length",
+        "front",
+        "kv_frames",
+        "lanes",
+        "num_ids",
+    )
 
     def __init__(
         self,
@@ -70,11 +81,13 @@ class Device:
         lanes: LinkLanes,
         draft_length: int,
         num_ids: Callable[[int, int], int],
+        kv_frames: KvFramesOf,
         capacities: Mapping[int, int],
         seed: int,
     ) -> None:
         self.front = front
         self.num_ids = num_ids
+        self.kv_frames = kv_frames
         self.capacities = capacities
         self.lanes = lanes
         self.draft_length = draft_length

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final, NamedTuple
 
 from optimizer.simulate.context import Device, SimulationContext
+from optimizer.simulate.move_ways import KvFrameCost
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
 from protos.sizes import token_frame_bytes
 
-IDS: Final = "ids"  # the level of a token frame, as in the edge's traces
+# The level of a token frame, as in the edge's traces: without keys and values, and with them.
+IDS: Final = "ids"
+KV_LEVELS: Final = "kv:"
 
 
 class JournalEntry(NamedTuple):
@@ -101,30 +105,41 @@ class SimulatedFrameSender:
         rows: int,
         is_last: bool,
         behind_s: float | None = None,
+        kv: KvFrameCost | None = None,
+        kv_left: int = 0,
     ) -> None:
-        """The next frame, token ids alone: it takes the device no time.
+        """The next frame, token ids: it takes the device no time.
 
-        is_last, behind_s: as in `send_chunk`; the last brings a token.
+        is_last, behind_s: as in `send_chunk`; the last brings a token. kv: keys and values beside
+        the ids, which are encoded, and kv_left: as in FrameInFlight. The journal keeps ids alone.
         """
         context, counts = self._context, self._context.record.level_counts
-        self.front_s = self.encode_s = 0.0
-        self.num_bytes = token_frame_bytes(
-            rows, sequence=self._num_frames, first_position=position, want_token=is_last
+        self.front_s = 0.0
+        self.encode_s = kv.encode_s if kv is not None else 0.0
+        message = partial(
+            token_frame_bytes,
+            rows,
+            sequence=self._num_frames,
+            first_position=position,
+            want_token=is_last,
         )
+        self.num_bytes = message(kv_bytes=0 if kv is None else kv.kv_bytes)
         self._num_frames += 1
-        counts[IDS] = counts.get(IDS, 0) + 1
+        level = IDS if kv is None else KV_LEVELS + kv.level
+        counts[level] = counts.get(level, 0) + 1
         if context.keep_journal or behind_s is not None:
-            self._journal.append(JournalEntry(position, rows, self.num_bytes, 0.0, entry=0))
+            self._journal.append(JournalEntry(position, rows, message(), 0.0, entry=0))
         frame = FrameInFlight(
             session,
             num_rows=rows,
             num_logits=int(is_last),
             position=position,
-            decode_s=0.0,
+            decode_s=0.0 if kv is None else kv.decode_s,
             sent_s=at_s,
-            edge_s=0.0,
+            edge_s=self.encode_s,
             wanted=is_last,
             entry=0,
+            kv_left=None if kv is None else kv_left,
         )
         self._upload(frame, max(at_s, behind_s or 0.0), self.num_bytes)
 

@@ -100,14 +100,14 @@ class Generation:
     def _begin_part(self) -> None:
         """A part of the answer has frames and a controller of its own."""
         self._sender, self._prefill = self._parts.sender, self._parts.prefill
-        self._control: ControlState | None = None
-        if self._context.controller is not None:
-            self._control = self._context.controller.begin()
+        controller = self._context.controller
+        self._control: ControlState | None = None if controller is None else controller.begin()
 
-    def start(self) -> None:
-        """Ask a server for a session."""
+    def start(self, older: SimulatedSession | None = None) -> None:
+        """Ask for a session of the part that begins, which may go on from an older one."""
         self._begun_s = self._context.env.now
-        self._connector.connect(self, self._parts.blocks, self._context.scenario.patience.connect_s)
+        patience = self._context.scenario.patience
+        self._connector.connect(self, self._parts.blocks, patience.connect_s, older=older)
 
     def abandon(self) -> None:
         """The simulation is over."""
@@ -115,9 +115,13 @@ class Generation:
 
     # --- the session ------------------------------------------------------------------------
 
-    def asked(self, at_s: float) -> None:
+    def asked(self, at_s: float, *, continues: bool) -> None:
         """See Opener. Frames leave with the first Open; a later one gets a replay."""
         self._early = None
+        if continues:
+            self._prefill.encode_kv(at_s)
+            return
+        self._prefill.forget_kv()
         if not self._sender.has_journal and not self._prefill.position:
             self._early = early = EarlyFrames(self, self._parts.blocks)
             self._prefill.free_s = self._begun_s
@@ -136,6 +140,8 @@ class Generation:
         if session.closed:  # the server died while its answer was on the way
             self._recover(session)
             return
+        if not session.continues:
+            self._prefill.forget_kv()
         whole = self._prefill.is_sent
         if early is None and self._sender.has_journal:
             self._sender.replay(session, want_last=whole, is_step=not self._parts.is_fresh)
@@ -163,15 +169,18 @@ class Generation:
             self._freed(at_s)
 
     def _move(self, session: SimulatedSession, now_s: float) -> None:
-        """The device's cache is full: go on at a lower split, once this session is closed."""
+        """The device's cache is full: go on at a lower split, from this session or without it."""
         self._session = None
         self._parts.move(self.request.prompt_tokens + self.num_tokens, now_s)
         self._begin_part()
 
-        def closed(t: float) -> None:
-            self._context.at(t, lambda _: None if self.over else self.start())
+        def go_on(t: float, older: SimulatedSession | None = None) -> None:
+            self._context.at(t, lambda _: None if self.over else self.start(older))
 
-        close_session(self._context, self._device, session, now_s, closed)
+        if self._prefill.has_kv:
+            go_on(now_s, session)
+        else:
+            close_session(self._context, self._device, session, now_s, go_on)
 
     def lost(self, session: SimulatedSession, at_s: float) -> None:
         """The server died at `at_s`. What it had sent still arrives; then the client reconnects."""
@@ -205,12 +214,11 @@ class Generation:
 
         behind_s: when the Open leaves that they follow; None: the session is open.
         """
-        early = self._early
+        early, context, prefill = self._early, self._context, self._prefill
         if self.over or session is not (self._session if early is None else early.session):
             return
         if early is not None and not early.takes_more():
             return
-        context, prefill = self._context, self._prefill
         at_s = prefill.free_s if early is not None else max(context.env.now, prefill.free_s)
         prefill.send_next(self._sender, session, at_s, behind_s)
         if not prefill.is_sent:

@@ -55,7 +55,7 @@ class Measures:
     not set is kept by every token that came. `breakdown_*_s`: mean seconds of each part
     of a first token, and of a step (a round trip, which may bring several tokens with drafting).
     `prompt_ids`: prompt tokens that went as ids, `id_bytes`: the bytes of their frames.
-    `split_moves`: how often a split moved, `move_bytes`: of the tokens that then went as ids.
+    `split_moves`: how often a split moved, `move_bytes`: of what the server got then.
     Utilisation and occupancy are means over the servers and the scenario's duration.
     `work_cost_per_million_tokens`: servers' busy seconds and devices' energy, prompts included, by
     the scenario's prices; None without prices. `energy_left_out`: devices whose watts are unknown.
@@ -85,7 +85,7 @@ class Measures:
     prompt_ids: int = shown("prompt tokens as ids", "{:,}")
     id_bytes: int = shown("bytes of these ids", "{:,}")
     split_moves: int = shown("moves of a split", "{:,}")
-    move_bytes: int = shown("bytes of ids at moves", "{:,}")
+    move_bytes: int = shown("bytes sent at moves", "{:,}")
     drafts_accepted: float
     reconnects: int = shown("reconnects", "{:,}")
     level_counts: dict[str, int]

@@ -2,9 +2,10 @@
 
 Where a client hands over (`context: handover`), an answer that fills the device's cache ends its
 session and goes on in one at the next lower split that holds a token more. The server gets all
-tokens so far as ids and computes all its layers for them. The device keeps its cache for the layers
-that stay, and computes the newest token alone. At split 0 every later token goes as an id. Only a
-full cache moves a simulated split: memory, battery and cooling do not.
+tokens so far as ids and computes all its layers for them, or it takes over the older session and
+gets the keys and values of the moved layers (`optimizer.simulate.move_ways`). The device keeps its
+cache for the layers that stay, and computes the newest token alone. At split 0 every later token
+goes as an id. Only a full cache moves a simulated split: memory, battery and cooling do not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from optimizer.artifacts.plan import Plan
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.frames import SimulatedFrameSender
+from optimizer.simulate.move_ways import KvFrameCost
 from optimizer.simulate.prefill import PrefillProgress
 from optimizer.simulate.sessions import SimulatedSession
 from optimizer.simulate.workload import Request
@@ -93,7 +95,7 @@ class SplitParts:
 
     @property
     def move_bytes(self) -> int:
-        """Bytes of the tokens that went as ids because the split had moved."""
+        """Bytes of the tokens that the server got anew because the split had moved."""
         return self._past_bytes + (self.prefill.id_bytes if self._is_moved else 0)
 
     def is_over(self, num_tokens: int) -> bool:
@@ -117,15 +119,22 @@ class SplitParts:
         num_cached = 0
         if all_ids:  # at split 0 nothing is computed; else the newest token, which no step brought
             num_cached = num_tokens if self.by_ids else num_tokens - 1
+        num_ids = num_tokens if all_ids else device.num_ids(num_tokens, split)
+        kv_frames: tuple[KvFrameCost, ...] = ()
+        if is_moved and split < before:  # the newest token has no keys and values yet
+            kv_frames = device.kv_frames(num_tokens - 1, before, split)
+        if kv_frames and split > 0:  # its row follows: the server has no others of lower layers
+            num_ids = num_tokens - 1
         self.prefill = PrefillProgress(
             context,
             device,
             device.front.at(split),
             num_tokens=num_tokens,
-            num_ids=num_tokens if all_ids else device.num_ids(num_tokens, split),
+            num_ids=num_ids,
             num_cached=num_cached,
             is_move=is_moved,
             at_s=at_s,
+            kv_frames=kv_frames,
         )
 
 

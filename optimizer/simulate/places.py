@@ -69,8 +69,29 @@ class ServerPlaces:
             self._sums.refused += 1
             opened(verdict, None)
 
+    def take_over(
+        self, owner: SessionOwner, blocks: int, older: SimulatedSession
+    ) -> SimulatedSession | None:
+        """A session in the place of `older`, whose blocks stay until `release_older`; it waits in
+        no queue. None: no room for both, and `older` is released."""
+        if blocks > self._free_blocks:
+            self.release(older)
+            return None
+        older.closed = True
+        self._sessions.pop(older, None)
+        session = self._admit(owner, blocks)
+        session.older, session.continues = older, True
+        return session
+
+    def release_older(self, session: SimulatedSession) -> None:
+        """The session has all that it takes from the older one, whose blocks are free."""
+        older, session.older = session.older, None
+        if older is not None:
+            self.release(older)
+
     def release(self, session: SimulatedSession) -> None:
-        """The session's place and blocks are free."""
+        """The session's place and blocks are free, and those that it took over."""
+        self.release_older(session)
         session.closed = True
         self._sessions.pop(session, None)
         self.count_blocks()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
+
 from optimizer.policy.prefill_chunks import StageTimes, next_chunk
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.frames import SimulatedFrameSender
+from optimizer.simulate.move_ways import KvFrameCost
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
 from optimizer.simulate.times import FrontTimes
 from protos.limits import MAX_FRAME_TOKENS
@@ -12,12 +16,13 @@ from protos.limits import MAX_FRAME_TOKENS
 
 class PrefillProgress:
     """`position`: prompt tokens sent. `front_s`, `encode_s`: seconds of all chunks so far.
-    `answered`: the chunks whose answers have come. `id_bytes`: of all frames of ids. `free_s`: when
-    the device has sent its last chunk and filled its cache.
+    `answered`: the chunks whose answers have come. `id_bytes`: of all frames of ids, with the keys
+    and values beside them. `free_s`: when the device has sent its last chunk and filled its cache.
 
     front: computes the chunks. num_tokens: of the prompt; where the split has moved (is_move), all
     tokens so far. num_ids: first tokens that go as ids, which the device computes too, for its own
-    cache. num_cached: first tokens that it has there already, of those that go as ids.
+    cache. num_cached: first tokens that it has there already, of those that go as ids. kv_frames:
+    frames with keys and values to begin with, where the server goes on from an older session.
     """
 
     __slots__ = (
@@ -25,6 +30,8 @@ class PrefillProgress:
         "_device",
         "_front",
         "_is_move",
+        "_kv",
+        "_kv_ready_s",
         "_num_cached",
         "_num_tokens",
         "answered",
@@ -47,6 +54,7 @@ class PrefillProgress:
         num_cached: int,
         is_move: bool,
         at_s: float,
+        kv_frames: Sequence[KvFrameCost] = (),
     ) -> None:
         self.position = self.id_bytes = 0
         self.front_s = self.encode_s = 0.0
@@ -59,11 +67,31 @@ class PrefillProgress:
         self._num_tokens = num_tokens
         self._num_cached = num_cached
         self._is_move = is_move
+        self._kv = deque(kv_frames)
+        self._kv_ready_s: deque[float] = deque()
 
     @property
     def is_sent(self) -> bool:
         """Whether the whole prompt has been sent."""
         return self.position == self._num_tokens
+
+    @property
+    def has_kv(self) -> bool:
+        """Whether the next frame brings keys and values."""
+        return bool(self._kv)
+
+    def encode_kv(self, at_s: float) -> None:
+        """Encode them from `at_s` on, one frame after the other."""
+        for frame in self._kv:
+            at_s += frame.encode_s
+            self._kv_ready_s.append(at_s)
+            self._device.front.busy_s += frame.encode_s
+
+    def forget_kv(self) -> None:
+        """The server has no older session to go on from: every token of a move goes as an id."""
+        self._kv.clear()
+        if self._is_move:
+            self.num_ids = self._num_tokens
 
     def send_next(
         self,
@@ -74,7 +102,9 @@ class PrefillProgress:
     ) -> None:
         """Send the next frame of the prompt, begun at `at_s`. behind_s: as in `send_chunk`."""
         position = self.position
-        if position < self.num_ids:
+        if self._kv:
+            rows = self._send_kv(sender, session, at_s)
+        elif position < self.num_ids:
             rows = min(self.num_ids - position, MAX_FRAME_TOKENS)
             is_last = position + rows == self._num_tokens
             sender.send_ids(
@@ -108,6 +138,22 @@ class PrefillProgress:
         self.position += rows
         self.front_s += sender.front_s
         self.encode_s += sender.encode_s
+
+    def _send_kv(self, sender: SimulatedFrameSender, session: SimulatedSession, at_s: float) -> int:
+        """Send the next frame with keys and values, once it is encoded; returns its tokens."""
+        frame = self._kv.popleft()
+        self.free_s = max(at_s, self._kv_ready_s.popleft())
+        sender.send_ids(
+            session,
+            self.free_s,
+            position=self.position,
+            rows=frame.num_rows,
+            is_last=False,
+            kv=frame,
+            kv_left=sum(later.num_rows for later in self._kv),
+        )
+        self.id_bytes += sender.num_bytes
+        return frame.num_rows
 
     def fill(self, at_s: float) -> float:
         """Compute from `at_s` on what went as ids; returns the seconds that it takes.

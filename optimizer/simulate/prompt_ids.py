@@ -8,13 +8,10 @@ apart.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 
-from optimizer.cost.link import link_at
 from optimizer.cost.prompt import prompt_ids
-from optimizer.cost.setting import RequestSetting
-from optimizer.simulate.setup import Setup
+from optimizer.simulate.request_settings import RequestSettings
 from optimizer.simulate.workload import ClientSpec
 
 NumIds = Callable[[int, int], int]  # of a prompt's length and its split
@@ -23,8 +20,8 @@ NumIds = Callable[[int, int], int]  # of a prompt's length and its split
 class PromptIds:
     """One count for all clients with the same group, device and link."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    def __init__(self, settings: RequestSettings) -> None:
+        self._settings = settings
         self._known: dict[tuple[int, str, str], NumIds] = {}
 
     def of(self, spec: ClientSpec) -> NumIds:
@@ -35,32 +32,9 @@ class PromptIds:
         return self._known[key]
 
     def _count(self, spec: ClientSpec) -> NumIds:
-        setup = self._setup
-        plan, group = setup.plan, setup.scenario.clients[spec.group]
-        quantile = group.link.quantile
-        setting = RequestSetting(
-            edge=setup.devices[spec.device],
-            cloud=setup.server_device,
-            link=link_at(
-                setup.links[spec.group, spec.link],
-                epsilon=0.5 if quantile is None else 1 - quantile,
-            ),
-            geometry=plan.model.geometry,
-            partition=plan.partition,
-            kv_bits=plan.kv_bits,
-            level=setup.levels[plan.level],
-            chunk=plan.prefill_chunk,
-            exact_front=plan.exact_front,
-            front_layer_bits=plan.front_layer_bits,
-            prefill=setup.place_of(group),
-        )
+        at = self._settings.of(spec)
 
         def counted(num_tokens: int, split: int) -> int:
-            here = replace(
-                setting,
-                partition=replace(plan.partition, split=split),
-                front_layer_bits=plan.front_layer_bits[:split],
-            )
-            return prompt_ids(here, num_tokens=num_tokens)
+            return prompt_ids(at(split), num_tokens=num_tokens)
 
         return cache(counted)

@@ -18,7 +18,7 @@ OPEN, EDGE, ENCODE, UP, QUEUE, CLOUD, DOWN, RECOVER = range(len(PARTS))
 class RequestRow(NamedTuple):
     """One request. `ttft_s` is NaN without a first token, `e2e_s` without a last one; `server` is
     -1 when none was asked; `prompt_ids` prompt tokens went as ids. `moves`:
-    how often the split moved; `move_bytes`: of the tokens that then went as ids."""
+    how often the split moved; `move_bytes`: of the frames that then brought the tokens so far."""
 
     client: int
     group: int

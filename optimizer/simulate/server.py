@@ -72,12 +72,28 @@ class SimulatedServer:
         """Goes up with every loss; connections of an earlier life are gone."""
         return self._life
 
-    def open(self, owner: SessionOwner, blocks: int, opened: Opened) -> None:
-        """An Open came in; `opened` is called with the verdict, now or when a place is free."""
-        if self.alive:
-            self._places.open(owner, blocks, opened)
-        else:
+    def open(
+        self,
+        owner: SessionOwner,
+        blocks: int,
+        opened: Opened,
+        older: SimulatedSession | None = None,
+    ) -> None:
+        """An Open came in; `opened` is called with the verdict, now or when a place is free.
+
+        older: the session that it asks to go on from, which ends in any case.
+        """
+        if not self.alive:
             opened(Verdict("busy"), None)
+            return
+        if older is not None and not older.closed:
+            self._stop(older)
+            session = self._places.take_over(owner, blocks, older)
+            if session is not None:
+                opened(Verdict("admit"), session)
+                return
+            self._places.admit_waiting()
+        self._places.open(owner, blocks, opened)
 
     def leave(self, session: SimulatedSession) -> None:
         """The session is over; the admission queue gets its place."""
@@ -130,7 +146,7 @@ class SimulatedServer:
             if session.closed:
                 continue
             if session.current is None:
-                decode_s += self._begin(frame)
+                decode_s += self._begin(frame, self._env.now + decode_s)
             else:
                 session.frames.append(frame)
         if decode_s > 0:
@@ -194,12 +210,22 @@ class SimulatedServer:
             frame.cloud_s += sample_s
             session.owner.answered(frame, at_s)
             if session.frames:
-                at_s += self._begin(session.frames.popleft())
+                at_s += self._begin(session.frames.popleft(), at_s)
         self._busy(now_s, at_s - now_s)
         self._later(at_s - now_s, self._take)
 
-    def _begin(self, frame: FrameInFlight) -> float:
-        """The frame becomes the first of its session; returns the seconds of decoding it."""
+    def _begin(self, frame: FrameInFlight, at_s: float) -> float:
+        """The frame becomes the first of its session at `at_s`; returns the seconds of decoding it.
+
+        One with keys and values is done then: no layer runs on it.
+        """
+        if frame.kv_left is not None:
+            session, frame.cloud_s = frame.session, frame.decode_s
+            session.owner.answered(frame, at_s + frame.decode_s)
+            if not frame.kv_left:
+                self._places.release_older(session)
+                self._places.admit_waiting()
+            return frame.decode_s
         frame.session.current = frame
         frame.cloud_s = frame.decode_s
         self._queue[frame] = Waiting(key=frame, num_rows=frame.left, num_logits=frame.num_logits)
@@ -216,9 +242,13 @@ class SimulatedServer:
     def _busy(self, since_s: float, seconds: float) -> None:
         self.sums.busy_s += max(0.0, min(seconds, self._horizon_s - since_s))
 
-    def _drop(self, session: SimulatedSession) -> None:
+    def _stop(self, session: SimulatedSession) -> None:
+        """Run none of its frames any more."""
         if session.current is not None:
             self._queue.pop(session.current, None)
             session.current = None
         session.frames.clear()
+
+    def _drop(self, session: SimulatedSession) -> None:
+        self._stop(session)
         self._places.release(session)

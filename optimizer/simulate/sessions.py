@@ -23,10 +23,21 @@ class SessionHost(Protocol):
 class SimulatedSession:
     """One admitted session: its KV blocks, and its frames in order.
 
-    `current`: the frame in the server's queue. `frames`: those behind it.
+    `current`: the frame in the server's queue. `frames`: those behind it. `continues`: whether it
+    goes on from an older session of its device. `older`: that one, until it has got all keys and
+    values from it.
     """
 
-    __slots__ = ("blocks", "closed", "current", "frames", "owner", "server")
+    __slots__ = (
+        "blocks",
+        "closed",
+        "continues",
+        "current",
+        "frames",
+        "older",
+        "owner",
+        "server",
+    )
 
     def __init__(self, server: SessionHost, owner: SessionOwner, blocks: int) -> None:
         self.server = server
@@ -35,6 +46,8 @@ class SimulatedSession:
         self.frames: deque[FrameInFlight] = deque()
         self.current: FrameInFlight | None = None
         self.closed = False
+        self.continues = False
+        self.older: SimulatedSession | None = None
 
 
 class FrameInFlight:
@@ -44,7 +57,8 @@ class FrameInFlight:
     cached before its first row. `edge_s`, `decode_s`, `cloud_s`: seconds on the device, in the
     server's decoder, and in the server so far. `wanted`: whether its answer has to bring tokens.
     `entry`: the first layer that the server runs on it, 0 for a token frame; None: that of the
-    plan's split.
+    plan's split. `kv_left`: for how many tokens behind its own keys and values are still to come;
+    None: it brings none, and the server runs its layers on it.
     """
 
     __slots__ = (
@@ -53,6 +67,7 @@ class FrameInFlight:
         "decode_s",
         "edge_s",
         "entry",
+        "kv_left",
         "left",
         "num_logits",
         "num_rows",
@@ -74,6 +89,7 @@ class FrameInFlight:
         edge_s: float,
         wanted: bool,
         entry: int | None = None,
+        kv_left: int | None = None,
     ) -> None:
         self.session = session
         self.num_rows = num_rows
@@ -85,6 +101,7 @@ class FrameInFlight:
         self.edge_s = edge_s
         self.wanted = wanted
         self.entry = entry
+        self.kv_left = kv_left
         self.arrived_s = 0.0
         self.cloud_s = 0.0
 

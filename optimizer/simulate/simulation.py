@@ -18,9 +18,11 @@ from optimizer.simulate.client import SimulatedClient
 from optimizer.simulate.client_links import ClientLinks
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.draft_lengths import DraftLengths
+from optimizer.simulate.move_ways import MoveWays
 from optimizer.simulate.moving import split_capacities
 from optimizer.simulate.prompt_ids import PromptIds
 from optimizer.simulate.record import Record
+from optimizer.simulate.request_settings import RequestSettings
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.server import SimulatedServer
 from optimizer.simulate.server_setup import make_server
@@ -112,7 +114,8 @@ def _clients(
 ) -> list[SimulatedClient]:
     scenario, plan = setup.scenario, setup.plan
     links = ClientLinks(context.env, setup, seed)
-    lengths, ids = DraftLengths(setup, fronts), PromptIds(setup)
+    settings = RequestSettings(setup)
+    lengths, ids, ways = DraftLengths(setup, fronts), PromptIds(settings), MoveWays(setup, settings)
     seeded = scenario if replication == 0 else replace(scenario, seed=seed)
     capacities = {
         group.name: split_capacities(plan, hands_over=setup.hands_over(group))
@@ -128,6 +131,7 @@ def _clients(
                 lanes=links.lanes(spec),
                 draft_length=lengths.of(spec) if context.drafting is not None else 0,
                 num_ids=ids.of(spec),
+                kv_frames=ways.of(spec),
                 capacities=capacities[scenario.clients[spec.group].name],
                 seed=seed * CLIENT_STRIDE + spec.number,
             ),

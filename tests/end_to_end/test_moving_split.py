@@ -13,8 +13,8 @@ from decoding.params import SamplingParams
 from edge.client import EdgeClient
 from edge.errors import InputError
 from edge.generation.completion import CompletionRequest, CompletionRun
-from edge.generation.remote_parts import KV_LEVEL_OF
 from edge.generation.report import Completion
+from optimizer.policy.move_transport import KV_LEVEL_OF
 from optimizer.policy.split_moves import Signs
 from tests.conftest import ModelBench
 from tests.end_to_end.greedy import first_difference, generate

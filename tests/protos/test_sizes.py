@@ -38,8 +38,9 @@ def test_a_frame_costs_what_the_model_says(num_rows: int) -> None:
 @pytest.mark.parametrize("num_rows", [1, 42, 43, 128, 1024])
 @pytest.mark.parametrize(("sequence", "first_position"), [(0, 0), (1, 1024), (300, 20_000)])
 @pytest.mark.parametrize("want_token", [True, False])
+@pytest.mark.parametrize("kv_bytes", [0, 100, 20_000, 3_000_000])
 def test_a_token_frame_costs_exactly_what_the_model_says(
-    num_rows: int, sequence: int, first_position: int, want_token: bool
+    num_rows: int, sequence: int, first_position: int, want_token: bool, kv_bytes: int
 ) -> None:
     frame = Frame(
         sequence=sequence,
@@ -47,9 +48,14 @@ def test_a_token_frame_costs_exactly_what_the_model_says(
         token_ids=tuple(range(20_000, 20_000 + num_rows)),
         hidden=b"",
         want_token=want_token,
+        kv=bytes(kv_bytes),
     )
     predicted = sizes.token_frame_bytes(
-        num_rows, sequence=sequence, first_position=first_position, want_token=want_token
+        num_rows,
+        sequence=sequence,
+        first_position=first_position,
+        want_token=want_token,
+        kv_bytes=kv_bytes,
     )
     assert predicted == on_the_wire(wire.encode_edge(frame))
 

@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.errors import ScenarioError
+from optimizer.policy.move_transport import MoveChoice
 
 # What happens when an answer outgrows the device's cache (`optimizer.policy.kv`).
 ContextChoice: TypeAlias = Literal["refuse", "handover"]
@@ -108,6 +109,7 @@ class Clients:
     `prefill`: where prompts are computed (`optimizer.policy.prefill_place`); None: where the plan
     says. `context`: "refuse" cuts requests to the plan's max_tokens; "handover" moves the split
     when they outgrow it (`optimizer.simulate.moving`); None: as the deployment says, else "refuse".
+    `move_by`: what the server gets then (`optimizer.policy.move_transport`).
     Raises ScenarioError without clients or without weights.
     """
 
@@ -120,6 +122,7 @@ class Clients:
     output_tokens: Lengths
     prefill: PrefillPlace | None = None
     context: ContextChoice | None = None
+    move_by: MoveChoice = "auto"
 
     def __post_init__(self) -> None:
         if self.count < 1:
