@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.links.schedule import read_trace
 from hwprofiles.links.shape import LinkShape
 from optimizer.policy.level_control import Controller, Rung

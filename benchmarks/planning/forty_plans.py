@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.specs import load_spec

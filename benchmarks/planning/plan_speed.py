@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from hwprofiles.links.profile import link_names, load_link
+from hwprofiles.links.catalog import link_names, load_link
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.specs import load_spec

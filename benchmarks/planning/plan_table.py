@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.profiles.catalog import load_device
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import ModelRef, Partition, Plan

@@ -36,7 +36,7 @@ from benchmarks.simulation.replay_calibration import (
     drafted,
 )
 from benchmarks.simulation.replayed_fleet import DEVICE, Fleet, Run, emulated, pinned
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from optimizer.artifacts.bundle import open_bundle
 from optimizer.artifacts.plan import Plan
 from optimizer.simulate.measures import tbt_s, ttft_s

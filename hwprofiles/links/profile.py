@@ -7,16 +7,10 @@ through `LinkProfile.shape`, the emulator and the simulator, which need a link t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from importlib.resources import files
-from itertools import accumulate
-from pathlib import Path
+from dataclasses import dataclass
 
-from hwprofiles.errors import ProfileError
-from hwprofiles.links.schedule import LinkTrace, Steps, read_trace
+from hwprofiles.links.schedule import Steps, read_trace
 from hwprofiles.links.shape import Curve, LinkShape, PipeShape, default_queue_bytes, uniform
-from hwprofiles.schema.near_names import did_you_mean
-from hwprofiles.schema.strict_yaml import load_strict
 
 # How long a drawn rate holds in `LinkProfile.shape`: the bin of the recordings the quantiles of the
 # cellular profiles come from.
@@ -142,75 +136,6 @@ class LinkProfile:
             up=pipe(self.up_bytes_per_s, 0, jitter if jitter.values[-1] > 0 else None),
             down=pipe(self.down_bytes_per_s, 1, None),
         )
-
-
-def link_names() -> tuple[str, ...]:
-    """The names of the shipped profiles, in alphabetical order."""
-    folder = files("hwprofiles") / "links"
-    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
-
-
-def load_link(name_or_path: str | Path) -> LinkProfile:
-    """A shipped profile by name, or a profile (.yaml) or recorded trace (.csv) by path.
-
-    A trace must have an uplink and pings to become a profile by itself (`profile_of_trace` takes
-    them as arguments). Raises ProfileError.
-    """
-    path = Path(name_or_path)
-    if path.suffix == ".csv":
-        return profile_of_trace(path)
-    if path.suffix not in (".yaml", ".yml"):
-        if str(name_or_path) not in link_names():
-            raise ProfileError(
-                f"no link profile '{name_or_path}': shipped are {', '.join(link_names())}; "
-                "a file is named by a path that ends in .yaml or .csv"
-                f"{did_you_mean(str(name_or_path), link_names())}"
-            )
-        path = Path(str(files("hwprofiles"))) / "links" / f"{name_or_path}.yaml"
-    profile = load_strict(path, LinkProfile)
-    if profile.trace is None:
-        return profile
-    return replace(profile, trace=str(path.parent / profile.trace))
-
-
-def profile_of_trace(
-    path: str | Path, *, up_bytes_per_s: float | None = None, rtt_s: float | None = None
-) -> LinkProfile:
-    """The profile of a recorded trace: its time-weighted quantiles, and the trace to replay.
-
-    `up_bytes_per_s` and `rtt_s` stand in where the trace recorded none. Raises ProfileError.
-    """
-    path = Path(path)
-    trace: LinkTrace = read_trace(path)
-    up = trace.up if up_bytes_per_s is None else Steps.constant(up_bytes_per_s)
-    rtt = trace.rtt_s if rtt_s is None else Steps.constant(rtt_s)
-    if up is None or rtt is None:
-        lacking = "up_mbps" if up is None else "ping_ms"
-        raise ProfileError(f"{path}: has no column {lacking}, and no value was given for it")
-    computed = f"time-weighted quantiles of the trace {path.name}"
-    return LinkProfile(
-        name=path.stem,
-        description=f"The recorded trace {path.name}",
-        up_bytes_per_s=_quantiles(up, computed if up is trace.up else "given"),
-        down_bytes_per_s=_quantiles(trace.down, computed),
-        rtt_s=_quantiles(rtt, computed if rtt is trace.rtt_s else "given"),
-        trace=str(path),
-    )
-
-
-def _quantiles(steps: Steps, source: str) -> Quantiles:
-    if steps.period_s == math.inf:
-        value = steps.values[-1]
-        return Quantiles(p05=value, p50=value, p95=value, source=source, measured=False)
-    ends = (*steps.starts_s[1:], steps.period_s)
-    spans = sorted((v, b - a) for v, a, b in zip(steps.values, steps.starts_s, ends, strict=True))
-    reached = list(accumulate(span for _, span in spans))
-
-    def at(level: float) -> float:
-        due = level * reached[-1]
-        return next(v for (v, _), r in zip(spans, reached, strict=True) if r >= due)
-
-    return Quantiles(p05=at(0.05), p50=at(0.5), p95=at(0.95), source=source, measured=True)
 
 
 def _outages(outage: Outage | None, seed: int) -> tuple[tuple[float, ...], tuple[bool, ...]]:

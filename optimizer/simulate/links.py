@@ -20,8 +20,9 @@ from simpy import Environment
 from simpy.events import Timeout
 
 from hwprofiles.errors import ProfileError
+from hwprofiles.links.catalog import load_link, profile_of_trace
 from hwprofiles.links.pipe import ROUNDING_BYTES, Pipe
-from hwprofiles.links.profile import LinkProfile, load_link, profile_of_trace
+from hwprofiles.links.profile import LinkProfile
 from hwprofiles.links.schedule import Steps
 from hwprofiles.links.shape import MIN_PACKET_BYTES, LinkShape, PipeShape
 from optimizer.cost.link import link_at

@@ -94,7 +94,7 @@ def device_profiles() -> list[str]:
 
 def link_profiles() -> list[str]:
     """Names of the shipped link profiles."""
-    from hwprofiles.links.profile import link_names
+    from hwprofiles.links.catalog import link_names
 
     return list(link_names())
 

@@ -63,7 +63,7 @@ class EmulatedLinkOptions:
     def point(self) -> LinkPoint:
         """The link's state. BadParameter for a round trip in milliseconds."""
         check_seconds(self.rtt, "--rtt", MOST_RTT_S)
-        from hwprofiles.links.profile import load_link
+        from hwprofiles.links.catalog import load_link
         from optimizer.cost.link import link_at
 
         return replace(link_at(load_link(self.link), epsilon=0.5), rtt_s=self.rtt)

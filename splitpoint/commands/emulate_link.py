@@ -17,7 +17,7 @@ from hwprofiles.emulator.event_loop import precise_event_loop
 from hwprofiles.emulator.relay import Counters, Relay
 from hwprofiles.emulator.sockets import Address, LaneCounters
 from hwprofiles.errors import EmulatorError
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.links.schedule import BYTES_PER_S_PER_MBPS, read_trace
 from hwprofiles.links.shape import LinkShape
 from protos.addresses import is_loopback

@@ -46,7 +46,7 @@ def plan(
     output: PlanOutputOptions,
 ) -> None:
     """Plan a deployment: the best configuration within the limits, and why."""
-    from hwprofiles.links.profile import load_link
+    from hwprofiles.links.catalog import load_link
     from optimizer.cost.link import link_at
     from optimizer.search.planner import Planner
     from optimizer.search.segments import in_segments

@@ -70,7 +70,7 @@ class DeploymentOptions:
     link: Annotated[
         str,
         typer.Option(
-            help="Link profile: a shipped one's name, or a file.",
+            help="Link: a name, legs (wifi+internet), figures (rtt=40ms,up=10,down=50), or a file.",
             show_default=False,
             autocompletion=completed(link_profiles),
         ),

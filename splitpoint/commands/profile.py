@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hwprofiles.errors import ProfileError
-from hwprofiles.links.profile import LinkProfile, link_names, load_link
+from hwprofiles.links.catalog import link_names, load_link
+from hwprofiles.links.profile import LinkProfile
 from hwprofiles.profiles.catalog import device_to_yaml, load_device, shipped_devices, to_plain
 from hwprofiles.profiles.compare import compare_devices, key_figures
 from hwprofiles.profiles.device import DeviceProfile
@@ -237,7 +238,7 @@ def schema(
 def _load(name: str) -> DeviceProfile | LinkProfile:
     """A link's name or a file with a link's keys; a device otherwise."""
     path = Path(name)
-    if name in link_names() or path.suffix == ".csv":
+    if name in link_names() or path.suffix == ".csv" or ("+" in name or "=" in name):
         return load_link(name)
     if path.is_file() and "rtt_s:" in read_text(path):
         return load_link(path)

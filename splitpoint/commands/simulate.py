@@ -34,7 +34,7 @@ class ScenarioOptions:
     link: Annotated[
         str | None,
         typer.Option(
-            help="Link profile by name or path, or a recorded trace (.csv).",
+            help="Link: a name, legs (wifi+internet), figures (rtt=40ms,up=10,down=50), or a file.",
             autocompletion=completed(link_profiles),
         ),
     ] = None

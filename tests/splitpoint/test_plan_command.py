@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
 from hwprofiles.profiles.device import CodecSpeed
 from optimizer.artifacts.bundle import open_bundle

@@ -9,7 +9,7 @@ import pytest
 from rich.table import Table
 
 from hwprofiles.errors import ProfileError
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.profiles.catalog import load_device
 from splitpoint.cli import main
 from splitpoint.views.screen import open_console

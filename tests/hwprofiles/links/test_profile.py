@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from hwprofiles.errors import ProfileError
+from hwprofiles.links.catalog import link_names, load_link, profile_of_trace
 from hwprofiles.links.pipe import Pipe, deliver_all
-from hwprofiles.links.profile import LinkProfile, Quantiles, link_names, load_link, profile_of_trace
+from hwprofiles.links.profile import LinkProfile, Quantiles
 
 
 def quantiles(p05: float, p50: float, p95: float) -> Quantiles:
@@ -16,7 +17,8 @@ def quantiles(p05: float, p50: float, p95: float) -> Quantiles:
 
 
 def test_the_shipped_links_are_those_of_the_design() -> None:
-    assert link_names() == ("3g", "4g", "5g", "adsl", "home-fibre", "lan", "satellite", "wifi")
+    access = {"3g", "4g", "5g", "adsl", "home-fibre", "lan", "satellite", "wifi"}
+    assert set(link_names()) == access | {"metro", "region", "internet", "continent", "ocean"}
 
 
 @pytest.mark.parametrize("name", link_names())

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hwprofiles.errors import ProfileError
-from hwprofiles.links.profile import link_names
+from hwprofiles.links.catalog import link_names
 from hwprofiles.profiles.catalog import DEVICES_DIR, load_device, shipped_devices
 from hwprofiles.profiles.compare import compare_devices, key_figures
 from splitpoint.commands.profile import profile_app

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.profiles.catalog import load_device
 from hwprofiles.profiles.device import CodecSpeed
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
@@ -180,6 +180,6 @@ def test_a_levels_seconds_come_from_the_profiles_of_both_machines() -> None:
 
 
 def _names() -> tuple[str, ...]:
-    from hwprofiles.links.profile import link_names
+    from hwprofiles.links.catalog import link_names
 
     return link_names()

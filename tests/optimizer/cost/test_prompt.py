@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edge.generation.prefill_planner import PrefillPlanner
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.plan import Partition
 from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace

@@ -151,7 +151,7 @@ def test_flips_are_the_nearest_ones_on_a_fine_scan() -> None:
 
 
 def test_a_bad_quantile_is_planned_like_the_link_it_is() -> None:
-    from hwprofiles.links.profile import load_link
+    from hwprofiles.links.catalog import load_link
 
     planner = real_planner()
     profile = load_link("4g")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.profiles.catalog import load_device
 from optimizer.cost.cloud import SessionRows, back_step_s, sample_s
 from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes

@@ -7,8 +7,8 @@ import random
 import pytest
 from simpy import Environment
 
+from hwprofiles.links.catalog import load_link
 from hwprofiles.links.pipe import Pipe, deliver_all
-from hwprofiles.links.profile import load_link
 from hwprofiles.links.schedule import Steps
 from hwprofiles.links.shape import LinkShape, PipeShape
 from optimizer.simulate.links import Blocked, OwnLane, SharedPipe, own_lanes

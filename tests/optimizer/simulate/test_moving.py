@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from codec.kv.frame import KV_BITS, KvFrames
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.plan import Plan
 from optimizer.cost.cloud import SessionRows, back_step_s, sample_s

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hwprofiles.links.profile import load_link
+from hwprofiles.links.catalog import load_link
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.cloud import SessionRows, back_step_s, sample_s
