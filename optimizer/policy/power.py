@@ -1,7 +1,7 @@
 """What `--power` means on a device: threads, cores, priority, and how much is guessed ahead.
 
 low: on the small cores, where there are two kinds, with one thread each; else one thread. At a low
-priority (nice 10). At most 2 guesses a frame, and no frame ahead of an outstanding answer.
+priority (nice 10). At most 4 guesses a frame, and no frame ahead of an outstanding answer.
 balanced: half as many threads as there are big cores, rounded up; on the big cores, where there are
 two kinds. Guesses as full has them.
 full: one thread for each CPU, anywhere, and every guess that pays.
@@ -24,7 +24,7 @@ from optimizer.policy.draft_length import MAX_ROUND_DRAFTS
 
 POWER_SETTINGS: Final = ("low", "balanced", "full")
 LOW_NICENESS: Final = 10
-LOW_DRAFTS: Final = 2
+LOW_DRAFTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ def test_low_runs_on_the_small_cores_or_with_one_thread(
 ) -> None:
     choice = power_choice("low", cores, num_usable=8)
     assert (choice.threads, choice.cpus, choice.niceness) == (threads, cpus, 10)
-    assert (choice.drafts.max_drafts, choice.drafts.sends_ahead) == (2, False)
+    assert (choice.drafts.max_drafts, choice.drafts.sends_ahead) == (4, False)
 
 
 @pytest.mark.parametrize(
