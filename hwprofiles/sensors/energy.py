@@ -98,19 +98,25 @@ class CounterTally:
 
 
 class GaugeTally:
-    """The area under a gauge's readings. One that fails is left out."""
+    """The area under a gauge's readings. One that fails is left out, unless it is the first or the
+    last: the energy would then be that of a shorter time."""
 
     def __init__(self, watts: Callable[[], float | None]) -> None:
         self._watts = watts
         self._last: tuple[float, float] | None = None
         self._sum = 0.0
         self._num_readings = 0
+        self._begins_late = False
+        self._has_failed = False  # since the last good reading
 
     def read(self, now_s: float) -> None:
         """See EnergyTally."""
         watts = self._watts()
         if watts is None or not 0 < watts <= MOST_WATTS:
+            self._begins_late |= self._last is None
+            self._has_failed = True
             return
+        self._has_failed = False
         if self._last is not None:
             last_s, last = self._last
             self._sum += (now_s - last_s) * (last + watts) / 2
@@ -119,7 +125,8 @@ class GaugeTally:
 
     def joules(self) -> float | None:
         """See EnergyTally."""
-        return None if self._num_readings < 2 else self._sum
+        is_whole = self._num_readings >= 2 and not (self._begins_late or self._has_failed)
+        return self._sum if is_whole else None
 
 
 class EnergyMeter:

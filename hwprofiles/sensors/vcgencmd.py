@@ -57,11 +57,13 @@ def pmic_sensor(run: RunTool = run_vcgencmd) -> EnergySensor | None:
 
 
 def rails_watts(text: str | None) -> float | None:
-    """Watts of all rails that have both volts and amperes; None where there are none."""
+    """Watts of all rails that have amperes; None without any, and where one lacks its volts."""
     found: dict[str, dict[str, float]] = {"A": {}, "V": {}}
     for match in _RAIL.finditer(text or ""):
         found[match["kind"]][match["rail"]] = float(match["value"])
-    watts = sum(amperes * found["V"].get(rail, 0.0) for rail, amperes in found["A"].items())
+    if not found["A"].keys() <= found["V"].keys():
+        return None
+    watts = sum(amperes * found["V"][rail] for rail, amperes in found["A"].items())
     return watts if 0 < watts <= MOST_WATTS else None
 
 

@@ -29,6 +29,15 @@ def test_a_reading_that_is_none_is_left_out(bad: float | None) -> None:
     assert tally.joules() == pytest.approx(6.0)
 
 
+@pytest.mark.parametrize("readings", [[None, 2.0, 2.0], [2.0, 2.0, None]])
+def test_a_gauge_that_fails_at_an_end_gives_no_energy(readings: list[float | None]) -> None:
+    """A battery that is plugged in on the way, for instance."""
+    tally = GaugeTally(gauge(readings))
+    for at_s in (0.0, 1.0, 2.0):
+        tally.read(at_s)
+    assert tally.joules() is None
+
+
 def test_one_reading_is_no_energy() -> None:
     tally = GaugeTally(gauge([2.0, None]))
     assert tally.joules() is None
