@@ -43,6 +43,7 @@ from optimizer.artifacts.bundle import (
     front_names,
     open_bundle,
 )
+from optimizer.policy.power import FULL_EFFORT, DraftEffort
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.addresses import parse_address
 from protos.errors import AddressError
@@ -57,7 +58,8 @@ class EdgeClient:
     bundle: the folder. server: HOST:PORT, or several to fall back on; none is needed when the plan
     puts the whole model on the edge. credentials: for a server that is not plain loopback.
     concurrency: generations that may run at once, each with a KV cache of its own; a further one
-    waits. threads, spinning: of the front's kernels, see FrontEngine.
+    waits. threads, spinning: of the front's kernels, see FrontEngine; a draft model's and a
+    fallback's have as many threads. draft_effort: the most that generations may guess ahead.
     memory_limit_bytes: refuse to load a front with which this process would take more (None: the
     limit that the plan was made for, if it has one). prefill_chunk: prompt tokens a frame, always
     (None: at most the plan's, and as many as suit what is measured, see
@@ -84,6 +86,7 @@ class EdgeClient:
         concurrency: int = 1,
         threads: int | None = None,
         spinning: bool = False,
+        draft_effort: DraftEffort = FULL_EFFORT,
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
         draft_model: Path | str | None = None,
@@ -98,8 +101,7 @@ class EdgeClient:
         addresses, credentials = checked_addresses(server), credentials or Credentials()
         credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
-        self._trace = trace
-        self.plan = opened.plan
+        self._trace, self.plan = trace, opened.plan
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         memory_limit_bytes = planned_limit(self.plan, memory_limit_bytes)
@@ -135,12 +137,12 @@ class EdgeClient:
                 self._fronts.put(front)
             self._clock = Clock()
             own_model = self._own_model(fallback, opened, threads)
-            draft_root = None if draft_model is None else Path(draft_model)
+            drafters = DrafterFactory(opened, draft_model, threads=threads, effort=draft_effort)
             self._generations = GenerationFactory(
                 plan=self.plan,
                 ladders=ladders,
                 transports=self._transports,
-                drafters=DrafterFactory(opened, model=draft_root),
+                drafters=drafters,
                 chunk_tokens=chunk_tokens,
                 adaptive_chunks=prefill_chunk is None,
                 retry_policy=retry_policy or (RetryPolicy() if own_model is None else BRIEF),

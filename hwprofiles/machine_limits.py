@@ -43,9 +43,15 @@ def usable_cpus() -> int:
     return visible if quota is None else max(1, min(visible, math.ceil(quota)))
 
 
-def _visible_cpus() -> int:
+def usable_cpu_numbers() -> tuple[int, ...]:
+    """The numbers of the CPUs in this process's affinity, which a container's cpuset limits;
+    all there are where the system has no affinity."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return tuple(sorted(affinity(0))) if affinity else tuple(range(os.cpu_count() or 1))
+
+
+def _visible_cpus() -> int:
+    return len(usable_cpu_numbers())
 
 
 def cpu_quota(root: Path = CGROUP_ROOT, membership: str | None = None) -> float | None:

@@ -1,11 +1,18 @@
-"""Which CPUs this process runs on. Their number (`hwprofiles.machine_limits`) sets the threads."""
+"""Which CPUs this process runs on, and what `--power` does to it.
+
+The number of CPUs (`hwprofiles.machine_limits`) sets the threads where nothing else does.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Final
 
 from edge.errors import InputError
+from hwprofiles.machine_limits import usable_cpus
+from hwprofiles.sensors.cores import cpu_cores
+from optimizer.policy.power import PowerChoice, power_choice
 
 MAX_CPU_DIGITS: Final = 5
 
@@ -22,6 +29,24 @@ def pin_to(cpus: str) -> None:
         os.sched_setaffinity(0, chosen)
     except OSError as error:
         raise InputError(f"CPUs {cpus}: {error.strerror} (--affinity)") from error
+
+
+def apply_power(setting: str) -> PowerChoice:
+    """Put this process, and every thread it will start, where `setting` wants it.
+
+    Within the affinity that it has already, and so within a container's cpuset. Returns what was
+    chosen. Where the system cannot keep a process on chosen CPUs, `cpus` is empty.
+    """
+    choice = power_choice(setting, cpu_cores(), num_usable=usable_cpus())
+    if choice.niceness:
+        os.nice(max(0, choice.niceness - os.nice(0)))
+    if not choice.cpus:
+        return choice
+    try:
+        os.sched_setaffinity(0, choice.cpus)
+    except (AttributeError, OSError):  # not on this system; a core that sleeps, as phones have
+        return replace(choice, cpus=())
+    return choice
 
 
 def parse_cpus(text: str) -> frozenset[int]:

@@ -66,10 +66,12 @@ class HearsCloud(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftResources:
-    """What a device has to draft with: its bundle, and the folder of a draft model's bundle."""
+    """What a device has to draft with: its bundle, the folder of a draft model's bundle, and that
+    model's threads (None: one for each CPU that may be used)."""
 
     bundle: Bundle
     model: Path | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

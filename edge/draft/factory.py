@@ -13,6 +13,7 @@ from edge.draft.cloud import ASKED_DRAFT_IDS, CLOUD
 from edge.draft.registry import AUTO, KINDS, NAMES, OFF
 from edge.errors import InputError
 from optimizer.artifacts.bundle import Bundle
+from optimizer.policy.power import FULL_EFFORT, DraftEffort
 
 _MISSING: Final = {kind.name: kind.missing for kind in KINDS}
 _READ_ROWS: Final = frozenset(kind.name for kind in KINDS if kind.reads_rows)
@@ -22,12 +23,21 @@ class DrafterFactory:
     """Makes the drafters of one device, from the kinds in the registry.
 
     bundle: may hold a draft head. model: the bundle of a small model, whole on the edge, with the
-    same tokenizer. Raises FrontError for a head that cannot be loaded, and InputError for a model
-    that does not fit.
+    same tokenizer; threads: of its kernels. effort: how much generations may guess. Raises
+    FrontError for a head that cannot be loaded, and InputError for a model that does not fit.
     """
 
-    def __init__(self, bundle: Bundle, *, model: Path | None = None) -> None:
-        resources = DraftResources(bundle=bundle, model=model)
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: Path | str | None = None,
+        *,
+        threads: int | None = None,
+        effort: DraftEffort = FULL_EFFORT,
+    ) -> None:
+        self.effort = effort
+        root = None if model is None else Path(model)
+        resources = DraftResources(bundle=bundle, model=root, threads=threads)
         self._makers: dict[str, Callable[[], Drafter]] = {}
         self._auto: list[str] = []
         for kind in KINDS:

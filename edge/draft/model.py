@@ -23,12 +23,12 @@ from optimizer.artifacts.bundle import Bundle
 class DraftModel:
     """A small model's bundle, opened once for all generations of a device.
 
-    root: its folder. like: the bundle that it drafts for. Raises InputError when the model does not
-    lie wholly on the edge or has another tokenizer.
+    root: its folder. like: the bundle that it drafts for. threads: of its kernels. Raises
+    InputError when the model does not lie wholly on the edge or has another tokenizer.
     """
 
-    def __init__(self, root: Path, *, like: Bundle) -> None:
-        self._model = WholeModel(root, like=like, what="a draft model")
+    def __init__(self, root: Path, *, like: Bundle, threads: int | None = None) -> None:
+        self._model = WholeModel(root, like=like, what="a draft model", threads=threads)
 
     def drafter(self) -> ModelDrafter:
         """A drafter with a cache of its own."""
@@ -92,7 +92,8 @@ class ModelDrafter:
 def _open(resources: DraftResources) -> Callable[[], Drafter] | None:
     if resources.model is None:
         return None
-    return DraftModel(resources.model, like=resources.bundle).drafter
+    model = DraftModel(resources.model, like=resources.bundle, threads=resources.threads)
+    return model.drafter
 
 
 KIND: Final = DrafterKind(

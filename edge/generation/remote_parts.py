@@ -215,6 +215,8 @@ class RemoteParts:
             drafter,
             clock=self._clock.now,
             acceptance=acceptance,
+            limit=self._drafters.effort.max_drafts,
+            in_flight=self._drafters.effort.sends_ahead,
             vocab_size=self._plan.model.geometry.vocab_size,
         )
 

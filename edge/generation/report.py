@@ -13,6 +13,7 @@ from decoding.scores import TokenScore, TopToken
 from edge.generation.stopping import FinishReason
 from edge.step_trace import LOCAL_LEVEL, StepTrace
 from hwprofiles.peak_memory import peak_memory_bytes
+from hwprofiles.sensors.energy import MeasuredEnergy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,9 @@ class Completion:
     "server_lost" or "cancelled"; `finish_detail` says more where there is more to say.
     `steps`: the trace of every answered frame. `logprobs` is empty unless the request asked, and so
     are `top_logprobs` (the most likely tokens beside each token) and `prompt_logprobs` (one entry
-    a prompt token; the first one is None, because nothing comes before it).
+    a prompt token; the first one is None, because nothing comes before it). `energy`: what a sensor
+    of the device measured meanwhile, other programs included; None where nobody measured, or no
+    sensor can be read.
     """
 
     text: str
@@ -43,6 +46,7 @@ class Completion:
     prompt_logprobs: tuple[TokenScore | None, ...] = ()
     shifts: int = 0  # how often the context was cut, see edge.generation.context
     moves: int = 0  # how often the split moved, see edge.generation.moving
+    energy: MeasuredEnergy | None = None
 
     @property
     def answered_by(self) -> str:
@@ -121,10 +125,22 @@ class Completion:
             "peak_memory_bytes": peak_memory_bytes(),
             "level_counts": dict(Counter(step.level for step in self.steps)),
             "total_s": self.total_s,
+            **energy_figures(self.energy, len(self.token_ids)),
             **({"logprobs": list(self.logprobs)} if self.logprobs else {}),
             **({"top_logprobs": list(self.top_logprobs)} if self.top_logprobs else {}),
             **({"prompt_logprobs": list(self.prompt_logprobs)} if self.prompt_logprobs else {}),
         }
+
+
+def energy_figures(energy: MeasuredEnergy | None, num_tokens: int) -> dict[str, Any]:
+    """The device's energy during an answer: all None where it was not measured."""
+    each = None if energy is None or not num_tokens else energy.joules / num_tokens
+    return {
+        "energy_joules": None if energy is None else energy.joules,
+        "energy_joules_per_token": each,
+        "energy_sensor": None if energy is None else energy.sensor,
+        "energy_covers": None if energy is None else energy.covers,
+    }
 
 
 def draft_figures(steps: Sequence[StepTrace]) -> dict[str, float]:

@@ -27,12 +27,16 @@ from hwprofiles.profiler.parts import (
     codec_warnings,
     figure,
     median_of,
+    part_of,
     quality_warnings,
 )
+from hwprofiles.profiler.sustained import MachineSigns, SustainedProbe, sustained_warnings
 from hwprofiles.profiler.timing import Timing
 from hwprofiles.profiles.device import DeviceProfile, Figure, Memory, Platform, Source
+from hwprofiles.sensors.registry import energy_meter
 
-WIDTH, INNER, LAYERS = 768, 2048, 6  # of the thread sweep
+WIDTH, INNER, LAYERS = 768, 2048, 6  # of the thread sweep and of the sustained load
+SHORT_S = 90.0  # about what everything but the sustained load takes
 
 
 FULL = Effort(
@@ -67,51 +71,47 @@ def profile_device(
     command: str = "splitpoint profile device",
     storage_folder: Path | None = None,
     codec: CodecKernels | None = None,
+    sustained_s: float = 0.0,
+    signs: MachineSigns | None = None,
 ) -> DeviceProfile:
     """Measure this machine as an edge: about 90 s, or a quarter of that when `quick`.
 
     `progress` is called with the share done, 0 to 1, and what comes next; `codec`: its coders,
-    to be timed too.
+    to be timed too. `sustained_s`: seconds of work without a pause after that; 0: none. `signs`:
+    how to look at the machine meanwhile (None: with what it has).
     """
     effort = QUICK if quick else FULL
     spreads: list[float] = []
-    progress(0.0, "number of threads")
+    short_share = SHORT_S / (SHORT_S + sustained_s)
+    short = part_of(progress, 0.0, short_share)
+    threads = usable_cpus()  # what the edge uses; a warning says when fewer are faster
+    probe = _sustained_probe(threads, sustained_s, signs) if sustained_s else None
+    short(0.0, "number of threads")
+    if probe is not None:
+        probe.rest()
     sweep = _thread_sweep(effort)
-    threads = max(sweep)  # what the edge uses; a warning says when fewer are faster
     references = [_reference(effort, threads).seconds]
     passes = []
     for index in range(effort.num_passes):
         start, share = 0.02 + 0.9 * index / effort.num_passes, 0.9 / effort.num_passes
-
-        def report(part: float, what: str, start: float = start, share: float = share) -> None:
-            progress(start + share * part, what)
-
-        passes.append(one_pass(threads, effort, spreads, report))
+        passes.append(one_pass(threads, effort, spreads, part_of(short, start, start + share)))
         references.append(_reference(effort, threads).seconds)
+        if probe is not None:
+            probe.burst(2 * effort.budget_s)
     rates = median_of(passes)
-    progress(0.92, "codec")
+    short(0.92, "codec")
     speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
-    progress(0.95, "memory and storage")
+    short(0.95, "memory and storage")
     memory = _memory(effort)
     storage = system_facts.storage_read_rate(storage_folder, int((32 if quick else 128) * MB))
-    progress(1.0, "done")
+    short(1.0, "done")
+    power = None if probe is None else probe.run(part_of(progress, short_share, 1.0))
     return DeviceProfile(
         name=name or socket.gethostname().split(".")[0] or "this-machine",
         summary=f"{system_facts.processor_name()}, {usable_cpus()} cores",
         roles=("edge",),
         measured=True,
-        platform=Platform(
-            processor=system_facts.processor_name(),
-            num_cores=usable_cpus(),
-            num_threads=threads,
-            operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
-            engine="onnxruntime-cpu",
-            versions={
-                "python": platform.python_version(),
-                **kernel_runs.versions(),
-                **codec_version(codec),
-            },
-        ),
+        platform=_platform(threads, codec),
         memory=memory,
         kernels=rates.kernels,
         attention=rates.attention,
@@ -121,12 +121,38 @@ def profile_device(
             "bench": Source(kind="measured", reference=command, date=date.today().isoformat())
         },
         storage_read_bytes_per_s=Figure(value=storage, source="bench") if storage else None,
+        power=power,
         warnings=(
             *_thread_warnings(sweep),
             *codec_warnings(speeds, codec),
             *quality_warnings(references, spreads),
+            *(() if power is None else sustained_warnings(power)),
         ),
     )
+
+
+def _platform(threads: int, codec: CodecKernels | None) -> Platform:
+    return Platform(
+        processor=system_facts.processor_name(),
+        num_cores=usable_cpus(),
+        num_threads=threads,
+        operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        engine="onnxruntime-cpu",
+        versions={
+            "python": platform.python_version(),
+            **kernel_runs.versions(),
+            **codec_version(codec),
+        },
+    )
+
+
+def _sustained_probe(threads: int, seconds: float, signs: MachineSigns | None) -> SustainedProbe:
+    (step,) = kernel_runs.decoder_calls(
+        **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS, weight_bits=4,
+        compute="int8", cases=((1, 192),), num_threads=threads,
+    )  # fmt: skip
+    signs = MachineSigns(meter=energy_meter()) if signs is None else signs
+    return SustainedProbe(step=step, seconds=seconds, signs=signs)
 
 
 def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:

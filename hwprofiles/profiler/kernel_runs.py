@@ -144,6 +144,35 @@ def time_decoder(
     budget_s: float,
 ) -> list[Timing]:
     """Whole decoder layers, timed for each (new rows, tokens with the new ones)."""
+    calls = decoder_calls(
+        width=width,
+        inner=inner,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        num_layers=num_layers,
+        weight_bits=weight_bits,
+        compute=compute,
+        cases=cases,
+        num_threads=num_threads,
+    )
+    return [measure(call, budget_s=budget_s, patience_s=PATIENCE_S) for call in calls]
+
+
+def decoder_calls(
+    *,
+    width: int,
+    inner: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_layers: int,
+    weight_bits: int,
+    compute: Compute,
+    cases: tuple[tuple[int, int], ...],
+    num_threads: int,
+) -> list[Callable[[], None]]:
+    """One stack of decoder layers, as a call for each (new rows, tokens with the new ones)."""
     model = decoder_stack(
         width=width,
         inner=inner,
@@ -162,17 +191,15 @@ def time_decoder(
         for part in ("key", "value")
     }
     rng = np.random.default_rng(1)
-    timings = []
+    calls = []
     for rows, total in cases:
         feeds: dict[str, NDArray[np.generic]] = {
             "x": rng.standard_normal((1, rows, width)).astype(np.float32),
             "past_length": np.array([total - 1], dtype=np.int32),
             "total_length": np.array(total, dtype=np.int32),
         }
-        timings.append(
-            measure(_bound(session, feeds, caches), budget_s=budget_s, patience_s=PATIENCE_S)
-        )
-    return timings
+        calls.append(_bound(session, feeds, caches))
+    return calls
 
 
 def time_step(*, num_threads: int, budget_s: float) -> Timing:

@@ -20,6 +20,11 @@ CODEC_ROWS = 32
 Progress = Callable[[float, str], None]
 
 
+def part_of(progress: Progress, start: float, end: float) -> Progress:
+    """Progress of a part that takes the whole's share from `start` to `end`."""
+    return lambda share, what: progress(start + (end - start) * share, what)
+
+
 def digits(value: float) -> float:
     """Four significant digits: more would be noise, and would make the files unreadable."""
     return float(f"{value:.4g}")

@@ -26,6 +26,7 @@ MAY_BE_ZERO: Final = (
     "encode_s_per_element",
     "decode_fixed_s",
     "decode_s_per_element",
+    "drop_after_s",
 )
 # Fields whose number may be negative: the rest of a layer can be less than nothing.
 MAY_BE_NEGATIVE: Final = ("seconds",)

@@ -27,8 +27,8 @@ class Comparison(NamedTuple):
 
 
 def key_figures(profile: DeviceProfile) -> list[KeyFigure]:
-    """Memory, bandwidth, overheads, each kernel's rates at its smallest and largest sizes, and
-    the codec's seconds."""
+    """Memory, bandwidth, overheads, power, each kernel's rates at its smallest and largest sizes,
+    and the codec's seconds."""
     memory, overheads = profile.memory, profile.overheads
     rows = [
         _figure("memory, total", memory.total_bytes, 1e-9, "GB"),
@@ -47,6 +47,7 @@ def key_figures(profile: DeviceProfile) -> list[KeyFigure]:
             rows.append(_figure(label, figure, scale, unit))
     if profile.storage_read_bytes_per_s is not None:
         rows.append(_figure("storage read", profile.storage_read_bytes_per_s, 1e-6, "MB/s"))
+    rows += _power_figures(profile)
     for kernel in profile.kernels:
         name = f"{kernel.weight_bits}-bit weights, {kernel.compute}"
         decode, batch = kernel.decode, kernel.batch
@@ -70,6 +71,25 @@ def key_figures(profile: DeviceProfile) -> list[KeyFigure]:
             name = f"codec {speed.kind}, {verb} a row of {width}"
             seconds = fixed_s + width * each_s
             rows.append(KeyFigure(name, seconds * 1e6, "us", speed.source))
+    return rows
+
+
+def _power_figures(profile: DeviceProfile) -> list[KeyFigure]:
+    power = profile.power
+    if power is None:
+        return []
+    rows = [
+        _figure(label, figure, 1.0, "W")
+        for label, figure in (
+            ("power, idle", power.idle_watts),
+            ("power, at work", power.load_watts),
+            ("power, at most", power.max_watts),
+        )
+        if figure is not None
+    ]
+    load = power.sustained
+    if load is not None:
+        rows.append(KeyFigure("speed that lasts", 100 * load.share, "%", load.source))
     return rows
 
 

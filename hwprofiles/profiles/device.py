@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from hwprofiles.errors import ProfileError
 from hwprofiles.profiles.checks import check_part, check_rising, walk
+from hwprofiles.profiles.power import SustainedLoad
 
 SourceKind = Literal["measured", "data_sheet", "derived", "assumed"]
 Compute = Literal["int8", "fp32", "fp16", "bf16"]
@@ -217,11 +218,18 @@ class CodecSpeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """Electrical power and heat, where known."""
+    """Electrical power and heat, where known.
+
+    `idle_watts` and `load_watts` are what `sensor` measured on the idle machine and in the last
+    third of the sustained load. `max_watts` is the most that it draws.
+    """
 
     idle_watts: Figure | None = None
     max_watts: Figure | None = None
     thermal: str = ""
+    load_watts: Figure | None = None
+    sensor: str = ""
+    sustained: SustainedLoad | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +266,12 @@ class DeviceProfile:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def sustained_share(self) -> float:
+        """Share of these rates that is left in minutes of work; 1 where that was not measured."""
+        load = None if self.power is None else self.power.sustained
+        return 1.0 if load is None else load.share
 
     def kernel(self, weight_bits: int, *, compute: Compute | None = None) -> Kernel:
         """The kernel for `weight_bits`, of the asked compute type if there is one.

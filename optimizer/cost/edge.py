@@ -11,6 +11,9 @@ The model is ours; each part is what the profiler measured in isolation, added u
 front that fits in a cache runs several times faster than one that does not.
 
 `front_steps` is the formula, over many fronts and positions at once; `front_step` asks it for one.
+
+Where the profile knows what minutes of work do to the machine, a decoding step of an answer takes
+`lasting_slowdown` times as long. A prompt does not: it comes when the device has rested.
 """
 
 from __future__ import annotations
@@ -118,6 +121,14 @@ def front_steps(
         head_s=head_s,
         step_s=device.overheads.step_s.effective + lookup_s,
     )
+
+
+def lasting_slowdown(device: DeviceProfile) -> float:
+    """Times that a decoding step takes in a long conversation over what the rates say; at least 1.
+
+    A plan's time between tokens has to hold for minutes, and the profile's rates are of bursts.
+    """
+    return 1 / device.sustained_share
 
 
 def front_step(

@@ -6,8 +6,9 @@ Ours. A token costs
 
 Cloud seconds are the token's share of the server (`round_trip.cloud_share_s`). Busy seconds are the
 device's own for it: front, encoder, drafter, and sampling where the device is whole. `watts` are
-the most that its profile says it draws, so the energy is an upper bound of what computing takes.
-What a device draws while it waits is left out: it does so anyway.
+what its profile measured under the front's load. Where it measured none, they are the most that it
+says the device draws, and the energy is an upper bound of what computing takes. What a device draws
+while it waits is left out: it does so anyway.
 """
 
 from __future__ import annotations
@@ -61,7 +62,12 @@ NO_PRICES: Final = Prices()
 
 
 def watts_of(device: DeviceProfile) -> float | None:
-    """The most that a device draws, where its profile says so."""
-    if device.power is None or device.power.max_watts is None:
-        return None
-    return device.power.max_watts.value
+    """Watts of a device at work: measured, or else the most that it draws. None: not stated."""
+    power = device.power
+    figure = None if power is None else power.load_watts or power.max_watts
+    return None if figure is None else figure.value
+
+
+def has_measured_watts(device: DeviceProfile) -> bool:
+    """Whether `watts_of` was measured under the front's load."""
+    return device.power is not None and device.power.load_watts is not None

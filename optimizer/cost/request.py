@@ -12,7 +12,7 @@ from typing import Final
 
 from optimizer.cost.cloud import sample_s
 from optimizer.cost.codec import answer_bytes, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import front_step
+from optimizer.cost.edge import front_step, lasting_slowdown
 from optimizer.cost.prompt import cloud_prefill_s, prefill_s, prompt_bytes
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
@@ -88,17 +88,20 @@ def round_parts(
     rows go through the head; `num_answers` tokens come back. Infinite over a dead link.
     """
     geometry, hidden = setting.geometry, setting.geometry.hidden_size
-    front_s = front_step(
-        setting.edge,
-        geometry,
-        split=setting.partition.split,
-        weight_bits=setting.partition.front_bits,
-        kv_bits=setting.kv_bits,
-        num_rows=num_rows,
-        position=position,
-        exact=setting.exact_front,
-        layer_bits=setting.front_layer_bits,
-    ).total_s
+    front_s = (
+        lasting_slowdown(setting.edge)
+        * front_step(
+            setting.edge,
+            geometry,
+            split=setting.partition.split,
+            weight_bits=setting.partition.front_bits,
+            kv_bits=setting.kv_bits,
+            num_rows=num_rows,
+            position=position,
+            exact=setting.exact_front,
+            layer_bits=setting.front_layer_bits,
+        ).total_s
+    )
     if setting.is_whole:
         return RequestParts(
             front_s=front_s, sample_s=sample_s(setting.edge, geometry, num_logits=1)

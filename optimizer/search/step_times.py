@@ -16,7 +16,7 @@ import numpy as np
 from hwprofiles.profiles.rates import Floats
 from optimizer.cost.cloud import BackCost, back_kv_bits
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import LayerBits, chunk_runs, front_steps
+from optimizer.cost.edge import LayerBits, chunk_runs, front_steps, lasting_slowdown
 from optimizer.cost.levels import level_at
 from optimizer.cost.prompt import IDS_A_BATCH
 from optimizer.cost.round_trip import PromptChunks, queue_s
@@ -68,7 +68,7 @@ class StepTimes:
         if self._whole.any():  # nobody drafts for a whole edge
             alone = self._fronts(1, _positions(tokens, 1, ends=ends))
             out[self._whole] = alone[self._whole][:, :, :, None]
-        return out[:, :, None, :, None, None]
+        return lasting_slowdown(self._problem.edge) * out[:, :, None, :, None, None]
 
     def rounds_back_s(self, tokens: Sequence[int], *, ends: bool = False) -> Floats:
         """Backs of a round, [S, 1, B, 1, 1, 1, D, N]; 0 on a whole edge."""

@@ -40,7 +40,7 @@ class DraftLengths:
         level = LevelTimes(setup.levels[setup.plan.level], hidden_size)
         one, two = level.frame(1), level.frame(2)
         link = setup.links[spec.group, spec.link]
-        front_s = front.seconds(1, TYPICAL_POSITION)
+        front_s = front.step_s(TYPICAL_POSITION)
         back, sampled_s = back_times(setup), sample_s(setup)
         back_s = back.seconds([SessionRows(1, TYPICAL_POSITION)], 1)
         further_back_s = back.seconds([SessionRows(2, TYPICAL_POSITION)], 2) - back_s

@@ -160,7 +160,7 @@ class SimulatedFrameSender:
         """
         self.front_s = wait_s + draft_s
         for at in range(position, position + rows):
-            self.front_s += self._front.seconds(1, at)
+            self.front_s += self._front.step_s(at)
         return self._send(
             session,
             at_s,

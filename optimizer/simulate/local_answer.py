@@ -44,6 +44,6 @@ def answer_locally(
         record.tokens_in_time += at_s <= horizon_s
         first_s = first_s or at_s
         since_s = at_s
-        computed_s = front.seconds(1, position + token)
+        computed_s = front.step_s(position + token)
         at_s += computed_s
     return first_s, since_s

@@ -22,7 +22,7 @@ from optimizer.artifacts.plan import Plan
 from optimizer.cost.attention import WindowAttention
 from optimizer.cost.cloud import BackCost, SessionGroup, SessionRows, sample_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import front_steps
+from optimizer.cost.edge import front_steps, lasting_slowdown
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import MeasuredSteps
 
@@ -86,6 +86,7 @@ class FrontTimes:
         self._lower: dict[int, FrontTimes] = {}
         self._known: dict[tuple[int, int], float] = {}
         figure = device.overheads.message_s
+        self._slowdown = lasting_slowdown(device)
         self.busy_s = 0.0
         self.sample_s = sample_s(device, plan.model.geometry, num_logits=1)
         known_s = 0.0 if figure is None else figure.effective
@@ -100,12 +101,16 @@ class FrontTimes:
         return self._lower[split]
 
     def seconds(self, num_rows: int, position: int) -> float:
-        """One forward pass of `num_rows` rows after `position` cached tokens."""
+        """One forward pass of `num_rows` rows of a prompt after `position` cached tokens."""
         found = self._known.get((num_rows, position))
         if found is None:
             self._ask(num_rows, position)
             found = self._known[num_rows, position]
         return found
+
+    def step_s(self, position: int) -> float:
+        """One row of an answer, as it lasts in a long conversation."""
+        return self._slowdown * self.seconds(1, position)
 
     def _ask(self, num_rows: int, position: int) -> None:
         """Remember this position and its neighbours."""

@@ -7,10 +7,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import typer
 
+from hwprofiles.sensors.registry import energy_meter
 from splitpoint.chat.slash_commands import ChatState
 from splitpoint.views.terminal_text import shown_text
 
@@ -74,8 +76,21 @@ def stopped_by_ctrl_c(answer: CompletionRun) -> Iterator[None]:
 def show_answer(answer: CompletionRun, *, silent: bool = False) -> Completion:
     """Print the text of an answer as it comes, and what was held back at its end.
 
-    A terminal gets no control characters; a file or a pipe gets the text as it is.
+    A terminal gets no control characters; a file or a pipe gets the text as it is. The completion
+    has the device's energy too, where a sensor can be read.
     """
+    meter = energy_meter()
+    if meter is None:
+        return _shown(answer, silent=silent)
+    meter.start()
+    try:
+        completion = _shown(answer, silent=silent)
+    finally:
+        energy = meter.stop()
+    return replace(completion, energy=energy)
+
+
+def _shown(answer: CompletionRun, *, silent: bool) -> Completion:
     is_terminal = sys.stdout.isatty()
     num_shown = 0
 
@@ -100,6 +115,9 @@ def summary(completion: Completion) -> str:
         f"up {figures['uplink_bytes']:,} B, down {figures['downlink_bytes']:,} B, "
         f"{completion.bits_per_element:.2f} bits/element"
     )
+    if completion.energy is not None and completion.token_ids:
+        each = figures["energy_joules_per_token"]
+        line += f", {each:.3g} J/token ({completion.energy.sensor})"
     if completion.reconnects:
         line += f", reconnected {completion.reconnects}x"
     if completion.moves:

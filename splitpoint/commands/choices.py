@@ -17,6 +17,7 @@ DEVICES: Final = ("auto", "cpu", "cuda")
 # As edge.draft.registry has them, which loads the runtime.
 DRAFTS: Final = ("auto", "off", "ngram", "head", "cloud", "model")
 PREFERRED: Final = ("split", "cloud", "edge")
+POWER_SETTINGS: Final = ("low", "balanced", "full")
 MOVE_WAYS: Final = ("auto", "kv", "ids")
 
 

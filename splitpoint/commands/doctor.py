@@ -60,6 +60,7 @@ def doctor() -> None:
         _codec_kernel(),
         _cloud_kernel(),
         Check("CUDA", _cuda()),
+        Check("energy sensor", _energy_sensor()),
     ]
     table = Table(title="splitpoint doctor", title_justify="left")
     for column in ("check", "found", "to fix"):
@@ -150,6 +151,13 @@ def _cloud_kernel() -> Check:
     if kernel is not None:
         return Check(what, f"compiled, {kernel.name}")
     return Check(what, "none: torch runs 8-bit layers, slower", native.why_torch_runs())
+
+
+def _energy_sensor() -> str:
+    from hwprofiles.sensors.registry import energy_sensor
+
+    sensor = energy_sensor()
+    return "none that can be read" if sensor is None else f"{sensor.name} ({sensor.covers})"
 
 
 def _cuda() -> str:

@@ -15,6 +15,7 @@ from optimizer.policy.kv.registry import KV_POLICIES
 from splitpoint.commands.choices import (
     DRAFTS,
     MOVE_WAYS,
+    POWER_SETTINGS,
     PREFERRED,
     check_level,
     completed,
@@ -61,6 +62,14 @@ class DeviceOptions(CredentialOptions):
     affinity: Annotated[
         str | None, typer.Option(help="CPUs to run on, such as 0-3 or 0,2.", metavar="CPUS")
     ] = None
+    power: Annotated[
+        str,
+        typer.Option(
+            help="What the device may spend: low (few or small cores, low priority, fewest "
+            "guesses), balanced (half of the big cores), or full.",
+            autocompletion=completed(POWER_SETTINGS),
+        ),
+    ] = "full"
     memory_limit: Annotated[
         str | None,
         typer.Option(help="Refuse to load what would take more, such as 160MiB.", metavar="SIZE"),
@@ -109,6 +118,12 @@ class DeviceOptions(CredentialOptions):
         """BadParameter for an address, a size or a time that cannot be meant. Loads nothing."""
         self.addresses()
         self.limit_bytes()
+        one_of(self.power, POWER_SETTINGS, "--power")
+        if self.spin and self.power != "full":
+            raise typer.BadParameter(
+                f"--spin keeps idle cores busy, which --power {self.power} is there to avoid; "
+                "give one of them"
+            )
         check_seconds(self.recover_within, "--recover-within", MOST_WAIT_S)
 
     def addresses(self) -> list[str]:
@@ -138,11 +153,12 @@ class DeviceOptions(CredentialOptions):
         self.check()
         credentials = self.credentials()
         from edge.client import EdgeClient
-        from edge.device.power import pin_to
+        from edge.device.power import apply_power, pin_to
         from edge.generation.link_notice import unheard
 
         if self.affinity is not None:
             pin_to(self.affinity)
+        chosen = apply_power(self.power)
         sink = (
             None
             if self.trace is None
@@ -154,7 +170,8 @@ class DeviceOptions(CredentialOptions):
                 self.addresses(),
                 credentials=credentials,
                 concurrency=concurrency,
-                threads=self.threads,
+                threads=self.threads or chosen.threads,
+                draft_effort=chosen.drafts,
                 spinning=self.spin,
                 memory_limit_bytes=self.limit_bytes(),
                 prefill_chunk=self.prefill_chunk,

@@ -25,6 +25,7 @@ from splitpoint.views.output import print_json
 
 # The one engine that the edge runs its front with.
 EDGE_ENGINE: Final = "onnxruntime-cpu"
+NOTICED_DROP: Final = 0.10  # of the device's speed, from which a plan says that it does not last
 
 if TYPE_CHECKING:
     from hwprofiles.profiles.device import DeviceProfile
@@ -124,6 +125,7 @@ def _machines(deployment: DeploymentOptions) -> tuple[DeviceProfile, DeviceProfi
                 "profile again",
                 err=True,
             )
+    _tell_lasting(machines[0])
     engine = machines[0].platform.engine
     if engine != EDGE_ENGINE:
         typer.echo(
@@ -133,6 +135,19 @@ def _machines(deployment: DeploymentOptions) -> tuple[DeviceProfile, DeviceProfi
             err=True,
         )
     return machines
+
+
+def _tell_lasting(edge: DeviceProfile) -> None:
+    """A line where the device's speed in short bursts is not the one that lasts."""
+    load = None if edge.power is None else edge.power.sustained
+    if load is None or load.share >= 1 - NOTICED_DROP:
+        return
+    after = "" if load.drop_after_s is None else f" after {load.drop_after_s:.0f} s"
+    typer.echo(
+        f"splitpoint: {edge.name} keeps {load.share:.0%} of its speed{after} of work: times "
+        "between tokens count with that, the time to the first token with its full speed",
+        err=True,
+    )
 
 
 def _problem(
@@ -224,6 +239,7 @@ def _show(
     planner: Planner, point: LinkPoint, found: Found, decided: Plan, output: PlanOutputOptions
 ) -> None:
     """Print the plan and why it is the best."""
+    from optimizer.cost.money import has_measured_watts, watts_of
     from optimizer.search.alternatives import alternatives
     from optimizer.search.explain import explain
     from splitpoint.views import pareto_view, plan_view
@@ -234,7 +250,11 @@ def _show(
     if output.as_json:
         found_json = plan_view.plan_json(decided, why, front, beside=beside)
         if planner.problem.has_cost:
-            found_json["prices"] = asdict(planner.problem.prices)
+            found_json["prices"] = {
+                **asdict(planner.problem.prices),
+                "edge_watts": watts_of(planner.problem.edge),
+                "edge_watts_measured": has_measured_watts(planner.problem.edge),
+            }
         print_json(found_json)
         return
     plan_view.print_plan(decided, why, objective=planner.problem.objective, beside=beside)

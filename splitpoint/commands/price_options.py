@@ -29,7 +29,8 @@ class PriceOptions:
     energy_price: Annotated[
         float | None,
         typer.Option(
-            help="Money for a kilowatt-hour on the device, where its profile states watts."
+            help="Money for a kilowatt-hour on the device, where its profile states watts: those "
+            "measured ('profile device --sustained'), or else the most that it draws."
         ),
     ] = None
 
@@ -50,12 +51,15 @@ class PriceOptions:
             )
 
     def counted(self, edge: DeviceProfile) -> Prices:
-        """The prices that count with this device; a line on stderr where its energy is left out.
+        """The prices that count with this device; a line on stderr says with which watts, or that
+        its energy is left out.
 
         PlanError where nothing is left that costs anything.
         """
         prices = self.prices()
         if not prices.leaves_out(edge):
+            if prices.energy_per_kwh is not None:
+                typer.echo(f"splitpoint: {_watts_text(edge)}", err=True)
             return prices
         if not prices.cloud_per_hour:
             raise PlanError(
@@ -68,6 +72,15 @@ class PriceOptions:
             err=True,
         )
         return replace(prices, energy_per_kwh=None)
+
+
+def _watts_text(edge: DeviceProfile) -> str:
+    from optimizer.cost.money import has_measured_watts, watts_of
+
+    watts = f"{edge.name}'s energy is counted with {watts_of(edge):.3g} W"
+    if edge.power is not None and has_measured_watts(edge):
+        return f"{watts}, measured under the front's load by {edge.power.sensor or 'its profile'}"
+    return f"{watts}, the most that its profile states: an upper bound"
 
 
 def priced(choices: ChoiceOptions, prices: PriceOptions, asked: Collection[str]) -> ChoiceOptions:

@@ -30,6 +30,7 @@ from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import parse_size
 
 MIB = 1 << 20
+LEAST_MINUTES, MOST_MINUTES = 0.5, 240.0  # of a sustained load
 SILENT = 10.0  # percent within which two figures count as the same
 
 profile_app = typer.Typer(help="Measure, show and compare machines and links.")
@@ -46,6 +47,14 @@ def profiles() -> None:
 def device(
     out: OutOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="About 15 s, one pass.")] = False,
+    sustained: Annotated[
+        float,
+        typer.Option(
+            help="Minutes of work without a pause after that: which speed lasts, how hot it gets, "
+            "what it draws. 0: none; phones and boards need 5 or more.",
+            metavar="MINUTES",
+        ),
+    ] = 0.0,
     role: Annotated[
         Literal["auto", "edge", "cloud"],
         typer.Option(help="Whose kernels; auto: the edge's where onnxruntime is there."),
@@ -64,6 +73,7 @@ def device(
     from splitpoint.profiled_codec import ProfiledCodec
 
     chosen = _role(role)
+    _check_sustained(sustained, chosen)
     with long_work("profiling") as work:
         common: dict[str, Any] = {
             "name": name or (out.stem if out else None),
@@ -75,7 +85,7 @@ def device(
         if chosen == "edge":
             from hwprofiles.profiler.front_profiler import profile_device
 
-            found = profile_device(**common)
+            found = profile_device(**common, sustained_s=60 * sustained)
         else:
             from cloud.engine.profiled_kernels import TorchKernels
             from hwprofiles.profiler.back_profiler import profile_server
@@ -90,6 +100,16 @@ def device(
         _print_device(found)
     else:
         typer.echo(str(out))
+
+
+def _check_sustained(minutes: float, role: str) -> None:
+    """BadParameter for minutes that cannot be meant, and for a server."""
+    if minutes and not LEAST_MINUTES <= minutes <= MOST_MINUTES:
+        raise typer.BadParameter(
+            f"--sustained {minutes:g}: give {LEAST_MINUTES:g} to {MOST_MINUTES:g} minutes, or 0"
+        )
+    if minutes and role != "edge":
+        raise typer.BadParameter("--sustained measures the edge's kernels: give --role edge")
 
 
 def _role(asked: str) -> str:

@@ -51,7 +51,7 @@ SHORTER: Final[dict[str, tuple[str, ...]]] = {
 # Accepted by the parser, and not run: minutes, gigabytes, or a question on the terminal.
 TOO_LONG: Final = ("demo",)
 # Options that are about the whole process, which must then not be that of the tests.
-ALONE: Final = ("--memory-limit", "--affinity")
+ALONE: Final = ("--memory-limit", "--affinity", "--power")
 # Where servers listen unless the guide says another place.
 BACKGROUND: Final = {
     "serve": "127.0.0.1:50051",
@@ -61,6 +61,7 @@ BACKGROUND: Final = {
 RUN_BY_BASH: Final = ("openssl", "curl", "printf", "echo", "chmod", "cp", "mkdir", "for", "export")
 # Programs that are not run: only the files and targets that they name are looked at.
 LOOKED_AT: Final = (
+    "apt",
     "docker",
     "git",
     "cd",
@@ -68,6 +69,8 @@ LOOKED_AT: Final = (
     "kubectl",
     "make",
     "nvidia-smi",
+    "pkg",
+    "proot-distro",
     "benchmarks/gpu_check.sh",
     "pip",
     ".venv/bin/pip",
@@ -77,6 +80,8 @@ LOOKED_AT: Final = (
     "ssh",
     "sudo",
     "systemctl",
+    "termux-wake-lock",
+    "termux-wake-unlock",
 )
 _NAMED_FILE: Final = re.compile(r"(?<![\w/.])(?:deploy|benchmarks|examples|docs)/[\w./-]+\.\w+")
 _EXTRAS: Final = re.compile(r"\.\[([\w,]+)\]")

@@ -44,6 +44,7 @@ GIVEN: Final = {
     "planning-a-deployment.md": (MODEL, "held-out.txt", "server"),
     "simulating-a-fleet.md": ("plan.yaml", "examples"),
     "status-page.md": ("bundle",),
+    "termux.md": ("bundle",),
 }
 # A guide whose point is the calibration calibrates; other builds leave it out, for time.
 CALIBRATED: Final = ("--calibration-text", "wide-20")

@@ -50,6 +50,28 @@ def test_a_limit_and_a_fixed_chunk_change_no_token(
     assert free["peak_memory_bytes"] > 0
 
 
+def test_power_changes_no_token(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: Path,
+    server: RunningServer,
+) -> None:
+    monkeypatch.setattr("os.nice", lambda _step: 0)  # the tests keep their priority
+    common = (bundle, "--server", server.address, "--prompt", "once upon a time " * 4)
+    more = ("--max-new-tokens", 24, "--ignore-eos", "--power")
+    reports = [run_json(capsys, *common, *more, name) for name in ("full", "balanced", "low")]
+    assert reports[0]["tokens"] == reports[1]["tokens"] == reports[2]["tokens"]
+    assert reports[2]["drafts"]["frames_ahead"] == 0
+
+
+def test_low_power_and_spinning_exclude_each_other(
+    capsys: pytest.CaptureFixture[str], bundle: Path
+) -> None:
+    common = ("run", bundle, "--server", "127.0.0.1:1", "--prompt", "x", "--spin")
+    status, line = failing(capsys, *common, "--power", "low")
+    assert (status, "--spin" in line) == (2, True)
+
+
 @pytest.mark.parametrize("output", [(), ("--json",)])
 def test_an_answer_that_a_lost_server_cut_is_a_failure(
     capsys: pytest.CaptureFixture[str],
@@ -115,6 +137,7 @@ def test_an_answer_beyond_the_plan_shifts_when_it_may(
         ("--memory-limit", "much", 2, "not a size"),
         ("--affinity", "x", 1, "not a list of CPUs"),
         ("--threads", "0", 2, "threads"),
+        ("--power", "turbo", 2, "low, balanced, full"),
     ],
 )
 def test_nonsense_is_refused(

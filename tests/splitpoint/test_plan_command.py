@@ -18,6 +18,7 @@ from optimizer.errors import BuildError
 from optimizer.export.bundle_builder import for_model
 from splitpoint.cli import main
 from tests.conftest import ModelBench
+from tests.optimizer.hot_devices import hot
 
 PI = ("--edge", "raspberry-pi-5-8gb", "--cloud", "a100-80gb")
 # The least time, without limits on it.
@@ -356,7 +357,12 @@ DEFAULT = ("plan", "--model", "llama-3.1-8b", "--edge", "raspberry-pi-5-8gb", "-
 def test_with_a_price_the_least_cost_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("plan", "--model", "smollm2-135m", *PI, "--link", "4g")
     found = planned(capsys, *asked, "--cloud-price", "2", "--energy-price", "0.3")
-    assert found["prices"] == {"cloud_per_hour": 2.0, "energy_per_kwh": 0.3}
+    assert found["prices"] == {
+        "cloud_per_hour": 2.0,
+        "energy_per_kwh": 0.3,
+        "edge_watts": 25.0,
+        "edge_watts_measured": False,
+    }
     costs = {row["what"]: row["cost_per_million_tokens"] for row in found["alternatives"]}
     kept = [row for row in found["alternatives"] if not row["broken"]]
     assert min(row["cost_per_million_tokens"] for row in kept) >= 0.98 * costs["this plan"]
@@ -377,6 +383,30 @@ def test_without_a_price_nothing_is_said_of_cost(capsys: pytest.CaptureFixture[s
         status, line = refused(capsys, *asked, *wrong)
         assert status == 2
         assert said in line
+
+
+def test_a_plan_says_which_watts_count_and_which_speed_lasts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cool, warm = tmp_path / "cool.yaml", tmp_path / "warm.yaml"
+    pi = load_device("raspberry-pi-5-8gb")
+    cool.write_text(device_to_yaml(hot(pi, share=0.95)))
+    warm.write_text(device_to_yaml(hot(pi, share=0.5, watts=6.5)))
+    said, found = {}, {}
+    for edge in (cool, warm):
+        asked = ["plan", "--model", "smollm2-135m", "--edge", str(edge), "--cloud", "a100-80gb"]
+        asked += ["--link", "4g", "--split", "12", "--energy-price", "0.3", "--json"]
+        assert main(asked) == 0
+        captured = capsys.readouterr()
+        said[edge], found[edge] = captured.err, json.loads(captured.out)
+    assert "counted with 25 W, the most that its profile states" in said[cool]
+    assert "of its speed" not in said[cool]
+    assert "counted with 6.5 W, measured under the front's load by ina3221 VDD_IN" in said[warm]
+    assert "keeps 50% of its speed after 80 s of work" in said[warm]
+    assert found[warm]["prices"]["edge_watts"] == 6.5
+    steps = [found[edge]["predicted"]["step"]["front_s"] for edge in (cool, warm)]
+    assert steps[1] == pytest.approx(steps[0] * 0.95 / 0.5)
+    assert found[warm]["predicted"]["ttft_s"] == found[cool]["predicted"]["ttft_s"]
 
 
 def test_a_device_without_watts_leaves_energy_out(

@@ -71,6 +71,16 @@ def test_the_same_tokens_after_a_rollback_give_the_same_bits(front: FrontEngine)
     np.testing.assert_array_equal(front.forward(np.array([50])), once)
 
 
+def test_the_number_of_threads_changes_no_bit(edge_dir: Path, plan: Plan) -> None:
+    """So `--threads` and `--power` change no token."""
+
+    def rows(threads: int) -> list[bytes]:
+        (engine,) = FrontEngine.load(edge_dir, plan=plan, threads=threads)
+        return [engine.forward(np.arange(10, 10 + size)).tobytes() for size in (9, 1, 1, 5)]
+
+    assert rows(1) == rows(2) == rows(3)
+
+
 @pytest.mark.parametrize(
     ("steps", "kept"),
     [

@@ -6,9 +6,11 @@ import os
 
 import pytest
 
-from edge.device.power import parse_cpus, pin_to
+from edge.device import power
+from edge.device.power import apply_power, parse_cpus, pin_to
 from edge.errors import InputError
 from hwprofiles.machine_limits import usable_cpus
+from hwprofiles.sensors.cores import CpuCore
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,43 @@ def test_a_pinned_process_counts_its_own_cpus() -> None:
             pin_to("4095")
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_low_keeps_the_process_on_small_cores_at_low_priority(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = sorted(os.sched_getaffinity(0))
+    cores = [CpuCore(cpus=(number,), is_small=number == here[0]) for number in here]
+    monkeypatch.setattr(power, "cpu_cores", lambda: cores)
+    nice: list[int] = []
+
+    def at_3(step: int) -> int:
+        nice.append(step)
+        return 3
+
+    monkeypatch.setattr(os, "nice", at_3)
+    try:
+        choice = apply_power("low")
+        assert os.sched_getaffinity(0) == {here[0]}
+        assert (choice.threads, choice.cpus) == (1, (here[0],))
+        assert nice == [0, 7]  # it asked, and then went down to 10
+    finally:
+        os.sched_setaffinity(0, here)
+
+
+def test_a_core_that_sleeps_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = [CpuCore(cpus=(4095,), is_small=True), CpuCore(cpus=(0,))]
+    monkeypatch.setattr(power, "cpu_cores", lambda: cores)
+    monkeypatch.setattr(os, "nice", lambda _step: 0)
+    choice = apply_power("low")
+    assert (choice.threads, choice.cpus) == (1, ())
+
+
+def test_full_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_arguments: object) -> None:
+        raise AssertionError("full must not touch the process")
+
+    monkeypatch.setattr(os, "nice", never)
+    monkeypatch.setattr(os, "sched_setaffinity", never, raising=False)
+    assert apply_power("full").threads is None

@@ -11,8 +11,12 @@ from hwprofiles.profiler.front_pass import Effort
 from hwprofiles.profiler.front_profiler import _thread_warnings, profile_device
 from hwprofiles.profiler.parts import median_of
 from hwprofiles.profiler.parts import quality_warnings as _warnings
+from hwprofiles.profiler.sustained import MachineSigns
 from hwprofiles.profiler.timing import Timing, measure
+from hwprofiles.profiles.catalog import device_to_yaml, load_device
+from hwprofiles.profiles.compare import key_figures
 from hwprofiles.profiles.device import BatchCurve, BatchPoint
+from hwprofiles.sensors.heat import HeatReading
 
 
 def test_measure_takes_the_median_and_the_spread_of_its_repeats() -> None:
@@ -88,7 +92,10 @@ def test_fewer_threads_are_advised_only_when_clearly_faster() -> None:
     assert "run the edge with 2" in warning
 
 
-def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sustained_s", [0.0, 0.01])
+def test_a_tiny_run_gives_a_whole_valid_profile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sustained_s: float
+) -> None:
     pytest.importorskip("onnxruntime")
     tiny = Effort(
         num_passes=2,
@@ -107,7 +114,11 @@ def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(system_facts, "memory_bandwidth", lambda *_: (1e9, STEADY))
     shares = []
     profile = profile_device(
-        name="tiny", quick=True, progress=lambda share, _what: shares.append(share)
+        name="tiny",
+        quick=True,
+        progress=lambda share, _what: shares.append(share),
+        sustained_s=sustained_s,
+        signs=MachineSigns(look=HeatReading, throttle_events=lambda: 0),
     )
     assert profile.measured
     assert profile.sources["bench"].date
@@ -120,7 +131,19 @@ def test_a_tiny_run_gives_a_whole_valid_profile(monkeypatch: pytest.MonkeyPatch)
     assert len({point.working_set_bytes for point in batch}) == 2
     assert 20e6 < profile.memory.runtime_base_bytes.value < 400e6
     assert shares == sorted(shares)
-    assert shares[-1] == 1.0
+    assert shares[-1] == pytest.approx(1.0)
+    if not sustained_s:
+        assert profile.power is None
+        assert profile.sustained_share == 1.0
+        return
+    assert profile.power is not None
+    load = profile.power.sustained
+    assert load is not None
+    assert 0 < profile.sustained_share == load.share <= 1.0
+    path = tmp_path / "tiny.yaml"
+    path.write_text(device_to_yaml(profile))
+    assert load_device(path) == profile
+    assert "speed that lasts" in {row.figure for row in key_figures(profile)}
 
 
 STEADY = Timing(seconds=1.0, spread=0.0, num_repeats=5)

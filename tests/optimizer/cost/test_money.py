@@ -12,13 +12,14 @@ from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.specs import load_spec
 from optimizer.cost.link import LinkPoint
-from optimizer.cost.money import NO_PRICES, Prices, watts_of
+from optimizer.cost.money import NO_PRICES, Prices, has_measured_watts, watts_of
 from optimizer.errors import PlanError
 from optimizer.search.alternatives import alternatives
 from optimizer.search.planner import Found, Planner
 from optimizer.search.problem import Problem
 from optimizer.search.request import make_problem
 from optimizer.search.solve import value_of
+from tests.optimizer.hot_devices import hot
 
 PI = load_device("raspberry-pi-5-8gb")  # 25 W
 LINK = LinkPoint(up_bytes_per_s=1e6, down_bytes_per_s=4e6, rtt_s=0.04)
@@ -99,6 +100,17 @@ def test_energy_counts_only_where_watts_are_stated() -> None:
     assert not NO_PRICES.leaves_out(unknown)
     with pytest.raises(PlanError, match="needs a price above 0 that counts here"):
         problem(edge=unknown, prices=prices)
+
+
+def test_measured_watts_count_before_stated_ones() -> None:
+    measured = hot(PI, share=1.0, watts=6.5)
+    assert (watts_of(measured), watts_of(PI)) == (6.5, 25.0)
+    assert (has_measured_watts(measured), has_measured_watts(PI)) == (True, False)
+    prices = Prices(energy_per_kwh=0.3)
+    _, stated = solved(prices=prices, splits=(8,))
+    _, found = solved(prices=prices, splits=(8,), edge=measured)
+    costs = [value_of(one.grid, stated.cell, "cost") for one in (found, stated)]
+    assert costs[0] == pytest.approx(costs[1] * 6.5 / 25.0)
 
 
 @pytest.mark.parametrize("price", [-1.0, math.inf, math.nan])

@@ -26,6 +26,7 @@ from optimizer.cost.request import (
 )
 from optimizer.cost.round_trip import RequestParts
 from optimizer.cost.setting import RequestSetting
+from tests.optimizer.hot_devices import hot
 
 LEVEL = LevelCost(
     name="x", bits_per_element=4.0, encode_fixed_s=1e-4, encode_s_per_element=1e-8,
@@ -42,6 +43,21 @@ BASE = RequestSetting(
     kv_bits=8,
     level=LEVEL,
 )
+
+
+def test_a_step_counts_the_speed_that_lasts_and_a_prompt_the_full_one() -> None:
+    warm = dataclasses.replace(BASE, edge=hot(BASE.edge, share=0.5))
+    cool, slow = (
+        predict_request(setting, prompt_tokens=300, new_tokens=50) for setting in (BASE, warm)
+    )
+    assert slow.round_parts.front_s == pytest.approx(2 * cool.round_parts.front_s)
+    assert slow.tbt_s - cool.tbt_s == pytest.approx(cool.round_parts.front_s)
+    assert slow.ttft_s == cool.ttft_s
+
+
+def test_a_speed_that_did_not_fall_changes_nothing() -> None:
+    warm = dataclasses.replace(BASE, edge=hot(BASE.edge, share=1.2))
+    assert round_parts(warm, position=10) == round_parts(BASE, position=10)
 
 
 def test_a_round_is_its_parts_in_line() -> None:

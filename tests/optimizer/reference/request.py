@@ -142,6 +142,10 @@ def round_parts(
         exact=deployment.exact_front,
         layer_bits=deployment.front_layer_bits,
     ).total_s
+    power = deployment.edge.power
+    if power is not None and power.sustained is not None:  # a step as it lasts for minutes
+        rates = power.sustained.peak_steps_per_s, power.sustained.sustained_steps_per_s
+        front *= max(1.0, rates[0] / rates[1])
     if deployment.is_whole:
         return RequestParts(
             front_s=front, sample_s=sample_s(deployment.edge, geometry, num_logits=1)

@@ -126,7 +126,8 @@ class BruteForce:
     def _cost(self, deployment: Deployment, drafting: DraftedRound, time: RequestTime) -> float:
         """Money for a million tokens: the formula of the docs, once more."""
         prices, power = self.problem.prices, deployment.edge.power
-        watts = power.max_watts.value if power is not None and power.max_watts is not None else 0.0
+        stated = None if power is None else power.load_watts or power.max_watts
+        watts = 0.0 if stated is None else stated.value
         parts = time.round_parts
         tokens = 1.0 if deployment.is_whole else drafting.tokens_per_round
         draft_s = 0.0 if deployment.is_whole else drafting.draft_s

@@ -18,8 +18,15 @@ from optimizer.cost.money import NO_PRICES, Prices
 from optimizer.cost.quality import LevelCertificate, QualityModel
 from optimizer.cost.request import DraftedRound, expected_tokens
 from optimizer.search.problem import DraftOption, FrontPrecision, Problem, Space
+from tests.optimizer.hot_devices import hot
 
-EDGES = ("raspberry-pi-5-8gb", "jetson-orin-nano-8gb", "local-epyc-2core")
+HOT = "hot "
+EDGES = (
+    "raspberry-pi-5-8gb",
+    "jetson-orin-nano-8gb",
+    "local-epyc-2core",
+    f"{HOT}jetson-orin-nano-8gb",
+)
 CLOUDS = ("a100-80gb", "l4-24gb", "local-epyc-2core")
 LEVELS = (
     LevelCost(name="lossless", bits_per_element=27.0, encode_fixed_s=4e-5),
@@ -38,7 +45,8 @@ PRICES = (
 
 @cache
 def device(name: str) -> DeviceProfile:
-    return load_device(name)
+    cool = load_device(name.removeprefix(HOT))
+    return hot(cool, share=0.6, watts=7.0) if name.startswith(HOT) else cool
 
 
 @st.composite

@@ -14,6 +14,7 @@ from optimizer.errors import ScenarioError
 from optimizer.simulate.measures import measure
 from optimizer.simulate.scenario import Scenario, load_scenario
 from optimizer.simulate.simulation import simulate
+from tests.optimizer.hot_devices import hot
 from tests.optimizer.simulate.scenes import GROUP, LEVEL, PLAN, SCENE, run, scene, setup_of
 
 EDGE = load_device("raspberry-pi-5-8gb")  # 25 W
@@ -22,8 +23,9 @@ PRICED = scene(prices=Prices(cloud_per_hour=3.6, energy_per_kwh=0.36))
 IN_CLOUD = replace(PLAN, back_start=0, prefill="cloud")
 
 
-def computing_s(num_requests: int, *, sends_rows: bool) -> float:
-    """Front and encoder of so many requests of 150 and 20 tokens, written out."""
+def computing_s(num_requests: int, *, sends_rows: bool, slowdown: float = 1.0) -> float:
+    """Front and encoder of so many requests of 150 and 20 tokens, written out. slowdown: of the
+    steps."""
     prompt_s = front_prefill(
         EDGE, GEOMETRY, split=10, weight_bits=4, kv_bits=8, num_tokens=150, chunk=64
     ).sum()
@@ -36,7 +38,7 @@ def computing_s(num_requests: int, *, sends_rows: bool) -> float:
     frames, rows = (19 + 3, 19 + 150) if sends_rows else (19, 19)
     coding_s = frames * LEVEL.encode_fixed_s
     coding_s += rows * GEOMETRY.hidden_size * LEVEL.encode_s_per_element
-    return float(num_requests * (prompt_s + steps_s + coding_s))
+    return float(num_requests * (prompt_s + slowdown * steps_s + coding_s))
 
 
 @pytest.mark.parametrize("in_cloud", [False, True])
@@ -48,6 +50,15 @@ def test_the_cost_by_hand(in_cloud: bool) -> None:
     money = record.servers[0].busy_s * 3.6 / 3600 + joules * 0.36 / 3.6e6
     assert found.work_cost_per_million_tokens == pytest.approx(1e6 * money / found.tokens)
     assert "cost of the work a million tokens" in dict(found.for_people())
+
+
+def test_a_hot_device_takes_longer_over_its_steps_and_its_own_watts_count() -> None:
+    setup = setup_of(PRICED)
+    (name,) = GROUP.devices
+    warm = hot(setup.devices[name], share=0.5, watts=6.0)
+    record = simulate(replace(setup, devices={**setup.devices, name: warm}))
+    seconds = computing_s(len(record.requests), sends_rows=True, slowdown=2.0)
+    assert record.edge_joules == pytest.approx(6.0 * seconds, rel=1e-9)
 
 
 def test_a_device_with_the_whole_model_costs_its_energy() -> None:
