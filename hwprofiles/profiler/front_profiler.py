@@ -18,6 +18,7 @@ from pathlib import Path
 from hwprofiles.machine_limits import total_memory_bytes, usable_cpus
 from hwprofiles.profiler import kernel_runs, system_facts
 from hwprofiles.profiler.front_pass import ATTENTION, Effort, one_pass
+from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.measured_backends import CodecKernels
 from hwprofiles.profiler.parts import (
     MB,
@@ -29,8 +30,11 @@ from hwprofiles.profiler.parts import (
     median_of,
     quality_warnings,
 )
+from hwprofiles.profiler.provider_probe import parts_run, parts_text
 from hwprofiles.profiler.timing import Timing
 from hwprofiles.profiles.device import DeviceProfile, Figure, Memory, Platform, Source
+from hwprofiles.profiles.engines import EDGE_ENGINES
+from hwprofiles.providers.table import CPU, ExecutionProvider
 
 WIDTH, INNER, LAYERS = 768, 2048, 6  # of the thread sweep
 
@@ -67,18 +71,21 @@ def profile_device(
     command: str = "splitpoint profile device",
     storage_folder: Path | None = None,
     codec: CodecKernels | None = None,
+    provider: ExecutionProvider = CPU,
 ) -> DeviceProfile:
     """Measure this machine as an edge: about 90 s, or a quarter of that when `quick`.
 
     `progress` is called with the share done, 0 to 1, and what comes next; `codec`: its coders,
-    to be timed too.
+    to be timed too; `provider`: whose kernels, with the CPU's for what it cannot run. Raises
+    ProviderError where it cannot be used.
     """
     effort = QUICK if quick else FULL
     spreads: list[float] = []
     progress(0.0, "number of threads")
-    sweep = _thread_sweep(effort)
+    sweep = _thread_sweep(effort, provider)
     threads = max(sweep)  # what the edge uses; a warning says when fewer are faster
-    references = [_reference(effort, threads).seconds]
+    settings = KernelSettings(threads, provider)
+    references = [_reference(effort, settings).seconds]
     passes = []
     for index in range(effort.num_passes):
         start, share = 0.02 + 0.9 * index / effort.num_passes, 0.9 / effort.num_passes
@@ -86,13 +93,13 @@ def profile_device(
         def report(part: float, what: str, start: float = start, share: float = share) -> None:
             progress(start + share * part, what)
 
-        passes.append(one_pass(threads, effort, spreads, report))
-        references.append(_reference(effort, threads).seconds)
+        passes.append(one_pass(settings, effort, spreads, report))
+        references.append(_reference(effort, settings).seconds)
     rates = median_of(passes)
     progress(0.92, "codec")
     speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
     progress(0.95, "memory and storage")
-    memory = _memory(effort)
+    memory = _memory(effort, provider)
     storage = system_facts.storage_read_rate(storage_folder, int((32 if quick else 128) * MB))
     progress(1.0, "done")
     return DeviceProfile(
@@ -105,7 +112,7 @@ def profile_device(
             num_cores=usable_cpus(),
             num_threads=threads,
             operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
-            engine="onnxruntime-cpu",
+            engine=EDGE_ENGINES[provider.name],
             versions={
                 "python": platform.python_version(),
                 **kernel_runs.versions(),
@@ -122,11 +129,20 @@ def profile_device(
         },
         storage_read_bytes_per_s=Figure(value=storage, source="bench") if storage else None,
         warnings=(
+            *_provider_warnings(provider),
             *_thread_warnings(sweep),
             *codec_warnings(speeds, codec),
             *quality_warnings(references, spreads),
         ),
     )
+
+
+def _provider_warnings(provider: ExecutionProvider) -> Iterator[str]:
+    parts = parts_run(provider)
+    if left := parts_text(parts, "cpu"):
+        yield f"{provider.name} cannot run {left}: that was measured on the CPU"
+    if missing := parts_text(parts, "nobody"):
+        yield f"this onnxruntime is too old for {missing}: no plan can use that here"
 
 
 def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:
@@ -138,31 +154,34 @@ def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:
         )
 
 
-def _reference(effort: Effort, threads: int) -> Timing:
+def _reference(effort: Effort, settings: KernelSettings) -> Timing:
     return kernel_runs.time_matmul(
         width=512, inner=1536, num_pairs=8, num_rows=(1,), weight_bits=4, compute="int8",
-        num_threads=threads, budget_s=2 * effort.budget_s,
+        settings=settings, budget_s=2 * effort.budget_s,
     )[0]  # fmt: skip
 
 
-def _thread_sweep(effort: Effort) -> dict[int, float]:
+def _thread_sweep(effort: Effort, provider: ExecutionProvider) -> dict[int, float]:
     """Seconds of single-row layers with 1, 2, 4 ... threads, up to all cores."""
     cores = usable_cpus()
     counts = sorted({min(1 << power, cores) for power in range(cores.bit_length() + 1)})
     return {
         count: kernel_runs.time_decoder(
             **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS, weight_bits=4,
-            compute="int8", cases=((1, 192),), num_threads=count, budget_s=2 * effort.budget_s,
+            compute="int8", cases=((1, 192),), settings=KernelSettings(count, provider),
+            budget_s=2 * effort.budget_s,
         )[0].seconds
         for count in counts
     }  # fmt: skip
 
 
-def _memory(effort: Effort) -> Memory:
+def _memory(effort: Effort, provider: ExecutionProvider) -> Memory:
     bandwidth, timing = system_facts.memory_bandwidth(int(128 * MB), effort.budget_s)
     return Memory(
         total_bytes=Figure(value=float(total_memory_bytes()), source="bench"),
         usable_bytes=Figure(value=float(system_facts.usable_memory_bytes()), source="bench"),
-        runtime_base_bytes=Figure(value=float(system_facts.process_base_bytes()), source="bench"),
+        runtime_base_bytes=Figure(
+            value=float(system_facts.process_base_bytes(provider=provider.name)), source="bench"
+        ),
         bandwidth_bytes_per_s=figure(bandwidth, timing),
     )
