@@ -65,8 +65,8 @@ CPU: Final = ExecutionProvider(
 CUDA: Final = ExecutionProvider(
     name="cuda",
     runtime_name="CUDAExecutionProvider",
-    remedy="pip uninstall onnxruntime, then pip install onnxruntime-gpu (on a Jetson NVIDIA's "
-    "wheel of that name)",
+    remedy="pip uninstall onnxruntime, then pip install onnxruntime-gpu (x86-64; for a Jetson "
+    "docs/guides/jetson.md)",
     library="cuda",
     device="cuda",
     in_auto=True,
