@@ -20,6 +20,7 @@ import re
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def main() -> int:
         return 0
     python = environment(asked.folder)
     failed = False
-    checks = {
+    checks: dict[str, Callable[[Path], str]] = {
         "doctor": check_doctor,
         "tests": check_tests,
         "answers": partial(check_answers, model=asked.model),
@@ -74,7 +75,7 @@ def environment(folder: Path) -> Path:
 
 def there(python: Path, *words: str) -> str:
     """stdout of a module run in that environment; SystemExit with its last lines if it fails."""
-    return ran("env", f"PYTHONPATH={ROOT}", "COLUMNS=200", str(python), "-m", *words)
+    return ran("env", f"PYTHONPATH={ROOT}", "COLUMNS=400", str(python), "-m", *words)
 
 
 def check_doctor(python: Path) -> str:
