@@ -25,6 +25,7 @@ from edge.generation.completion import CompletionRequest, CompletionRun, TextPie
 from edge.generation.link_notice import OnLink, unheard
 from edge.generation.report import Completion
 from edge.net.credentials import Credentials
+from hwprofiles.providers.table import AUTO
 from optimizer.policy.retry import RetryPolicy
 
 Prompt = str | Sequence[ChatMessage]
@@ -45,6 +46,7 @@ class AsyncEdgeClient:
         concurrency: int = 1,
         threads: int | None = None,
         spinning: bool = False,
+        provider: str = AUTO,
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
         draft_model: Path | str | None = None,
@@ -64,6 +66,7 @@ class AsyncEdgeClient:
             concurrency=concurrency,
             threads=threads,
             spinning=spinning,
+            provider=provider,
             memory_limit_bytes=memory_limit_bytes,
             prefill_chunk=prefill_chunk,
             draft_model=draft_model,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TextIO
@@ -18,7 +17,8 @@ from typing import Any, Final, TextIO
 from decoding.params import whole_in
 from edge.device.bundle_parts import ladders_of, planned_limit, tables_of, tokenizer_of
 from edge.device.front import FrontEngine
-from edge.device.memory_limit import fitting_chunk, runtime_bytes
+from edge.device.front_loading import load_bundle_front
+from edge.device.memory_limit import allowed_chunk
 from edge.device.tokenizer import ChatMessage
 from edge.device.whole_model import WholeModel
 from edge.draft.factory import DrafterFactory
@@ -36,11 +36,11 @@ from edge.net.grpc_transport import GrpcTransport
 from edge.prompt_lengths import LengthRules
 from edge.text_input import check_text, conversation_texts
 from hwprofiles.heap import return_freed_blocks
+from hwprofiles.providers.table import AUTO
 from optimizer.artifacts.bundle import (
     EDGE_SETTINGS_NAME,
     Bundle,
     EdgeSettings,
-    front_names,
     open_bundle,
 )
 from optimizer.policy.power import FULL_EFFORT, DraftEffort
@@ -59,7 +59,10 @@ class EdgeClient:
     puts the whole model on the edge. credentials: for a server that is not plain loopback.
     concurrency: generations that may run at once, each with a KV cache of its own; a further one
     waits. threads, spinning: of the front's kernels, see FrontEngine; a draft model's and a
-    fallback's have as many threads. draft_effort: the most that generations may guess ahead.
+    fallback's have as many threads. provider: what runs the front, a name of
+    `hwprofiles.providers.table`, or "auto" (`edge.device.front_loading`); `front_report` says what
+    was taken. A fallback gets it too, a draft model runs on the CPU. draft_effort: the most that
+    generations may guess ahead.
     memory_limit_bytes: refuse to load a front with which this process would take more (None: the
     limit that the plan was made for, if it has one). prefill_chunk: prompt tokens a frame, always
     (None: at most the plan's, and as many as suit what is measured, see
@@ -87,6 +90,7 @@ class EdgeClient:
         threads: int | None = None,
         spinning: bool = False,
         draft_effort: DraftEffort = FULL_EFFORT,
+        provider: str = AUTO,
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
         draft_model: Path | str | None = None,
@@ -115,28 +119,26 @@ class EdgeClient:
         tables = tables_of(opened)
         ladders = ladders_of(tables, self.plan)
         self.ladder = ladders[self.plan.partition.split]
-        chunk_tokens = prefill_chunk or self.plan.prefill_chunk
-        if memory_limit_bytes is not None:
-            chunk_tokens = fitting_chunk(
-                replace(self.plan, prefill_chunk=chunk_tokens),
-                limit_bytes=memory_limit_bytes,
-                runtime_bytes=runtime_bytes(),
-                sequences=concurrency,
-            )
+        chunk_tokens = allowed_chunk(
+            self.plan, prefill_chunk, limit_bytes=memory_limit_bytes, sequences=concurrency
+        )
         self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
         self._connect(addresses, credentials, keep=keep_connected)  # while the front is loaded
         try:
-            for front in _fronts(
+            loaded = load_bundle_front(
                 opened,
+                provider=provider,
                 count=concurrency,
                 threads=threads,
                 spinning=spinning,
-                low_memory=memory_limit_bytes is not None,
+                memory_limit_bytes=memory_limit_bytes,
                 mapped=tuple(tables.values()),
-            ):
+            )
+            self.front_report = loaded.report
+            for front in loaded.engines:
                 self._fronts.put(front)
             self._clock = Clock()
-            own_model = self._own_model(fallback, opened, threads)
+            own_model = self._own_model(fallback, opened, threads, provider)
             drafters = DrafterFactory(opened, draft_model, threads=threads, effort=draft_effort)
             self._generations = GenerationFactory(
                 plan=self.plan,
@@ -144,7 +146,7 @@ class EdgeClient:
                 transports=self._transports,
                 drafters=drafters,
                 chunk_tokens=chunk_tokens,
-                adaptive_chunks=prefill_chunk is None,
+                adaptive_chunks=prefill_chunk is None and not loaded.report.depends_on_cut,
                 retry_policy=retry_policy or (RetryPolicy() if own_model is None else BRIEF),
                 clock=self._clock,
                 share_prefixes=share_prefixes,
@@ -176,12 +178,14 @@ class EdgeClient:
         return SplitWatch(self.plan.splits, now=self._clock.now)
 
     def _own_model(
-        self, root: Path | str | None, opened: Bundle, threads: int | None
+        self, root: Path | str | None, opened: Bundle, threads: int | None, provider: str
     ) -> DeviceModel | None:
         """The fallback of the device whose bundle is `opened`, if it has one."""
         if root is None:
             return None
-        model = WholeModel(Path(root), like=opened, what="a fallback", threads=threads)
+        model = WholeModel(
+            Path(root), like=opened, what="a fallback", threads=threads, provider=provider
+        )
         end_ids = self._settings.stop_token_ids
         return DeviceModel(model, clock=self._clock, end_token_ids=end_ids)
 
@@ -313,12 +317,6 @@ class EdgeClient:
         context: what happens beyond the plan's tokens.
         """
         return self._lengths.max_prompt_bytes(context)
-
-
-def _fronts(opened: Bundle, **options: Any) -> list[FrontEngine]:
-    """The engines of a bundle whose files are all listed. options: of `FrontEngine.load`."""
-    files = [opened.path(f"edge/{name}") for name in front_names(opened.plan)]
-    return FrontEngine.load(files[0].parent, plan=opened.plan, **options)
 
 
 def checked_addresses(server: str | Sequence[str] | None) -> list[str]:

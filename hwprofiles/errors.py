@@ -2,6 +2,8 @@
 
 HwProfilesError            root: everything this room raises on purpose
 ├── ProfileError           a profile or trace file is missing, malformed or impossible
+├── ProviderError          an execution provider is not there, does not start or runs nothing
+│   └── UnknownKernelError     this ONNX Runtime is too old for a kernel of the edge's
 └── EmulatorError          the link emulator cannot start, or is used after it has stopped
 """
 
@@ -14,6 +16,14 @@ class HwProfilesError(Exception):
 
 class ProfileError(HwProfilesError):
     """A profile file cannot be used; the message names the file, the key and what is allowed."""
+
+
+class ProviderError(HwProfilesError):
+    """An execution provider cannot be used; the message says why, and what brings it."""
+
+
+class UnknownKernelError(ProviderError):
+    """The installed ONNX Runtime does not know a kernel that fronts are made of."""
 
 
 class EmulatorError(HwProfilesError):

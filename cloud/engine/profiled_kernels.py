@@ -37,7 +37,7 @@ from cloud.kv.pool import KvLease, KvPool
 from decoding.params import SamplingParams
 from decoding.sampler import verify
 from hwprofiles.profiler.measured_backends import Call, SessionLoad, StackShape
-from hwprofiles.profiles.device import Engine
+from hwprofiles.profiles.engines import Engine
 
 FILL_ROWS: Final = 256  # rows of a chunk when a cache is filled
 PAGE_SLACK: Final = 64  # tokens more than a session needs: pools may round up

@@ -19,6 +19,8 @@ from edge.device.front_segment import SegmentRunner
 from edge.device.mapped_pages import unmapping
 from edge.errors import InputError
 from hwprofiles.heap import trim_heap
+from hwprofiles.providers.sessions import NodePlacement
+from hwprofiles.providers.table import CPU, ExecutionProvider
 from optimizer.artifacts.plan import Plan
 
 RELEASE_ROWS: Final = 8  # a low-memory engine gives pages back after so many
@@ -53,6 +55,7 @@ class FrontEngine:
         spinning: bool = False,
         low_memory: bool = False,
         mapped: tuple[Path, ...] = (),
+        provider: ExecutionProvider = CPU,
     ) -> list[FrontEngine]:
         """Load the front once, for `count` engines that share weights and have own caches.
 
@@ -65,6 +68,7 @@ class FrontEngine:
             spinning=spinning,
             low_memory=low_memory,
             mapped=mapped,
+            provider=provider,
         )
         return [cls(graphs, plan) for _ in range(count)]
 
@@ -91,6 +95,11 @@ class FrontEngine:
     def kv_bytes(self) -> int:
         """Bytes of the preallocated cache."""
         return sum(segment.cache_bytes for segment in self._segments)
+
+    @property
+    def placements(self) -> tuple[NodePlacement, ...]:
+        """Who runs the nodes of each segment that is loaded."""
+        return tuple(segment.graph.placement for segment in self._segments)
 
     def forward(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Append [T] tokens; returns their residual-stream rows, float32 [T, D].
@@ -166,6 +175,7 @@ class FrontEngine:
         return CachedLayers(
             layers,
             [segment.buffers(layer) for segment in segments for layer in segment.graph.layers],
+            num_heads=self._plan.model.geometry.num_kv_heads,
             places=places,
             head_dim=self._plan.model.geometry.head_dim,
         )

@@ -18,8 +18,12 @@ import onnxruntime as ort
 from edge.device.mapped_pages import MappedFiles, release_read_only_pages
 from edge.errors import FrontError, InputError
 from edge.text_input import utf8_path
+from hwprofiles.errors import ProviderError
 from hwprofiles.heap import trim_heap
 from hwprofiles.machine_limits import usable_cpus
+from hwprofiles.providers.packages import installed_packages
+from hwprofiles.providers.sessions import ATTENTION, ProviderSession, open_session
+from hwprofiles.providers.table import CPU, ExecutionProvider, TensorDevice
 from optimizer.artifacts.bundle import front_names
 from optimizer.artifacts.plan import Plan
 
@@ -28,13 +32,20 @@ OLDEST_ONNXRUNTIME: Final = (1, 31)
 
 
 class FrontGraph:
-    """One loaded graph. layers: those in it. mapped: its files, where memory is short."""
+    """One loaded graph. layers: those in it. mapped: its files, where memory is short.
+    cache_device: where the node runs that reads and writes the cache."""
 
     def __init__(
-        self, session: ort.InferenceSession, layers: range, mapped: MappedFiles | None
+        self,
+        opened: ProviderSession,
+        layers: range,
+        mapped: MappedFiles | None,
+        *,
+        cache_device: TensorDevice = "cpu",
     ) -> None:
-        self.session = session
+        self.session, self.placement = opened
         self.layers = layers
+        self.cache_device = cache_device
         self._mapped = mapped
 
     def release_pages(self) -> None:
@@ -50,7 +61,7 @@ class FrontGraphs:
     for work within a step spin instead of sleeping, which is faster; between steps they sleep in
     any case. low_memory: keep no memory for later that a step can get again, and give file pages
     back (`edge.device.mapped_pages`): those of the weights and of the other files that are
-    `mapped`.
+    `mapped`. provider: whose kernels run; the CPU runs the nodes that it leaves.
     """
 
     def __init__(
@@ -62,14 +73,17 @@ class FrontGraphs:
         spinning: bool = False,
         low_memory: bool = False,
         mapped: tuple[Path, ...] = (),
+        provider: ExecutionProvider = CPU,
     ) -> None:
         self._edge_dir = edge_dir
         self._plan = plan
         self._low_memory = low_memory
         self._others = mapped
+        self._provider = provider
+        self._threads = threads or usable_cpus()
         self._options = ort.SessionOptions()
         self._options.log_severity_level = 3
-        self._options.intra_op_num_threads = threads or usable_cpus()
+        self._options.intra_op_num_threads = self._threads
         self._options.inter_op_num_threads = 1
         self._options.enable_cpu_mem_arena = not low_memory
         self._options.add_session_config_entry(
@@ -99,8 +113,8 @@ class FrontGraphs:
         path = self._edge_dir / front_names(self._plan)[index]
         splits = (0, *self._plan.splits)
         try:
-            session = ort.InferenceSession(
-                utf8_path(path), self._options, providers=["CPUExecutionProvider"]
+            opened = open_session(
+                utf8_path(path), self._options, self._provider, threads=self._threads
             )
             pages = None
             if self._low_memory:  # the kernels have packed what they need; loading leaves holes
@@ -110,9 +124,17 @@ class FrontGraphs:
                 gc.collect()
                 trim_heap()
                 release_read_only_pages()
-            return FrontGraph(session, range(splits[index], splits[index + 1]), pages)
+            is_left = opened.placement.leaves(ATTENTION)
+            return FrontGraph(
+                opened,
+                range(splits[index], splits[index + 1]),
+                pages,
+                cache_device="cpu" if is_left else self._provider.device,
+            )
         except InputError:
             raise
+        except ProviderError as error:
+            raise FrontError(f"{path.name}: {error}") from error
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             reason = _too_old() or str(error)
             raise FrontError(f"{path}: cannot be loaded ({reason})") from error
@@ -124,4 +146,5 @@ def _too_old() -> str:
     if version >= OLDEST_ONNXRUNTIME:
         return ""
     needed = ".".join(str(part) for part in OLDEST_ONNXRUNTIME)
-    return f"onnxruntime {ort.__version__} is older than {needed}; pip install -U onnxruntime"
+    package = next(iter(installed_packages()), "onnxruntime")
+    return f"onnxruntime {ort.__version__} is older than {needed}; pip install -U {package}"

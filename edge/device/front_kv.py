@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from codec.kv.frame import KeysValues
+from edge.device.cache_buffer import CacheBuffer
 
 _NUMBERS: Final = re.compile(r"-?\d{1,6}(,-?\d{1,6})*")
 
@@ -34,27 +34,29 @@ def key_places(text: str, *, head_dim: int, size: int) -> tuple[int, ...] | None
 class CachedLayers:
     """The cached keys and values of `layers`, in order. It holds the buffers, and copies nothing.
 
-    buffers: keys and values of each layer, [1, G, capacity, size] of float16 or float32. places: of
-    a key's channels. head_dim: the model's, d.
+    buffers: keys and values of each layer, of float16 or float32. num_heads: G. places: of a key's
+    channels. head_dim: the model's, d.
     """
 
     def __init__(
         self,
         layers: range,
-        buffers: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]],
+        buffers: Sequence[tuple[CacheBuffer, CacheBuffer]],
         *,
+        num_heads: int,
         places: Sequence[int],
         head_dim: int,
     ) -> None:
         self.layers = layers
         self._buffers = tuple(buffers)
+        self._num_heads = num_heads
         self._places = np.asarray(places)
         self._head_dim = head_dim
 
     @property
     def num_heads(self) -> int:
         """G."""
-        return int(self._buffers[0][0].shape[1])
+        return self._num_heads
 
     @property
     def head_dim(self) -> int:
@@ -66,6 +68,7 @@ class CachedLayers:
         shape = (end - begin, len(self._buffers), 2, self.num_heads, self._head_dim)
         out = np.empty(shape, dtype=np.float32)
         for index, (keys, values) in enumerate(self._buffers):
-            out[:, index, 0] = keys[0, :, begin:end][..., self._places].transpose(1, 0, 2)
-            out[:, index, 1] = values[0, :, begin:end, : self._head_dim].transpose(1, 0, 2)
+            key, value = (each.first(end)[0, :, begin:] for each in (keys, values))
+            out[:, index, 0] = key[..., self._places].transpose(1, 0, 2)
+            out[:, index, 1] = value[..., : self._head_dim].transpose(1, 0, 2)
         return out

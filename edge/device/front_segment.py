@@ -1,7 +1,8 @@
 """One segment of a front with the cache of one sequence: past and present share one buffer.
 
-A step binds the inputs and two integers; weights and cache stay bound. The cache is allocated for
-the longest sequence, so rolling back changes one number, which the engine keeps.
+A step binds the inputs and two integers; weights and cache stay bound, the cache where the kernels
+run that fill it. It is allocated for the longest sequence, so rolling back changes one number,
+which the engine keeps. Rows come back to this side's memory.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
+from edge.device.cache_buffer import CacheBuffer, cache_buffer
 from edge.device.front_graphs import FrontGraph
 from edge.device.front_kv import key_places
 from edge.errors import FrontError
@@ -34,7 +35,7 @@ class SegmentRunner:
         self._input = "rows" if graph.layers.start else "input_ids"
         self._output = graph.session.get_outputs()[0].name
         self._binding = graph.session.io_binding()
-        self._cache: dict[str, npt.NDArray[Any]] = {}  # by input; [1, G, capacity, size]
+        self._cache: dict[str, CacheBuffer] = {}  # by input
         facts = graph.session.get_modelmeta().custom_metadata_map
         # Where the channels of a cached key lie; None: not known, or rounded to 8 bits.
         self.key_places = (
@@ -55,8 +56,8 @@ class SegmentRunner:
         """Bytes that the cache takes."""
         return sum(buffer.nbytes for buffer in self._cache.values())
 
-    def buffers(self, layer: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """A layer's cached keys and values, [1, G, capacity, size] each: the memory itself."""
+    def buffers(self, layer: int) -> tuple[CacheBuffer, CacheBuffer]:
+        """A layer's cached keys and values: the memory itself."""
         name = f"past_key_values.{layer}"
         return self._cache[f"{name}.key"], self._cache[f"{name}.value"]
 
@@ -90,18 +91,17 @@ class SegmentRunner:
         """
         for name in list(self._cache):
             buffer = self._cache[name]
-            if buffer.shape[2] != capacity:
+            if buffer.capacity != capacity:
                 wider = self._empty(capacity)
-                wider[:, :, :num_tokens] = buffer[:, :, :num_tokens]
+                wider[:, :, :num_tokens] = buffer.first(num_tokens)
                 self._bind(name, wider)
 
     def _empty(self, capacity: int) -> npt.NDArray[Any]:
         batch, heads, size = self._heads
         return np.zeros((batch, heads, capacity, size), dtype=self._dtype)
 
-    def _bind(self, name: str, buffer: npt.NDArray[Any]) -> None:
-        """Make `buffer` a layer's keys or values, as past and as present."""
-        self._cache[name] = buffer
-        value = ort.OrtValue.ortvalue_from_numpy(buffer)  # in the array's own memory
-        self._binding.bind_ortvalue_input(name, value)
-        self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+    def _bind(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Make `values` a layer's keys or values, as past and as present, where its node runs."""
+        buffer = self._cache[name] = cache_buffer(values, self.graph.cache_device)
+        self._binding.bind_ortvalue_input(name, buffer.value)
+        self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer.value)

@@ -59,6 +59,33 @@ def fitting_chunk(plan: Plan, *, limit_bytes: int, runtime_bytes: float, sequenc
     )
 
 
+def allowed_chunk(plan: Plan, given: int | None, *, limit_bytes: int | None, sequences: int) -> int:
+    """The most prompt tokens of a frame: those given, else the plan's, and fewer where the memory
+    is not enough. MemoryLimitError where no number is small enough."""
+    chunk = given or plan.prefill_chunk
+    if limit_bytes is None:
+        return chunk
+    return fitting_chunk(
+        replace(plan, prefill_chunk=chunk),
+        limit_bytes=limit_bytes,
+        runtime_bytes=runtime_bytes(),
+        sequences=sequences,
+    )
+
+
+def check_resident(limit_bytes: int, *, provider: str) -> None:
+    """MemoryLimitError when this process takes more than the limit now, its front loaded and tried.
+
+    The formula knows what the CPU's kernels take; of other providers nobody does before.
+    """
+    taken = psutil.Process().memory_info().rss
+    if taken > limit_bytes:
+        raise MemoryLimitError(
+            f"takes {_mib(taken)} of the {_mib(limit_bytes)} allowed with the front loaded by "
+            f"{provider}; allow more, or --provider cpu"
+        )
+
+
 def _chunks(plan: Plan) -> tuple[int, ...]:
     return (plan.prefill_chunk, *(chunk for chunk in CHUNKS if chunk < plan.prefill_chunk))
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from edge.device.front import FrontEngine
+from edge.device.front_loading import load_front
 from edge.errors import InputError
+from hwprofiles.providers.table import CPU
 from optimizer.artifacts.bundle import FRONT_NAME, Bundle, open_bundle
 
 TOKENIZER: Final = "edge/tokenizer.json"
@@ -18,11 +20,20 @@ TOKENIZER: Final = "edge/tokenizer.json"
 class WholeModel:
     """See the module's docstring. Opened once; each user gets an `engine` of its own.
 
-    root: its folder. like: the bundle whose tokenizer it has to have. what: it, in messages. Raises
-    InputError when the model does not lie wholly on the edge or has another tokenizer.
+    root: its folder. like: the bundle whose tokenizer it has to have. what: it, in messages.
+    provider: what runs it. Raises InputError when the model does not lie wholly on the edge or has
+    another tokenizer.
     """
 
-    def __init__(self, root: Path, *, like: Bundle, what: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        like: Bundle,
+        what: str,
+        threads: int | None = None,
+        provider: str = CPU.name,
+    ) -> None:
         bundle = open_bundle(root, role="edge")
         if not bundle.plan.edge_is_whole:
             raise InputError(f"{root}: {what} must lie wholly on the edge")
@@ -32,9 +43,13 @@ class WholeModel:
             raise InputError(f"{root}: its tokenizer is another one than {like.root}'s")
         self.plan = bundle.plan
         self.tokenizer_path = bundle.path(TOKENIZER)
-        (self._engine,) = FrontEngine.load(
-            bundle.path(f"edge/{FRONT_NAME}").parent, plan=bundle.plan, threads=threads
+        loaded = load_front(
+            bundle.path(f"edge/{FRONT_NAME}").parent,
+            plan=bundle.plan,
+            provider=provider,
+            threads=threads,
         )
+        (self._engine,) = loaded.engines
 
     def engine(self) -> FrontEngine:
         """An engine with an empty cache of its own."""

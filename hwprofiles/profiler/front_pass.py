@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from hwprofiles.errors import UnknownKernelError
 from hwprofiles.profiler import kernel_runs
 from hwprofiles.profiler.kernel_graphs import weight_bytes
+from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.message_probe import message_s
 from hwprofiles.profiler.parts import MB, Progress, digits, figure, net_s
 from hwprofiles.profiler.timing import Timing
@@ -66,20 +69,23 @@ class Rates:
     overheads: Overheads
 
 
-def one_pass(threads: int, effort: Effort, spreads: list[float], progress: Progress) -> Rates:
+def one_pass(
+    settings: KernelSettings, effort: Effort, spreads: list[float], progress: Progress
+) -> Rates:
     """Measure every kernel of the edge once: matrices, attention, whole layers."""
     kernels = []
     for index, (bits, compute) in enumerate(PRECISIONS):
         progress(0.7 * index / len(PRECISIONS), f"{bits}-bit weights, {compute} compute")
-        kernels.append(_kernel(bits, compute, threads, effort, spreads))
+        kernels.append(_kernel(bits, compute, settings, effort, spreads))
     attention = []
     for index, kv_bits in enumerate((8, 16, 32)):
         progress(0.7 + 0.06 * index, f"attention, {kv_bits}-bit cache")
-        attention.append(_attention(kv_bits, threads, effort, spreads))
+        with suppress(UnknownKernelError):  # an older ONNX Runtime has no cache of 8 bits
+            attention.append(_attention(kv_bits, settings, effort, spreads))
     progress(0.9, "whole layers")
-    step = kernel_runs.time_step(num_threads=threads, budget_s=effort.budget_s)
+    step = kernel_runs.time_step(settings=settings, budget_s=effort.budget_s)
     kernels = [
-        _with_layers(kernel, attention[-1], step.seconds, threads, effort, spreads)
+        _with_layers(kernel, attention[-1], step.seconds, settings, effort, spreads)
         for kernel in kernels
     ]
     message = message_s(budget_s=4 * effort.budget_s)
@@ -91,12 +97,12 @@ Run = Callable[[int, int, int, tuple[int, ...]], list[Timing]]
 
 
 def _kernel(
-    bits: int, compute: Compute, threads: int, effort: Effort, spreads: list[float]
+    bits: int, compute: Compute, settings: KernelSettings, effort: Effort, spreads: list[float]
 ) -> Kernel:
     def run(width: int, inner: int, pairs: int, rows: tuple[int, ...]) -> list[Timing]:
         timings = kernel_runs.time_matmul(
             width=width, inner=inner, num_pairs=pairs, num_rows=rows, weight_bits=bits,
-            compute=compute, num_threads=threads, budget_s=effort.budget_s,
+            compute=compute, settings=settings, budget_s=effort.budget_s,
         )  # fmt: skip
         spreads.extend(timing.spread for timing in timings)
         return timings
@@ -136,7 +142,7 @@ def _kernel(
         source="bench",
         decode=DecodeCurve(source="bench", points=tuple(decode)),
         batch=BatchCurve(source="bench", points=tuple(batch)),
-        lookup_s_per_element=digits(_lookup_s_per_element(bits, threads, effort)),
+        lookup_s_per_element=digits(_lookup_s_per_element(bits, settings, effort)),
     )
 
 
@@ -177,10 +183,10 @@ def _batch_points(
     return points
 
 
-def _lookup_s_per_element(bits: int, threads: int, effort: Effort) -> float:
+def _lookup_s_per_element(bits: int, settings: KernelSettings, effort: Effort) -> float:
     few, many = (
         kernel_runs.time_lookup(
-            width=LOOKUP_WIDTH, num_rows=rows, weight_bits=bits, num_threads=threads,
+            width=LOOKUP_WIDTH, num_rows=rows, weight_bits=bits, settings=settings,
             budget_s=effort.budget_s,
         ).seconds
         for rows in (1, 128)
@@ -188,7 +194,9 @@ def _lookup_s_per_element(bits: int, threads: int, effort: Effort) -> float:
     return max(0.0, many - few) / (127 * LOOKUP_WIDTH)
 
 
-def _attention(kv_bits: int, threads: int, effort: Effort, spreads: list[float]) -> AttentionKernel:
+def _attention(
+    kv_bits: int, settings: KernelSettings, effort: Effort, spreads: list[float]
+) -> AttentionKernel:
     """Two cache lengths for each number of rows give the fixed part and the slope."""
     width = ATTENTION["num_heads"] * ATTENTION["head_dim"]
     token_bytes = 2 * ATTENTION["num_kv_heads"] * ATTENTION["head_dim"] * kv_bits / 8
@@ -199,7 +207,7 @@ def _attention(kv_bits: int, threads: int, effort: Effort, spreads: list[float])
         for num_layers in ATTENTION_LAYERS if rows == 1 else ATTENTION_LAYERS[:1]:
             near, far = kernel_runs.time_attention(
                 **ATTENTION, num_layers=num_layers, kv_bits=kv_bits,
-                cases=((rows, short), (rows, long)), num_threads=threads,
+                cases=((rows, short), (rows, long)), settings=settings,
                 budget_s=effort.budget_s,
             )  # fmt: skip
             spreads += [near.spread, far.spread]
@@ -217,7 +225,7 @@ def _attention(kv_bits: int, threads: int, effort: Effort, spreads: list[float])
 
 
 def _with_layers(
-    kernel: Kernel, cache: AttentionKernel, step_s: float, threads: int, effort: Effort,
+    kernel: Kernel, cache: AttentionKernel, step_s: float, settings: KernelSettings, effort: Effort,
     spreads: list[float],
 ) -> Kernel:  # fmt: skip
     """The kernel with what is left of whole layers once its matrices and attention are taken off,
@@ -231,7 +239,7 @@ def _with_layers(
             **heads, width=width, inner=inner, num_layers=num_layers,
             weight_bits=kernel.weight_bits, compute=kernel.compute,
             cases=tuple((rows, STACK_TOKENS) for rows in effort.stack_rows),
-            num_threads=threads, budget_s=effort.budget_s,
+            settings=settings, budget_s=effort.budget_s,
         )  # fmt: skip
         packed = 64 * (num_heads + 2 * num_kv_heads)
         sizes = [width * packed, 64 * num_heads * width, *[width * inner] * 3]

@@ -18,6 +18,7 @@ from pathlib import Path
 from hwprofiles.machine_limits import total_memory_bytes, usable_cpus
 from hwprofiles.profiler import kernel_runs, system_facts
 from hwprofiles.profiler.front_pass import ATTENTION, Effort, one_pass
+from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.measured_backends import CodecKernels
 from hwprofiles.profiler.parts import (
     MB,
@@ -30,9 +31,12 @@ from hwprofiles.profiler.parts import (
     part_of,
     quality_warnings,
 )
+from hwprofiles.profiler.provider_probe import parts_run, parts_text
 from hwprofiles.profiler.sustained import MachineSigns, SustainedProbe, sustained_warnings
 from hwprofiles.profiler.timing import Timing
 from hwprofiles.profiles.device import DeviceProfile, Figure, Memory, Platform, Source
+from hwprofiles.profiles.engines import EDGE_ENGINES
+from hwprofiles.providers.table import CPU, ExecutionProvider
 from hwprofiles.sensors.registry import energy_meter
 
 WIDTH, INNER, LAYERS = 768, 2048, 6  # of the thread sweep and of the sustained load
@@ -71,38 +75,41 @@ def profile_device(
     command: str = "splitpoint profile device",
     storage_folder: Path | None = None,
     codec: CodecKernels | None = None,
+    provider: ExecutionProvider = CPU,
     sustained_s: float = 0.0,
     signs: MachineSigns | None = None,
 ) -> DeviceProfile:
     """Measure this machine as an edge: about 90 s, or a quarter of that when `quick`.
 
     `progress` is called with the share done, 0 to 1, and what comes next; `codec`: its coders,
-    to be timed too. `sustained_s`: seconds of work without a pause after that; 0: none. `signs`:
-    how to look at the machine meanwhile (None: with what it has).
+    to be timed too; `provider`: whose kernels, with the CPU's for what it cannot run.
+    `sustained_s`: seconds of work without a pause after that; 0: none. `signs`: how to look at the
+    machine meanwhile (None: with what it has). Raises ProviderError where it cannot be used.
     """
     effort = QUICK if quick else FULL
     spreads: list[float] = []
     short_share = SHORT_S / (SHORT_S + sustained_s)
     short = part_of(progress, 0.0, short_share)
     threads = usable_cpus()  # what the edge uses; a warning says when fewer are faster
-    probe = _sustained_probe(threads, sustained_s, signs) if sustained_s else None
+    settings = KernelSettings(threads, provider)
+    probe = _sustained_probe(settings, sustained_s, signs) if sustained_s else None
     short(0.0, "number of threads")
     if probe is not None:
         probe.rest()
-    sweep = _thread_sweep(effort)
-    references = [_reference(effort, threads).seconds]
+    sweep = _thread_sweep(effort, provider)
+    references = [_reference(effort, settings).seconds]
     passes = []
     for index in range(effort.num_passes):
         start, share = 0.02 + 0.9 * index / effort.num_passes, 0.9 / effort.num_passes
-        passes.append(one_pass(threads, effort, spreads, part_of(short, start, start + share)))
-        references.append(_reference(effort, threads).seconds)
+        passes.append(one_pass(settings, effort, spreads, part_of(short, start, start + share)))
+        references.append(_reference(effort, settings).seconds)
         if probe is not None:
             probe.burst(2 * effort.budget_s)
     rates = median_of(passes)
     short(0.92, "codec")
     speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
     short(0.95, "memory and storage")
-    memory = _memory(effort)
+    memory = _memory(effort, provider)
     storage = system_facts.storage_read_rate(storage_folder, int((32 if quick else 128) * MB))
     short(1.0, "done")
     power = None if probe is None else probe.run(part_of(progress, short_share, 1.0))
@@ -111,7 +118,7 @@ def profile_device(
         summary=f"{system_facts.processor_name()}, {usable_cpus()} cores",
         roles=("edge",),
         measured=True,
-        platform=_platform(threads, codec),
+        platform=_platform(settings, codec),
         memory=memory,
         kernels=rates.kernels,
         attention=rates.attention,
@@ -123,6 +130,7 @@ def profile_device(
         storage_read_bytes_per_s=Figure(value=storage, source="bench") if storage else None,
         power=power,
         warnings=(
+            *_provider_warnings(provider),
             *_thread_warnings(sweep),
             *codec_warnings(speeds, codec),
             *quality_warnings(references, spreads),
@@ -131,13 +139,13 @@ def profile_device(
     )
 
 
-def _platform(threads: int, codec: CodecKernels | None) -> Platform:
+def _platform(settings: KernelSettings, codec: CodecKernels | None) -> Platform:
     return Platform(
         processor=system_facts.processor_name(),
         num_cores=usable_cpus(),
-        num_threads=threads,
+        num_threads=settings.num_threads,
         operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        engine="onnxruntime-cpu",
+        engine=EDGE_ENGINES[settings.provider.name],
         versions={
             "python": platform.python_version(),
             **kernel_runs.versions(),
@@ -146,13 +154,23 @@ def _platform(threads: int, codec: CodecKernels | None) -> Platform:
     )
 
 
-def _sustained_probe(threads: int, seconds: float, signs: MachineSigns | None) -> SustainedProbe:
+def _sustained_probe(
+    settings: KernelSettings, seconds: float, signs: MachineSigns | None
+) -> SustainedProbe:
     (step,) = kernel_runs.decoder_calls(
         **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS, weight_bits=4,
-        compute="int8", cases=((1, 192),), num_threads=threads,
+        compute="int8", cases=((1, 192),), settings=settings,
     )  # fmt: skip
     signs = MachineSigns(meter=energy_meter()) if signs is None else signs
     return SustainedProbe(step=step, seconds=seconds, signs=signs)
+
+
+def _provider_warnings(provider: ExecutionProvider) -> Iterator[str]:
+    parts = parts_run(provider)
+    if left := parts_text(parts, "cpu"):
+        yield f"{provider.name} cannot run {left}: that was measured on the CPU"
+    if missing := parts_text(parts, "nobody"):
+        yield f"this onnxruntime is too old for {missing}: no plan can use that here"
 
 
 def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:
@@ -164,31 +182,34 @@ def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:
         )
 
 
-def _reference(effort: Effort, threads: int) -> Timing:
+def _reference(effort: Effort, settings: KernelSettings) -> Timing:
     return kernel_runs.time_matmul(
         width=512, inner=1536, num_pairs=8, num_rows=(1,), weight_bits=4, compute="int8",
-        num_threads=threads, budget_s=2 * effort.budget_s,
+        settings=settings, budget_s=2 * effort.budget_s,
     )[0]  # fmt: skip
 
 
-def _thread_sweep(effort: Effort) -> dict[int, float]:
+def _thread_sweep(effort: Effort, provider: ExecutionProvider) -> dict[int, float]:
     """Seconds of single-row layers with 1, 2, 4 ... threads, up to all cores."""
     cores = usable_cpus()
     counts = sorted({min(1 << power, cores) for power in range(cores.bit_length() + 1)})
     return {
         count: kernel_runs.time_decoder(
             **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS, weight_bits=4,
-            compute="int8", cases=((1, 192),), num_threads=count, budget_s=2 * effort.budget_s,
+            compute="int8", cases=((1, 192),), settings=KernelSettings(count, provider),
+            budget_s=2 * effort.budget_s,
         )[0].seconds
         for count in counts
     }  # fmt: skip
 
 
-def _memory(effort: Effort) -> Memory:
+def _memory(effort: Effort, provider: ExecutionProvider) -> Memory:
     bandwidth, timing = system_facts.memory_bandwidth(int(128 * MB), effort.budget_s)
     return Memory(
         total_bytes=Figure(value=float(total_memory_bytes()), source="bench"),
         usable_bytes=Figure(value=float(system_facts.usable_memory_bytes()), source="bench"),
-        runtime_base_bytes=Figure(value=float(system_facts.process_base_bytes()), source="bench"),
+        runtime_base_bytes=Figure(
+            value=float(system_facts.process_base_bytes(provider=provider.name)), source="bench"
+        ),
         bandwidth_bytes_per_s=figure(bandwidth, timing),
     )

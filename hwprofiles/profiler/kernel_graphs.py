@@ -182,7 +182,7 @@ def decoder_stack(
         qkv = matmul(norm("first", [residual, update]), "qkv", width, packed)
         residual = name("first_sum")
         _cache(graph, layer, FLOAT, cache_shape)
-        _attention(graph, layer, qkv, num_heads, num_kv_heads, head_dim, ["", ""], {})
+        _attention(graph, layer, qkv, num_heads, num_kv_heads, head_dim, [], {})
         update = matmul(name("out"), "o", heads, width)
         normed = norm("second", [residual, update])
         residual = name("second_sum")
@@ -252,7 +252,7 @@ def attention_stack(
     graph.input("total_length", INT32, [])
     _rotary(graph, head_dim, np.float16 if kv_bits == 16 else np.float32)
     extra: dict[str, int | float | str] = {}
-    scales = ["", ""]
+    scales: list[str] = []
     if kv_bits == 8:
         extra = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
         extra["kv_cache_bit_width"] = 8

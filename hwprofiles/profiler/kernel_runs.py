@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from hwprofiles.errors import ProviderError, UnknownKernelError
 from hwprofiles.profiler.kernel_graphs import (
     attention_stack,
     decoder_stack,
@@ -17,8 +19,18 @@ from hwprofiles.profiler.kernel_graphs import (
 )
 from hwprofiles.profiler.timing import Timing, measure
 from hwprofiles.profiles.device import Compute
+from hwprofiles.providers.sessions import ATTENTION, ProviderSession, open_session
+from hwprofiles.providers.table import CPU, PROVIDERS, ExecutionProvider
 
 PATIENCE_S = 0.25  # after which three repeats of a long kernel are enough
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSettings:
+    """How kernels run: on how many threads, and on which provider."""
+
+    num_threads: int
+    provider: ExecutionProvider = CPU
 
 
 def versions() -> dict[str, str]:
@@ -26,29 +38,40 @@ def versions() -> dict[str, str]:
     return {"onnxruntime": ort.__version__, "numpy": np.__version__}
 
 
-def touch_kernels() -> None:
+def touch_kernels(provider: str = CPU.name) -> None:
     """Run each kind of kernel once on tiny tensors, so that its code is in memory."""
+    settings = KernelSettings(2, PROVIDERS[provider])
     kinds: tuple[tuple[int, Compute], ...] = ((4, "int8"), (8, "int8"), (32, "fp32"))
     for bits, compute in kinds:
         time_matmul(
             width=64, inner=64, num_pairs=1, num_rows=(1, 2), weight_bits=bits,
-            compute=compute, num_threads=2, budget_s=0.0,
+            compute=compute, settings=settings, budget_s=0.0,
         )  # fmt: skip
     time_attention(
         num_heads=2, num_kv_heads=1, head_dim=32, num_layers=1, kv_bits=32,
-        cases=((1, 4), (4, 8)), num_threads=2, budget_s=0.0,
+        cases=((1, 4), (4, 8)), settings=settings, budget_s=0.0,
     )  # fmt: skip
 
 
-def open_session(model: bytes, num_threads: int) -> ort.InferenceSession:
-    """A CPU session with the settings of the edge's front engine: idle threads do not spin, so
-    waking them is part of what a kernel costs."""
+def open_kernels(model: bytes, settings: KernelSettings) -> ProviderSession:
+    """A session with the settings of the edge's front engine: idle threads do not spin, so waking
+    them is part of what a kernel costs. The CPU runs what the provider cannot, as on the edge.
+
+    Raises ProviderError, and UnknownKernelError where neither knows a kernel of the graph.
+    """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = settings.num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        return open_session(
+            model, options, settings.provider, threads=settings.num_threads, may_run_none=True
+        )
+    except ProviderError:
+        raise
+    except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
+        raise UnknownKernelError(f"onnxruntime {ort.__version__} refuses: {error}") from error
 
 
 def time_matmul(
@@ -59,14 +82,14 @@ def time_matmul(
     num_rows: tuple[int, ...],
     weight_bits: int,
     compute: Compute,
-    num_threads: int,
+    settings: KernelSettings,
     budget_s: float,
 ) -> list[Timing]:
     """One matrix chain, timed at each number of rows."""
     model = matmul_chain(
         width=width, inner=inner, num_pairs=num_pairs, weight_bits=weight_bits, compute=compute
     )
-    session = open_session(model, num_threads)
+    session = open_kernels(model, settings).session
     rng = np.random.default_rng(1)
     timings = []
     for rows in num_rows:
@@ -83,7 +106,7 @@ def time_attention(
     num_layers: int,
     kv_bits: int,
     cases: tuple[tuple[int, int], ...],
-    num_threads: int,
+    settings: KernelSettings,
     budget_s: float,
 ) -> list[Timing]:
     """One stack of attention layers, timed for each (new rows, tokens with the new ones)."""
@@ -94,13 +117,13 @@ def time_attention(
         num_layers=num_layers,
         kv_bits=kv_bits,
     )
-    session = open_session(model, num_threads)
+    opened = open_kernels(model, settings)
     kind = {8: np.int8, 16: np.float16, 32: np.float32}[kv_bits]
     outer = np.float16 if kv_bits == 16 else np.float32
     capacity = max(total for _, total in cases)
     caches = {
-        f"{part}_{layer}": ort.OrtValue.ortvalue_from_numpy(
-            np.ones((1, num_kv_heads, capacity, head_dim), dtype=kind)
+        f"{part}_{layer}": _cache(
+            np.ones((1, num_kv_heads, capacity, head_dim), dtype=kind), opened, settings
         )
         for layer in range(num_layers)
         for part in ("key", "value")
@@ -115,16 +138,18 @@ def time_attention(
             "total_length": np.array(total, dtype=np.int32),
         }
         timings.append(
-            measure(_bound(session, feeds, caches), budget_s=budget_s, patience_s=PATIENCE_S)
+            measure(_bound(opened.session, feeds, caches), budget_s=budget_s, patience_s=PATIENCE_S)
         )
     return timings
 
 
 def time_lookup(
-    *, width: int, num_rows: int, weight_bits: int, num_threads: int, budget_s: float
+    *, width: int, num_rows: int, weight_bits: int, settings: KernelSettings, budget_s: float
 ) -> Timing:
     """The embedding's look-up of `num_rows` rows."""
-    session = open_session(lookup(width=width, num_rows=1024, weight_bits=weight_bits), num_threads)
+    session = open_kernels(
+        lookup(width=width, num_rows=1024, weight_bits=weight_bits), settings
+    ).session
     ids = np.arange(num_rows, dtype=np.int64)[None, :]
     return measure(_bound(session, {"ids": ids}), budget_s=budget_s, patience_s=PATIENCE_S)
 
@@ -140,7 +165,7 @@ def time_decoder(
     weight_bits: int,
     compute: Compute,
     cases: tuple[tuple[int, int], ...],
-    num_threads: int,
+    settings: KernelSettings,
     budget_s: float,
 ) -> list[Timing]:
     """Whole decoder layers, timed for each (new rows, tokens with the new ones)."""
@@ -154,7 +179,7 @@ def time_decoder(
         weight_bits=weight_bits,
         compute=compute,
         cases=cases,
-        num_threads=num_threads,
+        settings=settings,
     )
     return [measure(call, budget_s=budget_s, patience_s=PATIENCE_S) for call in calls]
 
@@ -170,7 +195,7 @@ def decoder_calls(
     weight_bits: int,
     compute: Compute,
     cases: tuple[tuple[int, int], ...],
-    num_threads: int,
+    settings: KernelSettings,
 ) -> list[Callable[[], None]]:
     """One stack of decoder layers, as a call for each (new rows, tokens with the new ones)."""
     model = decoder_stack(
@@ -183,10 +208,10 @@ def decoder_calls(
         weight_bits=weight_bits,
         compute=compute,
     )
-    session = open_session(model, num_threads)
+    opened = open_kernels(model, settings)
     shape = (1, num_kv_heads, max(total for _, total in cases), head_dim)
     caches = {
-        f"{part}_{layer}": ort.OrtValue.ortvalue_from_numpy(np.ones(shape, dtype=np.float32))
+        f"{part}_{layer}": _cache(np.ones(shape, dtype=np.float32), opened, settings)
         for layer in range(num_layers)
         for part in ("key", "value")
     }
@@ -198,13 +223,13 @@ def decoder_calls(
             "past_length": np.array([total - 1], dtype=np.int32),
             "total_length": np.array(total, dtype=np.int32),
         }
-        calls.append(_bound(session, feeds, caches))
+        calls.append(_bound(opened.session, feeds, caches))
     return calls
 
 
-def time_step(*, num_threads: int, budget_s: float) -> Timing:
+def time_step(*, settings: KernelSettings, budget_s: float) -> Timing:
     """One empty forward pass, inputs bound anew each time as a decoding step does."""
-    session = open_session(step_skeleton(), num_threads)
+    session = open_kernels(step_skeleton(), settings).session
     ids = np.ones((1, 1), dtype=np.int64)
     binding = session.io_binding()
 
@@ -217,6 +242,15 @@ def time_step(*, num_threads: int, budget_s: float) -> Timing:
         session.run_with_iobinding(binding)
 
     return measure(call, budget_s=budget_s, patience_s=PATIENCE_S)
+
+
+def _cache(
+    values: NDArray[np.generic], opened: ProviderSession, settings: KernelSettings
+) -> ort.OrtValue:
+    """Keys or values where the front keeps them: on the device of the node that appends to them."""
+    is_left = opened.placement.leaves(ATTENTION)
+    device = CPU.device if is_left else settings.provider.device
+    return ort.OrtValue.ortvalue_from_numpy(values, device)
 
 
 def _bound(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from hwprofiles.profiles.device import Engine
+from hwprofiles.profiles.engines import Engine
 
 Call = Callable[[], object]
 

@@ -54,19 +54,19 @@ def usable_memory_bytes() -> int:
     return min(limits)
 
 
-def process_base_bytes(load: str | None = None) -> int:
+def process_base_bytes(load: str | None = None, *, provider: str = "cpu") -> int:
     """Resident bytes of a fresh interpreter that has run `load`, and holds no model.
 
     By default an edge's libraries, each kind of kernel run once on tiny tensors so that the
-    pages of the library's code that they touch are counted. A child process, because this one has
-    already grown.
+    pages of the library's code that they touch are counted, with the kernels of `provider`. A child
+    process, because this one has already grown.
     """
     edge = (
         "import importlib.util\n"
         f"for name in {EDGE_LIBRARIES!r}:\n"
         "    if importlib.util.find_spec(name): __import__(name)\n"
         "from hwprofiles.profiler.kernel_runs import touch_kernels\n"
-        "touch_kernels()\n"
+        f"touch_kernels({provider!r})\n"
     )
     code = (edge if load is None else load) + (
         "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"

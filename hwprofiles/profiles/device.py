@@ -12,11 +12,12 @@ from typing import Final, Literal
 
 from hwprofiles.errors import ProfileError
 from hwprofiles.profiles.checks import check_part, check_rising, walk
+from hwprofiles.profiles.engines import EDGE_ENGINES, Engine
 from hwprofiles.profiles.power import SustainedLoad
+from hwprofiles.providers.table import ProviderName
 
 SourceKind = Literal["measured", "data_sheet", "derived", "assumed"]
 Compute = Literal["int8", "fp32", "fp16", "bf16"]
-Engine = Literal["onnxruntime-cpu", "onnxruntime-cuda", "torch-cpu", "torch-cuda"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +244,11 @@ class Platform:
     engine: Engine
     accelerator: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def provider(self) -> ProviderName | None:
+        """The execution provider that an edge's figures are of; None for an engine of a server."""
+        return next((name for name, engine in EDGE_ENGINES.items() if engine == self.engine), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

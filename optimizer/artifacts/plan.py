@@ -14,6 +14,7 @@ from typing import Any, Final
 import yaml
 
 from hwprofiles.errors import ProfileError
+from hwprofiles.providers.table import CPU
 from hwprofiles.schema.strict_yaml import load_strict
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.prediction import Limits, Predicted, ProfilesUsed
@@ -225,13 +226,16 @@ class Plan:
     def to_yaml(self) -> str:
         """The plan as YAML text that `load_plan` reads back to an equal value.
 
-        The default of `prefill` is left out: earlier versions then read the plan too.
+        The defaults of `prefill` and of the edge's provider are left out: earlier versions then
+        read the plan too.
         """
         values = {key: value for key, value in asdict(self).items() if value is not None}
         if not self.front_splits:  # earlier versions read the plan then
             del values["front_splits"]
         if self.prefill == "edge":
             del values["prefill"]
+        if self.profiles is not None and self.profiles.edge_provider == CPU.name:
+            del values["profiles"]["edge_provider"]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from hwprofiles.providers.table import ProviderName
 from optimizer.errors import PlanError
 
 QualitySource = Literal["certified", "partly assumed", "assumed"]
@@ -19,12 +20,15 @@ class ProfilesUsed:
     """Names of the profiles that a plan was made from.
 
     `epsilon`: with probability 1 - epsilon the link is at least as good as the plan assumes.
+    `edge_provider`: the execution provider that the edge's profile has figures of
+    (`hwprofiles.providers.table`).
     """
 
     edge: str
     cloud: str
     link: str
     epsilon: float = 0.5
+    edge_provider: ProviderName = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,14 @@ from typing import Annotated, Any, ClassVar, Final
 
 import typer
 
+from hwprofiles.providers.table import AUTO
 from splitpoint.commands.choices import DRAFTS, one_of
-from splitpoint.commands.option_groups import JsonOption, with_options
+from splitpoint.commands.option_groups import (
+    JsonOption,
+    ProviderOption,
+    check_provider,
+    with_options,
+)
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
 from splitpoint.views.work_state import WorkState
@@ -86,15 +92,22 @@ def decode(
     tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=2)] = 64,
     repeats: Annotated[int, typer.Option(help="Answers to take the median of.", min=1)] = 3,
     draft: Annotated[str, typer.Option(help="Drafter, as for 'splitpoint run'.")] = "off",
+    provider: ProviderOption = AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Decode through a server on loopback: tokens a second, and where a step's time goes."""
     one_of(draft, DRAFTS, "--draft")
+    check_provider(provider)
     from splitpoint.decode_bench import run_decode_bench
 
     with long_work("measuring decoding") as work:
         report = run_decode_bench(
-            bundle, tokens=tokens, repeats=repeats, draft=draft, progress=work.steps
+            bundle,
+            tokens=tokens,
+            repeats=repeats,
+            draft=draft,
+            provider=provider,
+            progress=work.steps,
         )
     print_json(report, indent=None if as_json else 1)
 

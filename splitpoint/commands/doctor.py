@@ -13,6 +13,9 @@ from typing import NamedTuple
 import typer
 from rich.table import Table
 
+from hwprofiles.errors import ProviderError
+from hwprofiles.providers.packages import clash_remedy, installed_packages
+from hwprofiles.providers.table import CPU
 from splitpoint.views.screen import open_console
 
 PACKAGES_OF_SIDE = {
@@ -55,6 +58,7 @@ def doctor() -> None:
         Check("python", platform.python_version(), _python_fix()),
         *(check for side in PACKAGES_OF_SIDE for check in _package_checks(side)),
         _check("front kernels", _try_front_kernels, "pip install 'splitpoint[edge]'"),
+        *_provider_checks(),
         _check("loopback", _try_loopback, "a firewall or proxy blocks 127.0.0.1"),
         _check("codec round trip", _try_codec, "pip install 'splitpoint[edge]'"),
         _codec_kernel(),
@@ -81,11 +85,25 @@ def _python_fix() -> str:
 def _package_checks(side: str) -> list[Check]:
     checks = []
     for name in PACKAGES_OF_SIDE[side]:
+        if name == "onnxruntime":
+            checks.append(_onnxruntime_check(f"{side}: {name}"))
+            continue
         try:
             checks.append(Check(f"{side}: {name}", version(name)))
         except PackageNotFoundError:
             checks.append(Check(f"{side}: {name}", "missing", f"pip install 'splitpoint[{side}]'"))
     return checks
+
+
+def _onnxruntime_check(what: str) -> Check:
+    """Any of the packages that bring it, but only one."""
+    found = installed_packages()
+    if not found:
+        return Check(what, "missing", "pip install 'splitpoint[edge]'")
+    text = ", ".join(
+        number if name == "onnxruntime" else f"{name} {number}" for name, number in found.items()
+    )
+    return Check(what, text, clash_remedy(found))
 
 
 def _check(what: str, attempt: Callable[[], str], fix: str) -> Check:
@@ -99,6 +117,32 @@ def _try_front_kernels() -> str:
     import onnxruntime
 
     return ", ".join(onnxruntime.get_available_providers())
+
+
+def _provider_checks() -> list[Check]:
+    """What each execution provider beside the CPU's runs of a front; none without ONNX Runtime."""
+    if find_spec("onnxruntime") is None:
+        return []
+    from hwprofiles.profiler.provider_probe import parts_run, parts_text
+    from hwprofiles.providers.sessions import available_providers
+
+    checks = []
+    for provider in available_providers():
+        if provider is CPU:
+            continue
+        what = f"provider {provider.name}"
+        try:
+            parts = parts_run(provider)
+        except ProviderError as error:
+            checks.append(Check(what, str(error), "the CPU runs the front meanwhile"))
+            continue
+        text = f"runs {parts_text(parts, 'provider') or 'nothing'}"
+        if left := parts_text(parts, "cpu"):
+            text += f"; leaves to the CPU {left}"
+        if missing := parts_text(parts, "nobody"):
+            text += f"; this onnxruntime is too old for {missing}"
+        checks.append(Check(what, text))
+    return checks
 
 
 def _try_loopback() -> str:

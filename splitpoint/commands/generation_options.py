@@ -11,6 +11,7 @@ import typer
 
 from decoding.params import SamplingParams
 from edge.errors import InputError
+from hwprofiles.providers.table import AUTO
 from optimizer.policy.kv.registry import KV_POLICIES
 from splitpoint.commands.choices import (
     DRAFTS,
@@ -25,6 +26,7 @@ from splitpoint.commands.choices import (
     prefill_places,
 )
 from splitpoint.commands.connection_options import CredentialOptions
+from splitpoint.commands.option_groups import ProviderOption, check_provider
 from splitpoint.text_input import text_argument
 from splitpoint.views.link_lines import LinkLines
 from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse_size
@@ -59,6 +61,7 @@ class DeviceOptions(CredentialOptions):
     spin: Annotated[
         bool, typer.Option("--spin", help="Idle kernel threads spin: faster, costs a core.")
     ] = False
+    provider: ProviderOption = AUTO
     affinity: Annotated[
         str | None, typer.Option(help="CPUs to run on, such as 0-3 or 0,2.", metavar="CPUS")
     ] = None
@@ -115,7 +118,8 @@ class DeviceOptions(CredentialOptions):
     ] = False
 
     def check(self) -> None:
-        """BadParameter for an address, a size or a time that cannot be meant. Loads nothing."""
+        """BadParameter for an address, a size or a time that cannot be meant, and for a provider
+        that is not here. Loads no front."""
         self.addresses()
         self.limit_bytes()
         one_of(self.power, POWER_SETTINGS, "--power")
@@ -125,6 +129,7 @@ class DeviceOptions(CredentialOptions):
                 "give one of them"
             )
         check_seconds(self.recover_within, "--recover-within", MOST_WAIT_S)
+        check_provider(self.provider)
 
     def addresses(self) -> list[str]:
         """The servers. BadParameter for one that cannot be dialled."""
@@ -147,8 +152,8 @@ class DeviceOptions(CredentialOptions):
         """An EdgeClient that lives as long as `stack`. keep_connected: it waits for users.
         is_watched: say on stderr when a server is lost, and what happens then.
 
-        Bad usage for an address that cannot be dialled, and InputError for bad credentials, before
-        anything is loaded.
+        Says on stderr what runs the front where it is not simply the CPU. Bad usage for an address
+        that cannot be dialled, and InputError for bad credentials, before anything is loaded.
         """
         self.check()
         credentials = self.credentials()
@@ -164,7 +169,7 @@ class DeviceOptions(CredentialOptions):
             if self.trace is None
             else stack.enter_context(self.trace.open("w", encoding="utf-8"))
         )
-        return stack.enter_context(
+        client = stack.enter_context(
             EdgeClient(
                 bundle,
                 self.addresses(),
@@ -173,6 +178,7 @@ class DeviceOptions(CredentialOptions):
                 threads=self.threads or chosen.threads,
                 draft_effort=chosen.drafts,
                 spinning=self.spin,
+                provider=self.provider,
                 memory_limit_bytes=self.limit_bytes(),
                 prefill_chunk=self.prefill_chunk,
                 draft_model=self.draft_model,
@@ -185,6 +191,9 @@ class DeviceOptions(CredentialOptions):
                 on_link=LinkLines() if is_watched else unheard,
             )
         )
+        if client.front_report.line:
+            typer.echo(client.front_report.line, err=True)
+        return client
 
     def _retry_policy(self) -> RetryPolicy | None:
         """None: as the client does it by itself."""

@@ -25,6 +25,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 import typer
 from typer.models import OptionInfo
 
+from hwprofiles.errors import ProviderError
+from hwprofiles.providers.table import AUTO, CPU, PROVIDERS
+from hwprofiles.providers.table import CHOICES as PROVIDER_CHOICES
 from protos.addresses import Address, parse_address
 from protos.errors import AddressError
 from splitpoint.commands.choices import DEVICES, completed, one_of
@@ -48,6 +51,29 @@ DeviceOption = Annotated[
         autocompletion=completed(DEVICES),
     ),
 ]
+
+
+ProviderOption = Annotated[
+    str,
+    typer.Option(
+        help="What of ONNX Runtime runs the front: auto, cpu, cuda, openvino, xnnpack, qnn or "
+        "coreml.",
+        autocompletion=completed(PROVIDER_CHOICES),
+    ),
+]
+
+
+def check_provider(name: str) -> str:
+    """`name`. BadParameter for no provider, and for one that the installed ONNX Runtime lacks."""
+    one_of(name, PROVIDER_CHOICES, "--provider")
+    if name not in (AUTO, CPU.name):
+        from hwprofiles.providers.sessions import require_listed
+
+        try:
+            require_listed(PROVIDERS[name])
+        except ProviderError as error:
+            raise typer.BadParameter(f"--provider {error}") from error
+    return name
 
 
 def compute_device(name: str) -> str:

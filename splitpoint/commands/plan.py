@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from hwprofiles.providers.table import CPU
 from optimizer.errors import PlanError
 from splitpoint.commands.option_groups import given_options, with_options
 from splitpoint.commands.plan_options import (
@@ -23,8 +24,6 @@ from splitpoint.commands.price_options import PriceOptions, priced
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
 
-# The one engine that the edge runs its front with.
-EDGE_ENGINE: Final = "onnxruntime-cpu"
 NOTICED_DROP: Final = 0.10  # of the device's speed, from which a plan says that it does not last
 
 if TYPE_CHECKING:
@@ -126,15 +125,28 @@ def _machines(deployment: DeploymentOptions) -> tuple[DeviceProfile, DeviceProfi
                 err=True,
             )
     _tell_lasting(machines[0])
-    engine = machines[0].platform.engine
-    if engine != EDGE_ENGINE:
+    _say_provider(machines[0])
+    return machines
+
+
+def _say_provider(edge: DeviceProfile) -> None:
+    """On stderr, where the edge's figures are not of the CPU's kernels, which every edge has."""
+    provider = edge.platform.provider
+    if provider is None:
         typer.echo(
-            f"splitpoint: {machines[0].name} has figures of {engine}, and the edge runs "
-            f"{EDGE_ENGINE} only: expect it to be several times slower than planned; measure it "
-            "there with 'splitpoint profile device'",
+            f"splitpoint: {edge.name} has figures of {edge.platform.engine}, and an edge runs ONNX "
+            "Runtime: expect it to be several times slower than planned; measure it there with "
+            "'splitpoint profile device'",
             err=True,
         )
-    return machines
+    elif provider != CPU.name:
+        basis = "measured with" if edge.measured else "assumed for"
+        typer.echo(
+            f"splitpoint: the edge's figures in {edge.name} are {basis} {provider}: it takes "
+            f"{provider} by itself where its onnxruntime has it, and elsewhere is slower than "
+            "planned",
+            err=True,
+        )
 
 
 def _tell_lasting(edge: DeviceProfile) -> None:
@@ -209,6 +221,7 @@ def _decided(
             cloud=_from_plan(deployment.cloud, out),
             link=_from_plan(deployment.link, out),
             epsilon=deployment.epsilon,
+            edge_provider=planner.problem.edge.platform.provider or CPU.name,
         ),
         binding=binding_limits(planner, point, found),
     )

@@ -15,14 +15,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwprofiles.errors import ProfileError
+from hwprofiles.errors import ProfileError, ProviderError
 from hwprofiles.links.catalog import link_names, load_link
 from hwprofiles.links.profile import LinkProfile
 from hwprofiles.profiles.catalog import device_to_yaml, load_device, shipped_devices, to_plain
 from hwprofiles.profiles.compare import compare_devices, key_figures
 from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.providers.table import AUTO, CPU, PROVIDERS, ExecutionProvider
 from splitpoint.commands.connection_options import CredentialOptions
-from splitpoint.commands.option_groups import JsonOption, address_of, with_options
+from splitpoint.commands.option_groups import (
+    JsonOption,
+    ProviderOption,
+    address_of,
+    check_provider,
+    with_options,
+)
 from splitpoint.text_input import read_text
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
@@ -63,6 +70,7 @@ def device(
         Literal["auto", "cpu", "cuda"],
         typer.Option("--device", help="Where the cloud's kernels run; auto: CUDA if there."),
     ] = "auto",
+    provider: ProviderOption = AUTO,
     name: NameOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -70,6 +78,7 @@ def device(
 
     An edge runs ONNX Runtime, a cloud server torch: two profiles, each with its own rates.
     """
+    check_provider(provider)
     from splitpoint.profiled_codec import ProfiledCodec
 
     chosen = _role(role)
@@ -85,7 +94,9 @@ def device(
         if chosen == "edge":
             from hwprofiles.profiler.front_profiler import profile_device
 
-            found = profile_device(**common, sustained_s=60 * sustained)
+            found = profile_device(
+                **common, provider=_provider(provider), sustained_s=60 * sustained
+            )
         else:
             from cloud.engine.profiled_kernels import TorchKernels
             from hwprofiles.profiler.back_profiler import profile_server
@@ -126,6 +137,25 @@ def _role(asked: str) -> str:
             "which is not installed: pip install 'splitpoint[edge]' or 'splitpoint[cloud]'"
         )
     return asked
+
+
+def _provider(asked: str) -> ExecutionProvider:
+    """The provider to measure. For `auto` the one that `run` may take by itself, if it starts."""
+    from hwprofiles.profiler.provider_probe import parts_run
+    from hwprofiles.providers.sessions import available_providers
+
+    if asked != AUTO:
+        return PROVIDERS[asked]
+    for found in available_providers():
+        if found.in_auto:
+            try:
+                parts_run(found)
+            except ProviderError as error:
+                typer.echo(f"{error}; measuring the CPU", err=True)
+                continue
+            typer.echo(f"measuring {found.name}; --provider cpu measures the CPU", err=True)
+            return found
+    return CPU
 
 
 @profile_app.command()

@@ -85,7 +85,7 @@ def run(
         answer = client.start(question, request)
         completion = show_answer(answer, silent=as_json)
     if as_json:
-        print_json(completion.to_json())
+        print_json({**completion.to_json(), "front": client.front_report.to_json()})
     else:
         typer.echo()
         typer.echo(summary(completion), err=True)

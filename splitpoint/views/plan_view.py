@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
+from hwprofiles.providers.table import CPU
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prediction import Predicted
 from optimizer.artifacts.prefill import PrefillPlace
@@ -185,6 +186,8 @@ def _choice_table(plan: Plan) -> Table:
     if not plan.edge_is_whole:
         table.add_row("codec level", plan.level)
         table.add_row("drafting", plan.drafting)
+    if plan.profiles is not None and plan.profiles.edge_provider != CPU.name:
+        table.add_row("front runs on", plan.profiles.edge_provider)
     table.add_row("prefill chunk", str(plan.prefill_chunk))
     if plan.prefill != "edge":
         table.add_row("prefill", f"{plan.prefill}: {PLACE_TEXT[plan.prefill]}")

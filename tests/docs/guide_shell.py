@@ -235,7 +235,7 @@ class GuideShell:
         for index, word in enumerate(found[1:], 1):
             if found[index - 1] in ("--split", "--back-from"):
                 found[index] = LAYERS.get(word, word)
-            if found[index - 1] == "--device":
+            if found[index - 1] in ("--device", "--provider"):
                 found[index] = "cpu" if word == "cuda" else word
         if name == "serve" and "--weights" in found:
             place = found.index("--weights")  # a CPU refuses it

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from edge.errors import EdgeError
+from edge.generation.factory import GenerationFactory
 from edge.generation.report import Completion
+from hwprofiles.providers.table import PROVIDERS
 from splitpoint.chat import answering
 from splitpoint.cli import main
 from tests.conftest import ModelBench
@@ -207,3 +209,71 @@ def test_a_short_time_to_recover_is_a_short_time_to_connect(
         (0.0, 1.0),
         (100.0, 10.0),
     ]
+
+
+def test_a_provider_that_is_not_here_is_bad_usage_with_its_remedy(
+    capsys: pytest.CaptureFixture[str], bundle: Path
+) -> None:
+    common = ("run", bundle, "--server", "127.0.0.1:1", "--prompt", "x")
+    status, line = failing(capsys, *common, "--provider", "xnnpack")
+    assert status == 2
+    assert "--provider xnnpack: this onnxruntime" in line
+    assert "build ONNX Runtime with --use_xnnpack" in line
+    status, line = failing(capsys, *common, "--provider", "cudaa")
+    assert (status, "did you mean cuda" in line) == (2, True)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate provider")
+def test_what_runs_the_front_is_said_once_and_in_json(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: Path,
+    server: RunningServer,
+) -> None:
+    """The CPU's kernels under another name. Rows that may depend on the cut are cut as planned."""
+    fake = replace(PROVIDERS["openvino"], runtime_name="CPUExecutionProvider", options=_no_options)
+    monkeypatch.setitem(PROVIDERS, "openvino", fake)
+    adapts: list[bool] = []
+
+    def factory(**parts: Any) -> GenerationFactory:
+        adapts.append(parts["adaptive_chunks"])
+        return GenerationFactory(**parts)
+
+    monkeypatch.setattr("edge.client.GenerationFactory", factory)
+    common = (bundle, "--server", server.address, "--prompt", "once upon", "--max-new-tokens", 8)
+    expected = run_json(capsys, *common)
+    assert expected["front"] == {"provider": "cpu", "not_taken": []}
+    assert main(["run", *map(str, common), "--provider", "openvino", "--json"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["tokens"] == expected["tokens"]
+    assert report["front"]["provider"] == "openvino"
+    assert report["front"]["rows_depend_on_cut"]
+    assert captured.err.count("openvino runs") == 1
+    assert adapts == [True, False]
+
+
+def _no_options(threads: int) -> dict[str, str]:
+    return {}
+
+
+def test_doctor_finds_two_packages_of_onnxruntime_and_what_a_provider_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    both = {"onnxruntime": "1.32.0", "onnxruntime-openvino": "1.24.1"}
+    monkeypatch.setattr("splitpoint.commands.doctor.installed_packages", lambda: both)
+    openvino = PROVIDERS["openvino"]
+    monkeypatch.setattr(
+        "hwprofiles.providers.sessions.available_providers", lambda: (PROVIDERS["cpu"], openvino)
+    )
+    parts = {"4-bit products": "provider", "the embedding": "cpu", "attention": "nobody"}
+    monkeypatch.setattr("hwprofiles.profiler.provider_probe.parts_run", lambda provider: parts)
+    assert main(["doctor"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "1.32.0, onnxruntime-openvino 1.24.1" in text
+    assert "pip uninstall onnxruntime onnxruntime-openvino, then install only one" in text
+    assert (
+        "runs 4-bit products; leaves to the CPU the embedding; this onnxruntime is too old for "
+        "attention" in text
+    )

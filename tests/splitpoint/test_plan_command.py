@@ -328,18 +328,26 @@ def test_an_assumed_loss_of_quality_is_said(capsys: pytest.CaptureFixture[str]) 
     assert "certify" in text
 
 
-def test_a_profile_of_kernels_that_the_edge_does_not_run_is_named(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("engine", "provider", "said"),
+    [
+        ("onnxruntime-cuda", "cuda", "are assumed for cuda: it takes cuda by itself"),
+        ("torch-cuda", "cpu", "figures of torch-cuda, and an edge runs ONNX Runtime"),
+    ],
+)
+def test_a_profile_of_other_kernels_than_the_cpus_is_named_and_kept_in_the_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, engine: Any, provider: str, said: str
 ) -> None:
     profile = load_device("jetson-orin-nano-8gb")
-    on_gpu = replace(profile, platform=replace(profile.platform, engine="onnxruntime-cuda"))
+    other = replace(profile, platform=replace(profile.platform, engine=engine))
     file = tmp_path / "gpu.yaml"
-    file.write_text(device_to_yaml(on_gpu))
+    file.write_text(device_to_yaml(other))
     arguments = ("--edge", str(file), "--cloud", "a100-80gb", "--link", "4g")
     assert main(["plan", "--model", "smollm2-135m", *arguments, "--json"]) == 0
     captured = capsys.readouterr()
-    assert "onnxruntime-cuda, and the edge runs onnxruntime-cpu only" in captured.err
-    json.loads(captured.out)
+    assert said in captured.err
+    assert bool(captured.err.strip()) == bool(said)
+    assert json.loads(captured.out)["profiles"]["edge_provider"] == provider
 
 
 def test_a_plan_for_a_gpu_server_counts_16_bits_a_weight(

@@ -12,7 +12,7 @@ from hwprofiles.profiler.back_stack import BackEffort, back_bytes
 from hwprofiles.profiler.measured_backends import BackStack, Call, SessionLoad, StackShape
 from hwprofiles.profiler.parts import codec_speeds, codec_version, codec_warnings
 from hwprofiles.profiler.timing import Timing
-from hwprofiles.profiles.device import Engine
+from hwprofiles.profiles.engines import Engine
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.cost.cloud import SessionRows, back_step_s
 

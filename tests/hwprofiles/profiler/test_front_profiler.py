@@ -122,6 +122,7 @@ def test_a_tiny_run_gives_a_whole_valid_profile(
     )
     assert profile.measured
     assert profile.sources["bench"].date
+    assert profile.platform.provider == "cpu"
     assert {(k.weight_bits, k.compute) for k in profile.kernels} >= {(4, "int8"), (32, "fp32")}
     assert all(point.flops_per_s > 0 for k in profile.kernels for point in k.batch.points)
     assert {k.kv_bits for k in profile.attention} == {8, 16, 32}

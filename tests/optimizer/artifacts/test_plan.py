@@ -115,6 +115,18 @@ def test_a_prompts_place_is_written_only_where_it_is_not_the_edge(tmp_path: Path
         load_plan(path)
 
 
+def test_the_edges_provider_is_written_only_where_it_is_not_the_cpu(tmp_path: Path) -> None:
+    assert DECIDED.profiles is not None
+    assert "edge_provider" not in yaml.safe_load(DECIDED.to_yaml())["profiles"]
+    plan = replace(DECIDED, profiles=replace(DECIDED.profiles, edge_provider="openvino"))
+    path = tmp_path / "plan.yaml"
+    path.write_text(plan.to_yaml())
+    assert load_plan(path) == plan
+    path.write_text(plan.to_yaml().replace("openvino", "tensorrt"))
+    with pytest.raises(PlanError, match="edge_provider"):
+        load_plan(path)
+
+
 def test_a_prompt_goes_as_ids_only_to_a_server_with_every_layer() -> None:
     with pytest.raises(PlanError, match="holds only the layers from 1 on"):
         replace(PLAN, prefill="cloud")

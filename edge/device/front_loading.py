@@ -1,0 +1,171 @@
+"""Loads a front with a provider, and tries it before anybody relies on it.
+
+Another provider than the CPU computes other bits with the same weights. That is allowed: the cloud
+gets the rows that were computed, so both sides agree. Two things are not allowed. The same tokens
+in the same steps must give the same bits, since replay, drafts and a kept cache rely on that. And
+the rows must be those of the model. So a few tokens go through both providers first. The limits are
+ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.device.front import FrontEngine
+from edge.device.front_report import FrontReport, merged
+from edge.device.memory_limit import check_resident
+from edge.errors import FrontError, InputError
+from hwprofiles.errors import ProviderError
+from hwprofiles.heap import trim_heap
+from hwprofiles.providers.sessions import available_providers, require_listed
+from hwprofiles.providers.table import AUTO, CHOICES, CPU, PROVIDERS, ExecutionProvider
+from optimizer.artifacts.bundle import Bundle, front_names
+from optimizer.artifacts.plan import Plan
+
+# Products of 8-bit activations, as the CPU has them, are about 2 % from those of floats after 10
+# layers of SmolLM2 (docs/results/edge.md). A wrong kernel is far beyond this limit.
+MOST_DIFFERENCE: Final = 0.2
+TRIED_TOGETHER: Final = 12
+TRIED_ALONE: Final = 4
+
+Rows = npt.NDArray[np.float32]
+
+
+class LoadedFront(NamedTuple):
+    """Engines that share weights, and what they run on."""
+
+    engines: list[FrontEngine]
+    report: FrontReport
+
+
+def load_bundle_front(bundle: Bundle, **options: Any) -> LoadedFront:
+    """The front of a bundle whose files are all listed. options: of `load_front`."""
+    files = [bundle.path(f"edge/{name}") for name in front_names(bundle.plan)]
+    return load_front(files[0].parent, plan=bundle.plan, **options)
+
+
+def load_front(
+    edge_dir: Path,
+    *,
+    plan: Plan,
+    provider: str = AUTO,
+    memory_limit_bytes: int | None = None,
+    **options: Any,
+) -> LoadedFront:
+    """Load the front in `edge_dir` with the named provider, or with the best for `auto`.
+
+    memory_limit_bytes: of this process. The formula that is asked before (`fitting_chunk`) knows
+    the CPU's kernels; with another provider the process is measured once it has loaded and tried
+    the front. options: others of `FrontEngine.load`.
+
+    `auto` takes the provider that the plan was made for. Next comes one that is known to run
+    fronts, if it runs every node. Otherwise the CPU runs it, and the report says why. Raises
+    InputError for a provider that this ONNX Runtime does not have, FrontError where it cannot run
+    this front or its rows are not to be used, and MemoryLimitError.
+    """
+    options["low_memory"] = memory_limit_bytes is not None
+    if provider == AUTO:
+        loaded = _load_best(edge_dir, plan, options)
+    elif provider == CPU.name:
+        loaded = LoadedFront(FrontEngine.load(edge_dir, plan=plan, **options), FrontReport())
+    else:
+        loaded = _load_tried(edge_dir, plan, known_provider(provider), options)
+    if memory_limit_bytes is not None and loaded.report.provider != CPU.name:
+        check_resident(memory_limit_bytes, provider=loaded.report.provider)
+    return loaded
+
+
+def known_provider(name: str) -> ExecutionProvider:
+    """The provider of that name. InputError, with the remedy, where it is not here."""
+    if name not in PROVIDERS:
+        raise InputError(f"no provider {name!r}: choose one of {', '.join(CHOICES)}")
+    try:
+        require_listed(PROVIDERS[name])
+    except ProviderError as error:
+        raise InputError(f"--provider {error}") from error
+    return PROVIDERS[name]
+
+
+def _load_best(edge_dir: Path, plan: Plan, options: dict[str, Any]) -> LoadedFront:
+    planned = CPU.name if plan.profiles is None else plan.profiles.edge_provider
+    listed = available_providers()
+    not_taken: list[str] = []
+    if planned != CPU.name and planned not in {each.name for each in listed}:
+        not_taken.append(f"planned for {planned}, which this onnxruntime does not have")
+    candidates = [each for each in listed if each.name == planned or each.in_auto]
+    candidates = [each for each in candidates if each is not CPU]
+    for candidate in sorted(candidates, key=lambda each: each.name != planned):
+        try:
+            loaded = _load_tried(edge_dir, plan, candidate, options)
+        except FrontError as error:
+            not_taken.append(str(error))
+            continue
+        if candidate.name == planned or (loaded.report.is_known and not loaded.report.on_cpu):
+            return loaded._replace(report=_with_reasons(loaded.report, not_taken))
+        not_taken.append(f"not taken: {loaded.report.line}")
+        del loaded
+        trim_heap()
+    report = _with_reasons(FrontReport(), not_taken)
+    return LoadedFront(FrontEngine.load(edge_dir, plan=plan, **options), report)
+
+
+def _with_reasons(report: FrontReport, not_taken: list[str]) -> FrontReport:
+    return replace(report, not_taken=tuple(not_taken))
+
+
+def _load_tried(
+    edge_dir: Path, plan: Plan, provider: ExecutionProvider, options: dict[str, Any]
+) -> LoadedFront:
+    """Load it with this provider and try it. The CPU's front is loaded before, and freed."""
+    expected = _rows_of(FrontEngine.load(edge_dir, plan=plan, **{**options, "count": 1})[0], plan)
+    trim_heap()
+    engines = FrontEngine.load(edge_dir, plan=plan, provider=provider, **options)
+    rows = _rows_of(engines[0], plan)
+    if not np.array_equal(rows, _rows_of(engines[0], plan)):
+        raise FrontError(
+            f"{provider.name}: the same tokens gave other rows the second time, and what is sent "
+            "again would differ; use --provider cpu"
+        )
+    difference = row_difference(rows, expected)
+    if not difference <= MOST_DIFFERENCE:  # also when it is no number
+        raise FrontError(
+            f"{provider.name}: its rows are {100 * difference:.2g} % from the CPU's, and at most "
+            f"{100 * MOST_DIFFERENCE:g} % can be rounding; use --provider cpu"
+        )
+    placement = merged(engines[0].placements)
+    report = FrontReport(
+        provider=provider.name,
+        num_nodes=placement.num_nodes,
+        on_cpu=placement.on_cpu,
+        is_known=placement.is_known,
+        row_difference=difference,
+        depends_on_cut=provider.depends_on_cut,
+    )
+    return LoadedFront(engines, report)
+
+
+def row_difference(rows: Rows, expected: Rows) -> float:
+    """The median over rows [T, D] of ||row - expected|| / ||expected||; NaN for rows that have no
+    number."""
+    lengths = np.linalg.norm(expected.astype(np.float64), axis=1)
+    errors = np.linalg.norm(rows.astype(np.float64) - expected, axis=1)
+    if not np.isfinite(rows).all():
+        return float("nan")
+    return float(np.median(errors / np.maximum(lengths, 1e-30)))
+
+
+def _rows_of(front: FrontEngine, plan: Plan) -> Rows:
+    """Rows of some tokens: several in one step, then one by one. The front is empty afterwards."""
+    vocab_size = plan.model.geometry.vocab_size
+    count = min(TRIED_TOGETHER + TRIED_ALONE, front.capacity)
+    token_ids = (np.arange(1, count + 1, dtype=np.int64) * 7919) % vocab_size
+    together = max(count - TRIED_ALONE, 1)
+    parts = [front.forward(token_ids[:together])]
+    parts += [front.forward(token_ids[at : at + 1]) for at in range(together, count)]
+    front.reset()
+    return np.concatenate(parts)

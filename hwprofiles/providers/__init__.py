@@ -1,0 +1,1 @@
+"""Execution providers of ONNX Runtime: what can run a front's kernels, and how it is opened."""
