@@ -20,6 +20,7 @@ from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.prediction import Limits, ProfilesUsed
 from optimizer.artifacts.specs import load_spec
+from optimizer.cost.front_kernels import blocks_for
 from optimizer.cost.link import link_at
 from optimizer.cost.memory import edge_memory
 from optimizer.search.explain import binding_limits
@@ -218,6 +219,7 @@ def split_bytes(
         level="lossless",
         max_tokens=tokens,
         prefill_chunk=128,
+        weight_blocks=blocks_for(bits),
     )
     return edge_memory(device, plan).total_bytes
 

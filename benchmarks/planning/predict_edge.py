@@ -31,6 +31,7 @@ from hwprofiles.profiles.device import DeviceProfile, Figure
 from hwprofiles.schema.strict_yaml import parse_strict
 from optimizer.artifacts.plan import ModelRef, Partition, Plan, load_plan
 from optimizer.cost.edge import front_step
+from optimizer.cost.front_kernels import blocks_for
 from optimizer.cost.memory import edge_memory_over
 
 SPLITS, BITS, KV_BITS = (3, 10, 20, 30), (4, 8, 32), (32, 8)
@@ -88,6 +89,7 @@ def build_fronts(model: Path, folder: Path) -> dict[Path, Plan]:
                         level="lossless",
                         max_tokens=MAX_TOKENS,
                         prefill_chunk=CHUNK,
+                        weight_blocks=blocks_for(bits),
                     )
                     export_front(source, plan, edge_dir)
                     (edge_dir / "plan.yaml").write_text(plan.to_yaml())

@@ -28,18 +28,24 @@ OLDEST_ONNXRUNTIME: Final = (1, 31)
 
 
 class FrontGraph:
-    """One loaded graph. layers: those in it. mapped: its files, where memory is short."""
+    """One loaded graph. layers: those in it. mapped: its files, whose pages are given back."""
 
     def __init__(
-        self, session: ort.InferenceSession, layers: range, mapped: MappedFiles | None
+        self,
+        session: ort.InferenceSession,
+        layers: range,
+        mapped: MappedFiles,
+        *,
+        low_memory: bool,
     ) -> None:
         self.session = session
         self.layers = layers
         self._mapped = mapped
+        self._low_memory = low_memory
 
     def release_pages(self) -> None:
-        """Give resident pages of its files back."""
-        if self._mapped is not None:
+        """Give resident pages of its files back, where memory is short."""
+        if self._low_memory:
             self._mapped.release()
 
 
@@ -48,9 +54,9 @@ class FrontGraphs:
 
     threads: of the kernels (None: one for each CPU that may be used). spinning: threads that wait
     for work within a step spin instead of sleeping, which is faster; between steps they sleep in
-    any case. low_memory: keep no memory for later that a step can get again, and give file pages
-    back (`edge.device.mapped_pages`): those of the weights and of the other files that are
-    `mapped`.
+    any case. After loading, pages of the weights' files are given back
+    (`edge.device.mapped_pages`). low_memory: keep no memory for later that a step can get again,
+    and go on giving pages back: those of the weights and of the other files that are `mapped`.
     """
 
     def __init__(
@@ -102,15 +108,17 @@ class FrontGraphs:
             session = ort.InferenceSession(
                 utf8_path(path), self._options, providers=["CPUExecutionProvider"]
             )
-            pages = None
-            if self._low_memory:  # the kernels have packed what they need; loading leaves holes
-                others = self._others if index == 0 else ()
-                pages = MappedFiles(path.with_name(f"{path.name}.data"), *others)
-                pages.release()
-                gc.collect()
-                trim_heap()
+            # The kernels have packed what they need: the file's pages would be a second copy of the
+            # scales. Loading leaves holes in the heap.
+            others = self._others if index == 0 and self._low_memory else ()
+            pages = MappedFiles(path.with_name(f"{path.name}.data"), *others)
+            pages.release()
+            gc.collect()
+            trim_heap()
+            if self._low_memory:
                 release_read_only_pages()
-            return FrontGraph(session, range(splits[index], splits[index + 1]), pages)
+            layers = range(splits[index], splits[index + 1])
+            return FrontGraph(session, layers, pages, low_memory=self._low_memory)
         except InputError:
             raise
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from optimizer.artifacts.plan import ModelRef, Partition, Plan, load_plan
 from optimizer.artifacts.specs import load_spec
+from optimizer.cost.front_kernels import blocks_for
 from optimizer.cost.levels import DEFAULT_LEVELS, EXTRA_LEVELS
 from optimizer.errors import ModelError, ScenarioError
 from optimizer.simulate.scenario import (
@@ -93,6 +94,7 @@ def plan_of(deployment: Deployment) -> Plan:
         drafting=deployment.drafting,
         prefill=deployment.prefill,
         front_splits=deployment.front_splits,
+        weight_blocks=blocks_for(deployment.front_bits),
     )
 
 

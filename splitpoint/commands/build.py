@@ -243,6 +243,7 @@ def _kept(out: Path) -> str:
 def plan_from_flags(source: ModelSource, flags: PartitionFlags, default_level: str) -> Plan:
     """A plan that says what the flags say, for the model at hand."""
     from optimizer.artifacts.plan import ModelRef, Partition, Plan
+    from optimizer.cost.front_kernels import blocks_for
 
     geometry, cuts = source.geometry, flags.cuts()
     split = cuts[-1] if cuts else flags.split or 0
@@ -256,4 +257,5 @@ def plan_from_flags(source: ModelSource, flags: PartitionFlags, default_level: s
         prefill_chunk=flags.prefill_chunk,
         exact_front=flags.exact_front,
         front_splits=cuts if len(cuts) > 1 else (),
+        weight_blocks=blocks_for(flags.front_bits),
     )

@@ -55,6 +55,7 @@ def doctor() -> None:
         Check("python", platform.python_version(), _python_fix()),
         *(check for side in PACKAGES_OF_SIDE for check in _package_checks(side)),
         _check("front kernels", _try_front_kernels, "pip install 'splitpoint[edge]'"),
+        Check("16-bit fronts", _wide_fronts()),
         _check("loopback", _try_loopback, "a firewall or proxy blocks 127.0.0.1"),
         _check("codec round trip", _try_codec, "pip install 'splitpoint[edge]'"),
         _codec_kernel(),
@@ -98,6 +99,12 @@ def _try_front_kernels() -> str:
     import onnxruntime
 
     return ", ".join(onnxruntime.get_available_providers())
+
+
+def _wide_fronts() -> str:
+    from optimizer.cost.front_kernels import widened_note
+
+    return widened_note(16)
 
 
 def _try_loopback() -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prediction import Predicted
 from optimizer.artifacts.prefill import PrefillPlace
+from optimizer.cost.front_kernels import widened_note
 from optimizer.search.alternatives import PlanAlternative
 from optimizer.search.alternatives import why as reason
 from optimizer.search.explain import Explanation, Flip, Relaxation
@@ -175,7 +176,8 @@ def _choice_table(plan: Plan) -> Table:
     elif split == 0:
         where = "the server runs every layer, the device sends token ids"
     table.add_row("split", f"{split} ({where})")
-    bits = f"{plan.partition.front_bits}"
+    note = widened_note(plan.partition.front_bits)
+    bits = f"{plan.partition.front_bits}{f' ({note})' if note else ''}"
     if plan.front_layer_bits:
         bits = f"by layer: {' '.join(map(str, plan.front_layer_bits))}"
     table.add_row("front bits", bits)

@@ -147,4 +147,5 @@ def _plan(source: ModelSource, split: int) -> Plan:
         level="lossless",
         max_tokens=min(source.geometry.context_length, LONGEST_WINDOW),
         prefill_chunk=1,
+        weight_blocks="large",
     )
