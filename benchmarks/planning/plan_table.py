@@ -20,6 +20,7 @@ from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.prediction import Limits, ProfilesUsed
 from optimizer.artifacts.specs import load_spec
+from optimizer.cost.front_kernels import blocks_for
 from optimizer.cost.link import link_at
 from optimizer.cost.memory import edge_memory
 from optimizer.search.explain import binding_limits
@@ -182,7 +183,7 @@ def memory_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Where one precision for everything, and everything on the device, run out of memory."""
     lines = [
         f"Everything on the device, one precision throughout, {MAX_TOKENS:,} tokens (KV at 16 bits "
-        "beside 16-bit weights, at 8 otherwise):",
+        "beside 16-bit weights, at 8 otherwise; 4- and 8-bit weights in large blocks):",
         "",
         "| model | edge | weight bits | needed | usable | whole model | longest sequence with "
         "the whole model | most layers that fit |",
@@ -218,6 +219,7 @@ def split_bytes(
         level="lossless",
         max_tokens=tokens,
         prefill_chunk=128,
+        weight_blocks=blocks_for(bits, "large"),
     )
     return edge_memory(device, plan).total_bytes
 

@@ -32,25 +32,27 @@ OLDEST_ONNXRUNTIME: Final = (1, 31)
 
 
 class FrontGraph:
-    """One loaded graph. layers: those in it. mapped: its files, where memory is short.
+    """One loaded graph. layers: those in it. mapped: its files, whose pages are given back.
     cache_device: where the node runs that reads and writes the cache."""
 
     def __init__(
         self,
         opened: ProviderSession,
         layers: range,
-        mapped: MappedFiles | None,
+        mapped: MappedFiles,
         *,
+        low_memory: bool,
         cache_device: TensorDevice = "cpu",
     ) -> None:
         self.session, self.placement = opened
         self.layers = layers
         self.cache_device = cache_device
         self._mapped = mapped
+        self._low_memory = low_memory
 
     def release_pages(self) -> None:
-        """Give resident pages of its files back."""
-        if self._mapped is not None:
+        """Give resident pages of its files back, where memory is short."""
+        if self._low_memory:
             self._mapped.release()
 
 
@@ -59,9 +61,10 @@ class FrontGraphs:
 
     threads: of the kernels (None: one for each CPU that may be used). spinning: threads that wait
     for work within a step spin instead of sleeping, which is faster; between steps they sleep in
-    any case. low_memory: keep no memory for later that a step can get again, and give file pages
-    back (`edge.device.mapped_pages`): those of the weights and of the other files that are
-    `mapped`. provider: whose kernels run; the CPU runs the nodes that it leaves.
+    any case. After loading, pages of the weights' files are given back
+    (`edge.device.mapped_pages`). low_memory: keep no memory for later that a step can get again,
+    and go on giving pages back: those of the weights and of the other files that are `mapped`.
+    provider: whose kernels run; the CPU runs the nodes that it leaves.
     """
 
     def __init__(
@@ -116,19 +119,21 @@ class FrontGraphs:
             opened = open_session(
                 utf8_path(path), self._options, self._provider, threads=self._threads
             )
-            pages = None
-            if self._low_memory:  # the kernels have packed what they need; loading leaves holes
-                others = self._others if index == 0 else ()
-                pages = MappedFiles(path.with_name(f"{path.name}.data"), *others)
-                pages.release()
-                gc.collect()
-                trim_heap()
+            # The kernels have packed what they need: the file's pages would be a second copy of the
+            # scales. Loading leaves holes in the heap.
+            others = self._others if index == 0 and self._low_memory else ()
+            pages = MappedFiles(path.with_name(f"{path.name}.data"), *others)
+            pages.release()
+            gc.collect()
+            trim_heap()
+            if self._low_memory:
                 release_read_only_pages()
             is_left = opened.placement.leaves(ATTENTION)
             return FrontGraph(
                 opened,
                 range(splits[index], splits[index + 1]),
                 pages,
+                low_memory=self._low_memory,
                 cache_device="cpu" if is_left else self._provider.device,
             )
         except InputError:

@@ -212,7 +212,7 @@ def _parts(needed: EdgeMemory) -> str:
         "embedding": needed.embedding_bytes,
         "codec": needed.codec_bytes,
         "KV cache": needed.kv_bytes,
-        "workspace": max(needed.workspace_bytes, needed.head_leftover_bytes),
+        "workspace": needed.workspace_bytes,
     }
     steady = sum(parts.values())
     if needed.load_peak_bytes > steady:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import yaml
 
@@ -28,6 +28,8 @@ BACK_BITS: Final = (8, 16, 32)
 KV_BITS: Final = (8, 16, 32)
 LAYER_BITS: Final = (4, 8)  # of one layer in a front of mixed precision
 DRAFTING: Final = ("off", "ngram", "head")
+WeightBlocks = Literal["small", "large"]  # how many of the front's weights share a scale
+WEIGHT_BLOCKS: Final = ("small", "large")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,9 @@ class Plan:
     session may move between: rising, the last one `partition.split`. The front is cut there, into
     segments that are loaded and dropped apart. Empty: the split stays. `prefill` says where a
     prompt's rows are computed (`optimizer.policy.prefill_place`); other places than the edge need a
-    server that holds every layer.
+    server that holds every layer. `weight_blocks` says how many of the front's weights share a
+    scale (`optimizer.cost.front_kernels.block_size`): "small" is 32, as in every plan of earlier
+    versions, "large" is more and takes less memory.
 
     The other fields are a record: the profiles and limits that `splitpoint plan` used, what it
     predicted, and the limits that bind. A plan from flags has none of them. Raises PlanError.
@@ -95,6 +99,7 @@ class Plan:
     front_layer_bits: tuple[int, ...] = ()
     front_splits: tuple[int, ...] = ()
     prefill: PrefillPlace = "edge"
+    weight_blocks: WeightBlocks = "small"
     profiles: ProfilesUsed | None = None
     limits: Limits | None = None
     predicted: Predicted | None = None
@@ -126,6 +131,9 @@ class Plan:
             raise PlanError(f"prefill chunk {self.prefill_chunk}: must be at least 1")
         if self.drafting not in DRAFTING:
             raise PlanError(f"drafting {self.drafting!r}: choose one of {', '.join(DRAFTING)}")
+        if self.weight_blocks not in WEIGHT_BLOCKS:
+            known = " and ".join(WEIGHT_BLOCKS)
+            raise PlanError(f"weight blocks {self.weight_blocks!r}: this version reads {known}")
         self._check_layer_bits()
         self._check_front_splits()
         self._check_prefill()
@@ -187,6 +195,7 @@ class Plan:
         return (
             self.drafting != "off"
             or self.prefill != "edge"
+            or self.weight_blocks != "small"
             or bool(self.front_layer_bits or self.front_splits or self.binding)
             or any(record is not None for record in records)
         )
@@ -226,8 +235,7 @@ class Plan:
     def to_yaml(self) -> str:
         """The plan as YAML text that `load_plan` reads back to an equal value.
 
-        The defaults of `prefill` and of the edge's provider are left out: earlier versions then
-        read the plan too.
+        Defaults of the newest keys are left out: earlier versions then read the plan too.
         """
         values = {key: value for key, value in asdict(self).items() if value is not None}
         if not self.front_splits:  # earlier versions read the plan then
@@ -236,6 +244,8 @@ class Plan:
             del values["prefill"]
         if self.profiles is not None and self.profiles.edge_provider == CPU.name:
             del values["profiles"]["edge_provider"]
+        if self.weight_blocks == "small":
+            del values["weight_blocks"]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 

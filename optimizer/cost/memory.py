@@ -1,11 +1,12 @@
 """Peak bytes of the edge process, part by part.
 
-    peak = runtime + weights + embedding + codec + KV + max(workspace, head leftover)
+    peak = max(runtime + weights + embedding + codec + KV + workspace, loading)
 
 Source: B_kv is arXiv:2511.04002's; the rest is ours, from how ONNX Runtime loads a front.
-Weights stay memory-mapped files, but kernels re-pack their matrices into memory of their own, so a
-weight costs more than its bits (`front_kernels.py` has the measured factors). The embedding is read
-in place, a page at a time.
+The kernels pack each matrix of the mapped file into memory of their own, and the file's pages are
+given back. So weights are in memory once, and a scale and a sum of each block with them
+(`front_kernels.py`). While a front is loaded, the file's scales stay mapped, and so does the matrix
+that is being packed. The embedding is read in place, a page at a time.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import Plan
-from optimizer.cost.front_kernels import front_kernel
+from optimizer.cost.front_kernels import block_size, front_kernel
 from optimizer.cost.weights import (
     FP32_BYTES,
+    PackedMatrix,
     embedding_bytes,
+    head_matrix,
     layer_vector_bytes,
-    stored_layer_weights,
+    packed_layer,
 )
 
 # A kernel that maps its file a page at a time maps up to 16 neighbours with it (fault-around).
@@ -48,7 +51,6 @@ class EdgeMemory:
     embedding_bytes: float
     kv_bytes: float
     workspace_bytes: float
-    head_leftover_bytes: float
     load_peak_bytes: float
     codec_bytes: float = 0.0
     draft_bytes: float = 0.0
@@ -66,7 +68,6 @@ def peak_bytes(
     embedding_bytes: Quantity,
     kv_bytes: Quantity,
     workspace_bytes: Quantity,
-    head_leftover_bytes: Quantity,
     load_peak_bytes: Quantity,
     codec_bytes: Quantity = 0.0,
     draft_bytes: Quantity = 0.0,
@@ -74,8 +75,7 @@ def peak_bytes(
     """The high-water mark of a process, or of many (arrays): of running at the longest sequence, or
     of loading the front. A drafter is loaded before either."""
     steady = runtime_bytes + weight_bytes + kv_bytes + embedding_bytes + codec_bytes
-    running = steady + np.maximum(workspace_bytes, head_leftover_bytes)
-    return np.asarray(np.maximum(running, load_peak_bytes) + draft_bytes)
+    return np.asarray(np.maximum(steady + workspace_bytes, load_peak_bytes) + draft_bytes)
 
 
 def workspace_bytes(geometry: ModelGeometry, num_rows: int) -> float:
@@ -126,26 +126,42 @@ def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:
     Of the embedding, the part that `max_tokens` tokens drawn evenly from the vocabulary touch
     counts; text repeats its tokens and touches less.
     """
-    geometry, split = plan.model.geometry, plan.partition.split
+    geometry = plan.model.geometry
     kernel = front_kernel(plan.partition.front_bits)
-    per_layer = stored_layer_weights(geometry)
-    weights: float = split * layer_vector_bytes(geometry) + sum(
-        count * per_layer * front_kernel(bits).resident_bytes_per_weight
-        for bits, count in Counter(plan.layer_bits).items()
-    )
-    head_weights = geometry.vocab_size * geometry.hidden_size if plan.edge_is_whole else 0
-    weights += head_weights * kernel.resident_bytes_per_weight
-    leftover = head_weights * kernel.head_leftover_bytes_per_weight
-    transient = head_weights * kernel.head_transient_bytes_per_weight
+    weights, added = _front_bytes(plan)
     return EdgeMemory(
         runtime_bytes=runtime_bytes,
         weight_bytes=weights,
         embedding_bytes=touched_bytes(embedding_bytes(geometry, kernel.bits), plan.max_tokens),
         kv_bytes=plan.front_kv_bytes(),
         workspace_bytes=workspace_bytes(geometry, plan.prefill_chunk),
-        head_leftover_bytes=leftover,
-        load_peak_bytes=runtime_bytes + weights + leftover + transient,
+        load_peak_bytes=runtime_bytes + weights + added,
         codec_bytes=0.0
         if plan.edge_is_whole
         else codec_bytes(geometry, plan.level, plan.max_tokens),
     )
+
+
+def _front_bytes(plan: Plan) -> tuple[float, float]:
+    """Bytes of the front's weights in memory, and what loading takes beside them.
+
+    Loading adds the scales of the whole file, and the largest matrix that is packed.
+    """
+    geometry = plan.model.geometry
+    held = [
+        (front_kernel(bits), count, matrix)
+        for bits, count in Counter(plan.layer_bits).items()
+        for matrix in packed_layer(geometry, bits, plan.weight_blocks)
+    ]
+    if plan.edge_is_whole:
+        bits, width = plan.partition.front_bits, geometry.hidden_size
+        block = block_size(plan.weight_blocks, bits, is_down=False, inputs=width)
+        head = PackedMatrix(head_matrix(geometry).num_weights, block)
+        held.append((front_kernel(bits), 1, head))
+    weights: float = plan.partition.split * layer_vector_bytes(geometry)
+    scales = transient = 0.0
+    for kernel, count, (num_weights, block) in held:
+        weights += count * kernel.resident_bytes(num_weights, block)
+        scales += count * kernel.scale_bytes(num_weights, block)
+        transient = max(transient, num_weights * kernel.transient_bytes)
+    return weights, scales + transient

@@ -10,10 +10,12 @@ see `optimizer.cost.memory`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from optimizer.artifacts.geometry import ModelGeometry
-from optimizer.cost.front_kernels import SCALE_BYTES, front_kernel
+from optimizer.artifacts.plan import WeightBlocks
+from optimizer.cost.front_kernels import EXPERT_BLOCK, SCALE_BYTES, block_size, front_kernel
 
 FP32_BYTES: Final = 4
 
@@ -88,6 +90,37 @@ def front_layer_bytes(geometry: ModelGeometry, bits: int) -> float:
     """B_w of one front layer at `bits`."""
     matrices = stored_layer_weights(geometry)
     return front_kernel(bits).stored_bytes(matrices) + layer_vector_bytes(geometry)
+
+
+class PackedMatrix(NamedTuple):
+    """Matrices of one kind as the device holds them: weights, and how many share a scale."""
+
+    num_weights: int
+    block: int
+
+
+def packed_layer(
+    geometry: ModelGeometry, bits: int, blocks: WeightBlocks
+) -> Iterator[PackedMatrix]:
+    """What a front's layer of `bits` is in memory, all experts counted.
+
+    A router is in float32, and so small that it counts as the others.
+    """
+    for matrix in layer_matrices(geometry):
+        if geometry.num_experts and matrix.name in ("gate", "up", "down"):
+            continue
+        is_down = matrix.name == "down"
+        block = block_size(blocks, bits, is_down=is_down, inputs=matrix.inputs)
+        yield PackedMatrix(matrix.num_weights, block)
+    if geometry.num_experts:
+        one = sum(m.num_weights for m in _mlp(geometry, geometry.expert_size))
+        yield PackedMatrix(geometry.num_experts * one, EXPERT_BLOCK)
+
+
+def num_front_weights(geometry: ModelGeometry, split: int) -> int:
+    """Weights in the matrices of a front's layers, and in the head where it has all of them."""
+    head = head_matrix(geometry).num_weights if split == geometry.num_layers else 0
+    return split * stored_layer_weights(geometry) + head
 
 
 def embedding_bytes(geometry: ModelGeometry, bits: int) -> float:

@@ -18,13 +18,14 @@ from optimizer.artifacts.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from optimizer.artifacts.plan import ModelRef, Plan
 from optimizer.artifacts.weight_reference import WeightsPlace
 from optimizer.cost.build_memory import CALIBRATION_TOKENS
+from optimizer.cost.front_kernels import widened_note
 from optimizer.errors import BuildError, ChatTemplateError, ModelError
 from optimizer.export.back import write_back
 from optimizer.export.back_check import OpenBack, check_back
 from optimizer.export.back_reference import NotReferableError, write_reference
 from optimizer.export.build_stages import TRYING_BACK, BuildStages, Progress, Share
 from optimizer.export.disk_faults import naming_the_disk
-from optimizer.export.front.front_graph import export_front
+from optimizer.export.front.front_graph import export_front, fitting_blocks
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.export.working_folder import publish, working_folder
 
@@ -86,6 +87,8 @@ def build_bundle(
     """
     source.check()
     plan = for_model(plan, source)
+    if "edge" in sides:
+        plan = fitting_blocks(source, plan)
     _check_place(out, force=force)
     with_cloud = "cloud" in sides and not plan.edge_is_whole
     calibration = None if plan.edge_is_whole else calibration
@@ -125,8 +128,14 @@ def build_bundle(
         edge_bytes=_folder_bytes(out / "edge"),
         cloud_bytes=_folder_bytes(out / "cloud"),
         peak_memory_bytes=peak_memory_bytes(),
-        warnings=source.notes + warnings,
+        warnings=source.notes + warnings + _widened(plan, sides),
     )
+
+
+def _widened(plan: Plan, sides: Collection[Role]) -> tuple[str, ...]:
+    """One line for a device's front whose weights take more memory than their bits."""
+    note = widened_note(plan.partition.front_bits) if "edge" in sides else ""
+    return (note,) if note and plan.partition.split else ()
 
 
 def _check_place(out: Path, *, force: bool) -> None:

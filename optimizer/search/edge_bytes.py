@@ -13,6 +13,7 @@ import numpy as np
 
 from hwprofiles.profiles.rates import Floats
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
+from optimizer.cost.front_kernels import blocks_for
 from optimizer.cost.memory import (
     EdgeMemory,
     codec_bytes,
@@ -41,7 +42,6 @@ class EdgeBytes:
 
         self._runtime = over_fronts("runtime_bytes")
         self._weights = over_fronts("weight_bytes")
-        self._leftover = over_fronts("head_leftover_bytes")
         self._load_peak = over_fronts("load_peak_bytes")
         embeddings = [embedding_bytes(geometry, front.front_bits) for front in space.fronts]
         self._embeddings = np.array(embeddings)[:, None, None, None, None, None]
@@ -73,7 +73,6 @@ class EdgeBytes:
             embedding_bytes=pages_touched(self._embeddings, num_tokens),
             kv_bytes=self._kv * num_tokens,
             workspace_bytes=self._workspace,
-            head_leftover_bytes=self._leftover,
             load_peak_bytes=self._load_peak,
             codec_bytes=pages_touched(self._codec, num_tokens),
             draft_bytes=self._drafts,
@@ -111,5 +110,6 @@ def _parts_of(problem: Problem, split: int, front: FrontPrecision) -> EdgeMemory
         max_tokens=1,
         prefill_chunk=1,
         front_layer_bits=bits if mixed and bits is not None else (),
+        weight_blocks=blocks_for(front.front_bits, problem.weight_blocks),
     )
     return edge_memory(problem.edge, plan)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.geometry import ModelGeometry
-from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
+from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS, WeightBlocks
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.codec import LevelCost
@@ -104,7 +104,8 @@ class Problem:
     the split (it then serves other splits too). `slack`: the share of the objective's best value
     within which configurations count as equally good (quality decides then). `prefill`: where a
     prompt's rows may be computed; each configuration takes the place with the least TTFT, the first
-    of equals. `prices`: what the objective `cost` counts. `Limits` says the rest; memory that it
+    of equals. `prices`: what the objective `cost` counts. `weight_blocks`: of quantized fronts; the
+    quality model has to be of the same blocks. `Limits` says the rest; memory that it
     leaves open is bounded by what the profiles call usable. Raises PlanError for what the model
     cannot do.
     """
@@ -123,6 +124,7 @@ class Problem:
     slack: float = 0.0
     prefill: tuple[PrefillPlace, ...] = ("edge",)
     prices: Prices = NO_PRICES
+    weight_blocks: WeightBlocks = "small"
 
     def __post_init__(self) -> None:
         context, prompt = self.geometry.context_length, self.limits.prompt_tokens

@@ -7,7 +7,7 @@ from typing import Literal
 
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.geometry import ModelGeometry
-from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS
+from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS, WeightBlocks
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.cost.cloud import back_compute_bits
@@ -55,6 +55,7 @@ def make_problem(
     slack: float = DEFAULT_SLACK,
     prefill: PrefillPlace | Literal["auto"] = "edge",
     prices: Prices = NO_PRICES,
+    weight_blocks: WeightBlocks = "small",
 ) -> Problem:
     """A problem over everything that may be chosen, less what a profile has no kernel for.
 
@@ -70,7 +71,6 @@ def make_problem(
         answer_tokens = max(min(DEFAULT_ANSWER_TOKENS, max_tokens - prompt), 1)
     edge_bits = {kernel.weight_bits for kernel in edge.kernels}
     cloud_bits = {kernel.weight_bits for kernel in cloud.kernels}
-    caches = {kernel.kv_bits for kernel in edge.attention}
     fronts = [
         FrontPrecision(front_bits=bits)
         for bits in front_bits
@@ -80,7 +80,7 @@ def make_problem(
         splits=tuple(range(geometry.num_layers + 1)) if splits is None else tuple(splits),
         fronts=(*fronts, *mixed_fronts),
         back_bits=tuple(b for b in back_bits if back_compute_bits(cloud, b) in cloud_bits),
-        kv_bits=tuple(b for b in kv_bits if b in caches),
+        kv_bits=tuple(b for b in kv_bits if b in {each.kv_bits for each in edge.attention}),
         levels=tuple(
             level_on(level, edge=edge, cloud=cloud, hidden_size=geometry.hidden_size)
             for level in _levels_named(levels)
@@ -110,6 +110,7 @@ def make_problem(
         slack=slack,
         prefill=_places(prefill, back_from),
         prices=prices,
+        weight_blocks=weight_blocks,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.prediction import EdgeMemoryParts, Predicted, ProfilesUsed, StepParts
 from optimizer.cost.cloud import back_kv_bits
+from optimizer.cost.front_kernels import blocks_for
 from optimizer.cost.levels import level_at
 from optimizer.cost.memory import EdgeMemory, edge_memory
 from optimizer.cost.request import NO_DRAFTS, RequestTime, predict_request
@@ -44,6 +45,7 @@ def plan_of(
         exact_front=problem.exact_front,
         drafting=space.drafts[cell.draft].kind,
         front_layer_bits=_stored_layer_bits(front, split),
+        weight_blocks=blocks_for(front.front_bits, problem.weight_blocks),
         prefill=grid.prefill_of(cell),
         profiles=profiles,
         limits=grid.limits,
@@ -162,7 +164,7 @@ def _memory_parts(memory: EdgeMemory) -> EdgeMemoryParts:
         weight_bytes=memory.weight_bytes,
         embedding_bytes=memory.embedding_bytes,
         kv_bytes=memory.kv_bytes,
-        workspace_bytes=max(memory.workspace_bytes, memory.head_leftover_bytes),
+        workspace_bytes=memory.workspace_bytes,
         load_peak_bytes=memory.load_peak_bytes + memory.draft_bytes,
         draft_bytes=memory.draft_bytes,
         codec_bytes=memory.codec_bytes,

@@ -58,6 +58,7 @@ def doctor() -> None:
         Check("python", platform.python_version(), _python_fix()),
         *(check for side in PACKAGES_OF_SIDE for check in _package_checks(side)),
         _check("front kernels", _try_front_kernels, "pip install 'splitpoint[edge]'"),
+        Check("16-bit fronts", _wide_fronts()),
         *_provider_checks(),
         _check("loopback", _try_loopback, "a firewall or proxy blocks 127.0.0.1"),
         _check("codec round trip", _try_codec, "pip install 'splitpoint[edge]'"),
@@ -143,6 +144,12 @@ def _provider_checks() -> list[Check]:
             text += f"; this onnxruntime is too old for {missing}"
         checks.append(Check(what, text))
     return checks
+
+
+def _wide_fronts() -> str:
+    from optimizer.cost.front_kernels import widened_note
+
+    return widened_note(16)
 
 
 def _try_loopback() -> str:

@@ -48,7 +48,6 @@ def plan(
     """Plan a deployment: the best configuration within the limits, and why."""
     from hwprofiles.links.catalog import load_link
     from optimizer.cost.link import link_at
-    from optimizer.search.planner import Planner
     from optimizer.search.segments import in_segments
     from splitpoint.plan_inputs import model_ref
 
@@ -65,13 +64,15 @@ def plan(
     point = link_at(profile, epsilon=deployment.epsilon)
     with long_work("planning") as work:
         work.stage("all configurations")
-        planner = Planner(_problem(reference, edge, cloud, choices, limits, evidence, prices))
-        found = planner.solve(point)
+        planner, found = _solved(
+            _problem(reference, edge, cloud, choices, limits, evidence, prices), point
+        )
     lifted = limits.without_defaults(asked) if found is None else None
     if lifted is not None:
         fastest = _fastest(choices, asked)
-        freer = Planner(_problem(reference, edge, cloud, fastest, lifted, evidence, prices))
-        found = freer.solve(point)
+        freer, found = _solved(
+            _problem(reference, edge, cloud, fastest, lifted, evidence, prices), point
+        )
         if found is not None:
             planner = freer
             _tell_lifted(limits, asked)
@@ -85,6 +86,24 @@ def plan(
     _show(planner, point, found, decided, output)
     if output.plot is not None:
         _plot(planner, point, found, output.plot)
+
+
+def _solved(problem: Problem, point: LinkPoint) -> tuple[Planner, Found | None]:
+    """The best plan within the limits, and who found it.
+
+    Fronts have small blocks of weights. Where nothing fits so, they have large ones, which take
+    less memory and lose more quality.
+    """
+    from optimizer.search.planner import Planner
+
+    planner = Planner(problem)
+    found = planner.solve(point)
+    if found is None:
+        quality = problem.quality.in_large_blocks()
+        larger = Planner(replace(problem, weight_blocks="large", quality=quality))
+        if (fitting := larger.solve(point)) is not None:
+            return larger, fitting
+    return planner, found
 
 
 def _fastest(choices: ChoiceOptions, asked: Collection[str]) -> ChoiceOptions:

@@ -14,6 +14,7 @@ from hwprofiles.providers.table import CPU
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prediction import Predicted
 from optimizer.artifacts.prefill import PrefillPlace
+from optimizer.cost.front_kernels import widened_note
 from optimizer.search.alternatives import PlanAlternative
 from optimizer.search.alternatives import why as reason
 from optimizer.search.explain import Explanation, Flip, Relaxation
@@ -176,7 +177,10 @@ def _choice_table(plan: Plan) -> Table:
     elif split == 0:
         where = "the server runs every layer, the device sends token ids"
     table.add_row("split", f"{split} ({where})")
-    bits = f"{plan.partition.front_bits}"
+    note = widened_note(plan.partition.front_bits)
+    if plan.weight_blocks == "large":
+        note = "64 weights and more share a scale, since nothing fits the memory with 32"
+    bits = f"{plan.partition.front_bits}{f' ({note})' if note else ''}"
     if plan.front_layer_bits:
         bits = f"by layer: {' '.join(map(str, plan.front_layer_bits))}"
     table.add_row("front bits", bits)

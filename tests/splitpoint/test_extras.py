@@ -61,6 +61,7 @@ def test_the_doctor_says_which_kernels_are_compiled(capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "codec kernel" in said
     assert "8-bit server kernel" in said
+    assert "16-bit fronts" in said
 
 
 def test_a_compiled_kernel_of_another_time_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -543,3 +543,24 @@ def test_a_profile_that_timed_the_codec_in_numpy_says_so_and_its_plan_counts_it(
         assert ("without the codec's compiled kernel" in told.err) is (runs_in == "numpy")
         seconds[runs_in] = json.loads(told.out)["predicted"]["tbt_s"]
     assert seconds["numpy"] - seconds["compiled"] > 0.02
+
+
+WHOLE_8B = (
+    "plan", "--model", "llama-3.1-8b", *PI, *FASTEST, "--link", "4g", "--split", "32",
+    "--max-quality-drop", "none",
+)  # fmt: skip
+
+
+def test_large_blocks_of_weights_are_taken_only_where_nothing_else_fits(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    short, long = tmp_path / "short.yaml", tmp_path / "long.yaml"
+    roomy = planned(capsys, *WHOLE_8B, "--max-tokens", "512", "--out", str(short))
+    tight = planned(capsys, *WHOLE_8B, "--max-tokens", "24000", "--out", str(long))
+    assert load_plan(short).weight_blocks == "small"
+    assert "weight_blocks" not in short.read_text(encoding="utf-8")
+    assert load_plan(long).weight_blocks == "large"
+    drops = [found["predicted"]["quality_drop_pct"] for found in (roomy, tight)]
+    assert drops[1] > drops[0] + 4  # half as much again of what 4 bits lose
+    assert main([*WHOLE_8B, "--max-tokens", "24000"]) == 0
+    assert "64 weights and more share a scale" in " ".join(capsys.readouterr().out.split())

@@ -20,6 +20,8 @@ from onnx import TensorProto
 
 from optimizer.artifacts.bundle import KEY_CHANNELS
 from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.artifacts.plan import WeightBlocks
+from optimizer.cost.front_kernels import block_size
 from optimizer.errors import BuildError
 from optimizer.export.front.blocks import Graph, Residual, normed_stream, sum_of
 from optimizer.export.front.embedding import embedding
@@ -36,6 +38,7 @@ from optimizer.export.front.layer_weights import (
 from optimizer.export.front.layer_writer import LayerWriter, declare_step
 from optimizer.export.front.matrices import StoredMatrices
 from optimizer.export.front.probe import LayerProbe, Probed, apply_norm, step_inputs
+from optimizer.export.front.rounding import taken_over
 from optimizer.export.front.weight_files import WeightFile
 from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.sources.expected_tensors import make_skeleton
@@ -49,13 +52,14 @@ ROWS_INPUT: Final = "rows"  # of a segment behind the first one
 class FrontBits:
     """Bits of a front: of each layer's matrices, of the head and the embedding, and of the cache.
 
-    accuracy_level: MatMulNBits' attribute, what the kernels compute in.
+    accuracy_level: MatMulNBits' attribute, what the kernels compute in. blocks: the plan's.
     """
 
     layers: Sequence[int]
     head: int
     cache: int
     accuracy_level: int
+    blocks: WeightBlocks = "small"
 
 
 class FloatFront:
@@ -83,6 +87,20 @@ class FloatFront:
     def is_whole(self) -> bool:
         """Whether the head is in the front."""
         return self.split == len(self._form.layers)
+
+    def keeps_small_blocks(self, bits: int) -> bool:
+        """Whether the checkpoint holds its matrices on a grid of `bits` that only small blocks fit.
+
+        The first layer speaks for all. Such matrices are taken over as they are.
+        """
+        weights = self._weights(0, torch.float32)
+        has_experts = self._form.layers[0].has_experts
+        grid = (weights.qkv() if has_experts else weights.down()).grid()
+        if grid is None or grid.bits != bits:
+            return False
+        inputs = grid.codes.shape[1]
+        wanted = block_size("large", bits, is_down=not has_experts, inputs=inputs)
+        return taken_over(grid, wanted).block < wanted
 
     def probe(self, token_ids: npt.NDArray[np.int64]) -> None:
         """Run the layers over a text [T]: needed before matrices of 8 bits or fewer are written.
@@ -145,6 +163,7 @@ class FloatFront:
                 store,
                 self.found.importance,
                 accuracy_level=bits.accuracy_level,
+                blocks=bits.blocks,
                 kept=self._kept,
             )
             stream = Residual(rows)

@@ -21,6 +21,7 @@ Those behind the first one take `rows`, float32 [1, T, D], in the place of `inpu
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +43,7 @@ def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
     """Write the front's graphs and their weights for `plan` into `edge_dir`, which must exist.
 
     `front_check.json` beside it says how far each layer is from transformers', in float32. Weights
-    below 16 bits are rounded in blocks of 32, each layer's to its own bits
+    below 16 bits are rounded in blocks (`plan.weight_blocks`), each layer's to its own bits
     (`plan.front_layer_bits`); the embedding gets 8. Raises BuildError for layers that do not give
     what transformers' give, and ModelError for weights that are not finite, or not any more with
     the plan's bits.
@@ -75,6 +76,19 @@ def float_front(source: ModelSource, plan: Plan, kept: Path | None = None) -> Fl
     return front
 
 
+def fitting_blocks(source: ModelSource, plan: Plan) -> Plan:
+    """`plan`, with small blocks where the checkpoint's own grid has them.
+
+    A matrix on such a grid goes into the front as it is. The plan then counts its memory so.
+    """
+    if plan.weight_blocks == "small" or not plan.partition.split:
+        return plan
+    front = FloatFront(source, plan.partition.split)
+    if any(front.keeps_small_blocks(bits) for bits in set(plan.layer_bits)):
+        return replace(plan, weight_blocks="small")
+    return plan
+
+
 def front_at(front: FloatFront, plan: Plan, path: Path, layers: range | None = None) -> None:
     """Write the front with the plan's bits to `path`, its weights beside it; or some `layers`."""
     bits = FrontBits(
@@ -82,6 +96,7 @@ def front_at(front: FloatFront, plan: Plan, path: Path, layers: range | None = N
         head=plan.partition.front_bits,
         cache=plan.kv_bits,
         accuracy_level=FP32_COMPUTE if plan.exact_front else INT8_COMPUTE,
+        blocks=plan.weight_blocks,
     )
     longest = plan.max_tokens if layers is None else plan.capacity(layers.stop)
     front.write(path, bits, max_tokens=longest, layers=layers)

@@ -13,14 +13,17 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from optimizer.artifacts.plan import WeightBlocks
+from optimizer.cost.front_kernels import EXPERT_BLOCK, block_size
 from optimizer.errors import ModelError
 from optimizer.export.front.blocks import CONTRIB, Graph
 from optimizer.export.front.expert_node import Experts, expert_node
 from optimizer.export.front.layer_weights import LayerMatrix
-from optimizer.export.front.rounding import BLOCK_SIZE, RoundedMatrix, round_rows, taken_over
+from optimizer.export.front.rounding import RoundedMatrix, round_rows, taken_over
 
 F32 = npt.NDArray[np.float32]
 MEAN_SQUARE_SUFFIX: Final = ".mean_square"
+DOWN_NODE: Final = "/mlp/down_proj/MatMul"
 PART_WEIGHTS: Final = 1 << 24  # weights that are widened at once: 64 MiB
 
 
@@ -81,8 +84,9 @@ class StoredMatrices:
     """Matrices as weights of the graph at some number of bits.
 
     store: where they go. importance: mean square [K] of each matrix's input, by node.
-    accuracy_level: MatMulNBits' attribute, what the kernels compute in. kept: a folder for rounded
-    matrices that other fronts of the same model will use, None: they are made once.
+    accuracy_level: MatMulNBits' attribute, what the kernels compute in. blocks: the plan's. kept: a
+    folder for rounded matrices that other fronts of the same model will use, None: they are made
+    once.
     """
 
     def __init__(
@@ -91,9 +95,11 @@ class StoredMatrices:
         importance: Mapping[str, F32],
         *,
         accuracy_level: int,
+        blocks: WeightBlocks = "small",
         kept: Path | None = None,
     ) -> None:
         self.bits = 32
+        self._blocks = blocks
         self._store = store
         self._importance = importance
         self._accuracy_level = accuracy_level
@@ -123,7 +129,7 @@ class StoredMatrices:
             K=inputs,
             N=rounded.codes.shape[0],
             bits=rounded.bits,
-            block_size=BLOCK_SIZE,
+            block_size=rounded.block,
             accuracy_level=self._accuracy_level,
         )
 
@@ -148,7 +154,7 @@ class StoredMatrices:
             inputs,
             experts,
             expert_weight_bits=self.bits,
-            block_size=BLOCK_SIZE,
+            block_size=EXPERT_BLOCK,
             accuracy_level=self._accuracy_level,
         )
 
@@ -175,12 +181,15 @@ class StoredMatrices:
         """
         matrices = read()
         count, outputs, inputs = matrices.shape
-        if inputs % BLOCK_SIZE:
-            raise ModelError(f"{name}: experts of {inputs} inputs, not a multiple of {BLOCK_SIZE}")
+        if inputs % EXPERT_BLOCK:
+            raise ModelError(
+                f"{name}: experts of {inputs} inputs, not a multiple of {EXPERT_BLOCK}"
+            )
         seen = self._importance.get(name)
         importance = torch.ones(inputs) if seen is None else torch.from_numpy(seen)
         rounded = self._kept_or(
-            name, lambda: round_rows(matrices.reshape(-1, inputs), importance, self.bits)
+            name,
+            lambda: round_rows(matrices.reshape(-1, inputs), importance, self.bits, EXPERT_BLOCK),
         )
         held = weight_name(name)
         names = []
@@ -219,12 +228,14 @@ class StoredMatrices:
 
     def _rounded(self, name: str, matrix: LayerMatrix) -> tuple[RoundedMatrix, int]:
         importance = torch.from_numpy(self._importance[name])
+        is_down = name.endswith(DOWN_NODE)
+        block = block_size(self._blocks, self.bits, is_down=is_down, inputs=len(importance))
 
         def made() -> RoundedMatrix:
             grid = matrix.grid()
             if grid is not None and grid.bits == self.bits:
-                return taken_over(grid)
-            return round_rows(matrix.read(), importance, self.bits)
+                return taken_over(grid, block)
+            return round_rows(matrix.read(), importance, self.bits, block)
 
         return self._kept_or(name, made), len(importance)
 
@@ -237,7 +248,8 @@ class StoredMatrices:
             rounded = make()
             torch.save([rounded.codes, rounded.scales, rounded.zeros], path)
         codes, scales, zeros = torch.load(path, mmap=True)
-        return RoundedMatrix(bits=self.bits, codes=codes, scales=scales, zeros=zeros)
+        block = codes.shape[-1] * 8 // self.bits
+        return RoundedMatrix(bits=self.bits, block=block, codes=codes, scales=scales, zeros=zeros)
 
 
 def weight_name(node: str) -> str:

@@ -1,6 +1,7 @@
 """Fewer bits for a matrix: codes, scales and zero points as ONNX Runtime's kernels read them.
 
-A block of 32 weights shares a scale and, at 4 bits, a zero point. Rounding to the nearest step of
+A block of weights shares a scale and, at 4 bits, a zero point. How many are in a block is the
+plan's choice (`optimizer.cost.front_kernels`). Rounding to the nearest step of
 an evenly divided range treats all weights alike. A matrix's inputs are not alike: a few channels of
 the hidden state are many times larger than the others. At 4 bits, several ranges and zero points
 are therefore tried for every block. Each gets the scale that fits its codes best (weighted least
@@ -23,7 +24,6 @@ from torch.nn.functional import pad
 
 from optimizer.export.sources.packed.matrix_grid import QuantizedMatrix
 
-BLOCK_SIZE: Final = 32
 SEARCHED_BITS: Final = 4  # at 8 bits the nearest step is good enough
 RANGES: Final = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.74)  # shares of a block's range that are tried
 ZERO_STEPS: Final = (-1, 0, 1)  # around the zero point that the range gives
@@ -36,74 +36,86 @@ TINY: Final = 1e-20
 class RoundedMatrix:
     """What MatMulNBits reads.
 
-    codes: uint8 [N, K', 4 * bits], K' blocks a row, two 4-bit codes a byte, the lower half first;
-    scales: float32 [N, K']; zeros: uint8 packed like the codes, or None: the middle.
+    block: weights B that share a scale. codes: uint8 [N, K', B * bits / 8], K' blocks a row, two
+    4-bit codes a byte, the lower half first; scales: float32 [N, K']; zeros: uint8 packed like the
+    codes, or None: the middle.
     """
 
     bits: int
+    block: int
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
 
 
-def round_matrix(weight: Tensor, importance: Tensor, bits: int) -> RoundedMatrix:
-    """Weights float32 [N, K] (outputs by inputs) in 4 or 8 bits.
+def round_matrix(weight: Tensor, importance: Tensor, bits: int, block: int) -> RoundedMatrix:
+    """Weights float32 [N, K] (outputs by inputs) in 4 or 8 bits, in blocks of `block`.
 
     importance: float32 [K], mean square of each input. Only its ratios count, and only at 4 bits.
     """
     outputs, inputs = weight.shape
-    padding = -inputs % BLOCK_SIZE
-    blocks = pad(weight, (0, padding)).view(-1, BLOCK_SIZE)
+    padding = -inputs % block
+    blocks = pad(weight, (0, padding)).view(-1, block)
     if bits == SEARCHED_BITS:
-        shaped = blocks.view(outputs, -1, BLOCK_SIZE)
-        codes, scales, zeros = _searched(shaped, _block_weights(importance, padding))
-        return RoundedMatrix(bits=bits, codes=_packed(codes), scales=scales, zeros=_packed(zeros))
+        shaped = blocks.view(outputs, -1, block)
+        codes, scales, zeros = _searched(shaped, _block_weights(importance, padding, block))
+        return RoundedMatrix(
+            bits=bits, block=block, codes=_packed(codes), scales=scales, zeros=_packed(zeros)
+        )
     middle = 1 << (bits - 1)
     scales = blocks.abs().amax(-1).clamp_min(TINY) / (middle - 1)
     codes = (blocks / scales[:, None]).round_().add_(middle).to(torch.uint8)
     return RoundedMatrix(
         bits=bits,
-        codes=codes.view(outputs, -1, BLOCK_SIZE),
+        block=block,
+        codes=codes.view(outputs, -1, block),
         scales=scales.view(outputs, -1),
         zeros=None,
     )
 
 
-def round_rows(weight: Tensor, importance: Tensor, bits: int) -> RoundedMatrix:
+def round_rows(weight: Tensor, importance: Tensor, bits: int, block: int) -> RoundedMatrix:
     """`round_matrix` of weights in any float type, widened a part at a time.
 
     The rows of a matrix are rounded independently, so the parts change nothing.
     """
     step = max(1, PART_WEIGHTS // weight.shape[1])
-    parts = [round_matrix(part.float(), importance, bits) for part in weight.split(step)]
+    parts = [round_matrix(part.float(), importance, bits, block) for part in weight.split(step)]
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return RoundedMatrix(
         bits=bits,
+        block=block,
         codes=torch.cat([part.codes for part in parts]),
         scales=torch.cat([part.scales for part in parts]),
         zeros=torch.cat(zeros) if zeros else None,
     )
 
 
-def taken_over(grid: QuantizedMatrix) -> RoundedMatrix:
-    """A matrix that is on a grid of these blocks already: the same weights, without rounding."""
-    outputs = len(grid.codes)
-    codes, zeros = grid.codes.view(outputs, -1, BLOCK_SIZE), grid.zeros
+def taken_over(grid: QuantizedMatrix, block: int) -> RoundedMatrix:
+    """A matrix that is on a grid already: the same weights, without rounding.
+
+    Its blocks are joined up to `block` weights where all of them have one scale and zero point.
+    """
+    outputs, inputs = grid.codes.shape
+    while (inputs // grid.scales.shape[1]) < block and (wider := grid.joined_blocks()) is not None:
+        grid = wider
+    size = inputs // grid.scales.shape[1]
+    codes, zeros = grid.codes.view(outputs, -1, size), grid.zeros
     if grid.bits == SEARCHED_BITS:
         codes, zeros = _packed(codes), _packed(zeros)
-    return RoundedMatrix(bits=grid.bits, codes=codes, scales=grid.scales, zeros=zeros)
+    return RoundedMatrix(bits=grid.bits, block=size, codes=codes, scales=grid.scales, zeros=zeros)
 
 
-def _block_weights(importance: Tensor, padding: int) -> Tensor:
-    """Weights [K', 32] of errors. Channels that the sample never used get a small one, so that they
+def _block_weights(importance: Tensor, padding: int, block: int) -> Tensor:
+    """Weights [K', B] of errors. Channels that the sample never used get a small one, so that they
     are rounded to the nearest step."""
-    weights = pad(importance, (0, padding)).view(-1, BLOCK_SIZE)
+    weights = pad(importance, (0, padding)).view(-1, block)
     return weights + 1e-6 * weights.mean() + TINY
 
 
 def _searched(blocks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes uint8 [N, K', 32], scales float32 [N, K'] and zero points uint8 [N, K'] of blocks
-    [N, K', 32] whose errors count by weights [K', 32]. Works on a part of the rows at a time."""
+    """Codes uint8 [N, K', B], scales float32 [N, K'] and zero points uint8 [N, K'] of blocks
+    [N, K', B] whose errors count by weights [K', B]. Works on a part of the rows at a time."""
     rows = max(1, CHUNK_WEIGHTS // weights.numel())
     in_block_first = weights.t().contiguous()[:, None]
     codes = torch.empty(blocks.shape, dtype=torch.uint8)
@@ -118,8 +130,8 @@ def _searched(blocks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _search(blocks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of the ranges and zero points for each block: codes [32, R, K'], scales and zero
-    points [R, K'] of blocks [32, R, K'], weights [32, 1, K'].
+    """The best of the ranges and zero points for each block: codes [B, R, K'], scales and zero
+    points [R, K'] of blocks [B, R, K'], weights [B, 1, K'].
 
     A block's weighted error at scale s is W + s (s D - 2 N), where W does not depend on the codes
     u, N = sum w u b and D = sum w u u; N / D is the best scale. All passes write where others

@@ -200,3 +200,16 @@ def test_a_geometry_that_cannot_be_is_refused() -> None:
         replace(GEOMETRY, num_layers=0)
     with pytest.raises(OptimizerError, match="do not divide"):
         replace(GEOMETRY, num_kv_heads=3)
+
+
+def test_plans_without_blocks_have_small_ones(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    assert "weight_blocks" not in yaml.safe_load(PLAN.to_yaml())  # so earlier versions read it
+    path.write_text(PLAN.to_yaml())
+    assert load_plan(path).weight_blocks == "small"
+    large = replace(PLAN, weight_blocks="large")
+    path.write_text(large.to_yaml())
+    assert load_plan(path) == large
+    path.write_text(yaml.safe_dump(yaml.safe_load(PLAN.to_yaml()) | {"weight_blocks": "huge"}))
+    with pytest.raises(PlanError, match="weight_blocks"):
+        load_plan(path)

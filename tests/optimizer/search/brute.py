@@ -120,6 +120,7 @@ class BruteForce:
             max_tokens=tokens,
             prefill_chunk=space.chunks[cell.chunk],
             front_layer_bits=bits if front.layer_bits else (),
+            weight_blocks=self.problem.weight_blocks if front.front_bits <= 8 else "small",
         )
         return edge_memory(self.problem.edge, plan).total_bytes + draft
 

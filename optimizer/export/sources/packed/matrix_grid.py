@@ -23,8 +23,8 @@ _WORD_BITS: Final = 32
 class QuantizedMatrix:
     """A matrix [N, K] (outputs by inputs) on a grid that MatMulNBits takes over as it is.
 
-    codes: uint8 [N, K], one a byte; scales: float32 [N, K / 32]; zeros: uint8 [N, K / 32]. A weight
-    is scale * (code - zero) of its block of 32 inputs.
+    codes: uint8 [N, K], one a byte; scales: float32 [N, K / B]; zeros: uint8 [N, K / B]. A weight
+    is scale * (code - zero) of its block of B inputs: 32, or more where `joined_blocks` made it.
     """
 
     bits: int
@@ -47,6 +47,16 @@ class QuantizedMatrix:
     def scaled(self, factor: float) -> QuantizedMatrix:
         """All weights times `factor`."""
         return replace(self, scales=self.scales * factor)
+
+    def joined_blocks(self) -> QuantizedMatrix | None:
+        """The same grid in blocks of twice as many inputs; None where two neighbours differ."""
+        count = self.scales.shape[1]
+        if count % 2:
+            return None
+        scales, zeros = (part.view(len(part), -1, 2) for part in (self.scales, self.zeros))
+        if any(not torch.equal(part[..., 0], part[..., 1]) for part in (scales, zeros)):
+            return None
+        return replace(self, scales=scales[..., 0].contiguous(), zeros=zeros[..., 0].contiguous())
 
     @staticmethod
     def joined(parts: Sequence[QuantizedMatrix | None]) -> QuantizedMatrix | None:

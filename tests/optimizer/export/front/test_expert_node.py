@@ -38,7 +38,7 @@ def meant(matrices: Tensor, bits: int) -> Tensor:
     count, outputs, inputs = matrices.shape
     if bits > 8:
         return matrices if bits == 32 else matrices.half().float()
-    rounded = round_rows(matrices.reshape(-1, inputs), torch.ones(inputs), bits)
+    rounded = round_rows(matrices.reshape(-1, inputs), torch.ones(inputs), bits, 32)
     codes = rounded.codes.long()
     if bits == 4:
         codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from optimizer.cost.front_kernels import block_size
 from optimizer.export.front.float_front import FloatFront
-from optimizer.export.front.front_graph import export_front
+from optimizer.export.front.front_graph import export_front, fitting_blocks
 from optimizer.export.front.layer_weights import LayerWeights
 from optimizer.export.front.rounding import taken_over
 from optimizer.export.sources.model_source import ModelSource, open_source
@@ -52,7 +54,7 @@ def on_grids(source: ModelSource, monkeypatch: pytest.MonkeyPatch, bits: int) ->
         return (
             own(name, **options)
             if found is None
-            else widened(taken_over(found), source.stored(name).shape[1])
+            else widened(taken_over(found, 32), source.stored(name).shape[1])
         )
 
     monkeypatch.setattr(source, "quantized_matrix", grid)
@@ -81,9 +83,66 @@ def test_grids_are_the_matrices_joined_reordered_and_scaled(
             continue
         taken += 1
         torch.testing.assert_close(
-            widened(taken_over(grid), values.shape[1]), values.float(), rtol=1e-6, atol=1e-6
+            widened(taken_over(grid, 32), values.shape[1]), values.float(), rtol=1e-6, atol=1e-6
         )
     assert taken >= 1
+
+
+def grouped(size: int) -> QuantizedMatrix:
+    """A grid of 256 inputs whose scales and zero points change every `size` inputs."""
+    groups = 256 // size
+    zeros = torch.arange(groups, dtype=torch.uint8).repeat_interleave(size // 32)
+    return QuantizedMatrix(
+        bits=4,
+        codes=torch.randint(0, 16, (8, 256), dtype=torch.uint8),
+        scales=(1 + torch.arange(groups)).float().repeat_interleave(size // 32).expand(8, -1),
+        zeros=zeros.expand(8, -1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted", "block"), [(32, 128, 32), (64, 128, 64), (128, 64, 64), (256, 128, 128)]
+)
+def test_groups_become_blocks_as_large_as_they_allow(size: int, wanted: int, block: int) -> None:
+    grid = grouped(size)
+    found = taken_over(grid, wanted)
+    assert found.block == block
+    torch.testing.assert_close(
+        widened(found, 256), widened(taken_over(grid, 32), 256), rtol=0, atol=0
+    )
+
+
+def test_a_plan_keeps_small_blocks_where_the_checkpoint_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_model("llama", tmp_path, intermediate_size=256)
+    source = open_source(tmp_path)
+    plan = replace(make_plan(source, 1, front_bits=4), weight_blocks="large")
+    assert fitting_blocks(source, plan).weight_blocks == "large"
+    on_grids(source, monkeypatch, 4)
+    assert fitting_blocks(source, plan).weight_blocks == "small"
+    other_bits = replace(plan, partition=replace(plan.partition, front_bits=8))
+    assert fitting_blocks(source, other_bits).weight_blocks == "large"
+
+
+@pytest.mark.parametrize("blocks", ["small", "large"])
+def test_a_front_has_the_blocks_of_its_plan(blocks: Any, tmp_path: Path) -> None:
+    make_tiny_model("llama", tmp_path / "llama", intermediate_size=256)
+    source = open_source(tmp_path / "llama")
+    plan = replace(make_plan(source, 1, front_bits=4), weight_blocks=blocks)
+    (tmp_path / "edge").mkdir()
+    export_front(source, plan, tmp_path / "edge")
+    nodes = onnx.load(tmp_path / "edge" / "front.onnx").graph.node
+    found = {
+        node.name.split("/")[-2]: {each.name: each.i for each in node.attribute}["block_size"]
+        for node in nodes
+        if node.op_type == "MatMulNBits"
+    }
+    geometry = source.geometry
+    down = block_size(blocks, 4, is_down=True, inputs=geometry.intermediate_size)
+    other = block_size(blocks, 4, is_down=False, inputs=geometry.hidden_size)
+    assert (found["down_proj"], found["up_proj"]) == (down, other)
+    assert blocks == "small" or down > 32
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from optimizer.export.front import rounding
-from optimizer.export.front.rounding import BLOCK_SIZE, RoundedMatrix, round_matrix
+from optimizer.export.front.rounding import RoundedMatrix, round_matrix
 
 GENERATOR = torch.Generator().manual_seed(11)
 WEIGHT = torch.randn(48, 96, generator=GENERATOR) * torch.rand(48, 1, generator=GENERATOR)
@@ -24,8 +24,8 @@ def widened(rounded: RoundedMatrix, inputs: int) -> torch.Tensor:
         codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)
         assert zeros is not None
         zeros = torch.stack([zeros & 15, zeros >> 4], -1).flatten(1)[:, : rounded.scales.shape[1]]
-    middle = 128.0 if zeros is None else zeros.float().repeat_interleave(BLOCK_SIZE, 1)
-    scales = rounded.scales.repeat_interleave(BLOCK_SIZE, 1)
+    middle = 128.0 if zeros is None else zeros.float().repeat_interleave(rounded.block, 1)
+    scales = rounded.scales.repeat_interleave(rounded.block, 1)
     return ((codes.float() - middle) * scales)[:, :inputs]
 
 
@@ -37,7 +37,7 @@ def product_error(rounded: RoundedMatrix, weight: torch.Tensor, importance: torc
 
 def nearest_error(weight: torch.Tensor, importance: torch.Tensor) -> float:
     """The same of evenly divided ranges, nearest value, as the exporter rounds to 4 bits."""
-    blocks = weight.view(-1, BLOCK_SIZE)
+    blocks = weight.view(-1, 32)
     low, high = blocks.amin(1, keepdim=True).clamp(max=0), blocks.amax(1, keepdim=True).clamp(min=0)
     scale = (high - low) / 15
     zero = (-low / scale).round()
@@ -50,9 +50,9 @@ def nearest_error(weight: torch.Tensor, importance: torch.Tensor) -> float:
 def test_a_matrix_is_searched_in_parts_that_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = round_matrix(WEIGHT, EVEN, 4)
+    whole = round_matrix(WEIGHT, EVEN, 4, 32)
     monkeypatch.setattr(rounding, "CHUNK_WEIGHTS", 5 * 96)
-    parts = round_matrix(WEIGHT, EVEN, 4)
+    parts = round_matrix(WEIGHT, EVEN, 4, 32)
     assert whole.zeros is not None
     assert parts.zeros is not None
     torch.testing.assert_close(parts.scales, whole.scales, rtol=1e-5, atol=0)
@@ -62,15 +62,16 @@ def test_a_matrix_is_searched_in_parts_that_change_nothing(
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("inputs", [96, 80])  # whole blocks, and a padded one
-def test_the_kernel_reads_what_was_written(bits: int, inputs: int) -> None:
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_the_kernel_reads_what_was_written(bits: int, inputs: int, block: int) -> None:
     weight = WEIGHT[:, :inputs].contiguous()
-    rounded = round_matrix(weight, EVEN[:inputs], bits)
+    rounded = round_matrix(weight, EVEN[:inputs], bits, block)
     parts = {"codes": rounded.codes, "scales": rounded.scales}
     if rounded.zeros is not None:
         parts["zeros"] = rounded.zeros
     node = helper.make_node(
         "MatMulNBits", ["x", *parts], ["y"], domain="com.microsoft", K=inputs, N=48, bits=bits,
-        block_size=BLOCK_SIZE, accuracy_level=1,
+        block_size=block, accuracy_level=1,
     )  # fmt: skip
     graph = helper.make_graph(
         [node],
@@ -88,15 +89,15 @@ def test_the_kernel_reads_what_was_written(bits: int, inputs: int) -> None:
 
 
 def test_searching_beats_the_nearest_values() -> None:
-    rounded = round_matrix(WEIGHT, EVEN, 4)
+    rounded = round_matrix(WEIGHT, EVEN, 4, 32)
     assert product_error(rounded, WEIGHT, EVEN) < 0.95 * nearest_error(WEIGHT, EVEN)
 
 
 def test_errors_go_where_the_inputs_are_small() -> None:
     importance = EVEN.clone()
     importance[::8] = 400.0
-    told = product_error(round_matrix(WEIGHT, importance, 4), WEIGHT, importance)
-    untold = product_error(round_matrix(WEIGHT, EVEN, 4), WEIGHT, importance)
+    told = product_error(round_matrix(WEIGHT, importance, 4, 32), WEIGHT, importance)
+    untold = product_error(round_matrix(WEIGHT, EVEN, 4, 32), WEIGHT, importance)
     assert told < 0.6 * untold
 
 
@@ -104,7 +105,7 @@ def test_weights_of_sixteen_even_steps_are_kept_exactly() -> None:
     steps = torch.randint(0, 16, (8, 64), generator=GENERATOR)
     steps[:, ::32], steps[:, 1::32] = 0, 15  # every block uses its whole range
     weight = (steps - 6).float() * 0.03
-    torch.testing.assert_close(widened(round_matrix(weight, torch.ones(64), 4), 64), weight)
+    torch.testing.assert_close(widened(round_matrix(weight, torch.ones(64), 4, 32), 64), weight)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -113,7 +114,7 @@ def test_blocks_without_anything_in_them_stay_so(bits: int) -> None:
     weight[:, 32:64] = 0.0
     importance = EVEN.clone()
     importance[:32] = 0.0  # channels that the sample never used
-    found = widened(round_matrix(weight, importance, bits), 96)
+    found = widened(round_matrix(weight, importance, bits, 32), 96)
     assert torch.isfinite(found).all()
     assert found[:, 32:64].abs().max() == 0.0
     assert (found[:, :32] - weight[:, :32]).abs().max() < 0.3  # half a step of the widest block
