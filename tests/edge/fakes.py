@@ -18,6 +18,7 @@ import numpy.typing as npt
 from codec.kv.frame import KeysValues, KvFrames
 from codec.ladder import Ladder
 from edge.errors import ConnectError, LostError, TransportError
+from edge.net.route import Route
 from edge.net.transport import Received
 from protos.messages import CloudMessage, Frame, Open, Opened, Result, Timings
 
@@ -244,7 +245,7 @@ class FakeTransport:
     continues: bool = False  # whether sessions may go on from older ones
     by_id: dict[str, FakeCloud] = field(default_factory=dict)
 
-    def open(self, request: Open, timeout_s: float) -> FakeStream:
+    def open(self, request: Open, timeout_s: float, route: Route | None = None) -> FakeStream:
         self.opens += 1
         self.requests.append(request)
         if self.open_errors:
