@@ -32,6 +32,7 @@ from cloud.sessions.moved_sessions import MovedSessions
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel, load_ladders
 from cloud.sessions.session_limits import SessionLimits
+from cloud.sessions.siblings import Siblings
 from cloud.sessions.tenants import Tenants
 from codec.slow_path import warn_without_kernel
 from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, Bundle
@@ -63,8 +64,13 @@ class ServerParts:
     head: EagleDrafter | None
 
 
-def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> ServerParts:
-    """The parts of a server for a loaded engine; nothing runs yet.
+def assemble(
+    config: ServerConfig,
+    bundle: Bundle,
+    engine: ServedEngine,
+    siblings: Siblings | None = None,
+) -> ServerParts:
+    """The parts of a server for a loaded engine; nothing runs yet. siblings: None: it is alone.
 
     Raises StartError for a KV cache, a token file or a draft head that cannot be had, and
     TablesError.
@@ -100,6 +106,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         ),
         grammars=_grammars(bundle, engine),
         head=head,
+        siblings=siblings,
     )
     metrics = Metrics()
     engine_loop = _engine_loop(config, engine, metrics, head)
@@ -116,6 +123,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         max_frames_in_flight=stream_limits.max_frames_in_flight,
         max_resume_s=config.max_resume_s,
         moves=MovedSessions(admission, pool, engine_loop, hidden_size=engine.hidden_size),
+        siblings=siblings,
         max_unopened=_max_unopened(served),
     )
     pulls = _pulls(config, bundle, budget)
@@ -128,6 +136,8 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         stream_limits=stream_limits,
         budget=budget,
         pulls=pulls,
+        siblings=siblings,
+        replica=config.replica,
     )
     return ServerParts(
         served=served,

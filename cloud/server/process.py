@@ -27,6 +27,7 @@ from cloud.server.access import TokenInterceptor
 from cloud.server.assembly import ServerParts, assemble
 from cloud.server.call_guard import CallGuard
 from cloud.server.config import ServerConfig
+from cloud.server.forwarded_peers import ForwardedPeers
 from cloud.server.loading import Progress, loaded_engine
 from cloud.server.logs import event
 from cloud.server.memory import Trimmer
@@ -34,6 +35,7 @@ from cloud.server.metrics_endpoint import MetricsEndpoint
 from cloud.server.status.page import StatusEndpoint
 from cloud.server.status.serving import server_facts, serving_status, status_facts
 from cloud.server.supervision import Check, Supervisor
+from cloud.sessions.siblings import Siblings
 from optimizer.artifacts.bundle import open_bundle
 from protos import wire
 from protos.addresses import Address
@@ -129,18 +131,21 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def serving(
-    config: ServerConfig, *, progress: Progress = lambda share, what: None
+    config: ServerConfig,
+    *,
+    progress: Progress = lambda share, what: None,
+    siblings: Siblings | None = None,
 ) -> AsyncIterator[Server]:
     """Load, listen and serve; everything is stopped and freed on exit.
 
-    progress is called while it loads. Raises StartError (also WeightsError), BundleError and
-    TablesError, one clear line each.
+    progress is called while it loads. siblings: the other servers behind its address.
+    Raises StartError (also WeightsError), BundleError and TablesError, one clear line each.
     """
     config.access.check(config.host)
     bundle = open_bundle(config.bundle, role="cloud")
     async with contextlib.AsyncExitStack() as stack:
         engine, weights_bytes = stack.enter_context(loaded_engine(config, bundle, progress))
-        parts = assemble(config, bundle, engine)
+        parts = assemble(config, bundle, engine, siblings)
         if isinstance(engine, BackEngine):
             warm_up(
                 engine,
@@ -256,9 +261,10 @@ async def _supervised(
 def _grpc_server(parts: ServerParts, config: ServerConfig) -> tuple[grpc.aio.Server, Any]:
     """A server with the service, health and reflection, and its health servicer."""
     token_check = [TokenInterceptor(parts.tenants)] if parts.tenants else []
+    peers = [ForwardedPeers()] if config.replica else []
     most_streams = config.max_sessions + config.max_waiting + _OTHER_STREAMS
     server = grpc.aio.server(
-        interceptors=[*token_check, CallGuard()],
+        interceptors=[*peers, *token_check, CallGuard()],
         options=(
             *_GRPC_OPTIONS,
             ("grpc.max_receive_message_length", parts.served.max_message_bytes),
