@@ -56,6 +56,7 @@ class ServerParts:
     admission: Admission
     engine_loop: EngineLoop
     lifecycle: Lifecycle
+    resumable: ResumableSessions
     conversations: Conversations
     service: InferenceService
     pulls: Pulls
@@ -146,6 +147,7 @@ def assemble(
         admission=admission,
         engine_loop=engine_loop,
         lifecycle=lifecycle,
+        resumable=resumable,
         conversations=conversations,
         service=service,
         pulls=pulls,

@@ -53,7 +53,7 @@ _LONG_S: Final = 3600.0
 _OTHER_STREAMS: Final = 32
 # The event loop's thread may hold the interpreter this long while the model thread needs it, many
 # times in a step. Python's default is 5 ms.
-_SWITCH_INTERVAL_S: Final = 0.0005
+SWITCH_INTERVAL_S: Final = 0.0005
 _GRPC_OPTIONS: Final = (
     ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
@@ -96,6 +96,7 @@ class Server:
         self.metrics_port = metrics_port
         self.status = status
         self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.parts = parts
         self.admission = parts.admission
         self.pool = parts.pool
         self._service = parts.service
@@ -204,7 +205,7 @@ async def serve_until_stopped(
     progress: see `serving`. While it loads, SIGTERM and SIGINT end the process at once. Raises
     ServerFailedError once a part of the server has stopped for good and its streams have ended.
     """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = asyncio.Event()
     # Loading blocks the event loop, so asyncio's own handler would wait for its end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
