@@ -69,8 +69,8 @@ class Access:
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """TLS credentials; None for plain text. Raises StartError for a file it cannot read."""
-        pair = self.key_and_chain()
-        if pair is None or self.plain:
+        pair = None if self.plain else self.key_and_chain()
+        if pair is None:
             return None
         return grpc.ssl_server_credentials(
             [pair],
