@@ -35,11 +35,10 @@ _OBJECT_STORE_BYTES: Final = 80 << 20  # no message of a session is in it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
-    """replicas, door: see there. ray_address: of a cluster that runs already; None: a new one."""
+    """See each of them."""
 
     replicas: ReplicaSettings
     door: DoorSettings
-    ray_address: str | None = None
 
 
 async def serve_cluster(settings: ClusterSettings, *, ready: Callable[[], None]) -> None:
@@ -67,7 +66,7 @@ async def serve_cluster(settings: ClusterSettings, *, ready: Callable[[], None])
         event(logger, "draining")
     finally:
         signals.stop.set()
-        await asyncio.to_thread(_end, settings)
+        await asyncio.to_thread(_end)
 
 
 class _Signals:
@@ -92,15 +91,12 @@ async def _first_of(work: asyncio.Future[None], *events: asyncio.Event) -> None:
 
 
 def _start_ray(settings: ClusterSettings) -> None:
-    """A cluster on this machine, reachable from it alone; or the one that runs already."""
+    """A cluster on this machine, reachable from it alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Else Ray gives way to everything else on the machine, at a nice value of 15.
     os.environ.setdefault("RAY_worker_niceness", "0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     replicas = settings.replicas
-    if settings.ray_address is not None:
-        ray.init(settings.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-        return
     most = settings.replicas.scaling.most
     ray.init(
         _node_ip_address="127.0.0.1",
@@ -156,12 +152,11 @@ def _check() -> None:
             raise ServerFailedError(f"{name}: {_reason(name) or known.message}")
 
 
-def _end(settings: ClusterSettings) -> None:
-    """Drain the replicas behind the door, then end the door; and Ray, if it was started here."""
+def _end() -> None:
+    """Drain the replicas behind the door, then end the door and Ray."""
     for name in (REPLICAS_NAME, DOOR_NAME):
         if name in serve.status().applications:
             serve.delete(name)
     ray.kill(ray.get_actor(BOOK_NAME, namespace=BOOK_NAME))
-    if settings.ray_address is None:
-        serve.shutdown()
+    serve.shutdown()
     ray.shutdown()

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 class ClusterOptions:
     """How many servers there are behind the address, and where."""
 
-    PANEL: ClassVar = "Replicas (needs splitpoint[ray])"
+    PANEL: ClassVar = "Replicas"
 
     replicas: Annotated[
         int | None,
         typer.Option(
-            help="Replicas of the server behind this address, run by Ray (default: one, without).",
+            help="Replicas of the server behind this address, run by Ray (extra: ray). Default: "
+            "one server, without Ray.",
             min=1,
         ),
     ] = None
@@ -41,16 +42,12 @@ class ClusterOptions:
     replica_gpus: Annotated[
         float, typer.Option(help="GPUs of a replica; 0.5: two of them share one.", min=0.0)
     ] = 0.0
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="A Ray cluster that runs already (default: one on this machine)."),
-    ] = None
 
     def check(self, listen: Address) -> None:
         """BadParameter for numbers that do not fit each other."""
         if self.replicas is None:
-            if self.max_replicas is not None or self.ray_address is not None:
-                raise typer.BadParameter("--max-replicas and --ray-address go with --replicas")
+            if self.max_replicas is not None:
+                raise typer.BadParameter("--max-replicas goes with --replicas")
             return
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise typer.BadParameter(
@@ -74,11 +71,10 @@ class ClusterOptions:
         most = max(self.max_replicas or least, least)
         return ClusterSettings(
             replicas=ReplicaSettings(
-                config=replica_threads(config, most if self.ray_address is None else 1),
+                config=replica_threads(config, most),
                 scaling=ScalingRule(target=self.replica_target, least=least, most=most),
                 cpus=self.replica_cpus,
                 gpus=self.replica_gpus,
-                node_host=False,
             ),
             door=DoorSettings(
                 host=config.host,
@@ -89,5 +85,4 @@ class ClusterOptions:
                 metrics=metrics,
                 status=status,
             ),
-            ray_address=self.ray_address,
         )

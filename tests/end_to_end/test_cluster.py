@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud.cluster.serving_thread import SHOW_EVERY_S
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
 from edge.generation.completion import CompletionRequest
@@ -64,13 +65,21 @@ def check(made: Crowd, undisturbed: tuple[tuple[int, ...], ...], rounds: int = 1
         assert answer.token_ids == undisturbed[index]
 
 
-def comes_to_rest(cluster: ClusterProcess, num_replicas: int, timeout_s: float = 90) -> None:
-    """All KV is free, and so many replicas take sessions."""
+def names(cluster: ClusterProcess) -> set[str]:
+    """The replicas that are there."""
+    return set(cluster.samples("splitpoint_replica_serving"))
+
+
+def comes_to_rest(
+    cluster: ClusterProcess, *, gone: set[str], num_gone: int, timeout_s: float = 200
+) -> None:
+    """All KV is free, two replicas take sessions, and so many of `gone` are there no more."""
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         used = cluster.samples("splitpoint_kv_blocks_used")
         serving = cluster.samples("splitpoint_replica_serving")
-        if sum(serving.values()) == num_replicas == len(used) and not sum(used.values()):
+        is_whole = sum(serving.values()) == 2 == len(used) and not sum(used.values())
+        if is_whole and len(gone - set(serving)) == num_gone:
             return
         time.sleep(0.5)
     raise AssertionError(f"serving {serving}, KV blocks {used}")
@@ -81,8 +90,8 @@ def test_all_replicas_answer_with_the_tokens_of_one_server(
     bench: ModelBench, cluster: ClusterProcess, undisturbed: tuple[tuple[int, ...], ...]
 ) -> None:
     check(crowd(bench, cluster), undisturbed)
-    assert min(cluster.samples("splitpoint_tokens_total").values()) >= 0
-    comes_to_rest(cluster, 2)
+    comes_to_rest(cluster, gone=set(), num_gone=0)
+    time.sleep(2 * SHOW_EVERY_S)  # until every replica has shown its last tokens
     tokens = cluster.samples("splitpoint_tokens_total")
     assert len(tokens) == 2
     assert min(tokens.values()) > 0, "one replica had no session"
@@ -92,12 +101,13 @@ def test_all_replicas_answer_with_the_tokens_of_one_server(
 def test_a_killed_replica_changes_no_token_and_is_replaced(
     bench: ModelBench, cluster: ClusterProcess, undisturbed: tuple[tuple[int, ...], ...]
 ) -> None:
+    before = names(cluster)
     made = crowd(bench, cluster)
     made.wait_for_pieces(2 * NUM_CLIENTS)
     cluster.replica_processes()[0].send_signal(signal.SIGKILL)
     check(made, undisturbed)
     assert any(answer.reconnects for answer in made.answers.values())
-    comes_to_rest(cluster, 2)
+    comes_to_rest(cluster, gone=before, num_gone=1)
 
 
 @pytest.mark.timeout(600)
@@ -107,18 +117,14 @@ def test_an_update_to_another_bundle_of_the_model_changes_no_token(
     undisturbed: tuple[tuple[int, ...], ...],
     bundle_link: Path,
 ) -> None:
-    before = {process.pid for process in cluster.replica_processes()}
+    before = names(cluster)
     made = crowd(bench, cluster, rounds=20)
     made.wait_for_pieces(NUM_CLIENTS)
     bundle_link.unlink()
     bundle_link.symlink_to(bench.cloud_bundle(prefill_chunk=8))
     cluster.update()
     check(made, undisturbed, rounds=20)
-    deadline_s = time.monotonic() + 200
-    while before & {process.pid for process in cluster.replica_processes()}:
-        assert time.monotonic() < deadline_s, "old replicas are still there"
-        time.sleep(0.5)
-    comes_to_rest(cluster, 2)
+    comes_to_rest(cluster, gone=before, num_gone=2)
 
 
 @pytest.mark.timeout(600)
