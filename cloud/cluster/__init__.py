@@ -2,5 +2,5 @@
 
 Each replica is the whole server of `cloud.server`, with a port of its own. HAProxy stands in front
 (`door`), and keeps each stream with one replica. A small actor knows them all (`book`).
-`cloud.cluster.application` alone imports Ray, beside `cloud.cluster.launch`.
+`cloud.cluster.on_ray` alone imports Ray.
 """

@@ -1,6 +1,6 @@
 """What is known of all replicas: who is there, how full, and what each tenant has in all.
 
-One small actor holds it (`cloud.cluster.application`). It keeps nothing on disk: replicas report
+One small actor holds it (`cloud.cluster.on_ray.book`). It keeps nothing on disk: replicas report
 several times a second, so a new one knows everything again within `LIVE_S`. Everything here is
 plain values; the clock is passed in.
 """

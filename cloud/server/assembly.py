@@ -76,19 +76,7 @@ def assemble(
     Raises StartError for a KV cache, a token file or a draft head that cannot be had, and
     TablesError.
     """
-    ladders = load_ladders(bundle)
-    ladder = ladders.get(bundle.plan.partition.split)
-    if ladder is not None and bundle.plan.level in ladder.names:
-        warn_without_kernel(ladder, bundle.plan.level, decodes=True)
-    served = ServedModel(
-        bundle.plan,
-        layers=range(engine.first_layer, engine.num_layers),
-        hidden_size=engine.hidden_size,
-        max_tokens=min(bundle.plan.max_tokens, engine.max_positions),
-        ladders=ladders,
-        max_positions=engine.max_positions,
-        embedding=None if engine.model.embedding is None else engine.model.embedding.rows,
-    )
+    served = _served(bundle, engine)
     prefixes = PrefixCache()
     pool = _pool(config, engine, prefixes)
     head = _head(config, bundle, engine, pool)
@@ -154,6 +142,22 @@ def assemble(
         metrics=metrics,
         tenants=tenants,
         head=head,
+    )
+
+
+def _served(bundle: Bundle, engine: ServedEngine) -> ServedModel:
+    ladders = load_ladders(bundle)
+    ladder = ladders.get(bundle.plan.partition.split)
+    if ladder is not None and bundle.plan.level in ladder.names:
+        warn_without_kernel(ladder, bundle.plan.level, decodes=True)
+    return ServedModel(
+        bundle.plan,
+        layers=range(engine.first_layer, engine.num_layers),
+        hidden_size=engine.hidden_size,
+        max_tokens=min(bundle.plan.max_tokens, engine.max_positions),
+        ladders=ladders,
+        max_positions=engine.max_positions,
+        embedding=None if engine.model.embedding is None else engine.model.embedding.rows,
     )
 
 

@@ -10,7 +10,7 @@ import typer
 from protos.addresses import Address
 
 if TYPE_CHECKING:
-    from cloud.cluster.launch import ClusterSettings
+    from cloud.cluster.on_ray.launch import ClusterSettings
     from cloud.server.config import ServerConfig
 
 
@@ -63,7 +63,7 @@ class ClusterOptions:
     ) -> ClusterSettings:
         """The cluster for a server of this configuration. Loads Ray."""
         from cloud.cluster.door import DoorSettings
-        from cloud.cluster.launch import ClusterSettings
+        from cloud.cluster.on_ray.launch import ClusterSettings
         from cloud.cluster.settings import ReplicaSettings, replica_threads
         from optimizer.policy.replicas import ScalingRule
 

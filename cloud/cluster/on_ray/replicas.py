@@ -4,9 +4,9 @@ Ray Serve places replicas, watches them, starts others in their place, scales an
 carries no message of a session: each replica is the whole server with its own port. The class
 methods here are those that Ray Serve looks for.
 
-The door is an application of its own (`cloud.cluster.door_application`), so that an update of the
+The door is an application of its own (`cloud.cluster.on_ray.door`), so that an update of the
 replicas leaves it and its port alone. Import path for a file of Ray Serve:
-`cloud.cluster.application:replicas`.
+`cloud.cluster.on_ray.replicas:application`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from cloud.cluster.book_actor import BookOfRay
+from cloud.cluster.on_ray.book import BookOfRay
 from cloud.cluster.serving_thread import ServingThread
 from cloud.cluster.settings import (
     ReplicaSettings,
@@ -124,6 +124,6 @@ def replicas_application(settings: ReplicaSettings) -> Any:
     return deployment.bind(settings)
 
 
-def replicas(args: Mapping[str, Any]) -> Any:
+def application(args: Mapping[str, Any]) -> Any:
     """The replicas for a file of Ray Serve: see `read_replicas`."""
     return replicas_application(read_replicas(args))
