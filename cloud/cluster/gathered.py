@@ -95,7 +95,7 @@ def gathered_status(sights: Mapping[str, Sight]) -> dict[str, Any]:
         name: sight.snapshot for name, sight in sights.items() if sight.snapshot
     }
     if not shots:
-        return {}
+        return {}  # the page then says that it has nothing yet
     first = next(iter(shots.values()))
     return {
         **first,

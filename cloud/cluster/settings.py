@@ -19,7 +19,8 @@ from optimizer.policy.replicas import ScalingRule
 _NOT_OF_A_REPLICA: Final = frozenset(("access", "scheduler", "replica", "host", "port")).union(
     ("metrics_host", "metrics_port", "status_host", "status_port")
 )
-_OWN: Final = ("min_replicas", "max_replicas", "target", "cpus", "gpus", "replica_host")
+_OWN: Final = ("min_replicas", "max_replicas", "target", "cpus", "gpus", "replica_host", "log")
+_LOGS: Final = ("", "text", "json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,8 @@ class ReplicaSettings:
 
     config: of each replica. scaling: how many of them. cpus, gpus: of each, for Ray's placement;
     a share of a GPU lets several replicas have one. node_host: listen on the node's own address in
-    place of loopback, where the door is on another machine.
+    place of loopback, where the door is on another machine. log: how each replica logs its sessions
+    into Ray's files: "text" or "json"; empty: not at all.
     """
 
     config: ServerConfig
@@ -36,6 +38,7 @@ class ReplicaSettings:
     cpus: float = 1.0
     gpus: float = 0.0
     node_host: bool = False
+    log: str = ""
 
 
 def replica_config(settings: ReplicaSettings, *, name: str, node_address: str) -> ServerConfig:
@@ -80,7 +83,7 @@ def read_replicas(arguments: Mapping[str, Any]) -> ReplicaSettings:
     """Settings from the `args` of a Ray Serve file. Raises StartError for what it does not know.
 
     The names are those of ServerConfig and Access, and: min_replicas, max_replicas, target, cpus,
-    gpus, credentials, replica_host ("loopback" or "node").
+    gpus, credentials, log, replica_host ("loopback" or "node").
     """
     known = {one.name for one in fields(ServerConfig)} - _NOT_OF_A_REPLICA
     check_names(arguments, {*known, *ACCESS_NAMES, *_OWN})
@@ -97,10 +100,14 @@ def read_replicas(arguments: Mapping[str, Any]) -> ReplicaSettings:
         raise StartError("min_replicas is above zero, and not above max_replicas")
     if not 0 < target <= 1:
         raise StartError("target lies above 0, up to 1")
+    log = str(arguments.get("log", ""))
+    if log not in _LOGS:
+        raise StartError(f"log: {log!r} is neither text nor json")
     return ReplicaSettings(
         config=ServerConfig(**with_paths(values), access=read_access(arguments)),
         scaling=ScalingRule(target=target, least=least, most=most),
         cpus=float(arguments.get("cpus", 1.0)),
         gpus=float(arguments.get("gpus", 0.0)),
         node_host=host == "node",
+        log=log,
     )

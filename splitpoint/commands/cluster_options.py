@@ -59,9 +59,9 @@ class ClusterOptions:
             raise typer.BadParameter("--listen: with --replicas the port cannot be 0")
 
     def settings(
-        self, config: ServerConfig, metrics: Address | None, status: Address | None
+        self, config: ServerConfig, *, metrics: Address | None, status: Address | None, log: str
     ) -> ClusterSettings:
-        """The cluster for a server of this configuration. Loads Ray."""
+        """The cluster for a server of this configuration. Loads Ray. log: of ReplicaSettings."""
         from cloud.cluster.door import DoorSettings
         from cloud.cluster.on_ray.launch import ClusterSettings
         from cloud.cluster.settings import ReplicaSettings, replica_threads
@@ -75,6 +75,7 @@ class ClusterOptions:
                 scaling=ScalingRule(target=self.replica_target, least=least, most=most),
                 cpus=self.replica_cpus,
                 gpus=self.replica_gpus,
+                log=log,
             ),
             door=DoorSettings(
                 host=config.host,

@@ -295,13 +295,14 @@ def _check_free(address: Address) -> None:
 
 
 def _serve_cluster(
-    settings: Callable[[ServerConfig], ClusterSettings],
+    settings: Callable[..., ClusterSettings],
     config: Callable[[], ServerConfig],
     address: Address,
     log: LogFormat,
 ) -> None:
     """Start the replicas and the door, and say so as `_serve` does."""
-    if log is not LogFormat.OFF:
+    name = "" if log is LogFormat.OFF else log.value
+    if name:
         from cloud.server.logs import log_to_stderr
 
         log_to_stderr(as_json=log is LogFormat.JSON)
@@ -312,7 +313,7 @@ def _serve_cluster(
     def ready() -> None:
         print(f"listening on {address}", flush=True)  # noqa: T201
 
-    asyncio.run(serve_cluster(settings(config()), ready=ready))
+    asyncio.run(serve_cluster(settings(config(), log=name), ready=ready))
 
 
 def _serve(

@@ -29,6 +29,7 @@ from cloud.cluster.settings import (
     read_replicas,
     replica_config,
 )
+from cloud.server.logs import log_to_stderr
 from optimizer.policy.replicas import ScalingRule
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Replica:
         config = replica_config(
             settings, name=name, node_address=ray.util.get_node_ip_address().strip("[]")
         )
+        if settings.log:
+            log_to_stderr(as_json=settings.log == "json")
         bundle = bundle_name(config.bundle)
         self._serving = ServingThread(config, BookOfRay().ask, bundle=bundle)
         self._serving.ready.result(_LOAD_TIMEOUT_S)
