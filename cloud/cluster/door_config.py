@@ -21,7 +21,7 @@ from protos.metadata import FORWARDED_FOR_KEY, PREFIX_KEY, REPLICA_KEY, SESSION_
 
 _BACKEND: Final = "replicas"
 # A replica may have this many percent of the streams that it would have if all had the same.
-_MOST_LOAD_PERCENT: Final = 150
+_MOST_LOAD_PERCENT: Final = 175
 _HEAD: Final = """\
 # Written by Splitpoint for its own HAProxy: changes here last until the next start.
 global
@@ -55,7 +55,6 @@ backend {backend}
     balance hdr(x-affinity)
     hash-type consistent sdbm avalanche
     hash-balance-factor {most_load}
-    http-request del-header x-affinity
     # A connection for each stream: no client's reading holds up another's answers.
     http-reuse never
     default-server check inter 1s fall 2 rise 1 on-error mark-down{tls} disabled
