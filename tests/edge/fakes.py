@@ -235,6 +235,7 @@ class FakeTransport:
     clouds: list[FakeCloud] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
     requests: list[Open] = field(default_factory=list)
+    routes: list[Route | None] = field(default_factory=list)
     opens: int = 0
     closed: int = 0
     clock: Callable[[], float] = lambda: 0.0
@@ -248,6 +249,7 @@ class FakeTransport:
     def open(self, request: Open, timeout_s: float, route: Route | None = None) -> FakeStream:
         self.opens += 1
         self.requests.append(request)
+        self.routes.append(route)
         if self.open_errors:
             raise self.open_errors.pop(0)
         cloud = FakeCloud(request.split)
