@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from cloud.server.logs import event
 
 logger = logging.getLogger(__name__)
 
+# How Python prints the class of an error before what it says.
+_CLASS: Final = re.compile(r"^[\w.]*Error: ")
 _WATCH_S: Final = 2.0
 _POLL_S: Final = 0.1
 _OBJECT_STORE_BYTES: Final = 80 << 20  # no message of a session is in it
@@ -142,7 +145,7 @@ def _reason(name: str) -> str:
         return ""
     said = [known.message, *(one.message for one in known.deployments.values())]
     lines = [line.strip() for text in said for line in text.splitlines() if "Error" in line]
-    return lines[-1] if lines else ""
+    return _CLASS.sub("", lines[-1]) if lines else ""
 
 
 def _check() -> None:
