@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
 .PHONY: help setup demo test prove check lint types arch docs protos sanitize bench soak dist wheels \
-	test-arm64 test-openvino clean
+	test-arm64 test-openvino test-ray clean
 
 help:  ## Show this help
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -79,6 +79,16 @@ test-arm64: $(STAMP)  ## Run the edge's, codec's and wire's tests on an emulated
 
 test-openvino: setup  ## Run a front on OpenVINO in a virtual environment of its own, beside the CPU's kernels
 	$(BIN)/python -m tests.openvino.other_environment
+
+RAY_BIN := work/ray/venv/bin
+work/ray/venv/.installed: pyproject.toml
+	$(PYTHON) -m venv work/ray/venv
+	$(RAY_BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(RAY_BIN)/pip install --quiet --disable-pip-version-check -e ".[all,ray,dev]"
+	touch $@
+
+test-ray: work/ray/venv/.installed  ## Run the cluster's tests with Ray, in an environment of its own
+	$(RAY_BIN)/python -m pytest tests/cloud/cluster tests/end_to_end/test_cluster.py
 
 clean:  ## Remove what was built (the virtual environment and models stay)
 	rm -rf work out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

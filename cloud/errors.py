@@ -75,11 +75,17 @@ class ReplacedError(CloudError):
 
 
 class CapacityError(CloudError):
-    """No room now. `retry_after_s` says when to ask again."""
+    """No room now. `retry_after_s` says when to ask again.
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+    elsewhere: another server behind the same address may have room.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after_s: float = 1.0, elsewhere: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.elsewhere = elsewhere
 
 
 class DrainingError(CloudError):

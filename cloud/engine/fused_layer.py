@@ -219,7 +219,9 @@ def fuse(
     cos, sin: [PROBE_ROWS or more, r] of positions 0, 1, ...
     """
     try:
-        rows = torch.randn(PROBE_ROWS, _width(layer), dtype=cos.dtype, device=cos.device)
+        # The same rows in every process: replicas of a model must all decide alike.
+        always = torch.Generator().manual_seed(0)
+        rows = torch.randn(PROBE_ROWS, _width(layer), generator=always).to(cos)
         cos, sin = cos[:PROBE_ROWS], sin[:PROBE_ROWS]
         index = _index(layer)
         asked = _TraitsRecorder(_probe_attention(shape, index, cos.device))

@@ -23,7 +23,8 @@ class Access:
     """What guards the server. `client_ca` turns on mutual TLS; `insecure` lets it be open.
 
     own: certificate, key and token from a credentials file, in place of the files. The tokens of
-    `token_file` count beside its token.
+    `token_file` count beside its token. plain: speak plain text all the same, because a proxy on
+    this machine speaks TLS.
     """
 
     tls_cert: Path | None = None
@@ -32,10 +33,16 @@ class Access:
     token_file: Path | None = None
     insecure: bool = False
     own: ServerCredentials | None = None
+    plain: bool = False
 
     @property
     def tls(self) -> bool:
         """Whether it speaks TLS."""
+        return not self.plain and self.has_certificate
+
+    @property
+    def has_certificate(self) -> bool:
+        """Whether it holds a certificate."""
         return self.tls_cert is not None or self.own is not None
 
     @property
@@ -51,7 +58,7 @@ class Access:
             raise StartError(
                 "--credentials holds a certificate: leave out --tls-cert and --tls-key"
             )
-        if self.client_ca is not None and not self.tls:
+        if self.client_ca is not None and not self.has_certificate:
             raise StartError("--client-ca needs --tls-cert and --tls-key")
         if self.insecure or is_loopback(host) or (self.tls and self.has_tokens):
             return
@@ -62,17 +69,25 @@ class Access:
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """TLS credentials; None for plain text. Raises StartError for a file it cannot read."""
-        if self.own is not None:
-            pair = (self.own.key, self.own.certificate)
-        elif self.tls_cert is not None and self.tls_key is not None:
-            pair = (_read(self.tls_key), _read(self.tls_cert))
-        else:
+        pair = None if self.plain else self.key_and_chain()
+        if pair is None:
             return None
         return grpc.ssl_server_credentials(
             [pair],
             root_certificates=None if self.client_ca is None else _read(self.client_ca),
             require_client_auth=self.client_ca is not None,
         )
+
+    def key_and_chain(self) -> tuple[bytes, bytes] | None:
+        """The private key and the certificate with its chain, in PEM; None: there are none.
+
+        Raises StartError for a file that it cannot read.
+        """
+        if self.own is not None:
+            return self.own.key, self.own.certificate
+        if self.tls_cert is not None and self.tls_key is not None:
+            return _read(self.tls_key), _read(self.tls_cert)
+        return None
 
     def tenants(self) -> Tenants:
         """Who may connect, by the token file (`cloud.sessions.tenants`); without one, everybody.

@@ -32,6 +32,7 @@ from cloud.sessions.moved_sessions import MovedSessions
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel, load_ladders
 from cloud.sessions.session_limits import SessionLimits
+from cloud.sessions.siblings import Siblings
 from cloud.sessions.tenants import Tenants
 from codec.slow_path import warn_without_kernel
 from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, Bundle
@@ -55,6 +56,7 @@ class ServerParts:
     admission: Admission
     engine_loop: EngineLoop
     lifecycle: Lifecycle
+    resumable: ResumableSessions
     conversations: Conversations
     service: InferenceService
     pulls: Pulls
@@ -63,25 +65,18 @@ class ServerParts:
     head: EagleDrafter | None
 
 
-def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> ServerParts:
-    """The parts of a server for a loaded engine; nothing runs yet.
+def assemble(
+    config: ServerConfig,
+    bundle: Bundle,
+    engine: ServedEngine,
+    siblings: Siblings | None = None,
+) -> ServerParts:
+    """The parts of a server for a loaded engine; nothing runs yet. siblings: None: it is alone.
 
     Raises StartError for a KV cache, a token file or a draft head that cannot be had, and
     TablesError.
     """
-    ladders = load_ladders(bundle)
-    ladder = ladders.get(bundle.plan.partition.split)
-    if ladder is not None and bundle.plan.level in ladder.names:
-        warn_without_kernel(ladder, bundle.plan.level, decodes=True)
-    served = ServedModel(
-        bundle.plan,
-        layers=range(engine.first_layer, engine.num_layers),
-        hidden_size=engine.hidden_size,
-        max_tokens=min(bundle.plan.max_tokens, engine.max_positions),
-        ladders=ladders,
-        max_positions=engine.max_positions,
-        embedding=None if engine.model.embedding is None else engine.model.embedding.rows,
-    )
+    served = _served(bundle, engine)
     prefixes = PrefixCache()
     pool = _pool(config, engine, prefixes)
     head = _head(config, bundle, engine, pool)
@@ -100,6 +95,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         ),
         grammars=_grammars(bundle, engine),
         head=head,
+        siblings=siblings,
     )
     metrics = Metrics()
     engine_loop = _engine_loop(config, engine, metrics, head)
@@ -116,6 +112,7 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         max_frames_in_flight=stream_limits.max_frames_in_flight,
         max_resume_s=config.max_resume_s,
         moves=MovedSessions(admission, pool, engine_loop, hidden_size=engine.hidden_size),
+        siblings=siblings,
         max_unopened=_max_unopened(served),
     )
     pulls = _pulls(config, bundle, budget)
@@ -128,6 +125,8 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         stream_limits=stream_limits,
         budget=budget,
         pulls=pulls,
+        siblings=siblings,
+        replica=config.replica,
     )
     return ServerParts(
         served=served,
@@ -136,12 +135,29 @@ def assemble(config: ServerConfig, bundle: Bundle, engine: ServedEngine) -> Serv
         admission=admission,
         engine_loop=engine_loop,
         lifecycle=lifecycle,
+        resumable=resumable,
         conversations=conversations,
         service=service,
         pulls=pulls,
         metrics=metrics,
         tenants=tenants,
         head=head,
+    )
+
+
+def _served(bundle: Bundle, engine: ServedEngine) -> ServedModel:
+    ladders = load_ladders(bundle)
+    ladder = ladders.get(bundle.plan.partition.split)
+    if ladder is not None and bundle.plan.level in ladder.names:
+        warn_without_kernel(ladder, bundle.plan.level, decodes=True)
+    return ServedModel(
+        bundle.plan,
+        layers=range(engine.first_layer, engine.num_layers),
+        hidden_size=engine.hidden_size,
+        max_tokens=min(bundle.plan.max_tokens, engine.max_positions),
+        ladders=ladders,
+        max_positions=engine.max_positions,
+        embedding=None if engine.model.embedding is None else engine.model.embedding.rows,
     )
 
 

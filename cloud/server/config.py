@@ -40,7 +40,8 @@ class ServerConfig:
     asks, see `offers_files`). pull_bytes_per_s: of all pulls together
     (None: no limit); the default leaves most of a 1 Gbit/s link, and of a core, to sessions.
     metrics_port: where GET /metrics is answered (None: nowhere). status_port: where the status page
-    is (None: nowhere).
+    is (None: nowhere). replica: what it is called among several servers behind one address (empty:
+    it stands alone); the proxy in front of it then says for whom it speaks.
     """
 
     bundle: Path
@@ -73,6 +74,7 @@ class ServerConfig:
     metrics_port: int | None = None
     status_host: str = "127.0.0.1"
     status_port: int | None = None
+    replica: str = ""
 
     @property
     def offers_files(self) -> bool:

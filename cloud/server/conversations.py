@@ -27,6 +27,7 @@ from cloud.sessions.held_session import HeldSession, SessionCloser
 from cloud.sessions.lifecycle import Lifecycle, SessionKey
 from cloud.sessions.moved_sessions import MovedSessions
 from cloud.sessions.resumable_sessions import ResumableSessions
+from cloud.sessions.siblings import Alone, Siblings
 from cloud.sessions.tenants import Tenant
 from protos.messages import Closed, Open, Opened
 
@@ -82,11 +83,13 @@ class Conversations:
         max_frames_in_flight: int,
         max_resume_s: float,
         moves: MovedSessions | None = None,
+        siblings: Siblings | None = None,
         max_unopened: int = MAX_UNOPENED,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """max_resume_s: how long a session is kept at most once its stream broke. moves: admits
-        sessions that go on from older ones; None: these begin anew. max_unopened: streams at once
+        sessions that go on from older ones; None: these begin anew. siblings: the other servers
+        behind this one's address; None: it stands alone. max_unopened: streams at once
         of which the server does not know yet what they want."""
         self._admission = admission
         self._model_thread = model_thread
@@ -96,6 +99,7 @@ class Conversations:
         self._max_frames_in_flight = max_frames_in_flight
         self._max_resume_s = max_resume_s
         self._moves = moves
+        self._siblings = siblings or Alone()
         self._clock = clock
         self._unopened = Places(
             "streams that have not been opened",
@@ -142,6 +146,8 @@ class Conversations:
             held = await self._move(request, tenant, stream)
             how = "opened" if held is None else "moved"
         if held is None:
+            if came_from := stream.came_from:
+                self._siblings.took_over(key, came_from)
             held = await self._admit(request, tenant, stream, timeout_s)
         held_frames = held.active.session.num_frames
         self._metrics.sessions.labels(how=how).inc()
@@ -218,7 +224,7 @@ class Conversations:
         reader: asyncio.Task[None] | None = None
         failed: CloudError | None = None
         try:
-            await stream.write(
+            await stream.say_opened(
                 Opened(
                     session_id=on_stream.request.session_id,
                     max_frame_tokens=self._admission.max_frame_tokens,

@@ -27,6 +27,7 @@ from cloud.server.access import TokenInterceptor
 from cloud.server.assembly import ServerParts, assemble
 from cloud.server.call_guard import CallGuard
 from cloud.server.config import ServerConfig
+from cloud.server.forwarded_peers import ForwardedPeers
 from cloud.server.loading import Progress, loaded_engine
 from cloud.server.logs import event
 from cloud.server.memory import Trimmer
@@ -34,6 +35,7 @@ from cloud.server.metrics_endpoint import MetricsEndpoint
 from cloud.server.status.page import StatusEndpoint
 from cloud.server.status.serving import server_facts, serving_status, status_facts
 from cloud.server.supervision import Check, Supervisor
+from cloud.sessions.siblings import Siblings
 from optimizer.artifacts.bundle import open_bundle
 from protos import wire
 from protos.addresses import Address
@@ -51,7 +53,7 @@ _LONG_S: Final = 3600.0
 _OTHER_STREAMS: Final = 32
 # The event loop's thread may hold the interpreter this long while the model thread needs it, many
 # times in a step. Python's default is 5 ms.
-_SWITCH_INTERVAL_S: Final = 0.0005
+SWITCH_INTERVAL_S: Final = 0.0005
 _GRPC_OPTIONS: Final = (
     ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
@@ -94,6 +96,7 @@ class Server:
         self.metrics_port = metrics_port
         self.status = status
         self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.parts = parts
         self.admission = parts.admission
         self.pool = parts.pool
         self._service = parts.service
@@ -129,18 +132,21 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def serving(
-    config: ServerConfig, *, progress: Progress = lambda share, what: None
+    config: ServerConfig,
+    *,
+    progress: Progress = lambda share, what: None,
+    siblings: Siblings | None = None,
 ) -> AsyncIterator[Server]:
     """Load, listen and serve; everything is stopped and freed on exit.
 
-    progress is called while it loads. Raises StartError (also WeightsError), BundleError and
-    TablesError, one clear line each.
+    progress is called while it loads. siblings: the other servers behind its address.
+    Raises StartError (also WeightsError), BundleError and TablesError, one clear line each.
     """
     config.access.check(config.host)
     bundle = open_bundle(config.bundle, role="cloud")
     async with contextlib.AsyncExitStack() as stack:
         engine, weights_bytes = stack.enter_context(loaded_engine(config, bundle, progress))
-        parts = assemble(config, bundle, engine)
+        parts = assemble(config, bundle, engine, siblings)
         if isinstance(engine, BackEngine):
             warm_up(
                 engine,
@@ -199,7 +205,7 @@ async def serve_until_stopped(
     progress: see `serving`. While it loads, SIGTERM and SIGINT end the process at once. Raises
     ServerFailedError once a part of the server has stopped for good and its streams have ended.
     """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = asyncio.Event()
     # Loading blocks the event loop, so asyncio's own handler would wait for its end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -256,9 +262,10 @@ async def _supervised(
 def _grpc_server(parts: ServerParts, config: ServerConfig) -> tuple[grpc.aio.Server, Any]:
     """A server with the service, health and reflection, and its health servicer."""
     token_check = [TokenInterceptor(parts.tenants)] if parts.tenants else []
+    peers = [ForwardedPeers()] if config.replica else []
     most_streams = config.max_sessions + config.max_waiting + _OTHER_STREAMS
     server = grpc.aio.server(
-        interceptors=[*token_check, CallGuard()],
+        interceptors=[*peers, *token_check, CallGuard()],
         options=(
             *_GRPC_OPTIONS,
             ("grpc.max_receive_message_length", parts.served.max_message_bytes),

@@ -33,9 +33,11 @@ from cloud.server.stream import Answer, Context, ServerStream, StreamLimits
 from cloud.server.stuck_calls import StuckCalls
 from cloud.sessions.admission import Admission
 from cloud.sessions.served_model import ServedModel
-from cloud.sessions.tenants import RateLimits, Tenant, Tenants
+from cloud.sessions.siblings import Alone, Siblings
+from cloud.sessions.tenants import Tenant, Tenants
 from protos import wire
 from protos.errors import RemoteWireError
+from protos.metadata import REPLICA_KEY
 from protos.pull import decode_fetch_request, decode_list_files_request, encode_file_list
 
 logger = logging.getLogger(__name__)
@@ -57,10 +59,13 @@ class InferenceService:
         stream_limits: StreamLimits | None = None,
         budget: ByteBudget | None = None,
         pulls: Pulls | None = None,
+        siblings: Siblings | None = None,
+        replica: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """tenants: who may call; None: everybody. budget: for the bytes of all frames. pulls: None:
-        this server offers no files."""
+        this server offers no files. siblings: the others behind its address; None: it stands alone.
+        replica: what it is called among them."""
         self._served = served
         self._admission = admission
         self._conversations = conversations
@@ -70,7 +75,8 @@ class InferenceService:
         self._clock = clock
         self._budget = budget or ByteBudget()
         self._pulls = pulls or Pulls(None, budget=self._budget, clock=clock)
-        self._rate_limits = RateLimits()
+        self._siblings = siblings or Alone()
+        self._replica = replica
         self._stuck = StuckCalls()
         self._probes = Places("link probes", total=MAX_CALLS, per_peer=MAX_CALLS_PER_PEER)
         self._mail: Mailbox[Answer] | None = None  # made by the first stream: it needs the loop
@@ -158,6 +164,7 @@ class InferenceService:
             context,
             metrics=self._metrics,
             rate_limit=partial(self._wait_s, tenant),
+            replica=self._replica,
             max_hidden_bytes=self._served.max_hidden_bytes,
             hidden_size=self._served.hidden_size,
             room=self._budget.stream(tenant.name),
@@ -166,13 +173,21 @@ class InferenceService:
             clock=self._clock,
         )
 
-    def _wait_s(self, tenant: Tenant, num_rows: int) -> float:
-        return self._rate_limits.wait_s(tenant, num_rows, at_s=self._clock())
+    async def _wait_s(self, tenant: Tenant, num_rows: int) -> float:
+        return await self._siblings.wait_s(tenant, num_rows, at_s=self._clock())
 
     def _mailbox(self) -> Mailbox[Answer]:
         if self._mail is None:
             self._mail = Mailbox()
         return self._mail
+
+    def _advice(self, error: CapacityError) -> tuple[tuple[str, str], ...]:
+        """When to ask again, and where, if another replica may have room."""
+        there = self._siblings.with_room() if error.elsewhere else None
+        if there is None:
+            return ((wire.RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
+        wait_s = min(error.retry_after_s, there.retry_after_s)
+        return ((wire.RETRY_AFTER_KEY, f"{wait_s:g}"), (REPLICA_KEY, there.replica))
 
     async def _end(self, context: Context, error: CloudError, trace: str | None) -> None:
         """End a call with the error's status, and say when to ask again where there is no room."""
@@ -180,9 +195,7 @@ class InferenceService:
         if isinstance(error, UnreadError):
             with self._stuck.one(context):  # no status gets through: until its connection ends
                 await asyncio.get_running_loop().create_future()
-        trailers: tuple[tuple[str, str], ...] = ()
-        if isinstance(error, CapacityError):
-            trailers = ((wire.RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),)
+        trailers = self._advice(error) if isinstance(error, CapacityError) else ()
         detail = str(error)[: wire.MAX_DETAIL_CHARS]
         ended = asyncio.ensure_future(context.abort(status_of(error), detail, trailers))
         await asyncio.wait({ended}, timeout=ABORT_TIMEOUT_S)

@@ -39,8 +39,10 @@ from cloud.server.timers import within
 from cloud.sessions.tenants import Bucket
 from codec.kv.frame import MAX_ROWS
 from protos import wire
+from protos.affinity import replica_in
 from protos.errors import RemoteWireError, VersionError
-from protos.messages import Close, CloudMessage, Drafts, Frame, Open, Result
+from protos.messages import Close, CloudMessage, Drafts, Frame, Open, Opened, Result
+from protos.metadata import REPLICA_KEY
 from protos.wire import DEFAULT_FRAMES_IN_FLIGHT
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 class RateLimit(Protocol):
     """How long a frame of `num_rows` rows has to wait for its tenant's rate, in seconds."""
 
-    def __call__(self, num_rows: int) -> float: ...
+    async def __call__(self, num_rows: int) -> float: ...
 
 
 class FrameSink(Protocol):
@@ -100,15 +102,17 @@ class ServerStream:
         room: StreamBytes,
         mailbox: Mailbox[Answer],
         limits: StreamLimits,
+        replica: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """max_hidden_bytes: most bytes of hidden states in a frame of so many rows. room: for the
-        bytes of its frames."""
+        bytes of its frames. replica: what this server is called behind a shared address."""
         self.opened_s = clock()
         self.num_frames = 0
         self.num_tokens = 0
         self.said_close = False  # the client's own word, not the end of a stream that broke
         self._context = context
+        self._replica = replica
         self._metrics = metrics
         self._rate_limit = rate_limit
         self._max_hidden_bytes = max_hidden_bytes
@@ -130,6 +134,18 @@ class ServerStream:
     def peer(self) -> str:
         """gRPC's name of the client."""
         return self._context.peer()
+
+    @property
+    def came_from(self) -> str:
+        """The other replica that the client was told last; empty: none."""
+        told = replica_in(self._context.invocation_metadata()) if self._replica else ""
+        return "" if told == self._replica else told
+
+    async def say_opened(self, opened: Opened) -> None:
+        """Send the first message, and before it which replica speaks."""
+        if self._replica:
+            await self._context.send_initial_metadata(((REPLICA_KEY, self._replica),))
+        await self.write(opened)
 
     def deliver(self) -> Deliver:
         """What puts an answer of the model thread into the outbox. It never blocks."""
@@ -209,7 +225,7 @@ class ServerStream:
         self._metrics.rows.inc(num_rows)
         if frame.is_tokens and not frame.kv:
             self._metrics.id_rows.inc(num_rows)
-        if (wait_s := self._rate_limit(num_rows)) > self._idle_ttl_s:
+        if (wait_s := await self._rate_limit(num_rows)) > self._idle_ttl_s:
             raise CapacityError(
                 f"{num_rows} rows would wait {wait_s:.0f} s for the tenant's rate",
                 retry_after_s=min(wait_s, 60.0),

@@ -24,6 +24,8 @@ from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel
 from cloud.sessions.session import ServerSession
 from cloud.sessions.session_limits import SessionLimits
+from cloud.sessions.siblings import Alone, Siblings
+from cloud.sessions.tenant_places import TenantPlaces
 from cloud.sessions.tenants import ANONYMOUS, Tenant
 from optimizer.policy.admission import AdmissionRule, ServerLoad
 from optimizer.policy.kv_blocks import num_blocks
@@ -71,7 +73,9 @@ class Admission:
         limits: SessionLimits,
         grammars: Grammars,
         head: EagleDrafter | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
+        """siblings: the other servers behind this one's address; None: it stands alone."""
         self._served = served
         self._head = head
         self._pool = pool
@@ -81,6 +85,7 @@ class Admission:
         self._limits = limits
         self._grammars = grammars
         self._guesses = PrefixGuesses()
+        self.tenant_places = TenantPlaces(lifecycle, resumable, siblings or Alone())
         self._rule = AdmissionRule(max_sessions=limits.max_sessions, max_waiting=limits.max_waiting)
         self._waiters: dict[SessionLife, _Waiter] = {}
         self._refusal: CloudError | None = None  # why no session begins or goes on here any more
@@ -119,14 +124,16 @@ class Admission:
         BadOpenError, CapacityError, or what `check_open` does.
         """
         constrain = await self.check(request)
-        self._check_limit_of(tenant)
+        key = SessionKey(tenant.name, request.session_id)
+        await self.tenant_places.check(tenant, key)
+        self.check_open()  # it may have changed meanwhile
         blocks = num_blocks(request.max_tokens) * self._served.num_layers_from(request.split)
-        verdict = self._rule.decide(self._load(), blocks)
+        verdict = self._rule.decide(self.load(), blocks)
         if verdict.kind == "never":  # raises: the pool says how much it lacks
             self._pool.lease(split=request.split, max_tokens=request.max_tokens).close()
         if verdict.kind == "busy":
-            raise CapacityError(self._why_full(), retry_after_s=verdict.retry_after_s)
-        life = self._lifecycle.begin(SessionKey(tenant.name, request.session_id))
+            raise self._full(verdict.retry_after_s)
+        life = self._lifecycle.begin(key)
         if verdict.kind != "admit":
             return await self._wait(life, _Waiter(request, tenant, constrain, blocks), timeout_s)
         try:
@@ -164,7 +171,7 @@ class Admission:
             if life is None:
                 return
             waiter = self._waiters[life]
-            if not self._rule.fits(self._load(), waiter.num_blocks):
+            if not self._rule.fits(self.load(), waiter.num_blocks):
                 self._resumable.close_oldest()  # one only: once it is free, this runs again
                 return
             try:
@@ -217,8 +224,7 @@ class Admission:
             raise
         finally:
             del self._waiters[life]
-        retry_after_s = self._rule.retry_after_s * (1 + self.num_waiting)
-        raise CapacityError(self._why_full(), retry_after_s=retry_after_s)
+        raise self._full(self._rule.retry_after_s * (1 + self.num_waiting))
 
     def _give_up(self, life: SessionLife) -> None:
         """Leave the queue, or give back the place that came in this very moment."""
@@ -322,15 +328,8 @@ class Admission:
             self._guesses.missed(tenant, len(names) - 1 - found_at)
         return beginning
 
-    def _check_limit_of(self, tenant: Tenant) -> None:
-        """Raise CapacityError where the tenant has all its sessions, and none is resumable."""
-        if tenant.sessions is None:
-            return
-        while self._lifecycle.num_of_tenant(tenant.name) >= tenant.sessions:
-            if not self._resumable.close_oldest(tenant.name):
-                raise CapacityError(f"{tenant.name} has all its {tenant.sessions} sessions open")
-
-    def _load(self) -> ServerLoad:
+    def load(self) -> ServerLoad:
+        """How full this server is now."""
         pool = self._pool
         return ServerLoad(
             sessions=self.num_sessions,
@@ -339,8 +338,9 @@ class Admission:
             total_blocks=pool.num_blocks,
         )
 
-    def _why_full(self) -> str:
-        load = self._load()
+    def _full(self, retry_after_s: float) -> CapacityError:
+        load = self.load()
+        why = f"KV cache is full: {load.free_blocks} of {load.total_blocks} blocks are free"
         if load.sessions >= self._limits.max_sessions:
-            return f"all {self._limits.max_sessions} sessions are taken"
-        return f"KV cache is full: {load.free_blocks} of {load.total_blocks} blocks are free"
+            why = f"all {self._limits.max_sessions} sessions are taken"
+        return CapacityError(why, retry_after_s=retry_after_s, elsewhere=True)

@@ -113,11 +113,13 @@ class Lifecycle:
         """The sessions in this state now, the first that entered it first."""
         return tuple(self._lives.get(state, {}))
 
+    def counted(self) -> tuple[SessionLife, ...]:
+        """The sessions that count against their tenants' limits."""
+        return tuple(life for state in _OF_A_TENANT for life in self._lives[state])
+
     def num_of_tenant(self, tenant: str) -> int:
         """Sessions that count against this tenant's limit, those in the queue among them."""
-        return sum(
-            life.key.tenant == tenant for state in _OF_A_TENANT for life in self._lives[state]
-        )
+        return sum(life.key.tenant == tenant for life in self.counted())
 
     def oldest(self, state: SessionState, tenant: str | None = None) -> SessionLife | None:
         """The session that entered `state` first, of this tenant if one is named."""

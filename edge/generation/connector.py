@@ -25,8 +25,11 @@ from edge.generation.answer_checks import AnswerTerms
 from edge.generation.kv_shipment import KvShipment
 from edge.generation.link_notice import LinkNotice, OnLink, unheard
 from edge.generation.session import EdgeSession
+from edge.net.route import Route
 from edge.net.transport import Received, Stream, Transport
+from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
 from optimizer.policy.retry import Clock, ConnectAttempts, Failure, RetryPolicy
+from protos.affinity import prefix_name
 from protos.messages import Closed, CloudMessage, Open, Opened
 from protos.prefix import begin_chain, extend_chain
 from protos.wire import MAX_PREFIX_HASHES
@@ -76,6 +79,7 @@ class Connector:
         self.on_link = on_link
         self._cancel_within_s = cancel_within_s
         self._attempts = ConnectAttempts()
+        self._route = Route(replica="" if shipment is None else shipment.part.replica)
         self._cancelled = False
         self._worked_s = 0.0  # of the time to connect, what `Meanwhile` took
 
@@ -191,6 +195,11 @@ class Connector:
         """The address of the last attempt."""
         return self._transports[self._attempts.next_address % len(self._transports)].address
 
+    @property
+    def replica(self) -> str:
+        """The server at that address that was named last; empty: it has no name."""
+        return self._route.replica
+
     def _with_prefix_hashes(self, session: EdgeSession) -> Open:
         """The request with the hashes of the prompt's frames that are encoded already.
 
@@ -232,7 +241,10 @@ class Connector:
     ) -> Stream:
         session.open()
         limit_s = self._retry_policy.attempt_limit_s(timeout_s, len(self._transports))
-        stream = transport.open(self._with_prefix_hashes(session), limit_s)
+        if not self._route.prefix_hash:
+            first = session.tokens[: min(KV_BLOCK_TOKENS, session.num_prompt_tokens)]
+            self._route.prefix_hash = prefix_name(self._request, first)
+        stream = transport.open(self._with_prefix_hashes(session), limit_s, self._route)
         try:
             early = None if meanwhile is None else self._work(meanwhile, stream)
             received = early or stream.receive(limit_s)

@@ -43,12 +43,13 @@ class CachedKv(Protocol):
 class OpenPart:
     """The end of a part whose session the server still holds. `close` ends it, once.
 
-    address: of its server.
+    address: of its server. replica: which of the servers there it is; empty: the only one.
     """
 
-    def __init__(self, session_id: str, stream: Stream, address: str) -> None:
+    def __init__(self, session_id: str, stream: Stream, address: str, replica: str = "") -> None:
         self.session_id = session_id
         self.address = address
+        self.replica = replica
         self._stream: Stream | None = stream
 
     def close(self, *, is_over: bool = False) -> None:
@@ -73,6 +74,11 @@ class OpenedSession(Protocol):
         """Of the server."""
         ...
 
+    @property
+    def replica(self) -> str:
+        """Which of the servers at that address; empty: the only one."""
+        ...
+
 
 class LeavesOpen:
     """Base of a generation that may leave its session open for the next part of the answer."""
@@ -89,7 +95,7 @@ class LeavesOpen:
         """At the end: leave it open where that was asked for. False: close the stream."""
         if not self._stays_open:
             return False
-        self.left_open = OpenPart(session.session_id, stream, session.address)
+        self.left_open = OpenPart(session.session_id, stream, session.address, session.replica)
         return True
 
 

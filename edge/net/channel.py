@@ -8,7 +8,7 @@ run on the old one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -100,8 +100,10 @@ class ServerChannel:
         self.warm()
         return True
 
-    def stream(self, path: str, requests: Iterator[bytes]) -> Any:
-        """A bidirectional call of `path` in bytes: iterate, or cancel.
+    def stream(
+        self, path: str, requests: Iterator[bytes], *, metadata: Sequence[tuple[str, str]] = ()
+    ) -> Any:
+        """A bidirectional call of `path` in bytes: iterate, or cancel. metadata: beside the token.
 
         RefusedError on a closed channel: it is of no use to try again.
         """
@@ -111,7 +113,7 @@ class ServerChannel:
             make: Callable[..., Any] = self._channel.stream_stream(
                 path, request_serializer=None, response_deserializer=None
             )
-            call = make(requests, metadata=self._metadata)
+            call = make(requests, metadata=(*self._metadata, *metadata))
             self._num_streams += 1
         if not call.add_callback(self._ended):
             self._ended()

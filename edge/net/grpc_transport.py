@@ -25,6 +25,7 @@ from edge.errors import (
 from edge.net.channel import ServerChannel
 from edge.net.credentials import Credentials
 from edge.net.diagnosis import ConnectDiagnosis
+from edge.net.route import Route
 from edge.net.transport import Received, Stream
 from optimizer.policy.retry import RetryPolicy
 from protos import wire
@@ -96,9 +97,9 @@ class GrpcTransport:
         """HOST:PORT."""
         return self._address
 
-    def open(self, request: Open, timeout_s: float) -> Stream:
+    def open(self, request: Open, timeout_s: float, route: Route | None = None) -> Stream:
         """See Transport. Does not wait: the first `receive` tells whether the server answers."""
-        return _GrpcStream(self._channel, request, self._address, self._diagnosis)
+        return _GrpcStream(self._channel, request, self._address, self._diagnosis, route=route)
 
     def describe(self, timeout_s: float) -> Description:
         """Ask the server what it serves.
@@ -157,15 +158,20 @@ class _GrpcStream:
         request: Open,
         address: str,
         diagnosis: ConnectDiagnosis | None = None,
+        *,
+        route: Route | None = None,
     ) -> None:
         self._address = address
+        self._route = route or Route()
         self._diagnosis = diagnosis
         self._is_answered = False
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Received | TransportError] = queue.SimpleQueue()
         self._finished = False
         self._outbox.put(wire.encode_edge(request))
-        self._call: Any = channel.stream(wire.GENERATE_PATH, self._requests())
+        self._call: Any = channel.stream(
+            wire.GENERATE_PATH, self._requests(), metadata=self._route.metadata_of(request)
+        )
         self._reader = threading.Thread(target=self._read, name="stream-reader", daemon=True)
         self._reader.start()
 
@@ -244,7 +250,9 @@ class _GrpcStream:
             for data in self._call:
                 at_s = time.monotonic()
                 message = wire.decode_cloud(data)
-                self._is_answered = True
+                if not self._is_answered:
+                    self._route.heard(self._call.initial_metadata())
+                    self._is_answered = True
                 if self._diagnosis is not None:
                     self._diagnosis.answered()
                 if self._inbox.qsize() >= MAX_UNREAD:
@@ -255,6 +263,7 @@ class _GrpcStream:
             self._call.cancel()
             self._inbox.put(malformed(error))
         except grpc.RpcError as error:
+            self._route.heard(self._call.trailing_metadata())
             self._inbox.put(self._broken(error))
 
     def _broken(self, error: grpc.RpcError) -> TransportError:

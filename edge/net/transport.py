@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from edge.net.route import Route
 from protos.messages import CloudMessage, Frame, Open
 
 
@@ -58,6 +59,9 @@ class Transport(Protocol):
         """HOST:PORT, for messages."""
         ...
 
-    def open(self, request: Open, timeout_s: float) -> Stream:
-        """Open a generation and send `request`; the `Opened` answer is the first received."""
+    def open(self, request: Open, timeout_s: float, route: Route | None = None) -> Stream:
+        """Open a generation and send `request`; the `Opened` answer is the first received.
+
+        route: goes with the stream, and notes the server that its answers name.
+        """
         ...

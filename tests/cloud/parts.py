@@ -16,6 +16,7 @@ from cloud.sessions.lifecycle import Lifecycle
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel
 from cloud.sessions.session_limits import SessionLimits
+from cloud.sessions.siblings import Siblings
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from optimizer.artifacts.geometry import ModelGeometry
@@ -93,7 +94,13 @@ class ModelThreadByHand:
 class Parts:
     """An admission and what it works with; `num_bytes` of KV cache."""
 
-    def __init__(self, *, num_bytes: int = 4 * SESSION_BYTES, **limits: Any) -> None:
+    def __init__(
+        self,
+        *,
+        num_bytes: int = 4 * SESSION_BYTES,
+        siblings: Siblings | None = None,
+        **limits: Any,
+    ) -> None:
         self.lifecycle = Lifecycle()
         self.resumable = ResumableSessions(self.lifecycle)
         self.model_thread = ModelThreadByHand()
@@ -110,6 +117,7 @@ class Parts:
             resumable=self.resumable,
             grammars=Grammars(None, vocab_size=32),
             limits=SessionLimits(**{"max_sessions": 8, "max_wait_s": 30.0, **limits}),
+            siblings=siblings,
         )
 
     def hold(self, granted: Granted, request: Open) -> HeldSession:

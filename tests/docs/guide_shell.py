@@ -58,7 +58,19 @@ BACKGROUND: Final = {
     "api": "127.0.0.1:8000",
     "emulate-link": "127.0.0.1:0",
 }
-RUN_BY_BASH: Final = ("openssl", "curl", "printf", "echo", "chmod", "cp", "mkdir", "for", "export")
+OF_A_CLUSTER: Final = ("--replicas", "--max-replicas", "--replica-target", "--replica-gpus")
+RUN_BY_BASH: Final = (
+    "openssl",
+    "curl",
+    "printf",
+    "echo",
+    "chmod",
+    "cp",
+    "mkdir",
+    "for",
+    "export",
+    "ln",
+)
 # Programs that are not run: only the files and targets that they name are looked at.
 LOOKED_AT: Final = (
     "apt",
@@ -66,6 +78,7 @@ LOOKED_AT: Final = (
     "git",
     "cd",
     "journalctl",
+    "kill",
     "kubectl",
     "make",
     "nvidia-smi",
@@ -241,6 +254,10 @@ class GuideShell:
             place = found.index("--weights")  # a CPU refuses it
             assert found[place + 1] in weight_types()
             del found[place : place + 2]
+        if name == "serve":  # one server stands in for replicas: Ray takes a minute for them
+            for option in [word for word in found if word in OF_A_CLUSTER]:
+                place = found.index(option)
+                del found[place : place + 2]
         if name == "plan" and MODEL in found and "--split" not in found:
             found += ["--split", "2"]  # so small a model would stay on the device
         return found

@@ -37,6 +37,7 @@ TEMPLATE: Final = (
 # What a guide takes as made already: it begins where another one ends.
 GIVEN: Final = {
     "bad-links.md": ("bundle",),
+    "cluster.md": ("bundle",),
     "device-page.md": ("bundle",),
     "drafting.md": (MODEL, "bundle"),
     "fetching-a-bundle.md": ("bundle",),

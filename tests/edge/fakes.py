@@ -18,6 +18,7 @@ import numpy.typing as npt
 from codec.kv.frame import KeysValues, KvFrames
 from codec.ladder import Ladder
 from edge.errors import ConnectError, LostError, TransportError
+from edge.net.route import Route
 from edge.net.transport import Received
 from protos.messages import CloudMessage, Frame, Open, Opened, Result, Timings
 
@@ -234,6 +235,7 @@ class FakeTransport:
     clouds: list[FakeCloud] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
     requests: list[Open] = field(default_factory=list)
+    routes: list[Route | None] = field(default_factory=list)
     opens: int = 0
     closed: int = 0
     clock: Callable[[], float] = lambda: 0.0
@@ -244,9 +246,10 @@ class FakeTransport:
     continues: bool = False  # whether sessions may go on from older ones
     by_id: dict[str, FakeCloud] = field(default_factory=dict)
 
-    def open(self, request: Open, timeout_s: float) -> FakeStream:
+    def open(self, request: Open, timeout_s: float, route: Route | None = None) -> FakeStream:
         self.opens += 1
         self.requests.append(request)
+        self.routes.append(route)
         if self.open_errors:
             raise self.open_errors.pop(0)
         cloud = FakeCloud(request.split)

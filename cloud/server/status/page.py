@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from cloud.server.http_endpoint import HttpEndpoint
-from cloud.server.status.snapshot import StatusBoard
 from protos.addresses import is_loopback
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
+
+    from cloud.server.status.snapshot import StatusBoard
 
 # Paths with their file in `static` and its media type. Nothing else is served.
 STATUS_FILES: Final = {

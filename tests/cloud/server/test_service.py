@@ -13,6 +13,7 @@ from cloud.server.conversations import Conversations
 from cloud.server.metrics import Metrics
 from cloud.server.service import InferenceService
 from cloud.server.stream import StreamLimits
+from cloud.sessions.siblings import Siblings
 from cloud.sessions.tenants import Tenants
 from protos import wire
 from protos.messages import Close, Closed, CloudMessage, EdgeMessage, Open, Opened, ProbeChunk
@@ -32,6 +33,7 @@ class FakeCall:
         self.status: grpc.StatusCode | None = None
         self.detail = ""
         self.trailers: dict[str, str] = {}
+        self.headers: dict[str, str] = {}
         self._metadata = metadata
 
     def say(self, message: EdgeMessage) -> None:
@@ -55,6 +57,10 @@ class FakeCall:
     async def read(self) -> bytes | None:
         return await self.incoming.get()
 
+    async def send_initial_metadata(self, headers: Any) -> None:
+        assert not self.written
+        self.headers = dict(headers)
+
     async def write(self, data: bytes) -> None:
         self.written.append(wire.decode_cloud(data))
 
@@ -66,8 +72,15 @@ class FakeCall:
 class Service:
     """An `InferenceService` over parts that the test looks at."""
 
-    def __init__(self, *, tenants: Tenants | None = None, **limits: Any) -> None:
-        self.parts = parts = Parts(**limits)
+    def __init__(
+        self,
+        *,
+        tenants: Tenants | None = None,
+        siblings: Siblings | None = None,
+        replica: str = "",
+        **limits: Any,
+    ) -> None:
+        self.parts = parts = Parts(siblings=siblings, **limits)
         self.metrics = Metrics()
         self.conversations = Conversations(
             parts.admission,
@@ -77,6 +90,7 @@ class Service:
             metrics=self.metrics,
             max_frames_in_flight=16,
             max_resume_s=60.0,
+            siblings=siblings,
         )
         self.service = InferenceService(
             parts.served,
@@ -85,6 +99,8 @@ class Service:
             metrics=self.metrics,
             tenants=tenants,
             stream_limits=StreamLimits(idle_ttl_s=60.0),
+            siblings=siblings,
+            replica=replica,
         )
         self.tasks: list[asyncio.Task[None]] = []
 

@@ -51,13 +51,21 @@ class FakeContext:
         self.written.append(wire.decode_cloud(data))
 
 
+async def at_once(num_rows: int) -> float:
+    return 0.0
+
+
+async def for_days(num_rows: int) -> float:
+    return 1e6
+
+
 class Conversation:
     """A stream, its context, and a model thread that answers when the test says so."""
 
     def __init__(
         self,
         *,
-        wait_s: RateLimit = lambda num_rows: 0.0,
+        wait_s: RateLimit = at_once,
         most: int = 100,
         room: Any = None,
         **limits: Any,
@@ -237,7 +245,7 @@ def test_a_frame_waits_for_its_tenants_rate() -> None:
     async def scenario() -> None:
         asked: list[int] = []
 
-        def wait_s(num_rows: int) -> float:
+        async def wait_s(num_rows: int) -> float:
             asked.append(num_rows)
             return 0.5
 
@@ -382,7 +390,7 @@ def test_a_client_that_reads_nothing_ends_its_stream() -> None:
 
 def test_a_rate_that_would_take_for_ever_is_refused() -> None:
     async def scenario() -> None:
-        it = Conversation(wait_s=lambda num_rows: 1e6)
+        it = Conversation(wait_s=for_days)
         reader = it.read()
         it.context.say(frame(0))
         await reader

@@ -115,6 +115,19 @@ def test_after_a_loss_the_same_address_comes_first_unless_it_brought_nothing() -
         assert bool(time.slept_s) is wait_first
 
 
+def test_every_attempt_tells_a_balancer_the_same_and_the_server_that_was_named_last() -> None:
+    transport = FakeTransport(open_errors=[BusyError("full", retry_after_s=0.1)])
+    made = connector([transport], ManualTime().clock())
+    opened = session()
+    made.connect(opened, 10.0)
+    first, second = transport.routes
+    assert first is second
+    assert first is not None
+    assert len(first.prefix_hash) == 32
+    first.heard((("x-replica", "r2"),))
+    assert made.replica == "r2"
+
+
 def test_a_cancelled_connector_makes_no_second_attempt() -> None:
     time = ManualTime()
     transport = FakeTransport(open_errors=[ConnectError("away") for _ in range(5)])

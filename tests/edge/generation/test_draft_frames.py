@@ -12,6 +12,7 @@ from edge.draft.base import Guess, Rows
 from edge.draft.ngram import NgramDrafter
 from edge.generation.drafting import DraftSelector
 from edge.generation.report import draft_figures
+from edge.net.route import Route
 from edge.net.transport import Received
 from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -82,8 +83,8 @@ class SlowTransport(FakeTransport):
     tick: Tick
     rng: random.Random
 
-    def open(self, request: Open, timeout_s: float) -> FakeStream:
-        stream = super().open(request, timeout_s)
+    def open(self, request: Open, timeout_s: float, route: Route | None = None) -> FakeStream:
+        stream = super().open(request, timeout_s, route)
         stream.__class__ = SlowStream
         return stream
 

@@ -14,6 +14,7 @@ from edge.errors import BusyError, ConnectError, LostError, RefusedError, Transp
 from edge.generation.drafting import DraftSelector
 from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
 from edge.generation.prefix_memory import PrefixMemory
+from edge.net.route import Route
 from edge.net.transport import Received
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Frame, Open, Opened, Result
@@ -131,12 +132,12 @@ class DrawnTransport(FakeTransport):
     kept: dict[str, DrawnCloud] = field(default_factory=dict)
     beginnings: dict[bytes, list[Frame]] = field(default_factory=dict)
 
-    def open(self, request: Open, timeout_s: float) -> FakeStream:
+    def open(self, request: Open, timeout_s: float, route: Route | None = None) -> FakeStream:
         rng = self.case.rng
         drawn = rng.choice([512, 512, 3, 4, 1]), rng.choice([0, 3, 4, 7, 100])
         self.max_frame_tokens, self.token_rows = self.case.told or drawn
         self.quiet_polls = rng.choice([0, 0, 1, 2, FAR])
-        stream = super().open(request, timeout_s)
+        stream = super().open(request, timeout_s, route)
         stream.__class__ = DrawnStream
         assert isinstance(stream, DrawnStream)
         stream.error = rng.choice(

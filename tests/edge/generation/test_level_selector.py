@@ -11,6 +11,7 @@ import pytest
 from codec.ladder import Ladder
 from edge.errors import DeadlineError, LostError, TooSlowError
 from edge.generation.level_selector import LevelSelector
+from edge.net.route import Route
 from edge.net.transport import Received
 from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -55,8 +56,8 @@ class SlowLink(FakeTransport):
     cut_after: int = 10**9
     sizes: list[int] = field(default_factory=list)
 
-    def open(self, request: Open, timeout_s: float) -> FakeStream:
-        stream = super().open(request, timeout_s)
+    def open(self, request: Open, timeout_s: float, route: Route | None = None) -> FakeStream:
+        stream = super().open(request, timeout_s, route)
         return SlowStream(self, request, stream.cloud)
 
 

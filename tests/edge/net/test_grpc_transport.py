@@ -17,6 +17,7 @@ from edge.net.grpc_transport import (
     _GrpcStream,
     transport_error,
 )
+from edge.net.route import Route
 from protos import wire
 from protos.messages import Open, Result
 
@@ -87,6 +88,9 @@ def test_a_server_that_answers_without_end_fills_no_memory() -> None:
             self.left -= 1
             return answer
 
+        def initial_metadata(self) -> tuple[tuple[str, str], ...]:
+            return (("x-replica", "r1"),)
+
         def cancel(self) -> None:
             self.cancelled = True
 
@@ -100,8 +104,10 @@ def test_a_server_that_answers_without_end_fills_no_memory() -> None:
         max_tokens=8,
     )
     channel = Mock(ServerChannel, stream=Mock(return_value=flood))
-    stream = _GrpcStream(channel, request, "somewhere")
+    route = Route()
+    stream = _GrpcStream(channel, request, "somewhere", route=route)
     stream._reader.join(10)
+    assert route.replica == "r1"
     assert flood.cancelled
     assert flood.left > MAX_UNREAD
     for _ in range(MAX_UNREAD):

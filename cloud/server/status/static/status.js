@@ -116,7 +116,7 @@ function curve(values, everyS, name, format) {
 function showTables(status) {
   const heads = ["Session", "Tenant", "State", "From layer", "Tokens in KV", "Frames", "Tokens answered", "Age"];
   const rows = status.sessions.map((one) => [
-    one.id, one.tenant, one.state,
+    "replica" in one ? `${one.id} on ${one.replica}` : one.id, one.tenant, one.state,
     ...("split" in one
       ? [one.split + 1, `${one.kv_tokens} of ${one.max_tokens}`, one.num_frames, one.num_tokens, duration(one.age_s)]
       : ["–", "–", "–", "–", "–"]),
@@ -136,7 +136,8 @@ function showTables(status) {
 }
 
 function show(status) {
-  const place = `layers ${status.first_layer + 1} to ${status.num_layers} on ${status.device}`;
+  const count = "replicas" in status ? `${status.replicas.length} × ` : "";
+  const place = `layers ${status.first_layer + 1} to ${status.num_layers} on ${count}${status.device}`;
   fill("about", `${status.model}, ${place}, up for ${duration(status.uptime_s)}`);
   fill("trouble");
   showNow(status);

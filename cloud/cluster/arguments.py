@@ -1,0 +1,46 @@
+"""What a file of Ray Serve says in `args`, checked by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from cloud.errors import StartError
+from cloud.server.access import Access
+from hwprofiles.schema.near_names import did_you_mean
+from optimizer.artifacts.credential_files import ServerCredentials
+from optimizer.errors import CredentialsError
+
+_FILES: Final = ("tls_cert", "tls_key", "client_ca", "token_file")
+_PATHS: Final = ("bundle", "draft_head", *_FILES)
+# What `read_access` reads.
+ACCESS_NAMES: Final = (*_FILES, "insecure", "credentials")
+
+
+def read_access(arguments: Mapping[str, Any]) -> Access:
+    """What guards the server, from files that the machine has. Raises StartError."""
+    values = {name: arguments[name] for name in (*_FILES, "insecure") if name in arguments}
+    own = None
+    if "credentials" in arguments:
+        try:
+            own = ServerCredentials.read(Path(arguments["credentials"]))
+        except CredentialsError as error:
+            raise StartError(str(error)) from error
+    return Access(**with_paths(values), own=own)
+
+
+def check_names(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise StartError for a name that is not known."""
+    names = set(known)
+    for name in arguments:
+        if name not in names:
+            raise StartError(f"{name}: no such setting{did_you_mean(name, sorted(names))}")
+
+
+def with_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with those that are paths as paths."""
+    return {
+        name: Path(value) if name in _PATHS and value is not None else value
+        for name, value in values.items()
+    }

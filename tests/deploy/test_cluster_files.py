@@ -1,0 +1,85 @@
+"""deploy/ray and deploy/door say what the replicas, the door and HAProxy take."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cloud.cluster.door import read_door
+from cloud.cluster.settings import read_replicas, replica_config
+from protos.metadata import PREFIX_KEY, SESSION_KEY
+from tests.deploy.dockerfile import DEPLOY
+from tests.tls_keys import make_keys, needs_openssl
+
+SERVE = yaml.safe_load((DEPLOY / "ray/serve.yaml").read_text())
+KUBERAY = list(yaml.safe_load_all((DEPLOY / "ray/kuberay.yaml").read_text()))
+SERVICE = next(one for one in KUBERAY if one["kind"] == "RayService")["spec"]
+FILES = {"serve": SERVE, "kuberay": yaml.safe_load(SERVICE["serveConfigV2"])}
+
+
+def arguments(name: str, application: str) -> dict[str, Any]:
+    (found,) = (one for one in FILES[name]["applications"] if one["name"] == application)
+    module, _, attribute = found["import_path"].partition(":")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    assert f"def {attribute}(" in Path(spec.origin).read_text()
+    return dict(found["args"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_replicas_and_the_door_take_what_the_file_says(name: str) -> None:
+    replicas = read_replicas(arguments(name, "splitpoint"))
+    door = read_door(arguments(name, "splitpoint-door"))
+    assert door.most_replicas == replicas.scaling.most
+    assert door.replicas_ca is not None
+    config = replica_config(replicas, name="r", node_address="10.0.0.2")
+    config.access.check(config.host)  # neither is open to everybody
+    door.access.check(door.host)
+    assert FILES[name]["proxy_location"] == "Disabled"
+
+
+def test_the_head_of_kubernetes_has_the_door_and_the_service_finds_it() -> None:
+    head = SERVICE["rayClusterConfig"]["headGroupSpec"]
+    assert "splitpoint_door" in head["rayStartParams"]["resources"]
+    (container,) = head["template"]["spec"]["containers"]
+    (service,) = (one for one in KUBERAY if one["kind"] == "Service")
+    (port,) = service["spec"]["ports"]
+    assert port["targetPort"] in {one["name"] for one in container["ports"]}
+    drain_s = arguments("kuberay", "splitpoint")["drain_s"]
+    (workers,) = SERVICE["rayClusterConfig"]["workerGroupSpecs"]
+    assert workers["template"]["spec"]["terminationGracePeriodSeconds"] > drain_s
+
+
+def test_envoy_hashes_on_what_the_edge_sends() -> None:
+    envoy = yaml.safe_load((DEPLOY / "door/envoy.yaml").read_text())["static_resources"]
+    (chain,) = envoy["listeners"][0]["filter_chains"]
+    manager = chain["filters"][0]["typed_config"]
+    (route,) = manager["route_config"]["virtual_hosts"][0]["routes"]
+    hashed = [one["header"]["header_name"] for one in route["route"]["hash_policy"]]
+    assert hashed == [PREFIX_KEY, SESSION_KEY]
+    assert route["route"]["timeout"] == "0s"
+    (cluster,) = envoy["clusters"]
+    assert cluster["lb_policy"] == "RING_HASH"
+    assert route["route"]["cluster"] == cluster["name"]
+
+
+@needs_openssl
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
+def test_haproxy_takes_the_example(tmp_path: Path) -> None:
+    keys = make_keys(tmp_path, "door")
+    (tmp_path / "door.pem").write_bytes(keys.cert.read_bytes() + keys.key.read_bytes())
+    shutil.copy(keys.ca, tmp_path / "ca.pem")
+    text = (DEPLOY / "door/haproxy.cfg").read_text()
+    assert {PREFIX_KEY, SESSION_KEY} <= set(re.findall(r"req\.hdr\(([\w-]+)\)", text))
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(text.replace("/etc/haproxy", str(tmp_path)))
+    done = subprocess.run(["haproxy", "-c", "-f", str(config)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
