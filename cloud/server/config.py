@@ -41,7 +41,8 @@ class ServerConfig:
     (None: no limit); the default leaves most of a 1 Gbit/s link, and of a core, to sessions.
     metrics_port: where GET /metrics is answered (None: nowhere). status_port: where the status page
     is (None: nowhere). replica: what it is called among several servers behind one address (empty:
-    it stands alone); the proxy in front of it then says for whom it speaks.
+    it stands alone); the proxy in front of it then says for whom it speaks. behind_proxy: it does
+    so without such a name too.
     """
 
     bundle: Path
@@ -75,6 +76,7 @@ class ServerConfig:
     status_host: str = "127.0.0.1"
     status_port: int | None = None
     replica: str = ""
+    behind_proxy: bool = False
 
     @property
     def offers_files(self) -> bool:

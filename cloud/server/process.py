@@ -262,7 +262,7 @@ async def _supervised(
 def _grpc_server(parts: ServerParts, config: ServerConfig) -> tuple[grpc.aio.Server, Any]:
     """A server with the service, health and reflection, and its health servicer."""
     token_check = [TokenInterceptor(parts.tenants)] if parts.tenants else []
-    peers = [ForwardedPeers()] if config.replica else []
+    peers = [ForwardedPeers()] if config.replica or config.behind_proxy else []
     most_streams = config.max_sessions + config.max_waiting + _OTHER_STREAMS
     server = grpc.aio.server(
         interceptors=[*peers, *token_check, CallGuard()],

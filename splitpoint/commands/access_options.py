@@ -41,6 +41,14 @@ class AccessOptions:
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond loopback without TLS and token.")
     ] = False
+    behind_proxy: Annotated[
+        bool,
+        typer.Option(
+            "--behind-proxy",
+            help="Only a proxy reaches this server, and writes x-forwarded-for: what is limited "
+            "for one address counts its clients.",
+        ),
+    ] = False
     allow_pull: Annotated[
         bool | None,
         typer.Option(

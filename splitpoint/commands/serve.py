@@ -232,7 +232,6 @@ def serve(
     cluster.check(address)
     metrics = observation.metrics_address(insecure=access.insecure)
     status = observation.status_address(insecure=access.insecure)
-
     if not bundle.is_dir():
         raise BundleError(f"{bundle}: no such bundle folder (make one with 'splitpoint build')")
     _check_free(address)
@@ -264,6 +263,7 @@ def serve(
             **_endpoint("metrics", metrics),
             **_endpoint("status", status),
             access=access.access(),
+            behind_proxy=access.behind_proxy,
             allow_pull=access.allow_pull,
             pull_bytes_per_s=access.pull_bytes_per_s(),
         )

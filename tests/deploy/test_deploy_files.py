@@ -37,8 +37,12 @@ def option_variables(command: str) -> set[str]:
     return {name for key in options_of(found) for name in variables_of(command, key)}
 
 
-def manifest(kind: str) -> dict[str, Any]:
-    (found,) = (document for document in MANIFESTS if document["kind"] == kind)
+def manifest(kind: str, name: str = "splitpoint-cloud") -> dict[str, Any]:
+    (found,) = (
+        document
+        for document in MANIFESTS
+        if document["kind"] == kind and document["metadata"]["name"] == name
+    )
     return found
 
 
@@ -182,14 +186,14 @@ def test_secrets_for_a_trial_are_whole_and_their_owners_alone(tmp_path: Path) ->
 
 def test_a_service_with_tls_is_not_announced_as_clear_text() -> None:
     (grpc,) = (p for p in manifest("Service")["spec"]["ports"] if p["name"] == "grpc")
-    arguments = manifest("Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+    arguments = manifest("StatefulSet")["spec"]["template"]["spec"]["containers"][0]["args"]
     has_tls = any(argument.startswith("--tls-cert") for argument in arguments)
     assert has_tls
     assert grpc["appProtocol"] == "https"
 
 
 def test_the_pod_asks_for_health_and_writes_nowhere() -> None:
-    pod = manifest("Deployment")["spec"]["template"]["spec"]
+    pod = manifest("StatefulSet")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     for probe in ("startupProbe", "readinessProbe"):
         assert container[probe]["httpGet"] == {"path": "/health", "port": "metrics"}
@@ -207,10 +211,8 @@ def test_the_unit_starts_the_api_with_flags_that_exist() -> None:
     assert set(re.findall(r"SPLITPOINT_[A-Z_]+", text)) <= option_variables("api")
 
 
-def test_the_manifest_keeps_a_client_at_its_server_and_outlives_the_drain() -> None:
-    service, deployment = manifest("Service")["spec"], manifest("Deployment")["spec"]
-    assert service["sessionAffinity"] == "ClientIP"
-    pod = deployment["template"]["spec"]
+def test_the_manifest_gives_options_that_there_are_and_outlives_the_drain() -> None:
+    pod = manifest("StatefulSet")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     arguments = dict(arg.partition("=")[::2] for arg in container["args"])
     assert set(arguments) <= flags_of("serve")
