@@ -87,14 +87,7 @@ def budget_view(
     progress: Callable[[str], None] = lambda stage: None,
 ) -> BudgetView:
     """Answer the three questions for a scenario whose own measures are `base`."""
-    short = replace(
-        inputs,
-        scenario=replace(
-            inputs.scenario,
-            duration_s=min(inputs.scenario.duration_s, SEARCH_S),
-            drain_s=min(inputs.scenario.drain_s, SEARCH_S / 3),
-        ),
-    )
+    short = shortened(inputs)
 
     def tried(many: Sequence[Inputs]) -> list[Measures]:
         setups = [one.setup() for one in many]
@@ -107,7 +100,7 @@ def budget_view(
     progress(STAGES[1])
     held = [_held_at(short, quantile) for quantile in QUANTILES]
     points = tuple(
-        QuantilePoint(quantile=quantile, **_in_time(budget, found))
+        QuantilePoint(quantile=quantile, **in_time(budget, found))
         for quantile, found in zip(QUANTILES, tried(held), strict=True)
     )
     progress(STAGES[2])
@@ -117,7 +110,7 @@ def budget_view(
             name=name,
             ttft_p95_s=found.ttft_s.p95,
             tbt_p95_s=found.tbt_s.p95,
-            **_in_time(budget, found),
+            **in_time(budget, found),
         )
         for name, found in zip(names, tried(changed), strict=True)
     )
@@ -133,7 +126,17 @@ def budget_view(
     )
 
 
-def _in_time(budget: Budget, found: Measures) -> dict[str, Any]:
+def shortened(inputs: Inputs) -> Inputs:
+    """The same for a search: no longer than `SEARCH_S` of simulated time."""
+    scenario = replace(
+        inputs.scenario,
+        duration_s=min(inputs.scenario.duration_s, SEARCH_S),
+        drain_s=min(inputs.scenario.drain_s, SEARCH_S / 3),
+    )
+    return replace(inputs, scenario=scenario)
+
+
+def in_time(budget: Budget, found: Measures) -> dict[str, Any]:
     """The fields of InTime."""
     return {
         "first_in_time": found.first_in_time,
@@ -163,7 +166,7 @@ def _search(
                 ttft_p95_s=found.ttft_s.p95,
                 tbt_p95_s=found.tbt_s.p95,
                 server_utilisation=found.server_utilisation,
-                **_in_time(inputs.scenario.budget, found),
+                **in_time(inputs.scenario.budget, found),
             )
         return points[num_clients].kept
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
@@ -18,8 +18,11 @@ from splitpoint.views.sizes import MOST_TBT_S, MOST_TTFT_S, check_seconds
 if TYPE_CHECKING:
     from optimizer.simulate.assemble import Inputs, Overrides
     from optimizer.simulate.budget import BudgetView
+    from optimizer.simulate.fleet import FleetSize
     from optimizer.simulate.measures import Measures
     from optimizer.simulate.report.files import Findings
+
+AUTO: Final = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,10 @@ class ScenarioOptions:
         ),
     ] = None
     clients: Annotated[int | None, typer.Option(min=1, help="How many clients.")] = None
-    servers: Annotated[int | None, typer.Option(min=1, help="How many servers.")] = None
+    servers: Annotated[
+        str | None,
+        typer.Option(help="How many servers; auto: the fewest that keep the budget.", metavar="N"),
+    ] = None
     workload: Annotated[
         Path | None,
         typer.Option(help="Requests from a CSV (t_s, prompt_tokens, output_tokens)."),
@@ -60,6 +66,14 @@ class ScenarioOptions:
         ),
     ] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same result.")] = None
+
+    def num_servers(self) -> int | None:
+        """None: the scenario's, or as many as are needed. BadParameter for no number."""
+        if self.servers in (None, AUTO):
+            return None
+        if not str(self.servers).isdecimal() or not int(str(self.servers)):
+            raise typer.BadParameter("must be 1 or more, or auto", param_hint="--servers")
+        return int(str(self.servers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +140,8 @@ def simulate(
     from optimizer.simulate.report.files import write_files
 
     inputs = load_inputs(plan, scene.scenario, _overrides(scene, budget))
-    findings = _findings(inputs, budget, runs)
+    fleet = _fleet(inputs, runs) if scene.servers == AUTO else None
+    findings = replace(_findings(_sized(inputs, fleet), budget, runs), fleet=fleet)
     if out is not None:
         write_files(findings, out)
     if as_json:
@@ -147,13 +162,31 @@ def _overrides(scene: ScenarioOptions, budget: BudgetOptions) -> Overrides:
         edge=scene.edge,
         cloud=scene.cloud,
         num_clients=scene.clients,
-        num_servers=scene.servers,
+        num_servers=scene.num_servers(),
         workload=None if scene.workload is None else str(scene.workload),
         duration_s=scene.duration,
         seed=scene.seed,
         budget_ttft_s=budget.budget_ttft,
         budget_tbt_s=budget.budget_tbt,
     )
+
+
+def _fleet(inputs: Inputs, runs: RunOptions) -> FleetSize:
+    """The fewest servers that keep the budget."""
+    from optimizer.simulate.fleet import fleet_size
+
+    with long_work("looking for the fewest servers") as work:
+        return fleet_size(
+            inputs,
+            processes=runs.processes,
+            progress=lambda count: work.stage(f"{count:,} servers"),
+        )
+
+
+def _sized(inputs: Inputs, fleet: FleetSize | None) -> Inputs:
+    from optimizer.simulate.fleet import with_servers
+
+    return inputs if fleet is None else with_servers(inputs, fleet.num_servers)
 
 
 def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findings:

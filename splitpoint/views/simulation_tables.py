@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optimizer.simulate.budget import BudgetView
+from optimizer.simulate.fleet import FleetSize
 from optimizer.simulate.measures import Measures
 from optimizer.simulate.report.files import Findings
 from optimizer.simulate.scenario import Scenario
@@ -17,6 +18,8 @@ def print_findings(findings: Findings) -> None:
     """Print latencies, where the time goes and what the servers did; then budget and sweep."""
     screen = open_console()
     _print_measures(screen, findings.scenario, findings.measures)
+    if findings.fleet is not None:
+        _print_fleet(screen, findings.fleet)
     if findings.budget is not None:
         _print_budget(screen, findings.budget)
     if findings.sweep:
@@ -41,6 +44,22 @@ def _print_budget(screen: Console, view: BudgetView) -> None:
             seconds(change.ttft_p95_s),
             seconds(change.tbt_p95_s),
             "kept" if change.kept else "broken",
+        )
+    screen.print(table)
+
+
+def _print_fleet(screen: Console, fleet: FleetSize) -> None:
+    head = ("servers", "in time", "TTFT p95", "TBT p95", "busy", "cost a million tokens", "budget")
+    table = Table(*head, title="How many servers")
+    for point in fleet.tried:
+        table.add_row(
+            f"{point.num_servers:,}",
+            f"{point.within_budget:.1%}",
+            seconds(point.ttft_p95_s),
+            seconds(point.tbt_p95_s),
+            f"{point.server_utilisation:.0%}",
+            f"{point.cost_per_million_tokens:,.2f}",
+            "kept" if point.kept else "broken",
         )
     screen.print(table)
 

@@ -83,6 +83,28 @@ def test_a_scenario_brings_its_own_deployment_and_options_change_it(
     )
 
 
+def test_the_fewest_servers_are_found_and_simulated(
+    capsys: pytest.CaptureFixture[str], scenario: Path, tmp_path: Path
+) -> None:
+    given = ("--scenario", str(scenario), "--servers", "auto", "--no-advice", "--budget-tbt", "5")
+    found = simulated(capsys, *given, "--out", str(tmp_path / "out"))
+    fleet = found["fleet"]
+    assert isinstance(fleet, dict)
+    assert fleet["num_servers"] == found["servers"] == 1
+    assert [point["kept"] for point in fleet["tried"]] == [True]
+    assert (tmp_path / "out" / "fleet.csv").read_text().startswith("first_in_time,")
+    assert main(["simulate", *given]) == 0
+    assert "How many servers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("servers", ["0", "-1", "many", "1.5"])
+def test_a_number_of_servers_that_is_none_is_refused(
+    capsys: pytest.CaptureFixture[str], scenario: Path, servers: str
+) -> None:
+    assert main(["simulate", "--scenario", str(scenario), "--servers", servers]) == 2
+    assert "must be 1 or more, or auto" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_workload_is_replayed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     plan, load = tmp_path / "plan.yaml", tmp_path / "load.csv"
     plan.write_text(PLAN.to_yaml())

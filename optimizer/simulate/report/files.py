@@ -3,6 +3,7 @@
 report.html    the page            measures.json   what --json prints
 requests.csv   one row a request   tbt.csv         quantiles of the time between tokens
 sweep.csv      with --sweep        capacity.csv    with a budget
+fleet.csv      with --servers auto
 NAME.png       each picture
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from optimizer.artifacts.plan import Plan
 from optimizer.simulate.budget import BudgetView
+from optimizer.simulate.fleet import FleetSize
 from optimizer.simulate.measures import Measures, tbt_s
 from optimizer.simulate.record import Record, RequestRow
 from optimizer.simulate.report.charts import charts_of
@@ -38,6 +40,7 @@ class Findings:
     records: Sequence[Record]
     measures: Measures
     budget: BudgetView | None = None
+    fleet: FleetSize | None = None
     sweep: tuple[SweepPoint, ...] = ()
 
     @property
@@ -50,6 +53,8 @@ class Findings:
         found = {"subject": self.subject, **self.measures.to_json()}
         if self.budget is not None:
             found["budget"] = asdict(self.budget)
+        if self.fleet is not None:
+            found["fleet"] = asdict(self.fleet)
         if self.sweep:
             found["sweep"] = [
                 {"values": point.values, **point.measures.to_json()} for point in self.sweep
@@ -89,6 +94,9 @@ def write_files(findings: Findings, folder: Path) -> None:
     if findings.budget is not None:
         points = [asdict(point) for point in findings.budget.curve]
         _write_csv(folder / "capacity.csv", tuple(points[0]), (p.values() for p in points))
+    if findings.fleet is not None:
+        tried = [asdict(point) for point in findings.fleet.tried]
+        _write_csv(folder / "fleet.csv", tuple(tried[0]), (point.values() for point in tried))
     if findings.sweep:
         rows = [(point.label, *_flat(point.measures).values()) for point in findings.sweep]
         _write_csv(folder / "sweep.csv", ("sweep", *_flat(findings.sweep[0].measures)), rows)

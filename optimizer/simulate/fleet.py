@@ -1,0 +1,101 @@
+"""How many servers a load needs: the fewest with which the budget is kept, found by simulation.
+
+The number is doubled until the budget holds, and then the gap is halved. More servers than clients
+change nothing. That fewer servers keep a budget less often is assumed, not proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from optimizer.errors import ScenarioError
+from optimizer.simulate.assemble import Inputs
+from optimizer.simulate.budget import InTime, in_time, shortened
+from optimizer.simulate.measures import Measures, measure
+from optimizer.simulate.replicate import replicate
+
+MAX_SERVERS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPoint(InTime):
+    """One try. cost_per_million_tokens: of the servers' hours, by the scenario's price."""
+
+    num_servers: int
+    ttft_p95_s: float
+    tbt_p95_s: float
+    server_utilisation: float
+    cost_per_million_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSize:
+    """The answer, and every try in rising order."""
+
+    num_servers: int
+    tried: tuple[FleetPoint, ...]
+
+
+def with_servers(inputs: Inputs, count: int) -> Inputs:
+    """The same scenario with so many servers."""
+    servers = replace(inputs.scenario.servers, count=count)
+    return replace(inputs, scenario=replace(inputs.scenario, servers=servers))
+
+
+def fleet_size(
+    inputs: Inputs,
+    *,
+    processes: int | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> FleetSize:
+    """The fewest servers that keep the scenario's budget; `progress` is told each number tried.
+
+    Raises ScenarioError without a budget, without a server in the plan, and where a server for each
+    client does not keep the budget either.
+    """
+    budget = inputs.scenario.budget
+    if budget.ttft_s is None and budget.tbt_s is None:
+        raise ScenarioError("servers auto: needs a budget for the first or the further tokens")
+    if inputs.plan.edge_is_whole:
+        raise ScenarioError("servers auto: this plan has no server, the device holds every layer")
+    short, points = shortened(inputs), dict[int, FleetPoint]()
+
+    def keeps(count: int) -> bool:
+        if count not in points:
+            progress(count)
+            one = with_servers(short, count)
+            [records] = replicate([one.setup()], processes=processes)
+            points[count] = _point(one, count, measure(one.scenario, records))
+        return points[count].kept
+
+    most = min(inputs.scenario.num_clients, MAX_SERVERS)
+    low, high = 0, 1
+    while not keeps(high):
+        if high >= most:
+            raise ScenarioError(_never(points[high]))
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if keeps(middle) else (middle, high)
+    return FleetSize(num_servers=high, tried=tuple(points[count] for count in sorted(points)))
+
+
+def _point(inputs: Inputs, count: int, found: Measures) -> FleetPoint:
+    return FleetPoint(
+        num_servers=count,
+        ttft_p95_s=found.ttft_s.p95,
+        tbt_p95_s=found.tbt_s.p95,
+        server_utilisation=found.server_utilisation,
+        cost_per_million_tokens=found.cost_per_million_tokens,
+        **in_time(inputs.scenario.budget, found),
+    )
+
+
+def _never(point: FleetPoint) -> str:
+    return (
+        f"servers auto: with {point.num_servers:,} servers, no more than there are clients, "
+        f"{point.first_in_time:.0%} of first and {point.further_in_time:.0%} of further tokens "
+        "come in time: servers are not what is slow"
+    )
