@@ -26,6 +26,7 @@ from edge.generation.link_notice import OnLink, unheard
 from edge.generation.report import Completion
 from edge.net.credentials import Credentials
 from hwprofiles.providers.table import AUTO
+from optimizer.policy.power import FULL_EFFORT, DraftEffort
 from optimizer.policy.retry import RetryPolicy
 
 Prompt = str | Sequence[ChatMessage]
@@ -46,6 +47,7 @@ class AsyncEdgeClient:
         concurrency: int = 1,
         threads: int | None = None,
         spinning: bool = False,
+        draft_effort: DraftEffort = FULL_EFFORT,
         provider: str = AUTO,
         memory_limit_bytes: int | None = None,
         prefill_chunk: int | None = None,
@@ -66,6 +68,7 @@ class AsyncEdgeClient:
             concurrency=concurrency,
             threads=threads,
             spinning=spinning,
+            draft_effort=draft_effort,
             provider=provider,
             memory_limit_bytes=memory_limit_bytes,
             prefill_chunk=prefill_chunk,

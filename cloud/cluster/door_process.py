@@ -59,9 +59,9 @@ class DoorProcess:
         self.files = DoorFiles(
             folder=folder, certificate=pem, replicas_ca=replicas_ca, client_ca=client_ca
         )
-        self.files.map.write_text("")
+        self.files.map.write_text("", encoding="utf-8")
         text = door_config(address, self.files, num_slots=num_slots, streams=streams)
-        self.files.config.write_text(text)
+        self.files.config.write_text(text, encoding="utf-8")
         self._process = subprocess.Popen(
             [binary, "-db", "-f", str(self.files.config)],
             stdout=subprocess.DEVNULL,
@@ -122,7 +122,14 @@ class DoorProcess:
 
 def _check_version(binary: str) -> None:
     try:
-        said = subprocess.run([binary, "-v"], capture_output=True, text=True, timeout=10).stdout
+        said = subprocess.run(
+            [binary, "-v"],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+        ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StartError(f"{binary}: HAProxy cannot be run ({error})") from error
     found = re.search(r"version (\d+)\.(\d+)", said)

@@ -37,7 +37,12 @@ def run_vcgencmd(word: str) -> str | None:
         return None
     try:
         done = subprocess.run(
-            [tool, word], capture_output=True, check=True, timeout=PATIENCE_S, text=True
+            [tool, word],
+            capture_output=True,
+            check=True,
+            timeout=PATIENCE_S,
+            text=True,
+            encoding="utf-8",
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None

@@ -360,6 +360,8 @@ def test_a_plan_for_a_gpu_server_counts_16_bits_a_weight(
 
 
 DEFAULT = ("plan", "--model", "llama-3.1-8b", "--edge", "raspberry-pi-5-8gb", "--cloud", "l4-24gb")
+# Too little for the whole model on the device.
+TIGHT = (*DEFAULT, "--link", "wifi", "--edge-memory", "4GiB")
 
 
 def test_with_a_price_the_least_cost_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,7 +461,7 @@ def test_a_plan_says_where_prompts_are_computed(
 
 
 def test_a_plan_shows_what_it_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
-    found = planned(capsys, *DEFAULT, "--link", "wifi")
+    found = planned(capsys, *TIGHT)
     rows = {row["what"]: row for row in found["alternatives"]}
     plan, cloud, device = (
         rows[name] for name in ("this plan", "all in the cloud", "all on the device")
@@ -470,7 +472,7 @@ def test_a_plan_shows_what_it_stands_beside(capsys: pytest.CaptureFixture[str]) 
     assert cloud["uplink_bytes_per_token"] < 50  # ids, no hidden state
     assert "edge memory" in device["broken"]
     assert "all layers on the device would break the limit on edge memory" in found["why"]
-    assert main([*DEFAULT, "--link", "wifi"]) == 0
+    assert main([*TIGHT]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "What else there is" in said
     assert found["why"] in said

@@ -17,6 +17,7 @@ from edge.generation.local import LocalGeneration
 from edge.generation.loop import RemoteGeneration
 from edge.generation.prefix_memory import MAX_BYTES
 from edge.generation.token_source import TokenSource
+from optimizer.policy.power import FULL_EFFORT
 from optimizer.policy.retry import Clock, RetryPolicy
 from protos.messages import Open
 from tests.edge.draft.saying import Saying
@@ -31,6 +32,8 @@ MAX_TOKENS = 20
 
 class Drafters:
     """Remembers which drafter was asked for."""
+
+    effort = FULL_EFFORT
 
     def __init__(self) -> None:
         self.asked: list[str] = []
