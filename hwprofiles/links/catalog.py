@@ -39,7 +39,7 @@ def load_link(name_or_path: str | Path) -> LinkProfile:
     become a profile by itself (`profile_of_trace` takes them as arguments). Raises ProfileError.
     """
     text = str(name_or_path)
-    if "+" not in text or Path(text).is_file():
+    if "+" not in text or (Path(text).suffix in FILE_ENDINGS and Path(text).is_file()):
         return _leg(text)
     legs = text.split("+")
     if len(legs) > MOST_LEGS:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UnknownKernelError
 from hwprofiles.profiler import kernel_runs
-from hwprofiles.profiler.kernel_graphs import weight_bytes
+from hwprofiles.profiler.kernel_graphs import DecoderLayers, weight_bytes
 from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.message_probe import message_s
 from hwprofiles.profiler.parts import MB, Progress, digits, figure, net_s
@@ -234,13 +234,22 @@ def _with_layers(
         return kernel
     points = []
     for width, inner, num_heads, num_kv_heads, num_layers in STACKS:
-        heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": 64}
+        layers = DecoderLayers(
+            width=width,
+            inner=inner,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=64,
+            num_layers=num_layers,
+            weight_bits=kernel.weight_bits,
+            compute=kernel.compute,
+        )
         timings = kernel_runs.time_decoder(
-            **heads, width=width, inner=inner, num_layers=num_layers,
-            weight_bits=kernel.weight_bits, compute=kernel.compute,
+            layers,
             cases=tuple((rows, STACK_TOKENS) for rows in effort.stack_rows),
-            settings=settings, budget_s=effort.budget_s,
-        )  # fmt: skip
+            settings=settings,
+            budget_s=effort.budget_s,
+        )
         packed = 64 * (num_heads + 2 * num_kv_heads)
         sizes = [width * packed, 64 * num_heads * width, *[width * inner] * 3]
         for rows, timing in zip(effort.stack_rows, timings, strict=True):

@@ -18,6 +18,7 @@ from pathlib import Path
 from hwprofiles.machine_limits import total_memory_bytes, usable_cpus
 from hwprofiles.profiler import kernel_runs, system_facts
 from hwprofiles.profiler.front_pass import ATTENTION, Effort, one_pass
+from hwprofiles.profiler.kernel_graphs import DecoderLayers
 from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.measured_backends import CodecKernels
 from hwprofiles.profiler.parts import (
@@ -39,7 +40,11 @@ from hwprofiles.profiles.engines import EDGE_ENGINES
 from hwprofiles.providers.table import CPU, ExecutionProvider
 from hwprofiles.sensors.registry import energy_meter
 
-WIDTH, INNER, LAYERS = 768, 2048, 6  # of the thread sweep and of the sustained load
+# Of the thread sweep and of the sustained load.
+TYPICAL_LAYERS = DecoderLayers(
+    **ATTENTION, width=768, inner=2048, num_layers=6, weight_bits=4, compute="int8"
+)
+TYPICAL_STEP = ((1, 192),)  # one row, tokens in all
 SHORT_S = 90.0  # about what everything but the sustained load takes
 
 
@@ -157,10 +162,7 @@ def _platform(settings: KernelSettings, codec: CodecKernels | None) -> Platform:
 def _sustained_probe(
     settings: KernelSettings, seconds: float, signs: MachineSigns | None
 ) -> SustainedProbe:
-    (step,) = kernel_runs.decoder_calls(
-        **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS, weight_bits=4,
-        compute="int8", cases=((1, 192),), settings=settings,
-    )  # fmt: skip
+    (step,) = kernel_runs.decoder_calls(TYPICAL_LAYERS, cases=TYPICAL_STEP, settings=settings)
     signs = MachineSigns(meter=energy_meter()) if signs is None else signs
     return SustainedProbe(step=step, seconds=seconds, signs=signs)
 
@@ -195,12 +197,13 @@ def _thread_sweep(effort: Effort, provider: ExecutionProvider) -> dict[int, floa
     counts = sorted({min(1 << power, cores) for power in range(cores.bit_length() + 1)})
     return {
         count: kernel_runs.time_decoder(
-            **ATTENTION, width=WIDTH, inner=INNER, num_layers=LAYERS, weight_bits=4,
-            compute="int8", cases=((1, 192),), settings=KernelSettings(count, provider),
+            TYPICAL_LAYERS,
+            cases=TYPICAL_STEP,
+            settings=KernelSettings(count, provider),
             budget_s=2 * effort.budget_s,
         )[0].seconds
         for count in counts
-    }  # fmt: skip
+    }
 
 
 def _memory(effort: Effort, provider: ExecutionProvider) -> Memory:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -134,39 +135,44 @@ def lookup(*, width: int, num_rows: int, weight_bits: int) -> bytes:
     return graph.model()
 
 
-def decoder_stack(
-    *,
-    width: int,
-    inner: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    num_layers: int,
-    weight_bits: int,
-    compute: Compute,
-) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderLayers:
+    """The shape of whole decoder layers: width D, the MLP's inner width, heads, and how weights
+    are stored and computed."""
+
+    width: int
+    inner: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_layers: int
+    weight_bits: int
+    compute: Compute
+
+
+def decoder_stack(layers: DecoderLayers) -> bytes:
     """Whole decoder layers in the front's order: norm, qkv, attention, o, norm, gated MLP.
 
     Inputs: x [1, rows, width], lengths and caches as in `attention_stack` (32-bit).
     """
     rng = np.random.default_rng(0)
     graph = GraphWriter()
-    graph.input("x", FLOAT, [1, "rows", width])
+    graph.input("x", FLOAT, [1, "rows", layers.width])
     graph.input("past_length", INT32, [1])
     graph.input("total_length", INT32, [])
-    _rotary(graph, head_dim, np.float32)
-    graph.constant("gain", np.ones(width, dtype=np.float32))
-    heads = num_heads * head_dim
-    packed = heads + 2 * num_kv_heads * head_dim
-    cache_shape: list[int | str] = [1, num_kv_heads, "capacity", head_dim]
+    _rotary(graph, layers.head_dim, np.float32)
+    graph.constant("gain", np.ones(layers.width, dtype=np.float32))
+    heads = layers.num_heads * layers.head_dim
+    packed = heads + 2 * layers.num_kv_heads * layers.head_dim
+    cache_shape: list[int | str] = [1, layers.num_kv_heads, "capacity", layers.head_dim]
     residual, update = "x", "x"
-    for layer in range(num_layers):
+    for layer in range(layers.num_layers):
 
         def name(part: str, layer: int = layer) -> str:
             return f"{part}_{layer}"
 
         def matmul(source: str, part: str, k: int, n: int, layer: int = layer) -> str:
-            _matmul(graph, rng, source, f"{part}_{layer}", k, n, weight_bits, compute)
+            _matmul(graph, rng, source, f"{part}_{layer}", k, n, layers.weight_bits, layers.compute)
             return f"{part}_{layer}"
 
         def norm(part: str, addends: list[str], layer: int = layer) -> str:
@@ -179,21 +185,23 @@ def decoder_stack(
             )
             return f"{part}_{layer}"
 
-        qkv = matmul(norm("first", [residual, update]), "qkv", width, packed)
+        qkv = matmul(norm("first", [residual, update]), "qkv", layers.width, packed)
         residual = name("first_sum")
         _cache(graph, layer, FLOAT, cache_shape)
-        _attention(graph, layer, qkv, num_heads, num_kv_heads, head_dim, [], {})
-        update = matmul(name("out"), "o", heads, width)
+        _attention(
+            graph, layer, qkv, layers.num_heads, layers.num_kv_heads, layers.head_dim, [], {}
+        )
+        update = matmul(name("out"), "o", heads, layers.width)
         normed = norm("second", [residual, update])
         residual = name("second_sum")
-        gate = matmul(normed, "gate", width, inner)
-        up = matmul(normed, "up", width, inner)
+        gate = matmul(normed, "gate", layers.width, layers.inner)
+        up = matmul(normed, "up", layers.width, layers.inner)
         graph.node("Sigmoid", [gate], [name("sigmoid")])
         graph.node("Mul", [gate, name("sigmoid")], [name("silu")])
         graph.node("Mul", [name("silu"), up], [name("gated")])
-        update = matmul(name("gated"), "down", inner, width)
+        update = matmul(name("gated"), "down", layers.inner, layers.width)
     graph.node("Add", [residual, update], ["y"])
-    graph.output("y", FLOAT, [1, "rows", width])
+    graph.output("y", FLOAT, [1, "rows", layers.width])
     return graph.model()
 
 

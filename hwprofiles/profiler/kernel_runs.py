@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hwprofiles.errors import ProviderError, UnknownKernelError
 from hwprofiles.profiler.kernel_graphs import (
+    DecoderLayers,
     attention_stack,
     decoder_stack,
     lookup,
@@ -155,71 +156,33 @@ def time_lookup(
 
 
 def time_decoder(
+    layers: DecoderLayers,
     *,
-    width: int,
-    inner: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    num_layers: int,
-    weight_bits: int,
-    compute: Compute,
     cases: tuple[tuple[int, int], ...],
     settings: KernelSettings,
     budget_s: float,
 ) -> list[Timing]:
     """Whole decoder layers, timed for each (new rows, tokens with the new ones)."""
-    calls = decoder_calls(
-        width=width,
-        inner=inner,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        num_layers=num_layers,
-        weight_bits=weight_bits,
-        compute=compute,
-        cases=cases,
-        settings=settings,
-    )
+    calls = decoder_calls(layers, cases=cases, settings=settings)
     return [measure(call, budget_s=budget_s, patience_s=PATIENCE_S) for call in calls]
 
 
 def decoder_calls(
-    *,
-    width: int,
-    inner: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    num_layers: int,
-    weight_bits: int,
-    compute: Compute,
-    cases: tuple[tuple[int, int], ...],
-    settings: KernelSettings,
+    layers: DecoderLayers, *, cases: tuple[tuple[int, int], ...], settings: KernelSettings
 ) -> list[Callable[[], None]]:
     """One stack of decoder layers, as a call for each (new rows, tokens with the new ones)."""
-    model = decoder_stack(
-        width=width,
-        inner=inner,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        num_layers=num_layers,
-        weight_bits=weight_bits,
-        compute=compute,
-    )
-    opened = open_kernels(model, settings)
-    shape = (1, num_kv_heads, max(total for _, total in cases), head_dim)
+    opened = open_kernels(decoder_stack(layers), settings)
+    shape = (1, layers.num_kv_heads, max(total for _, total in cases), layers.head_dim)
     caches = {
         f"{part}_{layer}": _cache(np.ones(shape, dtype=np.float32), opened, settings)
-        for layer in range(num_layers)
+        for layer in range(layers.num_layers)
         for part in ("key", "value")
     }
     rng = np.random.default_rng(1)
     calls = []
     for rows, total in cases:
         feeds: dict[str, NDArray[np.generic]] = {
-            "x": rng.standard_normal((1, rows, width)).astype(np.float32),
+            "x": rng.standard_normal((1, rows, layers.width)).astype(np.float32),
             "past_length": np.array([total - 1], dtype=np.int32),
             "total_length": np.array(total, dtype=np.int32),
         }

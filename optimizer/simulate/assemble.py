@@ -154,6 +154,11 @@ def overridden(scenario: Scenario, overrides: Overrides) -> Scenario:
     )
 
 
+def with_servers(scenario: Scenario, num_servers: int) -> Scenario:
+    """The scenario with `num_servers` servers. ScenarioError where a fault names a further one."""
+    return replace(scenario, servers=replace(scenario.servers, count=num_servers))
+
+
 def with_clients(scenario: Scenario, num_clients: int) -> Scenario:
     """The scenario with `num_clients` clients; each group keeps its share, and at least one."""
     if num_clients < len(scenario.clients):

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from optimizer.simulate.assemble import Inputs, front_splits_at, with_clients
+from optimizer.simulate.assemble import Inputs, front_splits_at, with_clients, with_servers
 from optimizer.simulate.measures import Measures, measure
 from optimizer.simulate.replicate import replicate
-from optimizer.simulate.scenario import Budget, Scenario
+from optimizer.simulate.scenario import Budget
 from optimizer.simulate.setup import BESIDE_THE_LADDER
 
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -87,7 +87,14 @@ def budget_view(
     progress: Callable[[str], None] = lambda stage: None,
 ) -> BudgetView:
     """Answer the three questions for a scenario whose own measures are `base`."""
-    short = shortened(inputs)
+    short = replace(
+        inputs,
+        scenario=replace(
+            inputs.scenario,
+            duration_s=min(inputs.scenario.duration_s, SEARCH_S),
+            drain_s=min(inputs.scenario.drain_s, SEARCH_S / 3),
+        ),
+    )
 
     def tried(many: Sequence[Inputs]) -> list[Measures]:
         setups = [one.setup() for one in many]
@@ -124,16 +131,6 @@ def budget_view(
         quantiles=points,
         changes=changes,
     )
-
-
-def shortened(inputs: Inputs) -> Inputs:
-    """The same for a search: no longer than `SEARCH_S` of simulated time."""
-    scenario = replace(
-        inputs.scenario,
-        duration_s=min(inputs.scenario.duration_s, SEARCH_S),
-        drain_s=min(inputs.scenario.drain_s, SEARCH_S / 3),
-    )
-    return replace(inputs, scenario=scenario)
 
 
 def in_time(budget: Budget, found: Measures) -> dict[str, Any]:
@@ -233,9 +230,5 @@ def _changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
         return
     if plan.drafting == "off":
         yield "drafting ngram", replace(inputs, plan=replace(plan, drafting="ngram"))
-    yield "one more server", replace(inputs, scenario=_with_server(scenario))
-
-
-def _with_server(scenario: Scenario) -> Scenario:
-    servers = scenario.servers
-    return replace(scenario, servers=replace(servers, count=servers.count + 1))
+    more = with_servers(scenario, scenario.servers.count + 1)
+    yield "one more server", replace(inputs, scenario=more)

@@ -1,7 +1,8 @@
 """How many servers a load needs: the fewest with which the budget is kept, found by simulation.
 
-The number is doubled until the budget holds, and then the gap is halved. More servers than clients
-change nothing. That fewer servers keep a budget less often is assumed, not proved.
+The number is doubled until the budget holds, and then the gap is halved. Every try is the whole
+scenario, so the load's highest hour counts. More servers than clients change nothing. That fewer
+servers keep a budget less often is assumed, not proved.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from optimizer.errors import ScenarioError
-from optimizer.simulate.assemble import Inputs
-from optimizer.simulate.budget import InTime, in_time, shortened
+from optimizer.simulate.assemble import Inputs, with_servers
+from optimizer.simulate.budget import InTime, in_time
 from optimizer.simulate.measures import Measures, measure
 from optimizer.simulate.replicate import replicate
 
@@ -38,20 +39,16 @@ class FleetSize:
     tried: tuple[FleetPoint, ...]
 
 
-def with_servers(inputs: Inputs, count: int) -> Inputs:
-    """The same scenario with so many servers."""
-    servers = replace(inputs.scenario.servers, count=count)
-    return replace(inputs, scenario=replace(inputs.scenario, servers=servers))
-
-
 def fleet_size(
     inputs: Inputs,
     *,
+    replications: int = 1,
     processes: int | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> FleetSize:
     """The fewest servers that keep the scenario's budget; `progress` is told each number tried.
 
+    A server that a fault names is among them. replications: pooled, as in the run that follows.
     Raises ScenarioError without a budget, without a server in the plan, and where a server for each
     client does not keep the budget either.
     """
@@ -60,20 +57,21 @@ def fleet_size(
         raise ScenarioError("servers auto: needs a budget for the first or the further tokens")
     if inputs.plan.edge_is_whole:
         raise ScenarioError("servers auto: this plan has no server, the device holds every layer")
-    short, points = shortened(inputs), dict[int, FleetPoint]()
+    faults = inputs.scenario.faults
+    least = max((fault.server for fault in faults if fault.kind == "server_loss"), default=0) + 1
+    most = max(min(inputs.scenario.num_clients, MAX_SERVERS), least)
+    points: dict[int, FleetPoint] = {}
 
     def keeps(count: int) -> bool:
-        if count not in points:
-            progress(count)
-            one = with_servers(short, count)
-            [records] = replicate([one.setup()], processes=processes)
-            points[count] = _point(one, count, measure(one.scenario, records))
+        progress(count)
+        one = replace(inputs, scenario=with_servers(inputs.scenario, count))
+        [records] = replicate([one.setup()], replications=replications, processes=processes)
+        points[count] = _point(one, count, measure(one.scenario, records))
         return points[count].kept
 
-    most = min(inputs.scenario.num_clients, MAX_SERVERS)
-    low, high = 0, 1
+    low, high = least - 1, least
     while not keeps(high):
-        if high >= most:
+        if high == most:
             raise ScenarioError(_never(points[high]))
         low, high = high, min(2 * high, most)
     while high - low > 1:
@@ -95,7 +93,7 @@ def _point(inputs: Inputs, count: int, found: Measures) -> FleetPoint:
 
 def _never(point: FleetPoint) -> str:
     return (
-        f"servers auto: with {point.num_servers:,} servers, no more than there are clients, "
+        f"servers auto: with {point.num_servers:,} servers, as many as there are clients, "
         f"{point.first_in_time:.0%} of first and {point.further_in_time:.0%} of further tokens "
         "come in time: servers are not what is slow"
     )

@@ -52,7 +52,7 @@ class EmulatedLinkOptions:
     link: Annotated[
         str,
         typer.Option(
-            help="A shipped profile, whose median rates are emulated.",
+            help="A link, such as 4g or wifi+internet, whose median rates are emulated.",
             autocompletion=completed(link_profiles),
         ),
     ] = "wifi"

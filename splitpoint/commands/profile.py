@@ -288,7 +288,9 @@ def schema(
 def _load(name: str) -> DeviceProfile | LinkProfile:
     """A link's name or a file with a link's keys; a device otherwise."""
     path = Path(name)
-    if name in link_names() or path.suffix == ".csv" or ("+" in name or "=" in name):
+    if name in link_names() or path.suffix == ".csv":
+        return load_link(name)
+    if not path.is_file() and ("+" in name or "=" in name):
         return load_link(name)
     if path.is_file() and "rtt_s:" in read_text(path):
         return load_link(path)

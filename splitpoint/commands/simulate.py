@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optimizer.simulate.report.files import Findings
 
 AUTO: Final = "auto"
+MOST_DIGITS: Final = 6  # of a number of servers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +72,10 @@ class ScenarioOptions:
         """None: the scenario's, or as many as are needed. BadParameter for no number."""
         if self.servers in (None, AUTO):
             return None
-        if not str(self.servers).isdecimal() or not int(str(self.servers)):
+        given = str(self.servers)
+        if not given.isdecimal() or not int(given[:MOST_DIGITS]) >= 1 or len(given) > MOST_DIGITS:
             raise typer.BadParameter("must be 1 or more, or auto", param_hint="--servers")
-        return int(str(self.servers))
+        return int(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,15 +180,18 @@ def _fleet(inputs: Inputs, runs: RunOptions) -> FleetSize:
     with long_work("looking for the fewest servers") as work:
         return fleet_size(
             inputs,
+            replications=runs.replications,
             processes=runs.processes,
             progress=lambda count: work.stage(f"{count:,} servers"),
         )
 
 
 def _sized(inputs: Inputs, fleet: FleetSize | None) -> Inputs:
-    from optimizer.simulate.fleet import with_servers
+    from optimizer.simulate.assemble import with_servers
 
-    return inputs if fleet is None else with_servers(inputs, fleet.num_servers)
+    if fleet is None:
+        return inputs
+    return replace(inputs, scenario=with_servers(inputs.scenario, fleet.num_servers))
 
 
 def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findings:

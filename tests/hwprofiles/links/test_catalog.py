@@ -84,6 +84,7 @@ def test_figures_make_a_link() -> None:
         ("rtt=40ms,,up=10,down=50", "'' is none of"),
         ("wifi+", "no link profile ''"),
         ("wifi+intrenet", "did you mean internet"),
+        ("wifi+" + "x" * 400, "no link profile"),
         ("+".join(["lan"] * 9), "9 legs, at most 8"),
     ],
 )

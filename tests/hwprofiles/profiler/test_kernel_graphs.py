@@ -108,9 +108,17 @@ def test_the_attention_stack_runs_and_writes_its_cache(kv_bits: int) -> None:
 
 def test_the_whole_layer_and_step_graphs_are_valid() -> None:
     stack = graphs.decoder_stack(
-        width=64, inner=128, num_heads=2, num_kv_heads=1, head_dim=32, num_layers=2,
-        weight_bits=4, compute="int8",
-    )  # fmt: skip
+        graphs.DecoderLayers(
+            width=64,
+            inner=128,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=32,
+            num_layers=2,
+            weight_bits=4,
+            compute="int8",
+        )
+    )
     for model in (stack, graphs.step_skeleton()):
         onnx.load_model_from_string(model)
         ort.InferenceSession(model, providers=["CPUExecutionProvider"])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from hwprofiles.profiler.kernel_graphs import decoder_stack
+from hwprofiles.profiler.kernel_graphs import DecoderLayers, decoder_stack
 from hwprofiles.profiler.provider_probe import parts_run
 from hwprofiles.providers.sessions import ATTENTION, ProviderSession, open_session
 from hwprofiles.providers.table import CPU, OPENVINO, ExecutionProvider
@@ -27,9 +27,17 @@ WIDTH, HEAD, ROWS, LAYERS = 128, 64, 12, 3
 
 def opened(provider: ExecutionProvider) -> ProviderSession:
     graph = decoder_stack(
-        width=WIDTH, inner=256, num_heads=2, num_kv_heads=1, head_dim=HEAD, num_layers=LAYERS,
-        weight_bits=4, compute="int8",
-    )  # fmt: skip
+        DecoderLayers(
+            width=WIDTH,
+            inner=256,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=HEAD,
+            num_layers=LAYERS,
+            weight_bits=4,
+            compute="int8",
+        )
+    )
     return open_session(graph, ort.SessionOptions(), provider, threads=2)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from hwprofiles.errors import ProviderError, UnknownKernelError
 from hwprofiles.profiler import provider_probe
-from hwprofiles.profiler.kernel_graphs import decoder_stack
+from hwprofiles.profiler.kernel_graphs import DecoderLayers, decoder_stack
 from hwprofiles.profiler.kernel_runs import KernelSettings, open_kernels
 from hwprofiles.profiles.engines import EDGE_ENGINES
 from hwprofiles.providers import packages
@@ -27,9 +27,17 @@ from hwprofiles.providers.table import CHOICES, CPU, CUDA, PROVIDERS, ProviderNa
 # The CPU's kernels under another name: the ways of a provider that this machine has not.
 OTHER = replace(CUDA, runtime_name=CPU.runtime_name, options=lambda _threads: {}, device="cpu")
 GRAPH = decoder_stack(
-    width=64, inner=64, num_heads=2, num_kv_heads=1, head_dim=32, num_layers=1, weight_bits=4,
-    compute="int8",
-)  # fmt: skip
+    DecoderLayers(
+        width=64,
+        inner=64,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=32,
+        num_layers=1,
+        weight_bits=4,
+        compute="int8",
+    )
+)
 
 
 class Node(NamedTuple):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from optimizer.errors import ScenarioError
-from optimizer.simulate.assemble import Inputs
-from optimizer.simulate.budget import shortened
-from optimizer.simulate.fleet import fleet_size, with_servers
+from optimizer.simulate.assemble import Inputs, with_servers
+from optimizer.simulate.fleet import fleet_size
 from optimizer.simulate.measures import measure
-from optimizer.simulate.scenario import Arrivals, Budget, Lengths, Scenario, Servers
+from optimizer.simulate.scenario import Arrivals, Budget, Fault, Lengths, Scenario, Servers
 from optimizer.simulate.simulation import simulate
 from tests.optimizer.simulate.scenes import PLAN, scene
 
 PRICE = 2.0
+TWO = Servers(device="local-epyc-2core", count=2)
 
 
 def busy(num_clients: int, *, tbt_s: float = 0.12, **changes: object) -> Scenario:
@@ -35,7 +36,7 @@ def busy(num_clients: int, *, tbt_s: float = 0.12, **changes: object) -> Scenari
 
 
 def is_kept(inputs: Inputs, count: int) -> bool:
-    one = with_servers(shortened(inputs), count)
+    one = replace(inputs, scenario=with_servers(inputs.scenario, count))
     found = measure(one.scenario, [simulate(one.setup())])
     return one.scenario.budget.kept_by(found.first_in_time, found.further_in_time)
 
@@ -59,6 +60,26 @@ def test_the_fewest_servers_are_those_of_a_scan() -> None:
 def test_one_server_is_enough_for_one_client() -> None:
     found = fleet_size(Inputs(scenario=busy(1, tbt_s=5.0), plan=PLAN), processes=1)
     assert (found.num_servers, len(found.tried)) == (1, 1)
+
+
+def test_a_load_that_rises_late_counts_as_a_whole(tmp_path: Path) -> None:
+    """Nothing for a minute and a half, then forty questions at once."""
+    trace = tmp_path / "late.csv"
+    rows = ["0,40,5"] + [f"{90 + index / 100:.2f},40,20" for index in range(200)]
+    trace.write_text("t_s,prompt_tokens,output_tokens\n" + "\n".join(rows), encoding="utf-8")
+    scenario = busy(40, tbt_s=0.1)
+    late = replace(scenario.clients[0], arrivals=Arrivals(kind="trace", trace=str(trace)))
+    inputs = Inputs(scenario=replace(scenario, clients=(late,), duration_s=100.0), plan=PLAN)
+    found = fleet_size(inputs, processes=1)
+    assert found.num_servers > 1
+    assert is_kept(inputs, found.num_servers)
+
+
+def test_a_server_that_a_fault_names_is_there() -> None:
+    fault = Fault(kind="server_loss", at_s=2.0, duration_s=0.1, server=1)
+    inputs = Inputs(scenario=replace(busy(4, tbt_s=5.0), servers=TWO, faults=(fault,)), plan=PLAN)
+    found = fleet_size(inputs, processes=1)
+    assert [point.num_servers for point in found.tried] == [found.num_servers] == [2]
 
 
 def test_what_servers_cannot_mend_is_one_clear_line() -> None:
