@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from edge.device.front import FrontEngine
 from edge.device.front_report import FrontReport, merged
-from edge.device.memory_limit import check_resident
-from edge.errors import FrontError, InputError
+from edge.device.memory_limit import check_loaded
+from edge.errors import FrontError, InputError, MemoryLimitError
 from hwprofiles.errors import ProviderError
 from hwprofiles.heap import trim_heap
 from hwprofiles.providers.sessions import available_providers, require_listed
@@ -61,7 +61,7 @@ def load_front(
 
     memory_limit_bytes: of this process. The formula that is asked before (`fitting_chunk`) knows
     the CPU's kernels; with another provider the process is measured once it has loaded and tried
-    the front. options: others of `FrontEngine.load`.
+    the front, and what it has not touched yet is added. options: others of `FrontEngine.load`.
 
     `auto` takes the provider that the plan was made for. Next comes one that is known to run
     fronts, if it runs every node. Otherwise the CPU runs it, and the report says why. Raises
@@ -70,14 +70,10 @@ def load_front(
     """
     options["low_memory"] = memory_limit_bytes is not None
     if provider == AUTO:
-        loaded = _load_best(edge_dir, plan, options)
-    elif provider == CPU.name:
-        loaded = LoadedFront(FrontEngine.load(edge_dir, plan=plan, **options), FrontReport())
-    else:
-        loaded = _load_tried(edge_dir, plan, known_provider(provider), options)
-    if memory_limit_bytes is not None and loaded.report.provider != CPU.name:
-        check_resident(memory_limit_bytes, provider=loaded.report.provider)
-    return loaded
+        return _load_best(edge_dir, plan, memory_limit_bytes, options)
+    if provider == CPU.name:
+        return LoadedFront(FrontEngine.load(edge_dir, plan=plan, **options), FrontReport())
+    return _load_tried(edge_dir, plan, known_provider(provider), memory_limit_bytes, options)
 
 
 def known_provider(name: str) -> ExecutionProvider:
@@ -91,7 +87,9 @@ def known_provider(name: str) -> ExecutionProvider:
     return PROVIDERS[name]
 
 
-def _load_best(edge_dir: Path, plan: Plan, options: dict[str, Any]) -> LoadedFront:
+def _load_best(
+    edge_dir: Path, plan: Plan, limit_bytes: int | None, options: dict[str, Any]
+) -> LoadedFront:
     planned = CPU.name if plan.profiles is None else plan.profiles.edge_provider
     listed = available_providers()
     not_taken: list[str] = []
@@ -101,9 +99,10 @@ def _load_best(edge_dir: Path, plan: Plan, options: dict[str, Any]) -> LoadedFro
     candidates = [each for each in candidates if each is not CPU]
     for candidate in sorted(candidates, key=lambda each: each.name != planned):
         try:
-            loaded = _load_tried(edge_dir, plan, candidate, options)
-        except FrontError as error:
+            loaded = _load_tried(edge_dir, plan, candidate, limit_bytes, options)
+        except (FrontError, MemoryLimitError) as error:
             not_taken.append(str(error))
+            trim_heap()
             continue
         if candidate.name == planned or (loaded.report.is_known and not loaded.report.on_cpu):
             return loaded._replace(report=_with_reasons(loaded.report, not_taken))
@@ -119,7 +118,11 @@ def _with_reasons(report: FrontReport, not_taken: list[str]) -> FrontReport:
 
 
 def _load_tried(
-    edge_dir: Path, plan: Plan, provider: ExecutionProvider, options: dict[str, Any]
+    edge_dir: Path,
+    plan: Plan,
+    provider: ExecutionProvider,
+    limit_bytes: int | None,
+    options: dict[str, Any],
 ) -> LoadedFront:
     """Load it with this provider and try it. The CPU's front is loaded before, and freed."""
     expected = _rows_of(FrontEngine.load(edge_dir, plan=plan, **{**options, "count": 1})[0], plan)
@@ -137,6 +140,8 @@ def _load_tried(
             f"{provider.name}: its rows are {100 * difference:.2g} % from the CPU's, and at most "
             f"{100 * MOST_DIFFERENCE:g} % can be rounding; use --provider cpu"
         )
+    if limit_bytes is not None:
+        check_loaded(limit_bytes, plan, provider=provider.name, sequences=len(engines))
     placement = merged(engines[0].placements)
     report = FrontReport(
         provider=provider.name,

@@ -73,16 +73,19 @@ def allowed_chunk(plan: Plan, given: int | None, *, limit_bytes: int | None, seq
     )
 
 
-def check_resident(limit_bytes: int, *, provider: str) -> None:
-    """MemoryLimitError when this process takes more than the limit now, its front loaded and tried.
+def check_loaded(limit_bytes: int, plan: Plan, *, provider: str, sequences: int) -> None:
+    """MemoryLimitError when this process, its front loaded, will take more than the limit.
 
-    The formula knows what the CPU's kernels take; of other providers nobody does before.
+    The formula knows what the CPU's kernels take; of other providers nobody does before. What all
+    providers take alike is not touched yet: full caches, work space, tables and the session.
     """
+    needed = needed_memory(plan, 0.0, sequences)
+    later = needed.kv_bytes + needed.workspace_bytes + needed.embedding_bytes + needed.codec_bytes
     taken = psutil.Process().memory_info().rss
-    if taken > limit_bytes:
+    if taken + later > limit_bytes:
         raise MemoryLimitError(
-            f"takes {_mib(taken)} of the {_mib(limit_bytes)} allowed with the front loaded by "
-            f"{provider}; allow more, or --provider cpu"
+            f"takes {_mib(taken)} with the front loaded by {provider}, and {_mib(later)} more with "
+            f"full caches, of the {_mib(limit_bytes)} allowed; allow more, or --provider cpu"
         )
 
 

@@ -5,8 +5,10 @@ The number of CPUs (`hwprofiles.machine_limits`) sets the threads where nothing 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from edge.errors import InputError
@@ -26,7 +28,7 @@ def pin_to(cpus: str) -> None:
     if not hasattr(os, "sched_setaffinity"):
         raise InputError("this system cannot keep a process on chosen CPUs (--affinity)")
     try:
-        os.sched_setaffinity(0, chosen)
+        _pin_all(chosen)
     except OSError as error:
         raise InputError(f"CPUs {cpus}: {error.strerror} (--affinity)") from error
 
@@ -39,14 +41,34 @@ def apply_power(setting: str) -> PowerChoice:
     """
     choice = power_choice(setting, cpu_cores(), num_usable=usable_cpus())
     if choice.niceness:
-        os.nice(max(0, choice.niceness - os.nice(0)))
+        for thread in _threads():
+            lower = max(choice.niceness, os.getpriority(os.PRIO_PROCESS, thread))
+            with contextlib.suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, thread, lower)
     if not choice.cpus:
         return choice
     try:
-        os.sched_setaffinity(0, choice.cpus)
+        _pin_all(frozenset(choice.cpus))
     except (AttributeError, OSError):  # not on this system; a core that sleeps, as phones have
         return replace(choice, cpus=())
     return choice
+
+
+def _threads() -> list[int]:
+    """The threads that this process has; 0, the calling one, where the system does not list them.
+
+    On Linux a priority and an affinity belong to a thread. Libraries have started some by now.
+    """
+    try:
+        return [int(entry.name) for entry in Path("/proc/self/task").iterdir()]
+    except (OSError, ValueError):
+        return [0]
+
+
+def _pin_all(cpus: frozenset[int]) -> None:
+    for thread in _threads():
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(thread, cpus)
 
 
 def parse_cpus(text: str) -> frozenset[int]:

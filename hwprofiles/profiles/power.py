@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# The least share of its short speed that a machine keeps; a smaller one is a wrong figure.
+LEAST_SHARE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,13 @@ class SustainedLoad:
     start_hz: float | None = None
     end_hz: float | None = None
     is_throttled: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not LEAST_SHARE * self.peak_steps_per_s <= self.sustained_steps_per_s:
+            raise ValueError(
+                f"sustained_steps_per_s {self.sustained_steps_per_s:g} is less than "
+                f"{LEAST_SHARE:.0%} of peak_steps_per_s {self.peak_steps_per_s:g}"
+            )
 
     @property
     def share(self) -> float:

@@ -17,6 +17,7 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 Covers: TypeAlias = Literal["board", "processor", "battery"]
 
 MOST_WATTS: Final = 5000.0  # of one machine; a reading above it is none
+MOST_ZONE_WATTS: Final = 1000.0  # of one processor's package
 
 
 class EnergyTally(Protocol):
@@ -86,7 +87,8 @@ class CounterTally:
         if self._num_readings:
             for zone, before, now in zip(self._zones, self._last, values, strict=True):
                 grown = now - before if now >= before else now - before + zone.wraps_at
-                most = MOST_WATTS * max(now_s - self._last_s, 0.01)
+                # A counter that was set back, as after a suspend, seems to have wrapped.
+                most = MOST_ZONE_WATTS * max(now_s - self._last_s, 0.01)
                 self._is_broken |= not 0 <= grown <= most
                 self._sum += grown
         self._last, self._last_s = values, now_s

@@ -21,8 +21,8 @@ TOOL: Final = "vcgencmd"
 _RAIL: Final = re.compile(
     r"^\s*(?P<rail>[A-Z0-9_]{1,32})_(?P<kind>[AV]) (?:current|volt)\(\d{1,3}\)="
     r"(?P<value>\d{1,4}(?:\.\d{1,12})?)[AV]\s*$",
-    re.MULTILINE,
 )
+_RAIL_LINE: Final = re.compile(r"_[AV] (?:current|volt)\(")  # of a rail, whatever its value
 # Bits of get_throttled that hold now: too little voltage, a capped clock, throttled, the soft limit
 # of temperature. The bits from 16 on say that it has happened since the start.
 THROTTLED_NOW: Final = 0b1111
@@ -62,9 +62,14 @@ def pmic_sensor(run: RunTool = run_vcgencmd) -> EnergySensor | None:
 
 
 def rails_watts(text: str | None) -> float | None:
-    """Watts of all rails that have amperes; None without any, and where one lacks its volts."""
+    """Watts of all rails that have amperes; None without any, where one lacks its volts, and where
+    a line says no plausible number: the sum of the others would be too little."""
     found: dict[str, dict[str, float]] = {"A": {}, "V": {}}
-    for match in _RAIL.finditer(text or ""):
+    lines = [line for line in (text or "").splitlines() if _RAIL_LINE.search(line)]
+    for line in lines:
+        match = _RAIL.search(line)
+        if match is None:
+            return None
         found[match["kind"]][match["rail"]] = float(match["value"])
     if not found["A"].keys() <= found["V"].keys():
         return None

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from optimizer.artifacts.plan import ModelRef, Plan
 from optimizer.artifacts.weight_reference import WeightsPlace
 from optimizer.cost.build_memory import CALIBRATION_TOKENS
 from optimizer.cost.front_kernels import widened_note
+from optimizer.cost.memory import edge_memory_over
 from optimizer.errors import BuildError, ChatTemplateError, ModelError
 from optimizer.export.back import write_back
 from optimizer.export.back_check import OpenBack, check_back
@@ -86,9 +87,8 @@ def build_bundle(
     Raises BuildError, and ModelError where the model cannot be read.
     """
     source.check()
-    plan = for_model(plan, source)
-    if "edge" in sides:
-        plan = fitting_blocks(source, plan)
+    asked = for_model(plan, source)
+    plan = fitting_blocks(source, asked)
     _check_place(out, force=force)
     with_cloud = "cloud" in sides and not plan.edge_is_whole
     calibration = None if plan.edge_is_whole else calibration
@@ -128,14 +128,23 @@ def build_bundle(
         edge_bytes=_folder_bytes(out / "edge"),
         cloud_bytes=_folder_bytes(out / "cloud"),
         peak_memory_bytes=peak_memory_bytes(),
-        warnings=source.notes + warnings + _widened(plan, sides),
+        warnings=(*source.notes, *warnings, *_memory_notes(asked, plan, sides)),
     )
 
 
-def _widened(plan: Plan, sides: Collection[Role]) -> tuple[str, ...]:
-    """One line for a device's front whose weights take more memory than their bits."""
-    note = widened_note(plan.partition.front_bits) if "edge" in sides else ""
-    return (note,) if note and plan.partition.split else ()
+def _memory_notes(asked: Plan, plan: Plan, sides: Collection[Role]) -> Iterator[str]:
+    """A line for a device's front whose weights take more memory than their bits, and one where
+    they take more than the plan says that was asked for."""
+    if "edge" not in sides or not plan.partition.split:
+        return
+    if note := widened_note(plan.partition.front_bits):
+        yield note
+    if plan.weight_blocks != asked.weight_blocks:
+        counted, taken = (edge_memory_over(0.0, one).weight_bytes / 2**20 for one in (asked, plan))
+        yield (
+            "the checkpoint's own grid has blocks of 32 weights, which the front takes over: its "
+            f"weights take {taken:,.0f} MiB in memory, and the plan counted on {counted:,.0f} MiB"
+        )
 
 
 def _check_place(out: Path, *, force: bool) -> None:

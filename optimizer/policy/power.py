@@ -2,8 +2,8 @@
 
 low: on the small cores, where there are two kinds, with one thread each; else one thread. At a low
 priority (nice 10). At most 4 guesses a frame, and no frame ahead of an outstanding answer.
-balanced: half as many threads as there are big cores, rounded up; on the big cores, where there are
-two kinds. Guesses as full has them.
+balanced: half as many threads as there are big cores, or as CPUs that may be used where these are
+fewer, rounded up; on the big cores, where there are two kinds. Guesses as full has them.
 full: one thread for each CPU, anywhere, and every guess that pays.
 
 Fewer threads at work draw fewer watts and leave a phone's or a board's heat within what its case
@@ -66,7 +66,7 @@ def power_choice(setting: str, cores: Sequence[CpuCore], *, num_usable: int) -> 
             drafts=DraftEffort(max_drafts=LOW_DRAFTS, sends_ahead=False),
         )
     return PowerChoice(
-        threads=max(1, min(math.ceil(len(big) / 2), num_usable)),
+        threads=max(1, math.ceil(min(len(big), num_usable) / 2)),
         cpus=_cpus_of(big) if small else (),
     )
 

@@ -88,19 +88,28 @@ class FloatFront:
         """Whether the head is in the front."""
         return self.split == len(self._form.layers)
 
-    def keeps_small_blocks(self, bits: int) -> bool:
-        """Whether the checkpoint holds its matrices on a grid of `bits` that only small blocks fit.
+    def keeps_small_blocks(self, layer_bits: Sequence[int]) -> bool:
+        """Whether the checkpoint holds a matrix on a grid of its layer's bits that only small
+        blocks fit.
 
-        The first layer speaks for all. Such matrices are taken over as they are.
+        Such matrices are taken over as they are. All are looked at: a quantized checkpoint may
+        leave some alone, the first layer's among them.
         """
-        weights = self._weights(0, torch.float32)
-        has_experts = self._form.layers[0].has_experts
-        grid = (weights.qkv() if has_experts else weights.down()).grid()
-        if grid is None or grid.bits != bits:
-            return False
-        inputs = grid.codes.shape[1]
-        wanted = block_size("large", bits, is_down=not has_experts, inputs=inputs)
-        return taken_over(grid, wanted).block < wanted
+        return any(
+            _fits_small_alone(matrix, bits, is_down=is_down)
+            for layer, bits in enumerate(layer_bits)
+            for matrix, is_down in self._matrices_of(layer)
+        )
+
+    def _matrices_of(self, layer: int) -> Iterator[tuple[LayerMatrix, bool]]:
+        """A layer's matrices whose blocks the plan chooses, and whether each leads down."""
+        weights = self._weights(layer, torch.float32)
+        yield weights.qkv(), False
+        yield weights.out(), False
+        if not self._form.layers[layer].has_experts:  # these have blocks of their own
+            for matrix in weights.gate_up().values():
+                yield matrix, False
+            yield weights.down(), True
 
     def probe(self, token_ids: npt.NDArray[np.int64]) -> None:
         """Run the layers over a text [T]: needed before matrices of 8 bits or fewer are written.
@@ -277,3 +286,11 @@ def empty_cache_inputs(
             shape = (1, geometry.num_kv_heads, 0, geometry.device_head_dim)
             inputs[value.name] = np.zeros(shape, dtype=kind)
     return inputs
+
+
+def _fits_small_alone(matrix: LayerMatrix, bits: int, *, is_down: bool) -> bool:
+    grid = matrix.grid()
+    if grid is None or grid.bits != bits:
+        return False
+    wanted = block_size("large", bits, is_down=is_down, inputs=grid.codes.shape[1])
+    return taken_over(grid, wanted).block < wanted

@@ -79,13 +79,14 @@ def float_front(source: ModelSource, plan: Plan, kept: Path | None = None) -> Fl
 def fitting_blocks(source: ModelSource, plan: Plan) -> Plan:
     """`plan`, with small blocks where the checkpoint's own grid has them.
 
-    A matrix on such a grid goes into the front as it is. The plan then counts its memory so.
+    A matrix on such a grid goes into the front as it is. The plan then counts its memory so, and
+    what was predicted for large blocks is left out.
     """
     if plan.weight_blocks == "small" or not plan.partition.split:
         return plan
     front = FloatFront(source, plan.partition.split)
-    if any(front.keeps_small_blocks(bits) for bits in set(plan.layer_bits)):
-        return replace(plan, weight_blocks="small")
+    if front.keeps_small_blocks(plan.layer_bits):
+        return replace(plan, weight_blocks="small", predicted=None, binding=())
     return plan
 
 

@@ -189,6 +189,7 @@ class StoredMatrices:
         importance = torch.ones(inputs) if seen is None else torch.from_numpy(seen)
         rounded = self._kept_or(
             name,
+            EXPERT_BLOCK,
             lambda: round_rows(matrices.reshape(-1, inputs), importance, self.bits, EXPERT_BLOCK),
         )
         held = weight_name(name)
@@ -237,18 +238,18 @@ class StoredMatrices:
                 return taken_over(grid, block)
             return round_rows(matrix.read(), importance, self.bits, block)
 
-        return self._kept_or(name, made), len(importance)
+        return self._kept_or(name, block, made), len(importance)
 
-    def _kept_or(self, name: str, make: Callable[[], RoundedMatrix]) -> RoundedMatrix:
+    def _kept_or(self, name: str, block: int, make: Callable[[], RoundedMatrix]) -> RoundedMatrix:
         """The rounded matrix that another front of this model has made, or a new one."""
         if self._kept is None:
             return make()
-        path = self._kept / f"{weight_name(name)}.{self.bits}.pt"
+        path = self._kept / f"{weight_name(name)}.{self.bits}.{block}.pt"
         if not path.exists():
             rounded = make()
             torch.save([rounded.codes, rounded.scales, rounded.zeros], path)
         codes, scales, zeros = torch.load(path, mmap=True)
-        block = codes.shape[-1] * 8 // self.bits
+        block = codes.shape[-1] * 8 // self.bits  # of a checkpoint's own grid it may be smaller
         return RoundedMatrix(bits=self.bits, block=block, codes=codes, scales=scales, zeros=zeros)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,12 @@ def test_rows_that_cannot_be_used_are_refused(
         load(built, "cuda")
 
 
+def resident(num_bytes: int) -> Any:
+    """A psutil in which this process takes so much."""
+    info = SimpleNamespace(rss=num_bytes)
+    return SimpleNamespace(Process=lambda: SimpleNamespace(memory_info=lambda: info))
+
+
 def test_the_difference_of_rows_is_their_median() -> None:
     expected = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]], dtype=np.float32)
     rows = expected + np.array([[0.0, 0.5], [9.0, 0.0], [0.0, 0.0]], dtype=np.float32)
@@ -174,9 +181,36 @@ def test_a_memory_limit_holds_with_every_provider(
     built: tuple[Path, Plan], stand_in: ExecutionProvider
 ) -> None:
     assert load(built, "cuda", memory_limit_bytes=1 << 40).report.provider == "cuda"
-    with pytest.raises(MemoryLimitError, match=r"allowed with the front loaded by cuda; allow"):
+    with pytest.raises(
+        MemoryLimitError, match=r"with the front loaded by cuda, .* allowed; allow more"
+    ):
         load(built, "cuda", memory_limit_bytes=1 << 20)
-    memory_limit.check_resident(1 << 40, provider="cuda")
+    memory_limit.check_loaded(1 << 40, built[1], provider="cuda", sequences=1)
+
+
+def test_caches_that_are_not_touched_yet_count_against_the_limit(
+    built: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded and tried, a front has touched next to nothing of its caches."""
+    taken = 100 << 20
+    monkeypatch.setattr(memory_limit, "psutil", resident(taken))
+    needed = memory_limit.needed_memory(built[1], 0.0, 3)
+    later = needed.kv_bytes + needed.workspace_bytes + needed.embedding_bytes + needed.codec_bytes
+    assert needed.kv_bytes > 0
+    memory_limit.check_loaded(int(taken + later) + 1, built[1], provider="cuda", sequences=3)
+    with pytest.raises(MemoryLimitError, match="more with full caches"):
+        memory_limit.check_loaded(
+            int(taken + later - needed.kv_bytes / 2), built[1], provider="cuda", sequences=3
+        )
+
+
+def test_auto_takes_the_cpu_where_another_provider_would_break_the_limit(
+    built: tuple[Path, Plan], stand_in: ExecutionProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(built, "auto").report.provider == "cuda"
+    report = load(built, "auto", memory_limit_bytes=1 << 20).report
+    assert report.provider == "cpu"
+    assert any("allowed; allow more" in reason for reason in report.not_taken)
 
 
 def test_segments_are_counted_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
@@ -29,13 +30,20 @@ def test_what_is_no_list_is_refused(text: str) -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
 def test_a_pinned_process_counts_its_own_cpus() -> None:
     before = os.sched_getaffinity(0)
+    waits = threading.Event()
+    other = threading.Thread(target=waits.wait, daemon=True)  # one that is there before
+    other.start()
     try:
         pin_to(str(min(before)))
         assert usable_cpus() == 1
+        if other.native_id is not None:
+            assert os.sched_getaffinity(other.native_id) == {min(before)}
         with pytest.raises(InputError, match="affinity"):
             pin_to("4095")
     finally:
-        os.sched_setaffinity(0, before)
+        pin_to(",".join(map(str, sorted(before))))
+        waits.set()
+        other.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
@@ -45,26 +53,26 @@ def test_low_keeps_the_process_on_small_cores_at_low_priority(
     here = sorted(os.sched_getaffinity(0))
     cores = [CpuCore(cpus=(number,), is_small=number == here[0]) for number in here]
     monkeypatch.setattr(power, "cpu_cores", lambda: cores)
-    nice: list[int] = []
-
-    def at_3(step: int) -> int:
-        nice.append(step)
-        return 3
-
-    monkeypatch.setattr(os, "nice", at_3)
+    lowered: dict[int, int] = {}
+    levels = {os.getpid(): 3}  # its own; that of every other thread is lower already
+    monkeypatch.setattr(os, "getpriority", lambda _kind, thread: levels.get(thread, 15))
+    monkeypatch.setattr(
+        os, "setpriority", lambda _kind, thread, level: lowered.__setitem__(thread, level)
+    )
     try:
         choice = apply_power("low")
         assert os.sched_getaffinity(0) == {here[0]}
         assert (choice.threads, choice.cpus) == (1, (here[0],))
-        assert nice == [0, 7]  # it asked, and then went down to 10
+        assert lowered.pop(os.getpid()) == 10
+        assert set(lowered.values()) <= {15}
     finally:
-        os.sched_setaffinity(0, here)
+        pin_to(",".join(map(str, here)))
 
 
 def test_a_core_that_sleeps_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = [CpuCore(cpus=(4095,), is_small=True), CpuCore(cpus=(0,))]
     monkeypatch.setattr(power, "cpu_cores", lambda: cores)
-    monkeypatch.setattr(os, "nice", lambda _step: 0)
+    monkeypatch.setattr(os, "setpriority", lambda *_arguments: None)
     choice = apply_power("low")
     assert (choice.threads, choice.cpus) == (1, ())
 
@@ -73,6 +81,6 @@ def test_full_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_arguments: object) -> None:
         raise AssertionError("full must not touch the process")
 
-    monkeypatch.setattr(os, "nice", never)
+    monkeypatch.setattr(os, "setpriority", never)
     monkeypatch.setattr(os, "sched_setaffinity", never, raising=False)
     assert apply_power("full").threads is None

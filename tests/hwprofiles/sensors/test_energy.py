@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from hwprofiles.sensors.energy import EnergyMeter, EnergySensor, GaugeTally
+from hwprofiles.sensors.energy import (
+    CounterTally,
+    CounterZone,
+    EnergyMeter,
+    EnergySensor,
+    GaugeTally,
+)
 
 
 def gauge(readings: list[float | None]) -> Callable[[], float | None]:
@@ -33,6 +39,15 @@ def test_a_reading_that_is_none_is_left_out(bad: float | None) -> None:
 def test_a_gauge_that_fails_at_an_end_gives_no_energy(readings: list[float | None]) -> None:
     """A battery that is plugged in on the way, for instance."""
     tally = GaugeTally(gauge(readings))
+    for at_s in (0.0, 1.0, 2.0):
+        tally.read(at_s)
+    assert tally.joules() is None
+
+
+def test_a_counter_that_was_set_back_is_no_energy() -> None:
+    """It looks like one that wrapped, as far as its numbers go; no package draws that much."""
+    readings = iter([60_000.0, 100.0, 200.0])
+    tally = CounterTally([CounterZone(lambda: next(readings), wraps_at=65_536.0)])
     for at_s in (0.0, 1.0, 2.0):
         tally.read(at_s)
     assert tally.joules() is None

@@ -220,3 +220,18 @@ def test_the_order_of_sensors(tmp_path: Path) -> None:
 
 def test_a_machine_without_sensors_has_no_meter(tmp_path: Path) -> None:
     assert energy_meter(tmp_path, no_tool) is None
+
+
+@pytest.mark.parametrize("value", ["-0.5A", "nanA", "A", "12345678A", "1.0 W"])
+def test_a_rail_that_says_no_plausible_number_makes_the_sum_unknown(value: str) -> None:
+    whole = "A_A current(0)=1.0A\nA_V volt(1)=5.0V\n"
+    assert rails_watts(whole) == pytest.approx(5.0)
+    assert rails_watts(whole + f"B_A current(2)={value}\nB_V volt(3)=5.0V\n") is None
+
+
+def test_the_dies_of_a_package_are_added_up(tmp_path: Path) -> None:
+    write_tree(tmp_path, rapl_files())
+    (tmp_path / "sys/class/powercap/intel-rapl:0/name").write_text("package-0-die-0\n")
+    sensor = rapl_sensor(tmp_path)
+    assert sensor is not None
+    assert sensor.name == "rapl package-0-die-0"

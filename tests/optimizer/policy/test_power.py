@@ -45,7 +45,8 @@ def test_balanced_takes_half_of_the_big_cores(
 
 
 def test_no_choice_has_more_threads_than_the_quota_allows() -> None:
-    assert power_choice("balanced", PHONE, num_usable=2).threads == 2
+    assert power_choice("balanced", PHONE, num_usable=2).threads == 1
+    assert power_choice("balanced", PHONE, num_usable=4).threads == 2  # half of what there is
     assert power_choice("low", PHONE, num_usable=1).threads == 1
 
 

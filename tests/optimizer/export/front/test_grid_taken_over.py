@@ -121,8 +121,27 @@ def test_a_plan_keeps_small_blocks_where_the_checkpoint_has_them(
     assert fitting_blocks(source, plan).weight_blocks == "large"
     on_grids(source, monkeypatch, 4)
     assert fitting_blocks(source, plan).weight_blocks == "small"
+    fitted = fitting_blocks(source, replace(plan, binding=("edge memory",)))
+    assert (fitted.predicted, fitted.binding) == (None, ())  # of large blocks
     other_bits = replace(plan, partition=replace(plan.partition, front_bits=8))
     assert fitting_blocks(source, other_bits).weight_blocks == "large"
+
+
+def test_one_matrix_on_a_grid_is_enough_for_small_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantized checkpoints leave some matrices alone, often those of the first layers."""
+    make_tiny_model("llama", tmp_path, intermediate_size=256)
+    source = open_source(tmp_path)
+    plan = replace(make_plan(source, 2, front_bits=4), weight_blocks="large")
+    on_grids(source, monkeypatch, 4)
+    held = source.quantized_matrix
+    monkeypatch.setattr(
+        source,
+        "quantized_matrix",
+        lambda name: held(name) if "layers.1.mlp.down_proj" in name else None,
+    )
+    assert fitting_blocks(source, plan).weight_blocks == "small"
 
 
 @pytest.mark.parametrize("blocks", ["small", "large"])
