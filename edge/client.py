@@ -63,14 +63,14 @@ class EdgeClient:
     `hwprofiles.providers.table`, or "auto" (`edge.device.front_loading`); `front_report` says what
     was taken. A fallback gets it too, a draft model runs on the CPU. draft_effort: the most that
     generations may guess ahead.
-    memory_limit_bytes: refuse to load a front with which this process would take more (None: the
-    limit that the plan was made for, if it has one). prefill_chunk: prompt tokens a frame, always
-    (None: at most the plan's, and as many as suit what is measured, see
-    `optimizer.policy.prefill_chunks`). draft_model: a bundle of a small model that lies wholly on
-    the edge, for drafting by `model`. fallback: such a bundle that answers when no server does, and
-    needs none. allow_control_tokens: texts of control tokens in a message
-    are control tokens, not text (only for messages that you trust). retry_policy: how long to wait
-    for a server (None: its defaults; with a fallback 5 seconds). trace: a text stream that gets one
+    memory_limit_bytes: refuse to load a front with which this process, fallback and draft model
+    among it, would take more (None: the limit that the plan was made for, if it has one).
+    prefill_chunk: prompt tokens a frame, always (None: at most the plan's, and as many as suit what
+    is measured, see `optimizer.policy.prefill_chunks`). draft_model: a bundle of a small model that
+    lies wholly on the edge, for drafting by `model`. fallback: such a bundle that answers when no
+    server does, and needs none. allow_control_tokens: texts of control tokens in a message are
+    control tokens, not text (only for messages that you trust). retry_policy: how long to wait for
+    a server (None: its defaults; with a fallback 5 seconds). trace: a text stream that gets one
     JSON line a frame.
     keep_connected: for a program that waits for a user: keep the first server's connection ready.
     share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
@@ -108,8 +108,10 @@ class EdgeClient:
         self._trace, self.plan = trace, opened.plan
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
-        memory_limit_bytes = planned_limit(self.plan, memory_limit_bytes)
-        if memory_limit_bytes is not None:
+        limit = planned_limit(
+            self.plan, memory_limit_bytes, others=(fallback, draft_model), sequences=concurrency
+        )
+        if limit.process_bytes is not None:
             return_freed_blocks()  # before the first large blocks are allocated and freed
         self._settings = EdgeSettings.load(opened.path(f"edge/{EDGE_SETTINGS_NAME}").parent)
         self.tokenizer = tokenizer_of(
@@ -119,9 +121,7 @@ class EdgeClient:
         tables = tables_of(opened)
         ladders = ladders_of(tables, self.plan)
         self.ladder = ladders[self.plan.partition.split]
-        chunk_tokens = allowed_chunk(
-            self.plan, prefill_chunk, limit_bytes=memory_limit_bytes, sequences=concurrency
-        )
+        chunk_tokens = allowed_chunk(self.plan, prefill_chunk, limit, sequences=concurrency)
         self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
         self._connect(addresses, credentials, keep=keep_connected)  # while the front is loaded
         try:
@@ -131,15 +131,16 @@ class EdgeClient:
                 count=concurrency,
                 threads=threads,
                 spinning=spinning,
-                memory_limit_bytes=memory_limit_bytes,
+                memory_limit_bytes=limit.front_bytes,
                 mapped=tuple(tables.values()),
             )
             self.front_report = loaded.report
             for front in loaded.engines:
                 self._fronts.put(front)
             self._clock = Clock()
-            own_model = self._own_model(fallback, opened, threads, provider)
-            drafters = DrafterFactory(opened, draft_model, threads=threads, effort=draft_effort)
+            for_others = {"threads": threads, "memory_limit_bytes": limit.process_bytes}
+            own_model = self._own_model(fallback, opened, provider=provider, **for_others)
+            drafters = DrafterFactory(opened, draft_model, effort=draft_effort, **for_others)
             self._generations = GenerationFactory(
                 plan=self.plan,
                 ladders=ladders,
@@ -178,14 +179,12 @@ class EdgeClient:
         return SplitWatch(self.plan.splits, now=self._clock.now)
 
     def _own_model(
-        self, root: Path | str | None, opened: Bundle, threads: int | None, provider: str
+        self, root: Path | str | None, opened: Bundle, **options: Any
     ) -> DeviceModel | None:
         """The fallback of the device whose bundle is `opened`, if it has one."""
         if root is None:
             return None
-        model = WholeModel(
-            Path(root), like=opened, what="a fallback", threads=threads, provider=provider
-        )
+        model = WholeModel(Path(root), like=opened, what="a fallback", **options)
         end_ids = self._settings.stop_token_ids
         return DeviceModel(model, clock=self._clock, end_token_ids=end_ids)
 

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from codec.ladder import Ladder
 from codec.levels.lossless import LOSSLESS
 from codec.slow_path import warn_without_kernel
-from edge.device.memory_limit import needed_memory, runtime_bytes
+from edge.device.memory_limit import (
+    MemoryLimit,
+    needed_memory,
+    other_models_bytes,
+    runtime_bytes,
+)
 from edge.device.tokenizer import ChatTokenizer
 from hwprofiles.machine_limits import memory_limit_bytes
 from optimizer.artifacts.bundle import TEMPLATE_NAME, Bundle, EdgeSettings, tables_name
 from optimizer.artifacts.plan import Plan
 
 
-def planned_limit(plan: Plan, given: int | None) -> int | None:
-    """Bytes of memory that a device may take: those given, else those that the plan was made for.
+def planned_limit(
+    plan: Plan,
+    given: int | None,
+    *,
+    others: Iterable[Path | str | None] = (),
+    sequences: int = 1,
+) -> MemoryLimit:
+    """The memory that a device may take: bytes given, else those that the plan was made for.
 
     Where a control group's limit is less, it counts instead: beyond it the system would end the
-    process. A group's limit alone counts where the plan needs more than half of it. None when there
-    is no limit.
+    process. A group's limit alone counts where the plan needs more than half of it.
+    others: bundles of further models on the device, which get their part first.
     """
     planned = None if plan.limits is None else plan.limits.edge_memory_bytes
     asked = given if given is not None or planned is None else int(planned)
     group = memory_limit_bytes()
-    if asked is not None:
-        return asked if group is None else min(asked, group)
-    if group is None:
-        return None
-    needed = needed_memory(plan, runtime_bytes(), sequences=1).total_bytes
-    return group if 2 * needed > group else None
+    other_bytes = other_models_bytes(others, sequences=sequences)
+    if asked is None and group is not None:
+        needed = needed_memory(plan, runtime_bytes() + other_bytes, sequences).total_bytes
+        asked = group if 2 * needed > group else None
+    if asked is not None and group is not None:
+        asked = min(asked, group)
+    return MemoryLimit(asked, other_bytes)
 
 
 def tokenizer_of(

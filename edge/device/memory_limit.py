@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import psutil
 
@@ -20,7 +21,8 @@ from edge.device.front import RELEASE_ROWS
 from edge.device.mapped_pages import release_read_only_pages
 from edge.errors import MemoryLimitError
 from hwprofiles.heap import trim_heap
-from optimizer.artifacts.plan import FRONT_BITS, KV_BITS, Plan
+from optimizer.artifacts.manifest import PLAN_NAME
+from optimizer.artifacts.plan import FRONT_BITS, KV_BITS, Plan, load_plan
 from optimizer.cost.memory import EdgeMemory, codec_bytes, edge_memory_over, touched_bytes
 from optimizer.cost.weights import embedding_bytes
 from optimizer.errors import PlanError
@@ -42,12 +44,51 @@ def runtime_bytes() -> float:
     return float(psutil.Process().memory_info().rss + added)
 
 
-def fitting_chunk(plan: Plan, *, limit_bytes: int, runtime_bytes: float, sequences: int = 1) -> int:
+class MemoryLimit(NamedTuple):
+    """process_bytes: what this process may take; None: as much as there is.
+
+    other_bytes: what a fallback and a draft model will take of it.
+    """
+
+    process_bytes: int | None
+    other_bytes: float = 0.0
+
+    @property
+    def front_bytes(self) -> int | None:
+        """What the process may take while the other models are not loaded."""
+        if self.process_bytes is None:
+            return None
+        return max(int(self.process_bytes - self.other_bytes), 0)
+
+
+def other_models_bytes(roots: Iterable[Path | str | None], *, sequences: int) -> float:
+    """What a fallback and a draft model will take beside the front, with so many caches each.
+
+    roots: the folders of their bundles; None for one that is not there. Only their plans are read:
+    whoever opens such a bundle checks it, and says what is wrong with it.
+    """
+    plans = [Path(root) / PLAN_NAME for root in roots if root is not None]
+    return sum(
+        needed_memory(load_plan(path), 0.0, sequences).total_bytes
+        for path in plans
+        if path.is_file()
+    )
+
+
+def fitting_chunk(
+    plan: Plan,
+    *,
+    limit_bytes: int,
+    runtime_bytes: float,
+    sequences: int = 1,
+    other_bytes: float = 0.0,
+) -> int:
     """The largest prefill chunk, at most the plan's, with which `plan` and `sequences` caches fit.
 
-    A smaller chunk needs no other bundle and changes no token, only the time to the first one.
-    MemoryLimitError when not even the smallest fits.
+    other_bytes: see `other_models_bytes`. A smaller chunk needs no other bundle and changes no
+    token, only the time to the first one. MemoryLimitError when not even the smallest fits.
     """
+    runtime_bytes += other_bytes
     for chunk in _chunks(plan):
         smaller = replace(plan, prefill_chunk=chunk)
         if needed_memory(smaller, runtime_bytes, sequences).total_bytes <= limit_bytes:
@@ -55,21 +96,22 @@ def fitting_chunk(plan: Plan, *, limit_bytes: int, runtime_bytes: float, sequenc
     needed = needed_memory(plan, runtime_bytes, sequences)
     raise MemoryLimitError(
         f"needs {_mib(needed.total_bytes)} of the {_mib(limit_bytes)} allowed "
-        f"({_parts(needed)}); {_advice(plan, limit_bytes, runtime_bytes, sequences)}"
+        f"({_parts(needed, other_bytes)}); {_advice(plan, limit_bytes, runtime_bytes, sequences)}"
     )
 
 
-def allowed_chunk(plan: Plan, given: int | None, *, limit_bytes: int | None, sequences: int) -> int:
+def allowed_chunk(plan: Plan, given: int | None, limit: MemoryLimit, *, sequences: int) -> int:
     """The most prompt tokens of a frame: those given, else the plan's, and fewer where the memory
     is not enough. MemoryLimitError where no number is small enough."""
     chunk = given or plan.prefill_chunk
-    if limit_bytes is None:
+    if limit.process_bytes is None:
         return chunk
     return fitting_chunk(
         replace(plan, prefill_chunk=chunk),
-        limit_bytes=limit_bytes,
+        limit_bytes=limit.process_bytes,
         runtime_bytes=runtime_bytes(),
         sequences=sequences,
+        other_bytes=limit.other_bytes,
     )
 
 
@@ -208,9 +250,10 @@ def _advice(plan: Plan, limit_bytes: int, runtime_bytes: float, sequences: int) 
     )
 
 
-def _parts(needed: EdgeMemory) -> str:
+def _parts(needed: EdgeMemory, other_bytes: float) -> str:
     parts = {
-        "runtime": needed.runtime_bytes,
+        "runtime": needed.runtime_bytes - other_bytes,
+        "other models": other_bytes,
         "weights": needed.weight_bytes,
         "embedding": needed.embedding_bytes,
         "codec": needed.codec_bytes,
@@ -220,7 +263,8 @@ def _parts(needed: EdgeMemory) -> str:
     steady = sum(parts.values())
     if needed.load_peak_bytes > steady:
         parts["while loading"] = needed.load_peak_bytes - steady
-    return ", ".join(f"{name} {_mib(size)}" for name, size in parts.items())
+    shown = {name: size for name, size in parts.items() if size or name != "other models"}
+    return ", ".join(f"{name} {_mib(size)}" for name, size in shown.items())
 
 
 def _mib(num_bytes: float) -> str:

@@ -21,8 +21,8 @@ class WholeModel:
     """See the module's docstring. Opened once; each user gets an `engine` of its own.
 
     root: its folder. like: the bundle whose tokenizer it has to have. what: it, in messages.
-    provider: what runs it. Raises InputError when the model does not lie wholly on the edge or has
-    another tokenizer.
+    provider: what runs it. memory_limit_bytes: of this process, see `load_front`. Raises InputError
+    when the model does not lie wholly on the edge or has another tokenizer.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class WholeModel:
         what: str,
         threads: int | None = None,
         provider: str = CPU.name,
+        memory_limit_bytes: int | None = None,
     ) -> None:
         bundle = open_bundle(root, role="edge")
         if not bundle.plan.edge_is_whole:
@@ -48,6 +49,7 @@ class WholeModel:
             plan=bundle.plan,
             provider=provider,
             threads=threads,
+            memory_limit_bytes=memory_limit_bytes,
         )
         (self._engine,) = loaded.engines
 

@@ -66,12 +66,13 @@ class HearsCloud(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftResources:
-    """What a device has to draft with: its bundle, the folder of a draft model's bundle, and that
-    model's threads (None: one for each CPU that may be used)."""
+    """What a device has to draft with: its bundle, the folder of a draft model's bundle, that
+    model's threads (None: one for each CPU that may be used), and the process's memory limit."""
 
     bundle: Bundle
     model: Path | None = None
     threads: int | None = None
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,8 +23,9 @@ class DrafterFactory:
     """Makes the drafters of one device, from the kinds in the registry.
 
     bundle: may hold a draft head. model: the bundle of a small model, whole on the edge, with the
-    same tokenizer; threads: of its kernels. effort: how much generations may guess. Raises
-    FrontError for a head that cannot be loaded, and InputError for a model that does not fit.
+    same tokenizer; threads: of its kernels. memory_limit_bytes: of this process. effort: how much
+    generations may guess. Raises FrontError for a head that cannot be loaded, and InputError for a
+    model that does not fit.
     """
 
     def __init__(
@@ -33,11 +34,14 @@ class DrafterFactory:
         model: Path | str | None = None,
         *,
         threads: int | None = None,
+        memory_limit_bytes: int | None = None,
         effort: DraftEffort = FULL_EFFORT,
     ) -> None:
         self.effort = effort
         root = None if model is None else Path(model)
-        resources = DraftResources(bundle=bundle, model=root, threads=threads)
+        resources = DraftResources(
+            bundle=bundle, model=root, threads=threads, memory_limit_bytes=memory_limit_bytes
+        )
         self._makers: dict[str, Callable[[], Drafter]] = {}
         self._auto: list[str] = []
         for kind in KINDS:

@@ -23,12 +23,26 @@ from optimizer.artifacts.bundle import Bundle
 class DraftModel:
     """A small model's bundle, opened once for all generations of a device.
 
-    root: its folder. like: the bundle that it drafts for. threads: of its kernels. Raises
-    InputError when the model does not lie wholly on the edge or has another tokenizer.
+    root: its folder. like: the bundle that it drafts for. threads: of its kernels.
+    memory_limit_bytes: of this process, if it has a limit. Raises InputError when the model does
+    not lie wholly on the edge or has another tokenizer.
     """
 
-    def __init__(self, root: Path, *, like: Bundle, threads: int | None = None) -> None:
-        self._model = WholeModel(root, like=like, what="a draft model", threads=threads)
+    def __init__(
+        self,
+        root: Path,
+        *,
+        like: Bundle,
+        threads: int | None = None,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        self._model = WholeModel(
+            root,
+            like=like,
+            what="a draft model",
+            threads=threads,
+            memory_limit_bytes=memory_limit_bytes,
+        )
 
     def drafter(self) -> ModelDrafter:
         """A drafter with a cache of its own."""
@@ -92,8 +106,12 @@ class ModelDrafter:
 def _open(resources: DraftResources) -> Callable[[], Drafter] | None:
     if resources.model is None:
         return None
-    model = DraftModel(resources.model, like=resources.bundle, threads=resources.threads)
-    return model.drafter
+    return DraftModel(
+        resources.model,
+        like=resources.bundle,
+        threads=resources.threads,
+        memory_limit_bytes=resources.memory_limit_bytes,
+    ).drafter
 
 
 KIND: Final = DrafterKind(

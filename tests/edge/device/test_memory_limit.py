@@ -12,17 +12,21 @@ from edge.client import EdgeClient
 from edge.device.front import FrontEngine
 from edge.device.memory_limit import (
     STEP_BYTES,
+    MemoryLimit,
+    allowed_chunk,
     changes,
     fitting_chunk,
     nearest_plan,
     needed_memory,
+    other_models_bytes,
     session_bytes,
 )
 from edge.errors import MemoryLimitError
-from optimizer.artifacts.bundle import Role
+from optimizer.artifacts.bundle import Role, open_bundle
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.specs import load_spec
+from optimizer.errors import BundleError
 from optimizer.export.bundle_builder import build_bundle
 from tests.conftest import ModelBench
 
@@ -147,3 +151,30 @@ def test_without_a_limit_the_one_of_the_plan_holds(
     build_bundle(bench.source, plan, tmp_path / "b", progress=lambda stage: None, sides=edge_only)
     with pytest.raises(MemoryLimitError, match=r"of the 20\.0 MiB allowed"):
         EdgeClient(tmp_path / "b", "127.0.0.1:1")
+
+
+def test_a_fallback_and_a_draft_model_take_their_part_of_the_limit(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench: ModelBench = tiny("llama")
+    split, whole = bench.edge_bundle(2), bench.edge_bundle(bench.source.geometry.num_layers)
+    monkeypatch.setattr(FrontEngine, "load", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("edge.device.memory_limit.runtime_bytes", lambda: RUNTIME)
+    plan = bench.plan(2)
+    alone = int(needed_memory(plan, RUNTIME, 2).total_bytes) + 1
+    others = other_models_bytes((whole, None, whole), sequences=2)
+    whole_plan = open_bundle(whole, role="edge").plan
+    assert others == 2 * needed_memory(whole_plan, 0.0, 2).total_bytes > 0
+    assert allowed_chunk(plan, None, MemoryLimit(alone), sequences=2) == plan.prefill_chunk
+    assert MemoryLimit(alone, others).front_bytes == int(alone - others)
+    with pytest.raises(MemoryLimitError, match=r"other models \d+\.\d MiB"):
+        EdgeClient(split, fallback=whole, memory_limit_bytes=alone, concurrency=2)
+
+
+def test_a_folder_that_is_no_bundle_counts_nothing_and_is_refused_when_it_is_opened(
+    tiny: Any, tmp_path: Path
+) -> None:
+    assert other_models_bytes((tmp_path,), sequences=1) == 0
+    bench: ModelBench = tiny("llama")
+    with pytest.raises(BundleError, match="not a bundle"):
+        EdgeClient(bench.edge_bundle(2), fallback=tmp_path)
