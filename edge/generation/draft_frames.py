@@ -77,7 +77,7 @@ class DraftedFrames:
         self._num_sure = rows.first_position + 1
         listen()
         sequence = list(session.tokens)
-        room = self._max_tokens - rows.first_position - 1
+        room = min(self._max_tokens - rows.first_position, session.max_frame_tokens) - 1
         room = room if max_drafts is None else min(room, max_drafts)
         while len(run.slots) < room:
             if (guess := self.drafting.extend(run)) is None:
@@ -131,7 +131,7 @@ class DraftedFrames:
         guesses = [guess.token_id]
         hidden = [self._row(sequence, len(sequence), guess.token_id)]
         sequence.append(guess.token_id)
-        while len(sequence) < self._max_tokens:
+        while len(sequence) < self._max_tokens and len(guesses) < session.max_frame_tokens:
             if has_answer():
                 return None
             if (more := self.drafting.extend_ahead(run)) is None:

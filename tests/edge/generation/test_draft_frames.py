@@ -141,6 +141,14 @@ def test_no_row_reaches_beyond_what_the_session_reserved() -> None:
     assert max(step.first_position + step.num_rows for step in steps) <= MAX_TOKENS
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_no_frame_has_more_rows_than_the_server_takes(most: int) -> None:
+    transport = SlowTransport(max_frame_tokens=most)
+    tokens, steps = run_drafted(KnowingDrafter(1.0, 1), [transport], 80)
+    assert tokens == expected_tokens(PROMPT, 80)
+    assert max(step.num_rows for step in steps) == most
+
+
 @pytest.mark.parametrize("seed", range(15))
 def test_faults_with_rounds_in_flight_change_no_token(seed: int) -> None:
     transports: list[SlowTransport] = [
