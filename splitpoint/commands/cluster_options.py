@@ -62,9 +62,6 @@ class ClusterOptions:
         self, config: ServerConfig, *, metrics: Address | None, status: Address | None, log: str
     ) -> ClusterSettings:
         """The cluster for a server of this configuration. Loads Ray. log: of ReplicaSettings."""
-        from cloud.cluster.ray_environment import keep_ray_here
-
-        keep_ray_here()
         from cloud.cluster.door import DoorSettings
         from cloud.cluster.on_ray.launch import ClusterSettings
         from cloud.cluster.settings import ReplicaSettings, replica_threads
