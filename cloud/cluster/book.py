@@ -50,6 +50,13 @@ class SiblingNews(NamedTuple):
     close: tuple[str, ...]
 
 
+class Roll(NamedTuple):
+    """Who is there, by name. is_complete: False while a new book may not know everybody yet."""
+
+    replicas: tuple[ReplicaReport, ...]
+    is_complete: bool
+
+
 class Sight(NamedTuple):
     """What one replica shows of itself: its metrics as text, and its status page's snapshot."""
 
@@ -67,6 +74,7 @@ class ReplicaBook:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._began_s = clock()
         self._reports: dict[str, tuple[ReplicaReport, float]] = {}
         self._sights: dict[str, Sight] = {}
         self._to_close: dict[str, set[str]] = {}
@@ -83,7 +91,8 @@ class ReplicaBook:
 
     def show(self, name: str, sight: Sight) -> None:
         """Keep what a replica shows of itself, for the metrics and the status page of all."""
-        self._sights[name] = sight
+        if name in self._reports:  # else nobody would forget it again
+            self._sights[name] = sight
 
     def leave(self, name: str) -> None:
         """A replica has ended."""
@@ -93,6 +102,10 @@ class ReplicaBook:
     def replicas(self) -> tuple[ReplicaReport, ...]:
         """Those that are there, by name."""
         return self._live()
+
+    def roll(self) -> Roll:
+        """The same, for whoever decides by who is missing."""
+        return Roll(self._live(), self._clock() - self._began_s >= LIVE_S)
 
     def sights(self) -> dict[str, Sight]:
         """What they show, by name."""
@@ -105,9 +118,9 @@ class ReplicaBook:
         One bucket for all replicas, with one second's worth saved up.
         """
         now_s = self._clock()
-        bucket = self._buckets.get(tenant)
-        if bucket is None or bucket.rate != rate:
-            bucket = Bucket.full(rate, at_s=now_s)
+        bucket = self._buckets.get(tenant) or Bucket.full(rate, at_s=now_s)
+        if bucket.rate != rate:  # replicas before and after an update ask in turn
+            bucket = bucket.at_rate(rate, at_s=now_s)
         self._buckets[tenant], wait_s = bucket.take(num_rows, at_s=now_s)
         return wait_s
 

@@ -1,7 +1,7 @@
 """The door: HAProxy in front of all replicas, and their health, metrics and status in one place.
 
-It asks the book who is there, and tells HAProxy. While the book is away it leaves HAProxy as it is,
-which notices by itself when a replica no longer answers.
+It asks the book who is there, and tells HAProxy. While the book is away, or new and not told of
+everybody yet, nobody loses a slot: HAProxy notices by itself when a replica no longer answers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloud.cluster.arguments import ACCESS_NAMES, check_names, read_access
-from cloud.cluster.book import ReplicaReport, Sight
-from cloud.cluster.door_config import Seat, commands, seats_after
+from cloud.cluster.book import ReplicaReport, Roll, Sight
+from cloud.cluster.door_config import Seat, commands, commands_anew, seats_after
 from cloud.cluster.door_process import DoorProcess
 from cloud.cluster.gathered import GatheredEndpoint, gathered_status
 from cloud.errors import StartError
@@ -32,6 +32,8 @@ POLL_S: Final = 0.25
 # HAProxy's slots for each replica that there may be: a rolling update has old and new ones.
 _SLOTS_PER_REPLICA: Final = 2
 _OTHER_STREAMS: Final = 32
+# So often HAProxy may fail to take commands before it, and every stream, is ended.
+_MOST_UNHEARD: Final = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,8 @@ class DoorSettings:
 
     most_replicas, sessions_each: what there may be behind it. replicas_ca: PEM of who signed the
     replicas' certificate, where they do not share the door's machine. metrics, status: where all
-    replicas' metrics and the status page are answered (None: nowhere).
+    replicas' metrics and the status page are answered (None: nowhere). behind_proxy: only another
+    proxy reaches the door, and says whose calls they are.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +54,7 @@ class DoorSettings:
     replicas_ca: Path | None = None
     metrics: Address | None = None
     status: Address | None = None
+    behind_proxy: bool = False
 
 
 class DoorView:
@@ -64,7 +68,7 @@ class DoorView:
 class DoorThread:
     """Starts at once, on a thread of its own, which HAProxy ends with.
 
-    replicas, sights: ask the book; they may raise. `ready` ends when it listens, with the error
+    roll, sights: ask the book; they may raise. `ready` ends when it listens, with the error
     where it cannot.
     """
 
@@ -73,7 +77,7 @@ class DoorThread:
         binary: str,
         settings: DoorSettings,
         *,
-        replicas: Callable[[], tuple[ReplicaReport, ...]],
+        roll: Callable[[], Roll],
         sights: Callable[[], Mapping[str, Sight]],
     ) -> None:
         settings.access.check(settings.host)
@@ -81,11 +85,12 @@ class DoorThread:
         self.view = DoorView()
         self._binary = binary
         self._settings = settings
-        self._ask_replicas = replicas
+        self._ask_roll = roll
         self._ask_sights = sights
         self._seats: dict[str, Seat] = {}
         self._num_slots = _SLOTS_PER_REPLICA * settings.most_replicas
         self._stop = threading.Event()
+        self._num_unheard = 0  # attempts to tell HAProxy something that failed, one after the other
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="door", daemon=True)
         self._thread.start()
@@ -137,6 +142,7 @@ class DoorThread:
             certificate=None if pair is None else pair[1].rstrip() + b"\n" + pair[0],
             client_ca=settings.access.client_ca,
             replicas_ca=settings.replicas_ca,
+            behind_proxy=settings.behind_proxy,
         )
 
     def _endpoints(self) -> list[HttpEndpoint]:
@@ -154,7 +160,7 @@ class DoorThread:
     def _follow(self, door: DoorProcess) -> None:
         """Tell HAProxy what has changed. A book that is away changes nothing."""
         try:
-            self.view.replicas = self._ask_replicas()
+            self.view.replicas = _known(self._ask_roll(), self.view.replicas)
             if self._settings.metrics is not None or self._settings.status is not None:
                 self.view.sights = self._ask_sights()
         except Exception as error:
@@ -162,21 +168,36 @@ class DoorThread:
             return
         seats = seats_after(self._seats, self.view.replicas, self._num_slots)
         told = commands(self._seats, seats, door.files.map)
+        if self._num_unheard:
+            told = commands_anew(seats, door.files.map, self._num_slots)
         try:
             door.tell(told)
-        except OSError as error:
-            raise StartError(f"HAProxy takes no commands ({error})") from error
+        except OSError as error:  # its streams go on, so it is told again
+            self._num_unheard += 1
+            if self._num_unheard >= _MOST_UNHEARD:
+                raise StartError(f"HAProxy takes no commands ({error})") from error
+            logger.warning("HAProxy took no command (%s): it is told again", error)
+            return
+        self._num_unheard = 0
         self._seats = seats
+
+
+def _known(roll: Roll, before: tuple[ReplicaReport, ...]) -> tuple[ReplicaReport, ...]:
+    """Who is there, where a new book has not heard of everybody that was there before."""
+    if roll.is_complete:
+        return roll.replicas
+    names = {one.name for one in roll.replicas}
+    return (*roll.replicas, *(one for one in before if one.name not in names))
 
 
 def read_door(arguments: Mapping[str, Any]) -> DoorSettings:
     """The door's settings from the `args` of a Ray Serve file. Raises StartError.
 
     The names: listen, metrics, status (each HOST:PORT), max_replicas, sessions_each, replicas_ca,
-    those of Access, and credentials.
+    behind_proxy, those of Access, and credentials.
     """
     own = ("listen", "metrics", "status", "max_replicas", "sessions_each", "replicas_ca")
-    check_names(arguments, {*own, *ACCESS_NAMES})
+    check_names(arguments, {*own, "behind_proxy", *ACCESS_NAMES})
     try:
         address = parse_address(str(arguments.get("listen", "127.0.0.1:50051")), lowest_port=1)
         places = {
@@ -200,4 +221,5 @@ def read_door(arguments: Mapping[str, Any]) -> DoorSettings:
         replicas_ca=None if authority is None else Path(authority),
         metrics=places.get("metrics"),
         status=places.get("status"),
+        behind_proxy=bool(arguments.get("behind_proxy", False)),
     )

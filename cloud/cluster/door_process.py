@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -27,6 +29,11 @@ OLDEST: Final = (2, 8)
 _START_S: Final = 5.0
 _POLL_S: Final = 0.02
 _TALK_S: Final = 2.0
+_LINES_KEPT: Final = 100
+# HAProxy's answers to commands that did what they say; others are reported.
+_DONE: Final = re.compile(
+    r"|(IP|port|no need) .*|Key not found\.|Name: HAProxy.*", re.DOTALL | re.IGNORECASE
+)
 _SET_PDEATHSIG: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -46,8 +53,10 @@ class DoorProcess:
         certificate: bytes | None = None,
         client_ca: Path | None = None,
         replicas_ca: Path | None = None,
+        behind_proxy: bool = False,
     ) -> None:
-        """certificate: PEM of chain and key (None: plain text). Others as in DoorFiles."""
+        """certificate: PEM of chain and key (None: plain text). Others as in DoorFiles and
+        `door_config`."""
         _check_version(binary)
         self._folder = tempfile.TemporaryDirectory(prefix="splitpoint-door-")
         folder = Path(self._folder.name)
@@ -60,19 +69,27 @@ class DoorProcess:
             folder=folder, certificate=pem, replicas_ca=replicas_ca, client_ca=client_ca
         )
         self.files.map.write_text("", encoding="utf-8")
-        text = door_config(address, self.files, num_slots=num_slots, streams=streams)
+        text = door_config(
+            address, self.files, num_slots=num_slots, streams=streams, behind_proxy=behind_proxy
+        )
         self.files.config.write_text(text, encoding="utf-8")
+        self._said: deque[str] = deque(maxlen=_LINES_KEPT)
         self._process = subprocess.Popen(
             [binary, "-db", "-f", str(self.files.config)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
+        # It writes a line for every change of a replica, and would stop at a full pipe.
+        self._reader = threading.Thread(target=self._read_lines, name="haproxy", daemon=True)
+        self._reader.start()
         try:
             self._wait_until_it_listens(address)
         except BaseException:
             self.stop()
             raise
+        if pem is not None:  # it is read; nobody may find the key after a kill
+            pem.unlink()
 
     def trouble(self) -> str | None:
         """Why it takes no streams; None: it works."""
@@ -89,7 +106,10 @@ class DoorProcess:
                 answer = b""
                 while part := talk.recv(4096):
                     answer += part
-            logger.debug("%s: %s", command, answer.decode(errors="replace").strip())
+            said = answer.decode(errors="replace").strip()
+            is_done = _DONE.fullmatch(said) is not None
+            level = logging.DEBUG if is_done else logging.WARNING
+            logger.log(level, "HAProxy answers %r with %r", command, said)
 
     def stop(self) -> None:
         """End it and every stream through it."""
@@ -100,17 +120,27 @@ class DoorProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
+        self._reader.join(_TALK_S)
         with contextlib.suppress(OSError):
             self._folder.cleanup()
+
+    def _read_lines(self) -> None:
+        """Until it ends: keep the last lines of what it says, and log each."""
+        if self._process.stderr is None:
+            return
+        with self._process.stderr as lines:
+            for line in lines:
+                said = line.decode(errors="replace").rstrip()
+                self._said.append(said)
+                logger.info("HAProxy: %s", said)
 
     def _wait_until_it_listens(self, address: Address) -> None:
         deadline_s = time.monotonic() + _START_S
         while time.monotonic() < deadline_s:
-            if self._process.poll() is not None and self._process.stderr is not None:
-                said = self._process.stderr.read().decode(errors="replace")
-                alerts = [line for line in said.splitlines() if "ALERT" in line]
+            if self._process.poll() is not None:
+                self._reader.join(_TALK_S)
+                alerts = [line for line in self._said if "ALERT" in line]
+                said = "\n".join(self._said)
                 why = alerts[0].rpartition(" : ")[2].strip() if alerts else said.strip()[-200:]
                 raise StartError(f"HAProxy does not start for {address} ({why})")
             with contextlib.suppress(OSError):

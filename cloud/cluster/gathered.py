@@ -88,8 +88,8 @@ def gathered_metrics(replicas: Iterable[ReplicaReport], sights: Mapping[str, Sig
 def gathered_status(sights: Mapping[str, Sight]) -> dict[str, Any]:
     """One snapshot of the status page for all replicas; sessions say which replica has them.
 
-    What never changes comes from the first one. Counts are added. Curves are as long as the
-    shortest, so that their points are of the same times.
+    What never changes comes from the first one. Counts are added. Curves end at the same time; one
+    that began later says nothing of the time before.
     """
     shots: dict[str, Mapping[str, Any]] = {
         name: sight.snapshot for name, sight in sights.items() if sight.snapshot
@@ -140,10 +140,10 @@ def _tenants(shots: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _curves(curves: list[Mapping[str, Any]]) -> dict[str, Any]:
     names = [name for name in curves[0] if name != "every_s"]
-    length = min(len(one[names[0]]) for one in curves)
+    length = max(len(one[names[0]]) for one in curves)
     made: dict[str, Any] = {"every_s": curves[0]["every_s"]}
     for name in names:
-        rows = [one[name][len(one[name]) - length :] for one in curves]
+        rows = [[None] * (length - len(one[name])) + list(one[name]) for one in curves]
         made[name] = [_point(name, column) for column in zip(*rows, strict=True)]
     return made
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import sys
 import threading
 from concurrent.futures import Future
@@ -24,6 +25,8 @@ from cloud.server.process import SWITCH_INTERVAL_S, Server, serving
 from cloud.server.status.snapshot import StatusBoard
 from cloud.sessions.lifecycle import SessionKey, SessionState
 from optimizer.policy.replicas import ReplicaLoad
+
+logger = logging.getLogger(__name__)
 
 SHOW_EVERY_S: Final = 2.0
 # What the status page shows and what never changes, of a server's facts.
@@ -94,8 +97,11 @@ class ServingThread:
             ]
             self.ready.set_result(server)
             stopped = asyncio.create_task(self._stop.wait())
-            ends: set[asyncio.Future[Any]] = {stopped, server.failure}
+            ends: set[asyncio.Future[Any]] = {stopped, server.failure, *tasks}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:  # without them nobody knows of this replica: another takes its place
+                if task.done():
+                    logger.critical("a task of the replica died", exc_info=task.exception())
             if not server.failure.done():
                 await server.drain(self._drain_s, until=server.failure)
             for task in (stopped, *tasks):

@@ -121,6 +121,12 @@ class Bucket:
         burst = max(rate, 1.0)
         return cls(rate=rate, burst=burst, level=burst, at_s=at_s)
 
+    def at_rate(self, rate: float, *, at_s: float) -> Bucket:
+        """The bucket with another rate from now on; what is in it stays, as far as it may."""
+        known, _ = self.take(0, at_s=at_s)
+        full = Bucket.full(rate, at_s=at_s)
+        return replace(full, level=min(known.level, full.burst))
+
     def take(self, count: int, *, at_s: float) -> tuple[Bucket, float]:
         """Take `count` now: the bucket after it, and how many seconds to wait.
 

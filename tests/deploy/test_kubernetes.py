@@ -21,6 +21,7 @@ FOLDER = DEPLOY / "kubernetes"
 ENVOY = yaml.safe_load((FOLDER / "envoy.yaml").read_text(encoding="utf-8"))
 SCALING = yaml.safe_load((FOLDER / "autoscaling.yaml").read_text(encoding="utf-8"))
 DOOR = "splitpoint-door"
+ENVOY_FILES = ["kubernetes/envoy.yaml", "door/envoy.yaml"]
 ENVOY_PROGRAM = os.environ.get("SPLITPOINT_ENVOY") or shutil.which("envoy")
 
 
@@ -76,6 +77,44 @@ def test_the_door_hashes_on_what_the_edge_sends() -> None:
     assert hashed == [PREFIX_KEY, SESSION_KEY]
     assert route["route"]["timeout"] == "0s"  # an answer may take hours
     assert manager["use_remote_address"] is True  # else a client writes x-forwarded-for itself
+
+
+@pytest.mark.parametrize("file", ENVOY_FILES)
+def test_a_stream_finds_a_server_that_takes_it(file: str) -> None:
+    """One that reached no server tries another one, and one that drains is never chosen."""
+    static = yaml.safe_load((DEPLOY / file).read_text(encoding="utf-8"))["static_resources"]
+    manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    (route,) = manager["route_config"]["virtual_hosts"][0]["routes"]
+    retries = route["route"]["retry_policy"]
+    assert retries["retry_on"] == "connect-failure"  # what has reached a server is never sent twice
+    (predicate,) = retries["retry_host_predicate"]
+    assert predicate["name"] == "envoy.retry_host_predicates.previous_hosts"
+    assert retries["host_selection_retry_max_attempts"] > 0
+    (servers,) = static["clusters"]
+    assert servers["common_lb_config"]["healthy_panic_threshold"] == {"value": 0}
+    (check,) = servers["health_checks"]
+    assert check["no_traffic_interval"] == check["interval"] == "1s"  # Envoy's own is a minute
+
+
+@pytest.mark.parametrize("file", ENVOY_FILES)
+def test_envoy_notices_who_has_vanished(file: str) -> None:
+    """It answers both sides' pings, so neither side would notice the other's end."""
+    static = yaml.safe_load((DEPLOY / file).read_text(encoding="utf-8"))["static_resources"]
+    manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    (servers,) = static["clusters"]
+    (upstream,) = servers["typed_extension_protocol_options"].values()
+    for options in (manager, upstream["explicit_http_config"]):
+        pings = options["http2_protocol_options"]["connection_keepalive"]
+        assert pings == {"interval": "20s", "timeout": "10s"}
+
+
+def test_a_door_that_ends_lets_its_streams_go_on_for_a_while() -> None:
+    """Envoy ends at once on SIGTERM, so the time before it has to come from Kubernetes."""
+    spec = pod("Deployment", DOOR)["spec"]
+    (container,) = spec["containers"]
+    command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert 0 < int(seconds) < spec["terminationGracePeriodSeconds"]
 
 
 def test_the_doors_ports_are_those_that_are_probed() -> None:
@@ -137,7 +176,7 @@ def test_scaling_asks_for_metrics_that_there_are() -> None:
 
 @needs_openssl
 @pytest.mark.skipif(ENVOY_PROGRAM is None, reason="envoy is not installed (SPLITPOINT_ENVOY)")
-@pytest.mark.parametrize("file", ["kubernetes/envoy.yaml", "door/envoy.yaml"])
+@pytest.mark.parametrize("file", ENVOY_FILES)
 def test_envoy_takes_the_file(tmp_path: Path, file: str) -> None:
     keys = make_keys(tmp_path, "door")
     for source, name in ((keys.cert, "tls.crt"), (keys.key, "tls.key"), (keys.ca, "ca.crt")):

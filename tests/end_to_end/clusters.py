@@ -72,6 +72,18 @@ class ClusterProcess:
                 found.append(process)
         return found
 
+    def listening(self) -> set[str]:
+        """The addresses on which its processes listen."""
+        own = psutil.Process(self._process.pid)
+        found = set()
+        for process in (own, *own.children(recursive=True)):
+            try:
+                ends = process.net_connections(kind="inet")
+            except psutil.Error:
+                continue
+            found |= {end.laddr.ip for end in ends if end.status == psutil.CONN_LISTEN}
+        return found
+
     def samples(self, name: str) -> dict[str, float]:
         """A metric without further labels, by replica."""
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"

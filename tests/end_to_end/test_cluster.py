@@ -98,6 +98,13 @@ def test_all_replicas_answer_with_the_tokens_of_one_server(
 
 
 @pytest.mark.timeout(600)
+def test_only_this_machine_reaches_it(cluster: ClusterProcess) -> None:
+    """Ray runs what is sent to its ports."""
+    addresses = {address.removeprefix("::ffff:") for address in cluster.listening()}
+    assert addresses == {"127.0.0.1"}
+
+
+@pytest.mark.timeout(600)
 def test_a_killed_replica_changes_no_token_and_is_replaced(
     bench: ModelBench, cluster: ClusterProcess, undisturbed: tuple[tuple[int, ...], ...]
 ) -> None:

@@ -32,7 +32,7 @@ class Door:
         self._door = DoorThread(
             get_haproxy_binary(),
             settings,
-            replicas=lambda: known.get("replicas"),
+            roll=lambda: known.get("roll"),
             sights=lambda: known.get("sights"),
         )
         self._door.ready.result()

@@ -1,14 +1,15 @@
 """`splitpoint serve --replicas`: start the cluster, follow its signals, and end it.
 
 SIGTERM and SIGINT drain all replicas. SIGHUP reads the bundle's folder again and updates the
-replicas one after the other, while the others go on.
+replicas one after the other, while the others go on. A bundle that cannot be served changes
+nothing: the replicas go on with the one that they have loaded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import os
 import re
 import signal
 import time
@@ -22,10 +23,13 @@ from ray import serve
 from cloud.cluster.door import DoorSettings
 from cloud.cluster.on_ray.book import BOOK_NAME, book
 from cloud.cluster.on_ray.door import DOOR_NAME, DOOR_RESOURCE, door_application
-from cloud.cluster.on_ray.replicas import REPLICAS_NAME, replicas_application
+from cloud.cluster.on_ray.replicas import REPLICAS_NAME, STOP_S, replicas_application
 from cloud.cluster.settings import ReplicaSettings
 from cloud.errors import ServerFailedError, StartError
 from cloud.server.logs import event
+from optimizer.artifacts.bundle import open_bundle
+from optimizer.errors import BundleError, PlanError
+from protos.addresses import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ async def serve_cluster(settings: ClusterSettings, *, ready: Callable[[], None])
     Raises StartError where the replicas or the door cannot start, and ServerFailedError once Ray
     can start no more of them.
     """
+    settings.door.access.check(settings.door.host)
     _start_ray(settings)
     signals = _Signals()
     try:
@@ -60,16 +65,29 @@ async def serve_cluster(settings: ClusterSettings, *, ready: Callable[[], None])
         while not signals.stop.is_set():
             if signals.update.is_set():
                 signals.update.clear()
-                event(logger, "updating", bundle=str(settings.replicas.config.bundle))
-                await asyncio.to_thread(_deploy_replicas, settings)
-                event(logger, "updated", bundle=str(settings.replicas.config.bundle))
+                await _update(settings, signals)
             await asyncio.to_thread(_check)
             pause = asyncio.ensure_future(asyncio.sleep(_WATCH_S))
             await _first_of(pause, signals.stop, signals.update)
         event(logger, "draining")
     finally:
         signals.stop.set()
-        await asyncio.to_thread(_end)
+        await asyncio.to_thread(_end, settings.replicas.config.drain_s)
+
+
+async def _update(settings: ClusterSettings, signals: _Signals) -> None:
+    """Put new replicas in the place of the old ones. It ends early when all are to end."""
+    bundle = settings.replicas.config.bundle
+    event(logger, "updating", bundle=str(bundle))
+    try:
+        await asyncio.to_thread(open_bundle, bundle, role="cloud")
+        deploying = asyncio.ensure_future(asyncio.to_thread(_deploy_replicas, settings))
+        await _first_of(deploying, signals.stop)
+    except (BundleError, PlanError, StartError) as error:
+        logger.error("no update, the replicas that run go on: %s", error)
+        return
+    if deploying.done():
+        event(logger, "updated", bundle=str(bundle))
 
 
 class _Signals:
@@ -91,17 +109,17 @@ async def _first_of(work: asyncio.Future[None], *events: asyncio.Event) -> None:
         one.cancel()
     if work.done():
         work.result()
+    else:  # its error no longer matters; without this asyncio would print it
+        work.add_done_callback(lambda one: one.cancelled() or one.exception())
 
 
 def _start_ray(settings: ClusterSettings) -> None:
-    """A cluster on this machine, reachable from it alone."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Else Ray gives way to everything else on the machine, at a nice value of 15.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    """A cluster on this machine, reachable from it alone (`keep_ray_here`)."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     replicas = settings.replicas
     most = settings.replicas.scaling.most
     ray.init(
+        address="local",  # not the cluster that RAY_ADDRESS names
         _node_ip_address="127.0.0.1",
         # Replicas share the machine's cores, so their number is no reason to wait. One more: an
         # update starts the new replica before the old one has ended.
@@ -112,15 +130,28 @@ def _start_ray(settings: ClusterSettings) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    try:
+        _check_ray(replicas)
+    except StartError:
+        ray.shutdown()
+        raise
+
+
+def _check_ray(replicas: ReplicaSettings) -> None:
+    """Raise StartError where others reach Ray, or where it has too little for the replicas."""
+    node = ray.util.get_node_ip_address()
+    if not is_loopback(node):
+        raise StartError(f"Ray would listen on {node}, and its ports have no password")
+    gpus, least = ray.cluster_resources().get("GPU", 0.0), replicas.scaling.least
+    if replicas.gpus * least > gpus:  # Ray would wait for a GPU without a word
+        raise StartError(f"--replica-gpus {replicas.gpus:g}: {least} replicas, and {gpus:g} GPUs")
 
 
 def _deploy_all(settings: ClusterSettings, signals: _Signals) -> None:
     serve.start(proxy_location="Disabled")
     _deploy_replicas(settings)
     _run(door_application(settings.door), DOOR_NAME)
-    least = settings.replicas.scaling.least
-    known = book()
-    while sum(one.serving for one in ray.get(known.replicas.remote())) < least:
+    while _num_serving() < settings.replicas.scaling.least:
         if signals.stop.is_set():
             return
         time.sleep(_POLL_S)
@@ -149,17 +180,30 @@ def _reason(name: str) -> str:
 
 
 def _check() -> None:
-    """Raise ServerFailedError where Ray has given an application up."""
+    """Raise ServerFailedError where Ray has given an application up and nobody serves."""
     for name, known in serve.status().applications.items():
-        if known.status == "DEPLOY_FAILED":
+        if known.status == "DEPLOY_FAILED" and not (name == REPLICAS_NAME and _num_serving()):
             raise ServerFailedError(f"{name}: {_reason(name) or known.message}")
 
 
-def _end() -> None:
+def _num_serving() -> int:
+    """How many replicas take sessions, as the book knows."""
+    return sum(one.serving for one in ray.get(book().replicas.remote()))
+
+
+def _end(drain_s: float) -> None:
     """Drain the replicas behind the door, then end the door and Ray."""
     for name in (REPLICAS_NAME, DOOR_NAME):
         if name in serve.status().applications:
-            serve.delete(name)
-    ray.kill(ray.get_actor(BOOK_NAME, namespace=BOOK_NAME))
+            serve.delete(name, _blocking=False)  # it would wait for a minute at most
+            _wait_until_gone(name, drain_s + 2 * STOP_S)
+    with contextlib.suppress(ValueError):  # nobody has made one
+        ray.kill(ray.get_actor(BOOK_NAME, namespace=BOOK_NAME))
     serve.shutdown()
     ray.shutdown()
+
+
+def _wait_until_gone(name: str, timeout_s: float) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while name in serve.status().applications and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)

@@ -62,6 +62,28 @@ def test_a_replica_that_leaves_is_gone_at_once(book: ReplicaBook) -> None:
     assert [one.name for one in book.replicas()] == ["b"]
 
 
+def test_a_new_book_says_that_it_may_not_know_everybody(book: ReplicaBook, clock: Clock) -> None:
+    assert not book.roll().is_complete
+    clock.now_s = LIVE_S
+    book.report(report("a"))
+    assert book.roll().is_complete
+    assert "a" in {one.name for one in book.roll().replicas}
+
+
+def test_what_a_replica_shows_after_its_end_is_not_kept(book: ReplicaBook) -> None:
+    book.leave("a")
+    book.show("a", Sight("late", {}))
+    book.report(report("a"))
+    assert book.sights() == {}
+
+
+def test_replicas_with_an_older_and_a_newer_rate_share_one_bucket(book: ReplicaBook) -> None:
+    """While an update runs, both ask in turn: a change of the rate fills nothing up."""
+    assert book.take_rows("t", 100.0, 100) == 0.0
+    assert book.take_rows("t", 50.0, 50) == pytest.approx(1.0)
+    assert book.take_rows("t", 100.0, 100) == pytest.approx(1.5)
+
+
 def test_rows_of_all_replicas_come_from_one_bucket(book: ReplicaBook, clock: Clock) -> None:
     assert book.take_rows("t", 100.0, 60) == 0.0
     assert book.take_rows("t", 100.0, 60) == pytest.approx(0.2)

