@@ -137,7 +137,7 @@ def test_a_plan_shows_what_it_stands_beside(capsys: pytest.CaptureFixture[str]) 
 def test_default_limits_that_nothing_keeps_are_lifted_and_that_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*DEFAULT, "--link", "4g", "--json"]) == 0
+    assert main([*DEFAULT, "--link", "3g", "--json"]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert found["limits"]["max_tbt_s"] is None
@@ -150,7 +150,7 @@ def test_limits_that_were_asked_for_are_never_lifted(
     capsys: pytest.CaptureFixture[str], limits: tuple[str, str]
 ) -> None:
     tbt, ttft = limits
-    assert main([*DEFAULT, "--link", "4g", "--max-tbt", tbt, "--max-ttft", ttft]) == 1
+    assert main([*DEFAULT, "--link", "3g", "--max-tbt", tbt, "--max-ttft", ttft]) == 1
     assert "no configuration keeps all limits" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ def test_only_what_was_not_asked_for_is_lifted_and_named(
     assert main([*DEFAULT, "--link", "4g", *limits, "--max-quality-drop", "none", "--json"]) == 0
     kept = json.loads(capsys.readouterr().out)
     assert kept["limits"]["max_ttft_s"] == 3  # a plan keeps it, so it is not lifted
-    long = ("--prompt-tokens", "1900")
+    long = ("--prompt-tokens", "1900", "--split", "4-8")
     assert main([*DEFAULT, "--link", "4g", *limits, *long, "--json"]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)

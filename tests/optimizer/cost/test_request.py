@@ -153,7 +153,9 @@ def test_stacks_and_sampling_count_where_they_were_measured() -> None:
         session_s=Figure(value=1e-4, source="overheads"),
     )
     cloud = dataclasses.replace(BASE.cloud, overheads=overheads)
-    plain = round_parts(BASE, position=9)
+    unmeasured = dataclasses.replace(BASE.cloud.overheads, session_s=None)
+    without = dataclasses.replace(BASE.cloud, overheads=unmeasured)
+    plain = round_parts(dataclasses.replace(BASE, cloud=without), position=9)
     full = round_parts(dataclasses.replace(BASE, cloud=cloud), position=9)
     assert full.up_s - plain.up_s == pytest.approx(2e-4)
     assert full.down_s - plain.down_s == pytest.approx(2e-4)
