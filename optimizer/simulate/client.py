@@ -32,7 +32,7 @@ class SimulatedClient:
         self._spec = spec
         self._device = device
         self._connector = SimulatedConnector(
-            context, device, spec.number % max(len(context.servers), 1)
+            context, device, spec.number % max(len(context.addresses), 1)
         )
         self._recorded = recorded
         self._next = 0

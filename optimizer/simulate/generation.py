@@ -80,6 +80,7 @@ class Generation:
         self._context = context
         self._device = device
         self._connector = connector
+        connector.begin_answer()
         self._ended = ended
         self._freed = freed
         self._recorded = recorded
