@@ -75,13 +75,15 @@ GROUP = Clients(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replicas", type=int, nargs="+", default=list(REPLICAS))
-    parser.add_argument("--seconds", type=float, default=900.0, help="of the answers")
-    parser.add_argument("--requests", type=int, default=100_000, help="of the steps")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of the answers")
+    parser.add_argument("--requests", type=int, default=50_000, help="of the steps")
+    parser.add_argument("--only", choices=["answers", "steps"], help="one of the two tables")
     arguments = parser.parse_args()
     facts = machine()
     found: dict[str, list[dict[str, float]]] = {"answers": [], "steps": []}
     sizes = {"answers": (answers_row, arguments.seconds), "steps": (steps_row, arguments.requests)}
-    for kind, (row_of, size) in sizes.items():
+    for kind in [arguments.only] if arguments.only else sizes:
+        row_of, size = sizes[kind]
         for replicas in arguments.replicas:
             row = row_of(replicas, size)
             found[kind].append(row)

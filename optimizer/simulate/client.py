@@ -86,6 +86,7 @@ class SimulatedClient:
         if context.plan.edge_is_whole:
             self._answer_locally(request, asked_s)
             return
+        self._connector.begin_answer()
         self._current = Generation(
             context,
             self._device,

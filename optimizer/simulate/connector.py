@@ -13,7 +13,7 @@ from typing import Protocol
 from optimizer.policy.retry import ConnectAttempts, Failure
 from optimizer.simulate.channel import Channel
 from optimizer.simulate.context import Device, SimulationContext
-from optimizer.simulate.door import NOBODY, OpenAnswer, OpenRequest, Route
+from optimizer.simulate.door import NOBODY, DoorRoute, OpenAnswer, OpenRequest
 from optimizer.simulate.record import Outcome
 from optimizer.simulate.sessions import SessionOwner, SimulatedSession
 
@@ -60,7 +60,7 @@ class SimulatedConnector:
         self._deadline_s = 0.0
         self._older: SimulatedSession | None = None
         self._channels: dict[int, Channel] = {}  # by address
-        self._route = Route()
+        self._route = DoorRoute()
 
     @property
     def server_number(self) -> int:
@@ -75,7 +75,7 @@ class SimulatedConnector:
 
     def begin_answer(self) -> None:
         """Another answer: what was told to the last one's streams is forgotten."""
-        self._route = Route(self._device.first_block())
+        self._route = DoorRoute(self._device.first_block())
 
     def connect(
         self,

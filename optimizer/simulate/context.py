@@ -12,7 +12,7 @@ from simpy.events import Timeout
 from hwprofiles.links.shape import uniform
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.level_control import Controller
-from optimizer.simulate.door import Address
+from optimizer.simulate.door import OpenAddress
 from optimizer.simulate.links import LinkLanes
 from optimizer.simulate.move_ways import KvFramesOf
 from optimizer.simulate.record import Record
@@ -31,7 +31,7 @@ class SimulationContext:
     env: Environment
     scenario: Scenario
     plan: Plan
-    addresses: Sequence[Address]
+    addresses: Sequence[OpenAddress]
     levels: Mapping[str, LevelTimes]
     cloud_message_s: float
     record: Record

@@ -31,7 +31,7 @@ _GROUP_SEEDS = 1 << 40  # beyond every client's number
 
 
 @dataclass(slots=True)
-class Route:
+class DoorRoute:
     """What an answer's Opens tell the door: the hash of the prompt's first block, and the replica
     that was named last."""
 
@@ -57,10 +57,10 @@ class OpenRequest(NamedTuple):
     owner: SessionOwner
     blocks: int
     older: SimulatedSession | None
-    route: Route
+    route: DoorRoute
 
 
-class Address(ServerLife, Protocol):
+class OpenAddress(ServerLife, Protocol):
     """Where a client's connection ends. `number`: of the server, NOBODY for the door."""
 
     @property
@@ -97,7 +97,7 @@ class ServerAddress:
         return self._server.since_s
 
     def open(self, request: OpenRequest, answered: Answered) -> None:
-        """See Address."""
+        """See OpenAddress."""
         server = self._server
 
         def opened(verdict: Verdict, session: SimulatedSession | None) -> None:
@@ -106,7 +106,7 @@ class ServerAddress:
         server.open(request.owner, request.blocks, opened, request.older)
 
 
-class Door:
+class SimulatedDoor:
     """One address for all replicas. slots: the replica of each slot that has one, by its number."""
 
     number = NOBODY
@@ -118,7 +118,7 @@ class Door:
         self._slots = slots
 
     def open(self, request: OpenRequest, answered: Answered) -> None:
-        """See Address."""
+        """See OpenAddress."""
         server = self._chosen(request.route)
         if server is None:
             answered(OpenAnswer(None, "unreachable"))
@@ -134,7 +134,7 @@ class Door:
 
         server.open(request.owner, request.blocks, opened, request.older)
 
-    def _chosen(self, route: Route) -> SimulatedServer | None:
+    def _chosen(self, route: DoorRoute) -> SimulatedServer | None:
         loads, named = [], None
         for number in sorted(self._slots):
             server = self._slots[number]

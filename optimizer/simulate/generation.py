@@ -80,7 +80,6 @@ class Generation:
         self._context = context
         self._device = device
         self._connector = connector
-        connector.begin_answer()
         self._ended = ended
         self._freed = freed
         self._recorded = recorded

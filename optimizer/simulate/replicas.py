@@ -16,7 +16,7 @@ from simpy import Environment
 from simpy.events import Timeout
 
 from optimizer.policy.replicas import ScalingState
-from optimizer.simulate.door import Address, Door, ServerAddress
+from optimizer.simulate.door import OpenAddress, ServerAddress, SimulatedDoor
 from optimizer.simulate.record import Record, ReplicaCount
 from optimizer.simulate.scenario import Scaling
 from optimizer.simulate.server import SimulatedServer
@@ -43,10 +43,10 @@ class SimulatedReplicas:
         if servers.scaling is not None and self.servers:
             self._after(servers.scaling.delays.every_s, partial(self._look, servers.scaling))
 
-    def addresses(self) -> list[Address]:
+    def addresses(self) -> list[OpenAddress]:
         """What clients connect to; empty without servers."""
         if self.servers and self._setup.scenario.servers.has_door:
-            return [Door(self._slots)]
+            return [SimulatedDoor(self._slots)]
         return [ServerAddress(server) for server in self.servers]
 
     def lose(self, number: int) -> None:
