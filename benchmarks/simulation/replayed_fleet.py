@@ -200,7 +200,7 @@ def act_out(faults: Sequence[Fault], way: Way, start_s: float) -> None:
     link = way.link
     changes: list[tuple[float, Callable[[], object]]] = []
     for fault in faults:
-        end_s = fault.at_s + fault.duration_s
+        end_s = fault.end_s
         if fault.kind == "link_outage":
             changes += [(fault.at_s, link.pause), (end_s, link.resume)]
         else:

@@ -2,7 +2,8 @@
 
 HAProxy takes gRPC apart into streams. A stream goes to the replica that its client names. Else a
 hash of the prompt's first block, or of the session's id, chooses one, so that equal beginnings
-meet. A replica much fuller than the others is passed over. Nothing here does I/O.
+meet. A replica much fuller than the others is passed over. `optimizer.policy.replica_choice` says
+the same rule in Python. Nothing here does I/O.
 
 The configuration has numbered slots, empty at first. A replica gets a slot by commands on
 HAProxy's own socket. So no process is replaced when replicas come and go, and no stream ends.
@@ -19,12 +20,11 @@ from typing import Final, NamedTuple
 
 from cloud.cluster.book import ReplicaReport
 from cloud.errors import StartError
+from optimizer.policy.replica_choice import MOST_LOAD_PERCENT
 from protos.addresses import Address
 from protos.metadata import FORWARDED_FOR_KEY, PREFIX_KEY, REPLICA_KEY, SESSION_KEY
 
 _BACKEND: Final = "replicas"
-# A replica may have this many percent of the streams that it would have if all had the same.
-_MOST_LOAD_PERCENT: Final = 175
 # A machine that has vanished is noticed as soon as gRPC's own pings would: HAProxy answers those.
 _KEEPALIVE: Final = """
     option clitcpka
@@ -152,7 +152,7 @@ def door_config(
         replica=REPLICA_KEY,
         map=files.map,
         backend=_BACKEND,
-        most_load=_MOST_LOAD_PERCENT,
+        most_load=MOST_LOAD_PERCENT,
         tls=tls,
     )
     slots = [f"s{number}" for number in range(1, num_slots + 1)]

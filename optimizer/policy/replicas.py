@@ -2,13 +2,16 @@
 
 What fills a replica is the larger of two shares: of its KV blocks that are reserved, and of its
 places that are taken. Sessions in the queue come on top, each as the share of one place. Ours.
+
+Real replicas are counted by Ray Serve, which asks `ScalingRule` and keeps `ScalingDelays` itself.
+`ScalingState` says in Python what Ray Serve does with them, for the simulator.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 # When to ask a replica that has room: at once, but not all clients in the same moment.
@@ -63,3 +66,53 @@ class ScalingRule:
         # The rounding takes away what the sum of floats adds: 0.7 of 0.7 is one replica.
         count = math.ceil(round(max(fullness, 0.0) / self.target, 6))
         return min(max(count, self.least), self.most)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingDelays:
+    """When the number of replicas follows the load, in seconds.
+
+    up_s, down_s: how long more, or fewer, replicas have to be wanted without a break. look_back_s:
+    the fullness counts as its mean over so long. every_s: between two looks at it.
+    """
+
+    up_s: float = 5.0
+    down_s: float = 60.0
+    look_back_s: float = 5.0
+    every_s: float = 1.0
+
+
+DEFAULT_DELAYS: Final = ScalingDelays()
+# Sums of looks at the clock miss a delay by less than this.
+_CLOCK_ERROR_S: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingState:
+    """How many replicas there are to be, those that start included, and since when others are
+    wanted.
+
+    seen: times and sums of fullness within the look-back. since_s: since when another number is
+    wanted without a break, more (`is_more`) or fewer; None: the number is right.
+    """
+
+    count: int
+    seen: tuple[tuple[float, float], ...] = ()
+    since_s: float | None = None
+    is_more: bool = False
+
+    def after(
+        self, now_s: float, fullness: float, rule: ScalingRule, delays: ScalingDelays
+    ) -> ScalingState:
+        """The state after a look at the replicas. fullness: of all that take sessions, summed."""
+        first_s = now_s - delays.look_back_s + _CLOCK_ERROR_S
+        seen = (*(one for one in self.seen if one[0] > first_s), (now_s, fullness))
+        wanted = rule.wanted(sum(value for _, value in seen) / len(seen))
+        if wanted == self.count:
+            return replace(self, seen=seen, since_s=None)
+        is_more = wanted > self.count
+        since_s = self.since_s if self.since_s is not None and self.is_more == is_more else now_s
+        delay_s = delays.up_s if is_more else delays.down_s
+        if now_s - since_s + _CLOCK_ERROR_S < delay_s:
+            return replace(self, seen=seen, since_s=since_s, is_more=is_more)
+        return ScalingState(count=wanted, seen=seen)

@@ -11,6 +11,8 @@ sessions.py      a session on a server, and a frame on its way
 places.py        sessions, KV blocks and the admission queue of one server
 server.py        one server's loop: the queue of frames, batches, answers
 server_setup.py  a server from a setup
+replicas.py      which servers are there, and how many the load wants
+door.py          what clients connect to: a server, or one door before all
 channel.py       one client's gRPC channel to one server
 connector.py     attempts at servers until one opens a session
 frames.py        a generation's frames: computed, encoded, sent, sent again
@@ -30,6 +32,7 @@ sweep.py         any key of plan or scenario over a list of values
 report/          JSON, CSV, pictures and the HTML page
 
 Decisions are the product's own (`optimizer.policy`): the simulator calls the same scheduler,
-admission rule, controller, chunk sizes, draft length and retry rule as the server and the edge.
+admission rule, controller, chunk sizes, draft length and retry rule as the server and the edge, and
+the scaling rule of real replicas. HAProxy's choice of a replica is written there a second time.
 Only time, links and models are modelled.
 """

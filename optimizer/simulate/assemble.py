@@ -155,8 +155,15 @@ def overridden(scenario: Scenario, overrides: Overrides) -> Scenario:
 
 
 def with_servers(scenario: Scenario, num_servers: int) -> Scenario:
-    """The scenario with `num_servers` servers. ScenarioError where a fault names a further one."""
-    return replace(scenario, servers=replace(scenario.servers, count=num_servers))
+    """The scenario with `num_servers` servers, where their number scales at least so many.
+
+    ScenarioError where a fault names a further one.
+    """
+    servers = scenario.servers
+    scaling = servers.scaling
+    if scaling is not None:
+        scaling = replace(scaling, most=max(scaling.most, num_servers))
+    return replace(scenario, servers=replace(servers, count=num_servers, scaling=scaling))
 
 
 def with_clients(scenario: Scenario, num_clients: int) -> Scenario:

@@ -32,7 +32,7 @@ class SimulatedClient:
         self._spec = spec
         self._device = device
         self._connector = SimulatedConnector(
-            context, device, spec.number % max(len(context.servers), 1)
+            context, device, spec.number % max(len(context.addresses), 1)
         )
         self._recorded = recorded
         self._next = 0
@@ -86,6 +86,7 @@ class SimulatedClient:
         if context.plan.edge_is_whole:
             self._answer_locally(request, asked_s)
             return
+        self._connector.begin_answer()
         self._current = Generation(
             context,
             self._device,

@@ -25,7 +25,7 @@ class ClientLinks:
         self._seed = seed
         self._outages = [
             [
-                (fault.at_s, fault.at_s + fault.duration_s)
+                (fault.at_s, fault.end_s)
                 for fault in setup.scenario.faults
                 if fault.kind == "link_outage" and fault.target in ("", group.name)
             ]

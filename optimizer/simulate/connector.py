@@ -1,18 +1,19 @@
 """Getting a session within a time limit; `edge.generation.connector` in simulated time.
 
-A connection holds from a client's first attempt at a server until that server is lost (`channel`).
-Making it costs the round trips of TCP, TLS and HTTP/2's settings. Which server comes next, and
-after what wait, is decided by `optimizer.policy.retry`, as on the edge.
+A connection holds from a client's first attempt at an address until the server there is lost
+(`channel`); one to a door is never lost. Making it costs the round trips of TCP, TLS and HTTP/2's
+settings. Which address comes next, and after what wait, is decided by `optimizer.policy.retry`, as
+on the edge; behind a door (`door`) its next Open may name a replica, as `edge.net.route` does.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from optimizer.policy.admission import Verdict
 from optimizer.policy.retry import ConnectAttempts, Failure
 from optimizer.simulate.channel import Channel
 from optimizer.simulate.context import Device, SimulationContext
+from optimizer.simulate.door import NOBODY, DoorRoute, OpenAnswer, OpenRequest
 from optimizer.simulate.record import Outcome
 from optimizer.simulate.sessions import SessionOwner, SimulatedSession
 
@@ -38,7 +39,7 @@ class Opener(SessionOwner, Protocol):
 
 
 class SimulatedConnector:
-    """Opens one client's sessions. It remembers which server it used last."""
+    """Opens one client's sessions. It remembers which address it used last."""
 
     __slots__ = (
         "_attempts",
@@ -48,6 +49,7 @@ class SimulatedConnector:
         "_device",
         "_number",
         "_older",
+        "_route",
     )
 
     def __init__(self, context: SimulationContext, device: Device, first: int) -> None:
@@ -57,12 +59,23 @@ class SimulatedConnector:
         self._number = 0  # of the attempt under way; answers to earlier ones come too late
         self._deadline_s = 0.0
         self._older: SimulatedSession | None = None
-        self._channels: dict[int, Channel] = {}  # by server
+        self._channels: dict[int, Channel] = {}  # by address
+        self._route = DoorRoute()
 
     @property
     def server_number(self) -> int:
-        """Which server it used last."""
-        return self._attempts.next_address % len(self._context.servers)
+        """Which server it used last, or has been told to use next; NOBODY: the door knows."""
+        if self._route.replica != NOBODY:
+            return self._route.replica
+        return self._context.addresses[self._address].number
+
+    @property
+    def _address(self) -> int:
+        return self._attempts.next_address % len(self._context.addresses)
+
+    def begin_answer(self) -> None:
+        """Another answer: what was told to the last one's streams is forgotten."""
+        self._route = DoorRoute(self._device.first_block())
 
     def connect(
         self,
@@ -99,11 +112,11 @@ class SimulatedConnector:
     def _attempt(self, opener: Opener, blocks: int) -> None:
         context = self._context
         self._number += 1
-        server, now_s = self.server_number, context.env.now
-        channel = self._channels.get(server)
+        number, now_s = self._address, context.env.now
+        channel = self._channels.get(number)
         if channel is None:
-            channel = self._channels[server] = Channel()
-        state = channel.state(context.servers[server], now_s)
+            channel = self._channels[number] = Channel()
+        state = channel.state(context.addresses[number], now_s)
         if state == "connected":
             self._open(opener, blocks, now_s)
         elif state == "new":
@@ -128,9 +141,9 @@ class SimulatedConnector:
         """
         context, device, software = self._context, self._device, self._context.scenario.software
         number = self._number
-        server = context.servers[self.server_number]
+        address = context.addresses[self._address]
         if not left:
-            channel.connected(server, at_s - begun_s)
+            channel.connected(address, at_s - begun_s)
             self._open(opener, blocks, at_s)
             return
         up_bytes = -(-software.connect_up_bytes // software.connect_round_trips)
@@ -145,7 +158,7 @@ class SimulatedConnector:
         def answered(t: float) -> None:
             if number != self._number:
                 return
-            if server.alive:
+            if address.alive:
                 self._shake_hands(opener, blocks, channel, begun_s, t, left - 1)
             else:
                 channel.failed(begun_s)
@@ -160,28 +173,30 @@ class SimulatedConnector:
     def _open(self, opener: Opener, blocks: int, at_s: float) -> None:
         """Send the Open at `at_s`, over a connection that is there."""
         context, device = self._context, self._device
-        number, software = self._number, context.scenario.software
-        server = context.servers[self.server_number]
+        number, software, route = self._number, context.scenario.software, self._route
+        address = context.addresses[self._address]
         context.record.up_bytes += software.open_bytes
         older, self._older = self._older, None
 
-        def answered(verdict: Verdict, session: SimulatedSession | None) -> None:
+        def answered(answer: OpenAnswer) -> None:
+            session = answer.session
             if number != self._number:
                 if session is not None:
-                    server.leave(session)
+                    session.server.leave(session)
                 return
             if session is not None:
                 opener.admitted(session)
             context.record.down_bytes += software.opened_bytes
-            failure = _failure_of(verdict, is_alive=server.alive)
 
             def heard(_: object) -> None:
                 if number != self._number:
                     return
+                if answer.replica != NOBODY:
+                    route.replica = answer.replica
                 if session is not None:
                     opener.opened(session)
-                else:
-                    self._failed(opener, blocks, failure, verdict.retry_after_s)
+                elif answer.failure is not None:
+                    self._failed(opener, blocks, answer.failure, answer.retry_after_s)
 
             device.lanes.down.send(
                 context.env.now + context.cloud_message_s,
@@ -192,7 +207,10 @@ class SimulatedConnector:
         device.lanes.up.send(
             at_s + device.front.message_s,
             software.open_bytes,
-            lambda t: context.at(t, lambda _: server.open(opener, blocks, answered, older)),
+            lambda t: context.at(
+                t,
+                lambda _: address.open(OpenRequest(opener, blocks, older, route), answered),
+            ),
         )
         opener.asked(at_s, continues=older is not None)
 
@@ -233,10 +251,3 @@ _OUTCOMES: dict[Failure, Outcome] = {
     "unreachable": "server_lost",
     "refused": "refused",
 }
-
-
-def _failure_of(verdict: Verdict, *, is_alive: bool) -> Failure:
-    """What a verdict without a session means; a server that died while it waited is no verdict."""
-    if verdict.kind == "never":
-        return "refused"
-    return "busy" if is_alive else "unreachable"

@@ -12,17 +12,17 @@ from simpy.events import Timeout
 from hwprofiles.links.shape import uniform
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.level_control import Controller
+from optimizer.simulate.door import OpenAddress
 from optimizer.simulate.links import LinkLanes
 from optimizer.simulate.move_ways import KvFramesOf
 from optimizer.simulate.record import Record
 from optimizer.simulate.scenario import DraftingScenario, Scenario
-from optimizer.simulate.server import SimulatedServer
 from optimizer.simulate.times import FrontTimes, LevelTimes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationContext:
-    """The clock, the servers, the record, and all that is the same for every client.
+    """The clock, the servers' addresses, the record, and all that is the same for every client.
 
     `controller` None: no deadline. `drafting` None: no drafts. `keep_journal`: whether a server may
     be lost, so that frames may have to be sent again. `layers_a_block`: of the servers' KV blocks.
@@ -31,7 +31,7 @@ class SimulationContext:
     env: Environment
     scenario: Scenario
     plan: Plan
-    servers: Sequence[SimulatedServer]
+    addresses: Sequence[OpenAddress]
     levels: Mapping[str, LevelTimes]
     cloud_message_s: float
     record: Record
@@ -60,7 +60,8 @@ class Device:
 
     num_ids: how many first tokens of a prompt of this length go as ids, at this split. kv_frames:
     what a move sends of so many tokens, from one split to another. capacities: most tokens of a
-    sequence at each split that an answer may run at.
+    sequence at each split that an answer may run at. first_block: gives the hash of the first block
+    of its next prompt.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Device:
         "_seed",
         "capacities",
         "draft_length",
+        "first_block",
         "front",
         "kv_frames",
         "lanes",
@@ -83,12 +85,14 @@ class Device:
         num_ids: Callable[[int, int], int],
         kv_frames: KvFramesOf,
         capacities: Mapping[int, int],
+        first_block: Callable[[], int],
         seed: int,
     ) -> None:
         self.front = front
         self.num_ids = num_ids
         self.kv_frames = kv_frames
         self.capacities = capacities
+        self.first_block = first_block
         self.lanes = lanes
         self.draft_length = draft_length
         self._seed = seed

@@ -49,12 +49,14 @@ def fleet_size(
     """The fewest servers that keep the scenario's budget; `progress` is told each number tried.
 
     A server that a fault names is among them. replications: pooled, as in the run that follows.
-    Raises ScenarioError without a budget, without a server in the plan, and where a server for each
-    client does not keep the budget either.
+    Raises ScenarioError without a budget, without a server in the plan, where their number scales,
+    and where a server for each client does not keep the budget either.
     """
     budget = inputs.scenario.budget
     if budget.ttft_s is None and budget.tbt_s is None:
         raise ScenarioError("servers auto: needs a budget for the first or the further tokens")
+    if inputs.scenario.servers.scaling is not None:
+        raise ScenarioError("servers auto: the number of these servers scales by itself")
     if inputs.plan.edge_is_whole:
         raise ScenarioError("servers auto: this plan has no server, the device holds every layer")
     faults = inputs.scenario.faults

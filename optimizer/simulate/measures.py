@@ -56,7 +56,9 @@ class Measures:
     of a first token, and of a step (a round trip, which may bring several tokens with drafting).
     `prompt_ids`: prompt tokens that went as ids, `id_bytes`: the bytes of their frames.
     `split_moves`: how often a split moved, `move_bytes`: of what the server got then.
-    Utilisation and occupancy are means over the servers and the scenario's duration.
+    Utilisation and occupancy are means over the servers and the time that each is paid for.
+    `servers`: the most at once. `serving_*`: how many took sessions, over the scenario's duration;
+    `server_hours`: paid for, those that start and drain included.
     `work_cost_per_million_tokens`: servers' busy seconds and devices' energy, prompts included, by
     the scenario's prices; None without prices. `energy_left_out`: devices whose watts are unknown.
     """
@@ -97,6 +99,10 @@ class Measures:
     energy_left_out: tuple[str, ...] | None
     clients: int
     servers: int
+    serving_least: int = shown("servers, fewest", "{:,}")
+    serving_mean: float = shown("servers, mean", "{:,.2f}")
+    serving_most: int = shown("servers, most", "{:,}")
+    server_hours: float = shown("server hours", "{:,.2f}")
     duration_s: float
     replications: int
     seed: int
@@ -110,12 +116,14 @@ class Measures:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def _is_idle(self, name: str) -> bool:
-        """Whether a figure says nothing: no prompt went as ids, no split moved, nothing has a
-        price."""
+        """Whether a figure says nothing: no prompt went as ids, no split moved, the servers stayed
+        the same, nothing has a price."""
         if name in ("prompt_ids", "id_bytes"):
             return not self.prompt_ids
         if name in ("split_moves", "move_bytes"):
             return not self.split_moves
+        if name in ("serving_least", "serving_mean", "serving_most", "server_hours"):
+            return self.serving_least == self.serving_most
         return getattr(self, name) is None
 
     def _label(self, name: str, label: str) -> str:
@@ -168,10 +176,10 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
     first_in_time, further_in_time = _in_time(scenario, records, firsts, gaps)
     tokens = len(firsts) + len(gaps)
     duration_s, count = scenario.duration_s, len(records)
-    server_s = duration_s * len(sums)  # 0: the whole model on the edge
+    server_s = sum(server.paid_s for server in sums)  # 0: the whole model on the edge
     steps = sum(record.steps for record in records)
     batches = sum(server.batches for server in sums)
-    total_blocks = sum(server.total_blocks for server in sums)
+    block_s = sum(server.paid_s * server.total_blocks for server in sums)
     drafted = sum(record.drafted for record in records)
     levels: Counter[str] = Counter()
     for record in records:
@@ -194,8 +202,7 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         server_utilisation=sum(server.busy_s for server in sums) / max(server_s, 1e-9),
         mean_batch_sessions=sum(server.batch_sessions for server in sums) / max(batches, 1),
         mean_batch_rows=sum(server.rows for server in sums) / max(batches, 1),
-        kv_occupancy_mean=sum(server.kv_block_seconds for server in sums)
-        / max(duration_s * total_blocks, 1e-9),
+        kv_occupancy_mean=sum(server.kv_block_seconds for server in sums) / max(block_s, 1e-9),
         kv_occupancy_peak=max(
             (server.kv_peak_blocks / server.total_blocks for server in sums), default=0.0
         ),
@@ -215,7 +222,9 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         work_cost_per_million_tokens=_work_cost(scenario, records, tokens),
         energy_left_out=_without_energy(scenario, records),
         clients=scenario.num_clients,
-        servers=len(sums) // count,
+        servers=max((one.paid for record in records for one in record.replicas), default=0),
+        **_serving(scenario, records),
+        server_hours=server_s / 3600,
         duration_s=duration_s,
         replications=count,
         seed=scenario.seed,
@@ -224,6 +233,23 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         cpu_s=sum(record.cpu_s for record in records),
         peak_memory_bytes=max(record.peak_memory_bytes for record in records),
     )
+
+
+def _serving(scenario: Scenario, records: Sequence[Record]) -> dict[str, Any]:
+    """How many servers took sessions: the fewest, the mean over time, and the most."""
+    counts, server_s = [], 0.0
+    for record in records:
+        ends_s = [one.at_s for one in record.replicas[1:]] + [scenario.duration_s]
+        for one, end_s in zip(record.replicas, ends_s, strict=True):
+            lasts_s = min(end_s, scenario.duration_s) - one.at_s
+            if lasts_s > 0:
+                counts.append(one.serving)
+                server_s += one.serving * lasts_s
+    return {
+        "serving_least": min(counts, default=0),
+        "serving_mean": server_s / (scenario.duration_s * len(records)),
+        "serving_most": max(counts, default=0),
+    }
 
 
 def _work_cost(scenario: Scenario, records: Sequence[Record], tokens: int) -> float | None:

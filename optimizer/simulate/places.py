@@ -60,7 +60,7 @@ class ServerPlaces:
 
     def open(self, owner: SessionOwner, blocks: int, opened: Opened) -> None:
         """An Open came in; `opened` is called with the verdict, now or when a place is free."""
-        verdict = self._rule.decide(self._load(), blocks)
+        verdict = self._rule.decide(self.load, blocks)
         if verdict.kind == "admit":
             opened(verdict, self._admit(owner, blocks))
         elif verdict.kind == "wait":
@@ -99,15 +99,19 @@ class ServerPlaces:
 
     def admit_waiting(self) -> None:
         """Give free places to the queue, first come first."""
-        while self._queue and self._rule.fits(self._load(), self._queue[0].blocks):
+        while self._queue and self._rule.fits(self.load, self._queue[0].blocks):
             owner, blocks, opened = self._queue.popleft()
             opened(Verdict("admit"), self._admit(owner, blocks))
 
     def empty(self) -> tuple[list[SimulatedSession], list[PendingOpen]]:
         """The server dies: every session that it had, still to be released, and the whole queue."""
+        return list(self._sessions), self.empty_queue()
+
+    def empty_queue(self) -> list[PendingOpen]:
+        """The server drains: the whole queue, which is to be refused."""
         pending = list(self._queue)
         self._queue.clear()
-        return list(self._sessions), pending
+        return pending
 
     def count_blocks(self) -> None:
         """Add the blocks in use since the last change to the sums."""
@@ -130,7 +134,9 @@ class ServerPlaces:
         timeout = Timeout(self._env, self._max_wait_s)
         timeout.callbacks.append(refuse)
 
-    def _load(self) -> ServerLoad:
+    @property
+    def load(self) -> ServerLoad:
+        """Sessions, Opens in the queue, and KV blocks."""
         return ServerLoad(
             len(self._sessions), len(self._queue), self._free_blocks, self._sums.total_blocks
         )

@@ -59,10 +59,21 @@ class RoundMoments(NamedTuple):
     received_s: float
 
 
+class ReplicaCount(NamedTuple):
+    """From `at_s` on so many servers take sessions, and so many are paid for: those that start and
+    those that drain as well."""
+
+    at_s: float
+    serving: int
+    paid: int
+
+
 @dataclass(slots=True)
 class ServerSums:
-    """One server over the scenario's duration."""
+    """One server over the scenario's duration. It is paid for from hired_s to ended_s."""
 
+    hired_s: float = 0.0
+    ended_s: float = 0.0
     busy_s: float = 0.0
     batches: int = 0
     rows: int = 0
@@ -73,6 +84,11 @@ class ServerSums:
     peak_sessions: int = 0
     peak_queue: int = 0
     refused: int = 0
+
+    @property
+    def paid_s(self) -> float:
+        """Seconds that it costs."""
+        return self.ended_s - self.hired_s
 
 
 @dataclass(slots=True)
@@ -97,6 +113,7 @@ class Record:
     no_watts: list[str] = field(default_factory=list)  # the other devices
     level_counts: dict[str, int] = field(default_factory=dict)
     servers: list[ServerSums] = field(default_factory=list)
+    replicas: list[ReplicaCount] = field(default_factory=list)  # at every change of their number
     timeline: list[Span] = field(default_factory=list)
     timeline_tokens_s: list[float] = field(default_factory=list)
     events: int = 0

@@ -18,6 +18,7 @@ from simpy.events import Timeout
 from optimizer.cost.cloud import SessionRows
 from optimizer.policy.admission import AdmissionRule, Verdict
 from optimizer.policy.batching import BatchShare, Scheduler, Waiting
+from optimizer.policy.replicas import ReplicaLoad
 from optimizer.simulate.places import Opened, ServerPlaces
 from optimizer.simulate.record import ServerSums
 from optimizer.simulate.sessions import FrameInFlight, SessionOwner, SimulatedSession
@@ -28,8 +29,8 @@ class SimulatedServer:
     """See the module's docstring.
 
     back: seconds of a batch. sample_s: of drawing one token. horizon_s: `sums` count up to here.
-    max_wait_s: how long an Open may wait in the admission queue. `alive` and `since_s`: whether a
-    process runs, and since when.
+    max_wait_s: how long an Open may wait in the admission queue. `number`: its own. `alive`
+    and `since_s`: whether a process listens, and since when. `drains`: it takes no sessions.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class SimulatedServer:
         horizon_s: float,
         max_wait_s: float = math.inf,
     ) -> None:
+        self.number = 0
         self._env = env
         self._scheduler = scheduler
         self._back = back
@@ -55,7 +57,10 @@ class SimulatedServer:
         self._running = False
         self._life = 0  # goes up with every loss, so that events of an earlier life are known
         self.alive = True
+        self.drains = False
         self.since_s = 0.0
+        self._emptied: Callable[[], None] | None = None
+        self._max_sessions = admission.max_sessions
         self.sums = ServerSums(total_blocks=total_blocks)
         self._places = ServerPlaces(
             env,
@@ -72,6 +77,18 @@ class SimulatedServer:
         """Goes up with every loss; connections of an earlier life are gone."""
         return self._life
 
+    @property
+    def takes_sessions(self) -> bool:
+        """Whether it listens and does not drain."""
+        return self.alive and not self.drains
+
+    @property
+    def load(self) -> ReplicaLoad:
+        """How full it is."""
+        load = self._places.load
+        used = load.total_blocks - load.free_blocks
+        return ReplicaLoad(load.sessions, self._max_sessions, load.waiting, used, load.total_blocks)
+
     def open(
         self,
         owner: SessionOwner,
@@ -83,7 +100,9 @@ class SimulatedServer:
 
         older: the session that it asks to go on from, which ends in any case.
         """
-        if not self.alive:
+        if not self.takes_sessions:
+            if older is not None:
+                self.leave(older)
             opened(Verdict("busy"), None)
             return
         if older is not None and not older.closed:
@@ -101,6 +120,7 @@ class SimulatedServer:
             return
         self._drop(session)
         self._places.admit_waiting()
+        self._check_empty()
 
     def receive(self, frame: FrameInFlight) -> None:
         """A frame's last byte is in."""
@@ -127,9 +147,20 @@ class SimulatedServer:
         for waiter in pending:
             waiter.opened(Verdict("busy"), None)
 
+    def drain(self) -> None:
+        """Take no sessions from now on, and refuse the queue; the running ones go on."""
+        self.drains = True
+        for waiter in self._places.empty_queue():
+            waiter.opened(Verdict("busy"), None)
+
+    def when_empty(self, call: Callable[[], None]) -> None:
+        """Call once it drains and has no session, now or later."""
+        self._emptied = call
+        self._check_empty()
+
     def restore(self) -> None:
         """A new process listens."""
-        self.alive = True
+        self.alive, self.drains = True, False
         self.since_s = self._env.now
 
     def finish(self) -> None:
@@ -248,6 +279,11 @@ class SimulatedServer:
             self._queue.pop(session.current, None)
             session.current = None
         session.frames.clear()
+
+    def _check_empty(self) -> None:
+        if self._emptied is not None and self.drains and not self._places.load.sessions:
+            call, self._emptied = self._emptied, None
+            call()
 
     def _drop(self, session: SimulatedSession) -> None:
         self._stop(session)

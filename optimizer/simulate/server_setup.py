@@ -31,7 +31,7 @@ def make_server(env: Environment, setup: Setup, *, seed: int, number: int) -> Si
     total_blocks = int(servers.kv_memory_bytes // block_bytes)
     if total_blocks < 1:
         raise ScenarioError(f"servers: kv_memory_bytes holds no block ({block_bytes} bytes each)")
-    return SimulatedServer(
+    server = SimulatedServer(
         env,
         scheduler=servers.batch,
         admission=AdmissionRule(max_sessions=servers.max_sessions, max_waiting=servers.waiting),
@@ -41,6 +41,8 @@ def make_server(env: Environment, setup: Setup, *, seed: int, number: int) -> Si
         horizon_s=setup.scenario.duration_s,
         max_wait_s=servers.max_wait_s,
     )
+    server.number = number
+    return server
 
 
 def back_times(setup: Setup, seed: int | None = None) -> BackTimes:

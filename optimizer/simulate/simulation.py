@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from simpy import Environment
@@ -17,15 +18,15 @@ from optimizer.policy.level_control import Controller, Rung
 from optimizer.simulate.client import SimulatedClient
 from optimizer.simulate.client_links import ClientLinks
 from optimizer.simulate.context import Device, SimulationContext
+from optimizer.simulate.door import first_blocks
 from optimizer.simulate.draft_lengths import DraftLengths
 from optimizer.simulate.move_ways import MoveWays
 from optimizer.simulate.moving import split_capacities
 from optimizer.simulate.prompt_ids import PromptIds
 from optimizer.simulate.record import Record
+from optimizer.simulate.replicas import SimulatedReplicas
 from optimizer.simulate.request_settings import RequestSettings
 from optimizer.simulate.scenario import Scenario
-from optimizer.simulate.server import SimulatedServer
-from optimizer.simulate.server_setup import make_server
 from optimizer.simulate.setup import BESIDE_THE_LADDER, Setup
 from optimizer.simulate.times import FrontTimes, LevelTimes
 from optimizer.simulate.workload import client_specs
@@ -48,10 +49,10 @@ def simulate(
     started_s, computed_s = time.perf_counter(), time.process_time()
     seed = setup.scenario.seed + REPLICATION_STRIDE * replication
     env = Environment()
-    num_servers = 0 if setup.plan.edge_is_whole else setup.scenario.servers.count
-    servers = [make_server(env, setup, seed=seed, number=number) for number in range(num_servers)]
-    context = _context(env, setup, servers)
-    _schedule_losses(context)
+    record = Record()
+    replicas = SimulatedReplicas(env, setup, record, seed=seed)
+    context = _context(env, setup, record, replicas)
+    _schedule_losses(env, setup.scenario, replicas)
     fronts = {
         name: FrontTimes(setup.devices[name], setup.plan, setup.scenario.software.edge_message_s)
         for group in setup.scenario.clients
@@ -61,10 +62,7 @@ def simulate(
     _run(env, setup.scenario, progress)
     for client in clients:
         client.abandon()
-    record = context.record
-    for server in servers:
-        server.finish()
-        record.servers.append(server.sums)
+    replicas.finish()
     _count_energy(record, setup, fronts)
     record.requests.sort(key=lambda row: (row.asked_s, row.client))
     record.events = next(env._eid)
@@ -75,33 +73,41 @@ def simulate(
     return record
 
 
-def _context(env: Environment, setup: Setup, servers: list[SimulatedServer]) -> SimulationContext:
+def _context(
+    env: Environment, setup: Setup, record: Record, replicas: SimulatedReplicas
+) -> SimulationContext:
     scenario, plan = setup.scenario, setup.plan
     return SimulationContext(
         env=env,
         scenario=scenario,
         plan=plan,
-        servers=servers,
+        addresses=replicas.addresses(),
         levels={
             name: LevelTimes(level, plan.model.geometry.hidden_size)
             for name, level in setup.levels.items()
         },
         cloud_message_s=setup.cloud_message_s,
-        record=Record(),
+        record=record,
         controller=_controller(setup),
         drafting=scenario.drafting if _drafts(plan, scenario) else None,
-        keep_journal=any(fault.kind == "server_loss" for fault in scenario.faults),
+        keep_journal=_may_lose(scenario),
         layers_a_block=setup.layers_a_block,
     )
 
 
-def _schedule_losses(context: SimulationContext) -> None:
+def _may_lose(scenario: Scenario) -> bool:
+    """Whether a session may lose its server: by a fault, or because the server drains."""
+    has_losses = any(fault.kind == "server_loss" for fault in scenario.faults)
+    return has_losses or scenario.servers.scaling is not None
+
+
+def _schedule_losses(env: Environment, scenario: Scenario, replicas: SimulatedReplicas) -> None:
     """Lose and restore servers as the scenario's faults say."""
-    for fault in context.scenario.faults:
-        if fault.kind == "server_loss" and context.servers:
-            server = context.servers[fault.server]
-            _at(context.env, fault.at_s, server.lose)
-            _at(context.env, fault.at_s + fault.duration_s, server.restore)
+    for fault in scenario.faults:
+        if fault.kind == "server_loss" and replicas.servers:
+            _at(env, fault.at_s, partial(replicas.lose, fault.server))
+            if fault.duration_s is not None:
+                _at(env, fault.end_s, replicas.servers[fault.server].restore)
 
 
 def _clients(
@@ -133,6 +139,7 @@ def _clients(
                 num_ids=ids.of(spec),
                 kv_frames=ways.of(spec),
                 capacities=capacities[scenario.clients[spec.group].name],
+                first_block=first_blocks(scenario.clients[spec.group], spec, seed),
                 seed=seed * CLIENT_STRIDE + spec.number,
             ),
             recorded=spec.number == 0,

@@ -30,7 +30,7 @@ from cloud.cluster.settings import (
     replica_config,
 )
 from cloud.server.logs import log_to_stderr
-from optimizer.policy.replicas import ScalingRule
+from optimizer.policy.replicas import DEFAULT_DELAYS, ScalingRule
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,10 @@ def replicas_application(settings: ReplicaSettings) -> Any:
                 min_replicas=scaling.least,
                 initial_replicas=scaling.least,
                 max_replicas=scaling.most,
-                metrics_interval_s=1.0,
-                look_back_period_s=5.0,
-                upscale_delay_s=5.0,
-                downscale_delay_s=60.0,
+                metrics_interval_s=DEFAULT_DELAYS.every_s,
+                look_back_period_s=DEFAULT_DELAYS.look_back_s,
+                upscale_delay_s=DEFAULT_DELAYS.up_s,
+                downscale_delay_s=DEFAULT_DELAYS.down_s,
                 policy=AutoscalingPolicy(
                     policy_function=WantedReplicas,
                     policy_kwargs={

@@ -3,7 +3,7 @@
 report.html    the page            measures.json   what --json prints
 requests.csv   one row a request   tbt.csv         quantiles of the time between tokens
 sweep.csv      with --sweep        capacity.csv    with a budget
-fleet.csv      with --servers auto
+fleet.csv      with --servers auto      replicas.csv    where the number of servers scales
 NAME.png       each picture
 """
 
@@ -22,7 +22,7 @@ from optimizer.artifacts.plan import Plan
 from optimizer.simulate.budget import BudgetView
 from optimizer.simulate.fleet import FleetSize
 from optimizer.simulate.measures import Measures, tbt_s
-from optimizer.simulate.record import Record, RequestRow
+from optimizer.simulate.record import Record, ReplicaCount, RequestRow
 from optimizer.simulate.report.charts import charts_of
 from optimizer.simulate.report.draw import write_png
 from optimizer.simulate.report.page import page
@@ -97,6 +97,12 @@ def write_files(findings: Findings, folder: Path) -> None:
     if findings.fleet is not None:
         tried = [asdict(point) for point in findings.fleet.tried]
         _write_csv(folder / "fleet.csv", tuple(tried[0]), (point.values() for point in tried))
+    if scenario.servers.scaling is not None:
+        _write_csv(
+            folder / "replicas.csv",
+            ("replication", *ReplicaCount._fields),
+            ((number, *one) for number, record in enumerate(records) for one in record.replicas),
+        )
     if findings.sweep:
         rows = [(point.label, *_flat(point.measures).values()) for point in findings.sweep]
         _write_csv(folder / "sweep.csv", ("sweep", *_flat(findings.sweep[0].measures)), rows)

@@ -24,7 +24,9 @@ def subject_of(scenario: Scenario, plan: Plan) -> dict[str, str]:
     found["devices"] = of_groups({g.name: _mix(g.devices, g.count) for g in groups})
     if not plan.edge_is_whole:
         servers = scenario.servers
-        found["servers"] = f"{servers.count:,} x {_name(servers.device)}"
+        scaling = servers.scaling
+        most = "" if scaling is None else f" to {scaling.most:,}"
+        found["servers"] = f"{servers.count:,}{most} x {_name(servers.device)}"
     found["link"] = of_groups({group.name: _link(group) for group in groups})
     found["load"] = of_groups({group.name: _load(group) for group in groups})
     return found

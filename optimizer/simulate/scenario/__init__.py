@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from optimizer.simulate.scenario.clients import Arrivals, Clients, Lengths, Link
 from optimizer.simulate.scenario.scenario import Budget, Fault, Scenario, load_scenario
-from optimizer.simulate.scenario.servers import MeasuredSteps, Servers, StepPoint
+from optimizer.simulate.scenario.servers import MeasuredSteps, Scaling, Servers, StepPoint
 from optimizer.simulate.scenario.software import (
     Deployment,
     DraftingScenario,
@@ -31,6 +31,7 @@ __all__ = [
     "Lengths",
     "Link",
     "MeasuredSteps",
+    "Scaling",
     "Scenario",
     "Servers",
     "Software",

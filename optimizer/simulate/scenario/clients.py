@@ -109,7 +109,9 @@ class Clients:
     `prefill`: where prompts are computed (`optimizer.policy.prefill_place`); None: where the plan
     says. `context`: "refuse" cuts requests to the plan's max_tokens; "handover" moves the split
     when they outgrow it (`optimizer.simulate.moving`); None: as the deployment says, else "refuse".
-    `move_by`: what the server gets then (`optimizer.policy.move_transport`).
+    `move_by`: what the server gets then (`optimizer.policy.move_transport`). `same_beginning`:
+    whose prompts begin with the same block, by which a door chooses the server: those of one
+    client, of the whole group, or no two.
     Raises ScenarioError without clients or without weights.
     """
 
@@ -123,6 +125,7 @@ class Clients:
     prefill: PrefillPlace | None = None
     context: ContextChoice | None = None
     move_by: MoveChoice = "auto"
+    same_beginning: Literal["client", "group", "none"] = "client"
 
     def __post_init__(self) -> None:
         if self.count < 1:

@@ -30,17 +30,24 @@ class Fault:
 
     link_outage: nothing passes on the links of group `target` (empty: of all groups). server_loss:
     server number `server` dies with all its sessions, and a new process replaces it afterwards.
+    Where the number of servers scales, another one starts in its place at once, and there is no
+    `duration_s`. Raises ScenarioError for times out of range.
     """
 
     kind: Literal["link_outage", "server_loss"]
     at_s: float
-    duration_s: float
+    duration_s: float | None = None
     target: str = ""
     server: int = 0
 
     def __post_init__(self) -> None:
-        if self.at_s < 0 or self.duration_s <= 0:
+        if self.at_s < 0 or (self.duration_s is not None and self.duration_s <= 0):
             raise ScenarioError("a fault needs at_s >= 0 and duration_s > 0")
+
+    @property
+    def end_s(self) -> float:
+        """When it is over; infinite without a duration."""
+        return math.inf if self.duration_s is None else self.at_s + self.duration_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +131,25 @@ class Scenario:
                 raise ScenarioError(
                     f"fault on '{fault.target}': groups are {', '.join(sorted(names))}"
                 )
+            self._check_time(fault)
             if fault.kind == "server_loss" and not 0 <= fault.server < self.servers.count:
                 raise ScenarioError(
                     f"fault on server {fault.server}: there are {self.servers.count}"
                 )
+
+    def _check_time(self, fault: Fault) -> None:
+        """ScenarioError for a fault without an end, and for a server that is lost twice."""
+        is_final = fault.kind == "server_loss" and self.servers.scaling is not None
+        if not is_final and fault.duration_s is None:
+            raise ScenarioError(f"a fault ({fault.kind}) needs duration_s")
+        if is_final and fault.duration_s is not None:
+            raise ScenarioError(
+                "server_loss: another server starts within scaling.start_delay_s, so leave out "
+                "duration_s"
+            )
+        losses = [one.server for one in self.faults if one.kind == "server_loss"]
+        if is_final and losses.count(fault.server) > 1:
+            raise ScenarioError(f"server {fault.server} is lost twice: another one replaces it")
 
     @property
     def num_clients(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from optimizer.errors import ScenarioError
 from optimizer.policy.batching import Scheduler
 from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
+from optimizer.policy.replicas import DEFAULT_DELAYS, ScalingDelays, ScalingRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +47,42 @@ class MeasuredSteps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """How the number of servers follows the load, as `serve --max-replicas` lets it.
+
+    At least the scenario's `count`, at most `most`, each full to `target`
+    (`optimizer.policy.replicas`). `start_delay_s`: from the decision until a new one takes
+    sessions, with finding that one is missing. `drain_s`: how long the sessions of one that ends
+    may go on there. `delays`: of the decision. Raises ScenarioError for values out of range.
+    """
+
+    most: int
+    start_delay_s: float
+    target: float = ScalingRule().target
+    drain_s: float = 30.0
+    delays: ScalingDelays = DEFAULT_DELAYS
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target <= 1:
+            raise ScenarioError("scaling.target lies above 0, up to 1")
+        times = (self.start_delay_s, self.drain_s, self.delays.up_s, self.delays.down_s)
+        if not all(0 <= seconds < math.inf for seconds in (*times, self.delays.look_back_s)):
+            raise ScenarioError("scaling needs times of 0 seconds or more")
+        if not 0 < self.delays.every_s < math.inf:
+            raise ScenarioError("scaling.delays.every_s must be above zero")
+
+    def rule(self, least: int) -> ScalingRule:
+        """The rule, for at least so many servers."""
+        return ScalingRule(target=self.target, least=least, most=self.most)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Servers:
     """`count` equal servers. `device` names a device profile.
+
+    `door`: whether they are replicas behind one address, where a door chooses the server
+    (`optimizer.policy.replica_choice`); without it clients know every address and try one after the
+    other. None: a door before several servers. `scaling`: `count` is the least number of them.
 
     `kv_memory_bytes` and `max_sessions` bound what admission grants. `block_tokens` is the size of
     a KV block. `kv_bits` None: what the device keeps. `waiting` is the length of the admission
@@ -66,9 +102,20 @@ class Servers:
     batch: Scheduler = field(default_factory=Scheduler)
     measured: MeasuredSteps | None = None
     cost_per_hour: float = 0.0
+    door: bool | None = None
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         if min(self.count, self.max_sessions, self.block_tokens) < 1 or self.kv_memory_bytes <= 0:
             raise ScenarioError("servers need a count, sessions, blocks and KV memory above zero")
         if self.waiting < 0 or not self.max_wait_s > 0:
             raise ScenarioError("servers need waiting >= 0 and max_wait_s > 0")
+        if self.scaling is not None and self.scaling.most < self.count:
+            raise ScenarioError(f"servers: scaling.most is below count ({self.count})")
+        if self.scaling is not None and self.door is False:
+            raise ScenarioError("servers: their number changes only behind a door")
+
+    @property
+    def has_door(self) -> bool:
+        """Whether a door chooses the server."""
+        return (self.count > 1 or self.scaling is not None) if self.door is None else self.door

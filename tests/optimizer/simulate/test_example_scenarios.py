@@ -12,12 +12,12 @@ from optimizer.simulate.simulation import simulate
 
 FOLDER = Path(__file__).resolve().parents[3] / "examples" / "scenarios"
 SCENARIOS = sorted(
-    path for path in FOLDER.glob("*.yaml") if "name: lte-m\n" not in path.read_text()
+    path for path in FOLDER.glob("*.yaml") if "\nclients:\n" in path.read_text(encoding="utf-8")
 )
 
 
-def test_there_are_four() -> None:
-    assert len(SCENARIOS) == 4
+def test_there_are_five() -> None:
+    assert len(SCENARIOS) == 5
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
