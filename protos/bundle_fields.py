@@ -10,6 +10,7 @@ from protos.fields import hex_sha256, in_range, plain_text
 from protos.limits import MAX_BUNDLE_NAME_BYTES, MAX_LAYERS, MAX_WIDTH
 from protos.messages import ServedBundle
 
+
 def bundle_to_proto(bundle: ServedBundle) -> pb.ServedBundle:
     """The message of a bundle."""
     return pb.ServedBundle(**asdict(bundle))

@@ -96,9 +96,7 @@ def encode_list_files_request(bundle: str = "") -> bytes:
     """
     if len(bundle.encode()) > MAX_BUNDLE_NAME_BYTES:
         raise LocalWireError(f"a bundle's name of more than {MAX_BUNDLE_NAME_BYTES} bytes")
-    return serialize(
-        lambda: pb.ListFilesRequest(protocol_version=PROTOCOL_VERSION, bundle=bundle)
-    )
+    return serialize(lambda: pb.ListFilesRequest(protocol_version=PROTOCOL_VERSION, bundle=bundle))
 
 
 def decode_list_files_request(data: bytes) -> str:

@@ -38,7 +38,8 @@ def metrics_of(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()
     return {
-        sample.name + "".join(f"/{value}" for value in sample.labels.values()): sample.value
+        sample.name
+        + "".join(f"/{value}" for name, value in sample.labels.items() if name != "model"): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
