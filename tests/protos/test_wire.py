@@ -14,9 +14,8 @@ from decoding.grammar import MAX_GRAMMAR_BYTES, Grammar
 from decoding.params import MAX_BIASED_TOKENS, SamplingParams
 from decoding.scores import TopToken
 from protos import decode as decoding_side
-from protos import pull
+from protos import pull, wire
 from protos import split_inference_pb2 as pb
-from protos import wire
 from protos.bundle_fields import bundle_from_proto, bundle_to_proto
 from protos.bundle_names import bundles_line, is_named
 from protos.errors import LocalWireError, RemoteWireError, VersionError

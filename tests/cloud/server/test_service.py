@@ -260,7 +260,9 @@ def test_a_session_opened_again_on_other_terms_begins_anew(breaks: bool) -> None
         await it.freed()
         assert it.parts.pool.num_leases == it.parts.lifecycle.num_with_blocks == 1
         value = it.metrics.registry.get_sample_value
-        assert value("splitpoint_sessions_opened_total", {"model": "small", "how": "resumed"}) is None
+        assert (
+            value("splitpoint_sessions_opened_total", {"model": "small", "how": "resumed"}) is None
+        )
 
     run(scenario)
 
