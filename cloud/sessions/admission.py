@@ -260,10 +260,9 @@ class Admission:
 
     def _full(self, model: ModelSessions, retry_after_s: float) -> CapacityError:
         load = self._load_of(model)
-        of_model = f" of {model.name}" if len(self.models) > 1 else ""
-        why = (
-            f"KV cache{of_model} is full: {load.free_blocks} of {load.total_blocks} blocks are free"
-        )
+        why = f"KV cache is full: {load.free_blocks} of {load.total_blocks} blocks are free"
+        if len(self.models) > 1:
+            why += f" for {model.name}"
         if not self._has_place:
             why = f"all {self._limits.max_sessions} sessions are taken"
         return CapacityError(why, retry_after_s=retry_after_s, elsewhere=True)

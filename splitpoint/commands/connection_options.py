@@ -32,7 +32,7 @@ NamedBundleOption = Annotated[
         "--model",
         help="Which bundle of a server that has several: its name, its model's, or the first 8 or "
         "more digits of a hash.",
-        metavar="NAME|HASH",
+        metavar="BUNDLE",
         show_default=False,
     ),
 ]

@@ -131,10 +131,7 @@ def serve(
         str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.", metavar="H:P")
     ] = "127.0.0.1:50051",
 ) -> None:
-    """Serve the cloud side of BUNDLE, and of each --bundle.
-
-    Prints 'listening on HOST:PORT' when it is ready.
-    """
+    """Serve the cloud side of BUNDLE. Prints 'listening on HOST:PORT' when it is ready."""
     model.check()
     sessions.check()
     access.pull_bytes_per_s()
@@ -154,22 +151,12 @@ def serve(
             host=address.host,
             port=address.port,
             max_sessions=sessions.max_sessions,
-            kv_memory_bytes=model.kv_bytes(),
-            device=model.device,
-            tensor_parallel=model.tensor_parallel,
-            threads=model.threads,
-            decode_threads=model.decode_threads,
             max_waiting=sessions.max_waiting,
             max_wait_s=sessions.max_wait,
             max_resume_s=sessions.max_resume,
             drain_s=sessions.drain,
-            frame_memory_bytes=model.frame_bytes(),
             max_stall_s=sessions.max_stall,
-            max_step_s=model.max_step,
-            verify=model.verify,
-            weights=model.weights,
-            kv_type=model.kv_type,
-            draft_head=model.draft_head,
+            **model.settings(),
             **_endpoint("metrics", metrics),
             **_endpoint("status", status),
             access=access.access(),

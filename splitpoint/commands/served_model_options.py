@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -126,6 +126,22 @@ class ModelOptions:
             raise typer.BadParameter(
                 f"{option} {value}: works on a GPU only; leave it out, or choose --device cuda"
             )
+
+    def settings(self) -> dict[str, Any]:
+        """The options as fields of ServerConfig, all but the bundles. BadParameter for no size."""
+        return {
+            "kv_memory_bytes": self.kv_bytes(),
+            "device": self.device,
+            "tensor_parallel": self.tensor_parallel,
+            "threads": self.threads,
+            "decode_threads": self.decode_threads,
+            "frame_memory_bytes": self.frame_bytes(),
+            "max_step_s": self.max_step,
+            "verify": self.verify,
+            "weights": self.weights,
+            "kv_type": self.kv_type,
+            "draft_head": self.draft_head,
+        }
 
     def kv_bytes(self) -> int | None:
         """Bytes of the KV caches; None: chosen. BadParameter for no size."""

@@ -171,7 +171,7 @@ def test_a_full_cache_is_named_and_the_load_is_that_of_the_fullest_model() -> No
     async def scenario() -> None:
         parts = Parts(num_bytes=SESSION_BYTES, max_waiting=0, others=[other_model()])
         await parts.admission.admit(open_request("a"))
-        with pytest.raises(CapacityError, match="KV cache of small is full"):
+        with pytest.raises(CapacityError, match="0 of 2 blocks are free for small"):
             await parts.admission.admit(open_request("b"))
         assert parts.admission.load().free_blocks == 0
 
