@@ -176,7 +176,8 @@ async def serving(
                 status=page,
                 facts={**server_facts(config, parts), **facts},
             )
-            event(logger, "serving", port=port, **server.facts)
+            facts_shown = {key: server.facts[key] for key in server.facts if key != "models"}
+            event(logger, "serving", port=port, **facts_shown)
             checks: list[Check] = [partial(one.trouble, config.max_step_s) for one in loops]
             checks += [one.trouble for one in (endpoint, page) if one is not None]
             checks += [

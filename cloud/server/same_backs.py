@@ -23,7 +23,8 @@ _REFERENCE: Final = f"cloud/{REFERENCE_NAME}"
 def check_same_backs(loaded: Bundle, other: Bundle) -> None:
     """StartError unless `loaded` has every tensor of `other`'s back, with the same values.
 
-    Files with the same hash are not read. Others are, once: no layer is loaded twice.
+    Files with the same hash are not read. Others are, once: no layer is loaded twice. BundleError
+    for a bundle that lists no such files.
     """
     if other is loaded:
         return
@@ -42,6 +43,8 @@ def _difference(loaded: Bundle, other: Bundle) -> str:
         return f"its back has {bits[0]} bits and not {bits[1]}"
     if loaded.plan.model.geometry != other.plan.model.geometry:
         return "the plans differ in the model's shape"
+    for one in (loaded, other):
+        one.path(_CONFIG)  # BundleError where the manifest lists none
     if loaded.files[_CONFIG].sha256 != other.files[_CONFIG].sha256:
         return f"{_CONFIG} differs"
     if loaded.has(_REFERENCE) != other.has(_REFERENCE):

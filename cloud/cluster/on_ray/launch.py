@@ -60,9 +60,9 @@ async def serve_cluster(settings: ClusterSettings, *, ready: Callable[[], None])
         while not signals.stop.is_set():
             if signals.update.is_set():
                 signals.update.clear()
-                event(logger, "updating", bundle=str(settings.replicas.config.bundle))
+                event(logger, "updating", bundle=_names(settings))
                 await asyncio.to_thread(_deploy_replicas, settings)
-                event(logger, "updated", bundle=str(settings.replicas.config.bundle))
+                event(logger, "updated", bundle=_names(settings))
             await asyncio.to_thread(_check)
             pause = asyncio.ensure_future(asyncio.sleep(_WATCH_S))
             await _first_of(pause, signals.stop, signals.update)
@@ -91,6 +91,10 @@ async def _first_of(work: asyncio.Future[None], *events: asyncio.Event) -> None:
         one.cancel()
     if work.done():
         work.result()
+
+
+def _names(settings: ClusterSettings) -> str:
+    return ", ".join(map(str, settings.replicas.config.bundles))
 
 
 def _start_ray(settings: ClusterSettings) -> None:
