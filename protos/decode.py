@@ -15,13 +15,14 @@ from typing import Final
 
 from protos import split_inference_pb2 as pb
 from protos.bulk import check_rest
+from protos.bundle_fields import bundle_from_proto
 from protos.draft_fields import drafts_from_proto
 from protos.errors import RemoteWireError
-from protos.fields import check_version, hex_sha256, in_range, parse
+from protos.fields import check_version, hex_sha256, in_range, parse, plain_text
 from protos.limits import (
     DEFAULT_FRAMES_IN_FLIGHT,
     EXTENDED_VERSION,
-    MAX_DETAIL_CHARS,
+    MAX_BUNDLES,
     MAX_DRAFT_IDS,
     MAX_DRAFT_SOURCES,
     MAX_END_TOKENS,
@@ -113,6 +114,7 @@ def decode_description(data: bytes) -> Description:
     message = parse(pb.Description, data)
     check_version(message.protocol_version)
     num_layers = in_range("num_layers", message.num_layers, 0, MAX_LAYERS)
+    in_range("the number of bundles", len(message.bundles), 0, MAX_BUNDLES)
     return Description(
         model_id=plain_text(message.model_id),
         model_sha256=hex_sha256("model_sha256", message.model_sha256),
@@ -123,6 +125,7 @@ def decode_description(data: bytes) -> Description:
         active_sessions=message.active_sessions,
         kv_bytes_in_use=message.kv_bytes_in_use,
         kv_bytes_limit=message.kv_bytes_limit,
+        bundles=tuple(bundle_from_proto(one) for one in message.bundles),
     )
 
 
@@ -134,12 +137,6 @@ def decode_probe(data: bytes) -> ProbeChunk:
         padding_bytes=in_range("padding", len(message.padding), 0, MAX_PROBE_BYTES),
         want_bytes=in_range("want_bytes", message.want_bytes, 0, MAX_PROBE_BYTES),
     )
-
-
-def plain_text(text: str) -> str:
-    """What a peer said in words, as one line that a terminal can show: no control characters."""
-    shown = text[:MAX_DETAIL_CHARS]
-    return "".join(letter if letter.isprintable() else "?" for letter in shown)
 
 
 def _open_from_proto(message: pb.Open) -> Open:

@@ -6,6 +6,7 @@ Every function raises LocalWireError for a value that the wire does not carry: a
 from __future__ import annotations
 
 from protos import split_inference_pb2 as pb
+from protos.bundle_fields import bundle_to_proto
 from protos.draft_fields import drafts_to_proto
 from protos.fields import serialize
 from protos.limits import (
@@ -148,6 +149,7 @@ def encode_description(description: Description) -> bytes:
             active_sessions=description.active_sessions,
             kv_bytes_in_use=description.kv_bytes_in_use,
             kv_bytes_limit=description.kv_bytes_limit,
+            bundles=[bundle_to_proto(one) for one in description.bundles],
         )
     )
 

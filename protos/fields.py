@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from protos.errors import LocalWireError, RemoteWireError, VersionError
-from protos.limits import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from protos.limits import MAX_DETAIL_CHARS, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -57,3 +57,9 @@ def hex_sha256(name: str, value: str) -> str:
     if not _HEX_SHA256.fullmatch(value):
         raise RemoteWireError(f"{name} is not a SHA-256 in lower-case hex")
     return value
+
+
+def plain_text(text: str) -> str:
+    """What a peer said in words, as one line that a terminal can show: no control characters."""
+    shown = text[:MAX_DETAIL_CHARS]
+    return "".join(letter if letter.isprintable() else "?" for letter in shown)

@@ -55,3 +55,6 @@ MAX_FILE_NAME_BYTES: Final = 255
 MAX_FILE_BYTES: Final = 1 << 40
 MIN_CHUNK_BYTES: Final = 1 << 10
 MAX_CHUNK_BYTES: Final = 64 << 10
+# Bundles behind one address, and what names one of them.
+MAX_BUNDLES: Final = 64
+MAX_BUNDLE_NAME_BYTES: Final = 255

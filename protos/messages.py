@@ -187,8 +187,34 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServedBundle:
+    """One of the bundles of a server. name: of its folder there.
+
+    first_layer: lowest split that is served of its model. active_sessions and the KV cache's bytes
+    are the model's: bundles of one model share them.
+    """
+
+    name: str
+    manifest_sha256: str
+    model_id: str
+    model_sha256: str
+    split: int
+    first_layer: int
+    num_layers: int
+    hidden_size: int
+    max_tokens: int
+    active_sessions: int = 0
+    kv_bytes_in_use: int = 0
+    kv_bytes_limit: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a server serves, and how full it is."""
+    """What a server serves, and how full it is.
+
+    The model's figures are those of the first bundle; sessions and bytes those of the whole server.
+    bundles: all of them; none from a server of an earlier version, which serves one.
+    """
 
     model_id: str
     model_sha256: str
@@ -199,6 +225,7 @@ class Description:
     active_sessions: int
     kv_bytes_in_use: int
     kv_bytes_limit: int
+    bundles: tuple[ServedBundle, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protos import split_inference_pb2 as pb
+from protos.bundle_fields import bundle_from_proto, bundle_to_proto
 from protos.errors import LocalWireError, RemoteWireError
 from protos.fields import check_version, hex_sha256, in_range, parse, serialize
 from protos.limits import (
+    MAX_BUNDLE_NAME_BYTES,
     MAX_CHUNK_BYTES,
     MAX_FILE_BYTES,
     MAX_FILE_NAME_BYTES,
@@ -22,6 +24,7 @@ from protos.limits import (
     MIN_CHUNK_BYTES,
     PROTOCOL_VERSION,
 )
+from protos.messages import ServedBundle
 from protos.wire import SERVICE_NAME
 
 __all__ = [
@@ -50,9 +53,13 @@ FETCH_PATH: Final = f"/{SERVICE_NAME}/Fetch"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileList:
-    """The manifest of a server's bundle: the bytes of its `manifest.json`."""
+    """The manifest of a server's bundle: the bytes of its `manifest.json`.
+
+    bundle: which one it is; None from a server of an earlier version, which has one.
+    """
 
     manifest: bytes = field(repr=False)
+    bundle: ServedBundle | None = None
 
     @property
     def sha256(self) -> str:
@@ -82,14 +89,22 @@ class FileChunk:
     data: bytes = field(repr=False)
 
 
-def encode_list_files_request() -> bytes:
-    """The question of `ListFiles`."""
-    return serialize(lambda: pb.ListFilesRequest(protocol_version=PROTOCOL_VERSION))
+def encode_list_files_request(bundle: str = "") -> bytes:
+    """The question of `ListFiles`. bundle: names one (`protos.bundle_names`); empty: the only one.
+
+    The caller bounds its length by `MAX_BUNDLE_NAME_BYTES`; a longer one raises LocalWireError.
+    """
+    if len(bundle.encode()) > MAX_BUNDLE_NAME_BYTES:
+        raise LocalWireError(f"a bundle's name of more than {MAX_BUNDLE_NAME_BYTES} bytes")
+    return serialize(lambda: pb.ListFilesRequest(protocol_version=PROTOCOL_VERSION, bundle=bundle))
 
 
-def decode_list_files_request(data: bytes) -> None:
-    """Checks the question of `ListFiles`, which says nothing but its version."""
-    check_version(parse(pb.ListFilesRequest, data).protocol_version)
+def decode_list_files_request(data: bytes) -> str:
+    """What the question of `ListFiles` names; empty: nothing."""
+    message = parse(pb.ListFilesRequest, data)
+    check_version(message.protocol_version)
+    in_range("the length of bundle", len(message.bundle.encode()), 0, MAX_BUNDLE_NAME_BYTES)
+    return message.bundle
 
 
 def encode_file_list(files: FileList) -> bytes:
@@ -101,6 +116,7 @@ def encode_file_list(files: FileList) -> bytes:
             protocol_version=PROTOCOL_VERSION,
             manifest=files.manifest,
             manifest_sha256=files.sha256,
+            bundle=None if files.bundle is None else bundle_to_proto(files.bundle),
         )
     )
 
@@ -110,9 +126,12 @@ def decode_file_list(data: bytes) -> FileList:
     message = parse(pb.FileList, data)
     check_version(message.protocol_version)
     in_range("manifest", len(message.manifest), 1, MAX_MANIFEST_BYTES)
-    files = FileList(manifest=message.manifest)
+    bundle = bundle_from_proto(message.bundle) if message.HasField("bundle") else None
+    files = FileList(manifest=message.manifest, bundle=bundle)
     if hex_sha256("manifest_sha256", message.manifest_sha256) != files.sha256:
         raise RemoteWireError("the manifest was changed on its way (SHA-256)")
+    if bundle is not None and bundle.manifest_sha256 != files.sha256:
+        raise RemoteWireError("the list is of another bundle than it says (SHA-256)")
     return files
 
 

@@ -217,7 +217,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("protocol_version", "model_id", "model_sha256", "first_layer", "num_layers", "hidden_size", "max_tokens", "active_sessions", "kv_bytes_in_use", "kv_bytes_limit")
+    __slots__ = ("protocol_version", "model_id", "model_sha256", "first_layer", "num_layers", "hidden_size", "max_tokens", "active_sessions", "kv_bytes_in_use", "kv_bytes_limit", "bundles")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +228,7 @@ class Description(_message.Message):
     ACTIVE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_IN_USE_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     model_id: str
     model_sha256: str
@@ -238,7 +239,36 @@ class Description(_message.Message):
     active_sessions: int
     kv_bytes_in_use: int
     kv_bytes_limit: int
-    def __init__(self, protocol_version: _Optional[int] = ..., model_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., first_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., active_sessions: _Optional[int] = ..., kv_bytes_in_use: _Optional[int] = ..., kv_bytes_limit: _Optional[int] = ...) -> None: ...
+    bundles: _containers.RepeatedCompositeFieldContainer[ServedBundle]
+    def __init__(self, protocol_version: _Optional[int] = ..., model_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., first_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., active_sessions: _Optional[int] = ..., kv_bytes_in_use: _Optional[int] = ..., kv_bytes_limit: _Optional[int] = ..., bundles: _Optional[_Iterable[_Union[ServedBundle, _Mapping]]] = ...) -> None: ...
+
+class ServedBundle(_message.Message):
+    __slots__ = ("name", "manifest_sha256", "model_id", "model_sha256", "split", "first_layer", "num_layers", "hidden_size", "max_tokens", "active_sessions", "kv_bytes_in_use", "kv_bytes_limit")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_IN_USE_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    manifest_sha256: str
+    model_id: str
+    model_sha256: str
+    split: int
+    first_layer: int
+    num_layers: int
+    hidden_size: int
+    max_tokens: int
+    active_sessions: int
+    kv_bytes_in_use: int
+    kv_bytes_limit: int
+    def __init__(self, name: _Optional[str] = ..., manifest_sha256: _Optional[str] = ..., model_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., split: _Optional[int] = ..., first_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., active_sessions: _Optional[int] = ..., kv_bytes_in_use: _Optional[int] = ..., kv_bytes_limit: _Optional[int] = ...) -> None: ...
 
 class ProbeChunk(_message.Message):
     __slots__ = ("sequence", "padding", "want_bytes")
@@ -251,20 +281,24 @@ class ProbeChunk(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., padding: _Optional[bytes] = ..., want_bytes: _Optional[int] = ...) -> None: ...
 
 class ListFilesRequest(_message.Message):
-    __slots__ = ("protocol_version",)
+    __slots__ = ("protocol_version", "bundle")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
-    def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
+    bundle: str
+    def __init__(self, protocol_version: _Optional[int] = ..., bundle: _Optional[str] = ...) -> None: ...
 
 class FileList(_message.Message):
-    __slots__ = ("protocol_version", "manifest", "manifest_sha256")
+    __slots__ = ("protocol_version", "manifest", "manifest_sha256", "bundle")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     manifest: bytes
     manifest_sha256: str
-    def __init__(self, protocol_version: _Optional[int] = ..., manifest: _Optional[bytes] = ..., manifest_sha256: _Optional[str] = ...) -> None: ...
+    bundle: ServedBundle
+    def __init__(self, protocol_version: _Optional[int] = ..., manifest: _Optional[bytes] = ..., manifest_sha256: _Optional[str] = ..., bundle: _Optional[_Union[ServedBundle, _Mapping]] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
     __slots__ = ("protocol_version", "manifest_sha256", "name", "offset", "max_chunk_bytes")

@@ -7,6 +7,7 @@ encode.py           messages to bytes
 decode.py           bytes to messages, range-checked
 sampling_fields.py  how tokens are chosen, both ways
 score_fields.py     log-probabilities of a result, both ways
+bundle_fields.py    a served bundle, both ways
 draft_fields.py     what the cloud guesses, both ways
 bulk.py             how much of a large message is not hidden states, before it is parsed
 limits.py           the bounds that both check

@@ -28,11 +28,15 @@ def fetch_bundle(
     credentials: Credentials,
     target: Path,
     *,
+    bundle: str = "",
     bytes_per_s: float | None = None,
     by_size: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> PullReport:
-    """Bring `target` to the server's state, with progress on stderr. See `PullSettings`."""
+    """Bring `target` to the server's state, with progress on stderr. See `PullSettings`.
+
+    bundle: which one, where the server has several.
+    """
     # A window as small as sessions need would be all that one round trip carries.
     window_bytes = WINDOW_BYTES if bytes_per_s is None else None
     transport = GrpcTransport(address, credentials, window_bytes=window_bytes)
@@ -49,15 +53,21 @@ def fetch_bundle(
                 begin=begin,
                 on_wait=wait,
             )
-            return pull(GrpcFileSource(transport), target, settings)
+            return pull(GrpcFileSource(transport, bundle=bundle), target, settings)
     finally:
         transport.close()
 
 
 def cached_bundle(
-    addresses: Sequence[str], credentials: Credentials, cache_dir: Path | None
+    addresses: Sequence[str],
+    credentials: Credentials,
+    cache_dir: Path | None,
+    *,
+    bundle: str = "",
 ) -> Path:
     """The folder with the bundle of the first server that has one for this device.
+
+    bundle: which one, where a server has several.
 
     Where none can be asked, the one that was fetched before is used. Raises the first server's
     TransportError where there is none.
@@ -66,10 +76,15 @@ def cached_bundle(
     cache = BundleCache(cache_root(cache_dir))
     errors: list[TransportError] = []
     for address in addresses:
-        place = cache.place(address)
+        place = cache.place(address, bundle)
         try:
             report = fetch_bundle(
-                address, credentials, place.folder, by_size=True, begin=place.begin
+                address,
+                credentials,
+                place.folder,
+                bundle=bundle,
+                by_size=True,
+                begin=place.begin,
             )
         except TransportError as error:
             errors.append(error)
@@ -78,7 +93,7 @@ def cached_bundle(
             _say(f"fetched {size_text(report.fetched_bytes)} of the bundle of {address}")
         return place.folder
     for address in addresses:
-        place = cache.place(address)
+        place = cache.place(address, bundle)
         if place.is_there:
             _say(f"{shown_text(str(errors[0]))}; using what was fetched of {address} before")
             return place.folder

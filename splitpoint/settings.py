@@ -29,6 +29,11 @@ FILE_VARIABLE: Final = "SPLITPOINT_CONFIG"
 _PREFIX: Final = "SPLITPOINT"
 _MAX_BYTES: Final = 1 << 20
 _NEVER_SET: Final = frozenset({"help", "version", "debug", "config"})
+# Options that mean something else than in other commands: SPLITPOINT_MODEL is a model's folder,
+# and SPLITPOINT_BUNDLE what is measured.
+_OWN_VARIABLE: Final = frozenset(
+    {("serve", "bundle"), *((place, "model") for place in ("run", "chat", "api", "pull"))}
+)
 
 
 class SettingsError(TyperException):
@@ -69,9 +74,10 @@ def take_variables(command: Any, name: str = "") -> None:
             option.show_envvar = False  # the same rule for all, said once
 
 
-def variables_of(place: str, key: str) -> tuple[str, str]:
+def variables_of(place: str, key: str) -> tuple[str, ...]:
     """Names of the variables of an option, the one for the command alone first."""
-    return _upper(_PREFIX, place, key), _upper(_PREFIX, key)
+    own = _upper(_PREFIX, place, key)
+    return (own,) if (place, key) in _OWN_VARIABLE else (own, _upper(_PREFIX, key))
 
 
 def defaults_from(

@@ -179,16 +179,21 @@ async def honest(address: str, recordings: list[Recording], seconds: float) -> l
     return played
 
 
+def _summed(values: dict[str, str], name: str) -> float:
+    """A metric over all of its labels."""
+    return sum(float(value) for key, value in values.items() if key.partition("{")[0] == name)
+
+
 def holdings(server: ServeProcess, metrics_port: int) -> dict[str, float]:
     """What the server holds."""
     with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=20) as answer:
         lines = answer.read().decode().splitlines()
-    values = dict(line.split(" ") for line in lines if line and not line.startswith("#"))
+    values = dict(line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
     return {
         "rss_mib": round(server.rss_mib, 1),
         "threads": server.system.num_threads(),
         "descriptors": server.system.num_fds(),
-        "kv_blocks_used": float(values["splitpoint_kv_blocks_used"]),
+        "kv_blocks_used": _summed(values, "splitpoint_kv_blocks_used"),
         "frame_bytes": float(values["splitpoint_frame_bytes"]),
     }
 

@@ -14,6 +14,7 @@ from optimizer.errors import CredentialsError
 
 _FILES: Final = ("tls_cert", "tls_key", "client_ca", "token_file")
 _PATHS: Final = ("bundle", "draft_head", *_FILES)
+_MORE: Final = "more_bundles"
 # What `read_access` reads.
 ACCESS_NAMES: Final = (*_FILES, "insecure", "credentials")
 
@@ -39,8 +40,14 @@ def check_names(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
 
 
 def with_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with those that are paths as paths."""
-    return {
+    """The values, with those that are paths as paths. Raises StartError for no list of bundles."""
+    made: dict[str, Any] = {
         name: Path(value) if name in _PATHS and value is not None else value
         for name, value in values.items()
     }
+    more = made.get(_MORE)
+    if more is not None:
+        if isinstance(more, str) or not all(isinstance(one, str | Path) for one in more):
+            raise StartError(f"{_MORE}: a list of bundles' folders is expected")
+        made[_MORE] = tuple(Path(one) for one in more)
+    return made

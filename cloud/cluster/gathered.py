@@ -105,6 +105,7 @@ def gathered_status(sights: Mapping[str, Sight]) -> dict[str, Any]:
         "sessions": [
             {**row, "replica": name} for name, shot in shots.items() for row in shot["sessions"]
         ],
+        "models": _models(shots.values()),
         "tenants": _tenants(shots.values()),
         "frame_bytes": sum(shot["frame_bytes"] for shot in shots.values()),
         **{key: _added(shot[key] for shot in shots.values()) for key in _SUMMED},
@@ -136,6 +137,16 @@ def _tenants(shots: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             known = rows.setdefault(row["name"], {**row, "sessions": 0})
             known["sessions"] += row["sessions"]
     return list(rows.values())
+
+
+def _models(shots: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each model's counts over all replicas that have it."""
+    by_name: dict[str, list[Mapping[str, float]]] = {}
+    for shot in shots:
+        for row in shot.get("models", ()):
+            counts = {key: value for key, value in row.items() if key != "name"}
+            by_name.setdefault(row["name"], []).append(counts)
+    return [{"name": name, **_added(counts)} for name, counts in by_name.items()]
 
 
 def _curves(curves: list[Mapping[str, Any]]) -> dict[str, Any]:

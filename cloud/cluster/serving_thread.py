@@ -87,7 +87,7 @@ class ServingThread:
         async with serving(self._config, siblings=self._together) as server:
             gc.collect()
             gc.freeze()
-            tasks = [
+            tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(
                     self._together.run(
                         lambda: self._report(server), lambda names: _close(server.parts, names)

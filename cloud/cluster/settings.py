@@ -1,4 +1,4 @@
-"""How a cluster serves one bundle: plain values that go to the replicas and to the door."""
+"""How a cluster serves its bundles: plain values that go to the replicas and to the door."""
 
 from __future__ import annotations
 
@@ -63,20 +63,24 @@ def replica_config(settings: ReplicaSettings, *, name: str, node_address: str) -
 def replica_threads(config: ServerConfig, num_replicas: int) -> ServerConfig:
     """The configuration for replicas that share one machine: each gets its part of the cores.
 
-    The path of the bundle becomes absolute, and links in it are kept: an update follows them anew.
+    The paths of bundles become absolute, and links in them are kept: an update follows them anew.
     """
-    config = replace(config, bundle=config.bundle.absolute())
+    more = tuple(folder.absolute() for folder in config.more_bundles)
+    config = replace(config, bundle=config.bundle.absolute(), more_bundles=more)
     if config.threads is not None or num_replicas == 1:
         return config
     return replace(config, threads=max(1, usable_cpus() // num_replicas))
 
 
-def bundle_name(folder: Path) -> str:
-    """Names a bundle's content; 16 hexadecimal digits. Empty where there is none yet."""
+def bundle_name(*folders: Path) -> str:
+    """Names the content of bundles; 16 hexadecimal digits. Empty where one is not there yet."""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
+        for folder in folders:
+            digest.update((folder / MANIFEST_NAME).read_bytes())
     except OSError:
         return ""
+    return digest.hexdigest()[:16]
 
 
 def read_replicas(arguments: Mapping[str, Any]) -> ReplicaSettings:

@@ -1,4 +1,4 @@
-"""How to serve one bundle: the settings of a server, and two of them read from text."""
+"""How to serve bundles: the settings of a server, and two of them read from text."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from cloud.server.pulls import DEFAULT_PULL_BYTES_PER_S
 from hwprofiles.machine_limits import usable_cpus
 from optimizer.policy.batching import Scheduler
 from protos.addresses import is_loopback
+from protos.limits import MAX_BUNDLES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """How to serve one bundle. Sizes in bytes, times in seconds; None: chosen from the machine.
+    """How to serve bundles. Sizes in bytes, times in seconds; None: chosen from the machine.
 
+    more_bundles: served beside `bundle`, behind the same address. The other settings hold for all
+    of them; limits and memory are of the whole server (kv_memory_bytes: see `kv_shares`).
     drain_s: how long running sessions may go on after SIGTERM; then they are handed back.
     idle_ttl_s: how long a client may be silent before its session is evicted. max_resume_s: how
     long the session of a broken stream is kept at most. max_waiting: sessions in the queue for a
@@ -77,6 +80,34 @@ class ServerConfig:
     status_port: int | None = None
     replica: str = ""
     behind_proxy: bool = False
+    more_bundles: tuple[Path, ...] = ()
+
+    @property
+    def bundles(self) -> tuple[Path, ...]:
+        """All of them, `bundle` first."""
+        return (self.bundle, *self.more_bundles)
+
+    def check_several(self) -> None:
+        """StartError for what several bundles do not take, and for one that is given twice."""
+        if not self.more_bundles:
+            return
+        if len(self.bundles) > MAX_BUNDLES:
+            raise StartError(f"{len(self.bundles)} bundles: a server takes {MAX_BUNDLES}")
+        seen: dict[Path, Path] = {}
+        for folder in self.bundles:
+            if folder.resolve() in seen:
+                raise StartError(f"--bundle {folder}: is given twice; give each bundle once")
+            seen[folder.resolve()] = folder
+        if self.draft_head is not None:
+            raise StartError(
+                f"--draft-head {self.draft_head}: does not go with --bundle; a head belongs to one "
+                "bundle, so build it into that one"
+            )
+        if self.tensor_parallel > 1:
+            raise StartError(
+                f"--tensor-parallel {self.tensor_parallel}: does not go with --bundle; serve each "
+                "bundle at its own address"
+            )
 
     @property
     def offers_files(self) -> bool:

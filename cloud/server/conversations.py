@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
@@ -19,12 +19,13 @@ from cloud.engine.frame_work import FrameSession
 from cloud.engine.loop_commands import ActiveSession
 from cloud.errors import CloudError, ReplacedError
 from cloud.server.logs import event
-from cloud.server.metrics import Metrics
+from cloud.server.metrics import ModelMetrics
 from cloud.server.places import Places
 from cloud.server.stream import FrameSink, ServerStream
 from cloud.sessions.admission import Admission, Granted
 from cloud.sessions.held_session import HeldSession, SessionCloser
 from cloud.sessions.lifecycle import Lifecycle, SessionKey
+from cloud.sessions.model_sessions import ModelSessions
 from cloud.sessions.moved_sessions import MovedSessions
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.siblings import Alone, Siblings
@@ -38,6 +39,17 @@ MAX_UNOPENED: Final = 128
 
 class ModelThread(FrameSink, SessionCloser, Protocol):
     """The part of `EngineLoop` that serves sessions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelBackend:
+    """What runs the sessions of one model. moves: admits those that go on from older ones; None:
+    these begin anew."""
+
+    sessions: ModelSessions
+    thread: ModelThread
+    metrics: ModelMetrics
+    moves: MovedSessions | None = None
 
 
 class StreamFigures(NamedTuple):
@@ -63,6 +75,7 @@ class _OnStream:
     held: HeldSession | None
     request: Open
     trace: str | None
+    model: str
 
     def hand_over(self) -> None:
         """Leave the session to another stream."""
@@ -75,30 +88,26 @@ class Conversations:
     def __init__(
         self,
         admission: Admission,
-        model_thread: ModelThread,
+        backends: Iterable[ModelBackend],
         *,
         lifecycle: Lifecycle,
         resumable: ResumableSessions,
-        metrics: Metrics,
         max_frames_in_flight: int,
         max_resume_s: float,
-        moves: MovedSessions | None = None,
         siblings: Siblings | None = None,
         max_unopened: int = MAX_UNOPENED,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """max_resume_s: how long a session is kept at most once its stream broke. moves: admits
-        sessions that go on from older ones; None: these begin anew. siblings: the other servers
-        behind this one's address; None: it stands alone. max_unopened: streams at once
-        of which the server does not know yet what they want."""
+        """backends: of each of the admission's models. max_resume_s: how long a session is kept at
+        most once its stream broke. siblings: the other servers behind this one's address; None: it
+        stands alone. max_unopened: streams at once of which the server does not know yet what they
+        want."""
         self._admission = admission
-        self._model_thread = model_thread
+        self._backends = {one.sessions.served.model_sha256: one for one in backends}
         self._lifecycle = lifecycle
         self._resumable = resumable
-        self._metrics = metrics
         self._max_frames_in_flight = max_frames_in_flight
         self._max_resume_s = max_resume_s
-        self._moves = moves
         self._siblings = siblings or Alone()
         self._clock = clock
         self._unopened = Places(
@@ -150,8 +159,10 @@ class Conversations:
                 self._siblings.took_over(key, came_from)
             held = await self._admit(request, tenant, stream, timeout_s)
         held_frames = held.active.session.num_frames
-        self._metrics.sessions.labels(how=how).inc()
-        on_stream = _OnStream(key, stream, held, request, trace)
+        backend = self._backend(request)
+        backend.metrics.opened(how)
+        stream.begins(backend.sessions.served, backend.metrics)
+        on_stream = _OnStream(key, stream, held, request, trace, backend.sessions.name)
         if key in self._latest:  # it waited in the queue at the same time
             _replace(self._latest[key])
         self._latest[key] = on_stream
@@ -173,8 +184,9 @@ class Conversations:
             return None
         granted = None
         try:
-            if self._moves is not None and older.is_alive:
-                granted = await self._moves.admit(request, tenant, older)
+            moves = self._moves(request)
+            if moves is not None and older.is_alive:
+                granted = await moves.admit(request, tenant, older)
         finally:
             freed = older.close()
         if granted is None:
@@ -197,8 +209,16 @@ class Conversations:
     ) -> HeldSession:
         asked_s = self._clock()
         granted = await self._admission.admit(request, tenant, timeout_s=timeout_s)
-        self._metrics.admission_s.observe(self._clock() - asked_s)
+        self._backend(request).metrics.admission_s.observe(self._clock() - asked_s)
         return self._held(granted, request, stream)
+
+    def _backend(self, request: Open) -> ModelBackend:
+        """What runs an admitted session. By the hash that its edge named, and by nothing else."""
+        return self._backends[request.model_sha256]
+
+    def _moves(self, request: Open) -> MovedSessions | None:
+        backend = self._backends.get(request.model_sha256)
+        return None if backend is None else backend.moves
 
     def _held(self, granted: Granted, request: Open, stream: ServerStream) -> HeldSession:
         drafts = granted.session.drafts
@@ -212,7 +232,7 @@ class Conversations:
             ),
             request,
             lifecycle=self._lifecycle,
-            engine_loop=self._model_thread,
+            engine_loop=self._backend(request).thread,
             on_freed=self._admission.serve_queue,
         )
 
@@ -220,14 +240,14 @@ class Conversations:
         self, on_stream: _OnStream, active: ActiveSession, held_frames: int
     ) -> None:
         """Opened, frames and answers; at the end close the session, keep it or leave it."""
-        stream = on_stream.stream
+        stream, backend = on_stream.stream, self._backend(on_stream.request)
         reader: asyncio.Task[None] | None = None
         failed: CloudError | None = None
         try:
             await stream.say_opened(
                 Opened(
                     session_id=on_stream.request.session_id,
-                    max_frame_tokens=self._admission.max_frame_tokens,
+                    max_frame_tokens=backend.sessions.served.max_frame_tokens,
                     held_frames=held_frames,
                     max_frames_in_flight=self._max_frames_in_flight,
                     token_rows=_granted_token_rows(on_stream.request, active.session),
@@ -235,7 +255,7 @@ class Conversations:
                     continued=on_stream.held is not None and on_stream.held.is_moving,
                 )
             )
-            reader = asyncio.create_task(stream.read_frames(active, self._model_thread))
+            reader = asyncio.create_task(stream.read_frames(active, backend.thread))
             await stream.write_answers()
         except CloudError as error:
             failed = error
@@ -311,6 +331,7 @@ class Conversations:
             name,
             session=on_stream.key.session_id[:8],  # enough to tell apart; the whole is a secret
             tenant=on_stream.key.tenant,
+            model=on_stream.model,
             trace_id=on_stream.trace,
             frames=stream.num_frames or None,
             tokens=stream.num_tokens or None,

@@ -1,4 +1,4 @@
-"""The server process: load the bundle, listen, serve, and drain when told to stop.
+"""The server process: load the bundles, listen, serve, and drain when told to stop.
 
 The door of this room: code that runs a server imports only this module.
 """
@@ -25,6 +25,7 @@ from cloud.errors import ServerFailedError, StartError
 from cloud.parallel.parallel_engine import ParallelEngine
 from cloud.server.access import TokenInterceptor
 from cloud.server.assembly import ServerParts, assemble
+from cloud.server.bundles import ModelBundles, open_bundles
 from cloud.server.call_guard import CallGuard
 from cloud.server.config import ServerConfig
 from cloud.server.forwarded_peers import ForwardedPeers
@@ -32,11 +33,11 @@ from cloud.server.loading import Progress, loaded_engine
 from cloud.server.logs import event
 from cloud.server.memory import Trimmer
 from cloud.server.metrics_endpoint import MetricsEndpoint
+from cloud.server.model_parts import LoadedModel, ModelParts
 from cloud.server.status.page import StatusEndpoint
 from cloud.server.status.serving import server_facts, serving_status, status_facts
 from cloud.server.supervision import Check, Supervisor
 from cloud.sessions.siblings import Siblings
-from optimizer.artifacts.bundle import open_bundle
 from protos import wire
 from protos.addresses import Address
 
@@ -98,7 +99,7 @@ class Server:
         self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.parts = parts
         self.admission = parts.admission
-        self.pool = parts.pool
+        self.pool = parts.models[0].sessions.pool  # of the first model
         self._service = parts.service
         self._grpc_server = grpc_server
         self._health = health_servicer
@@ -143,26 +144,25 @@ async def serving(
     Raises StartError (also WeightsError), BundleError and TablesError, one clear line each.
     """
     config.access.check(config.host)
-    bundle = open_bundle(config.bundle, role="cloud")
+    groups = open_bundles(config)
     async with contextlib.AsyncExitStack() as stack:
-        engine, weights_bytes = stack.enter_context(loaded_engine(config, bundle, progress))
-        parts = assemble(config, bundle, engine, siblings)
-        if isinstance(engine, BackEngine):
-            warm_up(
-                engine,
-                parts.pool,
-                split=bundle.plan.partition.split,
-                max_sessions=config.max_sessions,
-                max_tokens=parts.served.max_tokens,
-            )
+        loaded = [
+            stack.enter_context(_loaded(config, groups, index, progress))
+            for index in range(len(groups))
+        ]
+        parts = assemble(config, loaded, siblings)
+        for model in parts.models:
+            _warm_up(model, config)
         trimmer = Trimmer(parts.budget)
         trimmer.trim()  # loading packed the weights, and freed them as they were read
         grpc_server, health_servicer = _grpc_server(parts, config)
         port = _bind(grpc_server, config)
-        facts = status_facts(config, engine, bundle.plan.model.id)
+        facts = status_facts(config, parts)
         endpoint = stack.enter_context(_serving_metrics(parts, config))
         page = await stack.enter_async_context(serving_status(parts, config, facts))
-        parts.engine_loop.start()
+        loops = [model.engine_loop for model in parts.models]
+        for loop in loops:
+            loop.start()
         try:
             await grpc_server.start()
             for name in (health.OVERALL_HEALTH, wire.SERVICE_NAME):
@@ -174,24 +174,57 @@ async def serving(
                 port=port,
                 metrics_port=None if endpoint is None else endpoint.port,
                 status=page,
-                facts={
-                    **facts,
-                    **server_facts(config, parts, engine, bundle.plan.max_tokens),
-                    "weights_bytes": weights_bytes,
-                },
+                facts={**server_facts(config, parts), **facts},
             )
-            event(logger, "serving", port=port, **server.facts)
-            checks: list[Check] = [partial(parts.engine_loop.trouble, config.max_step_s)]
+            facts_shown = {key: server.facts[key] for key in server.facts if key != "models"}
+            event(logger, "serving", port=port, **facts_shown)
+            checks: list[Check] = [partial(one.trouble, config.max_step_s) for one in loops]
             checks += [one.trouble for one in (endpoint, page) if one is not None]
-            if isinstance(engine, ParallelEngine):
-                checks.append(engine.trouble)
+            checks += [
+                one.engine.trouble for one in loaded if isinstance(one.engine, ParallelEngine)
+            ]
             async with _supervised(server, grpc_server, checks, trimmer):
                 yield server
         finally:
             await grpc_server.stop(0)
-            if parts.engine_loop.trouble(config.max_step_s) is None:
-                # Joining blocks for the batch that runs: off the loop.
-                await asyncio.get_running_loop().run_in_executor(None, parts.engine_loop.stop)
+            for loop in loops:
+                if loop.trouble(config.max_step_s) is None:
+                    # Joining blocks for the batch that runs: off the event loop.
+                    await asyncio.get_running_loop().run_in_executor(None, loop.stop)
+
+
+@contextlib.contextmanager
+def _loaded(
+    config: ServerConfig, groups: Sequence[ModelBundles], index: int, progress: Progress
+) -> Iterator[LoadedModel]:
+    """The model of one group while the context lasts. progress: of all groups together."""
+    group = groups[index]
+    of_group = f" of {group.name}" if len(groups) > 1 else ""
+
+    def told(share: float, what: str) -> None:
+        progress((index + share) / len(groups), f"{what}{of_group}")
+
+    with loaded_engine(config, group.loaded, told) as (engine, weights_bytes):
+        event(
+            logger,
+            "model_loaded",
+            model=group.name,
+            bundles=group.names,
+            shared=len(group.bundles) if len(group.bundles) > 1 else None,
+        )
+        yield LoadedModel(bundles=group, engine=engine, weights_bytes=weights_bytes)
+
+
+def _warm_up(model: ModelParts, config: ServerConfig) -> None:
+    engine, sessions = model.loaded.engine, model.sessions
+    if isinstance(engine, BackEngine):
+        warm_up(
+            engine,
+            sessions.pool,
+            split=model.loaded.bundles.bundles[0].plan.partition.split,
+            max_sessions=config.max_sessions,
+            max_tokens=sessions.served.max_tokens,
+        )
 
 
 async def serve_until_stopped(
@@ -268,7 +301,7 @@ def _grpc_server(parts: ServerParts, config: ServerConfig) -> tuple[grpc.aio.Ser
         interceptors=[*peers, *token_check, CallGuard()],
         options=(
             *_GRPC_OPTIONS,
-            ("grpc.max_receive_message_length", parts.served.max_message_bytes),
+            ("grpc.max_receive_message_length", parts.admission.models.max_message_bytes),
             ("grpc.max_concurrent_streams", most_streams),
         ),
     )

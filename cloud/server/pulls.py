@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Final
 
 from cloud.errors import CapacityError, PullError, UnreadError
 from cloud.server.byte_budget import ByteBudget
-from cloud.server.offered_files import OfferedFiles
+from cloud.server.offered_files import OfferedBundles, OfferedFiles
 from cloud.server.places import Places
 from cloud.server.timers import within
 from cloud.sessions.tenants import Bucket, Tenant
@@ -44,14 +44,15 @@ class Pulls:
 
     def __init__(
         self,
-        offered: OfferedFiles | None,
+        offered: Sequence[OfferedFiles],
         *,
         budget: ByteBudget,
         bytes_per_s: float | None = None,
         clock: Callable[[], float],
     ) -> None:
-        """offered: None: nothing is offered. bytes_per_s: of all pulls together; None: no limit."""
-        self._offered = offered
+        """offered: of each bundle; empty: nothing is offered. bytes_per_s: of all pulls together;
+        None: no limit."""
+        self._offered = OfferedBundles(offered)
         self._budget = budget
         self._bytes_per_s = bytes_per_s
         self._clock = clock
@@ -62,14 +63,12 @@ class Pulls:
     @property
     def offers_files(self) -> bool:
         """Whether a device would get all that it needs, as far as one can see now."""
-        try:
-            return self._files().list() is not None
-        except PullError:
-            return False
+        return self._offered.have_all()
 
-    async def list(self) -> FileList:
-        """The manifest. Raises PullError."""
-        return await asyncio.get_running_loop().run_in_executor(None, self._files().list)
+    async def list(self, wanted: str = "") -> FileList:
+        """The manifest of the bundle that `wanted` names. Raises PullError."""
+        files = self._bundles().named(wanted)
+        return await asyncio.get_running_loop().run_in_executor(None, files.list)
 
     async def send(self, request: FetchRequest, tenant: Tenant, context: Any) -> None:
         """Write the file's chunks to a gRPC call of the server's side.
@@ -77,7 +76,7 @@ class Pulls:
         Raises PullError, CapacityError where there is no place or the call has lasted
         `MAX_CALL_S`, and UnreadError where the device does not read.
         """
-        files = self._files()
+        files = self._bundles().of(request.manifest_sha256)
         record = files.record(request)
         with self._place(tenant, context):
             file = await asyncio.get_running_loop().run_in_executor(None, files.open, request.name)
@@ -108,8 +107,8 @@ class Pulls:
                 await within(MAX_PAUSE_S, context.write(message), unread)
                 offset += len(data)
 
-    def _files(self) -> OfferedFiles:
-        if self._offered is None:
+    def _bundles(self) -> OfferedBundles:
+        if not self._offered:
             raise PullError(
                 "this server offers no files (it runs without --allow-pull): copy the bundle to "
                 "the device"

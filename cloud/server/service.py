@@ -23,6 +23,7 @@ from cloud.errors import (
 from cloud.server.access import tenant_of
 from cloud.server.byte_budget import ByteBudget
 from cloud.server.conversations import Conversations
+from cloud.server.description import ServerDescription
 from cloud.server.link_probe import MAX_CALLS, MAX_CALLS_PER_PEER, answer_call
 from cloud.server.logs import event, trace_id
 from cloud.server.mailbox import Mailbox
@@ -31,8 +32,6 @@ from cloud.server.places import Places
 from cloud.server.pulls import Pulls
 from cloud.server.stream import Answer, Context, ServerStream, StreamLimits
 from cloud.server.stuck_calls import StuckCalls
-from cloud.sessions.admission import Admission
-from cloud.sessions.served_model import ServedModel
 from cloud.sessions.siblings import Alone, Siblings
 from cloud.sessions.tenants import Tenant, Tenants
 from protos import wire
@@ -50,8 +49,7 @@ class InferenceService:
 
     def __init__(
         self,
-        served: ServedModel,
-        admission: Admission,
+        description: ServerDescription,
         conversations: Conversations,
         *,
         metrics: Metrics,
@@ -66,15 +64,14 @@ class InferenceService:
         """tenants: who may call; None: everybody. budget: for the bytes of all frames. pulls: None:
         this server offers no files. siblings: the others behind its address; None: it stands alone.
         replica: what it is called among them."""
-        self._served = served
-        self._admission = admission
+        self._description = description
         self._conversations = conversations
         self._metrics = metrics
         self._tenants = tenants or Tenants()
         self._stream_limits = stream_limits or StreamLimits()
         self._clock = clock
         self._budget = budget or ByteBudget()
-        self._pulls = pulls or Pulls(None, budget=self._budget, clock=clock)
+        self._pulls = pulls or Pulls((), budget=self._budget, clock=clock)
         self._siblings = siblings or Alone()
         self._replica = replica
         self._stuck = StuckCalls()
@@ -108,7 +105,7 @@ class InferenceService:
 
     async def describe(self, request: bytes, context: Context) -> bytes:
         """Describe: what this server serves, and how full it is."""
-        return wire.encode_description(self._admission.describe())
+        return wire.encode_description(self._description.now())
 
     async def probe(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Probe: messages of the sizes that the client asks for."""
@@ -122,12 +119,12 @@ class InferenceService:
             await self._end(context, error, None)
 
     async def list_files(self, request: bytes, context: Context) -> bytes:
-        """ListFiles: the manifest of the bundle that this server has loaded."""
+        """ListFiles: the manifest of a bundle that this server has loaded."""
         try:
             self._tenant(context)
             self._stuck.check(context)
-            decode_list_files_request(request)
-            return encode_file_list(await self._pulls.list())
+            wanted = decode_list_files_request(request)
+            return encode_file_list(await self._pulls.list(wanted))
         except RemoteWireError as error:
             await self._end(context, BadFrameError(str(error)), None)
         except CloudError as error:
@@ -135,7 +132,7 @@ class InferenceService:
         return b""  # `_end` has raised
 
     async def fetch(self, request: bytes, context: Context) -> None:
-        """Fetch: one file of the device's side of the bundle."""
+        """Fetch: one file of the device's side of a bundle."""
         try:
             tenant = self._tenant(context)
             self._stuck.check(context)
@@ -165,8 +162,6 @@ class InferenceService:
             metrics=self._metrics,
             rate_limit=partial(self._wait_s, tenant),
             replica=self._replica,
-            max_hidden_bytes=self._served.max_hidden_bytes,
-            hidden_size=self._served.hidden_size,
             room=self._budget.stream(tenant.name),
             mailbox=self._mailbox(),
             limits=self._stream_limits,

@@ -34,7 +34,7 @@ from cloud.errors import (
 )
 from cloud.server.byte_budget import StreamBytes
 from cloud.server.mailbox import Mailbox
-from cloud.server.metrics import Metrics
+from cloud.server.metrics import Metrics, ModelMetrics
 from cloud.server.timers import within
 from cloud.sessions.tenants import Bucket
 from codec.kv.frame import MAX_ROWS
@@ -60,6 +60,17 @@ class FrameSink(Protocol):
     """The part of `EngineLoop` that takes frames."""
 
     def submit(self, active: ActiveSession, frame: Frame, release: Release) -> None: ...
+
+
+class FrameSizes(Protocol):
+    """How large the frames of one model may be (`ServedModel`)."""
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    def max_hidden_bytes(self, num_rows: int) -> int:
+        """Most bytes of hidden states in a frame of so many rows."""
+        ...
 
 
 class _Closing:
@@ -97,16 +108,14 @@ class ServerStream:
         *,
         metrics: Metrics,
         rate_limit: RateLimit,
-        max_hidden_bytes: Callable[[int], int],
-        hidden_size: int,
         room: StreamBytes,
         mailbox: Mailbox[Answer],
         limits: StreamLimits,
         replica: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """max_hidden_bytes: most bytes of hidden states in a frame of so many rows. room: for the
-        bytes of its frames. replica: what this server is called behind a shared address."""
+        """room: for the bytes of its frames. replica: what this server is called behind a shared
+        address."""
         self.opened_s = clock()
         self.num_frames = 0
         self.num_tokens = 0
@@ -114,9 +123,10 @@ class ServerStream:
         self._context = context
         self._replica = replica
         self._metrics = metrics
+        self._sizes: FrameSizes
+        self._row_bytes: int
+        self._of_model: ModelMetrics
         self._rate_limit = rate_limit
-        self._max_hidden_bytes = max_hidden_bytes
-        self._row_bytes = _FLOAT32_BYTES * hidden_size
         self._bytes = room
         self._idle_ttl_s = limits.idle_ttl_s
         self._max_stall_s = limits.max_stall_s
@@ -175,6 +185,12 @@ class ServerStream:
             raise BadFrameError("a stream begins with Open")
         return message
 
+    def begins(self, sizes: FrameSizes, metrics: ModelMetrics) -> None:
+        """Its session is of this model: before the first frame is read."""
+        self._sizes = sizes
+        self._row_bytes = _FLOAT32_BYTES * sizes.hidden_size
+        self._of_model = metrics
+
     async def read_frames(self, active: ActiveSession, sink: FrameSink) -> None:
         """Hand frames to the model thread until the client closes or sends no more."""
         self._watch_silence()
@@ -216,15 +232,15 @@ class ServerStream:
         Raises BadFrameError where it is too big, and CapacityError where it waited too long.
         """
         num_rows = len(frame.token_ids)
-        most = self._max_hidden_bytes(num_rows)
+        most = self._sizes.max_hidden_bytes(num_rows)
         if len(frame.hidden) > most:  # before it waits with others for the model
             raise BadFrameError(
                 f"a frame of {len(frame.hidden)} bytes, its rows need {most} at most"
             )
         await self._room.acquire()
-        self._metrics.rows.inc(num_rows)
+        self._of_model.rows.inc(num_rows)
         if frame.is_tokens and not frame.kv:
-            self._metrics.id_rows.inc(num_rows)
+            self._of_model.id_rows.inc(num_rows)
         if (wait_s := await self._rate_limit(num_rows)) > self._idle_ttl_s:
             raise CapacityError(
                 f"{num_rows} rows would wait {wait_s:.0f} s for the tenant's rate",
@@ -303,12 +319,12 @@ class ServerStream:
             return
         now_s = self._clock()
         if self._last_token_s is None:
-            self._metrics.ttft_s.observe(now_s - self.opened_s)
+            self._of_model.ttft_s.observe(now_s - self.opened_s)
         else:
-            self._metrics.tbt_s.observe(now_s - self._last_token_s)
+            self._of_model.tbt_s.observe(now_s - self._last_token_s)
         self._last_token_s = now_s
         self.num_tokens += len(answer.token_ids)
-        self._metrics.tokens.inc(len(answer.token_ids))
+        self._of_model.tokens.inc(len(answer.token_ids))
 
     async def _read(self) -> bytes | None:
         """The next message, None at the end."""

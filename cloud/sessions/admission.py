@@ -1,4 +1,4 @@
-"""Who gets a session: the queue for a place, and the reservation of a session's KV cache."""
+"""Who gets a session: the places of a server, the queue for them, and each model's KV memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from cloud.drafting.eagle_drafter import EagleDrafter
 from cloud.errors import CapacityError, CloudError, DrainingError
-from cloud.kv.pool import KvLease, KvPool
-from cloud.kv.prefix_cache import Beginning, Keep, PrefixCache
-from cloud.sessions.grammars import Constrain, Grammars
+from cloud.sessions.grammars import Constrain
 from cloud.sessions.lifecycle import (
     Lifecycle,
     SessionEvent,
@@ -18,19 +15,17 @@ from cloud.sessions.lifecycle import (
     SessionLife,
     SessionState,
 )
+from cloud.sessions.model_sessions import ModelSessions
 from cloud.sessions.moved_kv import MovedKv
-from cloud.sessions.prefix_guesses import PrefixGuesses
 from cloud.sessions.resumable_sessions import ResumableSessions
-from cloud.sessions.served_model import ServedModel
+from cloud.sessions.served_models import ServedModels
 from cloud.sessions.session import ServerSession
 from cloud.sessions.session_limits import SessionLimits
 from cloud.sessions.siblings import Alone, Siblings
 from cloud.sessions.tenant_places import TenantPlaces
 from cloud.sessions.tenants import ANONYMOUS, Tenant
 from optimizer.policy.admission import AdmissionRule, ServerLoad
-from optimizer.policy.kv_blocks import num_blocks
-from protos.messages import Description, Open
-from protos.prefix import begin_chain
+from protos.messages import Open
 
 _DRAINING: Final = "this server is shutting down"
 
@@ -40,12 +35,14 @@ class Granted(NamedTuple):
 
     life: SessionLife
     session: ServerSession
+    model: ModelSessions
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
     """A session in the queue; `granted` is its place once it has one."""
 
+    model: ModelSessions
     request: Open
     tenant: Tenant
     constrain: Constrain | None
@@ -58,33 +55,27 @@ class _Waiter:
 class Admission:
     """Grants sessions while there is room, in the order they came. Lives on the event loop.
 
+    Places are the whole server's, KV memory is each model's. So who waits for a place holds up all,
+    and who waits for KV memory holds up the sessions of its model alone.
+
     Where there is no room, it closes one resumable session and waits for its blocks. Whoever
     frees blocks calls `serve_queue` afterwards.
     """
 
     def __init__(
         self,
-        served: ServedModel,
-        pool: KvPool,
+        models: ServedModels,
         *,
-        prefixes: PrefixCache,
         lifecycle: Lifecycle,
         resumable: ResumableSessions,
         limits: SessionLimits,
-        grammars: Grammars,
-        head: EagleDrafter | None = None,
         siblings: Siblings | None = None,
     ) -> None:
         """siblings: the other servers behind this one's address; None: it stands alone."""
-        self._served = served
-        self._head = head
-        self._pool = pool
-        self._prefixes = prefixes
+        self.models = models
         self._lifecycle = lifecycle
         self._resumable = resumable
         self._limits = limits
-        self._grammars = grammars
-        self._guesses = PrefixGuesses()
         self.tenant_places = TenantPlaces(lifecycle, resumable, siblings or Alone())
         self._rule = AdmissionRule(max_sessions=limits.max_sessions, max_waiting=limits.max_waiting)
         self._waiters: dict[SessionLife, _Waiter] = {}
@@ -110,11 +101,6 @@ class Admission:
         """Whether the server takes no sessions, because it is shutting down or has failed."""
         return self._refusal is not None
 
-    @property
-    def max_frame_tokens(self) -> int:
-        """Most rows of one frame of an admitted session."""
-        return self._served.max_frame_tokens
-
     async def admit(
         self, request: Open, tenant: Tenant = ANONYMOUS, *, timeout_s: float | None = None
     ) -> Granted:
@@ -124,20 +110,23 @@ class Admission:
         BadOpenError, CapacityError, or what `check_open` does.
         """
         constrain = await self.check(request)
+        model = self.models.of(request)
         key = SessionKey(tenant.name, request.session_id)
         await self.tenant_places.check(tenant, key)
         self.check_open()  # it may have changed meanwhile
-        blocks = num_blocks(request.max_tokens) * self._served.num_layers_from(request.split)
-        verdict = self._rule.decide(self.load(), blocks)
+        blocks = model.num_blocks(request)
+        num_ahead = sum(one.model is model for one in self._waiters.values())
+        verdict = self._rule.decide(self._load_of(model), blocks, num_ahead=num_ahead)
         if verdict.kind == "never":  # raises: the pool says how much it lacks
-            self._pool.lease(split=request.split, max_tokens=request.max_tokens).close()
+            model.lease(request).close()
         if verdict.kind == "busy":
-            raise self._full(verdict.retry_after_s)
-        life = self._lifecycle.begin(key)
+            raise self._full(model, verdict.retry_after_s)
+        life = self._lifecycle.begin(key, model.name)
         if verdict.kind != "admit":
-            return await self._wait(life, _Waiter(request, tenant, constrain, blocks), timeout_s)
+            waiter = _Waiter(model, request, tenant, constrain, blocks)
+            return await self._wait(life, waiter, timeout_s)
         try:
-            return self._grant(life, request, tenant, constrain)
+            return self._grant(life, model, request, tenant, constrain)
         except CloudError:  # room, but in holes of the wrong shape
             self._lifecycle.apply(life, SessionEvent.REFUSE)
             raise
@@ -145,10 +134,7 @@ class Admission:
     async def check(self, request: Open) -> Constrain | None:
         """What makes the masks of its grammar; raises for a request that nobody can have here."""
         self.check_open()
-        self._served.check(request)
-        if request.sampling.grammar is None:
-            return None
-        constrain = await self._grammars.constrain(request)
+        constrain = await self.models.of(request).constrain(request)
         self.check_open()  # it may have changed meanwhile
         return constrain
 
@@ -159,25 +145,34 @@ class Admission:
 
         Raises CapacityError or BadOpenError where its blocks do not fit beside the older ones.
         """
-        lease = self._pool.lease(split=request.split, max_tokens=request.max_tokens)
-        life = self._lifecycle.begin(SessionKey(tenant.name, request.session_id))
+        model = self.models.of(request)
+        lease = model.lease(request)
+        life = self._lifecycle.begin(SessionKey(tenant.name, request.session_id), model.name)
         self._lifecycle.apply(life, SessionEvent.ADMIT)
-        return Granted(life, self._session(request, lease, constrain, moved=moved))
+        return Granted(life, model.moved(request, lease, constrain, moved), model)
 
     def serve_queue(self) -> None:
         """Give places to the first sessions in the queue, as far as there is room."""
-        while self._refusal is None:
-            life = self._lifecycle.oldest(SessionState.WAITING)
-            if life is None:
+        full: set[ModelSessions] = set()  # of whose KV memory somebody waits for more
+        for life in self._lifecycle.in_state(SessionState.WAITING):
+            if self._refusal is not None:
                 return
             waiter = self._waiters[life]
-            if not self._rule.fits(self.load(), waiter.num_blocks):
-                self._resumable.close_oldest()  # one only: once it is free, this runs again
-                return
+            if waiter.model in full:
+                continue
+            if not self._rule.fits(self._load_of(waiter.model), waiter.num_blocks):
+                self._make_room(waiter.model)  # once it is free, this runs again
+                if not self._has_place:
+                    return
+                full.add(waiter.model)
+                continue
             try:
-                granted = self._grant(life, waiter.request, waiter.tenant, waiter.constrain)
+                granted = self._grant(
+                    life, waiter.model, waiter.request, waiter.tenant, waiter.constrain
+                )
             except CapacityError:  # room, but in holes of the wrong shape
-                return
+                full.add(waiter.model)
+                continue
             waiter.granted.set_result(granted)
 
     def drain(self) -> None:
@@ -201,18 +196,10 @@ class Admission:
         if self._refusal is not None:  # a copy: each raise would lengthen its traceback
             raise type(self._refusal)(str(self._refusal))
 
-    def describe(self) -> Description:
-        """What this server serves, and how full it is."""
-        return self._served.describe(
-            active_sessions=self.num_sessions,
-            kv_bytes_in_use=self._pool.used_bytes,
-            kv_bytes_limit=self._pool.limit_bytes,
-        )
-
     async def _wait(self, life: SessionLife, waiter: _Waiter, timeout_s: float | None) -> Granted:
         granted = waiter.granted
         self._waiters[life] = waiter
-        self._resumable.close_oldest()
+        self._make_room(waiter.model)
         wait_s = min(self._limits.max_wait_s, timeout_s or self._limits.max_wait_s)
         try:
             await asyncio.wait({granted}, timeout=wait_s)
@@ -224,7 +211,7 @@ class Admission:
             raise
         finally:
             del self._waiters[life]
-        raise self._full(self._rule.retry_after_s * (1 + self.num_waiting))
+        raise self._full(waiter.model, self._rule.retry_after_s * (1 + self.num_waiting))
 
     def _give_up(self, life: SessionLife) -> None:
         """Leave the queue, or give back the place that came in this very moment."""
@@ -236,111 +223,46 @@ class Admission:
             self._lifecycle.apply(life, SessionEvent.FREE)
             self.serve_queue()
 
+    @property
+    def _has_place(self) -> bool:
+        return self.num_sessions < self._limits.max_sessions
+
+    def _make_room(self, model: ModelSessions) -> None:
+        """Close the oldest resumable session: any where a place lacks, else one of `model`."""
+        self._resumable.close_oldest(model=model.name if self._has_place else None)
+
     def _grant(
-        self, life: SessionLife, request: Open, tenant: Tenant, constrain: Constrain | None
+        self,
+        life: SessionLife,
+        model: ModelSessions,
+        request: Open,
+        tenant: Tenant,
+        constrain: Constrain | None,
     ) -> Granted:
         """Reserve the session's blocks. Raises CapacityError where they do not fit."""
-        may_share = tenant.share_prefixes or bool(request.prefix_salt)
-        shareable_tokens = min(request.shareable_tokens, request.max_tokens) if may_share else 0
-        with self._pool.lock:  # what is found stays until it is leased
-            # What is skipped has no logits, and a prompt's log-probabilities need them.
-            may_skip = may_share and request.sampling.prompt_logprobs is None
-            beginning = self._find(tenant.name, request) if may_skip else None
-            lease = self._pool.lease(
-                split=request.split,
-                max_tokens=request.max_tokens,
-                shared=None if beginning is None else beginning.blocks,
-                shareable_tokens=shareable_tokens,
-            )
-        below = self._lease_below(request, beginning)
+        session = model.reserve(request, tenant, constrain)
         self._lifecycle.apply(life, SessionEvent.ADMIT)
-        session = self._session(
-            request,
-            lease,
-            constrain,
-            beginning=beginning,
-            keep=self._prefixes.keeper(tenant.name, lease, shareable_tokens),
-            below=below,
-        )
-        session.begin_chain(begin_chain(request))
-        return Granted(life, session)
-
-    def _session(
-        self,
-        request: Open,
-        lease: KvLease,
-        constrain: Constrain | None,
-        *,
-        beginning: Beginning | None = None,
-        keep: Keep | None = None,
-        below: KvLease | None = None,
-        moved: MovedKv | None = None,
-    ) -> ServerSession:
-        drafts = None
-        if self._head is not None:
-            split, most = request.split, request.draft_ids
-            drafts = self._head.open(split=split, max_tokens=request.max_tokens, most=most)
-        return ServerSession(
-            request.session_id,
-            lease=lease,
-            ladder=self._served.ladder(request),
-            sampling=request.sampling,
-            vocab_size=self._served.vocab_size,
-            max_frame_tokens=self._served.max_frame_tokens,
-            prompt_tokens=request.prompt_tokens,
-            constrain=constrain,
-            beginning=beginning,
-            keep=keep,
-            embedding=self._served.embedding if request.token_rows else None,
-            below=below,
-            drafts=drafts,
-            moved=moved,
-        )
-
-    def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:
-        """Blocks of the layers below the split, for a prompt that comes in token frames.
-
-        None: the session takes no such frames. Either the server cannot, or it has no room now, or
-        the session begins with positions of which these layers hold nothing.
-        """
-        if not request.token_rows or not request.split or self._served.embedding is None:
-            return None
-        if beginning is not None:
-            return None
-        try:
-            return self._pool.lease(
-                split=0,
-                stop=request.split,
-                max_tokens=min(request.token_rows, request.max_tokens),
-            )
-        except CloudError:  # the edge sends rows instead
-            return None
-
-    def _find(self, tenant: str, request: Open) -> Beginning | None:
-        """The longest shared beginning that the request names. The pool's lock must be held."""
-        names = request.prefix_hashes
-        if not request.prefix_salt:  # whoever holds the token could guess these
-            allowed = self._guesses.allowed(tenant)
-            names = names[-allowed:] if allowed else ()
-        beginning = self._prefixes.find(tenant, names)
-        if not request.prefix_salt:
-            found_at = -1 if beginning is None else names.index(beginning.chain)
-            self._guesses.missed(tenant, len(names) - 1 - found_at)
-        return beginning
+        return Granted(life, session, model)
 
     def load(self) -> ServerLoad:
-        """How full this server is now."""
-        pool = self._pool
+        """How full this server is now: its places, and the KV memory of the fullest model."""
+        loads = [self._load_of(model) for model in self.models]
+        return min(loads, key=lambda load: load.free_blocks / max(load.total_blocks, 1))
+
+    def _load_of(self, model: ModelSessions) -> ServerLoad:
+        """The whole server's sessions, and the model's blocks."""
         return ServerLoad(
             sessions=self.num_sessions,
             waiting=self.num_waiting,
-            free_blocks=pool.num_blocks - pool.used_blocks,
-            total_blocks=pool.num_blocks,
+            free_blocks=model.free_blocks,
+            total_blocks=model.pool.num_blocks,
         )
 
-    def _full(self, retry_after_s: float) -> CapacityError:
-        load = self.load()
+    def _full(self, model: ModelSessions, retry_after_s: float) -> CapacityError:
+        load = self._load_of(model)
         why = f"KV cache is full: {load.free_blocks} of {load.total_blocks} blocks are free"
-        if load.sessions >= self._limits.max_sessions:
+        if len(self.models) > 1:
+            why += f" for {model.name}"
+        if not self._has_place:
             why = f"all {self._limits.max_sessions} sessions are taken"
         return CapacityError(why, retry_after_s=retry_after_s, elsewhere=True)

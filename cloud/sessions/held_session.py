@@ -120,6 +120,8 @@ def _same_terms(first: Open, second: Open) -> bool:
 
 def _terms(request: Open) -> tuple[object, ...]:
     return (
+        request.model_sha256,
+        request.hidden_size,
         request.split,
         request.max_tokens,
         request.codec_tables_sha256,

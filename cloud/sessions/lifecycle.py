@@ -69,12 +69,16 @@ class SessionKey(NamedTuple):
 
 
 class SessionLife:
-    """One session as `Lifecycle` sees it; two lives may have the same key. Compared by identity."""
+    """One session as `Lifecycle` sees it; two lives may have the same key. Compared by identity.
 
-    __slots__ = ("_state", "key")
+    model: whose session it is, as this server calls its models.
+    """
 
-    def __init__(self, key: SessionKey) -> None:
+    __slots__ = ("_state", "key", "model")
+
+    def __init__(self, key: SessionKey, model: str = "") -> None:
         self.key = key
+        self.model = model
         self._state = SessionState.WAITING
 
     @property
@@ -121,14 +125,23 @@ class Lifecycle:
         """Sessions that count against this tenant's limit, those in the queue among them."""
         return sum(life.key.tenant == tenant for life in self.counted())
 
-    def oldest(self, state: SessionState, tenant: str | None = None) -> SessionLife | None:
-        """The session that entered `state` first, of this tenant if one is named."""
-        lives = self._lives.get(state, {})
-        return next((life for life in lives if tenant in (None, life.key.tenant)), None)
+    def num_of_model(self, model: str, *states: SessionState) -> int:
+        """Sessions of this model in these states; none named: those that hold KV blocks."""
+        lives = (life for state in states or _WITH_BLOCKS for life in self.in_state(state))
+        return sum(life.model == model for life in lives)
 
-    def begin(self, key: SessionKey) -> SessionLife:
+    def oldest(
+        self, state: SessionState, tenant: str | None = None, model: str | None = None
+    ) -> SessionLife | None:
+        """The session that entered `state` first; of this tenant and model where one is named."""
+        for life in self._lives.get(state, {}):
+            if tenant in (None, life.key.tenant) and model in (None, life.model):
+                return life
+        return None
+
+    def begin(self, key: SessionKey, model: str = "") -> SessionLife:
         """A new session, which waits."""
-        life = SessionLife(key)
+        life = SessionLife(key, model)
         self._lives[life.state][life] = None
         return life
 

@@ -72,7 +72,8 @@ class MovedSessions:
 
     def _may_move(self, request: Open, session: ServerSession) -> bool:
         """A pool with a rank's heads alone cannot take all of them."""
+        is_same = session.lease.pool is self._pool  # else it is a session of another model
         is_down = request.split < session.lease.split
         fits = 0 < request.kv_tokens < request.max_tokens
         scored = request.sampling.prompt_logprobs is not None
-        return is_down and fits and not scored and not self._pool.is_rank
+        return is_same and is_down and fits and not scored and not self._pool.is_rank

@@ -60,12 +60,12 @@ class ResumableSessions:
         kept.timer.cancel()
         return kept.held
 
-    def close_oldest(self, tenant: str | None = None) -> bool:
-        """Close the session that has been here longest, of this tenant if one is named.
+    def close_oldest(self, tenant: str | None = None, *, model: str | None = None) -> bool:
+        """Close the session that has been here longest; of this tenant and model where named.
 
         False: there is none.
         """
-        life = self._lifecycle.oldest(SessionState.RESUMABLE, tenant)
+        life = self._lifecycle.oldest(SessionState.RESUMABLE, tenant, model)
         if life is None:
             return False
         self._close(life.key)

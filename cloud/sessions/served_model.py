@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from cloud.engine.frame_work import TokenRows
@@ -10,7 +10,7 @@ from cloud.errors import BadOpenError, MismatchError
 from codec.ladder import Ladder
 from optimizer.artifacts.bundle import Bundle, tables_name
 from optimizer.artifacts.plan import Plan
-from protos.messages import Description, Open
+from protos.messages import Open
 from protos.wire import MAX_FRAME_TOKENS, MAX_MESSAGE_BYTES, MAX_PROBE_BYTES
 
 # What a message holds beside the rows: ids of at most 5 bytes each, and headers.
@@ -19,7 +19,7 @@ _FLOAT32_BYTES: Final = 4
 
 
 class ServedModel:
-    """The model of a bundle as one server serves it."""
+    """The model of a bundle, or of several, as one server serves it."""
 
     def __init__(
         self,
@@ -28,25 +28,45 @@ class ServedModel:
         layers: range,
         hidden_size: int,
         max_tokens: int,
-        ladders: Mapping[int, Ladder] | None = None,
+        ladders: Mapping[int, Sequence[Ladder]] | None = None,
         embedding: TokenRows | None = None,
         max_positions: int | None = None,
+        others: Sequence[Plan] = (),
     ) -> None:
         """layers: those that the server holds; a session may enter at each of them. max_tokens:
-        most tokens of one session. ladders: the calibrated ladder of each split that has one.
+        most tokens of one session. ladders: the calibrated ladders of each split that has some.
         embedding: makes rows from token ids; None: this server takes no token frames.
         max_positions: most tokens of a session at split 0 that comes as ids: no device's cache
-        limits it. None: max_tokens."""
+        limits it. None: max_tokens. others: the plans of further bundles of this model."""
         self.max_tokens = max_tokens
         self.embedding = embedding
         self._max_positions = max_positions or max_tokens
-        self._capacities = {split: plan.capacity(split) for split in plan.front_splits}
+        self._capacities: dict[int, int] = {}
+        for one in (plan, *others):
+            for split in one.front_splits:
+                most = max(one.capacity(split), self._capacities.get(split, 0))
+                self._capacities[split] = most
         self.vocab_size = plan.model.geometry.vocab_size
         self._model = plan.model
         self._layers = layers
         self.hidden_size = hidden_size
-        self._ladders = dict(ladders or {})
+        self._ladders = {split: tuple(one) for split, one in (ladders or {}).items()}
         self._lossless = Ladder.lossless(hidden_size)
+
+    @property
+    def model_id(self) -> str:
+        """The model's name, for people."""
+        return self._model.id
+
+    @property
+    def model_sha256(self) -> str:
+        """The hash that an Open names."""
+        return self._model.sha256
+
+    @property
+    def layers(self) -> range:
+        """The layers that the server holds."""
+        return self._layers
 
     @property
     def max_frame_tokens(self) -> int:
@@ -100,33 +120,17 @@ class ServedModel:
         return max(self.max_tokens, capacity)
 
     def ladder(self, request: Open) -> Ladder:
-        """The split's calibrated ladder or the lossless one, by the digest that the edge names.
+        """A calibrated ladder of the split or the lossless one, by the digest that the edge names.
 
-        Raises MismatchError where it names neither.
+        Raises MismatchError where it names none of them.
         """
-        calibrated = self._ladders.get(request.split, self._lossless)
-        for ladder in (calibrated, self._lossless):
+        calibrated = self._ladders.get(request.split, (self._lossless,))
+        for ladder in (*calibrated, self._lossless):
             if request.codec_tables_sha256 == ladder.tables_sha256:
                 return ladder
         raise MismatchError(
             f"the edge's codec tables are {request.codec_tables_sha256}, this server's for split "
-            f"{request.split} are {calibrated.tables_sha256}"
-        )
-
-    def describe(
-        self, *, active_sessions: int, kv_bytes_in_use: int, kv_bytes_limit: int
-    ) -> Description:
-        """What the server serves, with how full it is."""
-        return Description(
-            model_id=self._model.id,
-            model_sha256=self._model.sha256,
-            first_layer=self._layers.start,
-            num_layers=self._layers.stop,
-            hidden_size=self.hidden_size,
-            max_tokens=self.max_tokens,
-            active_sessions=active_sessions,
-            kv_bytes_in_use=kv_bytes_in_use,
-            kv_bytes_limit=kv_bytes_limit,
+            f"{request.split} are {' or '.join(one.tables_sha256 for one in calibrated[:3])}"
         )
 
 

@@ -30,8 +30,8 @@ from edge.net.transport import Received, Stream
 from optimizer.policy.retry import RetryPolicy
 from protos import wire
 from protos.addresses import parse_address
-from protos.decode import plain_text
 from protos.errors import AddressError, RemoteWireError
+from protos.fields import plain_text
 from protos.messages import Close, Description, Frame, Open
 
 DEFAULT_RETRY_AFTER_S: Final = 1.0

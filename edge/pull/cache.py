@@ -1,4 +1,4 @@
-"""Bundles that the device fetched by itself: one folder a server.
+"""Bundles that the device fetched by itself: one folder a server, or a named bundle of one.
 
     CACHE/bundles/KEY/server.json    the address
     CACHE/bundles/KEY/bundle/        the bundle
@@ -33,7 +33,10 @@ _BUNDLE_NAME: Final = "bundle"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedBundle:
-    """One server's place in the cache. folder: of the bundle; it may be missing."""
+    """One server's place in the cache. folder: of the bundle; it may be missing.
+
+    address: HOST:PORT, and behind a space the bundle's name where one was named.
+    """
 
     address: str
     folder: Path
@@ -70,11 +73,12 @@ class BundleCache:
     def __init__(self, root: Path) -> None:
         self._bundles = root / "bundles"
 
-    def place(self, address: str) -> CachedBundle:
-        """The server's place. address: HOST:PORT."""
-        plain = re.sub(r"[^A-Za-z0-9.-]", "_", address)[:80]
-        key = f"{plain}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
-        return CachedBundle(address=address, folder=self._bundles / key / _BUNDLE_NAME)
+    def place(self, address: str, bundle: str = "") -> CachedBundle:
+        """The server's place. address: HOST:PORT. bundle: one of several there, as it was named."""
+        named = f"{address} {bundle}" if bundle else address
+        plain = re.sub(r"[^A-Za-z0-9.-]", "_", named)[:80]
+        key = f"{plain}-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
+        return CachedBundle(address=named, folder=self._bundles / key / _BUNDLE_NAME)
 
     def entries(self) -> Iterator[CachedBundle]:
         """All places, by the name of their folder."""

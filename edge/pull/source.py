@@ -9,9 +9,11 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from edge.errors import DeadlineError, PeerError, RefusedError
+from edge.errors import DeadlineError, InputError, PeerError, RefusedError
 from edge.net.grpc_transport import GrpcTransport, connect_error, malformed
+from protos.bundle_names import bundles_line, is_named
 from protos.errors import RemoteWireError
+from protos.limits import MAX_BUNDLE_NAME_BYTES
 from protos.pull import (
     FETCH_PATH,
     LIST_FILES_PATH,
@@ -50,7 +52,16 @@ class FileSource(Protocol):
 class GrpcFileSource:
     """See FileSource. The transport stays the caller's to close."""
 
-    def __init__(self, transport: GrpcTransport, *, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self, transport: GrpcTransport, *, bundle: str = "", stall_s: float = STALL_S
+    ) -> None:
+        """bundle: which one, where the server has several (`protos.bundle_names`).
+
+        Raises InputError for what cannot be a name.
+        """
+        if len(bundle.encode()) > MAX_BUNDLE_NAME_BYTES or not bundle.isprintable():
+            raise InputError("--model: is no name of a bundle or a model, and no hash")
+        self._bundle = bundle
         self._transport = transport
         self._stall_s = stall_s
 
@@ -60,11 +71,15 @@ class GrpcFileSource:
         return self._transport.address
 
     def list_files(self) -> FileList:
-        """See FileSource. RefusedError of a server that offers no files, or is too old to."""
+        """See FileSource. RefusedError of a server that offers no files, or is too old to.
+
+        PeerError where the list is of another bundle than the one that was named.
+        """
         limit_s = min(LIST_TIMEOUT_S, self._stall_s)
         try:
-            for data in self._messages(LIST_FILES_PATH, encode_list_files_request(), limit_s):
-                return decode_file_list(data)
+            asked = encode_list_files_request(self._bundle)
+            for data in self._messages(LIST_FILES_PATH, asked, limit_s):
+                return self._checked(decode_file_list(data))
         except RefusedError as error:
             if _is_unknown(error):
                 raise RefusedError(
@@ -83,6 +98,21 @@ class GrpcFileSource:
                 yield decode_file_chunk(data)
         except RemoteWireError as error:
             raise malformed(error) from error
+
+    def _checked(self, files: FileList) -> FileList:
+        """`files`, which are of the bundle that was named: an old server reads no names."""
+        if not self._bundle:
+            return files
+        if files.bundle is None:
+            raise PeerError(
+                f"{self.address}: this server's version has one bundle and cannot choose: leave "
+                "out --model"
+            )
+        if not is_named(self._bundle, files.bundle):
+            raise PeerError(
+                f"{self.address}: the server sent another bundle: {bundles_line([files.bundle])}"
+            )
+        return files
 
     def _messages(self, path: str, request: bytes, limit_s: float) -> Iterator[bytes]:
         """What the server answers, message by message; each may take `limit_s`.

@@ -39,11 +39,16 @@ class AdmissionRule:
     max_waiting: int = 0
     retry_after_s: float = 1.0
 
-    def decide(self, load: ServerLoad, num_blocks: int) -> Verdict:
-        """What a session of `num_blocks` KV blocks gets."""
+    def decide(self, load: ServerLoad, num_blocks: int, *, num_ahead: int | None = None) -> Verdict:
+        """What a session of `num_blocks` KV blocks gets.
+
+        num_ahead: sessions in the queue that it must not overtake, where some wait for other KV
+        memory than it needs (None: all of them).
+        """
         if num_blocks > load.total_blocks:
             return Verdict("never")
-        if load.waiting == 0 and self.fits(load, num_blocks):
+        ahead = load.waiting if num_ahead is None else num_ahead
+        if ahead == 0 and self.fits(load, num_blocks):
             return Verdict("admit")
         if load.waiting < self.max_waiting:
             return Verdict("wait")

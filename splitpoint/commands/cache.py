@@ -58,7 +58,8 @@ def clear(
     from edge.pull.cache import BundleCache, cache_root
 
     root = cache_root(cache_dir)
-    wanted = [one for one in BundleCache(root).entries() if server in (None, one.address)]
+    found = BundleCache(root).entries()  # behind the address stands the bundle that was named
+    wanted = [one for one in found if server in (None, one.address, one.address.split(" ")[0])]
     if server is not None and not wanted:
         raise typer.BadParameter(f"{server}: no bundle of this server is in {root}")
     freed = 0

@@ -26,6 +26,16 @@ CacheDirOption = Annotated[
         show_default=False,
     ),
 ]
+NamedBundleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Which bundle of a server that has several: its name, its model's, or the first 8 or "
+        "more digits of a hash.",
+        metavar="BUNDLE",
+        show_default=False,
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +114,7 @@ class BundleOptions:
         ),
     ] = None
     cache_dir: CacheDirOption = None
+    model: NamedBundleOption = None
 
     def folder(self, access: CredentialOptions, addresses: Sequence[str]) -> Path:
         """The bundle's folder, fetched where none was given. Raises EdgeError.
@@ -111,6 +122,10 @@ class BundleOptions:
         BadParameter where neither a bundle nor a server was given.
         """
         if self.bundle is not None:
+            if self.model is not None:
+                raise typer.BadParameter(
+                    "--model names a bundle of the server: leave it out where you give a bundle"
+                )
             return self.bundle
         if not addresses:
             raise typer.BadParameter(
@@ -119,7 +134,8 @@ class BundleOptions:
             )
         from splitpoint.fetching import cached_bundle
 
-        return cached_bundle(addresses, access.credentials(), self.cache_dir)
+        wanted = self.model or ""
+        return cached_bundle(addresses, access.credentials(), self.cache_dir, bundle=wanted)
 
 
 def read_token(path: Path) -> str:

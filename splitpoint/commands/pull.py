@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from splitpoint.commands.connection_options import CredentialOptions
+from splitpoint.commands.connection_options import CredentialOptions, NamedBundleOption
 from splitpoint.commands.option_groups import JsonOption, with_options
 from splitpoint.views.output import print_json
 from splitpoint.views.sizes import parse_size, size_text
@@ -28,9 +28,10 @@ def pull(
     rate_limit: Annotated[
         str | None, typer.Option(help="Most bytes a second, such as 2MiB.", metavar="SIZE")
     ] = None,
+    model: NamedBundleOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch what a device needs of the server's bundle; only what changed, and checked as it comes.
+    """Fetch what a device needs of a server's bundle; only what changed, and checked as it comes.
 
     Interrupted, the same command goes on where it was.
     """
@@ -43,7 +44,9 @@ def pull(
     credentials = access.credentials()
     from splitpoint.fetching import fetch_bundle
 
-    report = fetch_bundle(addresses[0], credentials, out, bytes_per_s=bytes_per_s)
+    report = fetch_bundle(
+        addresses[0], credentials, out, bundle=model or "", bytes_per_s=bytes_per_s
+    )
     if as_json:
         print_json(asdict(report))
     elif not report.fetched:

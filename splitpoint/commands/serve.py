@@ -1,4 +1,4 @@
-"""`splitpoint serve`: the cloud side of a bundle, on gRPC."""
+"""`splitpoint serve`: the cloud side of bundles, on gRPC."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from optimizer.errors import BundleError
 from protos.addresses import Address, is_loopback
 from splitpoint.commands.access_options import AccessOptions
-from splitpoint.commands.choices import DEVICES, completed, kv_types, one_of, weight_types
 from splitpoint.commands.cluster_options import ClusterOptions
 from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
+from splitpoint.commands.served_model_options import ModelOptions
 from splitpoint.views.long_work import long_work
 from splitpoint.views.server_view import server_lines
-from splitpoint.views.sizes import MOST_TTFT_S, MOST_WAIT_S, check_seconds, parse_size
+from splitpoint.views.sizes import MOST_TTFT_S, MOST_WAIT_S, check_seconds
 from splitpoint.views.work_state import WorkState
 
 if TYPE_CHECKING:
@@ -38,98 +37,6 @@ class LogFormat(str, Enum):
     OFF = "off"
     TEXT = "text"
     JSON = "json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """What the model runs on."""
-
-    PANEL: ClassVar = "Model and memory"
-
-    device: Annotated[
-        str,
-        typer.Option(help="auto, cpu or cuda.", autocompletion=completed(DEVICES)),
-    ] = "auto"
-    tensor_parallel: Annotated[
-        int,
-        typer.Option(help="Devices of this machine over which every layer is divided.", min=1),
-    ] = 1
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the model (default: one a core).", min=1)
-    ] = None
-    decode_threads: Annotated[
-        int | None,
-        typer.Option(
-            help="Threads that decode frames beside the steps (default: one a core but one, at "
-            "most 4; 0: the model thread does).",
-            min=0,
-            max=64,
-        ),
-    ] = None
-    kv_memory: Annotated[
-        str | None,
-        typer.Option(help="Memory of the KV caches, such as 2GiB (default: half of what is free)."),
-    ] = None
-    frame_memory: Annotated[
-        str, typer.Option(help="Memory for frames that have come and not run yet.")
-    ] = "256MiB"
-    max_step: Annotated[
-        float, typer.Option(help="Seconds a step may take before the server gives up.", min=1.0)
-    ] = 300.0
-    verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Hash all of the weights that the bundle does not hold."),
-    ] = False
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="On a GPU: hold linear layers as bf16, fp8 or int8 (default: as in the bundle). "
-            "Rounding to 8 bits changes tokens.",
-            autocompletion=completed(weight_types),
-        ),
-    ] = None
-    kv_type: Annotated[
-        str | None,
-        typer.Option(
-            help="On a GPU: keep keys and values as bf16 or fp8 (default: as the layers compute). "
-            "Rounding to 8 bits changes tokens.",
-            autocompletion=completed(kv_types),
-        ),
-    ] = None
-    draft_head: Annotated[
-        Path | None,
-        typer.Option(help="Folder of an EAGLE or EAGLE-3 head: the server guesses tokens ahead."),
-    ] = None
-
-    def check(self) -> None:
-        """BadParameter for a size, a device, weights or a time that there is not."""
-        self.kv_bytes()
-        self.frame_bytes()
-        one_of(self.device, DEVICES, "--device")
-        check_seconds(self.max_step, "--max-step", MOST_WAIT_S)
-        self._check_gpu_type("--weights", self.weights, weight_types())
-        self._check_gpu_type("--kv-type", self.kv_type, kv_types())
-
-    def _check_gpu_type(self, option: str, value: str | None, known: list[str]) -> None:
-        if value is None:
-            return
-        one_of(value, known, option)
-        if self.tensor_parallel > 1:
-            raise typer.BadParameter(
-                f"{option} {value}: does not go with --tensor-parallel {self.tensor_parallel}"
-            )
-        if self.device == "cpu":
-            raise typer.BadParameter(
-                f"{option} {value}: works on a GPU only; leave it out, or choose --device cuda"
-            )
-
-    def kv_bytes(self) -> int | None:
-        """Bytes of the KV caches; None: chosen. BadParameter for no size."""
-        return None if self.kv_memory is None else parse_size(self.kv_memory, "--kv-memory")
-
-    def frame_bytes(self) -> int:
-        """Bytes of frames that wait. BadParameter for no size."""
-        return parse_size(self.frame_memory, "--frame-memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,8 +139,7 @@ def serve(
     cluster.check(address)
     metrics = observation.metrics_address(insecure=access.insecure)
     status = observation.status_address(insecure=access.insecure)
-    if not bundle.is_dir():
-        raise BundleError(f"{bundle}: no such bundle folder (make one with 'splitpoint build')")
+    more_bundles = model.check_bundles(bundle)
     _check_free(address)
 
     def config() -> ServerConfig:
@@ -241,25 +147,16 @@ def serve(
 
         return ServerConfig(
             bundle=bundle,
+            more_bundles=more_bundles,
             host=address.host,
             port=address.port,
             max_sessions=sessions.max_sessions,
-            kv_memory_bytes=model.kv_bytes(),
-            device=model.device,
-            tensor_parallel=model.tensor_parallel,
-            threads=model.threads,
-            decode_threads=model.decode_threads,
             max_waiting=sessions.max_waiting,
             max_wait_s=sessions.max_wait,
             max_resume_s=sessions.max_resume,
             drain_s=sessions.drain,
-            frame_memory_bytes=model.frame_bytes(),
             max_stall_s=sessions.max_stall,
-            max_step_s=model.max_step,
-            verify=model.verify,
-            weights=model.weights,
-            kv_type=model.kv_type,
-            draft_head=model.draft_head,
+            **model.settings(),
             **_endpoint("metrics", metrics),
             **_endpoint("status", status),
             access=access.access(),
@@ -269,7 +166,7 @@ def serve(
         )
 
     if cluster.replicas is None:
-        _serve(config, bundle, address, observation.log)
+        _serve(config, (bundle, *more_bundles), address, observation.log)
     else:
         settings = partial(cluster.settings, metrics=metrics, status=status)
         _serve_cluster(settings, config, address, observation.log)
@@ -320,14 +217,19 @@ def _serve_cluster(
 
 
 def _serve(
-    config: Callable[[], ServerConfig], bundle: Path, address: Address, log: LogFormat
+    config: Callable[[], ServerConfig],
+    bundles: Sequence[Path],
+    address: Address,
+    log: LogFormat,
 ) -> None:
     """Load and serve, and say so on stderr; but between the JSON lines of a log stands nothing."""
     is_quiet = log is LogFormat.JSON
     with ExitStack() as loading:
         work = WorkState("", time.monotonic)
         if not is_quiet:
-            shown = long_work(f"loading {bundle}", kept="nothing was served yet")
+            shown = long_work(
+                f"loading {', '.join(map(str, bundles))}", kept="nothing was served yet"
+            )
             work = loading.enter_context(shown)
         work.stage("starting torch")
         from cloud.server.logs import log_to_stderr

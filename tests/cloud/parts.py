@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,10 @@ from cloud.sessions.admission import Admission, Granted
 from cloud.sessions.grammars import Grammars
 from cloud.sessions.held_session import HeldSession
 from cloud.sessions.lifecycle import Lifecycle
+from cloud.sessions.model_sessions import ModelSessions
 from cloud.sessions.resumable_sessions import ResumableSessions
 from cloud.sessions.served_model import ServedModel
+from cloud.sessions.served_models import ServedModels
 from cloud.sessions.session_limits import SessionLimits
 from cloud.sessions.siblings import Siblings
 from codec.ladder import Ladder
@@ -92,13 +95,14 @@ class ModelThreadByHand:
 
 
 class Parts:
-    """An admission and what it works with; `num_bytes` of KV cache."""
+    """An admission and what it works with; `num_bytes` of KV cache. others: further models."""
 
     def __init__(
         self,
         *,
         num_bytes: int = 4 * SESSION_BYTES,
         siblings: Siblings | None = None,
+        others: Sequence[ModelSessions] = (),
         **limits: Any,
     ) -> None:
         self.lifecycle = Lifecycle()
@@ -109,13 +113,14 @@ class Parts:
         self.served = ServedModel(
             small_plan(), layers=range(LAYERS), hidden_size=WIDTH, max_tokens=64
         )
+        self.sessions = ModelSessions(
+            self.served, self.pool, prefixes=prefixes, grammars=Grammars(None, vocab_size=32)
+        )
+        self.models = ServedModels([self.sessions, *others])
         self.admission = Admission(
-            self.served,
-            self.pool,
-            prefixes=prefixes,
+            self.models,
             lifecycle=self.lifecycle,
             resumable=self.resumable,
-            grammars=Grammars(None, vocab_size=32),
             limits=SessionLimits(**{"max_sessions": 8, "max_wait_s": 30.0, **limits}),
             siblings=siblings,
         )

@@ -62,13 +62,21 @@ def geometry_of(config: Any) -> ModelGeometry:
     )
 
 
-def make_bundle(root: Path, name: str = "llama", *, back_start: int = 0, split: int = 2) -> Any:
-    """Write a bundle without an edge part to `root`; returns the whole model."""
+def make_bundle(
+    root: Path,
+    name: str = "llama",
+    *,
+    back_start: int = 0,
+    split: int = 2,
+    sha256: str = MODEL_SHA256,
+    folder: str = "bundle",
+) -> Any:
+    """Write a bundle without an edge part to `root / folder`; returns the whole model."""
     model = make_tiny_model(name, root / "source")
-    bundle = root / "bundle"
+    bundle = root / folder
     save_back(model, bundle / "cloud", back_start)
     plan = Plan(
-        model=ModelRef(id=f"tiny-{name}", sha256=MODEL_SHA256, geometry=geometry_of(model.config)),
+        model=ModelRef(id=f"tiny-{name}", sha256=sha256, geometry=geometry_of(model.config)),
         partition=Partition(split=split, front_bits=32, back_bits=32),
         back_start=back_start,
         kv_bits=32,

@@ -209,8 +209,9 @@ def test_a_drafter_that_fails_costs_no_answer_and_is_not_asked_again(
         plain = ask(client, PROMPTS[0], "off")
         assert ask(client, PROMPTS[0], "cloud").token_ids == plain.token_ids
         assert len(asked) == 1
-        assert server.server.admission._head is not None
-        assert server.server.admission._head._pool.used_bytes == 0
+        drafter = server.server.admission.models.first.head
+        assert drafter is not None
+        assert drafter._pool.used_bytes == 0
 
 
 def test_a_head_of_another_model_is_refused_when_the_server_starts(

@@ -14,8 +14,10 @@ from decoding.grammar import MAX_GRAMMAR_BYTES, Grammar
 from decoding.params import MAX_BIASED_TOKENS, SamplingParams
 from decoding.scores import TopToken
 from protos import decode as decoding_side
+from protos import pull, wire
 from protos import split_inference_pb2 as pb
-from protos import wire
+from protos.bundle_fields import bundle_from_proto, bundle_to_proto
+from protos.bundle_names import bundles_line, is_named
 from protos.errors import LocalWireError, RemoteWireError, VersionError
 from protos.messages import (
     Close,
@@ -30,6 +32,7 @@ from protos.messages import (
     Opened,
     ProbeChunk,
     Result,
+    ServedBundle,
     Timings,
 )
 from protos.prefix import begin_chain
@@ -445,3 +448,86 @@ def test_top_tokens_of_unequal_number_are_a_local_error() -> None:
     result = Result(sequence=0, token_ids=(7, 8), num_tokens=1, top=(TOP, TOP[:1]))
     with pytest.raises(LocalWireError, match="top tokens"):
         wire.encode_cloud(result)
+
+
+def test_a_description_of_an_older_server_is_read_as_before_and_lists_no_bundles() -> None:
+    recorded = bytes.fromhex("0801120474696e791a40") + SHA.encode()
+    recorded += bytes.fromhex("20022804304038c801400348e80750d00f")
+    description = wire.decode_description(recorded)
+    assert (description.model_id, description.first_layer, description.num_layers) == ("tiny", 2, 4)
+    assert (description.active_sessions, description.kv_bytes_in_use) == (3, 1000)
+    assert description.bundles == ()
+    assert wire.encode_description(description) == recorded
+
+
+def served_bundle(**changes: Any) -> ServedBundle:
+    bundle = ServedBundle(
+        name="s10",
+        manifest_sha256="cd" * 32,
+        model_id="tiny",
+        model_sha256=SHA,
+        split=2,
+        first_layer=0,
+        num_layers=4,
+        hidden_size=64,
+        max_tokens=200,
+    )
+    return replace(bundle, **changes)
+
+
+def test_a_description_with_bundles_comes_back_equal_and_an_old_client_reads_the_first() -> None:
+    description = Description(
+        model_id="tiny",
+        model_sha256=SHA,
+        first_layer=0,
+        num_layers=4,
+        hidden_size=64,
+        max_tokens=200,
+        active_sessions=5,
+        kv_bytes_in_use=10,
+        kv_bytes_limit=20,
+        bundles=(served_bundle(active_sessions=4), served_bundle(name="other", model_id="b")),
+    )
+    sent = wire.encode_description(description)
+    assert wire.decode_description(sent) == description
+    assert sent.startswith(wire.encode_description(replace(description, bundles=())))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model_sha256": "AB" * 32}, {"split": 5}, {"hidden_size": 0}, {"name": "n" * 256}],
+)
+def test_a_bundle_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(RemoteWireError):
+        bundle_from_proto(bundle_to_proto(served_bundle(**change)))
+
+
+def test_a_list_says_which_bundle_it_is_of_and_lies_are_refused() -> None:
+    manifest = b"{}"
+    sha256 = pull.FileList(manifest=manifest).sha256
+    files = pull.FileList(manifest=manifest, bundle=served_bundle(manifest_sha256=sha256))
+    assert pull.decode_file_list(pull.encode_file_list(files)) == files
+    plain = pull.FileList(manifest=manifest)
+    assert pull.decode_file_list(pull.encode_file_list(plain)) == plain
+    lying = replace(files, bundle=served_bundle())
+    with pytest.raises(RemoteWireError, match="another bundle"):
+        pull.decode_file_list(pull.encode_file_list(lying))
+    for wanted in ("", "s10", "ab" * 32):
+        asked = pull.encode_list_files_request(wanted)
+        assert pull.decode_list_files_request(asked) == wanted
+    assert pull.encode_list_files_request() == bytes.fromhex("0801")  # as earlier versions ask
+    with pytest.raises(LocalWireError):
+        pull.encode_list_files_request("n" * 256)
+
+
+def test_a_bundle_is_named_by_its_names_and_by_beginnings_of_its_hashes() -> None:
+    bundle = served_bundle()
+    for wanted in ("s10", "tiny", "cdcdcdcd", "cd" * 32, "abababab", SHA):
+        assert is_named(wanted, bundle)
+    for wanted in ("", "s1", "S10", "cdcdcdc", "cdcdcdce", "ABABABAB", "cd" * 33):
+        assert not is_named(wanted, bundle)
+    line = bundles_line([bundle] * 6)
+    assert line.startswith("s10 (model tiny, split 2, cdcdcdcd), ")
+    assert line.endswith(" and 2 more")
+    long = served_bundle(name="n" * 200, model_id="m" * 200)
+    assert len(bundles_line([long] * 64)) < wire.MAX_DETAIL_CHARS + 100

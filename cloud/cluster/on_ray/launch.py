@@ -77,17 +77,17 @@ async def serve_cluster(settings: ClusterSettings, *, ready: Callable[[], None])
 
 async def _update(settings: ClusterSettings, signals: _Signals) -> None:
     """Put new replicas in the place of the old ones. It ends early when all are to end."""
-    bundle = settings.replicas.config.bundle
-    event(logger, "updating", bundle=str(bundle))
+    event(logger, "updating", bundle=_names(settings))
     try:
-        await asyncio.to_thread(open_bundle, bundle, role="cloud")
+        for bundle in settings.replicas.config.bundles:
+            await asyncio.to_thread(open_bundle, bundle, role="cloud")
         deploying = asyncio.ensure_future(asyncio.to_thread(_deploy_replicas, settings))
         await _first_of(deploying, signals.stop)
     except (BundleError, PlanError, StartError) as error:
         logger.error("no update, the replicas that run go on: %s", error)
         return
     if deploying.done():
-        event(logger, "updated", bundle=str(bundle))
+        event(logger, "updated", bundle=_names(settings))
 
 
 class _Signals:
@@ -111,6 +111,10 @@ async def _first_of(work: asyncio.Future[None], *events: asyncio.Event) -> None:
         work.result()
     else:  # its error no longer matters; without this asyncio would print it
         work.add_done_callback(lambda one: one.cancelled() or one.exception())
+
+
+def _names(settings: ClusterSettings) -> str:
+    return ", ".join(map(str, settings.replicas.config.bundles))
 
 
 def _start_ray(settings: ClusterSettings) -> None:

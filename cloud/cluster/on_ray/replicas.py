@@ -53,7 +53,7 @@ class Replica:
         )
         if settings.log:
             log_to_stderr(as_json=settings.log == "json")
-        bundle = bundle_name(config.bundle)
+        bundle = bundle_name(*config.bundles)
         self._serving = ServingThread(config, BookOfRay().ask, bundle=bundle)
         self._serving.ready.result(_LOAD_TIMEOUT_S)
 

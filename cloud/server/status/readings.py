@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry
+
+from cloud.server.metrics import MODEL_LABEL
 
 _PREFIX: Final = "splitpoint_"
 # Curves of the page that are a histogram's mean: its name, and the metric that it comes from.
@@ -29,21 +31,31 @@ _ERRORS: Final = "errors_total/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Every sample of a registry: name, and label values after slashes. at_s: on any one clock."""
+    """Every sample of a registry: name, and label values after slashes. at_s: on any one clock.
+
+    values: over all models together. of_models: the same of each model that has a label.
+    """
 
     at_s: float
     values: dict[str, float]
+    of_models: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, registry: CollectorRegistry, *, at_s: float) -> Reading:
         """Read all metrics now, without the prefix of their names."""
-        values = {
-            "/".join((sample.name.removeprefix(_PREFIX), *sample.labels.values())): sample.value
-            for family in registry.collect()
-            for sample in family.samples
-            if not sample.name.endswith(("_bucket", "_created"))
-        }
-        return cls(at_s=at_s, values=values)
+        values: dict[str, float] = {}
+        of_models: dict[str, dict[str, float]] = {}
+        for family in registry.collect():
+            for sample in family.samples:
+                if sample.name.endswith(("_bucket", "_created")):
+                    continue
+                labels = dict(sample.labels)
+                model = labels.pop(MODEL_LABEL, None)
+                name = "/".join((sample.name.removeprefix(_PREFIX), *labels.values()))
+                values[name] = values.get(name, 0.0) + sample.value
+                if model is not None:
+                    of_models.setdefault(model, {})[name] = sample.value
+        return cls(at_s=at_s, values=values, of_models=of_models)
 
     def value(self, name: str) -> float:
         """One sample; 0 where nothing has happened yet."""

@@ -31,6 +31,7 @@ _SHOWN_STATES: Final = (
     SessionState.WAITING,
     SessionState.CLOSING,
 )
+_KV: Final = {"blocks": "kv_blocks", "used": "kv_blocks_used", "cached": "kv_blocks_cached"}
 
 
 class StatusBoard:
@@ -89,10 +90,10 @@ class StatusBoard:
             "uptime_s": now.at_s - self._started_s,
             "sessions": self._sessions(lives),
             "tenants": self._tenant_rows(lives),
-            "kv": {
-                name: int(now.value(f"kv_blocks{suffix}"))
-                for name, suffix in (("blocks", ""), ("used", "_used"), ("cached", "_cached"))
-            },
+            "models": [
+                {"name": name, **_model_row(values)} for name, values in now.of_models.items()
+            ],
+            "kv": {name: int(now.value(metric)) for name, metric in _KV.items()},
             "frame_bytes": int(now.value("frame_bytes")),
             "totals": {
                 "tokens": int(now.value("tokens_total")),
@@ -116,6 +117,7 @@ class StatusBoard:
             row: dict[str, Any] = {
                 "id": life.key.session_id[:SHORT_ID_CHARS],
                 "tenant": life.key.tenant,
+                "model": life.model,
                 "state": life.state.name.lower(),
             }
             if life.state is SessionState.RUNNING and life.key in figures:
@@ -136,6 +138,13 @@ class StatusBoard:
             }
             for name in {**limits, **here}
         ]
+
+
+def _model_row(values: Mapping[str, float]) -> dict[str, int]:
+    """One model's sessions, KV blocks and tokens."""
+    row = {name: int(values.get(metric, 0)) for name, metric in _KV.items()}
+    counts = {"sessions": "sessions", "waiting": "sessions_waiting", "tokens": "tokens_total"}
+    return {**{name: int(values.get(metric, 0)) for name, metric in counts.items()}, **row}
 
 
 def _short(value: float | None) -> float | None:

@@ -17,9 +17,10 @@ from tests.cloud.cluster.test_book import report
 
 def shown(tokens: int) -> str:
     metrics = Metrics()
-    metrics.tokens.inc(tokens)
+    model = metrics.of_model("tiny")
+    model.tokens.inc(tokens)
     metrics.bytes_up.inc(7)
-    metrics.tbt_s.observe(0.02)
+    model.tbt_s.observe(0.02)
     metrics.errors.labels(kind='odd"} {kind').inc()
     return generate_latest(metrics.registry).decode()
 
@@ -39,10 +40,10 @@ def test_every_sample_has_its_replica_and_nothing_else_changes() -> None:
     assert len(names) == len(set(names))  # the samples of a metric stand together
     for name, tokens in (("a", 3), ("b", 4)):
         own = samples[name, "one"]
-        assert own["splitpoint_tokens_total{}"] == tokens
+        assert own['splitpoint_tokens_total{"model": "tiny"}'] == tokens
         assert own['splitpoint_message_bytes_total{"direction": "up"}'] == 7
         assert own['splitpoint_errors_total{"kind": "odd\\"} {kind"}'] == 1
-        assert own['splitpoint_tbt_seconds_bucket{"le": "0.02"}'] == 1
+        assert own['splitpoint_tbt_seconds_bucket{"le": "0.02", "model": "tiny"}'] == 1
     assert samples["a", "one"]["splitpoint_replica_serving{}"] == 1
     assert samples["b", "one"]["splitpoint_replica_serving{}"] == 0
 

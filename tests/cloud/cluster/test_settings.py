@@ -42,6 +42,8 @@ def test_the_settings_of_a_server_and_of_the_cluster() -> None:
         ({"bundle": "/b", "target": 0}, "target lies above 0"),
         ({"bundle": "/b", "replica_host": "pod"}, "neither loopback nor node"),
         ({"bundle": "/b", "credentials": "/no/file"}, "/no/file"),
+        ({"bundle": "/b", "more_bundles": "/c"}, "more_bundles: a list"),
+        ({"bundle": "/b", "more_bundles": [1]}, "more_bundles: a list"),
     ],
 )
 def test_what_is_wrong_is_named(arguments: dict[str, Any], reason: str) -> None:
@@ -97,6 +99,25 @@ def test_a_link_to_the_bundle_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert bundle_name(tmp_path / "now") == ""
     (tmp_path / "v1" / "manifest.json").write_text("{}")
     assert len(bundle_name(tmp_path / "now")) == 16
+
+
+def test_several_bundles_are_a_list_and_name_a_replicas_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = read_replicas({"bundle": "/b", "more_bundles": ["/c", "/d"]})
+    assert said.config.bundles == (Path("/b"), Path("/c"), Path("/d"))
+    monkeypatch.chdir(tmp_path)
+    config = ServerConfig(bundle=Path("b"), more_bundles=(Path("c"),))
+    assert replica_threads(config, 1).bundles == (tmp_path / "b", tmp_path / "c")
+    names = set()
+    for first, second in (("1", "2"), ("1", "3"), ("2", "1")):
+        for folder, text in (("b", first), ("c", second)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "manifest.json").write_text(text)
+        names.add(bundle_name(*config.bundles))
+    assert len(names) == 3
+    (tmp_path / "c" / "manifest.json").unlink()
+    assert bundle_name(*config.bundles) == ""
 
 
 def test_the_doors_settings() -> None:

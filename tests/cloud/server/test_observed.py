@@ -34,11 +34,16 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01")
 
 
+def labels_without_model(labels: dict[str, str]) -> list[str]:
+    assert labels.get("model", "tiny-llama") == "tiny-llama"
+    return [value for name, value in labels.items() if name != "model"]
+
+
 def metrics_of(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()
     return {
-        sample.name + "".join(f"/{value}" for value in sample.labels.values()): sample.value
+        "/".join((sample.name, *labels_without_model(sample.labels))): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }

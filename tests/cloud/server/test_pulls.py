@@ -255,7 +255,7 @@ def test_a_tenants_rate_and_sessions_bound_its_pulls(bundle: Path) -> None:
     waits: list[float] = []
 
     async def scenario() -> None:
-        pulls = Pulls(offered(bundle), budget=ByteBudget(), clock=lambda: 0.0)
+        pulls = Pulls([offered(bundle)], budget=ByteBudget(), clock=lambda: 0.0)
         sha256 = (await pulls.list()).sha256
         slow = Tenant(name="slow", pull_bytes_per_s=64_000.0, sessions=1)
 
@@ -303,7 +303,7 @@ def test_sessions_get_their_tokens_while_devices_pull(config: ServerConfig, serv
 
 def test_a_device_that_leaves_frees_its_place(bundle: Path) -> None:
     async def scenario() -> None:
-        pulls = Pulls(offered(bundle), budget=ByteBudget(), clock=lambda: 0.0)
+        pulls = Pulls([offered(bundle)], budget=ByteBudget(), clock=lambda: 0.0)
         sha256 = (await pulls.list()).sha256
         blocked = asyncio.Event()
 

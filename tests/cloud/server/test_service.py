@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from cloud.server.conversations import Conversations
+from cloud.server.conversations import Conversations, ModelBackend
+from cloud.server.description import ServerDescription
 from cloud.server.metrics import Metrics
 from cloud.server.service import InferenceService
 from cloud.server.stream import StreamLimits
@@ -84,17 +85,21 @@ class Service:
         self.metrics = Metrics()
         self.conversations = Conversations(
             parts.admission,
-            parts.model_thread,
+            [
+                ModelBackend(
+                    sessions=parts.sessions,
+                    thread=parts.model_thread,
+                    metrics=self.metrics.of_model("small"),
+                )
+            ],
             lifecycle=parts.lifecycle,
             resumable=parts.resumable,
-            metrics=self.metrics,
             max_frames_in_flight=16,
             max_resume_s=60.0,
             siblings=siblings,
         )
         self.service = InferenceService(
-            parts.served,
-            parts.admission,
+            ServerDescription(parts.models, parts.lifecycle, ()),
             self.conversations,
             metrics=self.metrics,
             tenants=tenants,
@@ -237,7 +242,7 @@ def test_a_session_is_opened_again_before_or_after_its_server_noticed_the_break(
         assert opened(third).session_id == "s"
         assert (it.parts.pool.num_leases, it.parts.model_thread.closing) == (1, [])
         value = it.metrics.registry.get_sample_value
-        assert value("splitpoint_sessions_opened_total", {"how": "resumed"}) == 2
+        assert value("splitpoint_sessions_opened_total", {"model": "small", "how": "resumed"}) == 2
 
     run(scenario)
 
@@ -255,7 +260,9 @@ def test_a_session_opened_again_on_other_terms_begins_anew(breaks: bool) -> None
         await it.freed()
         assert it.parts.pool.num_leases == it.parts.lifecycle.num_with_blocks == 1
         value = it.metrics.registry.get_sample_value
-        assert value("splitpoint_sessions_opened_total", {"how": "resumed"}) is None
+        assert (
+            value("splitpoint_sessions_opened_total", {"model": "small", "how": "resumed"}) is None
+        )
 
     run(scenario)
 

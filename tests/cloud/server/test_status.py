@@ -84,6 +84,7 @@ def test_it_shows_a_session_and_nothing_of_what_it_says(served: Served) -> None:
             assert session == {
                 "id": SECRET[:8],
                 "tenant": "anonymous",
+                "model": "tiny-llama",
                 "state": "running",
                 "split": 2,
                 "max_tokens": 64,
@@ -111,9 +112,10 @@ def test_the_curves_hold_an_hour_at_most() -> None:
 def test_a_point_has_rates_means_and_gaps() -> None:
     metrics = Metrics()
     before = Reading.of(metrics.registry, at_s=10.0)
-    metrics.tokens.inc(30)
-    metrics.step_ran(0.2, num_sessions=3, num_rows=4)
-    metrics.step_ran(0.4, num_sessions=1, num_rows=4)
+    model = metrics.of_model("tiny")
+    model.tokens.inc(30)
+    model.step_ran(0.2, num_sessions=3, num_rows=4)
+    model.step_ran(0.4, num_sessions=1, num_rows=4)
     point = between(before, Reading.of(metrics.registry, at_s=15.0))
     assert point["tokens_per_s"] == 6.0
     assert point["batch_sessions"] == 2.0

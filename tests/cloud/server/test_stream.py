@@ -59,6 +59,18 @@ async def for_days(num_rows: int) -> float:
     return 1e6
 
 
+class Sizes:
+    """Frames of a model whose rows have two values."""
+
+    hidden_size = 2
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def max_hidden_bytes(self, num_rows: int) -> int:
+        return self._most * num_rows
+
+
 class Conversation:
     """A stream, its context, and a model thread that answers when the test says so."""
 
@@ -78,12 +90,11 @@ class Conversation:
             context,
             metrics=self.metrics,
             rate_limit=wait_s,
-            max_hidden_bytes=lambda num_rows: most * num_rows,
-            hidden_size=2,
             room=room or ByteBudget().stream("one"),
             mailbox=Mailbox(),
             limits=StreamLimits(**limits),
         )
+        self.stream.begins(Sizes(most), self.metrics.of_model("m"))
         self.deliver = self.stream.deliver()
 
     @property
@@ -342,9 +353,9 @@ def test_tokens_are_counted_and_the_first_one_timed_apart() -> None:
         it.answer(2, 4, 5)
         await it.stream.write_answers()
         value = it.metrics.registry.get_sample_value
-        assert value("splitpoint_tokens_total") == 3
-        assert value("splitpoint_ttft_seconds_count") == 1
-        assert value("splitpoint_tbt_seconds_count") == 1
+        assert value("splitpoint_tokens_total", {"model": "m"}) == 3
+        assert value("splitpoint_ttft_seconds_count", {"model": "m"}) == 1
+        assert value("splitpoint_tbt_seconds_count", {"model": "m"}) == 1
 
     run(scenario)
 

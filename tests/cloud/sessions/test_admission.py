@@ -15,6 +15,7 @@ from cloud.errors import (
     DrainingError,
     MismatchError,
 )
+from cloud.server.description import ServerDescription
 from cloud.sessions.admission import Granted
 from cloud.sessions.held_session import HeldSession
 from cloud.sessions.tenants import ANONYMOUS, Tenant
@@ -221,7 +222,7 @@ def test_it_describes_what_is_in_use() -> None:
     async def scenario() -> None:
         parts = Parts()
         await admitted(parts, "a")
-        description = parts.admission.describe()
+        description = ServerDescription(parts.models, parts.lifecycle, ()).now()
         assert (description.active_sessions, description.kv_bytes_in_use) == (1, SESSION_BYTES)
         assert (description.first_layer, description.num_layers) == (0, 2)
 

@@ -113,15 +113,25 @@ function curve(values, everyS, name, format) {
       element("span", {}, known.length ? `at most ${format(most)}` : "")));
 }
 
+function showModels(status) {
+  const models = status.models ?? [];
+  document.getElementById("models").hidden = models.length < 2; // one stands in the heading
+  const heads = ["Model", "Sessions", "Waiting", "KV blocks used", "KV blocks", "Tokens answered"];
+  const rows = models.map((one) => [
+    one.name, one.sessions, one.waiting, one.used, one.blocks, one.tokens]);
+  fill("model-table", table(heads, rows, 1, "No model."));
+}
+
 function showTables(status) {
-  const heads = ["Session", "Tenant", "State", "From layer", "Tokens in KV", "Frames", "Tokens answered", "Age"];
+  showModels(status);
+  const heads = ["Session", "Model", "Tenant", "State", "From layer", "Tokens in KV", "Frames", "Tokens answered", "Age"];
   const rows = status.sessions.map((one) => [
-    "replica" in one ? `${one.id} on ${one.replica}` : one.id, one.tenant, one.state,
+    "replica" in one ? `${one.id} on ${one.replica}` : one.id, one.model ?? "", one.tenant, one.state,
     ...("split" in one
       ? [one.split + 1, `${one.kv_tokens} of ${one.max_tokens}`, one.num_frames, one.num_tokens, duration(one.age_s)]
       : ["–", "–", "–", "–", "–"]),
   ]);
-  fill("session-table", table(heads, rows, 3, "No session is here."));
+  fill("session-table", table(heads, rows, 4, "No session is here."));
   const limit = (value) => value ?? "no limit";
   fill("tenant-table", table(["Tenant", "Sessions", "Most", "Most tokens a second"],
     status.tenants.map((one) => [one.name, one.sessions, limit(one.most_sessions), limit(one.most_tokens_per_s)]),

@@ -1,0 +1,160 @@
+"""The parts of a server that belong to one model: engine, model thread, KV memory, draft head."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from cloud.drafting.eagle_drafter import EagleDrafter
+from cloud.drafting.head_loading import load_head
+from cloud.engine.engines import scheduler_for
+from cloud.engine.frame_decoding import FrameDecoding, default_decode_threads
+from cloud.engine.loop import EngineLoop
+from cloud.engine.step_turns import StepTurns, TurnTakingEngine
+from cloud.kv.pool import KvPool
+from cloud.kv.prefix_cache import PrefixCache
+from cloud.parallel.parallel_engine import ParallelEngine
+from cloud.server.bundles import ModelBundles
+from cloud.server.config import ServerConfig
+from cloud.server.loading import ServedEngine
+from cloud.server.metrics import ModelMetrics
+from cloud.sessions.grammars import TOKENIZER_NAME, Grammars
+from cloud.sessions.model_sessions import ModelSessions
+from cloud.sessions.served_model import ServedModel, load_ladders
+from codec.ladder import Ladder
+from codec.slow_path import warn_without_kernel
+from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model whose weights are loaded. weights_bytes: of them, as they were read."""
+
+    bundles: ModelBundles
+    engine: ServedEngine
+    weights_bytes: int = 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of KV cache for one block's tokens, in all layers that are held."""
+        return self.engine.kv_shape.num_bytes(split=self.engine.first_layer, max_tokens=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelParts:
+    """See the module's docstring."""
+
+    loaded: LoadedModel
+    sessions: ModelSessions
+    engine_loop: EngineLoop
+    metrics: ModelMetrics
+
+    @property
+    def name(self) -> str:
+        """Of the model on this server."""
+        return self.sessions.name
+
+
+def model_parts(
+    config: ServerConfig,
+    loaded: LoadedModel,
+    *,
+    kv_bytes: int,
+    metrics: ModelMetrics,
+    turns: StepTurns | None,
+) -> ModelParts:
+    """The parts of one model; nothing runs yet. turns: shared with other models' engines.
+
+    Raises StartError for a KV cache or a draft head that cannot be had, and TablesError.
+    """
+    engine = loaded.engine
+    prefixes = PrefixCache()
+    if isinstance(engine, ParallelEngine):
+        pool = engine.make_pool(kv_bytes, prefixes.drop_oldest)
+    else:
+        pool = KvPool(
+            engine.kv_shape,
+            limit_bytes=kv_bytes,
+            device=engine.model.device,
+            reclaim=prefixes.drop_oldest,
+        )
+    head = _head(config, loaded, pool)
+    sessions = ModelSessions(
+        _served(loaded),
+        pool,
+        prefixes=prefixes,
+        grammars=_grammars(loaded),
+        head=head,
+        name=loaded.bundles.name,
+    )
+    is_on_cpu = engine.model.device.type == "cpu"
+    loop = EngineLoop(
+        TurnTakingEngine(engine, turns) if turns is not None and is_on_cpu else engine,
+        config.scheduler or scheduler_for(engine.model.device),
+        observer=metrics,
+        decoding=_decoding(config),
+        drafter=head,
+    )
+    return ModelParts(loaded=loaded, sessions=sessions, engine_loop=loop, metrics=metrics)
+
+
+def _served(loaded: LoadedModel) -> ServedModel:
+    engine, bundles = loaded.engine, loaded.bundles.bundles
+    ladders: dict[int, tuple[Ladder, ...]] = {}
+    for bundle in bundles:
+        own = load_ladders(bundle)
+        ladder = own.get(bundle.plan.partition.split)
+        if ladder is not None and bundle.plan.level in ladder.names:
+            warn_without_kernel(ladder, bundle.plan.level, decodes=True)
+        for split, one in own.items():
+            known = ladders.get(split, ())
+            if all(one.tables_sha256 != other.tables_sha256 for other in known):
+                ladders[split] = (*known, one)
+    plans = [bundle.plan for bundle in bundles]
+    return ServedModel(
+        plans[0],
+        layers=range(engine.first_layer, engine.num_layers),
+        hidden_size=engine.hidden_size,
+        max_tokens=min(max(plan.max_tokens for plan in plans), engine.max_positions),
+        ladders=ladders,
+        max_positions=engine.max_positions,
+        embedding=None if engine.model.embedding is None else engine.model.embedding.rows,
+        others=plans[1:],
+    )
+
+
+def _head(config: ServerConfig, loaded: LoadedModel, pool: KvPool) -> EagleDrafter | None:
+    """The draft head that was asked for, or the bundle's own where it can run here."""
+    folder, engine = config.draft_head, loaded.engine
+    own = loaded.bundles.first_with(f"{DRAFT_HEAD_FOLDER}/config.json")
+    is_plain = not isinstance(engine, ParallelEngine) and engine.model.device.type == "cpu"
+    if folder is None and own is not None and not is_plain:
+        logger.warning("the bundle's draft head is not used: heads run on a CPU server alone")
+    if isinstance(engine, ParallelEngine):
+        return None  # with several ranks the option was refused
+    if folder is None:
+        if not is_plain or own is None:
+            return None
+        folder = own.path(f"{DRAFT_HEAD_FOLDER}/config.json").parent
+    return load_head(folder, engine, kv_bytes=pool.limit_bytes)
+
+
+def _decoding(config: ServerConfig) -> FrameDecoding:
+    num_threads = config.decode_threads
+    return FrameDecoding(
+        default_decode_threads() if num_threads is None else num_threads,
+        short_frames=config.decode_short_frames,
+    )
+
+
+def _grammars(loaded: LoadedModel) -> Grammars:
+    eos = loaded.engine.model.config.eos_token_id
+    first = next(iter(eos), None) if isinstance(eos, (list, tuple)) else eos
+    bundle = loaded.bundles.first_with(TOKENIZER_NAME)
+    return Grammars(
+        None if bundle is None else bundle.path(TOKENIZER_NAME),
+        vocab_size=loaded.bundles.loaded.plan.model.geometry.vocab_size,
+        eos_token_id=first if isinstance(first, int) else None,
+    )
