@@ -22,7 +22,11 @@ from cloud.cluster.settings import ReplicaSettings
 
 with warnings.catch_warnings():  # Ray Serve's own, of pydantic
     warnings.simplefilter("ignore")
+    import ray
+    from ray import serve
+
     from cloud.cluster.on_ray import launch
+    from cloud.cluster.on_ray.replicas import REPLICAS_NAME
 
 
 def settings(bundle: Path, *, gpus: float = 0.0) -> launch.ClusterSettings:
@@ -83,9 +87,9 @@ def test_a_failed_update_is_no_failure_while_replicas_serve(
 ) -> None:
     def status() -> SimpleNamespace:
         failed = SimpleNamespace(status="DEPLOY_FAILED", message="no memory", deployments={})
-        return SimpleNamespace(applications={launch.REPLICAS_NAME: failed})
+        return SimpleNamespace(applications={REPLICAS_NAME: failed})
 
-    monkeypatch.setattr(launch.serve, "status", status)
+    monkeypatch.setattr(serve, "status", status)
     monkeypatch.setattr(launch, "_num_serving", lambda: 1)
     launch._check()
     monkeypatch.setattr(launch, "_num_serving", lambda: 0)
@@ -99,22 +103,22 @@ def test_a_drain_may_last_longer_than_ray_serve_waits(monkeypatch: pytest.Monkey
     looks = iter([True] * 4 + [False] * 4)
 
     def status() -> SimpleNamespace:
-        there = {launch.REPLICAS_NAME: None} if next(looks) else {}
+        there = {REPLICAS_NAME: None} if next(looks) else {}
         return SimpleNamespace(applications=there)
 
     def delete(name: str, _blocking: bool = True) -> None:
         asked.append((name, _blocking))
 
     for name, value in (("status", status), ("delete", delete), ("shutdown", lambda: None)):
-        monkeypatch.setattr(launch.serve, name, value)
-    monkeypatch.setattr(launch.ray, "shutdown", lambda: None)
+        monkeypatch.setattr(serve, name, value)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
 
     def no_book(*_: object, **__: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr(launch.ray, "get_actor", no_book)  # it failed before there was one
+    monkeypatch.setattr(ray, "get_actor", no_book)  # it failed before there was one
     launch._end(120.0)
-    assert asked == [(launch.REPLICAS_NAME, False)]
+    assert asked == [(REPLICAS_NAME, False)]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +132,8 @@ def test_a_drain_may_last_longer_than_ray_serve_waits(monkeypatch: pytest.Monkey
 def test_what_ray_must_not_and_must_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str, gpus: float, said: str
 ) -> None:
-    monkeypatch.setattr(launch.ray.util, "get_node_ip_address", lambda: node)
-    monkeypatch.setattr(launch.ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: node)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
     asked = settings(tmp_path, gpus=gpus).replicas
     if not said:
         launch._check_ray(asked)
