@@ -17,9 +17,11 @@ from cloud.cluster.door_config import DoorFiles, door_config
 from cloud.cluster.settings import read_replicas, replica_config
 from protos.addresses import Address
 from protos.metadata import PREFIX_KEY, SESSION_KEY
-from tests.cloud.cluster.haproxy import HAPROXY
+from tests.cloud.cluster.haproxy import HAPROXY, why_not
 from tests.deploy.dockerfile import DEPLOY
 from tests.tls_keys import make_keys, needs_openssl
+
+WHY_NOT = why_not()
 
 SERVE = yaml.safe_load((DEPLOY / "ray/serve.yaml").read_text())
 KUBERAY = list(yaml.safe_load_all((DEPLOY / "ray/kuberay.yaml").read_text()))
@@ -118,7 +120,7 @@ def test_envoy_hashes_on_what_the_edge_sends() -> None:
 
 
 @needs_openssl
-@pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 def test_haproxy_takes_the_example(tmp_path: Path) -> None:
     keys = make_keys(tmp_path, "door")
     (tmp_path / "door.pem").write_bytes(keys.cert.read_bytes() + keys.key.read_bytes())
