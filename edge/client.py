@@ -38,6 +38,7 @@ from edge.text_input import check_text, conversation_texts
 from hwprofiles.heap import return_freed_blocks
 from hwprofiles.providers.table import AUTO
 from optimizer.artifacts.bundle import (
+    DEFAULT_TABLES,
     EDGE_SETTINGS_NAME,
     Bundle,
     EdgeSettings,
@@ -76,7 +77,8 @@ class EdgeClient:
     share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
     tenant's tokens. A device of the tenant can then find out whether a text that it guesses was
     sent; so not by default. on_link: told when a generation loses its server, waits and goes on;
-    called in the generation's thread.
+    called in the generation's thread. tables: the name of the codec tables to use, of those that
+    the bundle has, or "auto": for each prompt the cheapest (`edge.generation.tables_choice`).
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -101,6 +103,7 @@ class EdgeClient:
         share_prefixes: bool = False,
         keep_connected: bool = False,
         on_link: OnLink = unheard,
+        tables: str = DEFAULT_TABLES,
     ) -> None:
         addresses, credentials = checked_addresses(server), credentials or Credentials()
         credentials.check()
@@ -116,9 +119,10 @@ class EdgeClient:
             opened, self._settings, allow_control_tokens=allow_control_tokens
         )
         self._lengths = LengthRules(self.plan, self.tokenizer)
-        tables = tables_of(opened)
-        ladders = ladders_of(tables, self.plan)
-        self.ladder = ladders[self.plan.partition.split]
+        paths = tables_of(opened, tables)
+        ladders = {name: ladders_of(files, self.plan) for name, files in paths.items()}
+        self.tables = next(iter(ladders))
+        self.ladder = ladders[self.tables][self.plan.partition.split]
         chunk_tokens = allowed_chunk(
             self.plan, prefill_chunk, limit_bytes=memory_limit_bytes, sequences=concurrency
         )
@@ -132,7 +136,7 @@ class EdgeClient:
                 threads=threads,
                 spinning=spinning,
                 memory_limit_bytes=memory_limit_bytes,
-                mapped=tuple(tables.values()),
+                mapped=tuple(path for files in paths.values() for path in files.values()),
             )
             self.front_report = loaded.report
             for front in loaded.engines:
@@ -142,7 +146,9 @@ class EdgeClient:
             drafters = DrafterFactory(opened, draft_model, threads=threads, effort=draft_effort)
             self._generations = GenerationFactory(
                 plan=self.plan,
-                ladders=ladders,
+                ladders=ladders.pop(self.tables),
+                more_ladders=ladders,
+                tables=self.tables,
                 transports=self._transports,
                 drafters=drafters,
                 chunk_tokens=chunk_tokens,
@@ -309,6 +315,7 @@ class EdgeClient:
             with_top_logprobs=asked.sampling.top_logprobs > 0,
             clock=self._clock,
             trace=self._trace,
+            tables="" if self.plan.edge_is_whole else self.tables,
         )
 
     def max_prompt_bytes(self, context: str) -> int:

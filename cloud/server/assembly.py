@@ -30,7 +30,7 @@ from cloud.sessions.grammars import TOKENIZER_NAME, Grammars
 from cloud.sessions.lifecycle import Lifecycle
 from cloud.sessions.moved_sessions import MovedSessions
 from cloud.sessions.resumable_sessions import ResumableSessions
-from cloud.sessions.served_model import ServedModel, load_ladders
+from cloud.sessions.served_model import ServedModel, load_ladders, load_named_ladders
 from cloud.sessions.session_limits import SessionLimits
 from cloud.sessions.siblings import Siblings
 from cloud.sessions.tenants import Tenants
@@ -156,6 +156,7 @@ def _served(bundle: Bundle, engine: ServedEngine) -> ServedModel:
         hidden_size=engine.hidden_size,
         max_tokens=min(bundle.plan.max_tokens, engine.max_positions),
         ladders=ladders,
+        named_ladders=load_named_ladders(bundle),
         max_positions=engine.max_positions,
         embedding=None if engine.model.embedding is None else engine.model.embedding.rows,
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from cloud.engine.frame_work import TokenRows
 from cloud.errors import BadOpenError, MismatchError
 from codec.ladder import Ladder
-from optimizer.artifacts.bundle import Bundle, tables_name
+from optimizer.artifacts.bundle import DEFAULT_TABLES, Bundle
 from optimizer.artifacts.plan import Plan
+from protos.limits import TABLES_REFUSED
 from protos.messages import Description, Open
 from protos.wire import MAX_FRAME_TOKENS, MAX_MESSAGE_BYTES, MAX_PROBE_BYTES
 
@@ -29,12 +31,14 @@ class ServedModel:
         hidden_size: int,
         max_tokens: int,
         ladders: Mapping[int, Ladder] | None = None,
+        named_ladders: Mapping[int, Mapping[str, Ladder]] | None = None,
         embedding: TokenRows | None = None,
         max_positions: int | None = None,
     ) -> None:
         """layers: those that the server holds; a session may enter at each of them. max_tokens:
         most tokens of one session. ladders: the calibrated ladder of each split that has one.
-        embedding: makes rows from token ids; None: this server takes no token frames.
+        named_ladders: the further ones of each split, by the name of their tables. embedding:
+        makes rows from token ids; None: this server takes no token frames.
         max_positions: most tokens of a session at split 0 that comes as ids: no device's cache
         limits it. None: max_tokens."""
         self.max_tokens = max_tokens
@@ -46,6 +50,7 @@ class ServedModel:
         self._layers = layers
         self.hidden_size = hidden_size
         self._ladders = dict(ladders or {})
+        self._named = {split: dict(named) for split, named in (named_ladders or {}).items()}
         self._lossless = Ladder.lossless(hidden_size)
 
     @property
@@ -100,17 +105,22 @@ class ServedModel:
         return max(self.max_tokens, capacity)
 
     def ladder(self, request: Open) -> Ladder:
-        """The split's calibrated ladder or the lossless one, by the digest that the edge names.
-
-        Raises MismatchError where it names neither.
+        """The split's calibrated ladder, a named one or the lossless one, by the digest that the
+        edge names. Raises MismatchError where it names none of them.
         """
         calibrated = self._ladders.get(request.split, self._lossless)
-        for ladder in (calibrated, self._lossless):
+        named = self._named.get(request.split, {})
+        for ladder in (calibrated, *named.values(), self._lossless):
             if request.codec_tables_sha256 == ladder.tables_sha256:
                 return ladder
+        held = ", ".join(
+            f"{name} {ladder.tables_sha256[:12]}"
+            for name, ladder in {DEFAULT_TABLES: calibrated, **named}.items()
+        )
         raise MismatchError(
-            f"the edge's codec tables are {request.codec_tables_sha256}, this server's for split "
-            f"{request.split} are {calibrated.tables_sha256}"
+            f"{TABLES_REFUSED} {request.codec_tables_sha256}, which this server does not hold: "
+            "fetch its bundle (splitpoint pull), or copy yours to it; for split "
+            f"{request.split} it has {held}"
         )
 
     def describe(
@@ -142,11 +152,24 @@ def _check_sampling(request: Open, vocab_size: int) -> None:
 
 
 def load_ladders(bundle: Bundle) -> dict[int, Ladder]:
-    """The calibrated ladders of a bundle by split; `codec/split-N.tables`. Raises TablesError."""
+    """The ladders of a bundle's default tables, by split. Raises TablesError and BundleError."""
+    return _loaded(bundle, bundle.codec_tables()[DEFAULT_TABLES])
+
+
+def load_named_ladders(bundle: Bundle) -> dict[int, dict[str, Ladder]]:
+    """The ladders of a bundle's other tables, by split and name. Raises as `load_ladders`."""
+    found: dict[int, dict[str, Ladder]] = {}
+    for name, paths in bundle.codec_tables().items():
+        if name != DEFAULT_TABLES:
+            for split, ladder in _loaded(bundle, paths).items():
+                found.setdefault(split, {})[name] = ladder
+    return found
+
+
+def _loaded(bundle: Bundle, paths: Mapping[int, Path]) -> dict[int, Ladder]:
     geometry = bundle.plan.model.geometry
-    names = {split: tables_name(split) for split in range(geometry.num_layers + 1)}
     return {
-        split: Ladder.load(bundle.path(name), hidden_size=geometry.hidden_size)
-        for split, name in names.items()
-        if bundle.has(name)
+        split: Ladder.load(path, hidden_size=geometry.hidden_size)
+        for split, path in paths.items()
+        if split <= geometry.num_layers
     }

@@ -8,10 +8,14 @@ from pathlib import Path
 from codec.ladder import Ladder
 from codec.levels.lossless import LOSSLESS
 from codec.slow_path import warn_without_kernel
+from decoding.params import shown
 from edge.device.memory_limit import needed_memory, runtime_bytes
 from edge.device.tokenizer import ChatTokenizer
+from edge.errors import InputError
 from hwprofiles.machine_limits import memory_limit_bytes
-from optimizer.artifacts.bundle import TEMPLATE_NAME, Bundle, EdgeSettings, tables_name
+from hwprofiles.schema.near_names import did_you_mean
+from optimizer.artifacts.bundle import DEFAULT_TABLES, TEMPLATE_NAME, Bundle, EdgeSettings
+from optimizer.artifacts.codec_tables import AUTO_TABLES
 from optimizer.artifacts.plan import Plan
 
 
@@ -46,10 +50,23 @@ def tokenizer_of(
     )
 
 
-def tables_of(bundle: Bundle) -> dict[int, Path]:
-    """The codec tables of the bundle's own splits, as far as it has any."""
-    names = {split: tables_name(split) for split in bundle.plan.splits}
-    return {split: bundle.path(name) for split, name in names.items() if bundle.has(name)}
+def tables_of(bundle: Bundle, wanted: str = DEFAULT_TABLES) -> dict[str, dict[int, Path]]:
+    """The codec tables to load, by name and by the bundle's own splits, as far as it has any.
+
+    wanted: a name, or "auto" for all, the default ones first. Raises InputError for tables that the
+    bundle does not have, and BundleError where it has some that cannot be.
+    """
+    listed = bundle.codec_tables()
+    if wanted not in (*listed, AUTO_TABLES):
+        raise InputError(
+            f"{bundle.root}: no tables {shown(wanted)}: this bundle has {', '.join(listed)} "
+            f"(splitpoint pull fetches those of the server){did_you_mean(wanted, listed)}"
+        )
+    return {
+        name: {split: path for split, path in paths.items() if split in bundle.plan.splits}
+        for name, paths in listed.items()
+        if wanted in (name, AUTO_TABLES)
+    }
 
 
 def ladders_of(tables: Mapping[int, Path], plan: Plan) -> dict[int, Ladder]:
