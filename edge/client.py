@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, TextIO
 
 from decoding.params import whole_in
-from edge.device.bundle_parts import ladders_of, planned_limit, tables_of, tokenizer_of
+from edge.device.bundle_parts import codec_of, planned_limit, tokenizer_of
 from edge.device.front import FrontEngine
 from edge.device.front_loading import load_bundle_front
 from edge.device.memory_limit import allowed_chunk
@@ -119,9 +119,7 @@ class EdgeClient:
             opened, self._settings, allow_control_tokens=allow_control_tokens
         )
         self._lengths = LengthRules(self.plan, self.tokenizer)
-        paths = tables_of(opened, tables)
-        ladders = {name: ladders_of(files, self.plan) for name, files in paths.items()}
-        self.tables = next(iter(ladders))
+        self.tables, paths, ladders = codec_of(opened, tables)
         self.ladder = ladders[self.tables][self.plan.partition.split]
         chunk_tokens = allowed_chunk(
             self.plan, prefill_chunk, limit_bytes=memory_limit_bytes, sequences=concurrency
@@ -136,7 +134,7 @@ class EdgeClient:
                 threads=threads,
                 spinning=spinning,
                 memory_limit_bytes=memory_limit_bytes,
-                mapped=tuple(path for files in paths.values() for path in files.values()),
+                mapped=paths,
             )
             self.front_report = loaded.report
             for front in loaded.engines:
@@ -148,7 +146,6 @@ class EdgeClient:
                 plan=self.plan,
                 ladders=ladders.pop(self.tables),
                 more_ladders=ladders,
-                tables=self.tables,
                 transports=self._transports,
                 drafters=drafters,
                 chunk_tokens=chunk_tokens,

@@ -69,6 +69,19 @@ def tables_of(bundle: Bundle, wanted: str = DEFAULT_TABLES) -> dict[str, dict[in
     }
 
 
+def codec_of(
+    bundle: Bundle, wanted: str
+) -> tuple[str, tuple[Path, ...], dict[str, dict[int, Ladder]]]:
+    """The first of the wanted tables, the files of all, and their ladders by name and split.
+
+    See `tables_of` and `ladders_of`.
+    """
+    tables = tables_of(bundle, wanted)
+    paths = tuple(path for files in tables.values() for path in files.values())
+    ladders = {name: ladders_of(files, bundle.plan) for name, files in tables.items()}
+    return next(iter(ladders)), paths, ladders
+
+
 def ladders_of(tables: Mapping[int, Path], plan: Plan) -> dict[int, Ladder]:
     """The levels at each of the plan's splits; the lossless one alone without tables.
 

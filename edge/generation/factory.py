@@ -43,8 +43,8 @@ class GenerationFactory:
     device's prompts. end_token_ids, tokenizer_path: for answers that follow a grammar. on_link:
     told of lost servers, in the generation's thread. fallback: answers when no server does.
     wish: the split to prefer where the front has segments; None: the plan's. more_ladders: those of
-    further codec tables, by their name: each prompt gets the cheapest (`edge.generation.
-    tables_choice`). tables: the name of those that `ladders` are of.
+    further codec tables, by their name, beside the default ones of `ladders`: each prompt gets the
+    cheapest (`edge.generation.tables_choice`).
     """
 
     def __init__(
@@ -65,7 +65,6 @@ class GenerationFactory:
         fallback: DeviceModel | None = None,
         wish: SplitWish | None = None,
         more_ladders: Mapping[str, Mapping[int, Ladder]] | None = None,
-        tables: str = DEFAULT_TABLES,
     ) -> None:
         self._plan = plan
         self._drafters = drafters
@@ -88,13 +87,12 @@ class GenerationFactory:
             on_link=on_link,
             prefix_bytes=MAX_BYTES // (1 + len(more_ladders or {})),
         )
-        self._tables = tables
-        self._remotes = {tables: self._remote} | {
+        self._remotes = {DEFAULT_TABLES: self._remote} | {
             name: self._remote.with_ladders(further, share_prefixes=share_prefixes)
             for name, further in (more_ladders or {}).items()
         }
         self._chooser = TablesChooser(
-            {tables: ladders, **(more_ladders or {})}, num_rows=chunk_tokens
+            {DEFAULT_TABLES: ladders, **(more_ladders or {})}, num_rows=chunk_tokens
         )
         self._grammars = LocalGrammars(
             tokenizer_path,
@@ -216,7 +214,7 @@ class GenerationFactory:
             choose=choose,
             part_of=part_of,
             chooser=self._chooser,
-            default=self._tables if self._tables in levels else None,
+            default=DEFAULT_TABLES if DEFAULT_TABLES in levels else None,
         )
 
     def _planned(

@@ -58,25 +58,26 @@ class FittedOptions:
         DEFAULT_TABLES
     )
     tokens: Annotated[
-        int, typer.Option(help="Tokens of text to fit to, at least (a wide model takes more).")
+        int,
+        typer.Option(help="Tokens of text to fit to, at least (a wide model takes more).", min=1),
     ] = CALIBRATION_TOKENS
     certify: Annotated[
         bool, typer.Option(help="Measure bits and quality of each level on text held out.")
     ] = True
-    replace: Annotated[bool, typer.Option(help="Fit tables of that name anew.")] = False
+    replace: Annotated[bool, typer.Option("--replace", help="Fit tables of that name anew.")] = (
+        False
+    )
     out: Annotated[
         Path | None,
         typer.Option(help="Make a copy of the bundle with the tables, and leave it as it is."),
     ] = None
 
     def wish(self, device: str) -> TablesWish:
-        """What the calibration makes. BadParameter for a name or a number that cannot be meant."""
+        """What the calibration makes. BadParameter for a name that cannot be."""
         try:
             checked_tables_name(self.name)
         except BundleError as error:
             raise typer.BadParameter(str(error), param_hint="--name") from error
-        if self.tokens < 1:
-            raise typer.BadParameter(f"{self.tokens}: at least 1", param_hint="--tokens")
         from optimizer.export.calibration.bundle_tables import TablesWish
 
         return TablesWish(

@@ -28,6 +28,7 @@ from optimizer.errors import BuildError, BundleError
 from optimizer.export.bundle_builder import Calibration, build_bundle
 from optimizer.export.calibration import bundle_tables
 from optimizer.export.calibration.bundle_tables import TablesWish, add_tables
+from optimizer.export.calibration.calibrate import calibrate
 from optimizer.policy.retry import RetryPolicy
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import RunningServer, running_server
@@ -221,7 +222,20 @@ def test_a_replay_keeps_the_tables(bundle: Path, server: RunningServer) -> None:
     assert run.completion.token_ids == expected.token_ids
 
 
+@pytest.fixture
+def quick(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrations take the tables for digits instead of fitting any."""
+
+    def copied(model: object, *, split: int, out: Path, **rest: object) -> str:
+        out.parent.mkdir(parents=True)
+        shutil.copy(bundle / f"codec/digits/split-{split}.tables", out)
+        return sha256_of(out)
+
+    monkeypatch.setattr(bundle_tables, "calibrate", copied)
+
+
 @pytest.mark.parametrize("at", ["reading gradients", "measuring windows", "publish"])
+@pytest.mark.usefixtures("quick")
 def test_an_interrupted_calibration_leaves_the_bundle_as_it_was(
     plain: Path,
     bench: ModelBench,
@@ -229,6 +243,8 @@ def test_an_interrupted_calibration_leaves_the_bundle_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
     at: str,
 ) -> None:
+    if at == "reading gradients":
+        monkeypatch.setattr(bundle_tables, "calibrate", calibrate)
     root = copy_of(plain, tmp_path / "bundle")
     before = hashes(root)
 
@@ -250,6 +266,7 @@ def test_an_interrupted_calibration_leaves_the_bundle_as_it_was(
     open_bundle(root, role="edge")
 
 
+@pytest.mark.usefixtures("quick")
 def test_tables_are_replaced_only_when_that_is_asked_for(
     bundle: Path, bench: ModelBench, tmp_path: Path
 ) -> None:
@@ -274,11 +291,14 @@ def test_tables_are_replaced_only_when_that_is_asked_for(
     assert added.tables[SPLIT] == sha256_of(root / f"codec/digits/split-{SPLIT}.tables")
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_default_tables_can_be_fitted_anew(
     plain: Path, bench: ModelBench, tmp_path: Path
 ) -> None:
     root = copy_of(plain, tmp_path / "bundle")
-    wish = TablesWish(name="default", texts=(DIGITS,), num_tokens=2048, replace=True)
+    wish = TablesWish(
+        name="default", texts=(DIGITS,), num_tokens=2048, replace=True, certified=False
+    )
     before = hashes(root)
     add_tables(root, bench.source, wish)
     changed = {name for name, digest in hashes(root).items() if before.get(name) != digest}
@@ -286,7 +306,6 @@ def test_the_default_tables_can_be_fitted_anew(
         "manifest.json",
         "codec/text.json",
         f"codec/split-{SPLIT}.tables",
-        f"codec/split-{SPLIT}.quality.json",
     }
     assert list(open_bundle(root, role="cloud").codec_tables()) == ["default"]
 

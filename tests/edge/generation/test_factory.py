@@ -170,10 +170,10 @@ def test_every_part_after_a_shift_has_a_seed_of_its_own(monkeypatch: pytest.Monk
     made = factory()
     seeds: list[int] = []
 
-    def part(front: object, request: CompletionRequest, max_tokens: int, num_prompt: int) -> Any:
+    def part(remote: object, front: object, request: CompletionRequest, *lengths: int) -> Any:
         seeds.append(request.sampling.seed)
 
-    monkeypatch.setattr(made, "part", part)
+    monkeypatch.setattr(made, "_part", part)
     last = (1 << 64) - 1
     request = CompletionRequest(context="shift", sampling=SamplingParams(seed=last))
     source: Any = generation(made, request, 3 * MAX_TOKENS)
@@ -209,7 +209,7 @@ def test_a_device_names_prompts_with_a_secret_of_its_own_unless_it_is_to_share()
 def test_the_splits_together_remember_as_many_bytes_of_prompts_as_one() -> None:
     def remembered(ladders: dict[int, Any]) -> int:
         parts = factory(ladders=ladders)._remote
-        return sum(parts._settings[split].prefixes._max_bytes for split in ladders)
+        return sum(parts._settings[split].prefixes.max_bytes for split in ladders)
 
     assert remembered({3: LADDER}) == MAX_BYTES
     assert MAX_BYTES - 2 < remembered({1: LADDER, 2: LADDER, 3: LADDER}) <= MAX_BYTES
