@@ -197,9 +197,8 @@ class GenerationFactory:
         if request.prefer == "cloud" or split not in self._plan.splits or self._plan.edge_is_whole:
             return self._planned(self._remote, front, request, num_prompt_tokens, max_new_tokens)
         levels = self._first_levels(request, split)
-        if len(levels) == 1:
-            remote = self._remotes[next(iter(levels))]
-            return self._planned(remote, front, request, num_prompt_tokens, max_new_tokens)
+        if list(levels) == [DEFAULT_TABLES]:
+            return self._planned(self._remote, front, request, num_prompt_tokens, max_new_tokens)
 
         def choose(prompt_ids: Sequence[int]) -> tuple[TablesChoice, FrontSegment]:
             front.move_to(split)  # an answer before this one may have ended elsewhere

@@ -16,6 +16,7 @@ from edge.generation.kv_shipment import LeftBehind, OpenPart
 from edge.generation.local import LocalGeneration
 from edge.generation.loop import RemoteGeneration
 from edge.generation.prefix_memory import MAX_BYTES
+from edge.generation.tables_choice import ChosenTables, TablesChoice
 from edge.generation.token_source import TokenSource
 from optimizer.policy.power import FULL_EFFORT
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -180,6 +181,22 @@ def test_every_part_after_a_shift_has_a_seed_of_its_own(monkeypatch: pytest.Monk
     for index in range(3):
         source._generation_of(index, MAX_TOKENS, 2)
     assert seeds == [last, 0, 1]
+
+
+def test_tables_that_alone_have_the_level_are_the_chosen_ones() -> None:
+    plain: Any = SimpleNamespace(names=("lossless",), extra_names=(), tables_sha256=SHA)
+    made = factory(level="lossless", ladders={3: plain}, more_ladders={"code": {3: LADDER}})
+    made.check(CompletionRequest(level="q2"))
+    source: Any = generation(made, CompletionRequest(level="q2"), 17)
+    assert isinstance(source, ChosenTables)
+    choice, _ = source._choose([1, 2])
+    assert choice == TablesChoice(name="code")
+    assert source._part_of("code", FakeFront())._selector.level == "q2"
+    with pytest.raises(InputError, match="no level 'q9'"):
+        made.check(CompletionRequest(level="q9"))
+    plan = generation(made, CompletionRequest(), 17)
+    assert isinstance(plan, ChosenTables)  # both have lossless: it costs the same
+    assert plan._choose([1, 2])[0] == TablesChoice(name="default")
 
 
 def told_by(made: GenerationFactory, request: CompletionRequest | None = None) -> Open:
