@@ -191,7 +191,8 @@ def test_tables_that_alone_have_the_level_are_the_chosen_ones() -> None:
     assert isinstance(source, ChosenTables)
     choice, _ = source._choose([1, 2])
     assert choice == TablesChoice(name="code")
-    assert source._part_of("code", FakeFront())._selector.level == "q2"
+    part: Any = source._part_of("code", FakeFront())
+    assert part._selector.level == "q2"
     with pytest.raises(InputError, match="no level 'q9'"):
         made.check(CompletionRequest(level="q9"))
     plan = generation(made, CompletionRequest(), 17)
