@@ -20,8 +20,7 @@ from cloud.server.loading import ServedEngine
 from cloud.server.metrics import ModelMetrics
 from cloud.sessions.grammars import TOKENIZER_NAME, Grammars
 from cloud.sessions.model_sessions import ModelSessions
-from cloud.sessions.served_model import ServedModel, load_ladders
-from codec.ladder import Ladder
+from cloud.sessions.served_model import ServedModel, named_ladders
 from codec.slow_path import warn_without_kernel
 from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER
 
@@ -102,16 +101,12 @@ def model_parts(
 
 def _served(loaded: LoadedModel) -> ServedModel:
     engine, bundles = loaded.engine, loaded.bundles.bundles
-    ladders: dict[int, tuple[Ladder, ...]] = {}
+    ladders = named_ladders(bundles)
     for bundle in bundles:
-        own = load_ladders(bundle)
-        ladder = own.get(bundle.plan.partition.split)
-        if ladder is not None and bundle.plan.level in ladder.names:
+        own = ladders.get(bundle.plan.partition.split, {})
+        ladder = next((one for one in own.values() if bundle.plan.level in one.names), None)
+        if ladder is not None:
             warn_without_kernel(ladder, bundle.plan.level, decodes=True)
-        for split, one in own.items():
-            known = ladders.get(split, ())
-            if all(one.tables_sha256 != other.tables_sha256 for other in known):
-                ladders[split] = (*known, one)
     plans = [bundle.plan for bundle in bundles]
     return ServedModel(
         plans[0],

@@ -27,6 +27,7 @@ from splitpoint.commands.choices import (
 )
 from splitpoint.commands.connection_options import CredentialOptions
 from splitpoint.commands.option_groups import ProviderOption, check_provider
+from splitpoint.commands.tables_option import DEFAULT_TABLES, TablesOption, check_tables
 from splitpoint.text_input import text_argument
 from splitpoint.views.link_lines import LinkLines
 from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse_size
@@ -81,6 +82,7 @@ class DeviceOptions(CredentialOptions):
         int | None,
         typer.Option(help="Prompt tokens a frame (default: the plan's at most, adapted).", min=1),
     ] = None
+    tables: TablesOption = DEFAULT_TABLES
     recover_within: Annotated[
         float | None,
         typer.Option(
@@ -130,6 +132,7 @@ class DeviceOptions(CredentialOptions):
             )
         check_seconds(self.recover_within, "--recover-within", MOST_WAIT_S)
         check_provider(self.provider)
+        check_tables(self.tables)
 
     def addresses(self) -> list[str]:
         """The servers. BadParameter for one that cannot be dialled."""
@@ -189,6 +192,7 @@ class DeviceOptions(CredentialOptions):
                 share_prefixes=self.share_prefixes,
                 keep_connected=keep_connected,
                 on_link=LinkLines() if is_watched else unheard,
+                tables=self.tables,
             )
         )
         if client.front_report.line:
