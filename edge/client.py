@@ -9,7 +9,7 @@ with EdgeClient("bundle", server="127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TextIO
@@ -76,7 +76,8 @@ class EdgeClient:
     share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
     tenant's tokens. A device of the tenant can then find out whether a text that it guesses was
     sent; so not by default. on_link: told when a generation loses its server, waits and goes on;
-    called in the generation's thread.
+    called in the generation's thread. on_finished: told every completion, in its thread; it must
+    not raise.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -101,11 +102,12 @@ class EdgeClient:
         share_prefixes: bool = False,
         keep_connected: bool = False,
         on_link: OnLink = unheard,
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> None:
         addresses, credentials = checked_addresses(server), credentials or Credentials()
         credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
-        self._trace, self.plan = trace, opened.plan
+        self._trace, self._on_finished, self.plan = trace, on_finished, opened.plan
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         memory_limit_bytes = planned_limit(self.plan, memory_limit_bytes)
@@ -134,7 +136,7 @@ class EdgeClient:
                 memory_limit_bytes=memory_limit_bytes,
                 mapped=tuple(tables.values()),
             )
-            self.front_report = loaded.report
+            self.front_report, self.num_threads = loaded.report, loaded.engines[0].num_threads
             for front in loaded.engines:
                 self._fronts.put(front)
             self._clock = Clock()
@@ -309,6 +311,7 @@ class EdgeClient:
             with_top_logprobs=asked.sampling.top_logprobs > 0,
             clock=self._clock,
             trace=self._trace,
+            on_finished=self._on_finished,
         )
 
     def max_prompt_bytes(self, context: str) -> int:

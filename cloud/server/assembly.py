@@ -7,11 +7,14 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from cloud.drafting.eagle_drafter import EagleDrafter
 from cloud.drafting.head_loading import load_head
 from cloud.engine.engines import scheduler_for
 from cloud.engine.frame_decoding import FrameDecoding, default_decode_threads
 from cloud.engine.loop import EngineLoop
+from cloud.engine.measured_engine import MeasuredEngine
 from cloud.kv.pool import KvPool
 from cloud.kv.prefix_cache import PrefixCache
 from cloud.parallel.free_memory import free_bytes
@@ -24,6 +27,7 @@ from cloud.server.metrics import Metrics
 from cloud.server.offered_files import OfferedFiles
 from cloud.server.pulls import Pulls
 from cloud.server.service import InferenceService
+from cloud.server.serving_log import ServingLog
 from cloud.server.stream import StreamLimits
 from cloud.sessions.admission import Admission
 from cloud.sessions.grammars import TOKENIZER_NAME, Grammars
@@ -36,6 +40,8 @@ from cloud.sessions.siblings import Siblings
 from cloud.sessions.tenants import Tenants
 from codec.slow_path import warn_without_kernel
 from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, Bundle
+from optimizer.measured.log import MeasurementLog
+from optimizer.measured.this_machine import this_machine
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +67,7 @@ class ServerParts:
     service: InferenceService
     pulls: Pulls
     metrics: Metrics
+    serving_log: ServingLog | None
     tenants: Tenants
     head: EagleDrafter | None
 
@@ -98,7 +105,8 @@ def assemble(
         siblings=siblings,
     )
     metrics = Metrics()
-    engine_loop = _engine_loop(config, engine, metrics, head)
+    serving_log = _serving_log(config, bundle, served, engine, metrics)
+    engine_loop = _engine_loop(config, engine, serving_log or metrics, head)
     tenants = config.access.tenants()
     stream_limits = StreamLimits(idle_ttl_s=config.idle_ttl_s, max_stall_s=config.max_stall_s)
     budget = ByteBudget(ByteLimits.of(config.frame_memory_bytes), has_tenants=len(tenants) > 0)
@@ -140,6 +148,7 @@ def assemble(
         service=service,
         pulls=pulls,
         metrics=metrics,
+        serving_log=serving_log,
         tenants=tenants,
         head=head,
     )
@@ -204,14 +213,39 @@ def _pulls(config: ServerConfig, bundle: Bundle, budget: ByteBudget) -> Pulls:
 
 
 def _engine_loop(
-    config: ServerConfig, engine: ServedEngine, metrics: Metrics, head: EagleDrafter | None
+    config: ServerConfig,
+    engine: ServedEngine,
+    observer: Metrics | ServingLog,
+    head: EagleDrafter | None,
 ) -> EngineLoop:
     return EngineLoop(
-        engine,
+        MeasuredEngine(engine, observer.batch_ran) if isinstance(observer, ServingLog) else engine,
         config.scheduler or scheduler_for(engine.model.device),
-        observer=metrics,
+        observer=observer,
         decoding=_decoding(config),
         drafter=head,
+    )
+
+
+def _serving_log(
+    config: ServerConfig,
+    bundle: Bundle,
+    served: ServedModel,
+    engine: ServedEngine,
+    metrics: Metrics,
+) -> ServingLog | None:
+    """Raises MeasurementError for a file that cannot be written."""
+    if config.measure is None:
+        return None
+    on_cpu = engine.model.device.type == "cpu"
+    return ServingLog(
+        MeasurementLog(config.measure),
+        plan=bundle.plan,
+        machine=this_machine(
+            "torch-cpu" if on_cpu else "torch-cuda", num_threads=torch.get_num_threads()
+        ),
+        ladder=served.ladder_at(bundle.plan.partition.split),
+        beside=metrics,
     )
 
 

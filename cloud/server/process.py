@@ -192,6 +192,8 @@ async def serving(
             if parts.engine_loop.trouble(config.max_step_s) is None:
                 # Joining blocks for the batch that runs: off the loop.
                 await asyncio.get_running_loop().run_in_executor(None, parts.engine_loop.stop)
+                if parts.serving_log is not None:
+                    parts.serving_log.close()
 
 
 async def serve_until_stopped(

@@ -99,12 +99,16 @@ class ServedModel:
         capacity = min(self._capacities.get(request.split, 0), self._max_positions)
         return max(self.max_tokens, capacity)
 
+    def ladder_at(self, split: int) -> Ladder:
+        """The calibrated ladder of this split; the lossless one where it has none."""
+        return self._ladders.get(split, self._lossless)
+
     def ladder(self, request: Open) -> Ladder:
         """The split's calibrated ladder or the lossless one, by the digest that the edge names.
 
         Raises MismatchError where it names neither.
         """
-        calibrated = self._ladders.get(request.split, self._lossless)
+        calibrated = self.ladder_at(request.split)
         for ladder in (calibrated, self._lossless):
             if request.codec_tables_sha256 == ladder.tables_sha256:
                 return ladder

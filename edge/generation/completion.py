@@ -163,6 +163,7 @@ class CompletionRun:
     """One answer under way. Iterating takes a front out of `fronts` and puts it back.
 
     generation_of: makes the generation that uses the front. trace: gets one JSON line a frame.
+    on_finished: is told the completion; it must not raise.
     """
 
     def __init__(
@@ -178,7 +179,9 @@ class CompletionRun:
         with_top_logprobs: bool = False,
         clock: Clock,
         trace: TextIO | None,
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> None:
+        self._on_finished = on_finished
         self._fronts = fronts
         self._generation_of = generation_of
         self._prompt_ids = prompt_ids
@@ -331,6 +334,8 @@ class CompletionRun:
             moves=generation.moves if isinstance(generation, AnswerParts) else 0,
             total_s=total_s,
         )
+        if self._on_finished is not None:
+            self._on_finished(self._completion)
 
 
 def _detail_of(generation: TokenSource) -> str:

@@ -2,6 +2,7 @@
 
 record.py      one line of the log: a finished generation, or an interval of serving
 log.py         the file: appended to by programs that run, read by those that learn
+this_machine.py  the machine that this process runs on, for a record
 samples.py     measured steps beside what a profile predicts for them
 robust.py      factors from such pairs: medians, and a line where the history shows
 refiner.py     the factors by which a profile is off, one kind of work after the other

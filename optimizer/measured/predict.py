@@ -18,13 +18,14 @@ from optimizer.artifacts.plan import Plan
 from optimizer.cost.codec import LevelCost, level_on
 from optimizer.cost.levels import DEFAULT_LEVELS, EXTRA_LEVELS, level_at
 from optimizer.cost.link import LinkPoint
+from optimizer.cost.memory import edge_memory_over
 from optimizer.cost.quality import QualityModel
 from optimizer.cost.request import predict_request
 from optimizer.cost.setting import RequestSetting
 from optimizer.errors import MeasurementError
 from optimizer.measured.comparison import ComparedFigure, compared
 from optimizer.measured.record import EdgeSteps, MeasuredGeneration
-from optimizer.measured.refiner import predicted_peak_bytes
+from optimizer.measured.refiner import at_length, predicted_peak_bytes
 from optimizer.measured.samples import is_sent_as_rows
 
 TTFT: Final = "TTFT"
@@ -102,9 +103,12 @@ def predicted_figures(item: MeasuredGeneration, basis: PredictionBasis) -> dict[
     }
 
 
-def planned_figures(plan: Plan, *, prompt_tokens: int) -> dict[str, float]:
-    """What `plan` predicted; its time to the first token only for a prompt of about its length.
-    Its memory is that of the longest sequence. MeasurementError for a plan without predictions."""
+def planned_figures(item: MeasuredGeneration, plan: Plan) -> dict[str, float]:
+    """What `plan`, which has predictions, predicted for this generation.
+
+    Its time to the first token counts only for a prompt of about the planned length; its memory is
+    taken at this generation's length. MeasurementError for a plan without predictions.
+    """
     found = plan.predicted
     if found is None:
         raise MeasurementError("this plan has no predictions (it was made from flags)")
@@ -116,10 +120,11 @@ def planned_figures(plan: Plan, *, prompt_tokens: int) -> dict[str, float]:
         WIRE: found.step.wire_s,
         CLOUD: found.step.cloud_s,
         UPLINK: found.uplink_bytes_per_token,
-        MEMORY: found.edge_memory_bytes,
+        MEMORY: edge_memory_over(found.edge_memory.runtime_bytes, at_length(item)).total_bytes
+        + found.edge_memory.draft_bytes,
     }
-    planned = 128 if plan.limits is None else plan.limits.prompt_tokens
-    if abs(prompt_tokens / planned - 1) > ALIKE_PROMPT:
+    planned = 0 if plan.limits is None else plan.limits.prompt_tokens
+    if abs(item.prompt_tokens - planned) > ALIKE_PROMPT * planned:
         del figures[TTFT]
     return figures
 

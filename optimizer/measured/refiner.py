@@ -23,6 +23,7 @@ from hwprofiles.profiles.scaled import (
     scale_sampling,
     with_base_bytes,
 )
+from optimizer.artifacts.plan import Plan
 from optimizer.cost.memory import edge_memory
 from optimizer.errors import MeasurementError
 from optimizer.measured import samples as measured_samples
@@ -239,5 +240,10 @@ class ProfileRefiner:
 
 def predicted_peak_bytes(profile: DeviceProfile, item: MeasuredGeneration) -> float:
     """The peak that `profile` predicts for a process that has run this generation alone."""
+    return edge_memory(profile, at_length(item)).total_bytes
+
+
+def at_length(item: MeasuredGeneration) -> Plan:
+    """The generation's plan, as if it had been made for just so many tokens."""
     tokens = min(item.prompt_tokens + item.num_tokens, item.plan.max_tokens)
-    return edge_memory(profile, replace(item.plan, max_tokens=tokens)).total_bytes
+    return replace(item.plan, max_tokens=tokens)
