@@ -23,6 +23,7 @@ from hwprofiles.profiles.device import (
 )
 
 REFINED: Final = "refined"
+FACTORS: Final = "refined_factors"  # a source that no figure names: what changed, and by how much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +35,12 @@ class PrecisionsUsed:
     kv_bits: int
 
 
-def with_source(profile: DeviceProfile, source: Source) -> DeviceProfile:
-    """The profile with `source` as what refined figures name."""
-    return replace(profile, sources={**profile.sources, REFINED: source})
+def with_source(
+    profile: DeviceProfile, source: Source, *, factors: Source | None = None
+) -> DeviceProfile:
+    """The profile with `source` as what refined figures name, and a record of the factors."""
+    added = {REFINED: source} if factors is None else {REFINED: source, FACTORS: factors}
+    return replace(profile, sources={**profile.sources, **added})
 
 
 def scale_one_row(
@@ -79,18 +83,34 @@ def scale_many_rows(profile: DeviceProfile, used: PrecisionsUsed, *, work: float
     )
 
 
-def scale_codec(
-    profile: DeviceProfile, kind: str, *, encode: float = 1.0, decode: float = 1.0
+def scale_encoder(
+    profile: DeviceProfile, kind: str, *, frame: float, element: float
 ) -> DeviceProfile:
-    """One kind of coder, at every width."""
+    """Encoding of one kind, at every width: what a frame takes, and an element."""
     codec = tuple(
         replace(
             speed,
             source=REFINED,
-            encode_fixed_s=speed.encode_fixed_s * encode,
-            encode_s_per_element=speed.encode_s_per_element * encode,
-            decode_fixed_s=speed.decode_fixed_s * decode,
-            decode_s_per_element=speed.decode_s_per_element * decode,
+            encode_fixed_s=speed.encode_fixed_s * frame,
+            encode_s_per_element=speed.encode_s_per_element * element,
+        )
+        if speed.kind == kind
+        else speed
+        for speed in profile.codec
+    )
+    return replace(profile, codec=codec)
+
+
+def scale_decoder(
+    profile: DeviceProfile, kind: str, *, frame: float, element: float
+) -> DeviceProfile:
+    """The same of decoding."""
+    codec = tuple(
+        replace(
+            speed,
+            source=REFINED,
+            decode_fixed_s=speed.decode_fixed_s * frame,
+            decode_s_per_element=speed.decode_s_per_element * element,
         )
         if speed.kind == kind
         else speed

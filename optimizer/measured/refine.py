@@ -78,10 +78,12 @@ def refine_profile(
             f"no kind of work was observed {LEAST_OBSERVATIONS} times in {len(used)} {unit}: "
             "measure for longer"
         )
-    note = f"refined from {len(used)} {unit}, {days[0]} to {days[-1]}; times of " + ", ".join(
-        f"{item.factor} x {item.ratio:.3f}" for item in changed
+    times = ", ".join(f"{item.factor} x {item.ratio:.3f}" for item in changed)
+    found = with_source(
+        found,
+        replace(source, note=f"refined from {len(used)} {unit}, {days[0]} to {days[-1]}"),
+        factors=replace(source, note=f"times of {times}"),
     )
-    found = with_source(found, replace(source, note=note))
     found = replace(found, name=name, platform=replace(found.platform, processor=processor))
     return Refinement(
         profile=found,

@@ -17,7 +17,8 @@ import numpy as np
 from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.profiles.scaled import (
     PrecisionsUsed,
-    scale_codec,
+    scale_decoder,
+    scale_encoder,
     scale_many_rows,
     scale_one_row,
     scale_sampling,
@@ -28,7 +29,7 @@ from optimizer.cost.memory import edge_memory
 from optimizer.errors import MeasurementError
 from optimizer.measured import samples as measured_samples
 from optimizer.measured.record import MeasuredGeneration, MeasuredServing
-from optimizer.measured.robust import median_ratio, spread_of, two_factors
+from optimizer.measured.robust import TwoFactors, Values, median_ratio, spread_of, two_factors
 from optimizer.measured.samples import CodecSamples, SplitPrediction, StepKey, StepSamples
 
 LEAST_OBSERVATIONS: Final = 5
@@ -162,21 +163,27 @@ class ProfileRefiner:
             name = f"{'encode' if encodes else 'decode'} {kind}"
             group = [item for item in found if item.kind == kind]
             seconds = np.concatenate([item.seconds for item in group])
-            predicted = np.concatenate(
-                [
-                    measured_samples.predict_coder(self.profile, item, encodes=encodes)
-                    for item in group
-                ]
-            )
-            if len(seconds) < LEAST_OBSERVATIONS or not (predicted > 0).all():
+            parts = [
+                measured_samples.predict_coder(self.profile, item, encodes=encodes)
+                for item in group
+            ]
+            frame = np.concatenate([part.frame_s for part in parts])
+            elements = np.concatenate([part.elements_s for part in parts])
+            is_timed = (frame + elements > 0).all()
+            if len(seconds) < LEAST_OBSERVATIONS or not is_timed:
                 change = max(change, self.totals.too_few(name, len(seconds)))
                 continue
-            ratio = median_ratio(seconds, predicted)
-            scaled = {"encode": ratio} if encodes else {"decode": ratio}
-            self.profile = scale_codec(self.profile, kind, **scaled)
-            spread = spread_of(seconds / predicted)
+            factors = _coder_factors(seconds, frame, elements)
+            scale = scale_encoder if encodes else scale_decoder
+            self.profile = scale(self.profile, kind, frame=factors.first, element=factors.second)
+            spread = spread_of(seconds / (factors.first * frame + factors.second * elements))
+            count = len(seconds)
             change = max(
-                change, self.totals.multiply(name, ratio, observations=len(seconds), spread=spread)
+                change,
+                self.totals.multiply(name, factors.first, observations=count, spread=spread),
+                self.totals.multiply(
+                    f"{name}, elements", factors.second, observations=count, spread=spread
+                ),
             )
         return change
 
@@ -236,6 +243,14 @@ class ProfileRefiner:
             return name
         bits = "/".join(f"{bits} {compute}" for bits, compute in sorted(used.kernels))
         return f"{name}, {bits}, KV {used.kv_bits}"
+
+
+def _coder_factors(seconds: Values, frame: Values, elements: Values) -> TwoFactors:
+    """Of a frame and of its elements; of both together where a profile knows one of them alone."""
+    if (frame > 0).all() and (elements > 0).all():
+        return two_factors(seconds, frame, elements)
+    ratio = median_ratio(seconds, frame + elements)
+    return TwoFactors(ratio, ratio)
 
 
 def predicted_peak_bytes(profile: DeviceProfile, item: MeasuredGeneration) -> float:

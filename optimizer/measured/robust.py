@@ -17,6 +17,9 @@ Values = npt.NDArray[np.float64]
 
 # Two parts are told apart only where their proportion varies by this much of the whole.
 LEAST_SPREAD: Final = 0.15
+# Few samples, and parts whose factors would be far from each other, are no evidence of two.
+LEAST_SAMPLES: Final = 30
+MOST_APART: Final = 5.0
 # All pairs of more samples than this take long; evenly chosen ones say the same.
 MOST_SAMPLES: Final = 400
 
@@ -44,7 +47,7 @@ def two_factors(measured: Values, first: Values, second: Values) -> TwoFactors:
     together = median_ratio(measured, first + second)
     shares = second / (first + second)
     low, high = np.quantile(shares, (0.05, 0.95))
-    if high - low < LEAST_SPREAD:
+    if len(measured) < LEAST_SAMPLES or high - low < LEAST_SPREAD:
         return TwoFactors(together, together)
     chosen = np.argsort(shares, kind="stable")
     if len(chosen) > MOST_SAMPLES:
@@ -57,6 +60,6 @@ def two_factors(measured: Values, first: Values, second: Values) -> TwoFactors:
         return TwoFactors(together, together)
     slope = float(np.median((y[right] - y[left])[distinct] / apart[distinct]))
     rest = float(np.median(y - slope * x))
-    if slope <= 0 or rest <= 0:
+    if slope <= 0 or rest <= 0 or not 1 / MOST_APART <= slope / rest <= MOST_APART:
         return TwoFactors(together, together)
     return TwoFactors(rest, slope)

@@ -7,7 +7,7 @@ changes: alike samples together, because the cost model takes many positions at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -186,14 +186,25 @@ def predict_back(device: DeviceProfile, samples: StepSamples) -> SplitPrediction
     return SplitPrediction(np.full(len(samples.positions), work), np.asarray(attention))
 
 
-def predict_coder(device: DeviceProfile, samples: CodecSamples, *, encodes: bool) -> Values:
-    """Seconds that `device` predicts for these frames, [N]; all 0 where it has not timed them."""
+class CoderPrediction(NamedTuple):
+    """Predicted seconds of frames, [N] each: what a frame takes whatever it holds, and its
+    elements. All 0 where the profile has not timed the coder."""
+
+    frame_s: Values
+    elements_s: Values
+
+
+def predict_coder(
+    device: DeviceProfile, samples: CodecSamples, *, encodes: bool
+) -> CoderPrediction:
+    """What `device` predicts for these frames."""
     hidden = samples.plan.model.geometry.hidden_size
     silent = LevelCost(name=samples.level, bits_per_element=0.0)
-    timed = replace(device, codec=tuple(s for s in device.codec if s.kind == samples.kind))
-    level = level_on(silent, edge=timed, cloud=timed, hidden_size=hidden)
+    level = level_on(silent, edge=device, cloud=device, hidden_size=hidden)
     seconds = encode_s if encodes else decode_s
-    return np.array([seconds(level, hidden_size=hidden, num_rows=n) for n in samples.num_rows])
+    fixed = seconds(level, hidden_size=hidden, num_rows=0)
+    total = np.array([seconds(level, hidden_size=hidden, num_rows=n) for n in samples.num_rows])
+    return CoderPrediction(np.full(len(total), fixed), total - fixed)
 
 
 def predict_sampling(device: DeviceProfile, servings: Sequence[MeasuredServing]) -> Values:

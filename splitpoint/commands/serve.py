@@ -181,9 +181,7 @@ def serve(
     observation.check(replicas=cluster.replicas)
     metrics = observation.metrics_address(insecure=access.insecure)
     status = observation.status_address(insecure=access.insecure)
-    if not bundle.is_dir():
-        raise BundleError(f"{bundle}: no such bundle folder (make one with 'splitpoint build')")
-    _check_free(address)
+    _check_place(bundle, address)
 
     def config() -> ServerConfig:
         from cloud.server.config import ServerConfig  # loads torch
@@ -228,6 +226,13 @@ def serve(
 def _endpoint(name: str, address: Address | None) -> dict[str, Any]:
     """Two fields of ServerConfig; none for what is not asked for."""
     return {} if address is None else {f"{name}_host": address.host, f"{name}_port": address.port}
+
+
+def _check_place(bundle: Path, address: Address) -> None:
+    """Raise BundleError for no folder, and StartError for a port that is taken."""
+    if not bundle.is_dir():
+        raise BundleError(f"{bundle}: no such bundle folder (make one with 'splitpoint build')")
+    _check_free(address)
 
 
 def _check_free(address: Address) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
 from hwprofiles.profiles.device import CODEC_KERNEL, DeviceProfile, Figure
-from hwprofiles.profiles.scaled import REFINED
+from hwprofiles.profiles.scaled import FACTORS, REFINED
 from optimizer.errors import MeasurementError
 from optimizer.measured.predict import UNITS, predicted_figures
 from optimizer.measured.record import Measured
@@ -55,6 +55,7 @@ def test_every_factor_that_was_observed_is_found(factor: float) -> None:
         "front, one row, attention",
         "front, prompts",
         "encode calibrated",
+        "encode calibrated, elements",
         "process base",
     }
     assert {item.factor for item in back.factors} == {
@@ -62,6 +63,7 @@ def test_every_factor_that_was_observed_is_found(factor: float) -> None:
         "back, one row, attention",
         "back, several rows",
         "decode calibrated",
+        "decode calibrated, elements",
         "sampling",
     }
 
@@ -182,7 +184,7 @@ def test_the_new_profile_says_where_it_comes_from(tmp_path) -> None:
     assert source.kind == "derived"
     assert source.date == hours.DAY
     assert "refined from 30 generations" in source.note
-    assert "front, prompts x 1.5" in source.note
+    assert "front, prompts x 1.5" in found.sources[FACTORS].note
     assert found.name == "new"
 
 
@@ -215,12 +217,17 @@ def _watts() -> Figure:
 
 
 def test_two_factors_by_hand() -> None:
-    first = np.full(9, 2.0)
-    second = np.arange(1.0, 10.0)
-    assert two_factors(3 * first + 0.5 * second, first, second) == pytest.approx((3.0, 0.5))
+    first = np.full(33, 2.0)
+    second = np.arange(1.0, 34.0)
+    both = 3 * first + 1.5 * second
+    assert two_factors(both, first, second) == pytest.approx((3.0, 1.5))
     # Alike shares cannot be told apart: one factor for both.
-    assert two_factors(np.full(9, 6.0), first, np.full(9, 1.0)) == pytest.approx((2.0, 2.0))
-    # A wild value in nine moves nothing.
-    wild = 3 * first + 0.5 * second
-    wild[4] *= 10
-    assert two_factors(wild, first, second) == pytest.approx((3.0, 0.5), rel=0.01)
+    assert two_factors(np.full(33, 6.0), first, np.full(33, 1.0)) == pytest.approx((2.0, 2.0))
+    # A wild value in ten moves nothing.
+    wild = both.copy()
+    wild[::10] *= 10
+    assert two_factors(wild, first, second) == pytest.approx((3.0, 1.5), rel=0.02)
+    # Few samples, and a part that would be 50 times off beside a right one, are no evidence.
+    for few in (both[:20], first + 50 * second):
+        found = two_factors(few, first[: len(few)], second[: len(few)])
+        assert found.first == found.second
