@@ -71,7 +71,7 @@ class FactorTotals:
         if not 1 / MOST_FACTOR <= total <= MOST_FACTOR:
             raise MeasurementError(
                 f"{name}: takes {total:.3g} times what the profile says: this profile is of "
-                "another machine, or was measured with other software"
+                "another machine or other software, or other programs kept this one busy"
             )
         self.factors[name] = RefinedFactor(
             factor=name, observations=observations, ratio=total, spread=spread
