@@ -9,7 +9,7 @@ with EdgeClient("bundle", server="127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TextIO
@@ -87,6 +87,7 @@ class EdgeClient:
     sent; so not by default. on_link: told when a generation loses its server, waits and goes on;
     called in the generation's thread. tables: the name of the codec tables to use, of those that
     the bundle has, or "auto": for each prompt the cheapest (`edge.generation.tables_choice`).
+    on_finished: told every completion, in its thread; it must not raise.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -112,11 +113,12 @@ class EdgeClient:
         keep_connected: bool = False,
         on_link: OnLink = unheard,
         tables: str = DEFAULT_TABLES,
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> None:
         addresses, credentials = checked_addresses(server), credentials or Credentials()
         credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
-        self._trace, self.plan = trace, opened.plan
+        self._trace, self._on_finished, self.plan = trace, on_finished, opened.plan
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         limit = planned_limit(
@@ -143,7 +145,7 @@ class EdgeClient:
                 memory_limit_bytes=limit.front_bytes,
                 mapped=paths,
             )
-            self.front_report = loaded.report
+            self.front_report, self.num_threads = loaded.report, loaded.engines[0].num_threads
             self._fronts = queued(loaded.engines)
             self._clock = Clock()
             for_others = {"threads": threads, "memory_limit_bytes": limit.process_bytes}
@@ -318,6 +320,7 @@ class EdgeClient:
             clock=self._clock,
             trace=self._trace,
             tables="" if self.plan.edge_is_whole else self.tables,
+            on_finished=self._on_finished,
         )
 
     def max_prompt_bytes(self, context: str) -> int:

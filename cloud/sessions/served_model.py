@@ -122,6 +122,10 @@ class ServedModel:
         capacity = min(self._capacities.get(request.split, 0), self._max_positions)
         return max(self.max_tokens, capacity)
 
+    def ladder_at(self, split: int) -> Ladder:
+        """The first calibrated ladder of this split; the lossless one where it has none."""
+        return next(iter(self._ladders.get(split, {}).values()), self._lossless)
+
     def ladder(self, request: Open) -> Ladder:
         """A calibrated ladder of the split or the lossless one, by the digest that the edge names.
 

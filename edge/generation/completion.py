@@ -164,6 +164,7 @@ class CompletionRun:
 
     generation_of: makes the generation that uses the front. trace: gets one JSON line a frame.
     tables: the codec tables' name, unless the generation chooses.
+    on_finished: is told the completion; it must not raise.
     """
 
     def __init__(
@@ -180,7 +181,9 @@ class CompletionRun:
         clock: Clock,
         trace: TextIO | None,
         tables: str = "",
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> None:
+        self._on_finished = on_finished
         self._fronts = fronts
         self._generation_of = generation_of
         self._prompt_ids = prompt_ids
@@ -337,3 +340,5 @@ class CompletionRun:
             tables=self._tables if parts is None else parts.tables or self._tables,
             tables_bytes={} if parts is None else parts.tables_bytes,
         )
+        if self._on_finished is not None:
+            self._on_finished(self._completion)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse
 if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
+    from edge.generation.report import Completion
     from optimizer.policy.retry import RetryPolicy
 
 # A server is given this long for the first connection, however short --recover-within is.
@@ -151,6 +153,7 @@ class DeviceOptions(CredentialOptions):
         concurrency: int = 1,
         keep_connected: bool = False,
         is_watched: bool = False,
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> EdgeClient:
         """An EdgeClient that lives as long as `stack`. keep_connected: it waits for users.
         is_watched: say on stderr when a server is lost, and what happens then.
@@ -167,11 +170,8 @@ class DeviceOptions(CredentialOptions):
         if self.affinity is not None:
             pin_to(self.affinity)
         chosen = apply_power(self.power)
-        sink = (
-            None
-            if self.trace is None
-            else stack.enter_context(self.trace.open("w", encoding="utf-8"))
-        )
+        trace = self.trace
+        sink = trace and stack.enter_context(trace.open("w", encoding="utf-8"))
         client = stack.enter_context(
             EdgeClient(
                 bundle,
@@ -193,6 +193,7 @@ class DeviceOptions(CredentialOptions):
                 keep_connected=keep_connected,
                 on_link=LinkLines() if is_watched else unheard,
                 tables=self.tables,
+                on_finished=on_finished,
             )
         )
         if client.front_report.line:
