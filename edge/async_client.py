@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,7 @@ class AsyncEdgeClient:
         keep_connected: bool = False,
         on_link: OnLink = unheard,
         tables: str = DEFAULT_TABLES,
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> None:
         self._load = partial(
             EdgeClient,
@@ -83,6 +84,7 @@ class AsyncEdgeClient:
             keep_connected=keep_connected,
             on_link=on_link,
             tables=tables,
+            on_finished=on_finished,
         )
         self._client: EdgeClient | None = None
         self._free = asyncio.Semaphore(concurrency)

@@ -171,7 +171,7 @@ class DeviceOptions(CredentialOptions):
             pin_to(self.affinity)
         chosen = apply_power(self.power)
         trace = self.trace
-        sink = trace and stack.enter_context(trace.open("w", encoding="utf-8"))
+        sink = None if trace is None else stack.enter_context(trace.open("w", encoding="utf-8"))
         client = stack.enter_context(
             EdgeClient(
                 bundle,
