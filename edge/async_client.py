@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from edge.generation.link_notice import OnLink, unheard
 from edge.generation.report import Completion
 from edge.net.credentials import Credentials
 from hwprofiles.providers.table import AUTO
+from optimizer.artifacts.codec_tables import DEFAULT_TABLES
 from optimizer.policy.power import FULL_EFFORT, DraftEffort
 from optimizer.policy.retry import RetryPolicy
 
@@ -59,6 +60,8 @@ class AsyncEdgeClient:
         share_prefixes: bool = False,
         keep_connected: bool = False,
         on_link: OnLink = unheard,
+        tables: str = DEFAULT_TABLES,
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> None:
         self._load = partial(
             EdgeClient,
@@ -80,6 +83,8 @@ class AsyncEdgeClient:
             share_prefixes=share_prefixes,
             keep_connected=keep_connected,
             on_link=on_link,
+            tables=tables,
+            on_finished=on_finished,
         )
         self._client: EdgeClient | None = None
         self._free = asyncio.Semaphore(concurrency)

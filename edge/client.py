@@ -9,13 +9,13 @@ with EdgeClient("bundle", server="127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TextIO
 
 from decoding.params import whole_in
-from edge.device.bundle_parts import ladders_of, planned_limit, tables_of, tokenizer_of
+from edge.device.bundle_parts import codec_of, planned_limit, tokenizer_of
 from edge.device.front import FrontEngine
 from edge.device.front_loading import load_bundle_front
 from edge.device.memory_limit import allowed_chunk
@@ -38,6 +38,7 @@ from edge.text_input import check_text, conversation_texts
 from hwprofiles.heap import return_freed_blocks
 from hwprofiles.providers.table import AUTO
 from optimizer.artifacts.bundle import (
+    DEFAULT_TABLES,
     EDGE_SETTINGS_NAME,
     Bundle,
     EdgeSettings,
@@ -50,6 +51,14 @@ from protos.errors import AddressError
 
 # With a model of its own, a device does not look long for a server.
 BRIEF: Final = RetryPolicy(connect_s=5.0, recover_s=5.0)
+
+
+def queued(fronts: Sequence[FrontEngine]) -> queue.SimpleQueue[FrontEngine]:
+    """A queue that holds them."""
+    waiting: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
+    for front in fronts:
+        waiting.put(front)
+    return waiting
 
 
 class EdgeClient:
@@ -76,7 +85,9 @@ class EdgeClient:
     share_prefixes: let the cloud reuse the beginnings of prompts among all devices with this
     tenant's tokens. A device of the tenant can then find out whether a text that it guesses was
     sent; so not by default. on_link: told when a generation loses its server, waits and goes on;
-    called in the generation's thread.
+    called in the generation's thread. tables: the name of the codec tables to use, of those that
+    the bundle has, or "auto": for each prompt the cheapest (`edge.generation.tables_choice`).
+    on_finished: told every completion, in its thread; it must not raise.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -101,11 +112,13 @@ class EdgeClient:
         share_prefixes: bool = False,
         keep_connected: bool = False,
         on_link: OnLink = unheard,
+        tables: str = DEFAULT_TABLES,
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> None:
         addresses, credentials = checked_addresses(server), credentials or Credentials()
         credentials.check()
         opened = open_bundle(Path(bundle), role="edge")
-        self._trace, self.plan = trace, opened.plan
+        self._trace, self._on_finished, self.plan = trace, on_finished, opened.plan
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         limit = planned_limit(
@@ -118,11 +131,9 @@ class EdgeClient:
             opened, self._settings, allow_control_tokens=allow_control_tokens
         )
         self._lengths = LengthRules(self.plan, self.tokenizer)
-        tables = tables_of(opened)
-        ladders = ladders_of(tables, self.plan)
-        self.ladder = ladders[self.plan.partition.split]
+        self.tables, paths, ladders = codec_of(opened, tables)
+        self.ladder = ladders[self.tables][self.plan.partition.split]
         chunk_tokens = allowed_chunk(self.plan, prefill_chunk, limit, sequences=concurrency)
-        self._fronts: queue.SimpleQueue[FrontEngine] = queue.SimpleQueue()
         self._connect(addresses, credentials, keep=keep_connected)  # while the front is loaded
         try:
             loaded = load_bundle_front(
@@ -132,18 +143,18 @@ class EdgeClient:
                 threads=threads,
                 spinning=spinning,
                 memory_limit_bytes=limit.front_bytes,
-                mapped=tuple(tables.values()),
+                mapped=paths,
             )
-            self.front_report = loaded.report
-            for front in loaded.engines:
-                self._fronts.put(front)
+            self.front_report, self.num_threads = loaded.report, loaded.engines[0].num_threads
+            self._fronts = queued(loaded.engines)
             self._clock = Clock()
             for_others = {"threads": threads, "memory_limit_bytes": limit.process_bytes}
             own_model = self._own_model(fallback, opened, provider=provider, **for_others)
             drafters = DrafterFactory(opened, draft_model, effort=draft_effort, **for_others)
             self._generations = GenerationFactory(
                 plan=self.plan,
-                ladders=ladders,
+                ladders=ladders.pop(self.tables),
+                more_ladders=ladders,
                 transports=self._transports,
                 drafters=drafters,
                 chunk_tokens=chunk_tokens,
@@ -308,6 +319,8 @@ class EdgeClient:
             with_top_logprobs=asked.sampling.top_logprobs > 0,
             clock=self._clock,
             trace=self._trace,
+            tables="" if self.plan.edge_is_whole else self.tables,
+            on_finished=self._on_finished,
         )
 
     def max_prompt_bytes(self, context: str) -> int:

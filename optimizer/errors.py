@@ -8,6 +8,7 @@ OptimizerError
 ├── CredentialsError     a credentials file that cannot be used
 ├── ChatTemplateError    a chat template that cannot be parsed, or fails on a conversation
 ├── ScenarioError        a scenario that contradicts itself, or names what is not there
+├── MeasurementError     a measurement log that cannot be written, read or learned from
 └── PolicyError          settings that a run-time decision cannot work with
 """
 
@@ -44,6 +45,10 @@ class ChatTemplateError(OptimizerError):
 
 class ScenarioError(OptimizerError):
     """A scenario to simulate contradicts itself, or names what is not there."""
+
+
+class MeasurementError(OptimizerError):
+    """A measurement log cannot be written or read, or does not fit what is to be learned."""
 
 
 class PolicyError(OptimizerError):

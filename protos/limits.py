@@ -11,6 +11,9 @@ PROTOCOL_VERSION: Final = 1
 # What an Open names that asks for more than version 1 knows, so that an older server refuses it
 # and does not ignore what it asks for.
 EXTENDED_VERSION: Final = 2
+# How a server's refusal of codec tables that it does not hold begins: an edge that chose among
+# several takes the default ones then.
+TABLES_REFUSED: Final = "the edge's codec tables are"
 # Tokens that may end an answer.
 MAX_END_TOKENS: Final = 64
 

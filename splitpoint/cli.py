@@ -43,6 +43,7 @@ PANELS: Final = {
         "profile": "splitpoint.commands.profile:profile_app",
         "plan": "splitpoint.commands.plan:plan",
         "build": "splitpoint.commands.build:build",
+        "calibrate": "splitpoint.commands.calibrate:calibrate",
         "certify": "splitpoint.commands.certify:certify",
         "sensitivity": "splitpoint.commands.sensitivity:sensitivity",
         "train-draft": "splitpoint.commands.train_draft:train_draft",

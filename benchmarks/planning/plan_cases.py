@@ -8,6 +8,7 @@ from typing import Any
 
 from optimizer.artifacts.plan import Plan
 from optimizer.cost.link import LinkPoint
+from optimizer.measured.comparison import error_of
 
 MIB = 1 << 20
 
@@ -95,5 +96,5 @@ def report(studies: list[dict[str, Any]], results: dict[str, Any]) -> None:
 
 
 def _pair(measured: float, predicted: float) -> str:
-    error = 100 * (predicted / measured - 1)
+    error = 100 * error_of(predicted, measured)
     return f"{1e3 * measured:.1f} ms ({1e3 * predicted:.1f}, {error:+.0f} %)"

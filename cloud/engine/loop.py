@@ -170,10 +170,7 @@ class EngineLoop:
                 self._run_batch(shares)
 
     def _take_commands(self) -> bool:
-        """Deliver what is done and apply what came in; wait when there is nothing to run.
-
-        False: stop.
-        """
+        """Deliver what is done and apply what came in, or wait for something. False: stop."""
         if self._busy_since_s is not None:
             self._step_s = time.monotonic() - self._busy_since_s
         self._deliver()
@@ -326,6 +323,7 @@ class EngineLoop:
             logger.exception("drawing a token failed")
             self._fail(active, EngineError(f"drawing a token failed ({error})"))
             return
+        self._observer.frame_answered(run.work.frame, result.timings)
         self._answers.append((active, result))
         self._begin_next(active)
 

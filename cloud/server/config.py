@@ -43,9 +43,9 @@ class ServerConfig:
     asks, see `offers_files`). pull_bytes_per_s: of all pulls together
     (None: no limit); the default leaves most of a 1 Gbit/s link, and of a core, to sessions.
     metrics_port: where GET /metrics is answered (None: nowhere). status_port: where the status page
-    is (None: nowhere). replica: what it is called among several servers behind one address (empty:
-    it stands alone); the proxy in front of it then says for whom it speaks. behind_proxy: it does
-    so without such a name too.
+    is (None: nowhere). measure: the log that gets what steps took (None: none is kept). replica:
+    what it is called among several servers behind one address (empty: it stands alone); the proxy
+    in front of it then says for whom it speaks. behind_proxy: it does so without such a name too.
     """
 
     bundle: Path
@@ -78,6 +78,7 @@ class ServerConfig:
     metrics_port: int | None = None
     status_host: str = "127.0.0.1"
     status_port: int | None = None
+    measure: Path | None = None
     replica: str = ""
     behind_proxy: bool = False
     more_bundles: tuple[Path, ...] = ()
@@ -102,6 +103,10 @@ class ServerConfig:
             raise StartError(
                 f"--draft-head {self.draft_head}: does not go with --bundle; a head belongs to one "
                 "bundle, so build it into that one"
+            )
+        if self.measure is not None:
+            raise StartError(
+                f"--measure {self.measure}: does not go with --bundle; measure one model at a time"
             )
         if self.tensor_parallel > 1:
             raise StartError(
@@ -175,10 +180,21 @@ def check_one_rank(config: ServerConfig) -> None:
         ("--weights", config.weights),
         ("--kv-type", config.kv_type),
         ("--draft-head", head),
+        ("--measure", config.measure),
     ):
         if value is not None and config.tensor_parallel > 1:
             raise StartError(
                 f"{option} {value}: does not go with --tensor-parallel {config.tensor_parallel}"
+            )
+
+
+def check_measured(config: ServerConfig) -> None:
+    """StartError where a log would hold steps that no plan counts on."""
+    for option, value in (("--weights", config.weights), ("--kv-type", config.kv_type)):
+        if config.measure is not None and value is not None:
+            raise StartError(
+                f"--measure {config.measure}: does not go with {option} {value}, whose steps no "
+                "profile predicts"
             )
 
 

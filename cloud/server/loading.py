@@ -17,6 +17,7 @@ from cloud.parallel.parallel_engine import ParallelEngine
 from cloud.parallel.shares import check_divisible
 from cloud.server.config import (
     ServerConfig,
+    check_measured,
     check_one_rank,
     choose_devices,
     choose_kv_type,
@@ -45,6 +46,7 @@ def loaded_engine(
     devices that are not there before anything is read.
     """
     check_one_rank(config)
+    check_measured(config)
     devices = choose_devices(config.device, config.tensor_parallel)
     weights = choose_weights(config.weights, devices[0])
     kv_type = choose_kv_type(config.kv_type, devices[0])

@@ -13,6 +13,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cloud.errors import CloudError
+from protos.messages import Frame, Timings
 
 _SECONDS: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -116,3 +117,6 @@ class ModelMetrics:
         self.step_s.observe(duration_s)
         self.batch_sessions.observe(num_sessions)
         self.batch_rows.observe(num_rows)
+
+    def frame_answered(self, frame: Frame, timings: Timings) -> None:
+        """Nothing is counted of an answered frame (`LoopObserver`)."""

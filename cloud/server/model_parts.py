@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import torch
+
 from cloud.drafting.eagle_drafter import EagleDrafter
 from cloud.drafting.head_loading import load_head
 from cloud.engine.engines import scheduler_for
 from cloud.engine.frame_decoding import FrameDecoding, default_decode_threads
+from cloud.engine.launches import ForwardEngine, LaunchingEngine
 from cloud.engine.loop import EngineLoop
+from cloud.engine.measured_engine import MeasuredEngine
 from cloud.engine.step_turns import StepTurns, TurnTakingEngine
 from cloud.kv.pool import KvPool
 from cloud.kv.prefix_cache import PrefixCache
@@ -18,12 +22,14 @@ from cloud.server.bundles import ModelBundles
 from cloud.server.config import ServerConfig
 from cloud.server.loading import ServedEngine
 from cloud.server.metrics import ModelMetrics
+from cloud.server.serving_log import ServingLog
 from cloud.sessions.grammars import TOKENIZER_NAME, Grammars
 from cloud.sessions.model_sessions import ModelSessions
-from cloud.sessions.served_model import ServedModel, load_ladders
-from codec.ladder import Ladder
+from cloud.sessions.served_model import ServedModel, named_ladders
 from codec.slow_path import warn_without_kernel
 from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER
+from optimizer.measured.log import MeasurementLog
+from optimizer.measured.this_machine import this_machine
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +56,7 @@ class ModelParts:
     sessions: ModelSessions
     engine_loop: EngineLoop
     metrics: ModelMetrics
+    serving_log: ServingLog | None = None
 
     @property
     def name(self) -> str:
@@ -89,29 +96,57 @@ def model_parts(
         head=head,
         name=loaded.bundles.name,
     )
-    is_on_cpu = engine.model.device.type == "cpu"
+    log = _serving_log(config, loaded, sessions.served, metrics)
     loop = EngineLoop(
-        TurnTakingEngine(engine, turns) if turns is not None and is_on_cpu else engine,
+        _stepping(engine, turns, log),
         config.scheduler or scheduler_for(engine.model.device),
-        observer=metrics,
+        observer=log or metrics,
         decoding=_decoding(config),
         drafter=head,
     )
-    return ModelParts(loaded=loaded, sessions=sessions, engine_loop=loop, metrics=metrics)
+    return ModelParts(
+        loaded=loaded, sessions=sessions, engine_loop=loop, metrics=metrics, serving_log=log
+    )
+
+
+def _stepping(
+    engine: ServedEngine, turns: StepTurns | None, log: ServingLog | None
+) -> ForwardEngine | LaunchingEngine:
+    """What runs the steps: one model is measured at most, and several on a CPU take turns."""
+    if log is not None:
+        return MeasuredEngine(engine, log.batch_ran)
+    if turns is not None and engine.model.device.type == "cpu":
+        return TurnTakingEngine(engine, turns)
+    return engine
+
+
+def _serving_log(
+    config: ServerConfig, loaded: LoadedModel, served: ServedModel, metrics: ModelMetrics
+) -> ServingLog | None:
+    """Raises MeasurementError for a file that cannot be written."""
+    if config.measure is None:
+        return None
+    plan = loaded.bundles.bundles[0].plan
+    on_cpu = loaded.engine.model.device.type == "cpu"
+    return ServingLog(
+        MeasurementLog(config.measure),
+        plan=plan,
+        machine=this_machine(
+            "torch-cpu" if on_cpu else "torch-cuda", num_threads=torch.get_num_threads()
+        ),
+        ladder=served.ladder_at(plan.partition.split),
+        beside=metrics,
+    )
 
 
 def _served(loaded: LoadedModel) -> ServedModel:
     engine, bundles = loaded.engine, loaded.bundles.bundles
-    ladders: dict[int, tuple[Ladder, ...]] = {}
+    ladders = named_ladders(bundles)
     for bundle in bundles:
-        own = load_ladders(bundle)
-        ladder = own.get(bundle.plan.partition.split)
-        if ladder is not None and bundle.plan.level in ladder.names:
+        own = ladders.get(bundle.plan.partition.split, {})
+        ladder = next((one for one in own.values() if bundle.plan.level in one.names), None)
+        if ladder is not None:
             warn_without_kernel(ladder, bundle.plan.level, decodes=True)
-        for split, one in own.items():
-            known = ladders.get(split, ())
-            if all(one.tables_sha256 != other.tables_sha256 for other in known):
-                ladders[split] = (*known, one)
     plans = [bundle.plan for bundle in bundles]
     return ServedModel(
         plans[0],

@@ -187,10 +187,12 @@ async def serving(
                 yield server
         finally:
             await grpc_server.stop(0)
-            for loop in loops:
-                if loop.trouble(config.max_step_s) is None:
+            for model in parts.models:
+                if model.engine_loop.trouble(config.max_step_s) is None:
                     # Joining blocks for the batch that runs: off the event loop.
-                    await asyncio.get_running_loop().run_in_executor(None, loop.stop)
+                    await asyncio.get_running_loop().run_in_executor(None, model.engine_loop.stop)
+                    if model.serving_log is not None:
+                        model.serving_log.close()
 
 
 @contextlib.contextmanager

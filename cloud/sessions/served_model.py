@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from cloud.engine.frame_work import TokenRows
 from cloud.errors import BadOpenError, MismatchError
 from codec.ladder import Ladder
-from optimizer.artifacts.bundle import Bundle, tables_name
+from optimizer.artifacts.bundle import DEFAULT_TABLES, Bundle
 from optimizer.artifacts.plan import Plan
+from protos.limits import TABLES_REFUSED
 from protos.messages import Open
 from protos.wire import MAX_FRAME_TOKENS, MAX_MESSAGE_BYTES, MAX_PROBE_BYTES
 
@@ -28,14 +30,15 @@ class ServedModel:
         layers: range,
         hidden_size: int,
         max_tokens: int,
-        ladders: Mapping[int, Sequence[Ladder]] | None = None,
+        ladders: Mapping[int, Mapping[str, Ladder]] | None = None,
         embedding: TokenRows | None = None,
         max_positions: int | None = None,
         others: Sequence[Plan] = (),
     ) -> None:
         """layers: those that the server holds; a session may enter at each of them. max_tokens:
-        most tokens of one session. ladders: the calibrated ladders of each split that has some.
-        embedding: makes rows from token ids; None: this server takes no token frames.
+        most tokens of one session. ladders: the calibrated ladders of each split that has some, by
+        the name of their tables. embedding: makes rows from token ids; None: this server takes no
+        token frames.
         max_positions: most tokens of a session at split 0 that comes as ids: no device's cache
         limits it. None: max_tokens. others: the plans of further bundles of this model."""
         self.max_tokens = max_tokens
@@ -50,7 +53,7 @@ class ServedModel:
         self._model = plan.model
         self._layers = layers
         self.hidden_size = hidden_size
-        self._ladders = {split: tuple(one) for split, one in (ladders or {}).items()}
+        self._ladders = {split: dict(named) for split, named in (ladders or {}).items()}
         self._lossless = Ladder.lossless(hidden_size)
 
     @property
@@ -119,18 +122,26 @@ class ServedModel:
         capacity = min(self._capacities.get(request.split, 0), self._max_positions)
         return max(self.max_tokens, capacity)
 
+    def ladder_at(self, split: int) -> Ladder:
+        """The first calibrated ladder of this split; the lossless one where it has none."""
+        return next(iter(self._ladders.get(split, {}).values()), self._lossless)
+
     def ladder(self, request: Open) -> Ladder:
         """A calibrated ladder of the split or the lossless one, by the digest that the edge names.
 
         Raises MismatchError where it names none of them.
         """
-        calibrated = self._ladders.get(request.split, (self._lossless,))
-        for ladder in (*calibrated, self._lossless):
+        calibrated = self._ladders.get(request.split, {DEFAULT_TABLES: self._lossless})
+        for ladder in (*calibrated.values(), self._lossless):
             if request.codec_tables_sha256 == ladder.tables_sha256:
                 return ladder
+        held = ", ".join(
+            f"{name} {ladder.tables_sha256[:12]}" for name, ladder in calibrated.items()
+        )
         raise MismatchError(
-            f"the edge's codec tables are {request.codec_tables_sha256}, this server's for split "
-            f"{request.split} are {' or '.join(one.tables_sha256 for one in calibrated[:3])}"
+            f"{TABLES_REFUSED} {request.codec_tables_sha256}, which this server does not hold: "
+            "fetch its bundle (splitpoint pull), or copy yours to it; for split "
+            f"{request.split} it has {held}"
         )
 
 
@@ -146,11 +157,31 @@ def _check_sampling(request: Open, vocab_size: int) -> None:
 
 
 def load_ladders(bundle: Bundle) -> dict[int, Ladder]:
-    """The calibrated ladders of a bundle by split; `codec/split-N.tables`. Raises TablesError."""
+    """The ladders of a bundle's default tables, by split. Raises TablesError and BundleError."""
+    return _loaded(bundle, bundle.codec_tables()[DEFAULT_TABLES])
+
+
+def named_ladders(bundles: Sequence[Bundle]) -> dict[int, dict[str, Ladder]]:
+    """The ladders of all tables of one model's bundles, by split and name.
+
+    Tables that two bundles have alike are there once. Others of the same name get a part of their
+    hash behind it. Raises as `load_ladders`.
+    """
+    found: dict[int, dict[str, Ladder]] = {}
+    for bundle in bundles:
+        for name, paths in bundle.codec_tables().items():
+            for split, ladder in _loaded(bundle, paths).items():
+                known = found.setdefault(split, {})
+                sha256 = ladder.tables_sha256
+                if all(sha256 != other.tables_sha256 for other in known.values()):
+                    known[f"{name} ({sha256[:8]})" if name in known else name] = ladder
+    return found
+
+
+def _loaded(bundle: Bundle, paths: Mapping[int, Path]) -> dict[int, Ladder]:
     geometry = bundle.plan.model.geometry
-    names = {split: tables_name(split) for split in range(geometry.num_layers + 1)}
     return {
-        split: Ladder.load(bundle.path(name), hidden_size=geometry.hidden_size)
-        for split, name in names.items()
-        if bundle.has(name)
+        split: Ladder.load(path, hidden_size=geometry.hidden_size)
+        for split, path in paths.items()
+        if split <= geometry.num_layers
     }

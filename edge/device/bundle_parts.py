@@ -8,6 +8,7 @@ from pathlib import Path
 from codec.ladder import Ladder
 from codec.levels.lossless import LOSSLESS
 from codec.slow_path import warn_without_kernel
+from decoding.params import shown
 from edge.device.memory_limit import (
     MemoryLimit,
     needed_memory,
@@ -15,8 +16,11 @@ from edge.device.memory_limit import (
     runtime_bytes,
 )
 from edge.device.tokenizer import ChatTokenizer
+from edge.errors import InputError
 from hwprofiles.machine_limits import memory_limit_bytes
-from optimizer.artifacts.bundle import TEMPLATE_NAME, Bundle, EdgeSettings, tables_name
+from hwprofiles.schema.near_names import did_you_mean
+from optimizer.artifacts.bundle import DEFAULT_TABLES, TEMPLATE_NAME, Bundle, EdgeSettings
+from optimizer.artifacts.codec_tables import AUTO_TABLES
 from optimizer.artifacts.plan import Plan
 
 
@@ -58,10 +62,36 @@ def tokenizer_of(
     )
 
 
-def tables_of(bundle: Bundle) -> dict[int, Path]:
-    """The codec tables of the bundle's own splits, as far as it has any."""
-    names = {split: tables_name(split) for split in bundle.plan.splits}
-    return {split: bundle.path(name) for split, name in names.items() if bundle.has(name)}
+def tables_of(bundle: Bundle, wanted: str = DEFAULT_TABLES) -> dict[str, dict[int, Path]]:
+    """The codec tables to load, by name and by the bundle's own splits, as far as it has any.
+
+    wanted: a name, or "auto" for all, the default ones first. Raises InputError for tables that the
+    bundle does not have, and BundleError where it has some that cannot be.
+    """
+    listed = bundle.codec_tables()
+    if wanted not in (*listed, AUTO_TABLES):
+        raise InputError(
+            f"{bundle.root}: no tables {shown(wanted)}: this bundle has {', '.join(listed)} "
+            f"(splitpoint pull fetches those of the server){did_you_mean(wanted, listed)}"
+        )
+    return {
+        name: {split: path for split, path in paths.items() if split in bundle.plan.splits}
+        for name, paths in listed.items()
+        if wanted in (name, AUTO_TABLES)
+    }
+
+
+def codec_of(
+    bundle: Bundle, wanted: str
+) -> tuple[str, tuple[Path, ...], dict[str, dict[int, Ladder]]]:
+    """The first of the wanted tables, the files of all, and their ladders by name and split.
+
+    See `tables_of` and `ladders_of`.
+    """
+    tables = tables_of(bundle, wanted)
+    paths = tuple(path for files in tables.values() for path in files.values())
+    ladders = {name: ladders_of(files, bundle.plan) for name, files in tables.items()}
+    return next(iter(ladders)), paths, ladders
 
 
 def ladders_of(tables: Mapping[int, Path], plan: Plan) -> dict[int, Ladder]:

@@ -82,6 +82,11 @@ class FrontEngine:
         return self._split
 
     @property
+    def num_threads(self) -> int:
+        """Threads of its kernels."""
+        return self._graphs.num_threads
+
+    @property
     def num_tokens(self) -> int:
         """Tokens in the cache."""
         return len(self._token_ids)

@@ -108,6 +108,11 @@ class FrontGraphs:
             return graph
 
     @property
+    def num_threads(self) -> int:
+        """Threads of the kernels."""
+        return self._threads
+
+    @property
     def num_loaded(self) -> int:
         """How many of the graphs are in memory."""
         return len(self._loaded)

@@ -163,6 +163,8 @@ class CompletionRun:
     """One answer under way. Iterating takes a front out of `fronts` and puts it back.
 
     generation_of: makes the generation that uses the front. trace: gets one JSON line a frame.
+    tables: the codec tables' name, unless the generation chooses.
+    on_finished: is told the completion; it must not raise.
     """
 
     def __init__(
@@ -178,7 +180,10 @@ class CompletionRun:
         with_top_logprobs: bool = False,
         clock: Clock,
         trace: TextIO | None,
+        tables: str = "",
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> None:
+        self._on_finished = on_finished
         self._fronts = fronts
         self._generation_of = generation_of
         self._prompt_ids = prompt_ids
@@ -189,6 +194,7 @@ class CompletionRun:
         self._with_top = with_top_logprobs
         self._clock = clock
         self._trace = trace
+        self._tables = tables
         self._steps: list[StepTrace] = []
         self._pieces: list[TextPiece] = []
         self._num_chars = 0
@@ -310,6 +316,7 @@ class CompletionRun:
         text = "".join(piece.text for piece in self._pieces)
         if self._stop.reason is None:  # ended from outside: what waited has nothing to wait for
             text += self._stop.flush() + self._text.flush()
+        parts = generation if isinstance(generation, AnswerParts) else None
         self._completion = Completion(
             text=text,
             token_ids=tuple(piece.token_id for piece in self._pieces),
@@ -321,17 +328,17 @@ class CompletionRun:
             ),
             prompt_logprobs=self._prompt_scores,
             finish_reason=reason,
-            finish_detail=detail or _detail_of(generation),
+            finish_detail=detail or ("" if parts is None else parts.detail),
             num_prompt_tokens=len(self._prompt_ids),
             hidden_size=self._hidden_size,
             token_times_s=tuple(self._token_times_s),
             steps=tuple(self._steps),
             reconnects=generation.reconnects,
-            shifts=generation.shifts if isinstance(generation, AnswerParts) else 0,
-            moves=generation.moves if isinstance(generation, AnswerParts) else 0,
+            shifts=0 if parts is None else parts.shifts,
+            moves=0 if parts is None else parts.moves,
             total_s=total_s,
+            tables=self._tables if parts is None else parts.tables or self._tables,
+            tables_bytes={} if parts is None else parts.tables_bytes,
         )
-
-
-def _detail_of(generation: TokenSource) -> str:
-    return generation.detail if isinstance(generation, AnswerParts) else ""
+        if self._on_finished is not None:
+            self._on_finished(self._completion)

@@ -21,10 +21,13 @@ from edge.generation.local import LocalGeneration
 from edge.generation.local_grammars import LocalGrammars
 from edge.generation.loop import RemoteGeneration
 from edge.generation.moving import MovingGeneration
+from edge.generation.prefix_memory import MAX_BYTES
 from edge.generation.remote_parts import RemoteParts
 from edge.generation.split_watch import FixedSplit, SplitWish
-from edge.generation.token_source import TokenSource
+from edge.generation.tables_choice import ChosenTables, TablesChoice, TablesChooser
+from edge.generation.token_source import FrontSegment, TokenSource
 from edge.net.transport import Transport
+from optimizer.artifacts.codec_tables import DEFAULT_TABLES
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prefill import PLANNED
 from optimizer.policy.kv.registry import kv_policy
@@ -39,7 +42,9 @@ class GenerationFactory:
     many if not `adaptive_chunks`. share_prefixes: whether the tenant's other devices may find this
     device's prompts. end_token_ids, tokenizer_path: for answers that follow a grammar. on_link:
     told of lost servers, in the generation's thread. fallback: answers when no server does.
-    wish: the split to prefer where the front has segments; None: the plan's.
+    wish: the split to prefer where the front has segments; None: the plan's. more_ladders: those of
+    further codec tables, by their name, beside the default ones of `ladders`: each prompt gets the
+    cheapest (`edge.generation.tables_choice`).
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class GenerationFactory:
         on_link: OnLink = unheard,
         fallback: DeviceModel | None = None,
         wish: SplitWish | None = None,
+        more_ladders: Mapping[str, Mapping[int, Ladder]] | None = None,
     ) -> None:
         self._plan = plan
         self._drafters = drafters
@@ -79,6 +85,14 @@ class GenerationFactory:
             share_prefixes=share_prefixes,
             end_token_ids=end_token_ids,
             on_link=on_link,
+            prefix_bytes=MAX_BYTES // (1 + len(more_ladders or {})),
+        )
+        self._remotes = {DEFAULT_TABLES: self._remote} | {
+            name: self._remote.with_ladders(further, share_prefixes=share_prefixes)
+            for name, further in (more_ladders or {}).items()
+        }
+        self._chooser = TablesChooser(
+            {DEFAULT_TABLES: ladders, **(more_ladders or {})}, num_rows=chunk_tokens
         )
         self._grammars = LocalGrammars(
             tokenizer_path,
@@ -94,8 +108,7 @@ class GenerationFactory:
     def check(self, request: CompletionRequest) -> None:
         """InputError for a level, a drafter, a prefill place, a token or a grammar that is not to
         be had here."""
-        for split in self._plan.splits:
-            self._remote.levels(request.level, split)
+        self._first_levels(request, self._plan.partition.split)
         self._drafters.check(request.draft)
         self._check_cloud_layers(request)
         vocab_size = self._plan.model.geometry.vocab_size
@@ -144,24 +157,76 @@ class GenerationFactory:
         for, and goes on where it may when the server is lost.
         """
         if self._fallback is None or self._plan.edge_is_whole:
-            return self._planned(front, request, num_prompt_tokens, max_new_tokens)
+            return self._with_tables(front, request, num_prompt_tokens, max_new_tokens)
         remote = None
         if request.prefer != "edge" and self._has_servers:
-            remote = self._planned(front, request, num_prompt_tokens, max_new_tokens)
+            remote = self._with_tables(front, request, num_prompt_tokens, max_new_tokens)
         return FallbackGeneration(
             remote=remote,
             on_device=partial(self._fallback.rest, request, num_prompt_tokens),
             max_new_tokens=max_new_tokens,
         )
 
-    def _planned(
+    def _first_levels(self, request: CompletionRequest, split: int) -> dict[str, str]:
+        """The level that an answer begins at at `split`, by the tables that have it everywhere.
+
+        InputError where no tables do.
+        """
+        found: dict[str, str] = {}
+        refusal: InputError | None = None
+        for name, remote in self._remotes.items():
+            try:
+                levels = {at: remote.levels(request.level, at) for at in self._plan.splits}
+            except InputError as error:
+                refusal = refusal or error
+            else:
+                found[name] = levels[split][0]
+        if refusal is not None and not found:
+            raise refusal
+        return found
+
+    def _with_tables(
         self,
         front: FrontEngine,
         request: CompletionRequest,
         num_prompt_tokens: int,
         max_new_tokens: int,
     ) -> TokenSource:
-        """As planned. The split moves where the front has segments, and when the answer may outgrow
+        """As planned, with the codec tables that suit the prompt where there are several."""
+        split = self._wish.wished() if request.split is None else request.split
+        if request.prefer == "cloud" or split not in self._plan.splits or self._plan.edge_is_whole:
+            return self._planned(self._remote, front, request, num_prompt_tokens, max_new_tokens)
+        levels = self._first_levels(request, split)
+        if list(levels) == [DEFAULT_TABLES]:
+            return self._planned(self._remote, front, request, num_prompt_tokens, max_new_tokens)
+
+        def choose(prompt_ids: Sequence[int]) -> tuple[TablesChoice, FrontSegment]:
+            front.move_to(split)  # an answer before this one may have ended elsewhere
+            return self._chooser.choose(front, prompt_ids, split=split, levels=levels)
+
+        def part_of(name: str, computed: FrontSegment) -> TokenSource:
+            return self._planned(
+                self._remotes[name], front, request, num_prompt_tokens, max_new_tokens, computed
+            )
+
+        return ChosenTables(
+            choose=choose,
+            part_of=part_of,
+            chooser=self._chooser,
+            default=DEFAULT_TABLES if DEFAULT_TABLES in levels else None,
+        )
+
+    def _planned(
+        self,
+        remote: RemoteParts,
+        front: FrontEngine,
+        request: CompletionRequest,
+        num_prompt_tokens: int,
+        max_new_tokens: int,
+        computed: FrontSegment | None = None,
+    ) -> TokenSource:
+        """As planned, with the tables of `remote`. computed: the front, whose first rows may be
+        there already. The split moves where the front has segments, and when the answer may outgrow
         the plan it shifts or the server takes over.
 
         Every part after a shift gets a seed of its own: its positions start anew, and the
@@ -169,9 +234,7 @@ class GenerationFactory:
         """
         total = num_prompt_tokens + max_new_tokens
         if request.prefer == "cloud":
-            return self._remote.at(
-                0, front, request, max_tokens=total, num_prompt=num_prompt_tokens
-            )
+            return remote.at(0, front, request, max_tokens=total, num_prompt=num_prompt_tokens)
         policy = kv_policy(request.context)
         outgrows = total > self._plan.max_tokens and (policy.evicts or policy.hands_over)
         needs_all = request.sampling.prompt_logprobs is not None
@@ -186,13 +249,14 @@ class GenerationFactory:
         elsewhere = request.split not in (None, self._plan.partition.split)
         may_move = elsewhere or len(self._plan.splits) > 1
         if policy.hands_over if outgrows else may_move:
-            return self._moving(front, request, num_prompt_tokens, max_new_tokens)
+            return self._moving(remote, front, request, num_prompt_tokens, max_new_tokens)
         if not outgrows:
-            return self.part(front, request, total, num_prompt_tokens)
+            return self._part(remote, front, request, total, num_prompt_tokens, computed)
 
         def part(index: int, max_tokens: int, num_prompt: int) -> TokenSource:
             sampling = replace(request.sampling, seed=(request.sampling.seed + index) % (1 << 64))
-            return self.part(front, replace(request, sampling=sampling), max_tokens, num_prompt)
+            changed = replace(request, sampling=sampling)
+            return self._part(remote, front, changed, max_tokens, num_prompt)
 
         return ShiftingGeneration(
             generation_of=part,
@@ -204,6 +268,7 @@ class GenerationFactory:
 
     def _moving(
         self,
+        remote: RemoteParts,
         front: FrontEngine,
         request: CompletionRequest,
         num_prompt_tokens: int,
@@ -214,7 +279,7 @@ class GenerationFactory:
         def part_at(
             split: int, max_tokens: int, is_moved: bool, left: LeftBehind | None
         ) -> RemoteGeneration:
-            return self._remote.at(
+            return remote.at(
                 split,
                 front,
                 request,
@@ -232,8 +297,14 @@ class GenerationFactory:
             max_new_tokens=max_new_tokens,
         )
 
-    def part(
-        self, front: FrontEngine, request: CompletionRequest, max_tokens: int, num_prompt: int
+    def _part(
+        self,
+        remote: RemoteParts,
+        front: FrontEngine,
+        request: CompletionRequest,
+        max_tokens: int,
+        num_prompt: int,
+        computed: FrontSegment | None = None,
     ) -> TokenSource:
         """One generation of at most `max_tokens` tokens at the plan's split, or the one asked for.
 
@@ -252,4 +323,6 @@ class GenerationFactory:
         split = self._plan.partition.split if request.split is None else request.split
         if split in self._plan.splits:
             front.move_to(split)  # an answer before this one may have ended elsewhere
-        return self._remote.at(split, front, request, max_tokens=max_tokens, num_prompt=num_prompt)
+        return remote.at(
+            split, computed or front, request, max_tokens=max_tokens, num_prompt=num_prompt
+        )

@@ -95,4 +95,4 @@ class FallbackGeneration(AnswerParts):
                     yield token
         finally:
             if isinstance(remote, AnswerParts):
-                self.shifts, self.moves = remote.shifts, remote.moves
+                self.take_counts(remote)

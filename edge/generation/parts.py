@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from edge.errors import InputError
@@ -16,14 +17,17 @@ class AnswerParts:
     """Base of the token sources that are made of parts: reconnects add up, and one is cancelled.
 
     shifts: how often the context was cut. moves: how often the split moved. detail: why the device
-    went on without a server.
+    went on without a server. tables: the codec tables that were chosen, "" where none were;
+    tables_bytes: what the prompt's first rows take under each.
     """
 
     shifts = 0
     moves = 0
     detail = ""
+    tables = ""
 
     def __init__(self) -> None:
+        self.tables_bytes: Mapping[str, int] = {}
         self._current: TokenSource | None = None
         self._past_reconnects = 0
         self._cancelled = False
@@ -42,6 +46,12 @@ class AnswerParts:
     def move_to(self, split: int) -> None:
         """From the next token on run at this split. InputError where it cannot move."""
         raise InputError(CANNOT_MOVE)
+
+    def take_counts(self, part: AnswerParts) -> None:
+        """What happened in a part that has parts itself happened in this answer."""
+        self.shifts, self.moves = part.shifts, part.moves
+        if part.tables:
+            self.tables, self.tables_bytes = part.tables, part.tables_bytes
 
     def begin(self, part: TokenSource) -> TokenSource:
         """Make `part` the one that runs. It is cancelled at once if the answer was meanwhile."""

@@ -33,7 +33,7 @@ class PrefixMemory:
 
     def __init__(self, max_bytes: int = MAX_BYTES, *, share: bool = False) -> None:
         self.salt = b"" if share else secrets.token_bytes(SALT_BYTES)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._prompts: OrderedDict[tuple[str, tuple[Frame, ...]], int] = OrderedDict()
 
@@ -71,7 +71,7 @@ class PrefixMemory:
         with self._lock:
             self._prompts.pop(key, None)
             self._prompts[key] = sum(len(frame.hidden) for frame in frames)
-            while sum(self._prompts.values()) > self._max_bytes:
+            while sum(self._prompts.values()) > self.max_bytes:
                 self._prompts.popitem(last=False)
 
 

@@ -6,6 +6,7 @@ another split are other rows. At split 0 every token goes as an id, and the fron
 
 from __future__ import annotations
 
+import copy
 import random
 import secrets
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,8 @@ class SplitSetting:
 
 
 class RemoteParts:
-    """See the module's docstring. ladders: by split, the plan's among them."""
+    """See the module's docstring. ladders: by split, the plan's among them. prefix_bytes: of frames
+    of earlier prompts, at most, at all splits together."""
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class RemoteParts:
         share_prefixes: bool,
         end_token_ids: Sequence[int],
         on_link: OnLink,
+        prefix_bytes: int = MAX_BYTES,
     ) -> None:
         self._plan = plan
         self._transports = tuple(transports)
@@ -84,13 +87,26 @@ class RemoteParts:
                 split=split,
                 ladder=ladder,
                 # All splits together remember as much as one.
-                prefixes=PrefixMemory(MAX_BYTES // len(ladders), share=share_prefixes),
+                prefixes=PrefixMemory(prefix_bytes // len(ladders), share=share_prefixes),
                 prefill=PrefillPlanner(
                     split=split, num_layers=geometry.num_layers, chunk_tokens=chunk_tokens
                 ),
             )
             for split, ladder in {0: lossless, **ladders}.items()
         }
+
+    def with_ladders(self, ladders: Mapping[int, Ladder], *, share_prefixes: bool) -> RemoteParts:
+        """The same with other ladders: what was measured of link and server is shared."""
+        other = copy.copy(self)
+        other._settings = {
+            split: replace(
+                here,
+                ladder=ladders.get(split, here.ladder),
+                prefixes=PrefixMemory(here.prefixes.max_bytes, share=share_prefixes),
+            )
+            for split, here in self._settings.items()
+        }
+        return other
 
     def levels(self, wanted: str, split: int) -> tuple[str, ...]:
         """The levels that a generation may use at `split`, the first one to begin with.

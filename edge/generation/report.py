@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class Completion:
     shifts: int = 0  # how often the context was cut, see edge.generation.context
     moves: int = 0  # how often the split moved, see edge.generation.moving
     energy: MeasuredEnergy | None = None
+    tables: str = ""
+    tables_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def answered_by(self) -> str:
@@ -109,6 +111,8 @@ class Completion:
             "uplink_bytes": sum(step.uplink_bytes for step in self.steps),
             "downlink_bytes": sum(step.downlink_bytes for step in self.steps),
             "bits_per_element": self.bits_per_element,
+            **({"tables": self.tables} if self.tables else {}),
+            **({"tables_bytes": dict(self.tables_bytes)} if self.tables_bytes else {}),
             "prompt_ids": sum(step.num_rows for step in self._id_steps),
             "id_bytes": sum(step.uplink_bytes for step in self._id_steps),
             "round_trips": num_trips,

@@ -7,7 +7,8 @@
       cloud/              config.json, the back's weights, and tokenizer.json for grammars
                           (absent when the edge holds it all)
       draft/              a draft head for the edge, made by `splitpoint train-draft` (optional)
-      codec/              tables of the calibrated compression levels, one file a split (optional)
+      codec/              tables of the calibrated compression levels, one file a split, and
+                          further ones by name in folders (optional; `codec_tables`)
       manifest.json       format, model hash, and size and SHA-256 of every file above
 
 A device needs `plan.yaml`, `manifest.json`, `codec/`, `edge/` and `draft/`. A copy may leave out
@@ -25,6 +26,12 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Final, Literal
 
+from optimizer.artifacts.codec_tables import (
+    DEFAULT_TABLES,
+    check_splits,
+    listed_tables,
+    tables_name,
+)
 from optimizer.artifacts.edge_settings import EDGE_SETTINGS_NAME, EdgeSettings
 from optimizer.artifacts.manifest import (
     BUNDLE_FORMAT,
@@ -46,6 +53,7 @@ from optimizer.errors import BundleError
 
 __all__ = [
     "BUNDLE_FORMAT",
+    "DEFAULT_TABLES",
     "EDGE_SETTINGS_NAME",
     "FRONT_NAME",
     "MANIFEST_NAME",
@@ -111,6 +119,24 @@ class Bundle:
             if PurePosixPath(name).parent.as_posix() == folder and name.endswith(suffix)
         )
 
+    def codec_tables(self) -> dict[str, dict[int, Path]]:
+        """The codec tables by name, then by split: "default" first, empty where there are none.
+
+        Raises BundleError for names that cannot be, for too many, and for named tables that lack a
+        split of the plan.
+        """
+        try:
+            listed = listed_tables([name for name in self.files if self.has(name)])
+            splits = [] if self.plan.edge_is_whole else self.plan.splits
+            for name, files in listed.items():
+                check_splits(name, files, splits)
+        except BundleError as error:
+            raise BundleError(f"{self.root}: {error}") from error
+        return {
+            name: {split: self.path(file) for split, file in files.items()}
+            for name, files in listed.items()
+        }
+
     def read_text(self, name: str) -> str:
         """A listed text file (UTF-8, with or without BOM). Raises BundleError."""
         path = self.path(name)
@@ -125,11 +151,6 @@ class Bundle:
 def front_names(plan: Plan) -> tuple[str, ...]:
     """The files in `edge/` of the front's segments, the one with the embedding first."""
     return (FRONT_NAME, *(f"front-{begin}.onnx" for begin in plan.splits[:-1]))
-
-
-def tables_name(split: int) -> str:
-    """The name of a split's codec tables in a bundle."""
-    return f"codec/split-{split}.tables"
 
 
 def open_bundle(root: Path, *, role: Role) -> Bundle:

@@ -50,15 +50,18 @@ def write_manifest(root: Path) -> None:
     _save(root, Manifest(model_sha256=load_plan(root / PLAN_NAME).model.sha256, files=files))
 
 
-def record_files(root: Path, names: Iterable[str]) -> None:
+def record_files(root: Path, names: Iterable[str], *, without: Collection[str] = ()) -> None:
     """Hash the files `names`, which are new or changed, and put them into the manifest.
+
+    without: names that it shall list no more, unless they are among `names`.
 
     The records of all other files stay as they are. So a change to one of those is still found.
     Raises BundleError for a manifest that is not readable.
     """
     manifest = read_manifest(root / MANIFEST_NAME)
     changed = {name: _record_of(root / name) for name in names}
-    files = dict(sorted({**manifest.files, **changed}.items()))
+    kept = {name: record for name, record in manifest.files.items() if name not in without}
+    files = dict(sorted({**kept, **changed}.items()))
     _save(root, Manifest(model_sha256=manifest.model_sha256, files=files))
 
 

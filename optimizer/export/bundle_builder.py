@@ -13,7 +13,14 @@ from pathlib import Path
 
 from hwprofiles.heap import trim_heap
 from hwprofiles.peak_memory import peak_memory_bytes
-from optimizer.artifacts.bundle import MANIFEST_NAME, PLAN_NAME, TEMPLATE_NAME, Role, write_manifest
+from optimizer.artifacts.bundle import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    TEMPLATE_NAME,
+    Role,
+    tables_name,
+    write_manifest,
+)
 from optimizer.artifacts.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from optimizer.artifacts.plan import ModelRef, Plan
 from optimizer.artifacts.weight_reference import WeightsPlace
@@ -233,8 +240,7 @@ def _calibrate(
     from optimizer.export.calibration.calibrate import calibrate, calibration_text
     from optimizer.export.layers.layered_model import LayeredModel
 
-    codec_dir = stages.made / "codec"
-    codec_dir.mkdir(exist_ok=True)
+    (stages.made / "codec").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rows-", dir=stages.made.parent) as scratch:
         model = LayeredModel(source, folder=Path(scratch), device=calibration.device)
         ids, text = calibration_text(
@@ -246,7 +252,7 @@ def _calibrate(
             calibrate(
                 model,
                 split=split,
-                out=codec_dir / f"split-{split}.tables",
+                out=stages.made / tables_name(split),
                 token_ids=ids,
                 num_tokens=calibration.num_tokens,
                 text=text,

@@ -12,6 +12,7 @@ import typer
 
 from splitpoint.commands import generation_options as options
 from splitpoint.commands.connection_options import BundleOptions
+from splitpoint.commands.measure_options import MeasureOptions
 from splitpoint.commands.option_groups import address_of, with_options
 
 
@@ -66,6 +67,7 @@ def api(
     device: options.DeviceOptions,
     control: options.ControlOptions,
     local: ListenOptions,
+    measured: MeasureOptions,
 ) -> None:
     """Serve the OpenAI endpoints and, at /, a chat page. Prints 'listening on HOST:PORT'."""
     device.check()
@@ -97,7 +99,12 @@ def api(
     bundle = place.folder(device, device.addresses())
     share_heaps()
     with ExitStack() as stack:
-        client = device.open_client(
-            stack, bundle, concurrency=local.max_requests, keep_connected=True
+        client = measured.open_client(
+            device,
+            stack,
+            bundle,
+            program="api",
+            concurrency=local.max_requests,
+            keep_connected=True,
         )
         ApiServer(client, config).run(ready)

@@ -19,6 +19,7 @@ from splitpoint.commands.option_groups import (
     check_provider,
     with_options,
 )
+from splitpoint.commands.tables_option import DEFAULT_TABLES, TablesOption, check_tables
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
 from splitpoint.views.work_state import WorkState
@@ -42,7 +43,7 @@ class QualityOptions:
     bundle: Annotated[
         Path | None,
         typer.Option(
-            help="Also measure bits against quality of this bundle's tables, beside "
+            help="Also measure bits against quality of this bundle's default tables, beside "
             "other methods; needs --model, --text and the repository."
         ),
     ] = None
@@ -93,11 +94,13 @@ def decode(
     repeats: Annotated[int, typer.Option(help="Answers to take the median of.", min=1)] = 3,
     draft: Annotated[str, typer.Option(help="Drafter, as for 'splitpoint run'.")] = "off",
     provider: ProviderOption = AUTO,
+    tables: TablesOption = DEFAULT_TABLES,
     as_json: JsonOption = False,
 ) -> None:
     """Decode through a server on loopback: tokens a second, and where a step's time goes."""
     one_of(draft, DRAFTS, "--draft")
     check_provider(provider)
+    check_tables(tables)
     from splitpoint.decode_bench import run_decode_bench
 
     with long_work("measuring decoding") as work:
@@ -107,6 +110,7 @@ def decode(
             repeats=repeats,
             draft=draft,
             provider=provider,
+            tables=tables,
             progress=work.steps,
         )
     print_json(report, indent=None if as_json else 1)

@@ -18,12 +18,15 @@ from splitpoint.commands.option_groups import (
     compute_device,
     with_options,
 )
+from splitpoint.commands.tables_option import AUTO_TABLES, DEFAULT_TABLES, check_tables
 from splitpoint.text_input import read_text
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
 from splitpoint.views.screen import open_console
 
 if TYPE_CHECKING:
+    from codec.ladder import Ladder
+    from optimizer.artifacts.bundle import Bundle
     from optimizer.export.certify.certificate import Certificate
 
 # About how long each takes. A model that stays in memory measures window by window.
@@ -48,6 +51,9 @@ def certify(
     bundle: BundleArgument,
     chosen: SourceOptions,
     held_out: HeldOutOptions,
+    tables: Annotated[
+        str, typer.Option(help="Which codec tables of the bundle, by name.", metavar="NAME")
+    ] = DEFAULT_TABLES,
     levels: Annotated[str, typer.Option(help="Comma-separated level names; default all.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Write the rate-quality plot (PNG).")] = None,
     device: DeviceOption = "auto",
@@ -55,9 +61,10 @@ def certify(
 ) -> None:
     """Measure bits, perplexity, KL and top-1 agreement of every level; store them in the bundle."""
     one_of(device, DEVICES, "--device")
+    if check_tables(tables) == AUTO_TABLES:
+        raise typer.BadParameter("choose one by its name", param_hint="--tables")
     names = [check_level(name.strip(), "--levels") for name in levels.split(",") if name.strip()]
-    from codec.ladder import Ladder
-    from optimizer.artifacts.bundle import open_bundle, tables_name
+    from optimizer.artifacts.bundle import open_bundle
     from optimizer.errors import BuildError
     from optimizer.export.certify.certificate import certify as certify_ladder
     from optimizer.export.certify.certificate import store_certificate, text_windows
@@ -72,13 +79,7 @@ def certify(
         source = chosen.source()
         if source.sha256 != plan.model.sha256:
             raise BuildError(f"{bundle} was built from {plan.model.id}, not from {source.id}")
-        hidden_size = source.geometry.hidden_size
-        tables = tables_name(split)
-        ladder = (
-            Ladder.load(opened.path(tables), hidden_size=hidden_size)
-            if opened.has(tables)
-            else Ladder.lossless(hidden_size)
-        )
+        ladder = _ladder(opened, tables, split)
         ids = source.load_tokenizer()(read_text(held_out.text))["input_ids"]
         with working_folder(bundle) as scratch:
             result = certify_ladder(
@@ -89,21 +90,36 @@ def certify(
                 levels=names or None,
                 progress=work.staged(STAGE_COSTS),
             )
-        store_certificate(bundle, result)
+        store_certificate(bundle, result, tables=tables)
     if plot is not None:
         from optimizer.export.certify.plot import plot_certificate
 
         plot_certificate(result, plot)
     if as_json:
-        print_json(result.to_json())
+        print_json({"tables": tables, **result.to_json()})
     else:
-        open_console().print(_table(result))
+        open_console().print(_table(result, tables))
 
 
-def _table(result: Certificate) -> Table:
+def _ladder(opened: Bundle, tables: str, split: int) -> Ladder:
+    """The ladder of those tables; without any, the lossless one. BuildError for an unknown name."""
+    from codec.ladder import Ladder
+    from optimizer.errors import BuildError
+
+    hidden_size = opened.plan.model.geometry.hidden_size
+    listed = opened.codec_tables()
+    if tables not in listed:
+        raise BuildError(f"{opened.root}: no tables {tables}: it has {', '.join(listed)}")
+    path = listed[tables].get(split)
+    if path is None:
+        return Ladder.lossless(hidden_size)
+    return Ladder.load(path, hidden_size=hidden_size)
+
+
+def _table(result: Certificate, tables: str) -> Table:
     table = Table(
-        title=f"split {result.split}: {result.num_tokens} tokens, context {result.window}, "
-        f"perplexity {result.baseline_perplexity:.2f} untouched"
+        title=f"split {result.split}, tables {tables}: {result.num_tokens} tokens, "
+        f"context {result.window}, perplexity {result.baseline_perplexity:.2f} untouched"
     )
     for column in ("level", "bits/element", "in prefill", "perplexity", "KL", "same top token"):
         table.add_column(column, justify="left" if column == "level" else "right")

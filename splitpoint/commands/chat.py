@@ -13,6 +13,7 @@ import typer
 
 from splitpoint.commands import generation_options as options
 from splitpoint.commands.connection_options import BundleOptions
+from splitpoint.commands.measure_options import MeasureOptions
 from splitpoint.commands.option_groups import with_options
 from splitpoint.text_input import text_argument
 
@@ -23,6 +24,7 @@ def chat(
     device: options.DeviceOptions,
     sampling: options.SamplingOptions,
     control: options.ControlOptions,
+    measured: MeasureOptions,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     history: Annotated[
         bool, typer.Option(help="Keep the lines that you type, in a file of yours alone.")
@@ -37,7 +39,9 @@ def chat(
 
     bundle = place.folder(device, device.addresses())
     with ExitStack() as stack:
-        client = device.open_client(stack, bundle, keep_connected=True, is_watched=True)
+        client = measured.open_client(
+            device, stack, bundle, program="chat", keep_connected=True, is_watched=True
+        )
         client.check(request)
         state = ChatState(levels=client, request=request)
         state.talk.set_system(first)

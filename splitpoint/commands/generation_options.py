@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from splitpoint.commands.choices import (
 )
 from splitpoint.commands.connection_options import CredentialOptions
 from splitpoint.commands.option_groups import ProviderOption, check_provider
+from splitpoint.commands.tables_option import DEFAULT_TABLES, TablesOption, check_tables
 from splitpoint.text_input import text_argument
 from splitpoint.views.link_lines import LinkLines
 from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse_size
@@ -34,6 +36,7 @@ from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse
 if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.completion import CompletionRequest
+    from edge.generation.report import Completion
     from optimizer.policy.retry import RetryPolicy
 
 # A server is given this long for the first connection, however short --recover-within is.
@@ -81,6 +84,7 @@ class DeviceOptions(CredentialOptions):
         int | None,
         typer.Option(help="Prompt tokens a frame (default: the plan's at most, adapted).", min=1),
     ] = None
+    tables: TablesOption = DEFAULT_TABLES
     recover_within: Annotated[
         float | None,
         typer.Option(
@@ -130,6 +134,7 @@ class DeviceOptions(CredentialOptions):
             )
         check_seconds(self.recover_within, "--recover-within", MOST_WAIT_S)
         check_provider(self.provider)
+        check_tables(self.tables)
 
     def addresses(self) -> list[str]:
         """The servers. BadParameter for one that cannot be dialled."""
@@ -148,6 +153,7 @@ class DeviceOptions(CredentialOptions):
         concurrency: int = 1,
         keep_connected: bool = False,
         is_watched: bool = False,
+        on_finished: Callable[[Completion], None] | None = None,
     ) -> EdgeClient:
         """An EdgeClient that lives as long as `stack`. keep_connected: it waits for users.
         is_watched: say on stderr when a server is lost, and what happens then.
@@ -164,11 +170,8 @@ class DeviceOptions(CredentialOptions):
         if self.affinity is not None:
             pin_to(self.affinity)
         chosen = apply_power(self.power)
-        sink = (
-            None
-            if self.trace is None
-            else stack.enter_context(self.trace.open("w", encoding="utf-8"))
-        )
+        trace = self.trace
+        sink = None if trace is None else stack.enter_context(trace.open("w", encoding="utf-8"))
         client = stack.enter_context(
             EdgeClient(
                 bundle,
@@ -189,6 +192,8 @@ class DeviceOptions(CredentialOptions):
                 share_prefixes=self.share_prefixes,
                 keep_connected=keep_connected,
                 on_link=LinkLines() if is_watched else unheard,
+                tables=self.tables,
+                on_finished=on_finished,
             )
         )
         if client.front_report.line:

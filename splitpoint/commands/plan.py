@@ -12,6 +12,7 @@ import typer
 
 from hwprofiles.providers.table import CPU
 from optimizer.errors import PlanError
+from splitpoint.commands.measure_options import CheckOptions
 from splitpoint.commands.option_groups import given_options, with_options
 from splitpoint.commands.plan_options import (
     ChoiceOptions,
@@ -44,6 +45,7 @@ def plan(
     evidence: EvidenceOptions,
     price: PriceOptions,
     output: PlanOutputOptions,
+    check: CheckOptions,
 ) -> None:
     """Plan a deployment: the best configuration within the limits, and why."""
     from hwprofiles.links.catalog import load_link
@@ -52,6 +54,9 @@ def plan(
     from splitpoint.plan_inputs import model_ref
 
     deployment.check()
+    if check.check_log is not None:
+        check.report(check.check_log, deployment, evidence, as_json=output.as_json)
+        return
     choices.check()
     price.check(choices)
     limits.limits()  # bad usage shows before anything loads

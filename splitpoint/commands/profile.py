@@ -30,6 +30,7 @@ from splitpoint.commands.option_groups import (
     check_provider,
     with_options,
 )
+from splitpoint.commands.refine import refine
 from splitpoint.text_input import read_text
 from splitpoint.views.long_work import long_work
 from splitpoint.views.output import print_json
@@ -41,6 +42,7 @@ LEAST_MINUTES, MOST_MINUTES = 0.5, 240.0  # of a sustained load
 SILENT = 10.0  # percent within which two figures count as the same
 
 profile_app = typer.Typer(help="Measure, show and compare machines and links.")
+profile_app.command()(refine)
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the profile to this file.")]
 NameOption = Annotated[str | None, typer.Option(help="Name of the profile.")]
 

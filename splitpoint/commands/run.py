@@ -12,6 +12,7 @@ import typer
 
 from splitpoint.commands import generation_options as options
 from splitpoint.commands.connection_options import BundleOptions
+from splitpoint.commands.measure_options import ExplainOptions
 from splitpoint.commands.option_groups import JsonOption, with_options
 from splitpoint.text_input import read_standard_input, read_text, text_argument
 from splitpoint.views.output import print_json
@@ -68,27 +69,37 @@ def run(
     device: options.DeviceOptions,
     sampling: options.SamplingOptions,
     control: options.ControlOptions,
+    measured: ExplainOptions,
     logprobs: Annotated[bool, typer.Option(help="Report the tokens' log-probabilities.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run one prompt across the split."""
     device.check()
+    measured.check()
     if str(place.bundle) == STANDARD_INPUT and ask.text is None:  # the only word is the question
         place, ask = replace(place, bundle=None), replace(ask, text=STANDARD_INPUT)
     question = ask.question()
     request = options.completion_request(sampling, control, logprobs=logprobs)
     from splitpoint.chat.answering import show_answer, summary
+    from splitpoint.views.measured_view import compared_json
 
     bundle = place.folder(device, device.addresses())
     with ExitStack() as stack:
-        client = device.open_client(stack, bundle, is_watched=sys.stderr.isatty())
+        client = measured.open_client(
+            device, stack, bundle, program="run", is_watched=sys.stderr.isatty()
+        )
+        basis = measured.basis(client, bundle)
         answer = client.start(question, request)
         completion = show_answer(answer, silent=as_json)
+    figures = measured.compared(completion, client, basis)
     if as_json:
-        print_json({**completion.to_json(), "front": client.front_report.to_json()})
+        explained = {"predicted": compared_json(figures)} if measured.explain else {}
+        front = client.front_report.to_json()
+        print_json({**completion.to_json(), "front": front, **explained})
     else:
         typer.echo()
         typer.echo(summary(completion), err=True)
+        measured.show(figures)
         if isinstance(question, str) and client.tokenizer.template:
             typer.echo("continued as plain text; to ask this model, use --chat TEXT", err=True)
     if completion.finish_reason == "server_lost":

@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from protos.addresses import Address, is_loopback
+from protos.addresses import Address
 from splitpoint.commands.access_options import AccessOptions
 from splitpoint.commands.cluster_options import ClusterOptions
+from splitpoint.commands.observation_options import LogFormat, ObservationOptions
 from splitpoint.commands.option_groups import BundleArgument, address_of, with_options
 from splitpoint.commands.served_model_options import ModelOptions
 from splitpoint.views.long_work import long_work
@@ -29,14 +29,6 @@ from splitpoint.views.work_state import WorkState
 if TYPE_CHECKING:
     from cloud.cluster.on_ray.launch import ClusterSettings
     from cloud.server.config import ServerConfig
-
-
-class LogFormat(str, Enum):
-    """How the server's events are written."""
-
-    OFF = "off"
-    TEXT = "text"
-    JSON = "json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,50 +67,6 @@ class SessionOptions:
         check_seconds(self.drain, "--drain", MOST_WAIT_S)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObservationOptions:
-    """What the server tells about itself."""
-
-    PANEL: ClassVar = "Metrics and logs"
-
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="HOST:PORT of GET /metrics for Prometheus, and /health.", metavar="H:P"),
-    ] = None
-    expose_metrics: Annotated[
-        bool,
-        typer.Option("--expose-metrics", help="Let --metrics and --status listen beyond loopback."),
-    ] = False
-    status: Annotated[
-        str | None,
-        typer.Option(
-            help="HOST:PORT of a read-only page: sessions, KV, tenants, last hour.", metavar="H:P"
-        ),
-    ] = None
-    log: Annotated[LogFormat, typer.Option(help="Log sessions to stderr: off, text or json.")] = (
-        LogFormat.OFF
-    )
-
-    def metrics_address(self, *, insecure: bool) -> Address | None:
-        """Where the metrics are served; BadParameter where anybody could read them."""
-        return self._address(self.metrics, "--metrics", insecure=insecure)
-
-    def status_address(self, *, insecure: bool) -> Address | None:
-        """Where the status page is served; BadParameter where anybody could read it."""
-        return self._address(self.status, "--status", insecure=insecure)
-
-    def _address(self, given: str | None, option: str, *, insecure: bool) -> Address | None:
-        if given is None:
-            return None
-        address = address_of(given, option)
-        if not (self.expose_metrics or insecure or is_loopback(address.host)):
-            raise typer.BadParameter(
-                f"{option} {given}: there is no password; add --expose-metrics if the "
-                "network is yours alone"
-            )
-        return address
-
-
 @with_options()
 def serve(
     bundle: BundleArgument,
@@ -137,6 +85,7 @@ def serve(
     access.pull_bytes_per_s()
     address = address_of(listen, "--listen")
     cluster.check(address)
+    observation.check(replicas=cluster.replicas)
     metrics = observation.metrics_address(insecure=access.insecure)
     status = observation.status_address(insecure=access.insecure)
     more_bundles = model.check_bundles(bundle)
@@ -163,6 +112,7 @@ def serve(
             behind_proxy=access.behind_proxy,
             allow_pull=access.allow_pull,
             pull_bytes_per_s=access.pull_bytes_per_s(),
+            measure=observation.measure,
         )
 
     if cluster.replicas is None:

@@ -38,6 +38,7 @@ MORE: Final = {
     "profile link": "[profiles](profiles.md)",
     "plan": "[planning a deployment](../guides/planning-a-deployment.md)",
     "build": "[plan and bundle](plan-and-bundle.md)",
+    "calibrate": "[calibrating for your text](../guides/calibrating-for-your-text.md)",
     "certify": "[calibrating for your text](../guides/calibrating-for-your-text.md)",
     "sensitivity": "[planning a deployment](../guides/planning-a-deployment.md)",
     "train-draft": "[using drafting](../guides/drafting.md)",

@@ -36,6 +36,7 @@ PLACEHOLDERS: Final = {"MODEL": MODEL, "BUNDLE": "bundle"}
 # What is added to a command so that it takes seconds.
 SHORTER: Final[dict[str, tuple[str, ...]]] = {
     "run": ("--max-new-tokens", "6", "--ignore-eos"),
+    "calibrate": ("--tokens", "256", "--no-certify"),
     "certify": ("--tokens", "256", "--window", "64"),
     "sensitivity": ("--tokens", "256", "--window", "64"),
     "simulate": ("--duration", "3", "--no-advice", "--processes", "1"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from optimizer.export.layers.passes import Progress, gradients_at, states_after,
 from optimizer.export.layers.rows_on_disk import HiddenRows, copied
 from optimizer.export.sources.model_source import ModelSource
 
+TextWindows: TypeAlias = tuple[Windows, Windows]  # to fit to, and held out
 WINDOW: Final = 512
 DEFAULT_NUM_TOKENS: Final = 32_768
 HELD_OUT_WINDOWS: Final = 4  # beside the text that is fitted to, to measure levels on
@@ -48,6 +49,7 @@ def calibrate(
     split: int,
     out: Path,
     token_ids: list[int] | None = None,
+    windows: TextWindows | None = None,
     num_tokens: int = DEFAULT_NUM_TOKENS,
     seed: int = 0,
     text: str = "",
@@ -58,6 +60,7 @@ def calibrate(
         model,
         {split: out},
         token_ids=token_ids,
+        windows=windows,
         num_tokens=num_tokens,
         seed=seed,
         text=text,
@@ -71,6 +74,7 @@ def calibrate_splits(
     outs: Mapping[int, Path],
     *,
     token_ids: list[int] | None = None,
+    windows: TextWindows | None = None,
     num_tokens: int = DEFAULT_NUM_TOKENS,
     seed: int = 0,
     text: str = "",
@@ -81,26 +85,14 @@ def calibrate_splits(
     token_ids: calibration text, of which the first num_tokens are fitted to, or as many as the
     model's width needs; None lets the model write it, which needs all layers in memory. Up to
     HELD_OUT_WINDOWS windows more, an eighth of a shorter text, are kept from the fit to measure
-    levels on. text: what the tables' header calls this text. Raises BuildError when the text is
-    too short.
+    levels on. windows: instead of these, what `windows_to_fit` gave. text: what the tables' header
+    calls this text. Raises BuildError when the text is too short.
     """
     tell = progress or (lambda stage, done, total: None)
-    num_tokens = max(num_tokens, tokens_to_fit(model.hidden_size))
     with model.in_bfloat16():
-        if token_ids is None:
-            count = max(2, num_tokens // WINDOW) + HELD_OUT_WINDOWS
-            windows = sampled_windows(
-                model.whole(), num_windows=count, window=WINDOW, seed=seed, progress=tell
-            )
-            fitted, held = windows[HELD_OUT_WINDOWS:], windows[:HELD_OUT_WINDOWS]
-        else:
-            most = num_tokens + HELD_OUT_WINDOWS * WINDOW
-            fitted, held = held_apart(text_windows(token_ids, window=WINDOW, max_tokens=most))
-        if fitted.size < TOKENS_A_CHANNEL * model.hidden_size:
-            raise BuildError(
-                f"{fitted.size} tokens of calibration text are too few for a width of "
-                f"{model.hidden_size}; at least {TOKENS_A_CHANNEL * model.hidden_size} are needed"
-            )
+        fitted, held = windows or windows_to_fit(
+            model, token_ids, num_tokens=num_tokens, seed=seed, progress=tell
+        )
         found = collect_states(
             model, splits=list(outs), windows=fitted, held_out=held, seed=seed, progress=tell
         )
@@ -120,6 +112,36 @@ def calibrate_splits(
         header, arrays = fit_ladder(fitted_split, measure=measure if len(held) else None)
         digests[split] = write_tables(out, {**header, "text": text} if text else header, arrays)
     return digests
+
+
+def windows_to_fit(
+    model: LayeredModel,
+    token_ids: list[int] | None,
+    *,
+    num_tokens: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TextWindows:
+    """Windows to fit to, and those kept from the fit; arguments as those of `calibrate_splits`.
+
+    What the model writes is faster inside `model.in_bfloat16()`.
+    """
+    num_tokens = max(num_tokens, tokens_to_fit(model.hidden_size))
+    if token_ids is None:
+        count = max(2, num_tokens // WINDOW) + HELD_OUT_WINDOWS
+        windows = sampled_windows(
+            model.whole(), num_windows=count, window=WINDOW, seed=seed, progress=progress
+        )
+        fitted, held = windows[HELD_OUT_WINDOWS:], windows[:HELD_OUT_WINDOWS]
+    else:
+        most = num_tokens + HELD_OUT_WINDOWS * WINDOW
+        fitted, held = held_apart(text_windows(token_ids, window=WINDOW, max_tokens=most))
+    if fitted.size < TOKENS_A_CHANNEL * model.hidden_size:
+        raise BuildError(
+            f"{fitted.size} tokens of calibration text are too few for a width of "
+            f"{model.hidden_size}; at least {TOKENS_A_CHANNEL * model.hidden_size} are needed"
+        )
+    return fitted, held
 
 
 def calibration_text(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from codec.ladder import Ladder
 from optimizer.artifacts.bundle import record_files
+from optimizer.artifacts.codec_tables import DEFAULT_TABLES, quality_name
 from optimizer.errors import BuildError
 from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.layers.passes import Progress, finish, states_at
@@ -261,12 +262,14 @@ def _quality(
     )
 
 
-def store_certificate(bundle: Path, certificate: Certificate) -> Path:
+def store_certificate(
+    bundle: Path, certificate: Certificate, *, tables: str = DEFAULT_TABLES
+) -> Path:
     """Write the certificate beside the split's tables and renew the bundle's manifest.
 
-    Returns the file's path.
+    tables: their name. Returns the file's path.
     """
-    path = bundle / "codec" / f"split-{certificate.split}.quality.json"
+    path = bundle / quality_name(certificate.split, tables)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(certificate.to_json(), indent=1) + "\n", encoding="utf-8")
     record_files(bundle, (path.relative_to(bundle).as_posix(),))

@@ -299,12 +299,16 @@ def test_waits_and_steps_are_observed_and_times_add_up() -> None:
         def __init__(self) -> None:
             self.waits_s: list[float] = []
             self.steps: list[tuple[float, int, int]] = []
+            self.answered: list[int] = []
 
         def frame_waited(self, wait_s: float) -> None:
             self.waits_s.append(wait_s)
 
         def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None:
             self.steps.append((duration_s, num_sessions, num_rows))
+
+        def frame_answered(self, frame: Frame, timings: Timings) -> None:
+            self.answered.append(frame.sequence)
 
     observer, session, listener = Observer(), FakeSession(), Listener()
     limits = Scheduler(max_rows=4, max_sessions=4, min_prefill_rows=1)
@@ -321,6 +325,7 @@ def test_waits_and_steps_are_observed_and_times_add_up() -> None:
     # Received at 0, taken in from 1 to 2, two steps of one second from 3 on.
     assert observer.waits_s == [2.0]
     assert observer.steps == [(1.0, 1, 4), (1.0, 1, 2)]
+    assert observer.answered == [0]
     (timings,) = session.timings
     assert (timings.codec_s, timings.queue_s, timings.compute_s) == (1.0, 2.0, 2.0)
 
@@ -333,6 +338,9 @@ class Faulty:
 
     def step_ran(self, duration_s: float, *, num_sessions: int, num_rows: int) -> None:
         raise AssertionError("no step gets that far")
+
+    def frame_answered(self, frame: Frame, timings: Timings) -> None:
+        raise AssertionError("no frame gets that far")
 
 
 def test_a_thread_that_dies_says_so_tells_who_waits_and_still_frees() -> None:

@@ -18,7 +18,7 @@ from cloud.server.status.readings import CURVES, Reading, between
 from cloud.server.status.snapshot import StatusBoard
 from cloud.sessions.lifecycle import Lifecycle, SessionEvent, SessionKey
 from cloud.sessions.tenants import Tenants
-from splitpoint.commands.serve import ObservationOptions
+from splitpoint.commands.observation_options import ObservationOptions
 from tests.cloud.serving import PROMPT, RawStream, Served, connected, generate, run
 
 SECRET = "0123456789abcdef0123456789abcdef"

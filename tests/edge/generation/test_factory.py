@@ -16,6 +16,7 @@ from edge.generation.kv_shipment import LeftBehind, OpenPart
 from edge.generation.local import LocalGeneration
 from edge.generation.loop import RemoteGeneration
 from edge.generation.prefix_memory import MAX_BYTES
+from edge.generation.tables_choice import ChosenTables, TablesChoice
 from edge.generation.token_source import TokenSource
 from optimizer.policy.power import FULL_EFFORT
 from optimizer.policy.retry import Clock, RetryPolicy
@@ -170,16 +171,33 @@ def test_every_part_after_a_shift_has_a_seed_of_its_own(monkeypatch: pytest.Monk
     made = factory()
     seeds: list[int] = []
 
-    def part(front: object, request: CompletionRequest, max_tokens: int, num_prompt: int) -> Any:
+    def part(remote: object, front: object, request: CompletionRequest, *lengths: int) -> Any:
         seeds.append(request.sampling.seed)
 
-    monkeypatch.setattr(made, "part", part)
+    monkeypatch.setattr(made, "_part", part)
     last = (1 << 64) - 1
     request = CompletionRequest(context="shift", sampling=SamplingParams(seed=last))
     source: Any = generation(made, request, 3 * MAX_TOKENS)
     for index in range(3):
         source._generation_of(index, MAX_TOKENS, 2)
     assert seeds == [last, 0, 1]
+
+
+def test_tables_that_alone_have_the_level_are_the_chosen_ones() -> None:
+    plain: Any = SimpleNamespace(names=("lossless",), extra_names=(), tables_sha256=SHA)
+    made = factory(level="lossless", ladders={3: plain}, more_ladders={"code": {3: LADDER}})
+    made.check(CompletionRequest(level="q2"))
+    source: Any = generation(made, CompletionRequest(level="q2"), 17)
+    assert isinstance(source, ChosenTables)
+    choice, _ = source._choose([1, 2])
+    assert choice == TablesChoice(name="code")
+    part: Any = source._part_of("code", FakeFront())
+    assert part._selector.level == "q2"
+    with pytest.raises(InputError, match="no level 'q9'"):
+        made.check(CompletionRequest(level="q9"))
+    plan = generation(made, CompletionRequest(), 17)
+    assert isinstance(plan, ChosenTables)  # both have lossless: it costs the same
+    assert plan._choose([1, 2])[0] == TablesChoice(name="default")
 
 
 def told_by(made: GenerationFactory, request: CompletionRequest | None = None) -> Open:
@@ -209,7 +227,7 @@ def test_a_device_names_prompts_with_a_secret_of_its_own_unless_it_is_to_share()
 def test_the_splits_together_remember_as_many_bytes_of_prompts_as_one() -> None:
     def remembered(ladders: dict[int, Any]) -> int:
         parts = factory(ladders=ladders)._remote
-        return sum(parts._settings[split].prefixes._max_bytes for split in ladders)
+        return sum(parts._settings[split].prefixes.max_bytes for split in ladders)
 
     assert remembered({3: LADDER}) == MAX_BYTES
     assert MAX_BYTES - 2 < remembered({1: LADDER, 2: LADDER, 3: LADDER}) <= MAX_BYTES

@@ -1,0 +1,213 @@
+"""What profiles, or a plan, predict for a measured generation, and what it measured of the same.
+
+Figures in which a generation cannot be compared are left out: the time between tokens where
+guesses brought several at once, the time to the first token where a part of the prompt was in the
+cache or went up as ids against the plan, memory where the process did other things too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from hwprofiles.profiles.device import DeviceProfile
+from optimizer.artifacts.plan import Plan
+from optimizer.cost.codec import LevelCost, level_on
+from optimizer.cost.levels import DEFAULT_LEVELS, EXTRA_LEVELS, level_at
+from optimizer.cost.link import LinkPoint
+from optimizer.cost.memory import edge_memory_over
+from optimizer.cost.quality import QualityModel
+from optimizer.cost.request import predict_request
+from optimizer.cost.setting import RequestSetting
+from optimizer.errors import MeasurementError
+from optimizer.measured.comparison import ComparedFigure, compared
+from optimizer.measured.record import EdgeSteps, MeasuredGeneration
+from optimizer.measured.refiner import at_length, predicted_peak_bytes
+from optimizer.measured.samples import is_sent_as_rows
+
+TTFT: Final = "TTFT"
+TBT: Final = "TBT"
+FRONT: Final = "front, one row"
+ENCODE: Final = "encode, one row"
+WIRE: Final = "wire, one row"
+CLOUD: Final = "cloud, one row"
+UPLINK: Final = "up a token"
+MEMORY: Final = "edge memory"
+UNITS: Final[Mapping[str, str]] = {
+    TTFT: "s",
+    TBT: "s",
+    FRONT: "s",
+    ENCODE: "s",
+    WIRE: "s",
+    CLOUD: "s",
+    UPLINK: "B",
+    MEMORY: "B",
+}
+# A plan's time to the first token is of one length of prompt; others are no test of it.
+ALIKE_PROMPT: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionBasis:
+    """What predictions are made from: two machines, a link, and what is known of the levels."""
+
+    edge: DeviceProfile
+    cloud: DeviceProfile
+    link: LinkPoint
+    quality: QualityModel
+
+
+def predicted_figures(item: MeasuredGeneration, basis: PredictionBasis) -> dict[str, float]:
+    """What `basis` predicts for exactly this generation: its lengths, level and batch.
+
+    Raises MeasurementError for a level that nothing is known of, and ProfileError for a precision
+    that a machine has no kernel for.
+    """
+    plan, answers = item.plan, _answer_steps(item)
+    sessions = _mean([step.batch_sessions for step in answers], _weights(answers))
+    geometry = plan.model.geometry
+    level = level_at(_level_cost(_level_of(item)), basis.quality, plan.partition.split)
+    chunk = max((step.num_rows for step in _prompt_steps(item)), default=plan.prefill_chunk)
+    setting = RequestSetting(
+        edge=basis.edge,
+        cloud=basis.cloud,
+        link=basis.link,
+        geometry=geometry,
+        partition=plan.partition,
+        kv_bits=plan.kv_bits,
+        level=level_on(level, edge=basis.edge, cloud=basis.cloud, hidden_size=geometry.hidden_size),
+        chunk=chunk,
+        exact_front=plan.exact_front,
+        front_layer_bits=plan.front_layer_bits,
+        prefill=plan.prefill,
+    )
+    time = predict_request(
+        setting,
+        prompt_tokens=item.prompt_tokens,
+        new_tokens=item.num_tokens,
+        batch=max(1, round(sessions)),
+    )
+    parts = time.round_parts
+    return {
+        TTFT: time.ttft_s,
+        TBT: time.tbt_s,
+        FRONT: float(parts.front_s),
+        ENCODE: float(parts.encode_s),
+        WIRE: float(parts.wire_s),
+        CLOUD: 0.0 if plan.edge_is_whole else float(parts.queue_s + parts.cloud_s),
+        UPLINK: time.uplink_bytes_per_token,
+        MEMORY: predicted_peak_bytes(basis.edge, item),
+    }
+
+
+def planned_figures(item: MeasuredGeneration, plan: Plan) -> dict[str, float]:
+    """What `plan`, which has predictions, predicted for this generation.
+
+    Its time to the first token counts only for a prompt of about the planned length; its memory is
+    taken at this generation's length. MeasurementError for a plan without predictions.
+    """
+    found = plan.predicted
+    if found is None:
+        raise MeasurementError("this plan has no predictions (it was made from flags)")
+    figures = {
+        TTFT: found.ttft_s,
+        TBT: found.tbt_s,
+        FRONT: found.step.front_s,
+        ENCODE: found.step.encode_s,
+        WIRE: found.step.wire_s,
+        CLOUD: found.step.cloud_s,
+        UPLINK: found.uplink_bytes_per_token,
+        MEMORY: edge_memory_over(found.edge_memory.runtime_bytes, at_length(item)).total_bytes
+        + found.edge_memory.draft_bytes,
+    }
+    planned = 0 if plan.limits is None else plan.limits.prompt_tokens
+    if abs(item.prompt_tokens - planned) > ALIKE_PROMPT * planned:
+        del figures[TTFT]
+    return figures
+
+
+def measured_figures(item: MeasuredGeneration) -> dict[str, float]:
+    """The same figures as measured, without those that cannot be compared."""
+    answers, prompt = _answer_steps(item), _prompt_steps(item)
+    figures: dict[str, float] = {}
+    whole_prompt = sum(step.num_rows * step.num_steps for step in prompt) >= item.prompt_tokens
+    as_planned = all(is_sent_as_rows(step.level) for step in prompt) or item.plan.prefill != "edge"
+    if item.plan.partition.split == 0:
+        as_planned = True
+    if item.ttft_s and whole_prompt and as_planned:
+        figures[TTFT] = item.ttft_s
+    if item.program == "run":
+        figures[MEMORY] = float(item.peak_memory_bytes)
+    if not answers or any(step.num_rows > 1 for step in answers):
+        return figures
+    weights = _weights(answers)
+    if item.tbt_s:
+        figures[TBT] = item.tbt_s
+    figures[FRONT] = _middle([step.front_s for step in answers], weights)
+    figures[ENCODE] = _middle([step.encode_s for step in answers], weights)
+    figures[WIRE] = _middle([step.wire_s for step in answers], weights)
+    figures[CLOUD] = _middle([step.cloud_s for step in answers], weights)
+    figures[UPLINK] = _mean([step.uplink_bytes for step in answers], weights)
+    return figures
+
+
+def compare_generations(
+    items: Sequence[MeasuredGeneration], predictions: Sequence[Mapping[str, float]]
+) -> list[ComparedFigure]:
+    """Every figure that was both measured and predicted, in the order of `UNITS`. One mapping of
+    predictions a generation."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for item, predicted in zip(items, predictions, strict=True):
+        measured = measured_figures(item)
+        for figure in UNITS:
+            value = measured.get(figure, 0.0)
+            if figure in predicted and value > 0 and predicted[figure] > 0:
+                pairs.setdefault(figure, []).append((predicted[figure], value))
+    return [
+        compared(figure, unit, *map(list, zip(*pairs[figure], strict=True)))
+        for figure, unit in UNITS.items()
+        if figure in pairs
+    ]
+
+
+def _answer_steps(item: MeasuredGeneration) -> list[EdgeSteps]:
+    return [step for step in item.steps if step.phase == "decode"]
+
+
+def _prompt_steps(item: MeasuredGeneration) -> list[EdgeSteps]:
+    return [step for step in item.steps if step.phase == "prefill"]
+
+
+def _level_of(item: MeasuredGeneration) -> str:
+    """The level of most answer frames; the plan's where there is none that has a level."""
+    counts: dict[str, int] = {}
+    for step in _answer_steps(item):
+        if step.level != "none" and is_sent_as_rows(step.level):
+            counts[step.level] = counts.get(step.level, 0) + step.num_steps
+    return max(counts, key=counts.__getitem__, default=item.plan.level)
+
+
+def _level_cost(name: str) -> LevelCost:
+    known = {level.name: level for level in (*DEFAULT_LEVELS, *EXTRA_LEVELS)}
+    if name not in known:
+        raise MeasurementError(f"level {name!r}: nothing is known of what it costs")
+    return known[name]
+
+
+def _weights(steps: Sequence[EdgeSteps]) -> list[int]:
+    return [step.num_steps for step in steps]
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return float(np.average(values, weights=weights)) if values else 0.0
+
+
+def _middle(values: Sequence[float], weights: Sequence[int]) -> float:
+    """The median, each value as often as its weight says."""
+    order = np.argsort(values, kind="stable")
+    heights = np.cumsum(np.asarray(weights)[order])
+    at = int(np.searchsorted(heights, heights[-1] / 2))
+    return float(np.asarray(values)[order][at])
