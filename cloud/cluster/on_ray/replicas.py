@@ -22,6 +22,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from cloud.cluster.on_ray.book import BookOfRay
+from cloud.cluster.on_ray.own_port import keep_own_port_here
 from cloud.cluster.serving_thread import ServingThread
 from cloud.cluster.settings import (
     ReplicaSettings,
@@ -47,6 +48,7 @@ class Replica:
 
     def __init__(self, settings: ReplicaSettings) -> None:
         """Raises what the server raises where it cannot start."""
+        keep_own_port_here()
         name = f"r-{secrets.token_hex(4)}"
         config = replica_config(
             settings, name=name, node_address=ray.util.get_node_ip_address().strip("[]")

@@ -24,8 +24,9 @@ with warnings.catch_warnings():  # Ray Serve's own, of pydantic
     warnings.simplefilter("ignore")
     import ray
     from ray import serve
+    from ray.serve._private import replica as serve_replica
 
-    from cloud.cluster.on_ray import launch
+    from cloud.cluster.on_ray import launch, own_port
     from cloud.cluster.on_ray.replicas import REPLICAS_NAME
 
 
@@ -141,3 +142,21 @@ def test_what_ray_must_not_and_must_have(
     with pytest.raises(StartError) as caught:
         launch._check_ray(asked)
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(("node", "bound"), [("127.0.0.1", "127.0.0.1:0"), ("10.0.0.7", "[::]:0")])
+def test_the_port_of_ray_serve_stays_where_the_node_is(
+    monkeypatch: pytest.MonkeyPatch, node: str, bound: str
+) -> None:
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: node)
+    monkeypatch.setattr(serve_replica, "add_port_to_grpc_server", lambda _, address: address)
+    own_port.keep_own_port_here()
+    own_port.keep_own_port_here()  # an update may make a class twice in one process
+    assert serve_replica.add_port_to_grpc_server(None, "[::]:0") == bound
+
+
+def test_another_ray_serve_that_binds_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.delattr(serve_replica, "add_port_to_grpc_server")
+    with pytest.raises(StartError, match=r"would listen on all interfaces; install ray 2\.60"):
+        own_port.keep_own_port_here()
