@@ -175,6 +175,8 @@ def _run(application: Any, name: str) -> None:
 
 def _reason(name: str) -> str:
     """The last line of what Ray says about an application that does not start."""
+    if not ray.is_initialized():  # all has ended meanwhile; a question would start another Ray
+        return ""
     known = serve.status().applications.get(name)
     if known is None:
         return ""

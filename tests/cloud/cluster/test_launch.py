@@ -160,3 +160,16 @@ def test_another_ray_serve_that_binds_elsewhere_is_refused(monkeypatch: pytest.M
     monkeypatch.delattr(serve_replica, "add_port_to_grpc_server")
     with pytest.raises(StartError, match=r"would listen on all interfaces; install ray 2\.60"):
         own_port.keep_own_port_here()
+
+
+def test_an_update_that_is_overtaken_by_the_end_starts_no_other_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise RuntimeError("Ray has been shut down")
+
+    monkeypatch.setattr(serve, "run", run)
+    monkeypatch.setattr(serve, "status", pytest.fail)  # it would call ray.init
+    monkeypatch.setattr(launch, "replicas_application", lambda _: None)
+    with pytest.raises(StartError, match="does not start: Ray has been shut down"):
+        launch._deploy_replicas(settings(tmp_path))
