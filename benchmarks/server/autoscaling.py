@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument("--thin", type=int, default=6)
     parser.add_argument("--scale-tokens", type=int, default=64)
     parser.add_argument("--long", type=int, default=2)
-    parser.add_argument("--long-at", type=float, default=0.78, help="share of the window")
+    parser.add_argument("--long-at", type=float, default=0.6, help="share of the window")
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--max-replicas", type=int, default=3)
     parser.add_argument("--max-sessions", type=int, default=4)
