@@ -17,11 +17,9 @@ from cloud.cluster.door_config import DoorFiles, door_config
 from cloud.cluster.settings import read_replicas, replica_config
 from protos.addresses import Address
 from protos.metadata import PREFIX_KEY, SESSION_KEY
-from tests.cloud.cluster.haproxy import HAPROXY, why_not
+from tests.cloud.cluster.haproxy import HAPROXY, WHY_NOT
 from tests.deploy.dockerfile import DEPLOY
 from tests.tls_keys import make_keys, needs_openssl
-
-WHY_NOT = why_not()
 
 SERVE = yaml.safe_load((DEPLOY / "ray/serve.yaml").read_text())
 KUBERAY = list(yaml.safe_load_all((DEPLOY / "ray/kuberay.yaml").read_text()))

@@ -38,3 +38,6 @@ def why_not() -> str:
     except StartError as error:
         return str(error)
     return ""
+
+
+WHY_NOT = why_not()

@@ -14,7 +14,7 @@ import pytest
 from cloud.cluster.door_config import DoorFiles, door_config
 from optimizer.policy.replica_choice import SlotLoad, chosen_slot, header_hash
 from protos.addresses import Address
-from tests.cloud.cluster.test_door_streams import HAPROXY, WHY_NOT, free_address
+from tests.cloud.cluster.haproxy import HAPROXY, WHY_NOT, free_address
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "there is one")
 

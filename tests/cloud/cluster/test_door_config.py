@@ -20,7 +20,7 @@ from cloud.cluster.door_config import (
 from cloud.cluster.door_process import DoorProcess
 from cloud.errors import StartError
 from protos.addresses import Address
-from tests.cloud.cluster.haproxy import HAPROXY
+from tests.cloud.cluster.haproxy import HAPROXY, WHY_NOT
 from tests.cloud.cluster.test_book import report
 from tests.tls_keys import make_keys, needs_openssl
 
@@ -88,7 +88,7 @@ def test_a_folder_that_would_end_a_word_is_refused() -> None:
 
 
 @needs_openssl
-@pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "there is one")
 @pytest.mark.parametrize("is_secured", [False, True])
 def test_haproxy_takes_the_configuration(tmp_path: Path, is_secured: bool) -> None:
     files = DoorFiles(folder=tmp_path)

@@ -11,10 +11,9 @@ import pytest
 
 from cloud.cluster.door_process import DoorProcess
 from cloud.errors import StartError
-from tests.cloud.cluster.haproxy import HAPROXY, free_address, why_not
+from tests.cloud.cluster.haproxy import HAPROXY, WHY_NOT, free_address
 from tests.tls_keys import make_keys, needs_openssl
 
-WHY_NOT = why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "there is one")
 
 

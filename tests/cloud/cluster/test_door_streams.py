@@ -17,10 +17,9 @@ from cloud.cluster.door import POLL_S, DoorSettings, DoorThread
 from cloud.cluster.serving_thread import ServingThread
 from cloud.errors import DrainingError
 from protos.messages import Opened
-from tests.cloud.cluster.haproxy import HAPROXY, free_address, why_not
+from tests.cloud.cluster.haproxy import HAPROXY, WHY_NOT, free_address
 from tests.cloud.serving import PROMPT, RawStream, Served, channel_to, frame_of, open_message
 
-WHY_NOT = why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "there is one")
 
 

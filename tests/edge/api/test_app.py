@@ -293,10 +293,10 @@ def test_hanging_up_before_the_first_token_of_a_stream_ends_the_generation(
 def test_a_generation_that_cannot_be_set_up_gives_its_front_back(
     edge: EdgeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise InputError("no such thing")
 
-    monkeypatch.setattr(edge._generations, "part", broken)
+    monkeypatch.setattr(edge._generations, "generation", broken)
     with pytest.raises(InputError, match="no such thing"):
         edge.complete("x", CompletionRequest(max_new_tokens=1))
     assert edge._fronts.qsize() == CONCURRENCY
