@@ -1,12 +1,14 @@
-"""What the door costs a message: HAProxy in front of a replica beside the replica itself.
+"""What a proxy costs a message: the door's HAProxy, or Envoy, beside the replica itself.
 
     python -m benchmarks.server.door --bundle FOLDER [--haproxy FILE] [--tls] [--rounds 20]
+    python -m benchmarks.server.door --bundle FOLDER --envoy FILE
 
 One `splitpoint serve` runs in a process of its own. Messages of a decode step's size go to it and
 back over its link probe, one after the other on one stream: directly, and through HAProxy with the
-door's own configuration. Both take turns, a block of messages each, so that they meet the same
-machine. The model is idle: this is the network path alone. Prints the median and the 95th
-percentile of each, and their difference, as JSON.
+door's own configuration, or through Envoy with `deploy/door/envoy.yaml` in plain text. Both ways
+take turns, a block of messages each, so that they meet the same machine. The model is idle: this is
+the network path alone. Prints the median and the 95th percentile of each, and their difference, as
+JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import queue
 import shutil
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import yaml
 
 from cloud.cluster.book import ReplicaReport
 from cloud.cluster.door_config import commands, seats_after
@@ -93,7 +97,27 @@ def door_to(port: int, binary: str, keys: Keys | None) -> tuple[DoorProcess, int
     return door, door_port
 
 
-def measure(bundle: Path, binary: str, *, tls: bool, rounds: int) -> dict[str, dict[str, float]]:
+def envoy_to(port: int, binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Envoy as `deploy/door` has it, without TLS, with one server behind it, and its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        door_port = int(probe.getsockname()[1])
+    config = yaml.safe_load(Path("deploy/door/envoy.yaml").read_text(encoding="utf-8"))
+    (listener,), (cluster,) = (config["static_resources"][key] for key in ("listeners", "clusters"))
+    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": door_port}
+    del listener["filter_chains"][0]["transport_socket"], cluster["transport_socket"]
+    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    place = {"address": "127.0.0.1", "port_value": port}
+    endpoint["endpoint"]["address"]["socket_address"] = place
+    path = folder / "envoy.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    options = ["--concurrency", "1", "--log-level", "error", "--disable-hot-restart"]
+    return subprocess.Popen([binary, "-c", str(path), *options]), door_port
+
+
+def measure(
+    bundle: Path, binary: str, *, tls: bool, rounds: int, envoy: str = ""
+) -> dict[str, dict[str, float]]:
     """The figures of one run. tls: to the door and, directly, to a second server that speaks it."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -101,8 +125,14 @@ def measure(bundle: Path, binary: str, *, tls: bool, rounds: int) -> dict[str, d
         own = ["--tls-cert", str(keys.cert), "--tls-key", str(keys.key)] if keys else []
         direct = stack.enter_context(serve_process(bundle, *own))
         behind = stack.enter_context(serve_process(bundle)) if tls else direct
-        door, door_port = door_to(behind.port, binary, keys)
-        stack.callback(door.stop)
+        if envoy:
+            process, door_port = envoy_to(behind.port, envoy, folder)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            time.sleep(3)  # until its health check has found the server
+        else:
+            door, door_port = door_to(behind.port, binary, keys)
+            stack.callback(door.stop)
         pingers = {
             "direct": Pinger(direct.address, keys),
             "door": Pinger(f"127.0.0.1:{door_port}", keys),
@@ -129,10 +159,19 @@ def main() -> int:
     )
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--haproxy", default=shutil.which("haproxy"))
+    parser.add_argument("--envoy", default="", help="measure this in place of HAProxy")
     parser.add_argument("--tls", action="store_true")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    figures = measure(options.bundle, options.haproxy, tls=options.tls, rounds=options.rounds)
+    if options.envoy and options.tls:
+        parser.error("--envoy is measured in plain text")
+    figures = measure(
+        options.bundle,
+        options.haproxy,
+        tls=options.tls,
+        rounds=options.rounds,
+        envoy=options.envoy,
+    )
     print(json.dumps(figures, indent=1))
     return 0
 
