@@ -164,7 +164,7 @@ def oracle_of(wrong_every: int) -> Callable[..., EagleDrafter]:
 def test_good_guesses_of_the_cloud_save_round_trips(
     bench: ModelBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong_every: int
 ) -> None:
-    monkeypatch.setattr("cloud.server.assembly.load_head", oracle_of(wrong_every))
+    monkeypatch.setattr("cloud.server.model_parts.load_head", oracle_of(wrong_every))
     with (
         running_server(bench.cloud_bundle(), draft_head=tmp_path) as server,
         client_of(bench, server) as client,
