@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from hwprofiles.profiles.device import (
     AttentionKernel,
     AttentionPoint,
+    CodecSpeed,
     Compute,
     DeviceProfile,
     Figure,
@@ -83,39 +84,24 @@ def scale_many_rows(profile: DeviceProfile, used: PrecisionsUsed, *, work: float
     )
 
 
-def scale_encoder(
-    profile: DeviceProfile, kind: str, *, frame: float, element: float
+def scale_coder(
+    profile: DeviceProfile, kind: str, *, encodes: bool, frame: float, element: float
 ) -> DeviceProfile:
-    """Encoding of one kind, at every width: what a frame takes, and an element."""
-    codec = tuple(
-        replace(
-            speed,
-            source=REFINED,
-            encode_fixed_s=speed.encode_fixed_s * frame,
-            encode_s_per_element=speed.encode_s_per_element * element,
-        )
-        if speed.kind == kind
-        else speed
-        for speed in profile.codec
+    """Encoding or decoding of one kind, at every width: what a frame takes, and an element."""
+    fixed, each = (
+        ("encode_fixed_s", "encode_s_per_element")
+        if encodes
+        else ("decode_fixed_s", "decode_s_per_element")
     )
-    return replace(profile, codec=codec)
 
+    def scaled(speed: CodecSpeed) -> CodecSpeed:
+        changes: dict[str, Any] = {
+            fixed: getattr(speed, fixed) * frame,
+            each: getattr(speed, each) * element,
+        }
+        return replace(speed, source=REFINED, **changes)
 
-def scale_decoder(
-    profile: DeviceProfile, kind: str, *, frame: float, element: float
-) -> DeviceProfile:
-    """The same of decoding."""
-    codec = tuple(
-        replace(
-            speed,
-            source=REFINED,
-            decode_fixed_s=speed.decode_fixed_s * frame,
-            decode_s_per_element=speed.decode_s_per_element * element,
-        )
-        if speed.kind == kind
-        else speed
-        for speed in profile.codec
-    )
+    codec = tuple(scaled(speed) if speed.kind == kind else speed for speed in profile.codec)
     return replace(profile, codec=codec)
 
 

@@ -8,7 +8,7 @@ observed often enough changes. Ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -17,8 +17,7 @@ import numpy as np
 from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.profiles.scaled import (
     PrecisionsUsed,
-    scale_decoder,
-    scale_encoder,
+    scale_coder,
     scale_many_rows,
     scale_one_row,
     scale_sampling,
@@ -106,12 +105,7 @@ class ProfileRefiner:
     ) -> float:
         """Steps of one row: attention apart from the rest where the histories tell them apart."""
         change = 0.0
-        for used, group in self._by_precisions(found, precisions):
-            label = self._label(name, used, found, precisions)
-            seconds = np.concatenate([item.seconds for item in group])
-            if len(seconds) < LEAST_OBSERVATIONS:
-                change = max(change, self.totals.too_few(label, len(seconds)))
-                continue
+        for label, used, group, seconds in self._enough(name, found, precisions):
             parts = [predict(self.profile, item) for item in group]
             work = np.concatenate([part.work_s for part in parts])
             attention = np.concatenate([part.attention_s for part in parts])
@@ -140,12 +134,7 @@ class ProfileRefiner:
     ) -> float:
         """Steps of several rows."""
         change = 0.0
-        for used, group in self._by_precisions(found, precisions):
-            label = self._label(name, used, found, precisions)
-            seconds = np.concatenate([item.seconds for item in group])
-            if len(seconds) < LEAST_OBSERVATIONS:
-                change = max(change, self.totals.too_few(label, len(seconds)))
-                continue
+        for label, used, group, seconds in self._enough(name, found, precisions):
             predicted = np.concatenate([predict(self.profile, item).total_s for item in group])
             ratio = median_ratio(seconds, predicted)
             self.profile = scale_many_rows(self.profile, used, work=ratio)
@@ -174,8 +163,13 @@ class ProfileRefiner:
                 change = max(change, self.totals.too_few(name, len(seconds)))
                 continue
             factors = _coder_factors(seconds, frame, elements)
-            scale = scale_encoder if encodes else scale_decoder
-            self.profile = scale(self.profile, kind, frame=factors.first, element=factors.second)
+            self.profile = scale_coder(
+                self.profile,
+                kind,
+                encodes=encodes,
+                frame=factors.first,
+                element=factors.second,
+            )
             spread = spread_of(seconds / (factors.first * frame + factors.second * elements))
             count = len(seconds)
             change = max(
@@ -221,6 +215,19 @@ class ProfileRefiner:
             observations=len(alone),
             spread=spread_of(np.maximum(bases, 1.0)),
         )
+
+    def _enough(
+        self, name: str, found: Mapping[StepKey, StepSamples], precisions: PrecisionsOf
+    ) -> Iterator[tuple[str, PrecisionsUsed, list[StepSamples], Values]]:
+        """Groups of alike kernels with enough samples: the factor's name, the kernels, the samples
+        and all of their seconds. The others are noted as left alone."""
+        for used, group in self._by_precisions(found, precisions):
+            label = self._label(name, used, found, precisions)
+            seconds = np.concatenate([item.seconds for item in group])
+            if len(seconds) < LEAST_OBSERVATIONS:
+                self.totals.too_few(label, len(seconds))
+            else:
+                yield label, used, group, seconds
 
     def _by_precisions(
         self, found: Mapping[StepKey, StepSamples], precisions: PrecisionsOf

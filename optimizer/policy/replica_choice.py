@@ -1,9 +1,10 @@
-"""Which replica a stream goes to: the rule of HAProxy, as `cloud.cluster.door_config` sets it up.
+"""Which replica a stream goes to: the door's rule, as `cloud.cluster.door_config` sets HAProxy up.
 
 The real door is HAProxy, so this module decides nothing there. It says in Python what HAProxy does,
 for the simulator and for tests that hold it to a real HAProxy. Mirrored are
 
-- `use-server`: a stream that names a replica goes there while that one listens, drained or not.
+- `use-server`: a stream that names a replica goes there while that one takes new streams. Once it
+  drains, its name is taken out of the door's map, and the stream goes where others go.
 - `hash-type consistent sdbm avalanche`: every slot that takes new streams has 16 points on a ring
   of 2^32 places, by its number. A stream goes to the nearest point, before or behind it, of the
   hash of its prompt's first block. (Karger et al. 1997, "Consistent hashing and random trees".)
@@ -53,11 +54,11 @@ def chosen_slot(
     slots: of the replicas that listen, by rising number. first_block: the hash of the prompt's
     first block, 0 to 2^32 - 1 (`header_hash`). named: the slot of the replica that it names.
     """
-    if named is not None and any(slot.number == named for slot in slots):
-        return named
     takers = [slot for slot in slots if slot.takes_new]
     if not takers:
         return None
+    if named is not None and any(slot.number == named for slot in takers):
+        return named
     share = (sum(slot.streams for slot in slots) + 1) * most_load_percent
     total, count = -(-share // 100), len(takers)
     # The rounding of the shares goes around, so that they add up to the total.
