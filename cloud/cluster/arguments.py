@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from optimizer.errors import CredentialsError
 _FILES: Final = ("tls_cert", "tls_key", "client_ca", "token_file")
 _PATHS: Final = ("bundle", "draft_head", *_FILES)
 _MORE: Final = "more_bundles"
+_FLAGS: Final = ("insecure", "behind_proxy", "verify", "decode_short_frames", "allow_pull")
 # What `read_access` reads.
 ACCESS_NAMES: Final = (*_FILES, "insecure", "credentials")
 
@@ -31,12 +33,36 @@ def read_access(arguments: Mapping[str, Any]) -> Access:
     return Access(**with_paths(values), own=own)
 
 
-def check_names(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise StartError for a name that is not known."""
+def check_arguments(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise StartError for a name that is not known, and for a flag that is not true or false.
+
+    A flag in quotes is a text, and every text would count as true.
+    """
     names = set(known)
     for name in arguments:
         if name not in names:
             raise StartError(f"{name}: no such setting{did_you_mean(name, sorted(names))}")
+        value = arguments[name]
+        if name in _FLAGS and not isinstance(value, bool):
+            raise StartError(
+                f"{name}: {value!r} is neither true nor false; write it without quotes"
+            )
+
+
+def whole_number(arguments: Mapping[str, Any], name: str, default: int) -> int:
+    """A whole number of the file. Raises StartError for anything else."""
+    value = arguments.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise StartError(f"{name}: {value!r} is no whole number")
+    return value
+
+
+def plain_number(arguments: Mapping[str, Any], name: str, default: float) -> float:
+    """A number of the file. Raises StartError for anything else."""
+    value = arguments.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise StartError(f"{name}: {value!r} is no number")
+    return float(value)
 
 
 def with_paths(values: Mapping[str, Any]) -> dict[str, Any]:

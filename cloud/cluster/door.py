@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cloud.cluster.arguments import ACCESS_NAMES, check_names, read_access
+from cloud.cluster.arguments import (
+    ACCESS_NAMES,
+    check_arguments,
+    read_access,
+    whole_number,
+)
 from cloud.cluster.book import ReplicaReport, Roll, Sight
 from cloud.cluster.door_config import Seat, commands, commands_anew, seats_after
 from cloud.cluster.door_process import DoorProcess
@@ -197,7 +202,7 @@ def read_door(arguments: Mapping[str, Any]) -> DoorSettings:
     behind_proxy, those of Access, and credentials.
     """
     own = ("listen", "metrics", "status", "max_replicas", "sessions_each", "replicas_ca")
-    check_names(arguments, {*own, "behind_proxy", *ACCESS_NAMES})
+    check_arguments(arguments, {*own, "behind_proxy", *ACCESS_NAMES})
     try:
         address = parse_address(str(arguments.get("listen", "127.0.0.1:50051")), lowest_port=1)
         places = {
@@ -216,10 +221,10 @@ def read_door(arguments: Mapping[str, Any]) -> DoorSettings:
         host=address.host,
         port=address.port,
         access=access,
-        most_replicas=int(arguments.get("max_replicas", 1)),
-        sessions_each=int(arguments.get("sessions_each", DoorSettings().sessions_each)),
+        most_replicas=whole_number(arguments, "max_replicas", 1),
+        sessions_each=whole_number(arguments, "sessions_each", DoorSettings().sessions_each),
         replicas_ca=None if authority is None else Path(authority),
         metrics=places.get("metrics"),
         status=places.get("status"),
-        behind_proxy=bool(arguments.get("behind_proxy", False)),
+        behind_proxy=arguments.get("behind_proxy", False),
     )

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from cloud.cluster.arguments import ACCESS_NAMES, check_names, read_access, with_paths
+from cloud.cluster.arguments import (
+    ACCESS_NAMES,
+    check_arguments,
+    plain_number,
+    read_access,
+    whole_number,
+    with_paths,
+)
 from cloud.errors import StartError
 from cloud.server.config import ServerConfig
 from hwprofiles.machine_limits import usable_cpus
@@ -90,16 +97,16 @@ def read_replicas(arguments: Mapping[str, Any]) -> ReplicaSettings:
     gpus, credentials, log, replica_host ("loopback" or "node").
     """
     known = {one.name for one in fields(ServerConfig)} - _NOT_OF_A_REPLICA
-    check_names(arguments, {*known, *ACCESS_NAMES, *_OWN})
+    check_arguments(arguments, {*known, *ACCESS_NAMES, *_OWN})
     if "bundle" not in arguments:
         raise StartError("bundle: the bundle's folder is missing")
     host = arguments.get("replica_host", "loopback")
     if host not in ("loopback", "node"):
         raise StartError(f"replica_host: {host!r} is neither loopback nor node")
     values = {name: arguments[name] for name in known if name in arguments}
-    least = int(arguments.get("min_replicas", 1))
-    most = int(arguments.get("max_replicas", least))
-    target = float(arguments.get("target", ScalingRule().target))
+    least = whole_number(arguments, "min_replicas", 1)
+    most = whole_number(arguments, "max_replicas", least)
+    target = plain_number(arguments, "target", ScalingRule().target)
     if not 1 <= least <= most:
         raise StartError("min_replicas is above zero, and not above max_replicas")
     if not 0 < target <= 1:
@@ -110,8 +117,8 @@ def read_replicas(arguments: Mapping[str, Any]) -> ReplicaSettings:
     return ReplicaSettings(
         config=ServerConfig(**with_paths(values), access=read_access(arguments)),
         scaling=ScalingRule(target=target, least=least, most=most),
-        cpus=float(arguments.get("cpus", 1.0)),
-        gpus=float(arguments.get("gpus", 0.0)),
+        cpus=plain_number(arguments, "cpus", 1.0),
+        gpus=plain_number(arguments, "gpus", 0.0),
         node_host=host == "node",
         log=log,
     )

@@ -44,6 +44,11 @@ def test_the_settings_of_a_server_and_of_the_cluster() -> None:
         ({"bundle": "/b", "credentials": "/no/file"}, "/no/file"),
         ({"bundle": "/b", "more_bundles": "/c"}, "more_bundles: a list"),
         ({"bundle": "/b", "more_bundles": [1]}, "more_bundles: a list"),
+        ({"bundle": "/b", "insecure": "false"}, "insecure: 'false' is neither true nor false"),
+        ({"bundle": "/b", "behind_proxy": "no"}, "behind_proxy: 'no' is neither"),
+        ({"bundle": "/b", "min_replicas": "2"}, "min_replicas: '2' is no whole number"),
+        ({"bundle": "/b", "gpus": "half"}, "gpus: 'half' is no number"),
+        ({"bundle": "/b", "cpus": float("nan")}, "cpus: nan is no number"),
     ],
 )
 def test_what_is_wrong_is_named(arguments: dict[str, Any], reason: str) -> None:
@@ -118,6 +123,12 @@ def test_several_bundles_are_a_list_and_name_a_replicas_content(
     assert len(names) == 3
     (tmp_path / "c" / "manifest.json").unlink()
     assert bundle_name(*config.bundles) == ""
+
+
+@pytest.mark.parametrize("name", ["insecure", "behind_proxy"])
+def test_a_text_opens_no_door(name: str) -> None:
+    with pytest.raises(StartError, match=f"{name}: 'false' is neither true nor false"):
+        read_door({name: "false"})
 
 
 def test_the_doors_settings() -> None:
