@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,6 +12,13 @@ from pathlib import Path
 # when it is loaded, which some of the imports below do.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Processes that share the machine's CPUs (`pytest -n 2`) share them evenly: with a thread for each
+# CPU in each of them, and in the servers that they start, all wait for each other.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,11 +51,13 @@ class ModelBench:
     """One model on disk, and every bundle of it that a test has asked for."""
 
     def __init__(
-        self, source: ModelSource, root: Path, load_whole: Callable[[], Any] | None = None
+        self, source: ModelSource, built_in: Path, load_whole: Callable[[], Any] | None = None
     ) -> None:
+        """built_in: where bundles are built. Processes of one run share the folder, so that each
+        bundle is built once."""
         self.source = source
         self._load_whole = load_whole or (lambda: source.load_model().eval())
-        self._root = root
+        self._built_in = built_in
         self._bundles: dict[tuple[Any, ...], Path] = {}
         self._whole: Any = None
 
@@ -97,23 +109,44 @@ class ModelBench:
         """The edge bundle of `split` for a model with a chat template."""
         plain = self.edge_bundle(split)
         copy = plain.with_name(f"{plain.name}-chat")
-        if not copy.exists():
-            shutil.copytree(plain, copy)
-            (copy / "edge" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-            write_manifest(copy)
+        with _locked(copy):
+            if not copy.exists():
+                shutil.copytree(plain, copy)
+                (copy / "edge" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+                write_manifest(copy)
         return copy
 
     def _built(self, plan: Plan, side: Any) -> Path:
         key = (plan, side)
         if key not in self._bundles:
-            out = self._root / f"bundle-{len(self._bundles)}"
-            build_bundle(self.source, plan, out, progress=lambda stage: None, sides=(side,))
+            digest = hashlib.sha256(f"{plan!r} {side}".encode()).hexdigest()
+            out = self._built_in / f"bundle-{digest[:16]}"
+            with _locked(out):
+                if not out.exists():
+                    build_bundle(self.source, plan, out, progress=lambda stage: None, sides=(side,))
             self._bundles[key] = out
         return self._bundles[key]
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """While the block runs, no other process is in such a block for this path."""
+    with Path(f"{path}.lock").open("a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def built_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where bundles are built: one folder for all processes of a run (`pytest -n 2`)."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "bundles"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Any:
     """`tiny(architecture)` gives the ModelBench of a tiny seeded random model."""
     benches: dict[str, ModelBench] = {}
 
@@ -121,7 +154,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if name not in benches:
             root = tmp_path_factory.mktemp(f"tiny-{name}")
             make_tiny_model(name, root / "model")
-            benches[name] = ModelBench(open_source(root / "model"), root)
+            benches[name] = ModelBench(open_source(root / "model"), built_in)
         return benches[name]
 
     return bench
@@ -142,6 +175,6 @@ def server(bench: ModelBench) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> ModelBench:
+def real(built_in: Path) -> ModelBench:
     """SmolLM2-135M-Instruct."""
-    return ModelBench(smollm2_source(), tmp_path_factory.mktemp("real"), smollm2_model)
+    return ModelBench(smollm2_source(), built_in, smollm2_model)
