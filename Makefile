@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 # CPU torch, installed first: a bare `torch` would pull gigabytes of CUDA. On a machine with a
 # GPU: make setup TORCH="torch"
 TORCH ?= torch==2.13.0
+# Tests run in several processes: one for each CPU, four at most. `make test TESTS_AT_ONCE=0`: one.
+TESTS_AT_ONCE ?= logical
 
 .PHONY: help setup demo test prove check lint types arch docs protos sanitize bench soak dist wheels \
 	test-arm64 test-openvino test-ray clean
@@ -27,7 +29,7 @@ demo: $(STAMP)  ## Fetch, build, serve, run; print the text and where the time w
 	$(BIN)/splitpoint demo
 
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --maxprocesses 4
 
 prove: setup  ## Run the whole grid of split-equals-whole: 20 prompts, 64 tokens, 7 splits
 	SPLITPOINT_WHOLE_GRID=1 $(BIN)/python -m pytest tests/end_to_end/test_split_equals_whole.py

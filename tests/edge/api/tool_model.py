@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,17 +38,13 @@ FLAT_TOOL: Any = {"type": "function", **TOOL["function"]}  # as /v1/responses ha
 
 @contextmanager
 def tool_bundle(bench: ModelBench) -> Iterator[Path]:
-    """The chat bundle, whose template knows tools for as long as the block lasts."""
-    bundle = bench.chat_bundle(SPLIT)
-    template = bundle / "edge" / "chat_template.jinja"
-    before = template.read_text()
-    template.write_text(TEMPLATE)
-    write_manifest(bundle)
-    try:
-        yield bundle
-    finally:
-        template.write_text(before)
+    """The chat bundle with a template that knows tools, as long as the block lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "bundle"
+        shutil.copytree(bench.chat_bundle(SPLIT), bundle)  # others use the bundle too
+        (bundle / "edge" / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
         write_manifest(bundle)
+        yield bundle
 
 
 @contextmanager
