@@ -60,6 +60,8 @@ def refused(arguments: tuple[str, ...], bundle: Path) -> str:
     assert "internal" not in done.stderr.lower(), done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
+    # A slow machine says every ten seconds that it still works.
+    lines = [line for line in lines if not line.endswith(" s so far")]
     assert len(lines) == 1, done.stderr
     assert len(lines[0]) < 1000
     return lines[0]
