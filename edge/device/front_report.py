@@ -42,7 +42,7 @@ class FrontReport:
         elif parts:
             parts.append("the CPU runs the front")
         if self.widened:
-            parts.append(f"its 16-bit weights are widened to 32 bits: {self.widened}")
+            parts.append(f"the front's 16-bit weights are widened to 32 bits: {self.widened}")
         return "; ".join(parts)
 
     @property

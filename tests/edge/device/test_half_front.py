@@ -90,7 +90,8 @@ def test_other_processors_widen_and_say_so(bundle: Bundle, opened: list[str]) ->
     assert opened == ["front.onnx"]
     assert report.arithmetic == "fp32"
     assert report.line == (
-        "its 16-bit weights are widened to 32 bits: the processor's kernels compute in 32 bits"
+        "the front's 16-bit weights are widened to 32 bits: "
+        "the processor's kernels compute in 32 bits"
     )
     assert report.to_json()["widened"] == "the processor's kernels compute in 32 bits"
     assert not report.depends_on_cut
