@@ -18,6 +18,7 @@ from decoding.params import whole_in
 from edge.device.bundle_parts import codec_of, planned_limit, tokenizer_of
 from edge.device.front import FrontEngine
 from edge.device.front_loading import load_bundle_front
+from edge.device.half_front import counts_halves
 from edge.device.memory_limit import allowed_chunk
 from edge.device.tokenizer import ChatMessage
 from edge.device.whole_model import WholeModel
@@ -121,8 +122,9 @@ class EdgeClient:
         self._trace, self._on_finished, self.plan = trace, on_finished, opened.plan
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
+        others, halves = (fallback, draft_model), counts_halves(opened, provider)
         limit = planned_limit(
-            self.plan, memory_limit_bytes, others=(fallback, draft_model), sequences=concurrency
+            self.plan, memory_limit_bytes, others=others, sequences=concurrency, halves=halves
         )
         if limit.process_bytes is not None:
             return_freed_blocks()  # before the first large blocks are allocated and freed
@@ -146,8 +148,7 @@ class EdgeClient:
                 mapped=paths,
             )
             self.front_report, self.num_threads = loaded.report, loaded.engines[0].num_threads
-            self._fronts = queued(loaded.engines)
-            self._clock = Clock()
+            self._fronts, self._clock = queued(loaded.engines), Clock()
             for_others = {"threads": threads, "memory_limit_bytes": limit.process_bytes}
             own_model = self._own_model(fallback, opened, provider=provider, **for_others)
             drafters = DrafterFactory(opened, draft_model, effort=draft_effort, **for_others)

@@ -30,23 +30,25 @@ def planned_limit(
     *,
     others: Iterable[Path | str | None] = (),
     sequences: int = 1,
+    halves: bool = False,
 ) -> MemoryLimit:
     """The memory that a device may take: bytes given, else those that the plan was made for.
 
     Where a control group's limit is less, it counts instead: beyond it the system would end the
     process. A group's limit alone counts where the plan needs more than half of it.
-    others: bundles of further models on the device, which get their part first.
+    others: bundles of further models on the device, which get their part first. halves: the
+    front's 16-bit weights will not be widened.
     """
     planned = None if plan.limits is None else plan.limits.edge_memory_bytes
     asked = given if given is not None or planned is None else int(planned)
     group = memory_limit_bytes()
     other_bytes = other_models_bytes(others, sequences=sequences)
     if asked is None and group is not None:
-        needed = needed_memory(plan, runtime_bytes() + other_bytes, sequences).total_bytes
+        needed = needed_memory(plan, runtime_bytes() + other_bytes, sequences, halves).total_bytes
         asked = group if 2 * needed > group else None
     if asked is not None and group is not None:
         asked = min(asked, group)
-    return MemoryLimit(asked, other_bytes)
+    return MemoryLimit(asked, other_bytes, halves)
 
 
 def tokenizer_of(

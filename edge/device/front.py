@@ -56,6 +56,7 @@ class FrontEngine:
         low_memory: bool = False,
         mapped: tuple[Path, ...] = (),
         provider: ExecutionProvider = CPU,
+        halves: bool = False,
     ) -> list[FrontEngine]:
         """Load the front once, for `count` engines that share weights and have own caches.
 
@@ -69,6 +70,7 @@ class FrontEngine:
             low_memory=low_memory,
             mapped=mapped,
             provider=provider,
+            halves=halves,
         )
         return [cls(graphs, plan) for _ in range(count)]
 

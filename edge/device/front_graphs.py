@@ -25,6 +25,7 @@ from hwprofiles.providers.packages import installed_packages
 from hwprofiles.providers.sessions import ATTENTION, ProviderSession, open_session
 from hwprofiles.providers.table import CPU, ExecutionProvider, TensorDevice
 from optimizer.artifacts.bundle import front_names
+from optimizer.artifacts.half_front import half_name
 from optimizer.artifacts.plan import Plan
 
 # The first version with all that fronts are made of: earlier ones lack inputs of the experts' node.
@@ -64,7 +65,8 @@ class FrontGraphs:
     any case. After loading, pages of the weights' files are given back
     (`edge.device.mapped_pages`). low_memory: keep no memory for later that a step can get again,
     and go on giving pages back: those of the weights and of the other files that are `mapped`.
-    provider: whose kernels run; the CPU runs the nodes that it leaves.
+    provider: whose kernels run; the CPU runs the nodes that it leaves. halves: the graphs that
+    compute in 16 bits.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class FrontGraphs:
         low_memory: bool = False,
         mapped: tuple[Path, ...] = (),
         provider: ExecutionProvider = CPU,
+        halves: bool = False,
     ) -> None:
         self._edge_dir = edge_dir
+        self._halves = halves
         self._plan = plan
         self._low_memory = low_memory
         self._others = mapped
@@ -118,7 +122,8 @@ class FrontGraphs:
         return len(self._loaded)
 
     def _load(self, index: int) -> FrontGraph:
-        path = self._edge_dir / front_names(self._plan)[index]
+        name = front_names(self._plan)[index]
+        path = self._edge_dir / (half_name(name) if self._halves else name)
         splits = (0, *self._plan.splits)
         try:
             opened = open_session(
@@ -127,8 +132,10 @@ class FrontGraphs:
             # The kernels have packed what they need: the file's pages would be a second copy of the
             # scales. Loading leaves holes in the heap.
             others = self._others if index == 0 and self._low_memory else ()
-            pages = MappedFiles(path.with_name(f"{path.name}.data"), *others)
+            pages = MappedFiles(path.with_name(f"{name}.data"), *others)
             pages.release()
+            if self._halves:  # whose weights are read in the file, by every step
+                pages = MappedFiles(*others)
             gc.collect()
             trim_heap()
             if self._low_memory:

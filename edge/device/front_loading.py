@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from edge.device.front import FrontEngine
 from edge.device.front_report import FrontReport, merged
+from edge.device.front_trial import row_difference, some_tokens, tried_rows
+from edge.device.half_front import WIDE, HalfChoice, half_choice, load_on_cpu
 from edge.device.memory_limit import check_loaded
 from edge.errors import FrontError, InputError, MemoryLimitError
 from hwprofiles.errors import ProviderError
@@ -30,10 +31,14 @@ from optimizer.artifacts.plan import Plan
 # Products of 8-bit activations, as the CPU has them, are about 2 % from those of floats after 10
 # layers of SmolLM2 (docs/results/edge.md). A wrong kernel is far beyond this limit.
 MOST_DIFFERENCE: Final = 0.2
-TRIED_TOGETHER: Final = 12
-TRIED_ALONE: Final = 4
 
-Rows = npt.NDArray[np.float32]
+
+class FrontFiles(NamedTuple):
+    """A front's folder, what was decided about it, and whether it has 16-bit graphs."""
+
+    edge_dir: Path
+    plan: Plan
+    halves: HalfChoice
 
 
 class LoadedFront(NamedTuple):
@@ -46,7 +51,8 @@ class LoadedFront(NamedTuple):
 def load_bundle_front(bundle: Bundle, **options: Any) -> LoadedFront:
     """The front of a bundle whose files are all listed. options: of `load_front`."""
     files = [bundle.path(f"edge/{name}") for name in front_names(bundle.plan)]
-    return load_front(files[0].parent, plan=bundle.plan, **options)
+    halves = half_choice(bundle)
+    return load_front(files[0].parent, plan=bundle.plan, halves=halves, **options)
 
 
 def load_front(
@@ -55,13 +61,15 @@ def load_front(
     plan: Plan,
     provider: str = AUTO,
     memory_limit_bytes: int | None = None,
+    halves: HalfChoice = WIDE,
     **options: Any,
 ) -> LoadedFront:
     """Load the front in `edge_dir` with the named provider, or with the best for `auto`.
 
     memory_limit_bytes: of this process. The formula that is asked before (`fitting_chunk`) knows
     the CPU's kernels; with another provider the process is measured once it has loaded and tried
-    the front, and what it has not touched yet is added. options: others of `FrontEngine.load`.
+    the front, and what it has not touched yet is added. halves: of a front with 16-bit weights, see
+    `edge.device.half_front`. options: others of `FrontEngine.load`.
 
     `auto` takes the provider that the plan was made for. Next comes one that is known to run
     fronts, if it runs every node. Otherwise the CPU runs it, and the report says why. Raises
@@ -69,11 +77,18 @@ def load_front(
     this front or its rows are not to be used, and MemoryLimitError.
     """
     options["low_memory"] = memory_limit_bytes is not None
+    files = FrontFiles(edge_dir, plan, halves)
     if provider == AUTO:
-        return _load_best(edge_dir, plan, memory_limit_bytes, options)
+        return _load_best(files, memory_limit_bytes, options)
     if provider == CPU.name:
-        return LoadedFront(FrontEngine.load(edge_dir, plan=plan, **options), FrontReport())
-    return _load_tried(edge_dir, plan, known_provider(provider), memory_limit_bytes, options)
+        return _load_on_cpu(files, memory_limit_bytes, options)
+    return _load_tried(files, known_provider(provider), memory_limit_bytes, options)
+
+
+def _load_on_cpu(
+    files: FrontFiles, limit_bytes: int | None, options: dict[str, Any]
+) -> LoadedFront:
+    return LoadedFront(*load_on_cpu(*files, limit_bytes=limit_bytes, options=options))
 
 
 def known_provider(name: str) -> ExecutionProvider:
@@ -87,9 +102,8 @@ def known_provider(name: str) -> ExecutionProvider:
     return PROVIDERS[name]
 
 
-def _load_best(
-    edge_dir: Path, plan: Plan, limit_bytes: int | None, options: dict[str, Any]
-) -> LoadedFront:
+def _load_best(files: FrontFiles, limit_bytes: int | None, options: dict[str, Any]) -> LoadedFront:
+    plan = files.plan
     planned = CPU.name if plan.profiles is None else plan.profiles.edge_provider
     listed = available_providers()
     not_taken: list[str] = []
@@ -99,7 +113,7 @@ def _load_best(
     candidates = [each for each in candidates if each is not CPU]
     for candidate in sorted(candidates, key=lambda each: each.name != planned):
         try:
-            loaded = _load_tried(edge_dir, plan, candidate, limit_bytes, options)
+            loaded = _load_tried(files, candidate, limit_bytes, options)
         except (FrontError, MemoryLimitError) as error:
             not_taken.append(str(error))
             trim_heap()
@@ -109,8 +123,8 @@ def _load_best(
         not_taken.append(f"not taken: {loaded.report.line}")
         del loaded
         trim_heap()
-    report = _with_reasons(FrontReport(), not_taken)
-    return LoadedFront(FrontEngine.load(edge_dir, plan=plan, **options), report)
+    loaded = _load_on_cpu(files, limit_bytes, options)
+    return loaded._replace(report=_with_reasons(loaded.report, not_taken))
 
 
 def _with_reasons(report: FrontReport, not_taken: list[str]) -> FrontReport:
@@ -118,18 +132,22 @@ def _with_reasons(report: FrontReport, not_taken: list[str]) -> FrontReport:
 
 
 def _load_tried(
-    edge_dir: Path,
-    plan: Plan,
+    files: FrontFiles,
     provider: ExecutionProvider,
     limit_bytes: int | None,
     options: dict[str, Any],
 ) -> LoadedFront:
     """Load it with this provider and try it. The CPU's front is loaded before, and freed."""
-    expected = _rows_of(FrontEngine.load(edge_dir, plan=plan, **{**options, "count": 1})[0], plan)
+    edge_dir, plan, choice = files
+    on_cpu = FrontEngine.load(edge_dir, plan=plan, **{**options, "count": 1})[0]
+    token_ids = some_tokens(on_cpu, plan)
+    expected = tried_rows(on_cpu, token_ids)
+    del on_cpu
     trim_heap()
-    engines = FrontEngine.load(edge_dir, plan=plan, provider=provider, **options)
-    rows = _rows_of(engines[0], plan)
-    if not np.array_equal(rows, _rows_of(engines[0], plan)):
+    halves = provider.runs_halves and choice.rows is not None
+    engines = FrontEngine.load(edge_dir, plan=plan, provider=provider, halves=halves, **options)
+    rows = tried_rows(engines[0], token_ids)
+    if not np.array_equal(rows, tried_rows(engines[0], token_ids)):
         raise FrontError(
             f"{provider.name}: the same tokens gave other rows the second time, and what is sent "
             "again would differ; use --provider cpu"
@@ -149,28 +167,17 @@ def _load_tried(
         on_cpu=placement.on_cpu,
         is_known=placement.is_known,
         row_difference=difference,
+        arithmetic="fp16" if halves else "fp32" if plan.partition.front_bits == 16 else "",
+        widened=_why_widened(provider, choice, plan),
         depends_on_cut=provider.depends_on_cut,
     )
     return LoadedFront(engines, report)
 
 
-def row_difference(rows: Rows, expected: Rows) -> float:
-    """The median over rows [T, D] of ||row - expected|| / ||expected||; NaN for rows that have no
-    number."""
-    lengths = np.linalg.norm(expected.astype(np.float64), axis=1)
-    errors = np.linalg.norm(rows.astype(np.float64) - expected, axis=1)
-    if not np.isfinite(rows).all():
-        return float("nan")
-    return float(np.median(errors / np.maximum(lengths, 1e-30)))
-
-
-def _rows_of(front: FrontEngine, plan: Plan) -> Rows:
-    """Rows of some tokens: several in one step, then one by one. The front is empty afterwards."""
-    vocab_size = plan.model.geometry.vocab_size
-    count = min(TRIED_TOGETHER + TRIED_ALONE, front.capacity)
-    token_ids = (np.arange(1, count + 1, dtype=np.int64) * 7919) % vocab_size
-    together = max(count - TRIED_ALONE, 1)
-    parts = [front.forward(token_ids[:together])]
-    parts += [front.forward(token_ids[at : at + 1]) for at in range(together, count)]
-    front.reset()
-    return np.concatenate(parts)
+def _why_widened(provider: ExecutionProvider, choice: HalfChoice, plan: Plan) -> str:
+    """Why 16-bit weights are widened with this provider; empty where they are not."""
+    if plan.partition.front_bits != 16 or (provider.runs_halves and choice.rows is not None):
+        return ""
+    if choice.rows is None:
+        return choice.why_not or "the bundle has no 16-bit graph"
+    return f"{provider.name} is not known to compute in 16 bits"

@@ -17,6 +17,9 @@ class FrontReport:
     NodePlacement. row_difference: how far its rows are from the CPU's, the median over some rows of
     the difference's length over the row's; 0 for the CPU. depends_on_cut: whether the bits of a row
     may depend on how a prompt is cut. not_taken: why `auto` took none of the providers before it.
+    arithmetic: what the products of a front with 16-bit weights are computed in, "fp16" or "fp32";
+    "" for other fronts. widened: why such weights take 32 bits, "" where they do not.
+    model_difference: of rows in 16 bits from the model's own, like `row_difference`.
     """
 
     provider: str = CPU.name
@@ -26,6 +29,9 @@ class FrontReport:
     row_difference: float = 0.0
     depends_on_cut: bool = False
     not_taken: tuple[str, ...] = ()
+    arithmetic: str = ""
+    widened: str = ""
+    model_difference: float = 0.0
 
     @property
     def line(self) -> str:
@@ -35,6 +41,8 @@ class FrontReport:
             parts.append(f"{self.provider} runs {self._nodes}, and its rows are {self._difference}")
         elif parts:
             parts.append("the CPU runs the front")
+        if self.widened:
+            parts.append(f"the front's 16-bit weights are widened to 32 bits: {self.widened}")
         return "; ".join(parts)
 
     @property
@@ -52,8 +60,9 @@ class FrontReport:
 
     def to_json(self) -> dict[str, Any]:
         """The object that `run --json` has in `front`."""
+        computed = self._computed
         if self.provider == CPU.name:
-            return {"provider": self.provider, "not_taken": list(self.not_taken)}
+            return {"provider": self.provider, "not_taken": list(self.not_taken), **computed}
         return {
             "provider": self.provider,
             "nodes": self.num_nodes if self.is_known else None,
@@ -61,7 +70,15 @@ class FrontReport:
             "row_difference": self.row_difference,
             "rows_depend_on_cut": self.depends_on_cut,
             "not_taken": list(self.not_taken),
+            **computed,
         }
+
+    @property
+    def _computed(self) -> dict[str, Any]:
+        """What a front with 16-bit weights is computed in; nothing of other fronts."""
+        if not self.arithmetic:
+            return {}
+        return {"arithmetic": self.arithmetic, "widened": self.widened or None}
 
 
 def merged(placements: Sequence[NodePlacement]) -> NodePlacement:

@@ -47,11 +47,13 @@ def runtime_bytes() -> float:
 class MemoryLimit(NamedTuple):
     """process_bytes: what this process may take; None: as much as there is.
 
-    other_bytes: what a fallback and a draft model will take of it.
+    other_bytes: what a fallback and a draft model will take of it. halves: the front's 16-bit
+    weights will not be widened.
     """
 
     process_bytes: int | None
     other_bytes: float = 0.0
+    halves: bool = False
 
     @property
     def front_bytes(self) -> int | None:
@@ -82,21 +84,24 @@ def fitting_chunk(
     runtime_bytes: float,
     sequences: int = 1,
     other_bytes: float = 0.0,
+    halves: bool = False,
 ) -> int:
     """The largest prefill chunk, at most the plan's, with which `plan` and `sequences` caches fit.
 
-    other_bytes: see `other_models_bytes`. A smaller chunk needs no other bundle and changes no
-    token, only the time to the first one. MemoryLimitError when not even the smallest fits.
+    other_bytes: see `other_models_bytes`. halves: see `edge_memory_over`. A smaller chunk
+    needs no other bundle and changes no token, only the time to the first one. MemoryLimitError
+    when not even the smallest fits.
     """
     runtime_bytes += other_bytes
     for chunk in _chunks(plan):
         smaller = replace(plan, prefill_chunk=chunk)
-        if needed_memory(smaller, runtime_bytes, sequences).total_bytes <= limit_bytes:
+        if needed_memory(smaller, runtime_bytes, sequences, halves).total_bytes <= limit_bytes:
             return chunk
-    needed = needed_memory(plan, runtime_bytes, sequences)
+    needed = needed_memory(plan, runtime_bytes, sequences, halves)
+    advice = _advice(plan, limit_bytes, runtime_bytes, sequences, halves)
     raise MemoryLimitError(
         f"needs {_mib(needed.total_bytes)} of the {_mib(limit_bytes)} allowed "
-        f"({_parts(needed, other_bytes)}); {_advice(plan, limit_bytes, runtime_bytes, sequences)}"
+        f"({_parts(needed, other_bytes)}); {advice}"
     )
 
 
@@ -112,6 +117,7 @@ def allowed_chunk(plan: Plan, given: int | None, limit: MemoryLimit, *, sequence
         runtime_bytes=runtime_bytes(),
         sequences=sequences,
         other_bytes=limit.other_bytes,
+        halves=limit.halves,
     )
 
 
@@ -135,16 +141,19 @@ def _chunks(plan: Plan) -> tuple[int, ...]:
     return (plan.prefill_chunk, *(chunk for chunk in CHUNKS if chunk < plan.prefill_chunk))
 
 
-def needed_memory(plan: Plan, runtime_bytes: float, sequences: int) -> EdgeMemory:
+def needed_memory(
+    plan: Plan, runtime_bytes: float, sequences: int, halves: bool = False
+) -> EdgeMemory:
     """The formula for a low-memory front, with as many caches and working sets as `sequences`."""
-    needed = edge_memory_over(runtime_bytes, plan)
-    # A front under a limit gives the embedding's and the codec's pages back every so many rows.
+    needed = edge_memory_over(runtime_bytes, plan, halves=halves)
+    # A front under a limit gives the embedding's and the codec's pages back every so many rows. The
+    # file of one that computes in 16 bits stays mapped: its weights are read there.
     geometry = plan.model.geometry
     table = embedding_bytes(geometry, plan.partition.front_bits)
     rows = min(RELEASE_ROWS + plan.prefill_chunk, plan.max_tokens)
     return replace(
         needed,
-        embedding_bytes=touched_bytes(table, rows),
+        embedding_bytes=touched_bytes(table, plan.max_tokens if halves else rows),
         codec_bytes=0.0 if plan.edge_is_whole else codec_bytes(geometry, plan.level, rows),
         kv_bytes=needed.kv_bytes * sequences,
         workspace_bytes=(needed.workspace_bytes + session_bytes(plan)) * sequences,
@@ -162,7 +171,12 @@ def session_bytes(plan: Plan) -> float:
 
 
 def nearest_plan(
-    plan: Plan, *, limit_bytes: int, runtime_bytes: float, sequences: int = 1
+    plan: Plan,
+    *,
+    limit_bytes: int,
+    runtime_bytes: float,
+    sequences: int = 1,
+    halves: bool = False,
 ) -> Plan | None:
     """The plan that fits and differs least from `plan`; None when none does.
 
@@ -173,7 +187,7 @@ def nearest_plan(
         (
             candidate
             for candidate in _smaller_plans(plan)
-            if needed_memory(candidate, runtime_bytes, sequences).total_bytes <= limit_bytes
+            if needed_memory(candidate, runtime_bytes, sequences, halves).total_bytes <= limit_bytes
         ),
         key=lambda candidate: (
             -len(changes(plan, candidate)),
@@ -231,19 +245,25 @@ def _smaller_plans(plan: Plan) -> Iterator[Plan]:
             continue
 
 
-def _advice(plan: Plan, limit_bytes: int, runtime_bytes: float, sequences: int) -> str:
+def _advice(
+    plan: Plan, limit_bytes: int, runtime_bytes: float, sequences: int, halves: bool
+) -> str:
     fitting = nearest_plan(
-        plan, limit_bytes=limit_bytes, runtime_bytes=runtime_bytes, sequences=sequences
+        plan,
+        limit_bytes=limit_bytes,
+        runtime_bytes=runtime_bytes,
+        sequences=sequences,
+        halves=halves,
     )
     if fitting is not None:
-        total = needed_memory(fitting, runtime_bytes, sequences).total_bytes
+        total = needed_memory(fitting, runtime_bytes, sequences, halves).total_bytes
         flags = " ".join(changes(plan, fitting))
         return f"the nearest plan that fits is {flags}, with {_mib(total)}"
     smallest = min(
         _smaller_plans(plan),
-        key=lambda candidate: needed_memory(candidate, runtime_bytes, sequences).total_bytes,
+        key=lambda each: needed_memory(each, runtime_bytes, sequences, halves).total_bytes,
     )
-    total = needed_memory(smallest, runtime_bytes, sequences).total_bytes
+    total = needed_memory(smallest, runtime_bytes, sequences, halves).total_bytes
     return (
         f"no plan of this model fits: the smallest, {' '.join(changes(plan, smallest))}, "
         f"would need {_mib(total)}"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from edge.device.front import FrontEngine
-from edge.device.front_loading import load_front
+from edge.device.front_loading import load_bundle_front
 from edge.errors import InputError
 from hwprofiles.providers.table import CPU
-from optimizer.artifacts.bundle import FRONT_NAME, Bundle, open_bundle
+from optimizer.artifacts.bundle import Bundle, open_bundle
 
 TOKENIZER: Final = "edge/tokenizer.json"
 
@@ -44,9 +44,8 @@ class WholeModel:
             raise InputError(f"{root}: its tokenizer is another one than {like.root}'s")
         self.plan = bundle.plan
         self.tokenizer_path = bundle.path(TOKENIZER)
-        loaded = load_front(
-            bundle.path(f"edge/{FRONT_NAME}").parent,
-            plan=bundle.plan,
+        loaded = load_bundle_front(
+            bundle,
             provider=provider,
             threads=threads,
             memory_limit_bytes=memory_limit_bytes,

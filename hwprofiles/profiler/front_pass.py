@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UnknownKernelError
 from hwprofiles.profiler import kernel_runs
+from hwprofiles.profiler.half_probe import computes_halves
 from hwprofiles.profiler.kernel_graphs import DecoderLayers, weight_bytes
 from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.message_probe import message_s
@@ -36,6 +37,7 @@ PRECISIONS: tuple[tuple[int, Compute], ...] = (
     (8, "fp32"),
     (32, "fp32"),
 )
+HALVES: tuple[int, Compute] = (16, "fp16")  # where they are computed as such
 ATTENTION = {"num_heads": 12, "num_kv_heads": 4, "head_dim": 64}
 ATTENTION_LAYERS = (2, 8, 32)  # how many caches a single row walks
 BATCH_SHAPES = ((576, 1536), (1024, 2816))  # of models of 0.1 and 1 billion weights
@@ -74,8 +76,9 @@ def one_pass(
 ) -> Rates:
     """Measure every kernel of the edge once: matrices, attention, whole layers."""
     kernels = []
-    for index, (bits, compute) in enumerate(PRECISIONS):
-        progress(0.7 * index / len(PRECISIONS), f"{bits}-bit weights, {compute} compute")
+    precisions = (*PRECISIONS, *([HALVES] if computes_halves(settings.provider) else []))
+    for index, (bits, compute) in enumerate(precisions):
+        progress(0.7 * index / len(precisions), f"{bits}-bit weights, {compute} compute")
         kernels.append(_kernel(bits, compute, settings, effort, spreads))
     attention = []
     for index, kv_bits in enumerate((8, 16, 32)):

@@ -26,10 +26,10 @@ RANDOM_VALUES = 65_521  # prime, so that repeating them fills no matrix with equ
 def weight_bytes(num_weights: int, weight_bits: int) -> float:
     """Bytes of `num_weights` weights as the front stores them, scales included.
 
-    Blocks of 32 with one fp32 scale; at 4 bits a 4-bit zero point as well. 32 bits: plain.
+    Blocks of 32 with one fp32 scale; at 4 bits a 4-bit zero point as well. 16 and 32 bits: plain.
     """
-    if weight_bits == 32:
-        return 4.0 * num_weights
+    if weight_bits >= 16:
+        return num_weights * weight_bits / 8
     zero_bits = 4 if weight_bits == 4 else 0
     return num_weights * (weight_bits / 8 + (4 + zero_bits / 8) / BLOCK_SIZE)
 
@@ -40,7 +40,8 @@ def matmul_chain(
     """`num_pairs` times [rows, width] -> [rows, inner] -> [rows, width], as an MLP does.
 
     4 and 8 bits: MatMulNBits, with int8 activations (accuracy level 4) when `compute` is int8.
-    32 bits: MatMul. width and inner must be multiples of 64.
+    32 bits: MatMul. 16 bits: MatMul of 16-bit numbers, rows narrowed before and widened after.
+    width and inner must be multiples of 64.
     """
     rng = np.random.default_rng(0)
     graph = GraphWriter()
@@ -73,6 +74,11 @@ def _matmul(
         graph.constant(weight, np.resize(values, (k, n)))
         graph.node("MatMul", [source, weight], [result])
         return
+    if weight_bits == 16:
+        limit = math.sqrt(3 / k)
+        values = rng.uniform(-limit, limit, RANDOM_VALUES).astype(np.float16)
+        half_product(graph, source, result, np.resize(values, (k, n)))
+        return
     blocks = k // BLOCK_SIZE
     codes, deviation = _codes(rng, weight_bits)
     graph.constant(weight, np.resize(codes, (n, blocks, BLOCK_SIZE * weight_bits // 8)))
@@ -95,6 +101,14 @@ def _matmul(
     )
 
 
+def half_product(graph: GraphWriter, source: str, result: str, matrix: NDArray[np.float16]) -> None:
+    """Rows times a matrix [K, N] in 16 bits; the rows come and the product goes in 32 bits."""
+    graph.constant(f"{result}_w", matrix)
+    graph.node("Cast", [source], [f"{result}_in"], to=FLOAT16)
+    graph.node("MatMul", [f"{result}_in", f"{result}_w"], [f"{result}_out"])
+    graph.node("Cast", [f"{result}_out"], [result], to=FLOAT)
+
+
 def _codes(rng: np.random.Generator, weight_bits: int) -> tuple[NDArray[np.uint8], float]:
     """Zero-mean random codes (the lowest code left out), and their standard deviation."""
     if weight_bits == 8:
@@ -105,14 +119,18 @@ def _codes(rng: np.random.Generator, weight_bits: int) -> tuple[NDArray[np.uint8
 
 
 def lookup(*, width: int, num_rows: int, weight_bits: int) -> bytes:
-    """The embedding's look-up in a table [num_rows, width] of `weight_bits`: Gather for 32 bits,
-    GatherBlockQuantized below."""
+    """The embedding's look-up in a table [num_rows, width] of `weight_bits`: Gather for 16 and 32
+    bits, GatherBlockQuantized below."""
     rng = np.random.default_rng(0)
     graph = GraphWriter()
     graph.input("ids", INT64, [1, "rows"])
     if weight_bits == 32:
         graph.constant("table", np.ones((num_rows, width), dtype=np.float32))
         graph.node("Gather", ["table", "ids"], ["y"])
+    elif weight_bits == 16:
+        graph.constant("table", np.ones((num_rows, width), dtype=np.float16))
+        graph.node("Gather", ["table", "ids"], ["found"])
+        graph.node("Cast", ["found"], ["y"], to=FLOAT)
     else:
         codes, _ = _codes(rng, weight_bits)
         graph.constant("table", np.resize(codes, (num_rows, width * weight_bits // 8)))

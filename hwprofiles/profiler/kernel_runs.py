@@ -14,10 +14,12 @@ from hwprofiles.profiler.kernel_graphs import (
     DecoderLayers,
     attention_stack,
     decoder_stack,
+    half_product,
     lookup,
     matmul_chain,
     step_skeleton,
 )
+from hwprofiles.profiler.onnx_writer import FLOAT, GraphWriter
 from hwprofiles.profiler.timing import Timing, measure
 from hwprofiles.profiles.device import Compute
 from hwprofiles.providers.sessions import ATTENTION, ProviderSession, open_session
@@ -73,6 +75,19 @@ def open_kernels(model: bytes, settings: KernelSettings) -> ProviderSession:
         raise
     except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
         raise UnknownKernelError(f"onnxruntime {ort.__version__} refuses: {error}") from error
+
+
+def run_half_product(
+    rows: NDArray[np.float16], matrix: NDArray[np.float16], settings: KernelSettings
+) -> NDArray[np.float32]:
+    """Rows [T, K] times a matrix [K, N], asked for in 16 bits. Raises as `open_kernels`."""
+    graph = GraphWriter()
+    graph.input("x", FLOAT, ["rows", matrix.shape[0]])
+    half_product(graph, "x", "y", matrix)
+    graph.output("y", FLOAT, ["rows", matrix.shape[1]])
+    session = open_kernels(graph.model(), settings).session
+    product: NDArray[np.float32] = session.run(["y"], {"x": rows.astype(np.float32)})[0]
+    return product
 
 
 def time_matmul(

@@ -26,7 +26,9 @@ class ExecutionProvider:
     tensors that stay between steps lie, as ONNX Runtime calls it. in_auto: whether `auto` may take
     it without being told. depends_on_cut: whether a row's bits may depend on how a prompt is
     cut into chunks of two rows and more. It is False only where that was measured
-    (docs/results/edge.md). options: of a session with so many threads.
+    (docs/results/edge.md). runs_halves: whether it computes products of 16-bit numbers in 16 bits,
+    by its documentation; the CPU's is asked (`hwprofiles.profiler.half_probe`). options: of a
+    session with so many threads.
     """
 
     name: ProviderName
@@ -36,6 +38,7 @@ class ExecutionProvider:
     device: TensorDevice = "cpu"
     in_auto: bool = False
     depends_on_cut: bool = True
+    runs_halves: bool = False
     options: Callable[[int], dict[str, str]] = lambda _threads: {}
 
 
@@ -70,6 +73,7 @@ CUDA: Final = ExecutionProvider(
     library="cuda",
     device="cuda",
     in_auto=True,
+    runs_halves=True,
     options=_cuda,
 )
 OPENVINO: Final = ExecutionProvider(

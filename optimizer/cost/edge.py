@@ -28,7 +28,7 @@ from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.profiles.rates import Floats, Quantity, layer_rest_s, matrix_s
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.cost.attention import attended_s, layers_by_window, window_attention
-from optimizer.cost.front_kernels import FrontKernel, front_kernel
+from optimizer.cost.front_kernels import FrontKernel, front_kernel, halves_on
 from optimizer.cost.weights import front_layer_bytes, head_matrix, layer_matrices
 
 LayerBits = tuple[int, ...]  # weight bits of each layer of one front
@@ -68,8 +68,10 @@ def front_steps(
     tokens cached before the step. Raises ProfileError when the device has no kernel for these
     precisions.
     """
-    counts = _layers_by_kernel(layer_bits)
-    head_kernel = front_kernel(front_kernel(weight_bits).computed_bits)
+    halves = halves_on(device, geometry, exact=exact)
+    counts = _layers_by_kernel(layer_bits, halves)
+    computed_bits = front_kernel(weight_bits, halves=halves).computed_bits
+    head_kernel = front_kernel(computed_bits, halves=halves)
     splits = np.array([[len(bits)] for bits in layer_bits])  # [S, 1]
     tokens = np.asarray(positions, dtype=np.float64) + num_rows  # [P]
     kv_bytes = geometry.device_kv_bytes(num_layers=1, num_tokens=1, kv_bits=kv_bits)
@@ -207,11 +209,14 @@ def chunk_runs(num_tokens: int, chunk: int) -> list[tuple[int, list[int]]]:
     return [(rows, places) for rows, places in runs if places]
 
 
-def _layers_by_kernel(layer_bits: Sequence[LayerBits]) -> dict[FrontKernel, Floats]:
+def _layers_by_kernel(layer_bits: Sequence[LayerBits], halves: bool) -> dict[FrontKernel, Floats]:
     """How many layers of each front are computed at each precision: kernel -> [S, 1]."""
-    counts = [Counter(front_kernel(bits).computed_bits for bits in bits_) for bits_ in layer_bits]
+    counts = [
+        Counter(front_kernel(bits, halves=halves).computed_bits for bits in bits_)
+        for bits_ in layer_bits
+    ]
     return {
-        front_kernel(bits): np.array([[float(count[bits])] for count in counts])
+        front_kernel(bits, halves=halves): np.array([[float(count[bits])] for count in counts])
         for bits in sorted({bits for count in counts for bits in count})
     }
 

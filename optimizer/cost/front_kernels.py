@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hwprofiles.profiles.device import Compute, DeviceProfile, Kernel
+from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import WeightBlocks
 from optimizer.errors import PlanError
 
@@ -38,7 +39,8 @@ class FrontKernel:
     """One weight precision of the front.
 
     block_bytes: scale and zero point of 32 weights (0: not quantized). computed_bits: bits that a
-    step reads and computes with; 16-bit weights are widened to 32 while loading. compute: the type
+    step reads and computes with; 16-bit weights are widened to 32 while loading, but where the
+    device computes in 16 bits (`HALF_KERNEL`). compute: the type
     of the arithmetic unless exact results are asked for. embedding_bits: bits of the embedding in a
     front of this precision; its error reaches every layer and one row a token is read, so it never
     has fewer than 8.
@@ -127,11 +129,36 @@ FRONT_KERNELS: Final[Mapping[int, FrontKernel]] = {
 }
 
 
-def front_kernel(bits: int) -> FrontKernel:
-    """The kernel for weights of `bits`; PlanError when fronts have no such precision."""
+# Of 16-bit weights on a device that computes in 16 bits. On an emulated Armv8.2 processor its
+# kernels read them in the mapped file and pack nothing: 2 bytes each. Others may pack a copy.
+HALF_KERNEL: Final = FrontKernel(
+    bits=16,
+    computed_bits=16,
+    compute="fp16",
+    embedding_bits=16,
+    wide_bytes=2.0,
+    transient_bytes=2.0,
+)
+
+
+def front_kernel(bits: int, *, halves: bool = False) -> FrontKernel:
+    """The kernel for weights of `bits`; PlanError when fronts have no such precision.
+
+    halves: the device computes in 16 bits.
+    """
+    if bits == HALF_KERNEL.bits and halves:
+        return HALF_KERNEL
     if bits not in FRONT_KERNELS:
         raise PlanError(f"front bits {bits}: choose one of {tuple(FRONT_KERNELS)}")
     return FRONT_KERNELS[bits]
+
+
+def halves_on(device: DeviceProfile, geometry: ModelGeometry, *, exact: bool) -> bool:
+    """Whether `device` computes this model's 16-bit fronts in 16 bits: it was measured so. A server
+    profile's 16-bit kernel is another engine's. Exact fronts and experts stay in 32 bits."""
+    measured = ((kernel.weight_bits, kernel.compute) for kernel in device.kernels)
+    is_front = device.platform.provider is not None
+    return is_front and not (exact or geometry.num_experts) and (16, "fp16") in measured
 
 
 def block_size(blocks: WeightBlocks, bits: int, *, is_down: bool, inputs: int) -> int:
@@ -155,8 +182,9 @@ def widened_note(bits: int) -> str:
     if kernel.computed_bits == bits:
         return ""
     return (
-        f"{bits}-bit front weights are widened to {kernel.computed_bits} bits at load: "
-        f"{kernel.computed_bits // 8} bytes each in memory"
+        f"{bits}-bit front weights are widened to {kernel.computed_bits} bits at load, "
+        f"{kernel.computed_bits // 8} bytes each in memory, on devices that do not compute in "
+        f"{bits} bits"
     )
 
 

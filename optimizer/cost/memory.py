@@ -22,7 +22,7 @@ from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import Plan
-from optimizer.cost.front_kernels import block_size, front_kernel
+from optimizer.cost.front_kernels import block_size, front_kernel, halves_on
 from optimizer.cost.weights import (
     FP32_BYTES,
     PackedMatrix,
@@ -102,7 +102,8 @@ def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
     empty process, tokenizer and codec tables are its runtime."""
     geometry = plan.model.geometry
     runtime = edge_runtime_bytes(device, geometry, whole=plan.edge_is_whole)
-    return edge_memory_over(runtime, plan)
+    halves = halves_on(device, geometry, exact=plan.exact_front)
+    return edge_memory_over(runtime, plan, halves=halves)
 
 
 def edge_runtime_bytes(
@@ -120,15 +121,16 @@ def codec_bytes(geometry: ModelGeometry, level: str, num_tokens: float) -> float
     return touched_bytes(table, num_tokens) if table else 0.0
 
 
-def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:
+def edge_memory_over(runtime_bytes: float, plan: Plan, *, halves: bool = False) -> EdgeMemory:
     """The same for a process that takes `runtime_bytes` before it loads the front.
 
+    halves: 16-bit weights are computed in 16 bits, and not widened.
     Of the embedding, the part that `max_tokens` tokens drawn evenly from the vocabulary touch
     counts; text repeats its tokens and touches less.
     """
     geometry = plan.model.geometry
     kernel = front_kernel(plan.partition.front_bits)
-    weights, added = _front_bytes(plan)
+    weights, added = _front_bytes(plan, halves)
     return EdgeMemory(
         runtime_bytes=runtime_bytes,
         weight_bytes=weights,
@@ -142,14 +144,14 @@ def edge_memory_over(runtime_bytes: float, plan: Plan) -> EdgeMemory:
     )
 
 
-def _front_bytes(plan: Plan) -> tuple[float, float]:
+def _front_bytes(plan: Plan, halves: bool) -> tuple[float, float]:
     """Bytes of the front's weights in memory, and what loading takes beside them.
 
     Loading adds the scales of the whole file, and the largest matrix that is packed.
     """
     geometry = plan.model.geometry
     held = [
-        (front_kernel(bits), count, matrix)
+        (front_kernel(bits, halves=halves), count, matrix)
         for bits, count in Counter(plan.layer_bits).items()
         for matrix in packed_layer(geometry, bits, plan.weight_blocks)
     ]
@@ -157,7 +159,7 @@ def _front_bytes(plan: Plan) -> tuple[float, float]:
         bits, width = plan.partition.front_bits, geometry.hidden_size
         block = block_size(plan.weight_blocks, bits, is_down=False, inputs=width)
         head = PackedMatrix(head_matrix(geometry).num_weights, block)
-        held.append((front_kernel(bits), 1, head))
+        held.append((front_kernel(bits, halves=halves), 1, head))
     weights: float = plan.partition.split * layer_vector_bytes(geometry)
     scales = transient = 0.0
     for kernel, count, (num_weights, block) in held:

@@ -119,7 +119,8 @@ def build_bundle(
         if "edge" in sides:
             (made / "edge").mkdir(exist_ok=True)
             warnings = tuple(stages.run("tokenizer", lambda: _write_tokenizer(source, made)))
-            stages.run("front", lambda: export_front(source, plan, made / "edge"))
+            told = stages.run("front", lambda: export_front(source, plan, made / "edge"))
+            warnings = (*warnings, *(told or ()))
         if with_cloud:
             (made / "cloud").mkdir(exist_ok=True)
             stages.run("back", lambda: _write_cloud(source, plan, made / "cloud", weights))

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from hwprofiles.profiles.device import DeviceProfile
+from optimizer.artifacts.half_front import may_have_halves
 from optimizer.artifacts.plan import Plan
 from optimizer.cost.codec import LevelCost, level_on
 from optimizer.cost.levels import DEFAULT_LEVELS, EXTRA_LEVELS, level_at
@@ -103,6 +104,13 @@ def predicted_figures(item: MeasuredGeneration, basis: PredictionBasis) -> dict[
     }
 
 
+def _counts_halves(plan: Plan) -> bool:
+    """Whether the plan's prediction counts 16-bit weights that are not widened."""
+    if plan.predicted is None or not may_have_halves(plan):
+        return False
+    return plan.predicted.edge_memory.weight_bytes < edge_memory_over(0.0, plan).weight_bytes
+
+
 def planned_figures(item: MeasuredGeneration, plan: Plan) -> dict[str, float]:
     """What `plan`, which has predictions, predicted for this generation.
 
@@ -120,7 +128,9 @@ def planned_figures(item: MeasuredGeneration, plan: Plan) -> dict[str, float]:
         WIRE: found.step.wire_s,
         CLOUD: found.step.cloud_s,
         UPLINK: found.uplink_bytes_per_token,
-        MEMORY: edge_memory_over(found.edge_memory.runtime_bytes, at_length(item)).total_bytes
+        MEMORY: edge_memory_over(
+            found.edge_memory.runtime_bytes, at_length(item), halves=_counts_halves(plan)
+        ).total_bytes
         + found.edge_memory.draft_bytes,
     }
     planned = 0 if plan.limits is None else plan.limits.prompt_tokens

@@ -20,7 +20,7 @@ from optimizer.cost.attention import attended_s
 from optimizer.cost.cloud import BackCost, SessionGroup, back_compute_bits, back_kv_bits, sample_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, level_on
 from optimizer.cost.edge import front_steps, lasting_slowdown
-from optimizer.cost.front_kernels import front_kernel
+from optimizer.cost.front_kernels import front_kernel, halves_on
 from optimizer.measured.record import MeasuredGeneration, MeasuredServing
 from optimizer.measured.robust import Values
 
@@ -126,7 +126,9 @@ def decoder_samples(servings: Sequence[MeasuredServing]) -> list[CodecSamples]:
 def front_precisions(device: DeviceProfile, key: StepKey) -> PrecisionsUsed:
     """The kernels of `device` that a front's steps run on. ProfileError where one is missing."""
     bits = {*layer_bits(key), key.plan.partition.front_bits}
-    kernels = [front_kernel(value).on(device, exact=key.plan.exact_front) for value in bits]
+    exact = key.plan.exact_front
+    halves = halves_on(device, key.plan.model.geometry, exact=exact)
+    kernels = [front_kernel(value, halves=halves).on(device, exact=exact) for value in bits]
     return PrecisionsUsed(
         kernels=frozenset((kernel.weight_bits, kernel.compute) for kernel in kernels),
         kv_bits=key.plan.kv_bits,

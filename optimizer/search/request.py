@@ -12,7 +12,7 @@ from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.cost.cloud import back_compute_bits
 from optimizer.cost.codec import LevelCost, level_on
-from optimizer.cost.front_kernels import front_kernel
+from optimizer.cost.front_kernels import front_kernel, halves_on
 from optimizer.cost.levels import DEFAULT_LEVELS
 from optimizer.cost.money import NO_PRICES, Prices
 from optimizer.cost.quality import QualityModel
@@ -71,11 +71,9 @@ def make_problem(
         answer_tokens = max(min(DEFAULT_ANSWER_TOKENS, max_tokens - prompt), 1)
     edge_bits = {kernel.weight_bits for kernel in edge.kernels}
     cloud_bits = {kernel.weight_bits for kernel in cloud.kernels}
-    fronts = [
-        FrontPrecision(front_bits=bits)
-        for bits in front_bits
-        if front_kernel(bits).computed_bits in edge_bits
-    ]
+    halves = halves_on(edge, geometry, exact=exact_front)
+    computed = {bits: front_kernel(bits, halves=halves).computed_bits for bits in front_bits}
+    fronts = [FrontPrecision(front_bits=bits) for bits in front_bits if computed[bits] in edge_bits]
     space = Space(
         splits=tuple(range(geometry.num_layers + 1)) if splits is None else tuple(splits),
         fronts=(*fronts, *mixed_fronts),

@@ -58,7 +58,7 @@ def doctor() -> None:
         Check("python", platform.python_version(), _python_fix()),
         *(check for side in PACKAGES_OF_SIDE for check in _package_checks(side)),
         _check("front kernels", _try_front_kernels, "pip install 'splitpoint[edge]'"),
-        Check("16-bit fronts", _wide_fronts()),
+        _check("16-bit fronts", _wide_fronts, "pip install 'splitpoint[edge]'"),
         *_provider_checks(),
         _check("loopback", _try_loopback, "a firewall or proxy blocks 127.0.0.1"),
         _check("codec round trip", _try_codec, "pip install 'splitpoint[edge]'"),
@@ -147,9 +147,11 @@ def _provider_checks() -> list[Check]:
 
 
 def _wide_fronts() -> str:
-    from optimizer.cost.front_kernels import widened_note
+    from hwprofiles.profiler.half_probe import computes_halves
 
-    return widened_note(16)
+    if computes_halves():
+        return "computed in 16 bits: 2 bytes a weight"
+    return "widened to 32 bits at load: 4 bytes a weight (no 16-bit kernels here)"
 
 
 def _try_loopback() -> str:

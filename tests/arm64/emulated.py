@@ -50,7 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Test on an emulated 64-bit Arm system.")
     parser.add_argument("--folder", type=Path, default=ROOT / "work/arm64")
     checks = {"doctor": check_doctor, "speed": check_speed, "answer": check_answer}
-    checks |= {"server-kernel": check_server_kernel, "tests": run_tests}
+    checks |= {"server-kernel": check_server_kernel, "tests": run_tests, "halves": check_halves}
     parser.add_argument("--only", nargs="*", choices=sorted(checks), default=sorted(checks))
     asked = parser.parse_args()
     reason = what_is_missing()
@@ -205,10 +205,7 @@ def check_answer(system: ArmSystem) -> str:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         model, made = str(Path(folder) / "model"), ("--split", "2", "--no-calibrate")
-        code = "import sys, pathlib; from tests.tiny_models import make_tiny_model as make\n"
-        ran(sys.executable, "-c", f"{code}make('llama', pathlib.Path(sys.argv[1]))", model)
-        build = ("build", "--model", model, *made, "--weights", "copy", "--out", str(bundle))
-        ran(*SPLITPOINT, *build)
+        make_bundle(bundle, model, *made, "--weights", "copy")
         system.put(bundle, "bundle")
         with served(bundle) as address:
             asked = ("--server", address, *PROMPT, "--json")
@@ -217,6 +214,28 @@ def check_answer(system: ArmSystem) -> str:
             there = json.loads(system.run(f"cd /tmp && /venv/bin/splitpoint {words} 2>/dev/null"))
     same = here["tokens"] == there["tokens"]
     return f"{len(here['tokens'])} equal tokens" if same else f"FAILED: {here} and {there}"
+
+
+def check_halves(system: ArmSystem) -> str:
+    """A front with 16-bit weights is computed in 16 bits, and its rows are the model's."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "bundle"
+        made = ("--split", "2", "--front-bits", "16", "--no-calibrate")
+        make_bundle(bundle, str(Path(folder) / "model"), *made)
+        system.put(bundle, "half-bundle")
+    script = "cd /src && /venv/bin/python tests/arm64/half_front.py /tmp/half-bundle"
+    found = json.loads(system.run(f"{script} 2>/dev/null"))
+    if found["arithmetic"] != "fp16":
+        return f"FAILED: {found}"
+    worst = 100 * max(found["row_errors"])
+    return f"computed in 16 bits, rows at most {worst:.2g} % from the model's"
+
+
+def make_bundle(bundle: Path, model: str, *options: str) -> None:
+    """A bundle of a tiny model, which is made in the folder `model`."""
+    code = "import sys, pathlib; from tests.tiny_models import make_tiny_model as make\n"
+    ran(sys.executable, "-c", f"{code}make('llama', pathlib.Path(sys.argv[1]))", model)
+    ran(*SPLITPOINT, "build", "--model", model, *options, "--out", str(bundle))
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from optimizer.artifacts.bundle import KEY_CHANNELS
 from optimizer.artifacts.geometry import ModelGeometry
+from optimizer.artifacts.half_front import TRIED_ALONE, HalfRows
 from optimizer.artifacts.plan import WeightBlocks
 from optimizer.cost.front_kernels import block_size
 from optimizer.errors import BuildError
@@ -36,7 +37,7 @@ from optimizer.export.front.layer_weights import (
     stream_norm,
 )
 from optimizer.export.front.layer_writer import LayerWriter, declare_step
-from optimizer.export.front.matrices import StoredMatrices
+from optimizer.export.front.matrices import PART_WEIGHTS, StoredMatrices
 from optimizer.export.front.probe import LayerProbe, Probed, apply_norm, step_inputs
 from optimizer.export.front.rounding import taken_over
 from optimizer.export.front.weight_files import WeightFile
@@ -73,6 +74,7 @@ class FloatFront:
         self.split = split
         self.found = Probed()
         self.kv_scales: KvScales | None = None
+        self.half_rows: HalfRows | None = None
         self._source = source
         self._kept = kept
         skeleton = make_skeleton(source.config, str(source.place))
@@ -111,12 +113,13 @@ class FloatFront:
                 yield matrix, False
             yield weights.down(), True
 
-    def probe(self, token_ids: npt.NDArray[np.int64]) -> None:
+    def probe(self, token_ids: npt.NDArray[np.int64], *, halves: int = 0) -> None:
         """Run the layers over a text [T]: needed before matrices of 8 bits or fewer are written.
 
+        halves: of so many tokens keep `half_rows`, and try products in 16 bits, too; 0: do not.
         Raises as `LayerProbe.layer`.
         """
-        probe = LayerProbe(self._form, str(self._source.place))
+        probe = LayerProbe(self._form, str(self._source.place), halves=halves > 0)
         text = torch.from_numpy(token_ids)[None]
         leaving = torch.empty(0)
         for index, entering, leaving in self._states_of(text):
@@ -125,6 +128,12 @@ class FloatFront:
             rows = apply_norm(leaving[0], self._final_norm(torch.float32))
             probe.found.importance[HEAD_NODE] = rows.square().mean(0).numpy()
         self.found = probe.found
+        if halves:
+            ids = token_ids[:halves]
+            rows = leaving[0, : len(ids)]
+            if self.is_whole:
+                rows = self._tried_head(leaving[0], len(ids))
+            self.half_rows = HalfRows(ids, np.ascontiguousarray(rows.float().numpy()))
 
     def measure_cache(self, windows: torch.Tensor) -> None:
         """Find the scales of an 8-bit cache on texts int64 [B, T]. Raises as `LayerProbe.layer`."""
@@ -270,6 +279,25 @@ class FloatFront:
         form = self._form
         name = f"{form.prefix}.{form.family.final_norm}"
         return stream_norm(self._source, form, name, fits)
+
+    def _tried_head(self, leaving: torch.Tensor, count: int) -> torch.Tensor:
+        """Logits [N, V] in float32 after the last N of `count` tokens; the head is tried in 16 bits
+        on all rows [T, D]. It is widened a part at a time."""
+        normed = apply_norm(leaving, self._final_norm(torch.float32))
+        last = normed[:count][-(TRIED_ALONE + 1) :]
+        head, parts = head_rows(self._source, torch.float32), []
+        for part in head.split(max(1, PART_WEIGHTS // head.shape[1])):
+            matrix = part.float().T
+            parts.append(last @ matrix)
+            if self.found.halves is not None:
+                self.found.halves.look_at({HEAD_NODE: (normed.numpy(), matrix.numpy())})
+        bias, form = head_bias(self._source), self._form
+        logits = torch.cat(parts, dim=-1) + (0.0 if bias is None else torch.from_numpy(bias))
+        if form.logits_divisor is not None:
+            logits = logits / form.logits_divisor
+        if form.logits_cap is not None:
+            logits = form.logits_cap * torch.tanh(logits / form.logits_cap)
+        return logits
 
     def _weights(self, layer: int, fits: torch.dtype) -> LayerWeights:
         return LayerWeights(self._source, self._form, layer, fits)

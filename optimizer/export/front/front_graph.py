@@ -26,10 +26,19 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnx
 
 from optimizer.artifacts.bundle import FRONT_CHECK_NAME, front_names
+from optimizer.artifacts.half_front import (
+    HALF_ROWS_NAME,
+    TRIED_ALONE,
+    TRIED_TOGETHER,
+    half_name,
+    may_have_halves,
+)
 from optimizer.artifacts.plan import Plan
 from optimizer.export.front.float_front import FloatFront, FrontBits
+from optimizer.export.front.half_graph import in_halves
 from optimizer.export.front.sample_text import SAMPLE_TEXT, sample_windows
 from optimizer.export.sources.model_source import ModelSource
 from optimizer.families import position_limit
@@ -39,14 +48,15 @@ FP32_COMPUTE: Final = 1  # ... or in float32, where one row and many rows give t
 CHECKED_ROWS: Final = 32  # of a text that only shows whether the layers are right
 
 
-def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
+def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> tuple[str, ...]:
     """Write the front's graphs and their weights for `plan` into `edge_dir`, which must exist.
 
     `front_check.json` beside it says how far each layer is from transformers', in float32. Weights
     below 16 bits are rounded in blocks (`plan.weight_blocks`), each layer's to its own bits
-    (`plan.front_layer_bits`); the embedding gets 8. Raises BuildError for layers that do not give
-    what transformers' give, and ModelError for weights that are not finite, or not any more with
-    the plan's bits.
+    (`plan.front_layer_bits`); the embedding gets 8. A front with 16-bit weights gets a second graph
+    of each segment, which computes in 16 bits. Returns a line where it cannot. Raises BuildError
+    for layers that do not give what transformers' give, and ModelError for weights that are not
+    finite, or not any more with the plan's bits.
     """
     front = float_front(source, plan)
     begin = 0
@@ -56,6 +66,20 @@ def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> None:
     if front.split:
         path = edge_dir / Path(FRONT_CHECK_NAME).name
         path.write_text(json.dumps(front.found.record(), indent=1) + "\n", encoding="utf-8")
+    return _write_halves(front, plan, edge_dir)
+
+
+def _write_halves(front: FloatFront, plan: Plan, edge_dir: Path) -> tuple[str, ...]:
+    """Write the graphs for devices that compute in 16 bits, unless their products cannot be had."""
+    if front.found.halves is None or front.half_rows is None:
+        return ()
+    if fault := front.found.halves.fault:
+        return (f"this front is never computed in 16 bits: {fault}",)
+    for name in front_names(plan):
+        wide = onnx.load(edge_dir / name, load_external_data=False)
+        onnx.save(in_halves(wide), edge_dir / half_name(name))
+    front.half_rows.save(edge_dir / Path(HALF_ROWS_NAME).name)
+    return ()
 
 
 def float_front(source: ModelSource, plan: Plan, kept: Path | None = None) -> FloatFront:
@@ -66,11 +90,13 @@ def float_front(source: ModelSource, plan: Plan, kept: Path | None = None) -> Fl
     """
     front = FloatFront(source, plan.partition.split, kept)
     if front.split:
-        needs_inputs = min(plan.layer_bits) <= 8 or plan.kv_bits == 8
+        has_halves = may_have_halves(plan)
+        needs_inputs = min(plan.layer_bits) <= 8 or plan.kv_bits == 8 or has_halves
         longest = position_limit(source.config)
         count = longest if needs_inputs else min(longest, CHECKED_ROWS)
         ids = np.array(source.load_tokenizer()(SAMPLE_TEXT)["input_ids"][:count], dtype=np.int64)
-        front.probe(ids)
+        tried = min(TRIED_TOGETHER + TRIED_ALONE, plan.max_tokens, len(ids))
+        front.probe(ids, halves=tried if has_halves else 0)
         if plan.kv_bits == 8:
             front.measure_cache(sample_windows(source.load_tokenizer(), longest))
     return front

@@ -71,6 +71,18 @@ class ProbeMatrices:
         inputs = [rows, scores, names[0], up_bias, names[1], down_bias]
         return expert_node(graph, "MoE", inputs, experts)
 
+    def add_rows(self, graph: Graph) -> list[str]:
+        """Outputs with the rows that products multiply. Returns their names."""
+        return [
+            graph.output(rows, TensorProto.FLOAT, [1, "num_tokens", "channels"])
+            for rows in sorted({self.sources[name] for name in self.products})
+        ]
+
+    @property
+    def products(self) -> list[str]:
+        """The nodes whose matrices are plain ones; not those of experts."""
+        return [name for name in self.sources if name.endswith("/MatMul")]
+
     def add_mean_squares(self, graph: Graph) -> None:
         """Outputs with the mean square [K] of each distinct input of the matrices."""
         axes = graph.constant([0, 1], "importance.axes")

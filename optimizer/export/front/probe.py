@@ -21,10 +21,11 @@ from torch import Tensor
 
 from optimizer.errors import BuildError, ModelError
 from optimizer.export.front.blocks import Graph, InlineStore, Norm, Residual, sum_of
+from optimizer.export.front.half_trial import HalfTrial
 from optimizer.export.front.layer_form import DecoderForm
 from optimizer.export.front.layer_weights import LayerWeights
 from optimizer.export.front.layer_writer import LayerWriter, declare_step
-from optimizer.export.front.matrices import MEAN_SQUARE_SUFFIX, ProbeMatrices
+from optimizer.export.front.matrices import MEAN_SQUARE_SUFFIX, ProbeMatrices, weight_name
 
 F32 = npt.NDArray[np.float32]
 LARGEST_ERROR: Final = 1e-3  # relative, of a layer's worst row in float32
@@ -35,12 +36,14 @@ class Probed:
     """What the layers showed.
 
     importance: mean square [K] of each matrix's input, by node. errors: of each layer, its worst
-    row's difference from transformers', relative to the row. num_rows: of the text.
+    row's difference from transformers', relative to the row. num_rows: of the text. halves:
+    what products in 16 bits would be, None where nobody asked.
     """
 
     importance: dict[str, F32] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     num_rows: int = 0
+    halves: HalfTrial | None = None
 
     def record(self) -> dict[str, Any]:
         """The errors as the bundle keeps them."""
@@ -55,11 +58,11 @@ class Probed:
 class LayerProbe:
     """Runs layers of one model in ONNX Runtime and compares them with transformers'.
 
-    place: the model, as messages name it.
+    place: the model, as messages name it. halves: try products in 16 bits, too.
     """
 
-    def __init__(self, form: DecoderForm, place: str) -> None:
-        self.found = Probed()
+    def __init__(self, form: DecoderForm, place: str, *, halves: bool = False) -> None:
+        self.found = Probed(halves=HalfTrial() if halves else None)
         self._form = form
         self._place = place
 
@@ -72,8 +75,18 @@ class LayerProbe:
         matrices = ProbeMatrices()
         graph = self._graph(index, weights, matrices, len(entering))
         squares = dict.fromkeys(s + MEAN_SQUARE_SUFFIX for s in matrices.sources.values())
-        (found,) = self._run(index, graph, matrices, ["leaving", *squares], entering[None])
+        names = ["leaving", *squares]
+        if self.found.halves is not None:
+            names += matrices.add_rows(graph)
+        (found,) = self._run(index, graph, matrices, names, entering[None])
         self._compare(index, torch.from_numpy(found["leaving"][0]), leaving)
+        if self.found.halves is not None:
+            self.found.halves.look_at(
+                {
+                    node: (found[matrices.sources[node]][0], matrices.values[weight_name(node)])
+                    for node in matrices.products
+                }
+            )
         for node, source in matrices.sources.items():
             self.found.importance[node] = found[source + MEAN_SQUARE_SUFFIX]
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from edge.device import front_loading, memory_limit
-from edge.device.front_loading import LoadedFront, load_front, row_difference
+from edge.device.front_loading import LoadedFront, load_front
 from edge.device.front_report import FrontReport, merged
+from edge.device.front_trial import row_difference, tried_rows
 from edge.errors import FrontError, InputError, MemoryLimitError
 from hwprofiles.errors import ProviderError
 from hwprofiles.providers import sessions
@@ -141,14 +142,14 @@ def test_rows_that_cannot_be_used_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     wrong: str,
 ) -> None:
-    real, calls = front_loading._rows_of, iter(range(9))
+    real, calls = tried_rows, iter(range(9))
     factors = {
         "scaled": (1.0, 1.3, 1.3),
         "not a number": (1.0, np.inf, np.inf),
         "different every time": (1.0, 1.0, 1.0 + 1e-6),
     }[wrong]
     monkeypatch.setattr(
-        front_loading, "_rows_of", lambda *each: real(*each) * np.float32(factors[next(calls)])
+        front_loading, "tried_rows", lambda *each: real(*each) * np.float32(factors[next(calls)])
     )
     reason = "gave other rows the second time" if wrong[0] == "d" else "from the CPU's, and at most"
     with pytest.raises(FrontError, match=reason):

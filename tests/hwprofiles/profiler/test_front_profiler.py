@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hwprofiles.profiler import system_facts
+from hwprofiles.profiler import front_pass, system_facts
 from hwprofiles.profiler.front_pass import Effort
 from hwprofiles.profiler.front_profiler import _thread_warnings, profile_device
 from hwprofiles.profiler.parts import median_of
@@ -112,6 +112,7 @@ def test_a_tiny_run_gives_a_whole_valid_profile(
     monkeypatch.setattr("hwprofiles.profiler.front_pass.STACKS", ((64, 128, 2, 1, 2),))
     monkeypatch.setattr(system_facts, "storage_read_rate", lambda *_: 1e8)
     monkeypatch.setattr(system_facts, "memory_bandwidth", lambda *_: (1e9, STEADY))
+    monkeypatch.setattr(front_pass, "computes_halves", lambda _provider: True)
     shares = []
     profile = profile_device(
         name="tiny",
@@ -123,10 +124,14 @@ def test_a_tiny_run_gives_a_whole_valid_profile(
     assert profile.measured
     assert profile.sources["bench"].date
     assert profile.platform.provider == "cpu"
-    assert {(k.weight_bits, k.compute) for k in profile.kernels} >= {(4, "int8"), (32, "fp32")}
+    assert {(k.weight_bits, k.compute) for k in profile.kernels} >= {
+        (4, "int8"),
+        (32, "fp32"),
+        (16, "fp16"),
+    }
     assert all(point.flops_per_s > 0 for k in profile.kernels for point in k.batch.points)
     assert {k.kv_bits for k in profile.attention} == {8, 16, 32}
-    assert [len(k.layers) for k in profile.kernels] == [2, 2, 2, 0, 2]
+    assert [len(k.layers) for k in profile.kernels] == [2, 2, 2, 0, 2, 2]
     batch = profile.kernel(32).batch.points
     assert sorted({point.num_rows for point in batch}) == [2, 8, 64]
     assert len({point.working_set_bytes for point in batch}) == 2

@@ -49,7 +49,9 @@ def test_negative_and_large_numbers_survive() -> None:
     assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 300
 
 
-@pytest.mark.parametrize(("bits", "compute"), [(4, "int8"), (4, "fp32"), (8, "int8"), (32, "fp32")])
+@pytest.mark.parametrize(
+    ("bits", "compute"), [(4, "int8"), (4, "fp32"), (8, "int8"), (16, "fp16"), (32, "fp32")]
+)
 def test_a_matrix_chain_keeps_its_activations_near_one(bits: int, compute: Compute) -> None:
     model = graphs.matmul_chain(width=64, inner=192, num_pairs=4, weight_bits=bits, compute=compute)
     x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)

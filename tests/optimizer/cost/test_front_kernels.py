@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from hwprofiles.profiles.catalog import load_device
+from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import ModelRef, Partition, Plan, WeightBlocks
 from optimizer.artifacts.specs import load_spec, shipped_specs
+from optimizer.cost.edge import front_step
 from optimizer.cost.front_kernels import block_size, widened_note
-from optimizer.cost.memory import edge_memory_over
+from optimizer.cost.memory import edge_memory, edge_memory_over
 from optimizer.cost.weights import layer_vector_bytes, num_front_weights
 
 MOST = {4: 0.62, 8: 1.1}  # bytes a weight
@@ -101,3 +104,37 @@ def test_large_blocks_never_take_more(name: str) -> None:
 def test_widened_weights_are_named() -> None:
     assert "16-bit front weights are widened to 32 bits" in widened_note(16)
     assert [widened_note(bits) for bits in (4, 8, 32)] == ["", "", ""]
+
+
+def with_halves(provider: str = "onnxruntime-cpu") -> DeviceProfile:
+    """A device that was measured with 16-bit products, at twice the rate of 32-bit ones."""
+    device = load_device("raspberry-pi-5-8gb")
+    wide = device.kernel(32)
+    points = tuple(replace(each, bytes_per_s=2 * each.bytes_per_s) for each in wide.decode.points)
+    half = replace(wide, weight_bits=16, compute="fp16", decode=replace(wide.decode, points=points))
+    platform = replace(device.platform, engine=provider)  # type: ignore[arg-type]
+    return replace(device, platform=platform, kernels=(*device.kernels, half))
+
+
+def test_a_device_that_computes_in_16_bits_keeps_two_bytes_a_weight() -> None:
+    plan = plan_of("smollm2-135m", 10, 16, "small")
+    weights = num_front_weights(plan.model.geometry, 10)
+    wide, half = (
+        edge_memory(device, plan) for device in (load_device("raspberry-pi-5-8gb"), with_halves())
+    )
+    assert wide.weight_bytes - half.weight_bytes == pytest.approx(2.041 * weights)
+    exact = replace(plan, exact_front=True)
+    assert edge_memory(with_halves(), exact).weight_bytes == wide.weight_bytes
+    assert edge_memory(with_halves("torch-cuda"), plan).weight_bytes == wide.weight_bytes
+
+
+def test_its_16_bit_front_is_timed_by_that_kernel() -> None:
+    geometry = plan_of("smollm2-135m", 10, 16, "small").model.geometry
+    asked = {"split": 10, "kv_bits": 8, "num_rows": 1, "position": 128}
+    times = {
+        (name, bits): front_step(device, geometry, weight_bits=bits, **asked)  # type: ignore[arg-type]
+        for name, device in (("wide", load_device("raspberry-pi-5-8gb")), ("half", with_halves()))
+        for bits in (16, 32)
+    }
+    assert times["wide", 16] == times["wide", 32] == times["half", 32]
+    assert times["half", 16].matrices_s < 0.5 * times["wide", 16].matrices_s
