@@ -18,7 +18,7 @@ from decoding.params import whole_in
 from edge.device.bundle_parts import codec_of, planned_limit, tokenizer_of
 from edge.device.front import FrontEngine
 from edge.device.front_loading import load_bundle_front
-from edge.device.memory_limit import allowed_chunk
+from edge.device.memory_limit import allowed
 from edge.device.tokenizer import ChatMessage
 from edge.device.whole_model import WholeModel
 from edge.draft.factory import DrafterFactory
@@ -133,7 +133,7 @@ class EdgeClient:
         self._lengths = LengthRules(self.plan, self.tokenizer)
         self.tables, paths, ladders = codec_of(opened, tables)
         self.ladder = ladders[self.tables][self.plan.partition.split]
-        chunk_tokens = allowed_chunk(self.plan, prefill_chunk, limit, sequences=concurrency)
+        fitting = allowed(self.plan, prefill_chunk, limit, sequences=concurrency)
         self._connect(addresses, credentials, keep=keep_connected)  # while the front is loaded
         try:
             loaded = load_bundle_front(
@@ -144,6 +144,7 @@ class EdgeClient:
                 spinning=spinning,
                 memory_limit_bytes=limit.front_bytes,
                 mapped=paths,
+                streamed_layers=fitting.streamed_layers,
             )
             self.front_report, self.num_threads = loaded.report, loaded.engines[0].num_threads
             self._fronts = queued(loaded.engines)
@@ -157,8 +158,8 @@ class EdgeClient:
                 more_ladders=ladders,
                 transports=self._transports,
                 drafters=drafters,
-                chunk_tokens=chunk_tokens,
-                adaptive_chunks=prefill_chunk is None and not loaded.report.depends_on_cut,
+                chunk_tokens=fitting.chunk_tokens,
+                adaptive_chunks=prefill_chunk is None and loaded.report.may_adapt_chunks,
                 retry_policy=retry_policy or (RetryPolicy() if own_model is None else BRIEF),
                 clock=self._clock,
                 share_prefixes=share_prefixes,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edge.device.front import FrontEngine
 from edge.device.front_report import FrontReport, merged
+from edge.device.mapped_pages import can_stream
 from edge.device.memory_limit import check_loaded
 from edge.errors import FrontError, InputError, MemoryLimitError
 from hwprofiles.errors import ProviderError
@@ -59,9 +60,10 @@ def load_front(
 ) -> LoadedFront:
     """Load the front in `edge_dir` with the named provider, or with the best for `auto`.
 
-    memory_limit_bytes: of this process. The formula that is asked before (`fitting_chunk`) knows
+    memory_limit_bytes: of this process. The formula that is asked before (`fitting`) knows
     the CPU's kernels; with another provider the process is measured once it has loaded and tried
     the front, and what it has not touched yet is added. options: others of `FrontEngine.load`.
+    Streamed layers are the CPU's.
 
     `auto` takes the provider that the plan was made for. Next comes one that is known to run
     fronts, if it runs every node. Otherwise the CPU runs it, and the report says why. Raises
@@ -69,11 +71,31 @@ def load_front(
     this front or its rows are not to be used, and MemoryLimitError.
     """
     options["low_memory"] = memory_limit_bytes is not None
+    count = options.get("streamed_layers")
+    if plan.streamed_layers if count is None else count:
+        return _load_streaming(edge_dir, plan, provider, options)
     if provider == AUTO:
         return _load_best(edge_dir, plan, memory_limit_bytes, options)
     if provider == CPU.name:
         return LoadedFront(FrontEngine.load(edge_dir, plan=plan, **options), FrontReport())
     return _load_tried(edge_dir, plan, known_provider(provider), memory_limit_bytes, options)
+
+
+def _load_streaming(
+    edge_dir: Path, plan: Plan, provider: str, options: dict[str, Any]
+) -> LoadedFront:
+    if provider not in (AUTO, CPU.name):
+        raise InputError(
+            f"--provider {provider}: this front reads layers from storage in every pass, and only "
+            "cpu does that"
+        )
+    if not can_stream():
+        raise FrontError("layers can be read from storage in every pass on Linux alone")
+    engines = FrontEngine.load(edge_dir, plan=plan, **options)
+    report = FrontReport(
+        streamed_layers=engines[0].streamed_layers, streamed_bytes=engines[0].streamed_bytes
+    )
+    return LoadedFront(engines, report)
 
 
 def known_provider(name: str) -> ExecutionProvider:

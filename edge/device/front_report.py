@@ -17,6 +17,7 @@ class FrontReport:
     NodePlacement. row_difference: how far its rows are from the CPU's, the median over some rows of
     the difference's length over the row's; 0 for the CPU. depends_on_cut: whether the bits of a row
     may depend on how a prompt is cut. not_taken: why `auto` took none of the providers before it.
+    streamed_layers, streamed_bytes: what every pass reads from storage.
     """
 
     provider: str = CPU.name
@@ -26,6 +27,14 @@ class FrontReport:
     row_difference: float = 0.0
     depends_on_cut: bool = False
     not_taken: tuple[str, ...] = ()
+    streamed_layers: int = 0
+    streamed_bytes: int = 0
+
+    @property
+    def may_adapt_chunks(self) -> bool:
+        """Whether a prompt may be cut by what is measured. Not where a row depends on the cut, and
+        not where every chunk reads layers from storage: then few large ones are best."""
+        return not self.depends_on_cut and not self.streamed_layers
 
     @property
     def line(self) -> str:
@@ -35,6 +44,11 @@ class FrontReport:
             parts.append(f"{self.provider} runs {self._nodes}, and its rows are {self._difference}")
         elif parts:
             parts.append("the CPU runs the front")
+        if self.streamed_layers:
+            parts.append(
+                f"{self.streamed_layers} layers do not fit in memory: every step reads their "
+                f"{self.streamed_bytes / 2**20:.0f} MiB from storage"
+            )
         return "; ".join(parts)
 
     @property
@@ -53,7 +67,15 @@ class FrontReport:
     def to_json(self) -> dict[str, Any]:
         """The object that `run --json` has in `front`."""
         if self.provider == CPU.name:
-            return {"provider": self.provider, "not_taken": list(self.not_taken)}
+            streamed = {
+                "streamed_layers": self.streamed_layers,
+                "streamed_bytes": self.streamed_bytes,
+            }
+            return {
+                "provider": self.provider,
+                "not_taken": list(self.not_taken),
+                **(streamed if self.streamed_layers else {}),
+            }
         return {
             "provider": self.provider,
             "nodes": self.num_nodes if self.is_known else None,
