@@ -121,9 +121,8 @@ class EdgeClient:
         self._trace, self._on_finished, self.plan = trace, on_finished, opened.plan
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
-        limit = planned_limit(
-            self.plan, memory_limit_bytes, others=(fallback, draft_model), sequences=concurrency
-        )
+        others = (fallback, draft_model)
+        limit = planned_limit(self.plan, memory_limit_bytes, others=others, sequences=concurrency)
         if limit.process_bytes is not None:
             return_freed_blocks()  # before the first large blocks are allocated and freed
         self._settings = EdgeSettings.load(opened.path(f"edge/{EDGE_SETTINGS_NAME}").parent)

@@ -66,7 +66,7 @@ class LayerStream:
     measurements. One pass at a time; others wait."""
 
     def __init__(self, layers: Sequence[StreamedLayer], *, forget: bool = False) -> None:
-        self._state = _State(tuple(layers), forget)
+        self._state = _StreamProgress(tuple(layers), forget)
         self._pass = threading.Lock()
         self._thread = threading.Thread(target=_read_ahead, args=(self._state,), daemon=True)
         self._thread.start()
@@ -98,7 +98,7 @@ class LayerStream:
             self._state.done()
 
 
-class _State:
+class _StreamProgress:
     """What the passes and the reading thread share. Counts go on from pass to pass."""
 
     def __init__(self, layers: tuple[StreamedLayer, ...], forget: bool) -> None:
@@ -140,7 +140,7 @@ class _State:
             self.changed.notify_all()
 
 
-def _read_ahead(state: _State) -> None:
+def _read_ahead(state: _StreamProgress) -> None:
     """Read and release in turn, until the stream is closed."""
     count, num_released = len(state.layers), 0
     while True:
@@ -161,7 +161,7 @@ def _read_ahead(state: _State) -> None:
             state.has_read()
 
 
-def _stop(state: _State) -> None:
+def _stop(state: _StreamProgress) -> None:
     with state.changed:
         state.is_closed = True
         state.changed.notify_all()

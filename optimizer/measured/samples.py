@@ -21,6 +21,7 @@ from optimizer.cost.cloud import BackCost, SessionGroup, back_compute_bits, back
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, level_on
 from optimizer.cost.edge import front_steps, lasting_slowdown
 from optimizer.cost.front_kernels import front_kernel
+from optimizer.cost.streaming import reading_s
 from optimizer.measured.record import MeasuredGeneration, MeasuredServing
 from optimizer.measured.robust import Values
 
@@ -161,6 +162,7 @@ def predict_front(device: DeviceProfile, samples: StepSamples) -> SplitPredictio
         num_rows=key.num_rows,
         positions=[round(position) for position in samples.positions],
         exact=plan.exact_front,
+        reading_s=[reading_s(device, plan)],
     )
     slow = lasting_slowdown(device) if key.num_rows == 1 else 1.0
     attention = slow * np.broadcast_to(step.attention_s, (1, len(samples.positions)))[0]
