@@ -19,7 +19,7 @@ from edge.device.bundle_parts import codec_of, planned_limit, tokenizer_of
 from edge.device.front import FrontEngine
 from edge.device.front_loading import load_bundle_front
 from edge.device.half_front import counts_halves
-from edge.device.memory_limit import allowed_chunk
+from edge.device.memory_limit import allowed
 from edge.device.tokenizer import ChatMessage
 from edge.device.whole_model import WholeModel
 from edge.draft.factory import DrafterFactory
@@ -123,9 +123,8 @@ class EdgeClient:
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         others, halves = (fallback, draft_model), counts_halves(opened, provider)
-        limit = planned_limit(
-            self.plan, memory_limit_bytes, others=others, sequences=concurrency, halves=halves
-        )
+        copies = {"others": others, "sequences": concurrency, "halves": halves}
+        limit = planned_limit(self.plan, memory_limit_bytes, **copies)
         if limit.process_bytes is not None:
             return_freed_blocks()  # before the first large blocks are allocated and freed
         self._settings = EdgeSettings.load(opened.path(f"edge/{EDGE_SETTINGS_NAME}").parent)
@@ -135,7 +134,7 @@ class EdgeClient:
         self._lengths = LengthRules(self.plan, self.tokenizer)
         self.tables, paths, ladders = codec_of(opened, tables)
         self.ladder = ladders[self.tables][self.plan.partition.split]
-        chunk_tokens = allowed_chunk(self.plan, prefill_chunk, limit, sequences=concurrency)
+        fitting = allowed(self.plan, prefill_chunk, limit, sequences=concurrency)
         self._connect(addresses, credentials, keep=keep_connected)  # while the front is loaded
         try:
             loaded = load_bundle_front(
@@ -146,6 +145,7 @@ class EdgeClient:
                 spinning=spinning,
                 memory_limit_bytes=limit.front_bytes,
                 mapped=paths,
+                streamed_layers=fitting.streamed_layers,
             )
             self.front_report, self.num_threads = loaded.report, loaded.engines[0].num_threads
             self._fronts, self._clock = queued(loaded.engines), Clock()
@@ -158,8 +158,8 @@ class EdgeClient:
                 more_ladders=ladders,
                 transports=self._transports,
                 drafters=drafters,
-                chunk_tokens=chunk_tokens,
-                adaptive_chunks=prefill_chunk is None and not loaded.report.depends_on_cut,
+                chunk_tokens=fitting.chunk_tokens,
+                adaptive_chunks=prefill_chunk is None and loaded.report.may_adapt_chunks,
                 retry_policy=retry_policy or (RetryPolicy() if own_model is None else BRIEF),
                 clock=self._clock,
                 share_prefixes=share_prefixes,

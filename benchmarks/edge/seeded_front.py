@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from optimizer.artifacts.bundle import front_names
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import ModelRef, Partition, Plan, WeightBlocks
 from optimizer.export.front import matrices
@@ -61,9 +62,19 @@ class SeededModel:
 
 
 def write_seeded_front(
-    folder: Path, *, bits: int, blocks: WeightBlocks, max_tokens: int = 256, **sizes: int
+    folder: Path,
+    *,
+    bits: int,
+    blocks: WeightBlocks,
+    max_tokens: int = 256,
+    prefill_chunk: int = 64,
+    streamed_layers: int = 0,
+    **sizes: int,
 ) -> Plan:
-    """Write a front of all layers, head and all, into `folder`; returns its plan."""
+    """Write a front of all layers, head and all, into `folder`; returns its plan.
+
+    It is one file, or one a layer where some are streamed.
+    """
     model = SeededModel(**sizes)
     geometry = model.geometry
     plan = Plan(
@@ -73,15 +84,19 @@ def write_seeded_front(
         kv_bits=32,
         level="lossless",
         max_tokens=max_tokens,
-        prefill_chunk=64,
+        prefill_chunk=prefill_chunk,
         weight_blocks=blocks,
+        streamed_layers=streamed_layers,
     )
     source: Any = model
     front = FloatFront(source, geometry.num_layers)
     front.found.importance = _Inputs(geometry)
     folder.mkdir(parents=True, exist_ok=True)
     with _drawn():
-        front_at(front, plan, folder / "front.onnx")
+        begin = 0
+        for name, end in zip(front_names(plan), plan.segment_ends, strict=True):
+            front_at(front, plan, folder / name, range(begin, end))
+            begin = end
     (folder / "plan.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     return plan
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,8 @@ class FrontEngine:
         mapped: tuple[Path, ...] = (),
         provider: ExecutionProvider = CPU,
         halves: bool = False,
+        streamed_layers: int | None = None,
+        forget: bool = False,
     ) -> list[FrontEngine]:
         """Load the front once, for `count` engines that share weights and have own caches.
 
@@ -71,6 +73,8 @@ class FrontEngine:
             mapped=mapped,
             provider=provider,
             halves=halves,
+            streamed_layers=streamed_layers,
+            forget=forget,
         )
         return [cls(graphs, plan) for _ in range(count)]
 
@@ -104,6 +108,16 @@ class FrontEngine:
         return sum(segment.cache_bytes for segment in self._segments)
 
     @property
+    def streamed_layers(self) -> int:
+        """How many of its layers are read from storage in every pass."""
+        return sum(segment.graph.is_streamed for segment in self._segments)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that a pass reads from storage; exact after the first one."""
+        return self._graphs.streamed_bytes
+
+    @property
     def placements(self) -> tuple[NodePlacement, ...]:
         """Who runs the nodes of each segment that is loaded."""
         return tuple(segment.graph.placement for segment in self._segments)
@@ -123,10 +137,11 @@ class FrontEngine:
             raise InputError(f"{total} tokens exceed the plan's {self.capacity}")
         if not self._segments:
             raise InputError("this front has moved to split 0, where it runs nothing")
-        first, *behind = self._segments
-        rows = first.run(token_ids, total)
-        for segment in behind:
-            rows = segment.run(rows, total)
+        values: npt.NDArray[Any] = token_ids
+        with self._graphs.one_pass():
+            for segment in self._segments:
+                with self._graphs.in_memory(segment.graph):
+                    rows = values = segment.run(values, total)
         self._token_ids += token_ids.tolist()
         self._steps.append(num_rows)
         self._release_pages(num_rows)
@@ -217,7 +232,7 @@ class FrontEngine:
     def _load_segments(self, split: int) -> None:
         """Load what is missing for the layers [0, split): all of it or nothing."""
         segments = list(self._segments)
-        for index in range(len(segments), self._plan.splits.index(split) + 1):
+        for index in range(len(segments), self._plan.segment_ends.index(split) + 1):
             graph = self._graphs.graph(index)
             segments.append(SegmentRunner(graph, self._plan, capacity=self._room(split)))
         self._segments = segments

@@ -10,12 +10,15 @@ import gc
 import re
 import threading
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final
 
 import onnxruntime as ort
 
+from edge.device.layer_stream import LayerStream, StreamedLayer
 from edge.device.mapped_pages import MappedFiles, release_read_only_pages
+from edge.device.packed_copies import default_folder, packed_copy
 from edge.errors import FrontError, InputError
 from edge.text_input import utf8_path
 from hwprofiles.errors import ProviderError
@@ -27,6 +30,7 @@ from hwprofiles.providers.table import CPU, ExecutionProvider, TensorDevice
 from optimizer.artifacts.bundle import front_names
 from optimizer.artifacts.half_front import half_name
 from optimizer.artifacts.plan import Plan
+from optimizer.cost.streaming import streamed_places
 
 # The first version with all that fronts are made of: earlier ones lack inputs of the experts' node.
 OLDEST_ONNXRUNTIME: Final = (1, 31)
@@ -34,7 +38,8 @@ OLDEST_ONNXRUNTIME: Final = (1, 31)
 
 class FrontGraph:
     """One loaded graph. layers: those in it. mapped: its files, whose pages are given back.
-    cache_device: where the node runs that reads and writes the cache."""
+    cache_device: where the node runs that reads and writes the cache. is_streamed: whether its
+    weights are read from storage in every pass."""
 
     def __init__(
         self,
@@ -44,10 +49,12 @@ class FrontGraph:
         *,
         low_memory: bool,
         cache_device: TensorDevice = "cpu",
+        is_streamed: bool = False,
     ) -> None:
         self.session, self.placement = opened
         self.layers = layers
         self.cache_device = cache_device
+        self.is_streamed = is_streamed
         self._mapped = mapped
         self._low_memory = low_memory
 
@@ -67,6 +74,10 @@ class FrontGraphs:
     and go on giving pages back: those of the weights and of the other files that are `mapped`.
     provider: whose kernels run; the CPU runs the nodes that it leaves. halves: the graphs that
     compute in 16 bits.
+    provider: whose kernels run; the CPU runs the nodes that it leaves. streamed_layers: how many
+    layers are read from storage in every pass (None: the plan's), on the CPU
+    (`edge.device.layer_stream`). forget: the system's page cache shall not keep what
+    they read; for measurements.
     """
 
     def __init__(
@@ -80,6 +91,8 @@ class FrontGraphs:
         mapped: tuple[Path, ...] = (),
         provider: ExecutionProvider = CPU,
         halves: bool = False,
+        streamed_layers: int | None = None,
+        forget: bool = False,
     ) -> None:
         self._edge_dir = edge_dir
         self._halves = halves
@@ -88,15 +101,11 @@ class FrontGraphs:
         self._others = mapped
         self._provider = provider
         self._threads = threads or usable_cpus()
-        self._options = ort.SessionOptions()
-        self._options.log_severity_level = 3
-        self._options.intra_op_num_threads = self._threads
-        self._options.inter_op_num_threads = 1
-        self._options.enable_cpu_mem_arena = not low_memory
-        self._options.add_session_config_entry(
-            "session.intra_op.allow_spinning", str(int(spinning))
-        )
-        self._options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._spinning = spinning
+        self._forget = forget
+        self._places = streamed_places(plan, streamed_layers)
+        self._streamed: dict[int, tuple[FrontGraph, StreamedLayer]] = {}
+        self._stream: LayerStream | None = None
         self._lock = threading.Lock()
         self._loaded: weakref.WeakValueDictionary[int, FrontGraph] = weakref.WeakValueDictionary()
 
@@ -111,6 +120,24 @@ class FrontGraphs:
                 graph = self._loaded[index] = self._load(index)
             return graph
 
+    def one_pass(self) -> AbstractContextManager[None]:
+        """Held by an engine while it runs its segments; where layers are streamed, others wait."""
+        with self._lock:
+            if self._stream is None and self._streamed:
+                layers = [self._streamed[index][1] for index in sorted(self._streamed)]
+                self._stream = LayerStream(layers, forget=self._forget)
+        return nullcontext() if self._stream is None else self._stream.one_pass()
+
+    def in_memory(self, graph: FrontGraph) -> AbstractContextManager[None]:
+        """Within this, all weights of `graph` are in memory: of the next segment of a pass."""
+        is_streamed = graph.is_streamed and self._stream is not None
+        return self._stream.next_layer() if self._stream and is_streamed else nullcontext()
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of the layers that are read in every pass; exact after the first one."""
+        return sum(layer.num_bytes for _, layer in self._streamed.values())
+
     @property
     def num_threads(self) -> int:
         """Threads of the kernels."""
@@ -124,10 +151,13 @@ class FrontGraphs:
     def _load(self, index: int) -> FrontGraph:
         name = front_names(self._plan)[index]
         path = self._edge_dir / (half_name(name) if self._halves else name)
-        splits = (0, *self._plan.splits)
+        ends = (0, *self._plan.segment_ends)
+        layers = range(ends[index], ends[index + 1])
         try:
+            if index in self._places:
+                return self._open_streamed(path, index, layers)
             opened = open_session(
-                utf8_path(path), self._options, self._provider, threads=self._threads
+                utf8_path(path), self._session_options(), self._provider, threads=self._threads
             )
             # The kernels have packed what they need: the file's pages would be a second copy of the
             # scales. Loading leaves holes in the heap.
@@ -143,18 +173,44 @@ class FrontGraphs:
             is_left = opened.placement.leaves(ATTENTION)
             return FrontGraph(
                 opened,
-                range(splits[index], splits[index + 1]),
+                layers,
                 pages,
                 low_memory=self._low_memory,
                 cache_device="cpu" if is_left else self._provider.device,
             )
-        except InputError:
+        except (InputError, FrontError):
             raise
         except ProviderError as error:
             raise FrontError(f"{path.name}: {error}") from error
         except Exception as error:  # ONNX Runtime raises many kinds, none of them exported
             reason = _too_old() or str(error)
             raise FrontError(f"{path}: cannot be loaded ({reason})") from error
+
+    def _open_streamed(self, path: Path, index: int, layers: range) -> FrontGraph:
+        """The graph of a layer whose packed weights are mapped, and not in memory yet."""
+        copy = packed_copy(path, default_folder(), self._session_options)
+        options = self._session_options()
+        # The copy is what the optimizer made of the graph.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        opened = open_session(utf8_path(copy), options, CPU, threads=self._threads)
+        weights = copy.with_name(f"{copy.name}.data")
+        nothing = MappedFiles()  # the stream gives its pages back
+        graph = FrontGraph(opened, layers, nothing, low_memory=False, is_streamed=True)
+        self._streamed[index] = (graph, StreamedLayer(weights, opened.session))
+        trim_heap()
+        return graph
+
+    def _session_options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = not self._low_memory
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", str(int(self._spinning))
+        )
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
 
 
 def _too_old() -> str:

@@ -19,6 +19,7 @@ from edge.device.front import FrontEngine
 from edge.device.front_report import FrontReport, merged
 from edge.device.front_trial import row_difference, some_tokens, tried_rows
 from edge.device.half_front import WIDE, HalfChoice, half_choice, load_on_cpu
+from edge.device.mapped_pages import can_stream
 from edge.device.memory_limit import check_loaded
 from edge.errors import FrontError, InputError, MemoryLimitError
 from hwprofiles.errors import ProviderError
@@ -66,10 +67,10 @@ def load_front(
 ) -> LoadedFront:
     """Load the front in `edge_dir` with the named provider, or with the best for `auto`.
 
-    memory_limit_bytes: of this process. The formula that is asked before (`fitting_chunk`) knows
+    memory_limit_bytes: of this process. The formula that is asked before (`fitting`) knows
     the CPU's kernels; with another provider the process is measured once it has loaded and tried
     the front, and what it has not touched yet is added. halves: of a front with 16-bit weights, see
-    `edge.device.half_front`. options: others of `FrontEngine.load`.
+    `edge.device.half_front`. options: others of `FrontEngine.load`. Streamed layers are the CPU's.
 
     `auto` takes the provider that the plan was made for. Next comes one that is known to run
     fronts, if it runs every node. Otherwise the CPU runs it, and the report says why. Raises
@@ -78,6 +79,9 @@ def load_front(
     """
     options["low_memory"] = memory_limit_bytes is not None
     files = FrontFiles(edge_dir, plan, halves)
+    count = options.get("streamed_layers")
+    if plan.streamed_layers if count is None else count:
+        return _load_streaming(files, provider, options)
     if provider == AUTO:
         return _load_best(files, memory_limit_bytes, options)
     if provider == CPU.name:
@@ -89,6 +93,24 @@ def _load_on_cpu(
     files: FrontFiles, limit_bytes: int | None, options: dict[str, Any]
 ) -> LoadedFront:
     return LoadedFront(*load_on_cpu(*files, limit_bytes=limit_bytes, options=options))
+
+
+def _load_streaming(files: FrontFiles, provider: str, options: dict[str, Any]) -> LoadedFront:
+    if provider not in (AUTO, CPU.name):
+        raise InputError(
+            f"--provider {provider}: this front reads layers from storage in every pass, and only "
+            "cpu does that"
+        )
+    if not can_stream():
+        raise FrontError("layers can be read from storage in every pass on Linux alone")
+    engines = FrontEngine.load(files.edge_dir, plan=files.plan, **options)
+    report = FrontReport(
+        streamed_layers=engines[0].streamed_layers,
+        streamed_bytes=engines[0].streamed_bytes,
+        arithmetic="fp32" if files.plan.partition.front_bits == 16 else "",
+        widened=files.halves.why_not,
+    )
+    return LoadedFront(engines, report)
 
 
 def known_provider(name: str) -> ExecutionProvider:

@@ -20,6 +20,7 @@ class FrontReport:
     arithmetic: what the products of a front with 16-bit weights are computed in, "fp16" or "fp32";
     "" for other fronts. widened: why such weights take 32 bits, "" where they do not.
     model_difference: of rows in 16 bits from the model's own, like `row_difference`.
+    streamed_layers, streamed_bytes: what every pass reads from storage.
     """
 
     provider: str = CPU.name
@@ -32,6 +33,14 @@ class FrontReport:
     arithmetic: str = ""
     widened: str = ""
     model_difference: float = 0.0
+    streamed_layers: int = 0
+    streamed_bytes: int = 0
+
+    @property
+    def may_adapt_chunks(self) -> bool:
+        """Whether a prompt may be cut by what is measured. Not where a row depends on the cut, and
+        not where every chunk reads layers from storage: then few large ones are best."""
+        return not self.depends_on_cut and not self.streamed_layers
 
     @property
     def line(self) -> str:
@@ -43,6 +52,11 @@ class FrontReport:
             parts.append("the CPU runs the front")
         if self.widened:
             parts.append(f"the front's 16-bit weights are widened to 32 bits: {self.widened}")
+        if self.streamed_layers:
+            parts.append(
+                f"{self.streamed_layers} layers do not fit in memory: every step reads their "
+                f"{self.streamed_bytes / 2**20:.0f} MiB from storage"
+            )
         return "; ".join(parts)
 
     @property
@@ -62,7 +76,16 @@ class FrontReport:
         """The object that `run --json` has in `front`."""
         computed = self._computed
         if self.provider == CPU.name:
-            return {"provider": self.provider, "not_taken": list(self.not_taken), **computed}
+            streamed = {
+                "streamed_layers": self.streamed_layers,
+                "streamed_bytes": self.streamed_bytes,
+            }
+            return {
+                "provider": self.provider,
+                "not_taken": list(self.not_taken),
+                **computed,
+                **(streamed if self.streamed_layers else {}),
+            }
         return {
             "provider": self.provider,
             "nodes": self.num_nodes if self.is_known else None,

@@ -45,8 +45,7 @@ def half_choice(bundle: Bundle) -> HalfChoice:
     if plan.partition.front_bits != 16 or not plan.partition.split:
         return WIDE
     if not may_have_halves(plan):
-        is_exact = plan.exact_front
-        return HalfChoice(why_not="exact results were asked for" if is_exact else "it has experts")
+        return HalfChoice(why_not=_why_wide(plan))
     rows = half_rows_of(bundle)
     if rows is None:
         return HalfChoice(why_not="the bundle has no 16-bit graph")
@@ -107,6 +106,12 @@ def _difference(engine: FrontEngine, rows: HalfRows) -> float:
     if not np.array_equal(found, tried_rows(engine, rows.token_ids), equal_nan=True):
         raise FrontError("in 16 bits the same tokens gave other rows the second time")
     return row_difference(found[-len(rows.rows) :], rows.rows)
+
+
+def _why_wide(plan: Plan) -> str:
+    if plan.exact_front:
+        return "exact results were asked for"
+    return "layers are read from storage" if plan.streamed_layers else "it has experts"
 
 
 def _wide_name(plan: Plan) -> str:

@@ -14,6 +14,7 @@ mapped from the file is released, and files are unmapped under `unmapping`.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 import threading
@@ -21,7 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-MADV_DONTNEED: Final = 4  # linux/include/uapi/asm-generic/mman-common.h
+# linux/include/uapi/asm-generic/mman-common.h
+MADV_WILLNEED: Final = 3
+MADV_DONTNEED: Final = 4
+MADV_POPULATE_READ: Final = 22  # from Linux 5.14 on
 # Held while mapped files are dropped, and from reading what is mapped to the end of releasing it.
 unmapping: Final = threading.RLock()
 
@@ -63,6 +67,68 @@ class MappedFiles:
             lines = (line for line in _lines("maps") if line.endswith(ends))  # few of many
             still = {each.region for each in map(_mapping, lines) if each is not None}
             _release(self._libc, tuple(each for each in self._regions if each in still))
+
+
+class HeldMapping:
+    """Mappings of one file whose owner stays as long as this is used: nothing is checked anew.
+
+    What `read` brings is what `learn` found resident. Until then it is everything.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = os.path.realpath(path)
+        self._all = clean_regions(lambda mapping: mapping.path == self._path)
+        self._used = self._all
+        self._libc = _libc()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that `read` brings into memory."""
+        return sum(region.num_bytes for region in self._used)
+
+    def learn(self) -> None:
+        """From now on `read` brings only the mappings of which something is resident now."""
+        resident = set(resident_regions(self._path))
+        self._used = tuple(region for region in self._all if region in resident) or self._all
+
+    def read(self) -> None:
+        """Bring the pages from storage into memory, and map them. Returns when they are there.
+
+        OSError where storage cannot be read. Older kernels than 5.14 read ahead only, and do not
+        say so.
+        """
+        for region in self._used:
+            self._advise(region, MADV_WILLNEED)
+        for region in self._used:
+            failed = self._advise(region, MADV_POPULATE_READ)
+            if failed not in (0, errno.EINVAL, errno.ENOSYS):
+                raise OSError(failed, os.strerror(failed), self._path)
+
+    def release(self) -> None:
+        """Unmap all pages. The system may keep them in its page cache."""
+        _release(self._libc, self._all)
+
+    def _advise(self, region: Region, advice: int) -> int:
+        address, size = ctypes.c_void_p(region.start), ctypes.c_size_t(region.num_bytes)
+        return ctypes.get_errno() if self._libc.madvise(address, size, advice) else 0
+
+
+def can_stream() -> bool:
+    """Whether mapped pages can be read and given back here as `HeldMapping` does."""
+    return sys.platform.startswith("linux")
+
+
+def resident_regions(path: str) -> tuple[Region, ...]:
+    """The mappings of a file that have a page in memory."""
+    found: list[Region] = []
+    current: Region | None = None
+    for line in _lines("smaps"):
+        mapping = _mapping(line)
+        if mapping is not None:
+            current = mapping.region if mapping.path == path else None
+        elif current is not None and line.startswith("Rss:") and line.split()[1] != "0":
+            found.append(current)
+    return tuple(found)
 
 
 def release_read_only_pages() -> int:

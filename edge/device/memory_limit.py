@@ -24,6 +24,7 @@ from hwprofiles.heap import trim_heap
 from optimizer.artifacts.manifest import PLAN_NAME
 from optimizer.artifacts.plan import FRONT_BITS, KV_BITS, Plan, load_plan
 from optimizer.cost.memory import EdgeMemory, codec_bytes, edge_memory_over, touched_bytes
+from optimizer.cost.streaming import streamed_bytes
 from optimizer.cost.weights import embedding_bytes
 from optimizer.errors import PlanError
 
@@ -77,7 +78,18 @@ def other_models_bytes(roots: Iterable[Path | str | None], *, sequences: int) ->
     )
 
 
-def fitting_chunk(
+class Fitting(NamedTuple):
+    """What a device can choose without another bundle, and without changing a token.
+
+    chunk_tokens: the most prompt tokens of a frame. streamed_layers: those that every pass reads
+    from storage.
+    """
+
+    chunk_tokens: int
+    streamed_layers: int = 0
+
+
+def fitting(
     plan: Plan,
     *,
     limit_bytes: int,
@@ -85,18 +97,28 @@ def fitting_chunk(
     sequences: int = 1,
     other_bytes: float = 0.0,
     halves: bool = False,
-) -> int:
-    """The largest prefill chunk, at most the plan's, with which `plan` and `sequences` caches fit.
+) -> Fitting:
+    """The fewest streamed layers with which `plan` and `sequences` caches fit; then the largest
+    prefill chunk, at most the plan's.
 
-    other_bytes: see `other_models_bytes`. halves: see `edge_memory_over`. A smaller chunk
-    needs no other bundle and changes no token, only the time to the first one. MemoryLimitError
-    when not even the smallest fits.
+    Only a front whose plan streams layers can do so: it is cut at every layer. other_bytes: see
+    `other_models_bytes`. halves: see `edge_memory_over`. A smaller chunk needs no other bundle and
+    changes no token, only the time to the first one. MemoryLimitError when not even the smallest
+    fits.
     """
     runtime_bytes += other_bytes
-    for chunk in _chunks(plan):
-        smaller = replace(plan, prefill_chunk=chunk)
+    most = plan.most_streamed_layers if plan.streamed_layers else 0
+    candidates = [Fitting(plan.prefill_chunk, count) for count in range(most + 1)]
+    candidates += [Fitting(chunk, most) for chunk in _chunks(plan)[1:]]
+    for candidate in candidates:
+        smaller = replace(
+            plan,
+            prefill_chunk=candidate.chunk_tokens,
+            streamed_layers=candidate.streamed_layers,
+        )
         if needed_memory(smaller, runtime_bytes, sequences, halves).total_bytes <= limit_bytes:
-            return chunk
+            return candidate
+    plan = replace(plan, streamed_layers=most)
     needed = needed_memory(plan, runtime_bytes, sequences, halves)
     advice = _advice(plan, limit_bytes, runtime_bytes, sequences, halves)
     raise MemoryLimitError(
@@ -105,13 +127,13 @@ def fitting_chunk(
     )
 
 
-def allowed_chunk(plan: Plan, given: int | None, limit: MemoryLimit, *, sequences: int) -> int:
-    """The most prompt tokens of a frame: those given, else the plan's, and fewer where the memory
+def allowed(plan: Plan, given: int | None, limit: MemoryLimit, *, sequences: int) -> Fitting:
+    """What fits with prompt tokens of a frame as given, else as planned, or fewer where the memory
     is not enough. MemoryLimitError where no number is small enough."""
     chunk = given or plan.prefill_chunk
     if limit.process_bytes is None:
-        return chunk
-    return fitting_chunk(
+        return Fitting(chunk, plan.streamed_layers)
+    return fitting(
         replace(plan, prefill_chunk=chunk),
         limit_bytes=limit.process_bytes,
         runtime_bytes=runtime_bytes(),
@@ -240,6 +262,7 @@ def _smaller_plans(plan: Plan) -> Iterator[Plan]:
                 prefill_chunk=chunk,
                 front_layer_bits=() if uniform else layer_bits,
                 front_splits=cuts if len(cuts) > 1 else (),
+                streamed_layers=0,
             )
         except PlanError:
             continue
@@ -248,17 +271,18 @@ def _smaller_plans(plan: Plan) -> Iterator[Plan]:
 def _advice(
     plan: Plan, limit_bytes: int, runtime_bytes: float, sequences: int, halves: bool
 ) -> str:
-    fitting = nearest_plan(
+    nearest = nearest_plan(
         plan,
         limit_bytes=limit_bytes,
         runtime_bytes=runtime_bytes,
         sequences=sequences,
         halves=halves,
     )
-    if fitting is not None:
-        total = needed_memory(fitting, runtime_bytes, sequences, halves).total_bytes
-        flags = " ".join(changes(plan, fitting))
-        return f"the nearest plan that fits is {flags}, with {_mib(total)}"
+    if nearest is not None:
+        total = needed_memory(nearest, runtime_bytes, sequences, halves).total_bytes
+        flags = " ".join(changes(plan, nearest))
+        advice = f"the nearest plan that fits is {flags}, with {_mib(total)}"
+        return advice + _streaming_advice(plan, limit_bytes, runtime_bytes, sequences)
     smallest = min(
         _smaller_plans(plan),
         key=lambda each: needed_memory(each, runtime_bytes, sequences, halves).total_bytes,
@@ -268,6 +292,21 @@ def _advice(
         f"no plan of this model fits: the smallest, {' '.join(changes(plan, smallest))}, "
         f"would need {_mib(total)}"
     )
+
+
+def _streaming_advice(plan: Plan, limit_bytes: int, runtime_bytes: float, sequences: int) -> str:
+    """What reading layers from storage in every pass would do; empty where it does not help."""
+    if plan.streamed_layers or plan.front_splits:
+        return ""
+    for count in range(1, plan.most_streamed_layers + 1):
+        chunk = min(_chunks(plan))  # the device takes smaller ones by itself
+        streaming = replace(plan, streamed_layers=count, prefill_chunk=chunk)
+        if needed_memory(streaming, runtime_bytes, sequences).total_bytes <= limit_bytes:
+            return (
+                f"; --stream-layers {count} fits too and changes nothing else, but every step then "
+                f"reads {_mib(streamed_bytes(streaming))} from storage"
+            )
+    return ""
 
 
 def _parts(needed: EdgeMemory, other_bytes: float) -> str:

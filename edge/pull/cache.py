@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from edge.cache_folder import cache_folder
 from edge.errors import InputError
 from edge.pull.safe_writing import replace_file
 from edge.pull.staging import Staging
@@ -94,10 +95,9 @@ def cache_root(given: Path | None, environment: Mapping[str, str] = os.environ) 
     """The cache's folder. Raises InputError where nothing says where it is."""
     if given is not None:
         return given
-    for variable, below in (("XDG_CACHE_HOME", ""), ("HOME", ".cache")):
-        base = environment.get(variable, "")
-        if base and Path(base).is_absolute():  # a relative one is to be ignored, says XDG
-            return Path(base) / below / "splitpoint"
+    folder = cache_folder(environment)
+    if folder is not None:
+        return folder
     raise InputError(
         "no home folder to keep the server's bundle in: give --cache-dir DIR (or set "
         "SPLITPOINT_CACHE_DIR or XDG_CACHE_HOME), or a bundle"

@@ -150,7 +150,7 @@ class Bundle:
 
 def front_names(plan: Plan) -> tuple[str, ...]:
     """The files in `edge/` of the front's segments, the one with the embedding first."""
-    return (FRONT_NAME, *(f"front-{begin}.onnx" for begin in plan.splits[:-1]))
+    return (FRONT_NAME, *(f"front-{begin}.onnx" for begin in plan.segment_ends[:-1]))
 
 
 def open_bundle(root: Path, *, role: Role) -> Bundle:

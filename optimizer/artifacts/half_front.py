@@ -40,8 +40,9 @@ class HalfRows(NamedTuple):
 
 def may_have_halves(plan: Plan) -> bool:
     """Whether a front of `plan` can have products of 16 bits: 16-bit weights that nobody asked to
-    compute exactly. Experts stay in 32 bits, and are nearly all of their models' weights."""
-    is_plain = not (plan.exact_front or plan.model.geometry.num_experts)
+    compute exactly. Experts stay in 32 bits, and are nearly all of their models' weights. Streamed
+    layers are packed in 32 bits."""
+    is_plain = not (plan.exact_front or plan.model.geometry.num_experts or plan.streamed_layers)
     return plan.partition.front_bits == 16 and plan.partition.split > 0 and is_plain
 
 

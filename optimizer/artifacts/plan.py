@@ -81,7 +81,10 @@ class Plan:
     prompt's rows are computed (`optimizer.policy.prefill_place`); other places than the edge need a
     server that holds every layer. `weight_blocks` says how many of the front's weights share a
     scale (`optimizer.cost.front_kernels.block_size`): "small" is 32, as in every plan of earlier
-    versions, "large" is more and takes less memory.
+    versions, "large" is more and takes less memory. `streamed_layers`: how many of the front's
+    layers are not kept in memory but read from storage in every pass. Where it is not 0, the front
+    is cut at every layer, and the device may stream fewer or more of them. The first layer stays in
+    memory, and so does a last one that has the head beside it.
 
     The other fields are a record: the profiles and limits that `splitpoint plan` used, what it
     predicted, and the limits that bind. A plan from flags has none of them. Raises PlanError.
@@ -100,6 +103,7 @@ class Plan:
     front_splits: tuple[int, ...] = ()
     prefill: PrefillPlace = "edge"
     weight_blocks: WeightBlocks = "small"
+    streamed_layers: int = 0
     profiles: ProfilesUsed | None = None
     limits: Limits | None = None
     predicted: Predicted | None = None
@@ -137,9 +141,11 @@ class Plan:
         self._check_layer_bits()
         self._check_front_splits()
         self._check_prefill()
+        self._check_streaming()
         if self.format == 1 and self._has_newer_fields():
             raise PlanError(
-                "plan format 1 has no drafting, layer bits, prefill, profiles or predictions"
+                "plan format 1 has no drafting, layer bits, prefill, streaming, profiles or "
+                "predictions"
             )
 
     def _check_layer_bits(self) -> None:
@@ -190,12 +196,23 @@ class Plan:
                 "on; it needs all of them (back start 0)"
             )
 
+    def _check_streaming(self) -> None:
+        most = self.most_streamed_layers
+        if not 0 <= self.streamed_layers <= most:
+            raise PlanError(
+                f"streamed layers {self.streamed_layers}: of {self.partition.split} layers on the "
+                f"edge, 0 to {most} can be read from storage in every pass"
+            )
+        if self.streamed_layers and self.front_splits:
+            raise PlanError("streamed layers: not in a front whose split moves (front splits)")
+
     def _has_newer_fields(self) -> bool:
         records = (self.profiles, self.limits, self.predicted)
         return (
             self.drafting != "off"
             or self.prefill != "edge"
             or self.weight_blocks != "small"
+            or self.streamed_layers > 0
             or bool(self.front_layer_bits or self.front_splits or self.binding)
             or any(record is not None for record in records)
         )
@@ -214,6 +231,19 @@ class Plan:
     def splits(self) -> tuple[int, ...]:
         """The splits that the device has segments for, rising: one where the split stays."""
         return self.front_splits or (self.partition.split,)
+
+    @property
+    def segment_ends(self) -> tuple[int, ...]:
+        """Where the front's files end, in layers: a file for each of `splits`, and for each layer
+        where some of them are streamed."""
+        if self.streamed_layers:
+            return tuple(range(1, self.partition.split + 1))
+        return self.splits
+
+    @property
+    def most_streamed_layers(self) -> int:
+        """How many layers can be streamed: all but the first, and a last one with the head."""
+        return max(self.partition.split - 1 - int(self.edge_is_whole), 0)
 
     def capacity(self, split: int) -> int:
         """Most tokens of a sequence at one of `splits`, or at 0.
@@ -246,6 +276,8 @@ class Plan:
             del values["profiles"]["edge_provider"]
         if self.weight_blocks == "small":
             del values["weight_blocks"]
+        if not self.streamed_layers:
+            del values["streamed_layers"]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 

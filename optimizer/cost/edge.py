@@ -12,6 +12,9 @@ front that fits in a cache runs several times faster than one that does not.
 
 `front_steps` is the formula, over many fronts and positions at once; `front_step` asks it for one.
 
+Layers that are read from storage in every pass are read while others compute, so the longer of the
+two counts (`optimizer.cost.streaming`).
+
 Where the profile knows what minutes of work do to the machine, a decoding step of an answer takes
 `lasting_slowdown` times as long. A prompt does not: it comes when the device has rested.
 """
@@ -43,11 +46,15 @@ class StepTime:
     elementwise_s: Quantity
     head_s: Quantity
     step_s: Quantity
+    reading_s: Quantity = 0.0
 
     @property
     def total_s(self) -> Quantity:
-        """The sum of the parts."""
-        return self.matrices_s + self.attention_s + self.elementwise_s + self.head_s + self.step_s
+        """The sum of the parts; or what streamed layers are read in, where that is longer."""
+        computing_s = (
+            self.matrices_s + self.attention_s + self.elementwise_s + self.head_s + self.step_s
+        )
+        return np.maximum(computing_s, self.reading_s)
 
 
 def front_steps(
@@ -60,15 +67,17 @@ def front_steps(
     num_rows: int,
     positions: Sequence[int],
     exact: bool = False,
+    reading_s: Sequence[float] = (),
 ) -> StepTime:
     """Seconds of one forward pass of `num_rows` tokens, for S fronts and P positions: [S, P].
 
     layer_bits: for each front, the bits of its layers [0, split); with split = L it runs the head
     for one row too. weight_bits: the bits of the embedding's front and of the head. positions:
-    tokens cached before the step. Raises ProfileError when the device has no kernel for these
-    precisions.
+    tokens cached before the step. reading_s: what a pass of each front reads storage for, beside
+    computing (`optimizer.cost.streaming`; empty: nothing). Raises ProfileError when the device has
+    no kernel for these precisions.
     """
-    halves = halves_on(device, geometry, exact=exact)
+    halves = halves_on(device, geometry, exact=exact or any(reading_s))  # else they are widened
     counts = _layers_by_kernel(layer_bits, halves)
     computed_bits = front_kernel(weight_bits, halves=halves).computed_bits
     head_kernel = front_kernel(computed_bits, halves=halves)
@@ -122,6 +131,7 @@ def front_steps(
         elementwise_s=rest_s,
         head_s=head_s,
         step_s=device.overheads.step_s.effective + lookup_s,
+        reading_s=np.array([[seconds] for seconds in reading_s]) if reading_s else 0.0,
     )
 
 
@@ -144,6 +154,7 @@ def front_step(
     position: int,
     exact: bool = False,
     layer_bits: LayerBits = (),
+    reading_s: float = 0.0,
 ) -> StepTime:
     """Seconds of one forward pass of one front, after `position` cached tokens: `front_steps`.
 
@@ -158,6 +169,7 @@ def front_step(
         num_rows=num_rows,
         positions=[position],
         exact=exact,
+        reading_s=[reading_s],
     )
     return StepTime(
         matrices_s=_only(step.matrices_s),
@@ -165,6 +177,7 @@ def front_step(
         elementwise_s=_only(step.elementwise_s),
         head_s=_only(step.head_s),
         step_s=_only(step.step_s),
+        reading_s=_only(step.reading_s),
     )
 
 
@@ -180,6 +193,7 @@ def front_prefill(
     exact: bool = False,
     layer_bits: LayerBits = (),
     first: int = 0,
+    reading_s: float = 0.0,
 ) -> Floats:
     """Seconds of each chunk of a prompt's tokens [first, num_tokens), in order, [N].
 
@@ -196,6 +210,7 @@ def front_prefill(
             num_rows=rows,
             positions=[first + start for start in starts],
             exact=exact,
+            reading_s=[reading_s],
         )
         parts.append(np.broadcast_to(steps.total_s, (1, len(starts)))[0])
     return np.concatenate([np.zeros(0), *parts])

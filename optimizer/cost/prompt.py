@@ -166,6 +166,7 @@ def front_prefill_s(setting: RequestSetting, num_tokens: int, *, first: int = 0)
         exact=setting.exact_front,
         layer_bits=setting.front_layer_bits,
         first=first,
+        reading_s=setting.reading_s,
     )
 
 

@@ -100,6 +100,7 @@ def round_parts(
             position=position,
             exact=setting.exact_front,
             layer_bits=setting.front_layer_bits,
+            reading_s=setting.reading_s,
         ).total_s
     )
     if setting.is_whole:

@@ -19,7 +19,8 @@ class RequestSetting:
     """What a request runs on. `level` has the codec's bits and, where known, its times.
 
     `kv_bits` are the edge's; the cloud keeps its caches in its own compute type. `prefill`: where
-    the prompt's rows are computed; what is not "edge" needs a server with every layer.
+    the prompt's rows are computed; what is not "edge" needs a server with every layer. `reading_s`:
+    what every pass through the front reads storage for, beside computing.
     """
 
     edge: DeviceProfile
@@ -33,6 +34,7 @@ class RequestSetting:
     exact_front: bool = False
     front_layer_bits: tuple[int, ...] = ()
     prefill: PrefillPlace = "edge"
+    reading_s: float = 0.0
 
     @property
     def is_whole(self) -> bool:

@@ -23,6 +23,7 @@ from optimizer.cost.memory import edge_memory_over
 from optimizer.cost.quality import QualityModel
 from optimizer.cost.request import predict_request
 from optimizer.cost.setting import RequestSetting
+from optimizer.cost.streaming import reading_s
 from optimizer.errors import MeasurementError
 from optimizer.measured.comparison import ComparedFigure, compared
 from optimizer.measured.record import EdgeSteps, MeasuredGeneration
@@ -84,6 +85,7 @@ def predicted_figures(item: MeasuredGeneration, basis: PredictionBasis) -> dict[
         exact_front=plan.exact_front,
         front_layer_bits=plan.front_layer_bits,
         prefill=plan.prefill,
+        reading_s=reading_s(basis.edge, plan),
     )
     time = predict_request(
         setting,

@@ -21,6 +21,7 @@ from optimizer.cost.cloud import BackCost, SessionGroup, back_compute_bits, back
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, level_on
 from optimizer.cost.edge import front_steps, lasting_slowdown
 from optimizer.cost.front_kernels import front_kernel, halves_on
+from optimizer.cost.streaming import reading_s
 from optimizer.measured.record import MeasuredGeneration, MeasuredServing
 from optimizer.measured.robust import Values
 
@@ -127,7 +128,8 @@ def front_precisions(device: DeviceProfile, key: StepKey) -> PrecisionsUsed:
     """The kernels of `device` that a front's steps run on. ProfileError where one is missing."""
     bits = {*layer_bits(key), key.plan.partition.front_bits}
     exact = key.plan.exact_front
-    halves = halves_on(device, key.plan.model.geometry, exact=exact)
+    is_wide = exact or key.plan.streamed_layers > 0
+    halves = halves_on(device, key.plan.model.geometry, exact=is_wide)
     kernels = [front_kernel(value, halves=halves).on(device, exact=exact) for value in bits]
     return PrecisionsUsed(
         kernels=frozenset((kernel.weight_bits, kernel.compute) for kernel in kernels),
@@ -163,6 +165,7 @@ def predict_front(device: DeviceProfile, samples: StepSamples) -> SplitPredictio
         num_rows=key.num_rows,
         positions=[round(position) for position in samples.positions],
         exact=plan.exact_front,
+        reading_s=[reading_s(device, plan)],
     )
     slow = lasting_slowdown(device) if key.num_rows == 1 else 1.0
     attention = slow * np.broadcast_to(step.attention_s, (1, len(samples.positions)))[0]

@@ -22,6 +22,7 @@ from optimizer.cost.memory import (
     peak_bytes,
     workspace_bytes,
 )
+from optimizer.cost.streaming import layers_of_share
 from optimizer.cost.weights import embedding_bytes
 from optimizer.search.problem import FrontPrecision, Problem
 
@@ -99,9 +100,15 @@ class EdgeBytes:
 
 def _parts_of(problem: Problem, split: int, front: FrontPrecision) -> EdgeMemory:
     """The parts that neither cache, chunk nor length changes."""
+    return edge_memory(problem.edge, front_plan(problem, split, front))
+
+
+def front_plan(problem: Problem, split: int, front: FrontPrecision) -> Plan:
+    """A plan with this front, and anything else."""
     bits = front.bits_at(split)
     mixed = bits is not None and len(set(bits)) > 1
-    plan = Plan(
+    whole = split == problem.geometry.num_layers
+    return Plan(
         model=ModelRef(id="", sha256="", geometry=problem.geometry),
         partition=Partition(split=split, front_bits=front.front_bits, back_bits=32),
         back_start=split,
@@ -111,5 +118,5 @@ def _parts_of(problem: Problem, split: int, front: FrontPrecision) -> EdgeMemory
         prefill_chunk=1,
         front_layer_bits=bits if mixed and bits is not None else (),
         weight_blocks=blocks_for(front.front_bits, problem.weight_blocks),
+        streamed_layers=layers_of_share(front.streamed_share, split, whole=whole),
     )
-    return edge_memory(problem.edge, plan)

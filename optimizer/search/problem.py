@@ -25,10 +25,12 @@ CHUNKS = (16, 32, 64, 128, 256, 512)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontPrecision:
     """One way to quantize fronts. `layer_bits` has, for every split at which this one exists, the
-    bits of each layer; empty: all layers have `front_bits`, at every split."""
+    bits of each layer; empty: all layers have `front_bits`, at every split. `streamed_share`: of
+    the layers that can be streamed, those that are."""
 
     front_bits: int
     layer_bits: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    streamed_share: float = 0.0
 
     def bits_at(self, split: int) -> tuple[int, ...] | None:
         """Bits of the layers of a front of `split` layers; None: there is no such front."""

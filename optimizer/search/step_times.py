@@ -20,6 +20,8 @@ from optimizer.cost.edge import LayerBits, chunk_runs, front_steps, lasting_slow
 from optimizer.cost.levels import level_at
 from optimizer.cost.prompt import IDS_A_BATCH
 from optimizer.cost.round_trip import PromptChunks, queue_s
+from optimizer.cost.streaming import reading_s
+from optimizer.search.edge_bytes import front_plan
 from optimizer.search.problem import Problem
 
 
@@ -144,6 +146,9 @@ class StepTimes:
             layer_bits: list[LayerBits] = [
                 front.bits_at(split) or (front.front_bits,) * split for split in space.splits
             ]
+            reading = [
+                reading_s(problem.edge, front_plan(problem, split, front)) for split in space.splits
+            ]
             for k, kv_bits in enumerate(space.kv_bits):
                 out[:, f, k] = front_steps(
                     problem.edge,
@@ -154,6 +159,7 @@ class StepTimes:
                     num_rows=num_rows,
                     positions=positions,
                     exact=problem.exact_front,
+                    reading_s=reading if any(reading) else (),
                 ).total_s
         return out
 

@@ -15,7 +15,9 @@ from optimizer.cost.memory import EdgeMemory, edge_memory
 from optimizer.cost.request import NO_DRAFTS, RequestTime, predict_request
 from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS, OPEN_ROUND_TRIPS, RequestParts
 from optimizer.cost.setting import RequestSetting
+from optimizer.cost.streaming import reading_s
 from optimizer.policy.kv_blocks import reserved_tokens
+from optimizer.search.edge_bytes import front_plan
 from optimizer.search.grid import Grid
 from optimizer.search.problem import Cell, DraftOption, FrontPrecision
 
@@ -46,6 +48,7 @@ def plan_of(
         drafting=space.drafts[cell.draft].kind,
         front_layer_bits=_stored_layer_bits(front, split),
         weight_blocks=blocks_for(front.front_bits, problem.weight_blocks),
+        streamed_layers=front_plan(problem, split, front).streamed_layers,
         prefill=grid.prefill_of(cell),
         profiles=profiles,
         limits=grid.limits,
@@ -74,6 +77,7 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
         exact_front=plan.exact_front,
         front_layer_bits=plan.front_layer_bits,
         prefill=plan.prefill,
+        reading_s=reading_s(problem.edge, plan),
     )
     whole = plan.edge_is_whole
     time = _request(grid, setting, draft)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from optimizer.cost.link import link_at
 from optimizer.cost.setting import RequestSetting
+from optimizer.cost.streaming import reading_s
 from optimizer.simulate.setup import Setup
 from optimizer.simulate.workload import ClientSpec
 
@@ -40,6 +41,7 @@ class RequestSettings:
             exact_front=plan.exact_front,
             front_layer_bits=plan.front_layer_bits,
             prefill=setup.place_of(group),
+            reading_s=reading_s(setup.devices[spec.device], plan),
         )
 
         def at(split: int) -> RequestSetting:

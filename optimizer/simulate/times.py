@@ -23,6 +23,7 @@ from optimizer.cost.attention import WindowAttention
 from optimizer.cost.cloud import BackCost, SessionGroup, SessionRows, sample_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
 from optimizer.cost.edge import front_steps, lasting_slowdown
+from optimizer.cost.streaming import reading_s
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import MeasuredSteps
 
@@ -125,6 +126,7 @@ class FrontTimes:
             num_rows=num_rows,
             positions=positions,
             exact=plan.exact_front,
+            reading_s=[reading_s(self._device, plan)],
         )
         seconds = np.broadcast_to(steps.total_s, (1, len(positions)))[0].tolist()
         self._known.update(zip(((num_rows, at) for at in positions), seconds, strict=True))

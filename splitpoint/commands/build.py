@@ -85,6 +85,14 @@ class PartitionFlags:
             autocompletion=completed(WEIGHT_BLOCKS),
         ),
     ] = "small"
+    stream_layers: Annotated[
+        int,
+        typer.Option(
+            help="Layers of the front that are read from storage in every step, for a device whose "
+            "memory cannot hold them all.",
+            min=0,
+        ),
+    ] = 0
     exact_front: Annotated[
         bool,
         typer.Option(
@@ -272,4 +280,5 @@ def plan_from_flags(source: ModelSource, flags: PartitionFlags, default_level: s
         exact_front=flags.exact_front,
         front_splits=cuts if len(cuts) > 1 else (),
         weight_blocks=blocks_for(flags.front_bits, flags.blocks()),
+        streamed_layers=flags.stream_layers,
     )

@@ -70,13 +70,19 @@ def plan(
     with long_work("planning") as work:
         work.stage("all configurations")
         planner, found = _solved(
-            _problem(reference, edge, cloud, choices, limits, evidence, prices), point
+            _problem(reference, edge, cloud, choices, limits, evidence, prices),
+            point,
+            choices,
+            asked,
         )
     lifted = limits.without_defaults(asked) if found is None else None
     if lifted is not None:
         fastest = _fastest(choices, asked)
         freer, found = _solved(
-            _problem(reference, edge, cloud, fastest, lifted, evidence, prices), point
+            _problem(reference, edge, cloud, fastest, lifted, evidence, prices),
+            point,
+            fastest,
+            asked,
         )
         if found is not None:
             planner = freer
@@ -93,14 +99,20 @@ def plan(
         _plot(planner, point, found, output.plot)
 
 
-def _solved(problem: Problem, point: LinkPoint) -> tuple[Planner, Found | None]:
+def _solved(
+    problem: Problem, point: LinkPoint, choices: ChoiceOptions, asked: Collection[str]
+) -> tuple[Planner, Found | None]:
     """The best plan within the limits, and who found it.
 
     Fronts have small blocks of weights. Where nothing fits so, they have large ones, which take
-    less memory and lose more quality.
+    less memory and lose more quality. Where nothing fits so either, layers are read from storage,
+    and the least time between tokens is looked for, unless another objective was asked for.
     """
     from optimizer.search.planner import Planner
+    from optimizer.search.streamed import with_streaming
 
+    if choices.stream_weights == "on":
+        problem = with_streaming(problem)
     planner = Planner(problem)
     found = planner.solve(point)
     if found is None:
@@ -108,6 +120,11 @@ def _solved(problem: Problem, point: LinkPoint) -> tuple[Planner, Found | None]:
         larger = Planner(replace(problem, weight_blocks="large", quality=quality))
         if (fitting := larger.solve(point)) is not None:
             return larger, fitting
+        if choices.may_stream(problem.edge, is_cut=choices.segments > 1):
+            objective = _fastest(choices, asked).wanted()
+            streaming = Planner(replace(with_streaming(problem), objective=objective))
+            if (fitting := streaming.solve(point)) is not None:
+                return streaming, fitting
     return planner, found
 
 

@@ -24,6 +24,7 @@ from splitpoint.commands.choices import (
     one_of,
     planned_places,
 )
+from splitpoint.commands.front_options import FrontChoiceOptions
 from splitpoint.commands.option_groups import JsonOption
 from splitpoint.views.sizes import MOST_TBT_S, MOST_TTFT_S, parse_size
 
@@ -204,7 +205,7 @@ class EvidenceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChoiceOptions:
+class ChoiceOptions(FrontChoiceOptions):
     """What the plan optimizes, and among which configurations."""
 
     PANEL: ClassVar = "Objective and choices"
@@ -259,9 +260,6 @@ class ChoiceOptions:
             autocompletion=completed(planned_places),
         ),
     ] = "edge"
-    exact_front: Annotated[
-        bool, typer.Option(help="Front kernels compute in float32 (see build).")
-    ] = False
 
     def check(self) -> None:
         """Raise BadParameter for an unknown objective, level or an empty range of splits."""
@@ -269,6 +267,7 @@ class ChoiceOptions:
         self.splits()
         self.place()
         self.held_from()
+        self.check_streaming(is_cut=self.segments > 1)
         for level in self.level or ():
             check_level(level)
 

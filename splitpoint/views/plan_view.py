@@ -15,6 +15,7 @@ from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prediction import Predicted
 from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.front_kernels import widened_note
+from optimizer.cost.streaming import streamed_bytes
 from optimizer.search.alternatives import PlanAlternative
 from optimizer.search.alternatives import why as reason
 from optimizer.search.explain import Explanation, Flip, Relaxation
@@ -196,6 +197,10 @@ def _choice_table(plan: Plan) -> Table:
     if plan.prefill != "edge":
         table.add_row("prefill", f"{plan.prefill}: {PLACE_TEXT[plan.prefill]}")
     table.add_row("max tokens", f"{plan.max_tokens:,}")
+    if plan.streamed_layers:
+        size = size_text(streamed_bytes(plan))
+        text = f"{plan.streamed_layers} of {split} layers, {size} in every step"
+        table.add_row("read from storage", text)
     if plan.front_splits:
         table.add_row("the split may move", _moves_text(plan))
     return table

@@ -334,3 +334,22 @@ def test_a_plan_for_a_gpu_server_counts_16_bits_a_weight(
     found = planned(capsys, "plan", "--model", "llama-2-7b", *PI, "--link", "4g", "--split", "0")
     assert found["back_bits"] == 16
     assert 13e9 < found["predicted"]["cloud_memory_bytes"] < 16e9
+
+
+def test_layers_are_read_from_storage_only_where_nothing_else_fits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limits = ("--edge-memory", "200MiB", "--split", "30", "--max-tokens", "256")
+    arguments = [*SMOL, "--link", "4g", "--answer-tokens", "64", *limits]
+    found = planned(capsys, *arguments)
+    assert 0 < found["streamed_layers"] < 29
+    assert found["predicted"]["edge_memory_bytes"] <= 200 * 2**20
+    assert main(arguments) == 0
+    assert "read from storage" in capsys.readouterr().out
+    assert main([*arguments, "--stream-weights", "off"]) != 0
+    assert "edge memory" in capsys.readouterr().err
+    roomy = [*SMOL, "--link", "4g", "--split", "10"]
+    assert planned(capsys, *roomy, "--stream-weights", "on")["streamed_layers"] == 0
+    for wrong in ("perhaps", "on"):
+        _, said = refused(capsys, *roomy, "--stream-weights", wrong, "--segments", "2")
+        assert "--stream-weights" in said

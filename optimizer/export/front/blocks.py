@@ -138,6 +138,13 @@ def sum_of(graph: Graph, stream: Residual, name: str, out: str | None = None) ->
     return graph.node("Add", [stream.total, stream.update], name, out=outputs)
 
 
+def zeros_like(graph: Graph, rows: str) -> str:
+    """Zeros of the shape of `rows`: a segment's first norm then adds them, in the kernel that one
+    graph has at this place, and gives the same bits."""
+    zero = graph.weight("/residual/zero", np.zeros((), dtype=np.float32))
+    return graph.node("Mul", [rows, zero], "/residual/Mul")
+
+
 def normed(graph: Graph, value: str, norm: Norm, name: str, weight_name: str) -> str:
     """The norm of one value along its last axis."""
     inputs = [value, graph.weight(f"{weight_name}.weight", norm.weight)]

@@ -24,7 +24,7 @@ from optimizer.artifacts.half_front import TRIED_ALONE, HalfRows
 from optimizer.artifacts.plan import WeightBlocks
 from optimizer.cost.front_kernels import block_size
 from optimizer.errors import BuildError
-from optimizer.export.front.blocks import Graph, Residual, normed_stream, sum_of
+from optimizer.export.front.blocks import Graph, Residual, normed_stream, sum_of, zeros_like
 from optimizer.export.front.embedding import embedding
 from optimizer.export.front.kv_scales import KvPeaks, KvScales, RotaryLayout
 from optimizer.export.front.layer_form import DecoderForm, decoder_form
@@ -184,7 +184,7 @@ class FloatFront:
                 blocks=bits.blocks,
                 kept=self._kept,
             )
-            stream = Residual(rows)
+            stream = Residual(rows, zeros_like(graph, rows) if layers.start else None)
             if layers:
                 stream = self._layers(graph, stream, matrices, bits, max_tokens, fits, layers)
             if layers.stop == len(self._form.layers):

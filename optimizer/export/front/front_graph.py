@@ -14,7 +14,8 @@ Interface of `front.onnx`, L layers, G KV heads, N the cache's length:
                             head's channels, padded with zeros (`head_layout`)
     -> hidden_states        float32 [1, T, D], or `logits` float32 [1, 1, V] when split == L
 
-Where the plan's split may move, the front is several graphs, one a segment (`Plan.front_splits`).
+Where the plan's split may move, or layers are streamed, the front is several graphs, one a segment
+(`Plan.segment_ends`).
 Those behind the first one take `rows`, float32 [1, T, D], in the place of `input_ids`.
 """
 
@@ -60,7 +61,7 @@ def export_front(source: ModelSource, plan: Plan, edge_dir: Path) -> tuple[str, 
     """
     front = float_front(source, plan)
     begin = 0
-    for name, end in zip(front_names(plan), plan.splits, strict=True):
+    for name, end in zip(front_names(plan), plan.segment_ends, strict=True):
         front_at(front, plan, edge_dir / name, range(begin, end))
         begin = end
     if front.split:
@@ -125,5 +126,7 @@ def front_at(front: FloatFront, plan: Plan, path: Path, layers: range | None = N
         accuracy_level=FP32_COMPUTE if plan.exact_front else INT8_COMPUTE,
         blocks=plan.weight_blocks,
     )
-    longest = plan.max_tokens if layers is None else plan.capacity(layers.stop)
+    longest = (
+        plan.max_tokens if plan.streamed_layers or layers is None else plan.capacity(layers.stop)
+    )
     front.write(path, bits, max_tokens=longest, layers=layers)

@@ -13,9 +13,9 @@ from edge.device.front import FrontEngine
 from edge.device.memory_limit import (
     STEP_BYTES,
     MemoryLimit,
-    allowed_chunk,
+    allowed,
     changes,
-    fitting_chunk,
+    fitting,
     nearest_plan,
     needed_memory,
     other_models_bytes,
@@ -49,7 +49,7 @@ def plan() -> Plan:
 
 
 def test_what_fits_is_let_through_part_by_part(plan: Plan) -> None:
-    assert fitting_chunk(plan, limit_bytes=400 * MIB, runtime_bytes=RUNTIME) == 128
+    assert fitting(plan, limit_bytes=400 * MIB, runtime_bytes=RUNTIME).chunk_tokens == 128
     needed = needed_memory(plan, RUNTIME, 1)
     assert needed.runtime_bytes == RUNTIME
     assert needed.kv_bytes == plan.front_kv_bytes()
@@ -72,7 +72,7 @@ def test_the_journal_is_counted_at_the_dearest_level_of_the_plans_kind(
 
 def test_a_little_too_much_costs_a_smaller_chunk_and_nothing_else(plan: Plan) -> None:
     limit = int(needed_memory(plan, RUNTIME, 1).total_bytes - MIB)
-    chunk = fitting_chunk(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
+    chunk = fitting(plan, limit_bytes=limit, runtime_bytes=RUNTIME).chunk_tokens
     assert chunk == 64
     smaller = needed_memory(replace(plan, prefill_chunk=chunk), RUNTIME, 1)
     assert smaller.total_bytes <= limit
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_plan(plan: Plan) -> None:
     total = needed_memory(plan, RUNTIME, 1).total_bytes
     limit = int(total - 15 * MIB)
     with pytest.raises(MemoryLimitError, match=r"needs \d+\.\d MiB of the \d+\.\d MiB") as caught:
-        fitting_chunk(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
+        fitting(plan, limit_bytes=limit, runtime_bytes=RUNTIME)
     line = str(caught.value)
     assert "\n" not in line
     for part in ("runtime 90.0 MiB", "weights", "embedding", "KV cache", "workspace"):
@@ -125,7 +125,7 @@ def test_the_nearest_plan_really_is_the_one_that_changes_least(plan: Plan) -> No
 
 def test_a_limit_below_the_runtime_says_that_nothing_fits(plan: Plan) -> None:
     with pytest.raises(MemoryLimitError, match="no plan of this model fits: the smallest, --split"):
-        fitting_chunk(plan, limit_bytes=60 * MIB, runtime_bytes=RUNTIME)
+        fitting(plan, limit_bytes=60 * MIB, runtime_bytes=RUNTIME)
 
 
 def test_the_client_refuses_before_it_loads_the_front(
@@ -165,7 +165,7 @@ def test_a_fallback_and_a_draft_model_take_their_part_of_the_limit(
     others = other_models_bytes((whole, None, whole), sequences=2)
     whole_plan = open_bundle(whole, role="edge").plan
     assert others == 2 * needed_memory(whole_plan, 0.0, 2).total_bytes > 0
-    assert allowed_chunk(plan, None, MemoryLimit(alone), sequences=2) == plan.prefill_chunk
+    assert allowed(plan, None, MemoryLimit(alone), sequences=2).chunk_tokens == plan.prefill_chunk
     assert MemoryLimit(alone, others).front_bytes == int(alone - others)
     with pytest.raises(MemoryLimitError, match=r"other models \d+\.\d MiB"):
         EdgeClient(split, fallback=whole, memory_limit_bytes=alone, concurrency=2)
