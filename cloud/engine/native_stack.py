@@ -15,8 +15,10 @@ from torch import Tensor
 
 from cloud.attention.native import row_histories, suits_heads
 from cloud.attention.packed_step import PackedStep
+from cloud.attention.squeezed_step import SqueezedStep
 from cloud.engine.fused_layer import FusedLayer
 from cloud.engine.int8_linear import Int8Linear
+from cloud.engine.native_squeeze import NativeSqueeze, count_read, native_squeeze
 from cloud.kernel.library import (
     MAX_GROUP,
     MAX_THREADS,
@@ -43,8 +45,16 @@ class NativeStack:
         self._inner = self._held[0].inner
         self._width = self._held[0].width
         self._buffers: dict[str, Tensor] = {}
+        self._squeeze = NativeSqueeze()  # of the step that runs
 
-    def begin(self, step: PackedStep, hidden: Tensor, cos: Tensor, sin: Tensor) -> CStep:
+    def begin(
+        self,
+        step: PackedStep,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        squeezed: SqueezedStep | None = None,
+    ) -> CStep:
         """A step as the kernel reads it. hidden: [T, D] float32; cos, signed sin: [T, r].
 
         `run` changes `hidden` in place; the structure returned holds no reference to it.
@@ -54,6 +64,11 @@ class NativeStack:
         qkv_width = (self._heads + 2 * self._kv_heads) * self._head_dim
         mixed_width = max(self._width, self._heads * self._head_dim, self._inner)
         histories = row_histories(step.entries)
+        self._squeeze = NativeSqueeze()
+        if squeezed is not None:
+            layers = range(step.entries[0].lease.split, self._first_layer + len(self._held))
+            heads = (self._heads, self._kv_heads, self._head_dim)
+            self._squeeze = native_squeeze(squeezed, histories, layers, heads)
         buffers = {
             "cos": cos.contiguous(),
             "sin": sin.contiguous(),
@@ -81,6 +96,7 @@ class NativeStack:
             hidden=hidden.data_ptr(),
             history=histories.longest,
             **{name: buffer.data_ptr() for name, buffer in buffers.items()},
+            **self._squeeze.fields,
         )
 
     def run(self, native: CStep, layers: range, num_rows: int) -> None:
@@ -88,6 +104,10 @@ class NativeStack:
         native.num_rows = num_rows
         first = layers.start - self._first_layer
         self._kernel.layers(self._layers, layers.start, range(first, first + len(layers)), native)
+
+    def count(self, squeezed: SqueezedStep) -> None:
+        """Tell the fixed contexts of the step that has run how many keys were read."""
+        count_read(self._squeeze, squeezed, self._kv_heads)
 
     def _scratch(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         held = self._buffers.get(name)

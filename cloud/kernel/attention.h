@@ -128,11 +128,18 @@ ATTEND_HEADS(2, 4) ATTEND_HEADS(3, 4) ATTEND_HEADS(4, 4) ATTEND_HEADS(2, 8)
 #undef ATTEND_HEADS
 
 static void NAME(attend)(const Step *step, int64_t layer, float scale, int64_t row, int64_t kv_head,
-                         float *scores) {
+                         int thread) {
+    float *scores = step->scores + thread * MAX_GROUP * step->history;
     int64_t group = step->heads / step->kv_heads, d = step->head_dim, together = 1;
     int64_t qkv_width = (step->heads + 2 * step->kv_heads) * d;
     const Piece *pieces = step->pieces + step->first_piece[row];
     int64_t num_pieces = step->first_piece[row + 1] - step->first_piece[row];
+    if (step->squeezed && step->squeezed[row] >= 0) {
+        Piece *picked = step->picked + thread * step->most_picked;
+        num_pieces = NAME(pick)(step, step->squeezes + step->squeezed[row], layer, scale, row, kv_head,
+                                scores, picked);
+        pieces = picked;
+    }
     if (d == 64) together = group % 4 == 0 ? 4 : group % 3 == 0 ? 3 : group % 2 == 0 ? 2 : 1;
     else if (d == 128 && group % 2 == 0) together = 2;
     for (int64_t g = 0; g < group; g += together) {
