@@ -67,12 +67,12 @@ def _attend_row(
 
     Returns [H, d] and how many keys of the fixed context were read, of all key-value heads.
     """
-    num_kv_heads, num_keys, dim = keys.shape
+    num_kv_heads, _, dim = keys.shape
     fixed = rows.index.num_tokens
-    reads = torch.ones(num_kv_heads, num_keys, dtype=torch.bool)
-    reads[:, :fixed] = rows.index.selected(layer, query)
+    selection = rows.index.select(layer, query)
     grouped = query.view(num_kv_heads, -1, dim)
     scores = torch.matmul(grouped, keys.transpose(1, 2)).mul_(rows.index.scales[layer])
-    scores.masked_fill_(~reads[:, None], float("-inf"))
-    out = torch.matmul(torch.softmax(scores, dim=2), values)
-    return out.reshape(-1, dim), int(reads[:, :fixed].sum())
+    scores[:, :, :fixed].masked_fill_(~selection.keys[:, None], float("-inf"))
+    weights = torch.softmax(torch.cat([scores, selection.scores], dim=2), dim=2)
+    out = torch.matmul(weights, torch.cat([values, selection.values], dim=1))
+    return out.reshape(-1, dim), int(selection.keys.sum())

@@ -97,8 +97,8 @@ class SqueezedStep:
 
                 def read(
                     layers: Sequence[int], begin: int, end: int, lease: KvLease = lease
-                ) -> Tensor:
-                    return _keys(lease, layers, begin, end)
+                ) -> tuple[Tensor, Tensor]:
+                    return _keys_values(lease, layers, begin, end)
 
                 entry.context.ran(entry.stop, read)
 
@@ -115,16 +115,17 @@ class SqueezedStep:
             self.selecting.append(SelectingRows(entry, context, index, begin, entry.end))
 
 
-def _keys(lease: KvLease, layers: Sequence[int], begin: int, end: int) -> Tensor:
-    """A copy of the keys of positions [begin, end): float32 [N, KV, end - begin, d]."""
+def _keys_values(
+    lease: KvLease, layers: Sequence[int], begin: int, end: int
+) -> tuple[Tensor, Tensor]:
+    """Copies of keys and values of positions [begin, end): float32 [N, KV, end - begin, d]."""
     arena = lease.pool.arena
-    num_kv_heads = arena.shape[1] // 2
-    out = torch.empty(len(layers), num_kv_heads, end - begin, arena.shape[2])
+    out = torch.empty(len(layers), arena.shape[1], end - begin, arena.shape[2])
     at = 0
     for row, stride, count in lease.spans(begin, end):
         for place, layer in enumerate(layers):
             first = row + (layer - lease.split) * stride
-            held = arena[first : first + count, :num_kv_heads]
-            out[place, :, at : at + count] = held.transpose(0, 1)
+            out[place, :, at : at + count] = arena[first : first + count].transpose(0, 1)
         at += count
-    return out
+    keys, values = out.chunk(2, dim=1)
+    return keys, values

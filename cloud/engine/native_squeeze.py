@@ -12,6 +12,7 @@ from torch import Tensor
 from cloud.attention.native import RowHistories
 from cloud.attention.squeezed_step import SqueezedStep
 from cloud.kernel.library import MAX_THREADS, CPiece, CSegment, CSqueeze
+from cloud.squeezed.clusters import NUM_CLUSTERS, SEGMENT_TOKENS
 from cloud.squeezed.index import FixedIndex
 
 
@@ -20,11 +21,12 @@ class NativeSqueeze:
     """Fields of `CStep` for one step, and what lies behind their pointers.
 
     num_read: int64 [T, KV], keys of fixed contexts that the rows read in all layers; None: no row
-    selects.
+    selects. num_clusters: the most that a row has, beside the keys that it reads.
     """
 
     fields: dict[str, int] = field(default_factory=dict)
     num_read: Tensor | None = None
+    num_clusters: int = 0
     held: list[Any] = field(default_factory=list)
 
     def pointer(self, tensor: Tensor) -> int:
@@ -51,7 +53,7 @@ def native_squeeze(
             "kept_layer": layers.start,
         }
     if squeezed.selecting:
-        _select(made, squeezed, histories, num_kv_heads)
+        _select(made, squeezed, histories, (num_heads, num_kv_heads))
     return made
 
 
@@ -64,29 +66,34 @@ def count_read(made: NativeSqueeze, squeezed: SqueezedStep, num_kv_heads: int) -
 
 
 def _select(
-    made: NativeSqueeze, squeezed: SqueezedStep, histories: RowHistories, num_kv_heads: int
+    made: NativeSqueeze, squeezed: SqueezedStep, histories: RowHistories, heads: tuple[int, int]
 ) -> None:
+    num_heads, num_kv_heads = heads
     num_rows = len(histories.first_piece) - 1
     number_of = torch.full((num_rows,), -1, dtype=torch.int64)
     squeezes = (CSqueeze * len(squeezed.selecting))()
-    most_fixed = 0
+    most = 0  # segments
     for number, rows in enumerate(squeezed.selecting):
         number_of[rows.begin : rows.end] = number
         squeezes[number] = _struct(rows.index)
-        most_fixed = max(most_fixed, rows.index.num_tokens)
+        most = max(most, len(rows.index.segments))
         made.held.append(rows.index)
     made.held.append(squeezes)
     made.num_read = torch.zeros(num_rows, num_kv_heads, dtype=torch.int64)
     # A run of selected keys has one at its front that is not selected, or begins a piece.
     most_pieces = int(histories.first_piece.diff().max())
-    most_picked = most_fixed // 2 + 2 * most_pieces + 1
+    most_picked = most * SEGMENT_TOKENS // 2 + 2 * most_pieces + 1
+    made.num_clusters = most * NUM_CLUSTERS
+    most_scores = (num_heads // num_kv_heads + 3) * made.num_clusters
     size = MAX_THREADS * most_picked * ctypes.sizeof(CPiece)
     made.fields |= {
         "squeezed": made.pointer(number_of),
         "squeezes": ctypes.addressof(squeezes),
         "num_read": made.pointer(made.num_read),
         "picked": made.pointer(torch.empty(size, dtype=torch.uint8)),
+        "cluster_scores": made.pointer(torch.empty(MAX_THREADS * most_scores)),
         "most_picked": most_picked,
+        "most_cluster_scores": most_scores,
     }
 
 
@@ -101,6 +108,7 @@ def _struct(index: FixedIndex) -> CSqueeze:
             labels=one.labels.data_ptr(),
             centroids=one.centroids.data_ptr(),
             counts=one.counts.data_ptr(),
+            values=one.values.data_ptr(),
         )
     struct = CSqueeze(
         segments=ctypes.addressof(segments),

@@ -69,6 +69,7 @@ class NativeStack:
             layers = range(step.entries[0].lease.split, self._first_layer + len(self._held))
             heads = (self._heads, self._kv_heads, self._head_dim)
             self._squeeze = native_squeeze(squeezed, histories, layers, heads)
+        history = histories.longest + self._squeeze.num_clusters
         buffers = {
             "cos": cos.contiguous(),
             "sin": sin.contiguous(),
@@ -79,7 +80,7 @@ class NativeStack:
             "digits": self._scratch("digits", 2 * num_rows * (mixed_width + 3), torch.int8),
             "row_scale": self._scratch("row_scale", num_rows),
             "row_sum": self._scratch("row_sum", 2 * num_rows, torch.int32),
-            "scores": self._scratch("scores", MAX_THREADS * MAX_GROUP * histories.longest),
+            "scores": self._scratch("scores", MAX_THREADS * MAX_GROUP * history),
         }
         self._buffers |= buffers  # alive until the next step
         return CStep(
@@ -94,7 +95,7 @@ class NativeStack:
             place=step.places.data_ptr(),
             step=step.strides.data_ptr(),
             hidden=hidden.data_ptr(),
-            history=histories.longest,
+            history=history,
             **{name: buffer.data_ptr() for name, buffer in buffers.items()},
             **self._squeeze.fields,
         )

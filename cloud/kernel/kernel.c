@@ -65,6 +65,7 @@ typedef struct {
     const uint8_t *labels;   /* [layers][KV][SEGMENT_TOKENS] each key's cluster */
     const float *centroids;  /* [layers][KV][d][NUM_CLUSTERS] */
     const float *counts;     /* [layers][KV][NUM_CLUSTERS] keys of each */
+    const float *values;     /* [layers][KV][NUM_CLUSTERS][d] mean value of each */
 } Segment;
 
 typedef struct {
@@ -94,7 +95,8 @@ typedef struct {
     const Squeeze *squeezes;
     int64_t *num_read;           /* [T][KV] added to: selected keys of all layers */
     Piece *picked;               /* scratch [threads][most_picked] */
-    int64_t most_picked;
+    float *cluster_scores;       /* scratch [threads][most_cluster_scores] */
+    int64_t most_picked, most_cluster_scores;
     /* For rows whose rotated queries are kept. */
     const int64_t *kept;         /* [T] place among the kept rows, -1: none; NULL: none of all */
     float *queries;              /* [layers][num_kept][H][d] from layer `kept_layer` on */

@@ -76,7 +76,8 @@ class CStep(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("row_scale", "row_sum", "scores")),
         ("history", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("squeezed", "squeezes", "num_read", "picked")),
-        ("most_picked", ctypes.c_int64),
+        ("cluster_scores", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("most_picked", "most_cluster_scores")),
         *((name, ctypes.c_void_p) for name in ("kept", "queries")),
         *((name, ctypes.c_int64) for name in ("num_kept", "kept_layer")),
     ]
@@ -85,7 +86,7 @@ class CStep(ctypes.Structure):
 class CSegment(ctypes.Structure):
     """`Segment` of kernel.c."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("labels", "centroids", "counts")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("labels", "centroids", "counts", "values")]
 
 
 class CSqueeze(ctypes.Structure):

@@ -30,18 +30,30 @@ static float NAME(log_total)(const Squeeze *squeeze, int64_t head_at, const floa
     return most + logf(NAME(hsum)(sums));
 }
 
+/* Clusters whose keys a row does not read: each counts as its number of keys, all with its centroid as
+ * their key and its mean value as their value. */
+typedef struct {
+    const Squeeze *squeeze;
+    int64_t head_at, num_clusters; /* of all segments */
+    int64_t count;                 /* of those in `unread` */
+    const int32_t *unread;
+    const float *scores;           /* [group][num_clusters] */
+} NAME(Estimate);
+
 /* The pieces that the heads of one group read: selected keys of the fixed context, and all keys behind
- * it. scores: scratch of 2 NUM_CLUSTERS num_segments numbers. Returns how many pieces `picked` got. Keys
+ * it. scratch: (group + 3) NUM_CLUSTERS num_segments numbers. Returns how many pieces `picked` got. Keys
  * keep their order, so that a row that selects all of them has the bits of exact attention. */
 static int64_t NAME(pick)(const Step *step, const Squeeze *squeeze, int64_t layer, float scale, int64_t row,
-                          int64_t kv_head, float *scores, Piece *picked) {
+                          int64_t kv_head, float *scratch, Piece *picked, NAME(Estimate) *estimate) {
     int64_t d = step->head_dim, group = step->heads / step->kv_heads;
     int64_t n = squeeze->num_segments * NUM_CLUSTERS, fixed = squeeze->num_segments * SEGMENT_TOKENS;
     int64_t head_at = (layer - squeeze->first_layer) * step->kv_heads + kv_head;
     const float *query = step->wide + row * (step->heads + 2 * step->kv_heads) * d + kv_head * group * d;
-    float *best = scores, *one = scores + n;
+    float *best = scratch + group * n;
+    int32_t *unread = (int32_t *)(best + n);
+    uint8_t *reads = (uint8_t *)(best + 2 * n);
     for (int64_t g = 0; g < group; g++) {
-        float *of = g ? one : best;
+        float *of = scratch + g * n;
         NAME(score_clusters)(squeeze, head_at, query + g * d, d, scale, of);
         float total = NAME(log_total)(squeeze, head_at, of);
         for (int64_t i = 0; i < n; i += 16) {
@@ -49,8 +61,12 @@ static int64_t NAME(pick)(const Step *step, const Squeeze *squeeze, int64_t laye
             *(VF *)(best + i) = g ? NAME(vmax)(share, LOAD(best + i)) : share;
         }
     }
-    uint8_t *reads = (uint8_t *)one;
-    for (int64_t i = 0; i < n; i++) reads[i] = best[i] > squeeze->threshold;
+    *estimate = (NAME(Estimate)){squeeze, head_at, n, 0, unread, scratch};
+    for (int64_t i = 0; i < n; i++) {
+        reads[i] = best[i] > squeeze->threshold;
+        float keys = squeeze->segments[i / NUM_CLUSTERS].counts[head_at * NUM_CLUSTERS + i % NUM_CLUSTERS];
+        if (!reads[i] && keys > 0) unread[estimate->count++] = (int32_t)i;
+    }
     const Piece *piece = step->pieces + step->first_piece[row];
     const Piece *end = step->pieces + step->first_piece[row + 1];
     int64_t position = 0, count = 0, num_read = 0;

@@ -2,11 +2,16 @@
 
 The method is Squeezed Attention (arXiv:2411.09688): k-means on L2-normalised keys; a cluster's
 centroid is the mean of its keys as they are. A cluster's score is the softmax weight that one of
-its keys would have if every key were its centroid. Ours: a context is clustered in segments of a
-fixed length. A segment's clusters are then a function of its keys alone, so that contexts that
-begin alike share them, and the work grows with the context and not with its square. Ours, too: the
-query heads that share keys share a selection, the union of theirs, because keys are read for all
-of them together.
+its keys would have if every key were its centroid. Keys of clusters above a threshold are read.
+
+Ours:
+- A context is clustered in segments of a fixed length. A segment's clusters are then a function of
+  its keys alone, so that contexts that begin alike share them, and the work grows with the context
+  and not with its square.
+- The query heads that share keys share a selection, the union of theirs, because keys are read for
+  all of them together.
+- A cluster that is not read still counts: as so many keys at its centroid, with its mean value. The
+  paper leaves it out, which a head that looks everywhere does not bear.
 """
 
 from __future__ import annotations
@@ -26,15 +31,17 @@ class Clusters(NamedTuple):
     """Clusters of N independent sets of keys, C = NUM_CLUSTERS each.
 
     labels: uint8 [N, S], each key's cluster. centroids: float32 [N, d, C]. counts: float32 [N, C],
-    keys of each; where it is 0, the centroid is another cluster's.
+    keys of each; where it is 0, the centroid is another cluster's. values: float32 [N, C, d], the
+    mean value of its keys.
     """
 
     labels: Tensor
     centroids: Tensor
     counts: Tensor
+    values: Tensor
 
 
-def cluster_keys(keys: Tensor) -> Clusters:
+def cluster_keys(keys: Tensor, values: Tensor) -> Clusters:
     """Cluster N sets of S keys, float32 [N, S, d]. The same keys always give the same clusters.
 
     Lloyd's iterations on normalised keys. They begin with the keys at even distances.
@@ -51,24 +58,31 @@ def cluster_keys(keys: Tensor) -> Clusters:
     labels = _nearest(normal, means)
     members = _members(labels)
     counts = members.sum(dim=1)
-    centroids = torch.bmm(members.transpose(1, 2), keys) / counts.clamp(min=1)[..., None]
+    sizes = counts.clamp(min=1)[..., None]
+    centroids = torch.bmm(members.transpose(1, 2), keys) / sizes
+    mean_values = torch.bmm(members.transpose(1, 2), values) / sizes
     of_first = centroids.gather(1, labels[:, :1, None].expand(num_sets, 1, dim))
     centroids = torch.where(counts[..., None] > 0, centroids, of_first)
-    return Clusters(labels.to(torch.uint8), centroids.transpose(1, 2).contiguous(), counts)
+    centroids = centroids.transpose(1, 2).contiguous()
+    return Clusters(labels.to(torch.uint8), centroids, counts, mean_values)
 
 
-def log_shares(query: Tensor, centroids: Tensor, counts: Tensor, scale: float) -> Tensor:
-    """The logarithm of the softmax weight of a key of each cluster: float32 [Q, KV, C].
-
-    query: [Q, H, d]; centroids: [KV, d, C]; counts: [KV, C]. Of the heads that share keys the
-    largest weight counts. Source: arXiv:2411.09688, section 3, with the union ours.
-    """
+def cluster_scores(query: Tensor, centroids: Tensor, scale: float) -> Tensor:
+    """float32 [Q, KV, G, C] of queries [Q, H, d] and centroids [KV, d, C]."""
     num_queries, num_heads, dim = query.shape
     num_kv_heads = centroids.shape[0]
     grouped = query.view(num_queries, num_kv_heads, num_heads // num_kv_heads, dim)
-    scores = torch.matmul(grouped, centroids).mul_(scale)  # [Q, KV, G, C]
+    return torch.matmul(grouped, centroids).mul_(scale)
+
+
+def log_shares(scores: Tensor, counts: Tensor) -> Tensor:
+    """The logarithm of the softmax weight of a key of each cluster: float32 [Q, KV, C].
+
+    scores: `cluster_scores`; counts: [KV, C]. Of the heads that share keys the largest weight
+    counts. Source: arXiv:2411.09688, section 3, with the union ours.
+    """
     total = torch.logsumexp(scores + counts.log()[:, None], dim=3, keepdim=True)
-    return scores.sub_(total).amax(dim=2)
+    return (scores - total).amax(dim=2)
 
 
 def _nearest(normal: Tensor, means: Tensor) -> Tensor:

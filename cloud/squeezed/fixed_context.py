@@ -32,8 +32,9 @@ _FIRST_RECORDED: Final = SEGMENT_TOKENS - NUM_QUERIES  # of a segment's rows
 
 # An index that is being made; None where that failed.
 Indexing: TypeAlias = Future[SegmentIndex | None]
-# Copies the keys of positions [begin, end) of some layers: float32 [N, KV, end - begin, d].
-ReadKeys: TypeAlias = Callable[[Sequence[int], int, int], Tensor]
+# Copies keys and values of positions [begin, end) of some layers: float32 [N, KV, end - begin, d]
+# each.
+ReadKeys: TypeAlias = Callable[[Sequence[int], int, int], tuple[Tensor, Tensor]]
 
 
 class Squeezing:
@@ -168,9 +169,11 @@ class FixedContext:
             queries = self._queries.pop(len(self._segments), None)
             if queries is None:
                 return
-            keys = read_keys(self.layers, end - SEGMENT_TOKENS, end)
+            keys, values = read_keys(self.layers, end - SEGMENT_TOKENS, end)
             scales = [self._scales[layer] for layer in self.layers]
-            made = self.squeezing.index(SegmentRows(keys, queries), self._segments[:], scales)
+            made = self.squeezing.index(
+                SegmentRows(keys, values, queries), self._segments[:], scales
+            )
             self._segments.append(made)
 
     def index(self) -> FixedIndex | None:
