@@ -11,7 +11,7 @@ Ours:
 - The query heads that share keys share a selection, the union of theirs, because keys are read for
   all of them together.
 - A cluster that is not read still counts: as so many keys at its centroid, with its mean value. The
-  paper leaves it out, which a head that looks everywhere does not bear.
+  paper leaves it out.
 """
 
 from __future__ import annotations
