@@ -34,6 +34,11 @@ class AttentionTraits(NamedTuple):
     cap: float | None = None
     sinks: Tensor | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing but the scale."""
+        return self.window is None and self.cap is None and self.sinks is None
+
 
 # What a layer calls: layer index, query [n, H, d], keys and values [n, 2 KV, d] (keys first),
 # traits -> [n, H, d]. It stores keys and values, then attends.

@@ -13,15 +13,29 @@ import torch
 from torch import Tensor
 
 from cloud.kv.pool import KvLease
+from cloud.squeezed.fixed_context import FixedContext
 
 
 class StepEntry:
-    """Rows [begin, end) of the packed batch: one session's positions from `start` on."""
+    """Rows [begin, end) of the packed batch: one session's positions from `start` on.
 
-    __slots__ = ("begin", "end", "lease", "start")
+    context: of the session, whose keys are selected from (`cloud.squeezed`); None: every row sees
+    every key.
+    """
 
-    def __init__(self, lease: KvLease, *, start: int, begin: int, num_rows: int) -> None:
+    __slots__ = ("begin", "context", "end", "lease", "start")
+
+    def __init__(
+        self,
+        lease: KvLease,
+        *,
+        start: int,
+        begin: int,
+        num_rows: int,
+        context: FixedContext | None = None,
+    ) -> None:
         self.lease = lease
+        self.context = context
         self.start = start
         self.begin = begin
         self.end = begin + num_rows

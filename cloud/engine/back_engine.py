@@ -19,9 +19,11 @@ from torch import Tensor
 from cloud.attention.base import Attend
 from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.attention.registry import backend_for
+from cloud.attention.squeezed import SqueezedAttention
+from cloud.attention.squeezed_step import SqueezedStep
 from cloud.attention.transformers_interface import attending
 from cloud.engine.back_weights import BackModel
-from cloud.engine.batch_entry import BatchEntry, logit_rows, show_logits
+from cloud.engine.batch_entry import BatchEntry, logit_rows, show_logits, step_entries
 from cloud.engine.captured_states import NOTHING, CapturedStates
 from cloud.engine.fused_layer import PROBE_ROWS, FusedLayer, fuse, probe_step, sign_sine
 from cloud.engine.int8_linear import Int8Linear
@@ -74,6 +76,14 @@ class BackEngine:
         return self._native is not None
 
     @property
+    def squeezable_layers(self) -> dict[int, float]:
+        """The layers that can select keys (`cloud.squeezed`), with the factor on their scores."""
+        if self.model.device.type != "cpu" or self.kv_shape.dtype != torch.float32:
+            return {}
+        known = [layer for layer in self._fused if layer is not None]
+        return {layer.index: layer.traits.scale for layer in known if layer.traits.is_plain}
+
+    @property
     def first_layer(self) -> int:
         """The lowest layer whose weights are here."""
         return self.model.first_layer
@@ -106,16 +116,8 @@ class BackEngine:
         may appear once. Rows before the last `num_logits` only fill the KV cache. A row that
         leaves float32's range marks its lease `overflowed` and changes no other session's numbers.
         """
-        order = sorted(range(len(batch)), key=lambda index: batch[index].lease.split)
-        entries: list[StepEntry] = []
-        positions: list[int] = []
-        end = 0
-        for index in order:
-            lease, num_rows = batch[index].lease, batch[index].rows.shape[0]
-            entry = StepEntry(lease, start=lease.length, begin=end, num_rows=num_rows)
-            entries.append(entry)
-            positions.extend(range(entry.start, entry.stop))
-            end = entry.end
+        order, entries = step_entries(batch)
+        positions = [place for entry in entries for place in range(entry.start, entry.stop)]
         rows = [self._entering(batch[index]) for index in order]
         is_tapped = any(entry.tap is not None for entry in batch)
         captured = CapturedStates(self._captured_layers if is_tapped else ())
@@ -158,11 +160,14 @@ class BackEngine:
         """Layers up to `stop` on each entry's rows; every lease grows. Returns [sum T, D]."""
         step = PackedStep(entries)
         rotary = self._rotary_of(positions)
+        squeezed = SqueezedStep.of(entries)
         if self._native is None:
-            hidden = self._run_layers(step, rows, rotary, stop, captured)
+            hidden = self._run_layers(step, rows, rotary, stop, captured, squeezed)
         else:
-            hidden = self._run_native(self._native, step, rows, rotary, stop, captured)
+            hidden = self._run_native(self._native, step, rows, rotary, stop, captured, squeezed)
         captured.take(stop, hidden)
+        if squeezed is not None:
+            squeezed.finish()
         for entry in entries:
             entry.lease.length = entry.start + entry.num_rows
         return hidden
@@ -180,10 +185,13 @@ class BackEngine:
         rotary: _Rotary,
         stop: int,
         captured: CapturedStates,
+        squeezed: SqueezedStep | None = None,
     ) -> Tensor:
         """Layers up to `stop`, in torch. rows: each entry's, [T, D]; returns all, [sum T, D]."""
         entries = step.entries
         attention = self._attention(step)
+        if squeezed is not None:
+            attention = SqueezedAttention(step, squeezed, range(entries[0].lease.split, stop))
         attend = attention.over(())
         hidden = rows[0][:0]
         joined = 0
@@ -213,11 +221,12 @@ class BackEngine:
         rotary: _Rotary,
         stop: int,
         captured: CapturedStates,
+        squeezed: SqueezedStep | None = None,
     ) -> Tensor:
         """The same in the compiled kernel, which works on all rows in place."""
         hidden = torch.cat(list(rows))
         cos, _, signed = rotary[self._rotary.type_of_layer[0]]
-        native_step = stack.begin(step, hidden, cos, signed)
+        native_step = stack.begin(step, hidden, cos, signed, squeezed)
         # How many rows are active when a layer begins; it changes where sessions join.
         joins = {entry.lease.split: entry.end for entry in step.entries}
         starts = sorted(
@@ -228,6 +237,8 @@ class BackEngine:
             active = joins.get(begin, active)
             captured.take(begin, hidden[:active])
             stack.run(native_step, range(begin, end), active)
+        if squeezed is not None:
+            stack.count(squeezed)
         return hidden
 
     def _pack(self) -> NativeStack | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from cloud.attention.packed_step import StepEntry
 from cloud.engine.drawing import Drawing
 from cloud.kv.pool import KvLease
+from cloud.squeezed.fixed_context import FixedContext
 
 FloatRows: TypeAlias = npt.NDArray[np.float32]
 # Rows whose logits exist at once for a `watch`: 32 rows of 150,000 tokens are 19 MB.
@@ -30,6 +31,7 @@ class BatchEntry:
     not raise. drawing: what the device may draw the logits rows' tokens with (`Drawing`); None: the
     logits themselves are needed. tap: is told the states of all rows that the engine was asked to
     `capture`, float32 [T, K D], its own copy; None: nobody wants them. It must not raise.
+    context: the session's fixed context; None: its rows attend exactly.
     """
 
     lease: KvLease
@@ -40,6 +42,26 @@ class BatchEntry:
     watch: Callable[[int, FloatRows], None] | None = None
     drawing: Drawing | None = None
     tap: Callable[[Tensor], None] | None = None
+    context: FixedContext | None = None
+
+
+def step_entries(batch: Sequence[BatchEntry]) -> tuple[list[int], list[StepEntry]]:
+    """The entries of a step, by split: entries[i] is batch[order[i]]. Returns order, entries."""
+    order = sorted(range(len(batch)), key=lambda index: batch[index].lease.split)
+    entries: list[StepEntry] = []
+    end = 0
+    for index in order:
+        one = batch[index]
+        entry = StepEntry(
+            one.lease,
+            start=one.lease.length,
+            begin=end,
+            num_rows=one.rows.shape[0],
+            context=one.context,
+        )
+        entries.append(entry)
+        end = entry.end
+    return order, entries
 
 
 def show_logits(entry: BatchEntry, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:

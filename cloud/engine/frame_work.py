@@ -16,6 +16,7 @@ from cloud.engine.frame_decoding import Decoded, RowDecoder
 from cloud.engine.launches import Answered
 from cloud.engine.loop_observer import LoopObserver
 from cloud.kv.pool import KvLease
+from cloud.squeezed.fixed_context import FixedContext
 from decoding.penalties import TokenMask
 from optimizer.policy.batching import KeyT, Waiting
 from protos.messages import Frame, Result, Timings
@@ -35,7 +36,8 @@ class FrameWork:
     what a grammar allows at each of these; `finish` waits for them. watch: is told the logits of
     the first `num_watched` rows: the index of the first one, and float32 [C, V]. drawing: what a
     device may draw the tokens with; None: the server needs the logits. tap: is told the states of
-    each batch's rows (`BatchEntry.tap`).
+    each batch's rows (`BatchEntry.tap`). context: the session's, some of whose rows have a batch of
+    their own (`FixedContext.most_rows`).
     """
 
     frame: Frame
@@ -48,6 +50,7 @@ class FrameWork:
     watch: Callable[[int, FloatRows], None] | None = None
     drawing: Drawing | None = None
     tap: Callable[[Tensor], None] | None = None
+    context: FixedContext | None = None
 
     @property
     def left(self) -> int:
@@ -57,10 +60,13 @@ class FrameWork:
     @property
     def next_rows(self) -> int:
         """Rows that one batch may take: few where each row's logits are watched."""
-        spare = self.left - self.num_logits
-        if self.done < self.num_watched and spare > 0:
-            return min(self.left, spare, WATCHED_ROWS) if self.left > WATCHED_ROWS else self.left
-        return self.left
+        rows, spare = self.left, self.left - self.num_logits
+        if self.context is not None:
+            most = self.context.most_rows(self.frame.first_position + self.done, rows)
+            rows = most if most <= spare else rows
+        if self.done < self.num_watched and spare > 0 and self.left > WATCHED_ROWS:
+            return min(rows, spare, WATCHED_ROWS)
+        return rows
 
     def entry(self, lease: KvLease, num_rows: int) -> BatchEntry:
         """Its next `num_rows` rows as a part of a batch."""
@@ -73,6 +79,7 @@ class FrameWork:
             below=self.below,
             num_watched=num_watched,
             tap=self.tap,
+            context=self.context,
             drawing=self.drawing if num_rows == self.left and self.num_logits else None,
             watch=(
                 None

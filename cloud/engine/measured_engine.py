@@ -72,12 +72,18 @@ class _ToldLaunch:
 
 def alike(batch: Sequence[BatchEntry]) -> AlikeBatch | None:
     """What the batch is made of; None where its sessions differ, or where it does more than a plan
-    counts: layers below the split, logits that are watched, states that are captured."""
+    counts: layers below the split, logits that are watched, states that are captured, and less
+    where keys are selected."""
     first = batch[0]
     rows = len(first.rows)
     for entry in batch:
         more = entry.below is not None or entry.num_watched or entry.tap is not None
-        if more or entry.lease.split != first.lease.split or len(entry.rows) != rows:
+        if (
+            more
+            or entry.context is not None
+            or entry.lease.split != first.lease.split
+            or len(entry.rows) != rows
+        ):
             return None
     return AlikeBatch(
         split=first.lease.split,

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from cloud.attention.native import row_histories, suits_heads
 from cloud.attention.packed_step import PackedStep
+from cloud.attention.squeezed_step import SqueezedStep
 from cloud.engine.fused_layer import FusedLayer
 from cloud.engine.int8_linear import Int8Linear
+from cloud.engine.native_squeeze import NativeSqueeze, count_read, native_squeeze
 from cloud.kernel.library import (
     MAX_GROUP,
     MAX_THREADS,
@@ -43,8 +45,16 @@ class NativeStack:
         self._inner = self._held[0].inner
         self._width = self._held[0].width
         self._buffers: dict[str, Tensor] = {}
+        self._squeeze = NativeSqueeze()  # of the step that runs
 
-    def begin(self, step: PackedStep, hidden: Tensor, cos: Tensor, sin: Tensor) -> CStep:
+    def begin(
+        self,
+        step: PackedStep,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        squeezed: SqueezedStep | None = None,
+    ) -> CStep:
         """A step as the kernel reads it. hidden: [T, D] float32; cos, signed sin: [T, r].
 
         `run` changes `hidden` in place; the structure returned holds no reference to it.
@@ -54,6 +64,12 @@ class NativeStack:
         qkv_width = (self._heads + 2 * self._kv_heads) * self._head_dim
         mixed_width = max(self._width, self._heads * self._head_dim, self._inner)
         histories = row_histories(step.entries)
+        self._squeeze = NativeSqueeze()
+        if squeezed is not None:
+            layers = range(step.entries[0].lease.split, self._first_layer + len(self._held))
+            heads = (self._heads, self._kv_heads, self._head_dim)
+            self._squeeze = native_squeeze(squeezed, histories, layers, heads)
+        history = histories.longest + self._squeeze.num_clusters
         buffers = {
             "cos": cos.contiguous(),
             "sin": sin.contiguous(),
@@ -64,7 +80,7 @@ class NativeStack:
             "digits": self._scratch("digits", 2 * num_rows * (mixed_width + 3), torch.int8),
             "row_scale": self._scratch("row_scale", num_rows),
             "row_sum": self._scratch("row_sum", 2 * num_rows, torch.int32),
-            "scores": self._scratch("scores", MAX_THREADS * MAX_GROUP * histories.longest),
+            "scores": self._scratch("scores", MAX_THREADS * MAX_GROUP * history),
         }
         self._buffers |= buffers  # alive until the next step
         return CStep(
@@ -79,8 +95,9 @@ class NativeStack:
             place=step.places.data_ptr(),
             step=step.strides.data_ptr(),
             hidden=hidden.data_ptr(),
-            history=histories.longest,
+            history=history,
             **{name: buffer.data_ptr() for name, buffer in buffers.items()},
+            **self._squeeze.fields,
         )
 
     def run(self, native: CStep, layers: range, num_rows: int) -> None:
@@ -88,6 +105,10 @@ class NativeStack:
         native.num_rows = num_rows
         first = layers.start - self._first_layer
         self._kernel.layers(self._layers, layers.start, range(first, first + len(layers)), native)
+
+    def count(self, squeezed: SqueezedStep) -> None:
+        """Tell the fixed contexts of the step that has run how many keys were read."""
+        count_read(self._squeeze, squeezed, self._kv_heads)
 
     def _scratch(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         held = self._buffers.get(name)

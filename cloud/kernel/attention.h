@@ -31,10 +31,12 @@ static inline __attribute__((always_inline)) VF NAME(hsum16)(const VF *v) {
 /* Where a query, a key or a value that the row sees is not finite, its output is not either.
  *
  * G query heads of one row over one key-value head; a head has NV vectors of 16. Both are constants,
- * so a key is read once and everything stays in registers. scores: [G][step->history]. */
+ * so a key is read once and everything stays in registers. scores: [G][step->history]. estimate: what
+ * counts beside the keys of the pieces; its scores begin with those of the first of the G heads. */
 static inline __attribute__((always_inline)) void NAME(attend_heads)(
     const Step *step, const Piece *pieces, int64_t num_pieces, int64_t layer, const float *query,
-    int64_t key_offset, float scale, float *scores, float *out, int G, int NV) {
+    int64_t key_offset, float scale, float *scores, float *out, const NAME(Estimate) *estimate, int G,
+    int NV) {
     int64_t pitch = 2 * step->kv_heads * step->head_dim, d = step->head_dim;
     int64_t value_offset = key_offset + step->kv_heads * d, count = 0, history = step->history;
     VF q[MAX_GROUP][8];
@@ -77,6 +79,12 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
             held = 0;
         }
     }
+    for (int64_t i = 0; i < estimate->count; i++, count++) {
+        int64_t u = estimate->unread[i], at = estimate->head_at * NUM_CLUSTERS + u % NUM_CLUSTERS;
+        float keys = logf(estimate->squeeze->segments[u / NUM_CLUSTERS].counts[at]);
+        for (int g = 0; g < G; g++)
+            scores[g * history + count] = estimate->scores[g * estimate->num_clusters + u] + keys;
+    }
     float inverse[MAX_GROUP];
     for (int g = 0; g < G; g++) {
         float *of = scores + g * history;
@@ -110,6 +118,14 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
                 for (int v = 0; v < NV; v++) total[g][v] += scores[g * history + at] * value[v];
         }
     }
+    for (int64_t i = 0; i < estimate->count; i++, at++) {
+        int64_t u = estimate->unread[i], place = estimate->head_at * NUM_CLUSTERS + u % NUM_CLUSTERS;
+        const float *values = estimate->squeeze->segments[u / NUM_CLUSTERS].values + place * d;
+        for (int v = 0; v < NV; v++) {
+            VF value = LOAD(values + 16 * v);
+            for (int g = 0; g < G; g++) total[g][v] += scores[g * history + at] * value;
+        }
+    }
     for (int g = 0; g < G; g++)
         for (int v = 0; v < NV; v++) *(VF *)(out + g * d + 16 * v) = total[g][v] * inverse[g];
 }
@@ -118,9 +134,10 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
 #define ATTEND_HEADS(G, NV)                                                                         \
     static __attribute__((noinline)) void NAME(attend_##G##_##NV)(                                  \
         const Step *step, const Piece *pieces, int64_t num_pieces, int64_t layer,                   \
-        const float *query, int64_t key_offset, float scale, float *scores, float *out) {           \
+        const float *query, int64_t key_offset, float scale, float *scores, float *out,             \
+        const NAME(Estimate) *estimate) {                                                           \
         NAME(attend_heads)(step, pieces, num_pieces, layer, query, key_offset, scale, scores, out,  \
-                           G, NV);                                                                  \
+                           estimate, G, NV);                                                        \
     }
 ATTEND_HEADS(1, 1) ATTEND_HEADS(1, 2) ATTEND_HEADS(1, 3) ATTEND_HEADS(1, 4)
 ATTEND_HEADS(1, 5) ATTEND_HEADS(1, 6) ATTEND_HEADS(1, 7) ATTEND_HEADS(1, 8)
@@ -128,11 +145,20 @@ ATTEND_HEADS(2, 4) ATTEND_HEADS(3, 4) ATTEND_HEADS(4, 4) ATTEND_HEADS(2, 8)
 #undef ATTEND_HEADS
 
 static void NAME(attend)(const Step *step, int64_t layer, float scale, int64_t row, int64_t kv_head,
-                         float *scores) {
+                         int thread) {
+    float *scores = step->scores + thread * MAX_GROUP * step->history;
+    NAME(Estimate) estimate = {0};
     int64_t group = step->heads / step->kv_heads, d = step->head_dim, together = 1;
     int64_t qkv_width = (step->heads + 2 * step->kv_heads) * d;
     const Piece *pieces = step->pieces + step->first_piece[row];
     int64_t num_pieces = step->first_piece[row + 1] - step->first_piece[row];
+    if (step->squeezed && step->squeezed[row] >= 0) {
+        Piece *picked = step->picked + thread * step->most_picked;
+        float *scratch = step->cluster_scores + thread * step->most_cluster_scores;
+        num_pieces = NAME(pick)(step, step->squeezes + step->squeezed[row], layer, scale, row, kv_head,
+                                scratch, picked, &estimate);
+        pieces = picked;
+    }
     if (d == 64) together = group % 4 == 0 ? 4 : group % 3 == 0 ? 3 : group % 2 == 0 ? 2 : 1;
     else if (d == 128 && group % 2 == 0) together = 2;
     for (int64_t g = 0; g < group; g += together) {
@@ -142,7 +168,7 @@ static void NAME(attend)(const Step *step, int64_t layer, float scale, int64_t r
 #define ATTEND(G, NV)                                                                              \
     case 16 * (G) + (NV):                                                                          \
         NAME(attend_##G##_##NV)(step, pieces, num_pieces, layer, query, kv_head *d, scale, scores, \
-                                out);                                                              \
+                                out, &estimate);                                                   \
         break
         switch (16 * together + d / 16) {
             ATTEND(1, 1); ATTEND(1, 2); ATTEND(1, 3); ATTEND(1, 4);
@@ -150,5 +176,6 @@ static void NAME(attend)(const Step *step, int64_t layer, float scale, int64_t r
             ATTEND(2, 4); ATTEND(3, 4); ATTEND(4, 4); ATTEND(2, 8);
         }
 #undef ATTEND
+        if (estimate.scores) estimate.scores += together * estimate.num_clusters;
     }
 }

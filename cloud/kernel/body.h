@@ -274,6 +274,7 @@ static void NAME(rotate)(float *head, const float *cosine, const float *sine, in
     }
 }
 
+#include "squeeze.h"
 #include "attention.h"
 
 static void NAME(gate)(float *wide, int64_t inner, float *out) {
@@ -302,6 +303,9 @@ static void NAME(place_row)(const Step *step, int64_t number, int64_t row) {
     for (int64_t h = 0; h < H + KV; h++)
         NAME(rotate)(heads + h * d, step->cos + row * step->rotary_dim,
                      step->sin + row * step->rotary_dim, step->rotary_dim);
+    if (step->kept && step->kept[row] >= 0)
+        memcpy(step->queries + ((number - step->kept_layer) * step->num_kept + step->kept[row]) * H * d,
+               heads, (size_t)(H * d) * sizeof(float));
     memcpy(step->arena + (step->place[row] + number * step->step[row]) * 2 * KV * d, heads + H * d,
            (size_t)(2 * KV * d) * sizeof(float));
 }
@@ -326,8 +330,7 @@ static void NAME(run_layers)(const Job *base, int64_t phase, int64_t chunk, int 
         case NORM_IN: NAME(norm_and_quantize)(step, layer->input_norm, layer->eps, i); break;
         case PLACE: NAME(place_row)(step, number, i); break;
         case ATTEND:
-            NAME(attend)(step, number, layer->scale, i / step->kv_heads, i % step->kv_heads,
-                         step->scores + thread * MAX_GROUP * step->history);
+            NAME(attend)(step, number, layer->scale, i / step->kv_heads, i % step->kv_heads, thread);
             break;
         case MIXED: {
             int64_t width = step->heads * step->head_dim;
@@ -350,8 +353,7 @@ static void NAME(run_attend)(const Job *base, int64_t phase, int64_t chunk, int 
     (void)phase;
     if (end > all) end = all;
     for (int64_t i = begin; i < end; i++)
-        NAME(attend)(step, job->layer, job->scale, i / step->kv_heads, i % step->kv_heads,
-                     step->scores + thread * MAX_GROUP * step->history);
+        NAME(attend)(step, job->layer, job->scale, i / step->kv_heads, i % step->kv_heads, thread);
 }
 
 static void NAME(run_linear)(const Job *base, int64_t phase, int64_t chunk, int thread) {

@@ -39,7 +39,7 @@
 #endif
 
 /* Count up when a structure below changes, or what a function does with it (README.md, "The ABI"). */
-#define LAYOUT_VERSION 2
+#define LAYOUT_VERSION 3
 
 typedef struct {
     const uint8_t *packed; /* [N/64][K/4][64][4], code + 128; N and K rounded up */
@@ -58,6 +58,22 @@ typedef struct {
     int64_t row, stride, count; /* `count` arena rows; those of layer l begin at row + l * stride */
 } Piece;
 
+/* Clusters of the keys of SEGMENT_TOKENS positions, in all layers (cloud/squeezed/clusters.py). */
+#define SEGMENT_TOKENS 512
+#define NUM_CLUSTERS 32
+typedef struct {
+    const uint8_t *labels;   /* [layers][KV][SEGMENT_TOKENS] each key's cluster */
+    const float *centroids;  /* [layers][KV][d][NUM_CLUSTERS] */
+    const float *counts;     /* [layers][KV][NUM_CLUSTERS] keys of each */
+    const float *values;     /* [layers][KV][NUM_CLUSTERS][d] mean value of each */
+} Segment;
+
+typedef struct {
+    const Segment *segments; /* of positions 0, SEGMENT_TOKENS, .. */
+    int64_t num_segments, first_layer; /* index 0 of their arrays is layer `first_layer` */
+    float threshold; /* logarithm of the softmax weight above which a cluster is read */
+} Squeeze;
+
 typedef struct {
     int64_t num_rows, width, inner; /* T, D, inner width of the MLP */
     int64_t heads, kv_heads, head_dim, rotary_dim;
@@ -74,6 +90,17 @@ typedef struct {
     int32_t *row_sum;            /* scratch [2 T] */
     float *scores;               /* scratch [threads][MAX_GROUP][history] */
     int64_t history;             /* the longest, rounded up to 16 */
+    /* For rows that read selected keys; all NULL where no row does. */
+    const int64_t *squeezed;     /* [T] index in `squeezes`, -1: the row sees every key */
+    const Squeeze *squeezes;
+    int64_t *num_read;           /* [T][KV] added to: selected keys of all layers */
+    Piece *picked;               /* scratch [threads][most_picked] */
+    float *cluster_scores;       /* scratch [threads][most_cluster_scores] */
+    int64_t most_picked, most_cluster_scores;
+    /* For rows whose rotated queries are kept. */
+    const int64_t *kept;         /* [T] place among the kept rows, -1: none; NULL: none of all */
+    float *queries;              /* [layers][num_kept][H][d] from layer `kept_layer` on */
+    int64_t num_kept, kept_layer;
 } Step;
 
 #if BUILT
@@ -315,7 +342,8 @@ API void sp_attend(const Step *step, int64_t layer, float scale, int32_t kind) {
 
 /* The version and the structures' sizes: a library of other sources would read them wrongly. */
 API int64_t sp_layout(int32_t what) {
-    const int64_t layout[] = {LAYOUT_VERSION, sizeof(Linear), sizeof(Layer), sizeof(Piece), sizeof(Step)};
+    const int64_t layout[] = {LAYOUT_VERSION, sizeof(Linear), sizeof(Layer), sizeof(Piece), sizeof(Step),
+                              sizeof(Segment), sizeof(Squeeze)};
     return what >= 0 && what < (int32_t)(sizeof(layout) / sizeof(*layout)) ? layout[what] : -1;
 }
 

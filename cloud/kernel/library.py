@@ -35,7 +35,7 @@ _PANEL_ROWS: Final = 96
 _MAX_CHUNKS: Final = (1 << 20) - 1  # COUNT_MASK of thread_pool.h
 _LANES: Final = 16  # channels of a head come in whole vectors
 _MAX_HEAD_DIM: Final = 128
-_LAYOUT_VERSION: Final = 2  # of kernel.c
+_LAYOUT_VERSION: Final = 3  # of kernel.c
 
 
 class CLinear(ctypes.Structure):
@@ -75,6 +75,28 @@ class CStep(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "hidden", "wide", "mixed", "digits")),
         *((name, ctypes.c_void_p) for name in ("row_scale", "row_sum", "scores")),
         ("history", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("squeezed", "squeezes", "num_read", "picked")),
+        ("cluster_scores", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("most_picked", "most_cluster_scores")),
+        *((name, ctypes.c_void_p) for name in ("kept", "queries")),
+        *((name, ctypes.c_int64) for name in ("num_kept", "kept_layer")),
+    ]
+
+
+class CSegment(ctypes.Structure):
+    """`Segment` of kernel.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("labels", "centroids", "counts", "values")]
+
+
+class CSqueeze(ctypes.Structure):
+    """`Squeeze` of kernel.c."""
+
+    _fields_ = [
+        ("segments", ctypes.c_void_p),
+        ("num_segments", ctypes.c_int64),
+        ("first_layer", ctypes.c_int64),
+        ("threshold", ctypes.c_float),
     ]
 
 
@@ -254,7 +276,10 @@ _AT = ctypes.c_void_p
 _KERNEL = KernelSpec(
     module="cloud.kernel._kernel",
     abi_function="sp_layout",
-    abi=(_LAYOUT_VERSION, *map(ctypes.sizeof, (CLinear, CLayer, CPiece, CStep))),
+    abi=(
+        _LAYOUT_VERSION,
+        *map(ctypes.sizeof, (CLinear, CLayer, CPiece, CStep, CSegment, CSqueeze)),
+    ),
     without="8-bit layers run in torch",
     functions=(
         CFunction(name="sp_available", result=ctypes.c_int32, arguments=()),

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 from cloud.kv.pool import KvLease, KvPool, SharedPrefix
+from cloud.squeezed.fixed_context import FixedContext, Indexing
 from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
 
 # Input tokens of a beginning, how many frames it took, and their chain hash.
@@ -33,12 +34,14 @@ MAX_TOKENS_HELD: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """The first frames of a session. tokens: the input tokens of its positions."""
+    """The first frames of a session. tokens: the input tokens of its positions. indexes: of its
+    whole segments of keys, where the server has them (`cloud.squeezed`)."""
 
     blocks: SharedPrefix
     tokens: tuple[int, ...]
     num_frames: int
     chain: bytes
+    indexes: tuple[Indexing, ...] = ()
 
 
 class _Entry(NamedTuple):
@@ -67,7 +70,14 @@ class PrefixCache:
         return None
 
     def keep(
-        self, tenant: str, lease: KvLease, *, tokens: tuple[int, ...], num_frames: int, chain: bytes
+        self,
+        tenant: str,
+        lease: KvLease,
+        *,
+        tokens: tuple[int, ...],
+        num_frames: int,
+        chain: bytes,
+        indexes: tuple[Indexing, ...] = (),
     ) -> None:
         """Keep the first len(tokens) positions of a session. They must be whole blocks."""
         name = self._name(tenant, chain)
@@ -85,18 +95,36 @@ class PrefixCache:
                 tokens=tokens,
                 num_frames=num_frames,
                 chain=chain,
+                indexes=indexes,
             )
             self._entries[name] = _Entry(beginning, pool)
             self._num_tokens += len(tokens)
 
-    def keeper(self, tenant: str, lease: KvLease, shareable_tokens: int) -> Keep | None:
-        """How a session tells of its beginnings; None: it may share none."""
+    def keeper(
+        self,
+        tenant: str,
+        lease: KvLease,
+        shareable_tokens: int,
+        context: FixedContext | None = None,
+    ) -> Keep | None:
+        """How a session tells of its beginnings; None: it may share none. context: the session's,
+        which says what indexes go with a beginning, and may keep some back."""
         if not shareable_tokens:
             return None
 
         def keep(tokens: tuple[int, ...], num_frames: int, chain: bytes) -> None:
-            if len(tokens) <= shareable_tokens and len(tokens) % KV_BLOCK_TOKENS == 0:
-                self.keep(tenant, lease, tokens=tokens, num_frames=num_frames, chain=chain)
+            if len(tokens) > shareable_tokens or len(tokens) % KV_BLOCK_TOKENS:
+                return
+            indexes = () if context is None else context.held(len(tokens))
+            if indexes is not None:
+                self.keep(
+                    tenant,
+                    lease,
+                    tokens=tokens,
+                    num_frames=num_frames,
+                    chain=chain,
+                    indexes=indexes,
+                )
 
         return keep
 

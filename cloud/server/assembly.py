@@ -155,11 +155,14 @@ def _kv_bytes(config: ServerConfig, loaded: Sequence[LoadedModel]) -> int:
 def _backend(parts: ModelParts, admission: Admission) -> ModelBackend:
     hidden_size = parts.loaded.engine.hidden_size
     pool, thread = parts.sessions.pool, parts.engine_loop
+    moves = None  # without the prompt's queries a moved session could not select keys
+    if parts.sessions.squeezing is None:
+        moves = MovedSessions(admission, pool, thread, hidden_size=hidden_size)
     return ModelBackend(
         sessions=parts.sessions,
         thread=thread,
         metrics=parts.metrics,
-        moves=MovedSessions(admission, pool, thread, hidden_size=hidden_size),
+        moves=moves,
     )
 
 
@@ -206,6 +209,19 @@ def _watch(
             model: partial(getattr, pool, attribute) for model, pool in pools.items()
         }
         metrics.model_gauge(name, text, values)
+    squeezing = {
+        one.name: one.sessions.squeezing for one in models if one.sessions.squeezing is not None
+    }
+    for name, text, attribute in (
+        ("squeezed_keys_read", "Keys read, as a share of those of fixed contexts", "read_share"),
+        ("squeezed_index_bytes", "Bytes of the indexes of prompts' keys", "num_bytes"),
+    ):
+        if squeezing:
+            metrics.model_gauge(
+                name,
+                text,
+                {model: partial(getattr, one, attribute) for model, one in squeezing.items()},
+            )
     metrics.gauge("frame_bytes", "Bytes of frames not run yet", lambda: budget.used_bytes)
 
 

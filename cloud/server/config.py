@@ -37,8 +37,9 @@ class ServerConfig:
     this machine each layer is divided. verify: hash all weights that lie outside the bundle.
     weights: what linear layers hold (`cloud.engine.weight_types`; None: what the bundle has), on
     one GPU alone. kv_type: what keys and values are kept in, likewise. draft_head: folder of a
-    head that guesses beyond answers (None: nobody does). scheduler: the limits of a batch (None:
-    those of the device).
+    head that guesses beyond answers (None: nobody does). squeeze_prefixes: share of the
+    keys of a long prompt that rows behind it read (`cloud.squeezed`; None: all of them). scheduler:
+    the limits of a batch (None: those of the device).
     allow_pull: whether devices may fetch their side of the bundle (None: where it is known who
     asks, see `offers_files`). pull_bytes_per_s: of all pulls together
     (None: no limit); the default leaves most of a 1 Gbit/s link, and of a core, to sessions.
@@ -72,6 +73,7 @@ class ServerConfig:
     weights: str | None = None
     kv_type: str | None = None
     draft_head: Path | None = None
+    squeeze_prefixes: float | None = None
     allow_pull: bool | None = None
     pull_bytes_per_s: float | None = DEFAULT_PULL_BYTES_PER_S
     metrics_host: str = "127.0.0.1"
@@ -190,7 +192,12 @@ def check_one_rank(config: ServerConfig) -> None:
 
 def check_measured(config: ServerConfig) -> None:
     """StartError where a log would hold steps that no plan counts on."""
-    for option, value in (("--weights", config.weights), ("--kv-type", config.kv_type)):
+    squeeze = None if config.squeeze_prefixes is None else f"{config.squeeze_prefixes:g}"
+    for option, value in (
+        ("--weights", config.weights),
+        ("--kv-type", config.kv_type),
+        ("--squeeze-prefixes", squeeze),
+    ):
         if config.measure is not None and value is not None:
             raise StartError(
                 f"--measure {config.measure}: does not go with {option} {value}, whose steps no "

@@ -15,6 +15,7 @@ from cloud.engine.launches import ForwardEngine, LaunchingEngine
 from cloud.engine.loop import EngineLoop
 from cloud.engine.measured_engine import MeasuredEngine
 from cloud.engine.step_turns import StepTurns, TurnTakingEngine
+from cloud.errors import StartError
 from cloud.kv.pool import KvPool
 from cloud.kv.prefix_cache import PrefixCache
 from cloud.parallel.parallel_engine import ParallelEngine
@@ -26,6 +27,7 @@ from cloud.server.serving_log import ServingLog
 from cloud.sessions.grammars import TOKENIZER_NAME, Grammars
 from cloud.sessions.model_sessions import ModelSessions
 from cloud.sessions.served_model import ServedModel, named_ladders
+from cloud.squeezed.fixed_context import Squeezing
 from codec.slow_path import warn_without_kernel
 from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER
 from optimizer.measured.log import MeasurementLog
@@ -94,6 +96,7 @@ def model_parts(
         prefixes=prefixes,
         grammars=_grammars(loaded),
         head=head,
+        squeezing=_squeezing(config, loaded),
         name=loaded.bundles.name,
     )
     log = _serving_log(config, loaded, sessions.served, metrics)
@@ -174,6 +177,25 @@ def _head(config: ServerConfig, loaded: LoadedModel, pool: KvPool) -> EagleDraft
             return None
         folder = own.path(f"{DRAFT_HEAD_FOLDER}/config.json").parent
     return load_head(folder, engine, kv_bytes=pool.limit_bytes)
+
+
+def _squeezing(config: ServerConfig, loaded: LoadedModel) -> Squeezing | None:
+    """Raises StartError for a share that there is not."""
+    ratio, engine = config.squeeze_prefixes, loaded.engine
+    if ratio is None:
+        return None
+    if not 0 < ratio <= 1:
+        raise StartError(f"--squeeze-prefixes {ratio:g}: a share lies above 0, up to 1")
+    scales = {} if isinstance(engine, ParallelEngine) else engine.squeezable_layers
+    num_layers = engine.num_layers - engine.first_layer
+    if len(scales) < num_layers:
+        logger.warning(
+            "--squeeze-prefixes: %d of %d layers read all keys; the option needs one CPU process, "
+            "and layers of the Llama shape without a window, a soft cap or sinks",
+            num_layers - len(scales),
+            num_layers,
+        )
+    return Squeezing(ratio, scales) if scales else None
 
 
 def _decoding(config: ServerConfig) -> FrameDecoding:

@@ -16,6 +16,7 @@ from cloud.sessions.prefix_guesses import PrefixGuesses
 from cloud.sessions.served_model import ServedModel
 from cloud.sessions.session import ServerSession
 from cloud.sessions.tenants import Tenant
+from cloud.squeezed.fixed_context import FixedContext, Squeezing
 from optimizer.policy.kv_blocks import num_blocks
 from protos.messages import Open
 from protos.prefix import begin_chain
@@ -35,12 +36,15 @@ class ModelSessions:
         prefixes: PrefixCache,
         grammars: Grammars,
         head: EagleDrafter | None = None,
+        squeezing: Squeezing | None = None,
         name: str = "",
     ) -> None:
-        """prefixes: of this model alone, and of this pool."""
+        """prefixes: of this model alone, and of this pool. squeezing: how rows read the keys of
+        long prompts; None: all of them."""
         self.served = served
         self.pool = pool
         self.head = head
+        self.squeezing = squeezing
         self.name = name or served.model_id
         self._prefixes = prefixes
         self._grammars = grammars
@@ -80,12 +84,20 @@ class ModelSessions:
                 shared=None if beginning is None else beginning.blocks,
                 shareable_tokens=shareable_tokens,
             )
+        context = None
+        if self.squeezing is not None:
+            context = self.squeezing.begin(
+                split=request.split,
+                shareable_tokens=shareable_tokens,
+                held=() if beginning is None else beginning.indexes,
+            )
         session = self._session(
             request,
             lease,
             constrain,
             beginning=beginning,
-            keep=self._prefixes.keeper(tenant.name, lease, shareable_tokens),
+            keep=self._prefixes.keeper(tenant.name, lease, shareable_tokens, context),
+            context=context,
             below=self._lease_below(request, beginning),
         )
         session.begin_chain(begin_chain(request))
@@ -107,6 +119,7 @@ class ModelSessions:
         keep: Keep | None = None,
         below: KvLease | None = None,
         moved: MovedKv | None = None,
+        context: FixedContext | None = None,
     ) -> ServerSession:
         drafts = None
         if self.head is not None:
@@ -127,6 +140,7 @@ class ModelSessions:
             below=below,
             drafts=drafts,
             moved=moved,
+            context=context,
         )
 
     def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:

@@ -34,6 +34,7 @@ from cloud.sessions.grammars import Constrain
 from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prompt_scores import PromptScores
 from cloud.sessions.remembered_answers import RememberedAnswers
+from cloud.squeezed.fixed_context import FixedContext
 from codec.kv.frame import KvFrames
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
@@ -62,6 +63,7 @@ class ServerSession:
         below: KvLease | None = None,
         drafts: HeadSession | None = None,
         moved: MovedKv | None = None,
+        context: FixedContext | None = None,
     ) -> None:
         """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
         the session's grammar. beginning: frames that ran in another session; `lease` must share its
@@ -69,7 +71,7 @@ class ServerSession:
         the rows of token frames; None: there are none. below: where keys and values of the layers
         below the split go meanwhile; None at split 0. moved: the tokens that it begins with, of an
         older session. drafts: what a draft head keeps of it;
-        None: no head does."""
+        None: no head does. context: whose keys its rows select from; None: they read all."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
@@ -87,6 +89,7 @@ class ServerSession:
         self._embedding = embedding
         self._below = below
         self.drafts = drafts
+        self._context = context
         self._moved = moved  # until the last of its frames has come
         self._owns_lease = True
         self._next_sequence = 0
@@ -168,6 +171,7 @@ class ServerSession:
             num_logits=frame.num_drafts + 1 if frame.want_token else 0,
             below=self._below,
             tap=None if self.drafts is None else self.drafts.tap,
+            context=self._context,
         )
         if self.drafts is not None:
             self.drafts.begin(frame.first_position)

@@ -82,6 +82,14 @@ class ModelOptions:
         Path | None,
         typer.Option(help="Folder of an EAGLE or EAGLE-3 head: the server guesses tokens ahead."),
     ] = None
+    squeeze_prefixes: Annotated[
+        float | None,
+        typer.Option(
+            help="On a CPU: share of a long prompt's keys that answers read, such as 0.3 (default: "
+            "all). It changes tokens.",
+            metavar="SHARE",
+        ),
+    ] = None
 
     def check(self) -> None:
         """BadParameter for a size, a device, weights or a time that there is not."""
@@ -89,6 +97,9 @@ class ModelOptions:
         self.frame_bytes()
         one_of(self.device, DEVICES, "--device")
         check_seconds(self.max_step, "--max-step", MOST_WAIT_S)
+        share = self.squeeze_prefixes
+        if share is not None and not 0 < share <= 1:
+            raise typer.BadParameter(f"--squeeze-prefixes {share:g}: lies above 0, up to 1")
         self._check_gpu_type("--weights", self.weights, weight_types())
         self._check_gpu_type("--kv-type", self.kv_type, kv_types())
 
@@ -141,6 +152,7 @@ class ModelOptions:
             "weights": self.weights,
             "kv_type": self.kv_type,
             "draft_head": self.draft_head,
+            "squeeze_prefixes": self.squeeze_prefixes,
         }
 
     def kv_bytes(self) -> int | None:
