@@ -114,7 +114,8 @@ class BackEngine:
             lease, num_rows = batch[index].lease, batch[index].rows.shape[0]
             entry = StepEntry(lease, start=lease.length, begin=end, num_rows=num_rows)
             entries.append(entry)
-            positions.extend(range(entry.start, entry.stop))
+            left = lease.num_left
+            positions.extend(range(entry.start + left, entry.stop + left))
             end = entry.end
         rows = [self._entering(batch[index]) for index in order]
         is_tapped = any(entry.tap is not None for entry in batch)

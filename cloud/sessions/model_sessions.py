@@ -11,6 +11,7 @@ from cloud.errors import CloudError
 from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, Keep, PrefixCache
 from cloud.sessions.grammars import Constrain, Grammars
+from cloud.sessions.leaving import leaving_tokens
 from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prefix_guesses import PrefixGuesses
 from cloud.sessions.served_model import ServedModel
@@ -69,6 +70,7 @@ class ModelSessions:
     def reserve(self, request: Open, tenant: Tenant, constrain: Constrain | None) -> ServerSession:
         """A session with its blocks. Raises CapacityError where they do not fit."""
         may_share = tenant.share_prefixes or bool(request.prefix_salt)
+        may_share = may_share and not request.max_positions  # rows move that others would read
         shareable_tokens = min(request.shareable_tokens, request.max_tokens) if may_share else 0
         with self.pool.lock:  # what is found stays until it is leased
             # What is skipped has no logits, and a prompt's log-probabilities need them.
@@ -109,7 +111,7 @@ class ModelSessions:
         moved: MovedKv | None = None,
     ) -> ServerSession:
         drafts = None
-        if self.head is not None:
+        if self.head is not None and not request.max_positions:
             split, most = request.split, request.draft_ids
             drafts = self.head.open(split=split, max_tokens=request.max_tokens, most=most)
         return ServerSession(
@@ -127,6 +129,7 @@ class ModelSessions:
             below=below,
             drafts=drafts,
             moved=moved,
+            leaving=leaving_tokens(request, self.served.leaving_positions),
         )
 
     def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:
@@ -136,6 +139,8 @@ class ModelSessions:
         the session begins with positions of which these layers hold nothing.
         """
         if not request.token_rows or not request.split or self.served.embedding is None:
+            return None
+        if request.max_positions:  # these rows would have to move too
             return None
         if beginning is not None:
             return None

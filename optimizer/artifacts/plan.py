@@ -81,7 +81,9 @@ class Plan:
     prompt's rows are computed (`optimizer.policy.prefill_place`); other places than the edge need a
     server that holds every layer. `weight_blocks` says how many of the front's weights share a
     scale (`optimizer.cost.front_kernels.block_size`): "small" is 32, as in every plan of earlier
-    versions, "large" is more and takes less memory.
+    versions, "large" is more and takes less memory. `max_positions` lets positions run on beyond
+    the cache: tokens may leave the front's cache, and those that stay keep their positions
+    (`optimizer.policy.kv`). 0: positions are places in the cache.
 
     The other fields are a record: the profiles and limits that `splitpoint plan` used, what it
     predicted, and the limits that bind. A plan from flags has none of them. Raises PlanError.
@@ -100,6 +102,7 @@ class Plan:
     front_splits: tuple[int, ...] = ()
     prefill: PrefillPlace = "edge"
     weight_blocks: WeightBlocks = "small"
+    max_positions: int = 0
     profiles: ProfilesUsed | None = None
     limits: Limits | None = None
     predicted: Predicted | None = None
@@ -137,6 +140,7 @@ class Plan:
         self._check_layer_bits()
         self._check_front_splits()
         self._check_prefill()
+        self._check_positions()
         if self.format == 1 and self._has_newer_fields():
             raise PlanError(
                 "plan format 1 has no drafting, layer bits, prefill, profiles or predictions"
@@ -190,12 +194,21 @@ class Plan:
                 "on; it needs all of them (back start 0)"
             )
 
+    def _check_positions(self) -> None:
+        most = self.model.geometry.context_length
+        if self.max_positions and not self.max_tokens <= self.max_positions <= most:
+            raise PlanError(
+                f"max positions {self.max_positions}: must lie between max tokens, "
+                f"{self.max_tokens}, and the model's context of {most}"
+            )
+
     def _has_newer_fields(self) -> bool:
         records = (self.profiles, self.limits, self.predicted)
         return (
             self.drafting != "off"
             or self.prefill != "edge"
             or self.weight_blocks != "small"
+            or self.max_positions > 0
             or bool(self.front_layer_bits or self.front_splits or self.binding)
             or any(record is not None for record in records)
         )
@@ -246,6 +259,8 @@ class Plan:
             del values["profiles"]["edge_provider"]
         if self.weight_blocks == "small":
             del values["weight_blocks"]
+        if not self.max_positions:
+            del values["max_positions"]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 
