@@ -258,7 +258,7 @@ def _kept(message: pb.Frame) -> bytes:
     if message.kv or message.ahead:
         raise RemoteWireError("a frame that lets tokens leave comes neither ahead nor with kv")
     if not any(message.kept):
-        raise RemoteWireError("a frame that lets all tokens leave")
+        raise RemoteWireError("a frame that keeps places of no cache")
     return message.kept
 
 

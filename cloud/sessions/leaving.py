@@ -39,13 +39,14 @@ class LeavingTokens:
         """
         if not self.max_positions:
             raise BadFrameError(f"frame {frame.sequence}: no token may leave in this session")
-        places = bytes_to_places(frame.kept)
-        if places[-1] >= lease.length or frame.first_position != len(places):
+        places, num_tokens = bytes_to_places(frame.kept)
+        if num_tokens > lease.length or frame.first_position != len(places):
             raise BadFrameError(
-                f"frame {frame.sequence} keeps places up to {places[-1]} and begins at "
+                f"frame {frame.sequence} keeps {len(places)} of {num_tokens} tokens and begins at "
                 f"{frame.first_position}, the cache has {lease.length} tokens"
             )
-        gone = sorted({*range(lease.length)} - {*places})
+        lease.rollback(num_tokens)  # refused guesses of a replayed frame may be there
+        gone = sorted({*range(num_tokens)} - {*places})
         keep_places(lease, places)
         tokens[:] = [tokens[place] for place in places]
         self.floor = len(places)

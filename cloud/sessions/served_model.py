@@ -154,7 +154,7 @@ def _check_sampling(request: Open, vocab_size: int) -> None:
     for token_id in (*request.sampling.logit_bias, *request.end_token_ids):
         if token_id >= vocab_size:
             raise BadOpenError(f"token {token_id}: the vocabulary has {vocab_size}")
-    if request.prompt_tokens > request.max_tokens:
+    if request.prompt_tokens > max(request.max_tokens, request.max_positions):
         raise BadOpenError(
             f"a prompt of {request.prompt_tokens} tokens in a session of {request.max_tokens}"
         )

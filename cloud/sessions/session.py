@@ -273,7 +273,8 @@ class ServerSession:
     def hand_over(self, num_tokens: int, frames: KvFrames) -> MovedKv | None:
         """Give its blocks to a session that begins with its first tokens; None: it has not so many.
         The model thread must have let go of it."""
-        ready = not self.is_moving and not self.lease.num_left and not self.lease.overflowed and self._owns_lease
+        lost = self.is_moving or self.lease.num_left or self.lease.overflowed
+        ready = not lost and self._owns_lease
         if not ready or not 0 < num_tokens <= min(self.lease.length, len(self.tokens)):
             return None
         self._owns_lease = False

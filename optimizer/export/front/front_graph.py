@@ -102,6 +102,4 @@ def front_at(front: FloatFront, plan: Plan, path: Path, layers: range | None = N
         blocks=plan.weight_blocks,
     )
     longest = plan.max_tokens if layers is None else plan.capacity(layers.stop)
-    front.write(
-        path, bits, max_tokens=longest, layers=layers, max_positions=plan.max_positions
-    )
+    front.write(path, bits, max_tokens=longest, layers=layers, max_positions=plan.max_positions)

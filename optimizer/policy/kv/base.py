@@ -38,9 +38,7 @@ class KvPolicy(Protocol):
     @property
     def decay(self) -> float: ...
 
-    def kept(
-        self, num_tokens: int, capacity: int, scores: Sequence[float] = ()
-    ) -> Sequence[int]:
+    def kept(self, num_tokens: int, capacity: int, scores: Sequence[float] = ()) -> Sequence[int]:
         """Places that stay, rising, of `num_tokens` in a cache of `capacity`.
 
         All of them while one more fits; fewer than `capacity` in any case. scores: of each token,

@@ -31,9 +31,7 @@ class Entropy:
     recent_share: int = 4
     room_share: int = 8
 
-    def kept(
-        self, num_tokens: int, capacity: int, scores: Sequence[float] = ()
-    ) -> Sequence[int]:
+    def kept(self, num_tokens: int, capacity: int, scores: Sequence[float] = ()) -> Sequence[int]:
         """See KvPolicy. Of equally surprising tokens the newer ones stay. ValueError where there
         are not as many scores as tokens."""
         if num_tokens < capacity:

@@ -31,9 +31,7 @@ class Recent:
     sink_tokens: int = SINK_TOKENS
     room_share: int = 8
 
-    def kept(
-        self, num_tokens: int, capacity: int, scores: Sequence[float] = ()
-    ) -> Sequence[int]:
+    def kept(self, num_tokens: int, capacity: int, scores: Sequence[float] = ()) -> Sequence[int]:
         """See KvPolicy."""
         if num_tokens < capacity:
             return range(num_tokens)

@@ -18,8 +18,6 @@ class Refuse:
     needs_scores: bool = False
     decay: float = 1.0
 
-    def kept(
-        self, num_tokens: int, capacity: int, scores: Sequence[float] = ()
-    ) -> Sequence[int]:
+    def kept(self, num_tokens: int, capacity: int, scores: Sequence[float] = ()) -> Sequence[int]:
         """See KvPolicy; the caller refuses before it comes to that."""
         return range(num_tokens)

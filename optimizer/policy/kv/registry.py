@@ -19,13 +19,13 @@ KV_POLICIES: Final[Mapping[str, KvPolicy]] = MappingProxyType(
     {policy.name: policy for policy in _POLICIES}
 )
 # Further spellings: everything is kept, or the request refused.
-_OTHER_NAMES: Final[Mapping[str, str]] = MappingProxyType({"keep": "refuse"})
+OTHER_NAMES: Final[Mapping[str, str]] = MappingProxyType({"keep": "refuse"})
 
 
 def kv_policy(name: str) -> KvPolicy:
     """The policy of this name; `keep` is another name of `refuse`. Raises PolicyError that lists
     the names."""
-    name = _OTHER_NAMES.get(name, name)
+    name = OTHER_NAMES.get(name, name)
     if name not in KV_POLICIES:
         raise PolicyError(f"context {name!r}: choose one of {', '.join(KV_POLICIES)}")
     return KV_POLICIES[name]

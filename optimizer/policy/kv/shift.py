@@ -27,9 +27,7 @@ class Shift:
     sink_share: int = 8
     kept_share: int = 2
 
-    def kept(
-        self, num_tokens: int, capacity: int, scores: Sequence[float] = ()
-    ) -> Sequence[int]:
+    def kept(self, num_tokens: int, capacity: int, scores: Sequence[float] = ()) -> Sequence[int]:
         """See KvPolicy."""
         if num_tokens < capacity:
             return range(num_tokens)

@@ -15,7 +15,7 @@ from cloud.sessions.session import ServerSession
 from decoding.params import SamplingParams
 from decoding.sampler import score
 from protos.entropy_bytes import entropies, entropy_bytes
-from protos.kept_places import places_to_bytes
+from protos.kept_places import KeptPlaces, places_to_bytes
 from protos.messages import Frame, Result, Timings
 from tests.cloud.sessions.test_session import LADDER, VOCAB, frame, logits_for, run
 
@@ -35,8 +35,8 @@ def leaving(max_positions: int = 30, *, reports: bool = False, prompt: int = 4) 
     )
 
 
-def keeping(sent: Frame, *places: int) -> Frame:
-    return replace(sent, kept=places_to_bytes(places))
+def keeping(sent: Frame, *places: int, of: int = 8) -> Frame:
+    return replace(sent, kept=places_to_bytes(KeptPlaces(places, of)))
 
 
 def test_the_named_tokens_stay_and_the_next_row_follows_them() -> None:
@@ -59,7 +59,7 @@ def test_a_frame_that_comes_again_lets_nothing_leave_twice() -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (keeping(frame(1, 3, 9), 0, 5, 8), "keeps places up to 8"),
+        (keeping(frame(1, 3, 9), 0, 5, 8, of=9), "keeps 3 of 9 tokens"),
         (keeping(frame(1, 2, 9), 0, 5, 7), "begins at 2"),
         (keeping(frame(1, 1, *range(9)), 0), "reaches position 10, the session reserved 8"),
     ],
@@ -69,6 +69,14 @@ def test_places_that_there_are_not_are_refused(bad: Frame, reason: str) -> None:
     run(it, frame(0, 0, *range(1, 9), want=False))
     with pytest.raises(BadFrameError, match=reason):
         it.begin(bad)
+
+
+def test_rows_of_refused_guesses_do_not_count_as_tokens_that_left() -> None:
+    """A replayed frame brings them again, and nothing but the next frame takes them back."""
+    it = leaving()
+    run(it, frame(0, 0, *range(1, 9), want=False))
+    run(it, keeping(frame(1, 3, 9), 0, 2, 4, of=6), 10)
+    assert (it.tokens, it.lease.num_left) == ([1, 3, 5, 9], 3)
 
 
 def test_nothing_leaves_where_the_session_did_not_ask() -> None:
