@@ -298,10 +298,7 @@ class Connector:
     def _take_opened(self, session: EdgeSession, address: str, answer: Opened) -> None:
         """Tell the session what the server has opened. Raises PeerError for nonsense."""
         if answer.max_positions < self._request.max_positions:
-            raise RefusedError(
-                f"{address} lets no tokens leave its cache (an older version, a GPU, several "
-                "processes, or a model with sliding windows): take --context shift"
-            )
+            raise RefusedError(_why_none_leave(address, answer.max_positions))
         self.continued = answer.continued and self._shipment is not None
         session.max_frame_tokens = answer.max_frame_tokens
         session.max_frames_in_flight = answer.max_frames_in_flight
@@ -322,3 +319,12 @@ def _failure_of(error: TransportError) -> Failure:
     if isinstance(error, RefusedError | PeerError | MisconfiguredError):
         return "refused"
     return "busy" if isinstance(error, BusyError) else "unreachable"
+
+
+def _why_none_leave(address: str, max_positions: int) -> str:
+    if max_positions:
+        return f"{address} has positions for {max_positions} tokens: ask for fewer new ones"
+    return (
+        f"{address} lets no tokens leave its cache (an older version, a GPU, several processes, or "
+        "a model with sliding windows): take --context shift"
+    )

@@ -33,7 +33,6 @@ from optimizer.artifacts.codec_tables import DEFAULT_TABLES
 from optimizer.artifacts.plan import Plan
 from optimizer.artifacts.prefill import PLANNED
 from optimizer.policy.kv.registry import kv_policy
-from optimizer.policy.kv.shift import Shift
 from optimizer.policy.retry import Clock, RetryPolicy
 
 
@@ -246,7 +245,7 @@ class GenerationFactory:
         elsewhere = request.split not in (None, self._plan.partition.split)
         if policy.hands_over if outgrows else elsewhere or len(self._plan.splits) > 1:
             return self._moving(remote, front, request, num_prompt_tokens, max_new_tokens)
-        if outgrows and policy.in_place and not self._plan.edge_is_whole:
+        if outgrows and policy.in_place:
             return self._evicting(remote, front, request, num_prompt_tokens, max_new_tokens)
         if not outgrows:
             return self._part(remote, front, request, total, num_prompt_tokens, computed)
@@ -260,7 +259,7 @@ class GenerationFactory:
             generation_of=part,
             front=front,
             capacity=capacity,
-            policy=Shift() if policy.in_place else policy,  # the device's own model
+            policy=policy,
             max_new_tokens=max_new_tokens,
         )
 
