@@ -1,7 +1,8 @@
 """Long conversations in a cache of fixed size: what each KV policy still knows, and reads well.
 
     python benchmarks/edge/long_chats.py [--model DIR] [--tokens 6000] [--chats 8]
-        [--budgets 512,1024,2048] [--policies full,shift,recent,entropy] [--decay 1.0]
+        [--budgets 512,1024,2048] [--policies full,shift,recent,entropy]
+        [--decay 1.0] [--recent-share 4] [--room-share 8]
 
 A conversation is made of questions and worked answers of GSM8K. In an early turn the user says a
 number, and the last turn asks for it. One whole model in float32 reads it with a cache in which the
@@ -35,6 +36,7 @@ from benchmarks.edge.facts import machine
 from optimizer.export.sources.model_source import open_source
 from optimizer.policy.kv.base import KvPolicy
 from optimizer.policy.kv.entropy import Entropy
+from optimizer.policy.kv.recent import Recent
 from optimizer.policy.kv.refuse import Refuse
 from optimizer.policy.kv.registry import kv_policy
 from protos.entropy_bytes import entropies, entropy_bytes
@@ -177,7 +179,7 @@ def measured(
         found += chat.number in tokenizer.decode(reader.answer(ANSWER_TOKENS))
         peak, reread = max(peak, reader.peak_tokens), reread + reader.reread
     return {
-        "policy": policy.name,
+        "policy": "full" if budget == UNBOUNDED else policy.name,
         "budget": None if budget == UNBOUNDED else budget,
         "found": found,
         "chats": len(chats),
@@ -197,6 +199,8 @@ def main() -> int:
     parser.add_argument("--budgets", default="512,1024,2048")
     parser.add_argument("--policies", default="full,shift,recent,entropy")
     parser.add_argument("--decay", type=float, default=1.0, help="eta of entropy")
+    parser.add_argument("--recent-share", type=int, default=4, help="of entropy: 1/N is newest")
+    parser.add_argument("--room-share", type=int, default=8, help="1/N gets free in a round")
     arguments = parser.parse_args()
     source = open_source(arguments.model)
     model, tokenizer = source.load_model().eval(), source.load_tokenizer()
@@ -205,8 +209,15 @@ def main() -> int:
     rows = []
     for name in arguments.policies.split(","):
         policy: KvPolicy = Refuse() if name == "full" else kv_policy(name)
+        if isinstance(policy, Recent):
+            policy = replace(policy, room_share=arguments.room_share)
         if isinstance(policy, Entropy):
-            policy = replace(policy, decay=arguments.decay)
+            policy = replace(
+                policy,
+                decay=arguments.decay,
+                recent_share=arguments.recent_share,
+                room_share=arguments.room_share,
+            )
         budgets = [UNBOUNDED] if name == "full" else map(int, arguments.budgets.split(","))
         for budget in budgets:
             rows.append(measured(model, tokenizer, chats, policy, budget))
