@@ -123,7 +123,7 @@ class EdgeClient:
         if not addresses and fallback is None and not self.plan.edge_is_whole:
             raise InputError("this plan needs a server: give its address (--server HOST:PORT)")
         others, halves = (fallback, draft_model), counts_halves(opened, provider)
-        copies = {"others": others, "sequences": concurrency, "halves": halves}
+        copies: Any = {"others": others, "sequences": concurrency, "halves": halves}
         limit = planned_limit(self.plan, memory_limit_bytes, **copies)
         if limit.process_bytes is not None:
             return_freed_blocks()  # before the first large blocks are allocated and freed

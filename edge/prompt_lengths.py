@@ -71,11 +71,16 @@ class LengthRules:
         policy = kv_policy(request.context)
         room = self._plan.max_tokens - num_prompt_tokens
         asked = request.max_new_tokens
-        if policy.evicts:
+        if policy.evicts and not policy.in_place:
             return max(room, 1) if asked is None else asked
         limit, whose = self._plan.max_tokens, "the plan"
         if policy.hands_over:
             limit, whose = self._plan.model.geometry.context_length, "the model"
+            asked = max(room, 1) if asked is None else asked
+        if policy.in_place:
+            # Without positions of its own the front is refused later, with what to do.
+            positions = self._plan.max_positions or self._plan.model.geometry.context_length
+            limit, whose = positions, "the front"
             asked = max(room, 1) if asked is None else asked
         room = limit - num_prompt_tokens
         if room < 1:

@@ -29,6 +29,7 @@ from protos.limits import (
     MAX_FRAME_DRAFTS,
     MAX_FRAME_TOKENS,
     MAX_FRAMES_IN_FLIGHT,
+    MAX_KEPT_BYTES,
     MAX_LAYERS,
     MAX_MESSAGE_BYTES,
     MAX_PREFIX_HASHES,
@@ -101,6 +102,7 @@ def decode_cloud(data: bytes) -> CloudMessage:
             token_rows=in_range("token_rows", opened.token_rows, 0, MAX_TOKENS),
             draft_ids=in_range("draft_ids", opened.draft_ids, 0, MAX_DRAFT_IDS),
             continued=opened.continued,
+            max_positions=in_range("max_positions", opened.max_positions, 0, MAX_TOKENS),
         )
     if kind == "drafts":
         return drafts_from_proto(message.drafts)
@@ -160,6 +162,8 @@ def _open_from_proto(message: pb.Open) -> Open:
         prompt_tokens=in_range("prompt_tokens", message.prompt_tokens, 0, MAX_TOKENS),
         end_token_ids=_end_tokens(message.end_token_ids),
         draft_ids=in_range("draft_ids", message.draft_ids, 0, MAX_DRAFT_IDS),
+        max_positions=in_range("max_positions", message.max_positions, 0, MAX_TOKENS),
+        entropies=message.entropies,
     )
 
 
@@ -176,6 +180,7 @@ def _frame_from_proto(message: pb.Frame) -> Frame:
         want_token=message.want_token,
         ahead=message.ahead,
         kv=_kv(message),
+        kept=_kept(message),
     )
 
 
@@ -186,6 +191,9 @@ def _result_from_proto(message: pb.Result) -> Result:
     in_range("prompt_logprobs", len(message.prompt_logprobs), 0, MAX_FRAME_TOKENS)
     check_logprobs(message.logprobs)
     check_logprobs(message.prompt_logprobs)
+    if len(message.entropies) not in (0, len(message.token_ids)):
+        raise RemoteWireError("result: as many entropies as tokens, or none")
+    in_range("prompt_entropies", len(message.prompt_entropies), 0, MAX_FRAME_TOKENS)
     check_top(message.prompt_top_ids, message.prompt_top_logprobs, len(message.prompt_logprobs))
     in_range("drafts", len(message.drafts), 0, MAX_DRAFT_SOURCES)
     timings = message.timings
@@ -212,6 +220,8 @@ def _result_from_proto(message: pb.Result) -> Result:
         prompt_top_ids=array("I", message.prompt_top_ids),
         prompt_top_logprobs=array("f", message.prompt_top_logprobs),
         drafts=tuple(drafts_from_proto(drafts) for drafts in message.drafts),
+        entropies=message.entropies,
+        prompt_entropies=message.prompt_entropies,
     )
 
 
@@ -238,6 +248,18 @@ def _kv(message: pb.Frame) -> bytes:
     if message.kv and (message.hidden or message.num_drafts or message.want_token or message.ahead):
         raise RemoteWireError("a frame with kv brings ids and nothing else, and asks for no token")
     return message.kv
+
+
+def _kept(message: pb.Frame) -> bytes:
+    """Places that stay: of a cache that holds what both sides agree on, and of some tokens."""
+    if not message.kept:
+        return b""
+    in_range("the length of kept", len(message.kept), 1, MAX_KEPT_BYTES)
+    if message.kv or message.ahead:
+        raise RemoteWireError("a frame that lets tokens leave comes neither ahead nor with kv")
+    if not any(message.kept):
+        raise RemoteWireError("a frame that keeps places of no cache")
+    return message.kept
 
 
 def _salt(value: bytes) -> bytes:

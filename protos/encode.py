@@ -54,9 +54,13 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     token_rows=message.token_rows,
                     continues=message.continues,
                     kv_tokens=message.kv_tokens,
-                    prompt_tokens=message.prompt_tokens if sampling.is_extended else 0,
+                    prompt_tokens=(
+                        message.prompt_tokens if sampling.is_extended or message.entropies else 0
+                    ),
                     end_token_ids=message.end_token_ids if sampling.grammar else (),
                     draft_ids=message.draft_ids,
+                    max_positions=message.max_positions,
+                    entropies=message.entropies,
                 )
             )
         )
@@ -72,6 +76,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     want_token=message.want_token,
                     ahead=message.ahead,
                     kv=message.kv,
+                    kept=message.kept,
                 )
             )
         )
@@ -104,6 +109,8 @@ def encode_cloud(message: CloudMessage) -> bytes:
                     prompt_top_ids=message.prompt_top_ids,
                     prompt_top_logprobs=message.prompt_top_logprobs,
                     drafts=[drafts_to_proto(drafts) for drafts in message.drafts],
+                    entropies=message.entropies,
+                    prompt_entropies=message.prompt_entropies,
                 )
             )
         )
@@ -121,6 +128,7 @@ def encode_cloud(message: CloudMessage) -> bytes:
                     token_rows=message.token_rows,
                     draft_ids=message.draft_ids,
                     continued=message.continued,
+                    max_positions=message.max_positions,
                 )
             )
         )

@@ -32,6 +32,8 @@ MAX_DRAFT_IDS: Final = 32
 MAX_DRAFT_CHOICES: Final = 8
 MAX_DRAFT_SOURCES: Final = 8
 MAX_TOKENS: Final = 1 << 24
+# The bits of `Frame.kept`: so many bytes for a cache of 262,144 places.
+MAX_KEPT_BYTES: Final = 1 << 15
 # Layers and hidden width of a model.
 MAX_LAYERS: Final = 1 << 16
 MAX_WIDTH: Final = 1 << 16

@@ -39,7 +39,8 @@ class Open:
     their keys and values below the older split come in frames with `kv`. prompt_tokens: how many of
     the first tokens are the prompt; where `sampling` asks for what version 1 does not know.
     end_token_ids: tokens that end an answer, where it has a grammar. draft_ids: how many tokens the
-    cloud may guess beyond each answer.
+    cloud may guess beyond each answer. max_positions: how far positions reach while tokens leave
+    the cache (`Frame.kept`); 0: none leaves. entropies: report how surprising each token was.
     """
 
     session_id: str
@@ -59,6 +60,8 @@ class Open:
     prompt_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
     draft_ids: int = 0
+    max_positions: int = 0
+    entropies: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,9 @@ class Frame:
     cloud first rolls its cache back to there. ahead: the edge sent the frame before it had the
     answer to the frame before. The first row is then a guess of the last token of that answer; if
     the guess is wrong, the cloud runs nothing. kv: a frame of `codec.kv`, beside token ids alone:
-    keys and values of their positions, in a session that continues another one.
+    keys and values of their positions, in a session that continues another one. kept: before
+    anything runs, the tokens of all other places leave the cache (`protos.kept_places`); empty:
+    none does. Where tokens have left, `first_position` is the first row's place in the cache.
     """
 
     sequence: int
@@ -82,6 +87,7 @@ class Frame:
     want_token: bool = True
     ahead: bool = False
     kv: bytes = b""
+    kept: bytes = b""
 
     @property
     def is_tokens(self) -> bool:
@@ -105,6 +111,8 @@ class Opened:
     it takes in token frames; an older version takes none. continued: it holds the tokens that the
     Open asked to go on from, and waits for their keys and values of the other layers. draft_ids:
     how many tokens it guesses beyond an answer at most; an older version guesses none.
+    max_positions: how far positions may reach while tokens leave the cache; 0, and in an older
+    version: none may leave.
     """
 
     session_id: str
@@ -114,6 +122,7 @@ class Opened:
     token_rows: int = 0
     draft_ids: int = 0
     continued: bool = False
+    max_positions: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +173,9 @@ class Result:
     prompt_logprobs: of the prompt tokens among the frame's rows, when asked for; position 0 has
     none. prompt_top_ids, prompt_top_logprobs: the most likely tokens beside each of these, equally
     many for each, one after the other (uint32, float32): a tuple would take ten times the memory.
-    drafts: what the cloud's drafters guess beyond `token_ids`.
+    drafts: what the cloud's drafters guess beyond `token_ids`. entropies, prompt_entropies: how
+    surprising each of `token_ids` was, and each prompt token of the frame's rows but that of
+    position 0, when asked for (`protos.entropy_bytes`).
     """
 
     sequence: int
@@ -177,6 +188,8 @@ class Result:
     prompt_top_ids: array[int] = field(default_factory=no_ids)
     prompt_top_logprobs: array[float] = field(default_factory=no_logprobs)
     drafts: tuple[Drafts, ...] = ()
+    entropies: bytes = b""
+    prompt_entropies: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

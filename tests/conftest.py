@@ -84,6 +84,7 @@ class ModelBench:
         back_start: int = 0,
         front_splits: tuple[int, ...] = (),
         prefill: PrefillPlace = "edge",
+        max_positions: int = 0,
     ) -> Plan:
         source = self.source
         return Plan(
@@ -96,6 +97,7 @@ class ModelBench:
             prefill_chunk=prefill_chunk,
             front_splits=front_splits,
             prefill=prefill,
+            max_positions=max_positions,
         )
 
     def edge_bundle(self, split: int, **changes: Any) -> Path:

@@ -117,7 +117,11 @@ class BackEngine:
         leaves float32's range marks its lease `overflowed` and changes no other session's numbers.
         """
         order, entries = step_entries(batch)
-        positions = [place for entry in entries for place in range(entry.start, entry.stop)]
+        positions = [
+            place + entry.lease.num_left
+            for entry in entries
+            for place in range(entry.start, entry.stop)
+        ]
         rows = [self._entering(batch[index]) for index in order]
         is_tapped = any(entry.tap is not None for entry in batch)
         captured = CapturedStates(self._captured_layers if is_tapped else ())

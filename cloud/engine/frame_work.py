@@ -149,6 +149,11 @@ class FrameSession(Protocol):
         ...
 
     @property
+    def max_positions(self) -> int:
+        """How far positions may reach while tokens leave its cache; 0: none leaves."""
+        ...
+
+    @property
     def num_frames(self) -> int:
         """Frames that it has begun."""
         ...

@@ -85,8 +85,8 @@ class KvLease:
     """One session's blocks. `length` tokens are valid; rolling back changes `length`.
 
     `overflowed`: a row of the session left float32's range, so its keys and values may be NaN.
-    Other sessions read the first `num_frozen` tokens too, or may come to: never write there. The
-    lease is a context manager.
+    Other sessions read the first `num_frozen` tokens too, or may come to: never write there.
+    `num_left` tokens left (`cloud.kv.kept`): a new row's position is so far beyond its place.
     """
 
     __slots__ = (
@@ -96,6 +96,7 @@ class KvLease:
         "max_tokens",
         "num_bytes",
         "num_frozen",
+        "num_left",
         "overflowed",
         "pool",
         "split",
@@ -121,6 +122,7 @@ class KvLease:
         self.num_frozen = num_shared
         self.length = num_shared
         self.overflowed = False
+        self.num_left = 0
         self.num_bytes = sum(s.extent.run.size for s in segments) * pool.shape.block_bytes
 
     @property

@@ -160,7 +160,20 @@ def _served(loaded: LoadedModel) -> ServedModel:
         max_positions=engine.max_positions,
         embedding=None if engine.model.embedding is None else engine.model.embedding.rows,
         others=plans[1:],
+        leaving_positions=_leaving_positions(loaded),
     )
+
+
+def _leaving_positions(loaded: LoadedModel) -> int:
+    """How far positions reach while tokens leave a cache; 0 where this engine moves no rows.
+
+    A row's window counts places, so a model with windows would see other tokens than it should.
+    """
+    engine = loaded.engine
+    windowed = loaded.bundles.loaded.plan.model.geometry.sliding_window is not None
+    if isinstance(engine, ParallelEngine) or engine.model.device.type != "cpu" or windowed:
+        return 0
+    return engine.max_positions
 
 
 def _head(config: ServerConfig, loaded: LoadedModel, pool: KvPool) -> EagleDrafter | None:

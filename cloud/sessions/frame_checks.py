@@ -61,3 +61,14 @@ def decoded_rows(ladder: Ladder, frame: Frame) -> FloatRows:
 def first_drawn(frame: Frame) -> int:
     """The position of the first token that the frame asks for."""
     return frame.first_position + len(frame.token_ids) - frame.num_drafts
+
+
+def guess_was_right(frame: Frame, num_cached: int, last_token: int | None) -> bool:
+    """Whether the guess was right on which a frame was sent ahead.
+
+    num_cached: tokens in the session's cache. last_token: what its last answer ended with. The
+    frame's first position stands for all guesses before its first row, because each frame begins
+    where the one before it ends. After a refused draft, or after another wrong guess, the cache is
+    shorter.
+    """
+    return frame.first_position == num_cached and frame.token_ids[0] == last_token

@@ -128,6 +128,8 @@ def _terms(request: Open) -> tuple[object, ...]:
         request.sampling,
         request.prompt_tokens,
         request.end_token_ids,
+        request.max_positions,
+        request.entropies,
     )
 
 

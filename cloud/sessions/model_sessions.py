@@ -11,6 +11,7 @@ from cloud.errors import CloudError
 from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, Keep, PrefixCache
 from cloud.sessions.grammars import Constrain, Grammars
+from cloud.sessions.leaving import leaving_tokens
 from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prefix_guesses import PrefixGuesses
 from cloud.sessions.served_model import ServedModel
@@ -73,6 +74,7 @@ class ModelSessions:
     def reserve(self, request: Open, tenant: Tenant, constrain: Constrain | None) -> ServerSession:
         """A session with its blocks. Raises CapacityError where they do not fit."""
         may_share = tenant.share_prefixes or bool(request.prefix_salt)
+        may_share = may_share and not request.max_positions  # rows move that others would read
         shareable_tokens = min(request.shareable_tokens, request.max_tokens) if may_share else 0
         with self.pool.lock:  # what is found stays until it is leased
             # What is skipped has no logits, and a prompt's log-probabilities need them.
@@ -85,7 +87,7 @@ class ModelSessions:
                 shareable_tokens=shareable_tokens,
             )
         context = None
-        if self.squeezing is not None:
+        if self.squeezing is not None and not request.max_positions:  # no token leaves
             context = self.squeezing.begin(
                 split=request.split,
                 shareable_tokens=shareable_tokens,
@@ -122,7 +124,7 @@ class ModelSessions:
         context: FixedContext | None = None,
     ) -> ServerSession:
         drafts = None
-        if self.head is not None:
+        if self.head is not None and not request.max_positions:
             split, most = request.split, request.draft_ids
             drafts = self.head.open(split=split, max_tokens=request.max_tokens, most=most)
         return ServerSession(
@@ -141,6 +143,7 @@ class ModelSessions:
             drafts=drafts,
             moved=moved,
             context=context,
+            leaving=leaving_tokens(request, self.served.leaving_positions),
         )
 
     def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:
@@ -150,6 +153,8 @@ class ModelSessions:
         the session begins with positions of which these layers hold nothing.
         """
         if not request.token_rows or not request.split or self.served.embedding is None:
+            return None
+        if request.max_positions:  # these rows would have to move too
             return None
         if beginning is not None:
             return None

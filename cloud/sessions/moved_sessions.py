@@ -72,6 +72,8 @@ class MovedSessions:
 
     def _may_move(self, request: Open, session: ServerSession) -> bool:
         """A pool with a rank's heads alone cannot take all of them."""
+        if request.max_positions or session.max_positions:  # positions are no places there
+            return False
         is_same = session.lease.pool is self._pool  # else it is a session of another model
         is_down = request.split < session.lease.split
         fits = 0 < request.kv_tokens < request.max_tokens

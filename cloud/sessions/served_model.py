@@ -34,13 +34,17 @@ class ServedModel:
         embedding: TokenRows | None = None,
         max_positions: int | None = None,
         others: Sequence[Plan] = (),
+        leaving_positions: int = 0,
     ) -> None:
         """layers: those that the server holds; a session may enter at each of them. max_tokens:
         most tokens of one session. ladders: the calibrated ladders of each split that has some, by
         the name of their tables. embedding: makes rows from token ids; None: this server takes no
         token frames.
         max_positions: most tokens of a session at split 0 that comes as ids: no device's cache
-        limits it. None: max_tokens. others: the plans of further bundles of this model."""
+        limits it. None: max_tokens. others: the plans of further bundles of this model.
+        leaving_positions: how far positions reach where tokens leave a session's cache; 0: the
+        engine cannot let them."""
+        self.leaving_positions = leaving_positions
         self.max_tokens = max_tokens
         self.embedding = embedding
         self._max_positions = max_positions or max_tokens
@@ -150,7 +154,7 @@ def _check_sampling(request: Open, vocab_size: int) -> None:
     for token_id in (*request.sampling.logit_bias, *request.end_token_ids):
         if token_id >= vocab_size:
             raise BadOpenError(f"token {token_id}: the vocabulary has {vocab_size}")
-    if request.prompt_tokens > request.max_tokens:
+    if request.prompt_tokens > max(request.max_tokens, request.max_positions):
         raise BadOpenError(
             f"a prompt of {request.prompt_tokens} tokens in a session of {request.max_tokens}"
         )

@@ -29,8 +29,9 @@ from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
 from cloud.kv.prefix_cache import Beginning, Keep
 from cloud.sessions.choosing import chosen_tokens, is_finite
-from cloud.sessions.frame_checks import check_frame, decoded_rows, first_drawn
+from cloud.sessions.frame_checks import check_frame, decoded_rows, first_drawn, guess_was_right
 from cloud.sessions.grammars import Constrain
+from cloud.sessions.leaving import LeavingTokens, at_positions
 from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prompt_scores import PromptScores
 from cloud.sessions.remembered_answers import RememberedAnswers
@@ -38,6 +39,7 @@ from cloud.squeezed.fixed_context import FixedContext
 from codec.kv.frame import KvFrames
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
+from decoding.sampler import Sampled
 from decoding.scores import TopToken
 from protos.messages import Frame, Result, Timings
 from protos.prefix import extend_chain
@@ -64,25 +66,29 @@ class ServerSession:
         drafts: HeadSession | None = None,
         moved: MovedKv | None = None,
         context: FixedContext | None = None,
+        leaving: LeavingTokens | None = None,
     ) -> None:
         """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
         the session's grammar. beginning: frames that ran in another session; `lease` must share its
         blocks. keep: told of each further beginning that other sessions may share. embedding: makes
         the rows of token frames; None: there are none. below: where keys and values of the layers
         below the split go meanwhile; None at split 0. moved: the tokens that it begins with, of an
-        older session. drafts: what a draft head keeps of it;
-        None: no head does. context: whose keys its rows select from; None: they read all."""
+        older session. drafts: what a draft head keeps of it; None: no head does. context: whose
+        keys its rows select from; None: they read all. leaving: whether tokens may leave its cache;
+        None: none may."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
         self._ladder = ladder
         self._sampling = sampling
-        self._prompt_tokens = prompt_tokens
+        self._leaving = leaving or LeavingTokens()
+        self._drawn_with = self._leaving.drawing_params(sampling)
+        self._prompt_tokens = prompt_tokens  # of those in the cache, and those to come
         self._constrain = constrain
         self._prompt_scores: PromptScores | None = None
-        if sampling.prompt_logprobs is not None:
+        if sampling.prompt_logprobs is not None or self._leaving.reports:
             self._prompt_scores = PromptScores(
-                num_prompt=prompt_tokens, num_top=sampling.prompt_logprobs
+                num_prompt=prompt_tokens, num_top=sampling.prompt_logprobs or 0
             )
         self._vocab_size = vocab_size
         self._max_frame_tokens = max_frame_tokens
@@ -142,13 +148,18 @@ class ServerSession:
             raise BadFrameError(
                 f"frame {frame.sequence} came, frame {self._next_sequence} is missing"
             )
-        if frame.ahead and not self._guess_was_right(frame):
+        if frame.ahead and not guess_was_right(frame, self.lease.length, self._last_token):
             self._next_sequence += 1
             self._chain = None  # a chain counts frames, and none names this one
             result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
             self._answers.keep(frame, result)
             return result
-        self._check(frame, range(self.lease.num_frozen, self.lease.length))
+        if frame.kept:
+            gone = self._leaving.apply(frame, self.lease, self.tokens)
+            self._prompt_tokens -= sum(place < self._prompt_tokens for place in gone)
+        floor = max(self.lease.num_frozen, self._leaving.floor)
+        self._check(frame, range(floor, self.lease.length))
+        self._leaving.check_reach(frame, self.lease)
         if frame.kv or self._moved is not None:
             return self._take_kv(frame, decoded)
         if frame.is_tokens:
@@ -157,7 +168,7 @@ class ServerSession:
             rows = decoded_rows(self._ladder, frame) if decoded is None else decoded.rows()
             self._free_below()
         if self._prompt_scores is not None:
-            self._prompt_scores.begin(frame)
+            self._prompt_scores.begin(at_positions(frame, self.lease))
         self._next_sequence += 1
         if self._chain is not None:
             goes_on = frame.first_position == len(self.tokens) and not frame.want_token
@@ -175,15 +186,16 @@ class ServerSession:
         )
         if self.drafts is not None:
             self.drafts.begin(frame.first_position)
-        if frame.want_token and self._prompt_scores is None and device_draws(self._sampling):
+        if frame.want_token and self._prompt_scores is None and device_draws(self._drawn_with):
             work.drawing = Drawing(params=self._sampling, position=first_drawn(frame))
         if self._constrain is not None and frame.want_token:
             first = first_drawn(frame)
             answer = self.tokens[self._prompt_tokens : first]
             work.masks = self._constrain(answer, self.tokens[first:])
         if self._prompt_scores is not None:
-            work.num_watched = self._prompt_scores.num_watched(frame)
-            work.watch = partial(self._prompt_scores.take, frame)
+            placed = at_positions(frame, self.lease)
+            work.num_watched = self._prompt_scores.num_watched(placed)
+            work.watch = partial(self._prompt_scores.take, placed)
         return work
 
     def finish(
@@ -203,6 +215,7 @@ class ServerSession:
         """
         frame = work.frame
         tokens: tuple[int, ...] = ()
+        chosen: list[Sampled] = []
         logprobs: tuple[float, ...] = ()
         top: tuple[tuple[TopToken, ...], ...] = ()
         self._last_token = None
@@ -214,8 +227,8 @@ class ServerSession:
             chosen = chosen_tokens(
                 work,
                 answer,
-                self._sampling,
-                position=first,
+                self._drawn_with,
+                position=first + self.lease.num_left,
                 seen=self.tokens[:first],
                 num_prompt=self._prompt_tokens,
             )
@@ -240,7 +253,8 @@ class ServerSession:
             top=top if self._sampling.top_logprobs else (),
         )
         if self._prompt_scores is not None:
-            result = self._prompt_scores.filled(result, frame)
+            result = self._prompt_scores.filled(result, at_positions(frame, self.lease))
+        result = self._leaving.reported(result, chosen)
         self._answers.keep(frame, result)
         if self._keep is not None and self._chain is not None:
             self._keep(tuple(self.tokens), self._next_sequence, self._chain)
@@ -264,7 +278,8 @@ class ServerSession:
     def hand_over(self, num_tokens: int, frames: KvFrames) -> MovedKv | None:
         """Give its blocks to a session that begins with its first tokens; None: it has not so many.
         The model thread must have let go of it."""
-        ready = not self.is_moving and not self.lease.overflowed and self._owns_lease
+        lost = self.is_moving or self.lease.num_left or self.lease.overflowed
+        ready = not lost and self._owns_lease
         if not ready or not 0 < num_tokens <= min(self.lease.length, len(self.tokens)):
             return None
         self._owns_lease = False
@@ -296,6 +311,11 @@ class ServerSession:
             return self._moved.num_tokens
         return 0 if self._below is None else self._below.max_tokens
 
+    @property
+    def max_positions(self) -> int:
+        """How far positions may reach while tokens leave its cache; 0: none leaves."""
+        return self._leaving.max_positions
+
     def _embed(self, frame: Frame) -> FloatRows:
         """The rows of a token frame as they enter layer 0. Raises BadFrameError."""
         end = frame.first_position + len(frame.token_ids)
@@ -314,15 +334,6 @@ class ServerSession:
         if self._below is not None:
             self._below.close()
             self._below = None
-
-    def _guess_was_right(self, frame: Frame) -> bool:
-        """Whether the guess was right on which a frame was sent ahead.
-
-        Its first position stands for all guesses before its first row, because each frame begins
-        where the one before it ends. After a refused draft, or after another wrong guess, the
-        cache is shorter.
-        """
-        return frame.first_position == self.lease.length and frame.token_ids[0] == self._last_token
 
     def _check(self, frame: Frame, starts: range) -> None:
         """Refuse what no session may send; it starts in `starts` or right behind them."""

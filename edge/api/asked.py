@@ -62,6 +62,7 @@ def completion_of(
             draft=name_field(body, "draft", default.draft),
             deadline_tbt_s=number_field(body, "deadline_tbt_s", default.deadline_tbt_s),
             context=default.context,
+            context_tokens=default.context_tokens,
             prefill=default.prefill,
             prefer=default.prefer,
             move_by=default.move_by,

@@ -26,6 +26,10 @@ class CacheBuffer(Protocol):
         """Of the first tokens: [1, G, num_tokens, size]. It may be the memory itself."""
         ...
 
+    def move_rows(self, slots: npt.NDArray[np.int64], to: int) -> None:
+        """Put the rows of these rising slots, none before `to`, side by side from `to` on."""
+        ...
+
 
 class HostBuffer:
     """In an array of this process. values: [1, G, capacity, size]; it is used, not copied."""
@@ -39,6 +43,11 @@ class HostBuffer:
     def first(self, num_tokens: int) -> npt.NDArray[Any]:
         """See CacheBuffer."""
         return self._values[:, :, :num_tokens]
+
+    def move_rows(self, slots: npt.NDArray[np.int64], to: int) -> None:
+        """See CacheBuffer. Copies the rows of one head at a time."""
+        for head in self._values[0]:
+            head[to : to + len(slots)] = head[slots]
 
 
 class DeviceBuffer:
@@ -56,6 +65,12 @@ class DeviceBuffer:
         """See CacheBuffer. Copies the whole buffer."""
         whole: npt.NDArray[Any] = self.value.numpy()
         return whole[:, :, :num_tokens]
+
+    def move_rows(self, slots: npt.NDArray[np.int64], to: int) -> None:
+        """See CacheBuffer. Copies the whole buffer, there and back."""
+        whole = np.array(self.value.numpy())
+        whole[:, :, to : to + len(slots)] = whole[:, :, slots]
+        self.value.update_inplace(whole)
 
 
 def cache_buffer(values: npt.NDArray[Any], device: TensorDevice) -> CacheBuffer:

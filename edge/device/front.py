@@ -23,6 +23,10 @@ from hwprofiles.providers.sessions import NodePlacement
 from hwprofiles.providers.table import CPU, ExecutionProvider
 from optimizer.artifacts.plan import Plan
 
+NO_POSITIONS: Final = (
+    "tokens cannot leave this front's cache and the others keep their positions: build the bundle "
+    "again with --positions"
+)
 RELEASE_ROWS: Final = 8  # a low-memory engine gives pages back after so many
 
 
@@ -39,6 +43,8 @@ class FrontEngine:
         self._vocab_size = plan.model.geometry.vocab_size
         self._token_ids: list[int] = []  # of the rows in the cache
         self._steps: list[int] = []  # rows that were computed together; below 0: a part of a step
+        self._num_left = 0  # tokens that left the cache; those behind them keep their positions
+        self._floor = 0  # tokens that were in the cache when the last ones left
         self._rows_mapped = 0  # since pages of files were last given back
         self._split = plan.partition.split
         self._segments: list[SegmentRunner] = []
@@ -135,13 +141,17 @@ class FrontEngine:
             raise InputError(f"token ids must lie between 0 and {self._vocab_size - 1}")
         if total > self.capacity:
             raise InputError(f"{total} tokens exceed the plan's {self.capacity}")
+        if self._num_left and total + self._num_left > self._plan.max_positions:
+            raise InputError(
+                f"{total + self._num_left} positions exceed the plan's {self._plan.max_positions}"
+            )
         if not self._segments:
             raise InputError("this front has moved to split 0, where it runs nothing")
         values: npt.NDArray[Any] = token_ids
         with self._graphs.one_pass():
             for segment in self._segments:
                 with self._graphs.in_memory(segment.graph):
-                    rows = values = segment.run(values, total)
+                    rows = values = segment.run(values, total, self._num_left)
         self._token_ids += token_ids.tolist()
         self._steps.append(num_rows)
         self._release_pages(num_rows)
@@ -151,6 +161,13 @@ class FrontEngine:
         """Forget every token from `num_tokens` on; what was cached for them is overwritten."""
         if not 0 <= num_tokens <= self.num_tokens:
             raise InputError(f"cannot roll back to {num_tokens} of {self.num_tokens} tokens")
+        if not num_tokens:
+            self.reset()
+            return
+        if num_tokens < self._floor:
+            raise InputError(
+                f"cannot roll back to {num_tokens} tokens: others left behind {self._floor}"
+            )
         left = self.num_tokens - num_tokens
         while left > 0:
             num_rows = abs(self._steps.pop())
@@ -159,6 +176,26 @@ class FrontEngine:
             left -= num_rows
         del self._token_ids[num_tokens:]
 
+    def keep_slots(self, slots: Sequence[int]) -> None:
+        """Let all tokens leave the cache but those in these rising places.
+
+        Those that stay move together and keep their positions; later tokens get the positions that
+        they would have had. `rollback` goes no further back than here, except to 0. InputError for
+        places that there are not, and where the front was built without positions of their own.
+        """
+        if not self._plan.max_positions:
+            raise InputError(NO_POSITIONS)
+        kept = np.asarray(slots, dtype=np.int64)
+        if len(kept) and (kept[0] < 0 or kept[-1] >= self.num_tokens or (np.diff(kept) < 1).any()):
+            raise InputError(f"places to keep must rise, below {self.num_tokens}")
+        same = int((kept == np.arange(len(kept))).sum())
+        for segment in self._segments:
+            segment.keep_slots(kept[same:], same)
+        self._num_left += self.num_tokens - len(kept)
+        self._token_ids = [self._token_ids[slot] for slot in slots]
+        self._steps = [len(kept)] if len(kept) else []
+        self._floor = len(kept)
+
     def keep_steps(self, steps: Sequence[Sequence[int]]) -> None:
         """Forget all but the first of these `steps` whose tokens were computed just so.
 
@@ -166,6 +203,8 @@ class FrontEngine:
         not count. What is kept has the bits that it would have if it were computed again.
         """
         kept = 0
+        if self._num_left:  # what stayed was computed among tokens that are not there any more
+            self.reset()
         for num_rows, token_ids in zip(self._steps, steps, strict=False):
             if self._token_ids[kept : kept + num_rows] != list(token_ids):
                 break
@@ -174,6 +213,8 @@ class FrontEngine:
 
     def keep(self, token_ids: Sequence[int]) -> None:
         """Forget all but the longest beginning of the cache that `token_ids` begins with too."""
+        if self._num_left:
+            self.reset()
         pairs = enumerate(zip(self._token_ids, token_ids, strict=False))
         same = min(self.num_tokens, len(token_ids))
         self.rollback(next((index for index, (one, other) in pairs if one != other), same))
@@ -182,6 +223,7 @@ class FrontEngine:
         """Forget everything: the next tokens begin a sequence."""
         self._token_ids.clear()
         self._steps.clear()
+        self._num_left = self._floor = 0
 
     def cached_from(self, split: int) -> CachedLayers | None:
         """What is cached of the layers from `split` on, which stays readable when they are dropped.
@@ -191,6 +233,8 @@ class FrontEngine:
         """
         segments = [segment for segment in self._segments if segment.graph.layers.start >= split]
         places = segments[0].key_places if segments else None
+        if self._num_left:  # the server would not know their positions
+            return None
         if places is None or segments[0].graph.layers.start != split:
             return None
         layers = range(split, self._split)

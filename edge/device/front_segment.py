@@ -16,7 +16,7 @@ from edge.device.cache_buffer import CacheBuffer, cache_buffer
 from edge.device.front_graphs import FrontGraph
 from edge.device.front_kv import key_places
 from edge.errors import FrontError
-from optimizer.artifacts.bundle import KEY_CHANNELS
+from optimizer.artifacts.bundle import KEY_CHANNELS, POSITIONS_INPUT
 from optimizer.artifacts.plan import Plan
 
 KV_DTYPES: Final[dict[int, Any]] = {8: np.int8, 16: np.float16, 32: np.float32}
@@ -47,6 +47,9 @@ class SegmentRunner:
             if plan.kv_bits > 8
             else None
         )
+        self._takes_positions = any(
+            each.name == POSITIONS_INPUT for each in graph.session.get_inputs()
+        )
         for each in graph.session.get_inputs():
             if each.name.startswith("past_key_values."):
                 self._bind(each.name, self._empty(capacity))
@@ -61,17 +64,29 @@ class SegmentRunner:
         name = f"past_key_values.{layer}"
         return self._cache[f"{name}.key"], self._cache[f"{name}.value"]
 
-    def run(self, values: npt.NDArray[Any], total: int) -> npt.NDArray[np.float32]:
+    def keep_slots(self, slots: npt.NDArray[np.int64], first: int) -> None:
+        """Of the cache's rows from `first` on keep those of these rising slots, side by side."""
+        for buffer in self._cache.values():
+            buffer.move_rows(slots, first)
+
+    def run(
+        self, values: npt.NDArray[Any], total: int, num_left: int = 0
+    ) -> npt.NDArray[np.float32]:
         """Append rows; returns what leaves the segment, float32 [T, D], or logits [1, V].
 
         values: token ids int64 [T] of the first segment, rows float32 [T, D] of any other. total:
-        tokens in the cache afterwards, at most its capacity. FrontError when a kernel fails.
+        tokens in the cache afterwards, at most its capacity. num_left: tokens that have left the
+        cache, so each row's position is so far beyond its place; 0 where the graph does not take
+        positions. FrontError when a kernel fails.
         """
         # Named, so that the memory that is bound lives until the kernels have run.
         inputs: dict[str, npt.NDArray[Any]] = {self._input: values[None]}
         if self._cache:
             inputs["seqlens_k"] = np.array([total - 1], dtype=np.int32)
             inputs["total_sequence_length"] = np.array(total, dtype=np.int32)
+        if self._takes_positions:
+            end = total + num_left
+            inputs[POSITIONS_INPUT] = np.arange(end - len(values), end, dtype=np.int64)[None]
         for name, value in inputs.items():
             self._binding.bind_cpu_input(name, value)
         out_rows = 1 if self._is_last else len(values)

@@ -22,6 +22,7 @@ class AnswerTerms:
     asked for, and num_top: of how many most likely tokens beside each. num_prompt: tokens of the
     prompt. prompt_top: of how many most likely tokens beside each of these; None: their own
     log-probabilities were not asked for. max_tokens: the session's, prompt and output together.
+    with_entropies: whether each token's surprise was asked for, of prompt and answer.
     """
 
     vocab_size: int | None = None
@@ -30,6 +31,7 @@ class AnswerTerms:
     num_top: int = 0
     num_prompt: int = 0
     prompt_top: int | None = None
+    with_entropies: bool = False
 
     def top_of(self, count: int) -> int:
         """How many most likely tokens there are where `count` were asked for."""
@@ -50,6 +52,8 @@ def check_answer(frame: Frame, result: Result, terms: AnswerTerms, *, is_void: b
     _check_tokens(frame, result)
     _check_vocabulary(result, terms.vocab_size)
     _check_top(result, terms)
+    if terms.with_entropies and len(result.entropies) != len(result.token_ids):
+        raise SessionError(f"answer {result.sequence} does not say how surprising each token was")
     if terms.with_logprobs and len(result.logprobs) != len(result.token_ids):
         raise SessionError(
             f"answer {result.sequence} has {len(result.logprobs)} log-probabilities for "
@@ -87,10 +91,15 @@ def _check_prompt_scores(
 ) -> None:
     """Each prompt token of the frame but the first of all comes with its log-probability."""
     expected, num_top = 0, 0
-    if terms.prompt_top is not None and not is_void:
-        end = min(frame.first_position + len(frame.token_ids), terms.num_prompt)
-        expected = max(0, end - max(frame.first_position, 1))
-        num_top = terms.top_of(terms.prompt_top)
+    end = min(frame.first_position + len(frame.token_ids), terms.num_prompt)
+    num_scored = 0 if is_void else max(0, end - max(frame.first_position, 1))
+    if terms.prompt_top is not None:
+        expected, num_top = num_scored, terms.top_of(terms.prompt_top)
+    if terms.with_entropies and len(result.prompt_entropies) != num_scored:
+        raise SessionError(
+            f"answer {result.sequence} says of {len(result.prompt_entropies)} tokens of the prompt "
+            f"how surprising they were, not of {num_scored}"
+        )
     if len(result.prompt_logprobs) != expected:
         raise SessionError(
             f"answer {result.sequence} has {len(result.prompt_logprobs)} log-probabilities for "

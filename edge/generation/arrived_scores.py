@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decoding.scores import TokenScore
 from edge.errors import PeerError
+from edge.generation.token_source import NewToken
 from protos.messages import Frame, Result
 from protos.score_fields import grouped_top
 
@@ -20,6 +21,11 @@ class ArrivedScores:
         token_ids = frame.token_ids[frame.first_position == 0 :][:count]
         top = grouped_top(result.prompt_top_ids, result.prompt_top_logprobs, count)
         self._scores.extend(map(TokenScore, token_ids, result.prompt_logprobs, top))
+
+    def joined_to(self, new: list[NewToken], num_prompt: int) -> list[NewToken]:
+        """The answer's first tokens, with those of the prompt beside the first one. Raises as
+        `complete`."""
+        return [new[0]._replace(prompt_scores=self.complete(num_prompt)), *new[1:]]
 
     def complete(self, num_prompt: int) -> tuple[TokenScore, ...]:
         """Those of all tokens but the first. PeerError where the server left some out."""

@@ -20,6 +20,7 @@ from edge.device.detokenizer import DecodedToken, TextStream
 from edge.device.front import FrontEngine
 from edge.draft.registry import AUTO as AUTO_DRAFT
 from edge.errors import InputError, TooSlowError, TransportError
+from edge.generation.context_terms import check_context_terms
 from edge.generation.parts import CANNOT_MOVE, AnswerParts
 from edge.generation.report import Completion
 from edge.generation.stopping import FinishReason, StopRule
@@ -27,8 +28,6 @@ from edge.generation.token_source import NewToken, TokenSource
 from edge.step_trace import StepTrace
 from edge.text_input import check_text
 from optimizer.artifacts.prefill import PLANNED, PREFILL_PLACES
-from optimizer.errors import PolicyError
-from optimizer.policy.kv.registry import kv_policy
 from optimizer.policy.retry import Clock
 
 AUTO_LEVEL = "auto"
@@ -53,17 +52,19 @@ class CompletionRequest:
     client then compresses harder when steps take longer, from the plan's level downwards. When
     nothing helps, the generation ends with `finish_reason` "deadline".
     context: a KV policy's name, what happens beyond the plan's tokens; see
-    `optimizer.policy.kv.registry`. draft: a drafter's name, see `edge.draft.registry`. prefill:
-    where the prompt's rows for the cloud are computed (`optimizer.policy.prefill_place`). "plan":
-    where the plan says. "cloud" sends ids, "both" as many as seem best by what was measured so far,
-    "edge" none. At split 0 the server computes all rows where it can. prefer: "cloud" lets the
-    server run every layer, whatever the plan's split; "edge" asks the device's own model
-    (`EdgeClient`'s fallback) and no server; "split" keeps to the plan. split: where the front is
-    cut into segments (`Plan.splits`), run at this one, or with 0 layers here, as long as its cache
-    holds; None: begin at the plan's and let the split move where the device runs short
-    (`optimizer.policy.split_moves`). move_by: what the server gets when the split moves towards it:
-    "kv" the keys and values of the moved layers, where it can take them; "ids" the tokens, which it
-    computes again; "auto" what is quicker (`optimizer.policy.move_transport`).
+    `optimizer.policy.kv.registry`. context_tokens: so many tokens stay cached at most where a
+    policy lets some leave; None: as many as the plan's cache holds. draft: a drafter's name, see
+    `edge.draft.registry`. prefill: where the prompt's rows for the cloud are computed
+    (`optimizer.policy.prefill_place`). "plan": where the plan says. "cloud" sends ids, "both" as
+    many as seem best by what was measured so far, "edge" none. At split 0 the server computes all
+    rows where it can. prefer: "cloud" lets the server run every layer, whatever the plan's split;
+    "edge" asks the device's own model (`EdgeClient`'s fallback) and no server; "split" keeps to the
+    plan. split: where the front is cut into segments (`Plan.splits`), run at this one, or with 0
+    layers here, as long as its cache holds; None: begin at the plan's and let the split move where
+    the device runs short (`optimizer.policy.split_moves`). move_by: what the server gets when the
+    split moves towards it: "kv" the keys and values of the moved layers, where it can take them;
+    "ids" the tokens, which it computes again; "auto" what is quicker
+    (`optimizer.policy.move_transport`).
     Raises InputError for values that no generation can have.
     """
 
@@ -74,6 +75,7 @@ class CompletionRequest:
     level: str = AUTO_LEVEL
     deadline_tbt_s: float | None = None
     context: str = "refuse"
+    context_tokens: int | None = None
     draft: str = AUTO_DRAFT
     prefill: str = PLANNED
     prefer: str = "split"
@@ -84,10 +86,7 @@ class CompletionRequest:
         check_text(self.level, "level")
         check_text(self.draft, "draft")
         check_text(self.context, "context")
-        try:
-            kv_policy(self.context)
-        except PolicyError as error:
-            raise InputError(str(error)) from error
+        check_context_terms(self.context, self.context_tokens)
         places = (PLANNED, *PREFILL_PLACES)
         if self.prefill not in places:
             raise InputError(f"prefill {shown(self.prefill)}: one of {', '.join(places)}")

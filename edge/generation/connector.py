@@ -110,6 +110,7 @@ class Connector:
             num_top=self._request.sampling.top_logprobs,
             prompt_top=self._request.sampling.prompt_logprobs,
             max_tokens=self.max_tokens,
+            with_entropies=self._request.entropies,
         )
 
     def connect(
@@ -204,8 +205,11 @@ class Connector:
         """The request with the hashes of the prompt's frames that are encoded already.
 
         A server that begins with other sessions' frames takes no token frames behind them. So a
-        beginning that would leave sent ones out is not named.
+        beginning that would leave sent ones out is not named. Where tokens may leave the cache,
+        nothing is shared.
         """
+        if self._request.max_positions:
+            return self._request
         frames = session.journal.frames
         sent = enumerate(frames if session.num_sent else (), start=1)
         fewest = max((number for number, frame in sent if frame.is_tokens), default=0)
@@ -293,6 +297,8 @@ class Connector:
 
     def _take_opened(self, session: EdgeSession, address: str, answer: Opened) -> None:
         """Tell the session what the server has opened. Raises PeerError for nonsense."""
+        if answer.max_positions < self._request.max_positions:
+            raise RefusedError(_why_none_leave(address, answer.max_positions))
         self.continued = answer.continued and self._shipment is not None
         session.max_frame_tokens = answer.max_frame_tokens
         session.max_frames_in_flight = answer.max_frames_in_flight
@@ -313,3 +319,12 @@ def _failure_of(error: TransportError) -> Failure:
     if isinstance(error, RefusedError | PeerError | MisconfiguredError):
         return "refused"
     return "busy" if isinstance(error, BusyError) else "unreachable"
+
+
+def _why_none_leave(address: str, max_positions: int) -> str:
+    if max_positions:
+        return f"{address} has positions for {max_positions} tokens: ask for fewer new ones"
+    return (
+        f"{address} lets no tokens leave its cache (an older version, a GPU, several processes, or "
+        "a model with sliding windows): take --context shift"
+    )

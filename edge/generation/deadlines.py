@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from edge.errors import DeadlineError, TooSlowError
 from edge.generation.connector import MIN_TIMEOUT_S
 from edge.generation.level_selector import LevelSelector
+from edge.net.transport import Received, Stream
 from optimizer.policy.retry import Clock, Recovery, RetryPolicy
 
 
@@ -41,6 +43,17 @@ class Deadlines:
     def connect_s(self) -> float:
         """Seconds for opening the first stream."""
         return self._retry_policy.connect_s
+
+    def receive(self, stream: Stream, *, has_tokens: bool) -> Received:
+        """The next message, waited for as long as `for_answer` allows; TooSlowError where a
+        deadline ends the generation."""
+        limit = self.for_answer(has_tokens=has_tokens)
+        try:
+            return stream.receive(limit.wait_s)
+        except DeadlineError as error:
+            if not limit.is_deadline:
+                raise
+            raise TooSlowError(f"{error}, with a deadline between tokens") from error
 
     def for_answer(self, *, has_tokens: bool) -> AnswerLimit:
         """How long to wait for the next message. has_tokens: the answer has begun.

@@ -59,6 +59,18 @@ class DraftedFrames:
         self.drafting.follow(rows.first_position, rows.token_ids, None)
         self._cached[rows.first_position :] = rows.token_ids
 
+    def settle(self, token_ids: Sequence[int]) -> None:
+        """Make the front's cache hold these tokens and no others."""
+        if token_ids and self._cached[: len(token_ids)] != list(token_ids):
+            self._row(token_ids[:-1], len(token_ids) - 1, token_ids[-1])
+        del self._cached[len(token_ids) :]
+
+    def keep_slots(self, slots: Sequence[int]) -> None:
+        """All tokens left the front's cache but those in these places; the drafter begins anew."""
+        self._cached = [self._cached[slot] for slot in slots]
+        self._num_sure = len(self._cached)
+        self.drafting.follow(0, self._cached, None)
+
     def step(
         self,
         session: EdgeSession,

@@ -14,8 +14,10 @@ from edge.errors import InputError
 from edge.generation.completion import CompletionRequest
 from edge.generation.context import ShiftingGeneration
 from edge.generation.device_model import DeviceModel
+from edge.generation.evicting import EvictingGeneration
 from edge.generation.fallback import FallbackGeneration
 from edge.generation.kv_shipment import LeftBehind
+from edge.generation.leaving import check_leaving, check_outgrowing, context_capacity, leaving_of
 from edge.generation.link_notice import OnLink, unheard
 from edge.generation.local import LocalGeneration
 from edge.generation.local_grammars import LocalGrammars
@@ -111,6 +113,7 @@ class GenerationFactory:
         self._first_levels(request, self._plan.partition.split)
         self._drafters.check(request.draft)
         self._check_cloud_layers(request)
+        check_leaving(request, self._plan)
         vocab_size = self._plan.model.geometry.vocab_size
         for token_id in request.sampling.logit_bias:
             if token_id >= vocab_size:
@@ -235,21 +238,15 @@ class GenerationFactory:
         total = num_prompt_tokens + max_new_tokens
         if request.prefer == "cloud":
             return remote.at(0, front, request, max_tokens=total, num_prompt=num_prompt_tokens)
-        policy = kv_policy(request.context)
-        outgrows = total > self._plan.max_tokens and (policy.evicts or policy.hands_over)
-        needs_all = request.sampling.prompt_logprobs is not None
-        if outgrows and policy.evicts:
-            needs_all = needs_all or request.sampling.grammar is not None
-        if outgrows and needs_all:
-            raise InputError(
-                f"prompt and answer of {total} tokens may outgrow the plan's "
-                f"{self._plan.max_tokens}, and a grammar and the prompt's log-probabilities need "
-                "all of them: ask for fewer new tokens"
-            )
+        policy, capacity = kv_policy(request.context), context_capacity(request, self._plan)
+        outgrows = total > capacity and (policy.evicts or policy.hands_over)
+        if outgrows:
+            check_outgrowing(request, total=total, capacity=capacity)
         elsewhere = request.split not in (None, self._plan.partition.split)
-        may_move = elsewhere or len(self._plan.splits) > 1
-        if policy.hands_over if outgrows else may_move:
+        if policy.hands_over if outgrows else elsewhere or len(self._plan.splits) > 1:
             return self._moving(remote, front, request, num_prompt_tokens, max_new_tokens)
+        if outgrows and policy.in_place:
+            return self._evicting(remote, front, request, num_prompt_tokens, max_new_tokens)
         if not outgrows:
             return self._part(remote, front, request, total, num_prompt_tokens, computed)
 
@@ -261,10 +258,34 @@ class GenerationFactory:
         return ShiftingGeneration(
             generation_of=part,
             front=front,
-            capacity=self._plan.max_tokens,
+            capacity=capacity,
             policy=policy,
             max_new_tokens=max_new_tokens,
         )
+
+    def _evicting(
+        self,
+        remote: RemoteParts,
+        front: FrontEngine,
+        request: CompletionRequest,
+        num_prompt_tokens: int,
+        max_new_tokens: int,
+    ) -> EvictingGeneration:
+        """An answer whose tokens leave both caches, and the others stay as they are."""
+        split = self._plan.partition.split if request.split is None else request.split
+        front.move_to(split)
+        leaving = leaving_of(
+            request, self._plan, front, max_positions=num_prompt_tokens + max_new_tokens
+        )
+        part = remote.at(
+            split,
+            front,
+            request,
+            max_tokens=leaving.room.capacity,
+            num_prompt=num_prompt_tokens,
+            leaving=leaving,
+        )
+        return EvictingGeneration(part, leaving.room, max_new_tokens=max_new_tokens)
 
     def _moving(
         self,

@@ -12,6 +12,7 @@ from edge.generation.draft_frames import DraftedFrame, DraftedFrames
 from edge.generation.kv_shipment import KvShipment
 from edge.generation.level_selector import LevelSelector
 from edge.generation.pending import PendingStep
+from edge.generation.room import RoomMaker
 from edge.generation.row_span import RowSpan
 from edge.generation.session import EdgeSession
 from edge.generation.step_observer import StepObserver
@@ -19,6 +20,7 @@ from edge.generation.token_source import FrontSegment, compute_rows
 from edge.net.transport import Stream
 from edge.step_trace import IDS_LEVEL, KV_LEVELS
 from optimizer.policy.retry import Clock
+from protos.messages import Result
 
 
 class ComputedRows(NamedTuple):
@@ -33,7 +35,8 @@ class FrameSender:
     """Sends the frames of one generation.
 
     observer: is told of every frame sent. drafted: makes frames with guesses, and sees the
-    prompt's rows; None: plain decoding. shipment: keys and values that go beside ids.
+    prompt's rows; None: plain decoding. shipment: keys and values that go beside ids. room: makes
+    room in the caches; None: all tokens stay.
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class FrameSender:
         clock: Clock,
         drafted: DraftedFrames | None = None,
         shipment: KvShipment | None = None,
+        room: RoomMaker | None = None,
     ) -> None:
+        self._room = room
         self._front = front
         self._selector = selector
         self._observer = observer
@@ -56,6 +61,15 @@ class FrameSender:
     def now_s(self) -> float:
         """Seconds on the generation's clock."""
         return self._clock.now()
+
+    def make_room(self, session: EdgeSession) -> bool:
+        """Let tokens leave where the next row has no place. False: answers have to come first."""
+        return self._room is None or self._room.make(session, self._drafted)
+
+    def hear(self, session: EdgeSession, result: Result) -> None:
+        """A new answer: it may say how surprising tokens were."""
+        if self._room is not None:
+            self._room.hear(session.journal.frames[result.sequence], result)
 
     def compute(self, rows: RowSpan) -> npt.NDArray[np.float32]:
         """The hidden states [T, D] of known tokens."""

@@ -41,6 +41,7 @@ from edge.generation.pending import ArrivedResult
 from edge.generation.phases import Phase
 from edge.generation.prefill_planner import PrefillChoice
 from edge.generation.prefix_memory import PrefixMemory
+from edge.generation.room import RoomMaker
 from edge.generation.row_span import RowSpan
 from edge.generation.session import EdgeSession
 from edge.generation.step_observer import StepObserver, StepWatcher
@@ -58,7 +59,8 @@ class RemoteGeneration(LeavesOpen):
     steps; None: plain decoding. prefixes: frames of earlier prompts; None: remember none.
     vocab_size: of the model: a server's token beyond it is a PeerError. None: unknown. prefill:
     which tokens go as ids; None: none. keeps_front: the front's cache holds tokens of this answer.
-    shipment: keys and values to send where the server goes on from an older session.
+    shipment: keys and values to send where the server goes on from an older session. room: lets
+    tokens leave the caches when they are full; None: all stay.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class RemoteGeneration(LeavesOpen):
         prefill: PrefillChoice | None = None,
         keeps_front: bool = False,
         shipment: KvShipment | None = None,
+        room: RoomMaker | None = None,
         observers: Sequence[StepWatcher] = (),
     ) -> None:
         self.reconnects = 0
@@ -105,7 +108,9 @@ class RemoteGeneration(LeavesOpen):
             clock=clock,
             drafted=self._drafted,
             shipment=shipment,
+            room=room,
         )
+        self._capacity = None if room is None else room.capacity
         self._drafting: DraftedSending | None = None
         if self._drafted is not None:
             self._drafting = DraftedSending(self._drafted, self._sender, selector)
@@ -129,13 +134,15 @@ class RemoteGeneration(LeavesOpen):
         session = EdgeSession(
             prompt_ids, chunk_tokens=self._chunks.max_tokens, known=known, terms=self._terms
         )
+        session.capacity = self._capacity
         self._observer.begin(on_step)
         if not self._keeps_front:
             self._front.keep_steps([frame.token_ids for frame in known])
         self._num_caught_up = 0
         try:
-            # If the cloud may know the prompt's beginning, the first frame is not known yet.
-            early = self._catch_up if known else self._send_early
+            # If the cloud may know the prompt's beginning, the first frame is not known yet. Where
+            # tokens may leave, nothing goes before the server agrees.
+            early = self._catch_up if known or self._capacity is not None else self._send_early
             self._stream = self._connector.connect(
                 session, self._deadlines.connect_s, meanwhile=partial(early, session)
             )
@@ -253,7 +260,7 @@ class RemoteGeneration(LeavesOpen):
         Between two chunks of the prompt it takes the answers that have come meanwhile: they say
         how large the next chunk should be.
         """
-        while True:
+        while self._sender.make_room(session):
             if session.phase is Phase.PREFILLING:
                 while (received := stream.poll()) is not None:
                     self._take(session, received)
@@ -290,13 +297,7 @@ class RemoteGeneration(LeavesOpen):
         if self._early is not None:
             received, self._early = self._early, None
             return received
-        limit = self._deadlines.for_answer(has_tokens=session.num_new_tokens > 0)
-        if not limit.is_deadline:
-            return stream.receive(limit.wait_s)
-        try:
-            return stream.receive(limit.wait_s)
-        except DeadlineError as error:
-            raise TooSlowError(f"{error}, with a deadline between tokens") from error
+        return self._deadlines.receive(stream, has_tokens=session.num_new_tokens > 0)
 
     def _take(self, session: EdgeSession, received: Received) -> list[NewToken]:
         """One message into the session; returns its tokens. PeerError when it makes no sense."""
@@ -316,12 +317,13 @@ class RemoteGeneration(LeavesOpen):
         self._guesses.answered(result.drafts)
         self._deadlines.answered(is_new=session.journal.num_answered > num_before)
         self._observer.answered(ArrivedResult(result, received.num_bytes, received.at_s), new_ids)
-        if result.prompt_logprobs and session.journal.num_answered > num_before:
-            self._scores.take(session.journal.frames[result.sequence], result)
+        if session.journal.num_answered > num_before:
+            self._sender.hear(session, result)
+            if result.prompt_logprobs:
+                self._scores.take(session.journal.frames[result.sequence], result)
         new = new_tokens(new_ids, result, received.at_s)
         if new and self._terms.prompt_top is not None and session.num_new_tokens == len(new):
-            scores = self._scores.complete(session.num_prompt_tokens)
-            new[0] = new[0]._replace(prompt_scores=scores)
+            return self._scores.joined_to(new, session.num_prompt_tokens)
         return new
 
     def _recover(self, session: EdgeSession, error: TransportError) -> Stream:

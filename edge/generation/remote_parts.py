@@ -22,6 +22,7 @@ from edge.generation.completion import AUTO_LEVEL, CompletionRequest
 from edge.generation.connector import Connector
 from edge.generation.drafting import DraftSelector
 from edge.generation.kv_shipment import KvShipment, LeftBehind
+from edge.generation.leaving import Leaving
 from edge.generation.level_selector import LevelSelector
 from edge.generation.link_notice import OnLink
 from edge.generation.loop import RemoteGeneration
@@ -139,29 +140,34 @@ class RemoteParts:
         num_prompt: int,
         is_moved: bool = False,
         left: LeftBehind | None = None,
+        leaving: Leaving | None = None,
     ) -> RemoteGeneration:
         """A generation at `split` of at most `max_tokens` tokens, prompt and output together.
 
         num_prompt: how many of its first tokens are no part of the answer. is_moved: the answer
         began at another split, so the cloud computes its layers from token ids. left: it may get
-        keys and values instead, where that is quicker.
+        keys and values instead, where that is quicker. leaving: tokens leave both caches when they
+        are full; None: none leaves.
         """
         here = self._settings[split]
         shipment = None if left is None else self._shipment(request, split, left)
         if is_moved:  # the prompt was scored where the answer began
             sampling = replace(request.sampling, prompt_logprobs=None)
             request = replace(request, sampling=sampling)
-        prefill = self._prefill_choice(here, "cloud" if is_moved else request.prefill)
+        prefill = None  # a prompt of ids would leave rows below the split that cannot move
+        if leaving is None:
+            prefill = self._prefill_choice(here, "cloud" if is_moved else request.prefill)
         selector = LevelSelector(
             ladder=here.ladder,
             levels=self.levels(request.level, split),
             deadline_s=request.deadline_tbt_s,
         )
+        announced = self._announcement(here, request, max_tokens, num_prompt)
         return RemoteGeneration(
             front=front,
             selector=selector,
             connector=Connector(
-                request=self._announcement(here, request, max_tokens, num_prompt),
+                request=announced if leaving is None else leaving.announced(announced),
                 transports=self._transports,
                 retry_policy=self._retry_policy,
                 clock=self._clock,
@@ -176,11 +182,12 @@ class RemoteParts:
             retry_policy=self._retry_policy,
             clock=self._clock,
             drafting=None if self._is_by_ids(split) else self._drafting(request.draft, split),
-            prefixes=None if is_moved or self._is_by_ids(split) else here.prefixes,
+            prefixes=None if is_moved or leaving or self._is_by_ids(split) else here.prefixes,
             vocab_size=self._plan.model.geometry.vocab_size,
             prefill=prefill,
             keeps_front=is_moved,
             shipment=shipment,
+            room=None if leaving is None else leaving.room,
             observers=[self._measured.watcher(split)],
         )
 

@@ -25,6 +25,7 @@ from edge.generation.answer_checks import AnswerTerms, check_answer
 from edge.generation.journal import Journal
 from edge.generation.phases import RESUMING, Event, Phase, next_phase
 from edge.generation.row_span import RowSpan
+from protos.kept_places import KeptPlaces, places_to_bytes
 from protos.limits import MAX_FRAME_TOKENS
 from protos.messages import Frame, Result
 from protos.wire import DEFAULT_FRAMES_IN_FLIGHT
@@ -67,6 +68,9 @@ class EdgeSession:
         self._num_repeated = 0  # answers of this stream that no frame of it asked for
         self._phase = Phase.IDLE
         self._opened_phase = Phase.PREFILLING  # where an opened stream goes on
+        self.capacity: int | None = None  # places in the cache, where tokens may leave it
+        self._num_new = 0  # tokens that the cloud has answered with
+        self._kept = b""  # places that stay when the next frame has come
         self._num_sent = 0  # tokens whose rows have been sent, refused drafts left out
         self._num_held = 0  # frames that the cloud kept when it was last opened
         self._was_opened = False
@@ -79,7 +83,7 @@ class EdgeSession:
     @property
     def num_new_tokens(self) -> int:
         """Tokens that the cloud has answered with."""
-        return len(self.tokens) - self.num_prompt_tokens
+        return self._num_new
 
     @property
     def num_sent(self) -> int:
@@ -162,6 +166,22 @@ class EdgeSession:
         self._opened_phase = Phase.PREFILLING
         self.send_as_ids(0)
 
+    def keep_places(self, places: Sequence[int]) -> None:
+        """Of the tokens that were sent, those in these rising places stay in the cloud's cache.
+
+        From now on `tokens` begins with them, and its places are those of the cache. The next frame
+        tells the cloud. SessionError while an answer with tokens is outstanding.
+        """
+        if self._phase not in (Phase.PREFILLING, Phase.READY):
+            raise SessionError(f"no token can leave while {self._phase.name}")
+        kept = places_to_bytes(KeptPlaces(places, self._num_sent))
+        gone = {*range(self._num_sent)} - {*places}
+        self.num_prompt_tokens -= sum(place < self.num_prompt_tokens for place in gone)
+        self._terms = replace(self._terms, num_prompt=self.num_prompt_tokens)
+        self.tokens[: self._num_sent] = [self.tokens[place] for place in places]
+        self._num_sent = len(places)
+        self._kept = kept
+
     def finish(self) -> None:
         """The generation has ended, whatever the phase."""
         self._step(Event.FINISH)
@@ -188,6 +208,8 @@ class EdgeSession:
         if with_kv := as_ids and self._num_sent < num_with_kv:
             most, end = min(most, most_with_kv), min(end, num_with_kv)
         stop = min(self._num_sent + most, end)
+        if self.capacity is not None:
+            stop = min(stop, self.capacity)
         chunk = tuple(self.tokens[self._num_sent : stop])
         is_last = stop == self.num_prompt_tokens
         return RowSpan(self._num_sent, chunk, 0, is_last, as_ids=as_ids, with_kv=with_kv)
@@ -228,7 +250,9 @@ class EdgeSession:
             num_drafts=rows.num_drafts,
             want_token=rows.want_token,
             ahead=rows.ahead,
+            kept=self._kept,
         )
+        self._kept = b""
         if rows.ahead:
             self._step(Event.SENT_AHEAD)
         else:
@@ -266,6 +290,7 @@ class EdgeSession:
         check_answer(frame, result, self._terms, is_void=False)
         journal.num_answered += 1
         self.tokens.extend(result.token_ids)
+        self._num_new += len(result.token_ids)
         position = len(self.tokens) - 1
         running = journal.settle(position, self.tokens[-1])
         if running is None:

@@ -78,6 +78,8 @@ FRONT_NAME: Final = "front.onnx"  # in edge/; its weights are beside it, in fron
 # How far the front's layers are from transformers'. For people; nothing reads it.
 # A key of a front's file: the model's channel at each place of a cached key, -1 for padding.
 KEY_CHANNELS: Final = "key_channels"
+# The input of a front with `Plan.max_positions`: the position of each row, int64 [1, T].
+POSITIONS_INPUT: Final = "position_ids"
 FRONT_CHECK_NAME: Final = "edge/front_check.json"
 TEMPLATE_NAME: Final = "edge/chat_template.jinja"
 Role = Literal["edge", "cloud"]

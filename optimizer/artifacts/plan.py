@@ -84,7 +84,9 @@ class Plan:
     versions, "large" is more and takes less memory. `streamed_layers`: how many of the front's
     layers are not kept in memory but read from storage in every pass. Where it is not 0, the front
     is cut at every layer, and the device may stream fewer or more of them. The first layer stays in
-    memory, and so does a last one that has the head beside it.
+    memory, and so does a last one that has the head beside it. `max_positions` lets positions run
+    on beyond the cache: tokens may leave the front's cache, and those that stay keep their
+    positions (`optimizer.policy.kv`). 0: positions are places in the cache.
 
     The other fields are a record: the profiles and limits that `splitpoint plan` used, what it
     predicted, and the limits that bind. A plan from flags has none of them. Raises PlanError.
@@ -104,6 +106,7 @@ class Plan:
     prefill: PrefillPlace = "edge"
     weight_blocks: WeightBlocks = "small"
     streamed_layers: int = 0
+    max_positions: int = 0
     profiles: ProfilesUsed | None = None
     limits: Limits | None = None
     predicted: Predicted | None = None
@@ -142,6 +145,7 @@ class Plan:
         self._check_front_splits()
         self._check_prefill()
         self._check_streaming()
+        self._check_positions()
         if self.format == 1 and self._has_newer_fields():
             raise PlanError(
                 "plan format 1 has no drafting, layer bits, prefill, streaming, profiles or "
@@ -206,6 +210,14 @@ class Plan:
         if self.streamed_layers and self.front_splits:
             raise PlanError("streamed layers: not in a front whose split moves (front splits)")
 
+    def _check_positions(self) -> None:
+        most = self.model.geometry.context_length
+        if self.max_positions and not self.max_tokens <= self.max_positions <= most:
+            raise PlanError(
+                f"max positions {self.max_positions}: must lie between max tokens, "
+                f"{self.max_tokens}, and the model's context of {most}"
+            )
+
     def _has_newer_fields(self) -> bool:
         records = (self.profiles, self.limits, self.predicted)
         return (
@@ -213,6 +225,7 @@ class Plan:
             or self.prefill != "edge"
             or self.weight_blocks != "small"
             or self.streamed_layers > 0
+            or self.max_positions > 0
             or bool(self.front_layer_bits or self.front_splits or self.binding)
             or any(record is not None for record in records)
         )
@@ -278,6 +291,8 @@ class Plan:
             del values["weight_blocks"]
         if not self.streamed_layers:
             del values["streamed_layers"]
+        if not self.max_positions:
+            del values["max_positions"]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 

@@ -150,6 +150,14 @@ def edge_memory_over(runtime_bytes: float, plan: Plan, *, halves: bool = False) 
     )
 
 
+def _positions_bytes(plan: Plan) -> float:
+    """Cosines and sines of `Plan.max_positions`, in each segment's graph: a value of the cache's
+    width, at least 16 bits, for each channel of a head."""
+    value_bytes = 2 if plan.kv_bits == 16 else FP32_BYTES
+    row = plan.model.geometry.head_dim * value_bytes
+    return float(len(plan.segment_ends) * plan.max_positions * row) if plan.partition.split else 0.0
+
+
 def _front_bytes(plan: Plan, halves: bool) -> tuple[float, float]:
     """Bytes of the front's weights in memory, and what loading takes beside them.
 
@@ -169,7 +177,7 @@ def _front_bytes(plan: Plan, halves: bool) -> tuple[float, float]:
         block = block_size(plan.weight_blocks, bits, is_down=False, inputs=width)
         head = PackedMatrix(head_matrix(geometry).num_weights, block)
         held.append((front_kernel(bits, halves=halves), 1, head))
-    weights: float = len(staying) * layer_vector_bytes(geometry)
+    weights: float = len(staying) * layer_vector_bytes(geometry) + _positions_bytes(plan)
     scales = transient = 0.0
     for kernel, count, (num_weights, block) in held:
         weights += count * kernel.resident_bytes(num_weights, block)

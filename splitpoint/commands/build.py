@@ -70,6 +70,14 @@ class PartitionFlags:
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest prompt and answer together.", min=1)
     ] = None
+    positions: Annotated[
+        int | None,
+        typer.Option(
+            help="Positions may run to here while tokens leave the cache of --max-tokens: what "
+            "--context recent and entropy need. Default: no further than the cache.",
+            min=1,
+        ),
+    ] = None
     prefill_chunk: Annotated[int, typer.Option(help="Prompt tokens a frame.", min=1)] = 128
     level: Annotated[
         str | None,
@@ -281,4 +289,5 @@ def plan_from_flags(source: ModelSource, flags: PartitionFlags, default_level: s
         front_splits=cuts if len(cuts) > 1 else (),
         weight_blocks=blocks_for(flags.front_bits, flags.blocks()),
         streamed_layers=flags.stream_layers,
+        max_positions=flags.positions or 0,
     )

@@ -67,9 +67,9 @@ def kv_types() -> list[str]:
 
 def contexts() -> list[str]:
     """Names of the KV policies."""
-    from optimizer.policy.kv.registry import KV_POLICIES
+    from optimizer.policy.kv.registry import KV_POLICIES, OTHER_NAMES
 
-    return list(KV_POLICIES)
+    return [*KV_POLICIES, *OTHER_NAMES]
 
 
 def prefill_places() -> list[str]:

@@ -13,7 +13,6 @@ import typer
 from decoding.params import SamplingParams
 from edge.errors import InputError
 from hwprofiles.providers.table import AUTO
-from optimizer.policy.kv.registry import KV_POLICIES
 from splitpoint.commands.choices import (
     DRAFTS,
     MOVE_WAYS,
@@ -21,12 +20,12 @@ from splitpoint.commands.choices import (
     PREFERRED,
     check_level,
     completed,
-    contexts,
     levels,
     one_of,
     prefill_places,
 )
 from splitpoint.commands.connection_options import CredentialOptions
+from splitpoint.commands.context_options import ContextOptions
 from splitpoint.commands.option_groups import ProviderOption, check_provider
 from splitpoint.commands.tables_option import DEFAULT_TABLES, TablesOption, check_tables
 from splitpoint.text_input import text_argument
@@ -211,7 +210,7 @@ class DeviceOptions(CredentialOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlOptions:
+class ControlOptions(ContextOptions):
     """How an answer is carried: compression, deadline, what to do when it grows too long."""
 
     PANEL: ClassVar = "How it crosses the link"
@@ -271,14 +270,6 @@ class ControlOptions:
             autocompletion=completed(MOVE_WAYS),
         ),
     ] = "auto"
-    context: Annotated[
-        str,
-        typer.Option(
-            help="Beyond the plan's tokens: "
-            f"{', or '.join(policy.summary for policy in KV_POLICIES.values())}.",
-            autocompletion=completed(contexts),
-        ),
-    ] = "refuse"
 
     def check(self) -> None:
         """BadParameter for a choice that there is not, and for a deadline in milliseconds."""
@@ -287,7 +278,7 @@ class ControlOptions:
         one_of(self.prefill, prefill_places(), "--prefill")
         one_of(self.prefer, PREFERRED, "--prefer")
         one_of(self.move_by, MOVE_WAYS, "--move-by")
-        one_of(self.context, contexts(), "--context")
+        self.check_context()
         check_seconds(self.deadline_tbt, "--deadline-tbt", MOST_TBT_S)
 
 
@@ -339,6 +330,7 @@ def completion_request(
             draft=control.draft,
             deadline_tbt_s=control.deadline_tbt,
             context=control.context,
+            context_tokens=control.context_tokens,
             prefill=control.prefill,
             prefer=control.prefer,
             split=control.split,

@@ -20,6 +20,7 @@ from codec.ladder import Ladder
 from edge.errors import ConnectError, LostError, TransportError
 from edge.net.route import Route
 from edge.net.transport import Received
+from protos.kept_places import bytes_to_places
 from protos.messages import CloudMessage, Frame, Open, Opened, Result, Timings
 
 WIDTH = 4
@@ -44,6 +45,11 @@ def expected_tokens(prompt: list[int], count: int) -> list[int]:
         answer.append(token_of(state))
         state = next_hash(state, answer[-1])
     return answer
+
+
+def surprise_of(state: int, token_id: int) -> int:
+    """The byte that says how surprising a token was behind a row."""
+    return (state * 7 + token_id) % 256
 
 
 class FakeFront:
@@ -74,6 +80,12 @@ class FakeFront:
         while (left := sum(map(abs, self.steps)) - num_tokens) > 0:
             if (count := abs(self.steps.pop())) > left:
                 self.steps.append(left - count)
+
+    def keep_slots(self, slots: Sequence[int]) -> None:
+        """See FrontEngine."""
+        self.cache = [self.cache[slot] for slot in slots]
+        self.token_ids = [self.token_ids[slot] for slot in slots]
+        self.steps = [len(slots)]
 
     def keep_steps(self, steps: Sequence[Sequence[int]]) -> None:
         """See FrontEngine."""
@@ -136,6 +148,7 @@ class FakeCloud:
         self.older: FakeCloud | None = None  # while keys and values are to come
         self.num_kept = 0  # tokens that they are of
         self.is_over = False
+        self.prompt_left = 0  # prompt tokens in the cache and to come; 0: nothing is reported
 
     def go_on_from(self, older: FakeCloud, num_tokens: int) -> bool:
         """Whether this cloud begins with the older one's tokens; the older one ends."""
@@ -154,6 +167,13 @@ class FakeCloud:
         if frame.kv or self.older is not None:
             return self._take_kv(frame)
         last_token, self.last_token = self.last_token, None
+        if frame.kept:
+            places, num_tokens = bytes_to_places(frame.kept)
+            if frame.first_position != len(places) or num_tokens > len(self.rows):
+                raise AssertionError("other places than the cache has")
+            gone = {*range(num_tokens)} - {*places}
+            self.prompt_left -= sum(place < self.prompt_left for place in gone)
+            self.rows = [self.rows[place] for place in places]
         if frame.ahead and (
             frame.first_position != len(self.rows) or frame.token_ids[0] != last_token
         ):
@@ -163,15 +183,24 @@ class FakeCloud:
         if frame.first_position > len(self.rows):
             raise AssertionError("a hole in the cache")
         del self.rows[frame.first_position :]
+        scored = b""
+        for place, token_id in enumerate(frame.token_ids, start=frame.first_position):
+            if 0 < place < self.prompt_left:
+                before = self.rows[-1] if place == frame.first_position else None
+                at = place - frame.first_position
+                state = int(rows[at - 1, 0]) if before is None else before
+                scored += bytes([surprise_of(state, token_id)])
         for offset, row in enumerate(rows):
             if int(row[1]) != frame.first_position + offset:
                 raise AssertionError("a row at the wrong position")
             self.rows.append(int(row[0]))
         tokens: list[int] = []
+        surprises = b""
         if frame.want_token:
             first = len(self.rows) - frame.num_drafts - 1
             for index in range(frame.num_drafts + 1):
                 tokens.append(token_of(self.rows[first + index]))
+                surprises += bytes([surprise_of(self.rows[first + index], tokens[-1])])
                 if (
                     index == frame.num_drafts
                     or frame.token_ids[len(frame.token_ids) - frame.num_drafts + index]
@@ -185,6 +214,8 @@ class FakeCloud:
             token_ids=tuple(tokens),
             num_tokens=len(self.rows),
             timings=Timings(compute_s=0.5, batch_sessions=1, batch_rows=len(rows)),
+            entropies=surprises if self.prompt_left else b"",
+            prompt_entropies=scored,
         )
 
     def _take_kv(self, frame: Frame) -> Result:
@@ -244,6 +275,7 @@ class FakeTransport:
     quiet_polls: int = 0  # how often `poll` finds nothing on a fresh stream
     errors_at_open: list[TransportError] = field(default_factory=list)  # in place of an Opened
     continues: bool = False  # whether sessions may go on from older ones
+    lets_leave: bool = True  # whether tokens may leave a session's cache
     by_id: dict[str, FakeCloud] = field(default_factory=dict)
 
     def open(self, request: Open, timeout_s: float, route: Route | None = None) -> FakeStream:
@@ -253,6 +285,7 @@ class FakeTransport:
         if self.open_errors:
             raise self.open_errors.pop(0)
         cloud = FakeCloud(request.split)
+        cloud.prompt_left = request.prompt_tokens if request.entropies else 0
         older = self.by_id.pop(request.continues, None)
         continued = (
             self.continues and older is not None and cloud.go_on_from(older, request.kv_tokens)
@@ -279,6 +312,7 @@ class FakeStream:
                 max_frame_tokens=transport.max_frame_tokens,
                 token_rows=min(request.token_rows, transport.token_rows),
                 continued=continued,
+                max_positions=request.max_positions if transport.lets_leave else 0,
             )
         ]
         self.sent: list[Frame] = []

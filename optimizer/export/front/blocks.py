@@ -217,6 +217,7 @@ class AttentionNode:
 
     cache_bits: of keys and values. tables: names of cosines and sines, None: no rotation. scales:
     float32 [G * size] of keys and of values, for a cache of 8 bits. sinks: float32 [H] or None.
+    positions: the input that says each row's position; "": its place in the cache is its position.
     """
 
     num_heads: int
@@ -229,6 +230,7 @@ class AttentionNode:
     tables: tuple[str, str] | None
     scales: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
     sinks: npt.NDArray[np.float32] | None = None
+    positions: str = ""
 
 
 def attention(graph: Graph, heads: Sequence[str], layer: int, node: AttentionNode) -> str:
@@ -251,7 +253,8 @@ def attention(graph: Graph, heads: Sequence[str], layer: int, node: AttentionNod
         shape: list[int | str] = [1, node.num_kv_heads, "past_tokens", node.size]
         inputs.append(graph.input(f"past_key_values.{layer}.{part}", kind, shape))
         graph.output(f"present.{layer}.{part}", kind, [*shape[:2], "all_tokens", node.size])
-    inputs += ["seqlens_k", "total_sequence_length", *(node.tables or ("", "")), "", ""]
+    positions = node.positions if node.tables is not None else ""
+    inputs += ["seqlens_k", "total_sequence_length", *(node.tables or ("", "")), positions, ""]
     attributes: dict[str, Any] = {}
     last = ""
     if node.sinks is not None:

@@ -36,7 +36,7 @@ from optimizer.export.front.layer_weights import (
     head_rows,
     stream_norm,
 )
-from optimizer.export.front.layer_writer import LayerWriter, declare_step
+from optimizer.export.front.layer_writer import LayerWriter, declare_positions, declare_step
 from optimizer.export.front.matrices import PART_WEIGHTS, StoredMatrices
 from optimizer.export.front.probe import LayerProbe, Probed, apply_norm, step_inputs
 from optimizer.export.front.rounding import taken_over
@@ -153,13 +153,20 @@ class FloatFront:
         return model.states_of(token_ids, self.split)
 
     def write(
-        self, path: Path, bits: FrontBits, *, max_tokens: int, layers: range | None = None
+        self,
+        path: Path,
+        bits: FrontBits,
+        *,
+        max_tokens: int,
+        layers: range | None = None,
+        max_positions: int = 0,
     ) -> None:
         """Write the graph to `path` and its weights beside it, to `path`.data.
 
-        max_tokens: positions that the front can reach. layers: those of one segment (None: all). A
-        segment behind the first one takes `rows`, float32 [1, T, D], instead of tokens. Raises
-        ModelError for weights that are not finite with these bits.
+        max_tokens: places of the cache, and positions that the front can reach. layers: those of
+        one segment (None: all). A segment behind the first one takes `rows`, float32 [1, T, D],
+        instead of tokens. max_positions: positions are an input and reach so far; 0: they are
+        places in the cache. Raises ModelError for weights that are not finite with these bits.
         """
         layers = range(self.split) if layers is None else layers
         narrowest = min([bits.head, *bits.layers])
@@ -186,7 +193,8 @@ class FloatFront:
             )
             stream = Residual(rows, zeros_like(graph, rows) if layers.start else None)
             if layers:
-                stream = self._layers(graph, stream, matrices, bits, max_tokens, fits, layers)
+                writer = self._writer(graph, matrices, bits, max_tokens, layers, max_positions)
+                stream = self._layers(writer, stream, matrices, bits, fits, layers)
             if layers.stop == len(self._form.layers):
                 matrices.bits = bits.head
                 self._head(graph, stream, matrices, fits)
@@ -202,24 +210,35 @@ class FloatFront:
         """See HeadLayout: whoever reads the cache learns from the file where channels lie."""
         return self._form.layout.rotated_order
 
-    def _layers(
+    def _writer(
         self,
         graph: Graph,
-        stream: Residual,
         matrices: StoredMatrices,
         bits: FrontBits,
         max_tokens: int,
-        fits: torch.dtype,
         layers: range,
-    ) -> Residual:
+        max_positions: int,
+    ) -> LayerWriter:
         declare_step(graph)
-        writer = LayerWriter(
+        tables = self._tables(graph, bits.cache, max(max_tokens, max_positions), layers)
+        return LayerWriter(
             graph,
             self._form,
             matrices,
-            tables=self._tables(graph, bits.cache, max_tokens, layers),
+            tables=tables,
             cache_bits=bits.cache,
+            positions=declare_positions(graph) if max_positions and tables else "",
         )
+
+    def _layers(
+        self,
+        writer: LayerWriter,
+        stream: Residual,
+        matrices: StoredMatrices,
+        bits: FrontBits,
+        fits: torch.dtype,
+        layers: range,
+    ) -> Residual:
         for index in layers:
             matrices.bits = bits.layers[index]
             scales = None

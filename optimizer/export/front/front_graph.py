@@ -12,6 +12,8 @@ Interface of `front.onnx`, L layers, G KV heads, N the cache's length:
     total_sequence_length   int32 []        tokens in the cache after this step
     past_key_values.i.key   [1, G, N, size], .value alike; present.i.* share their memory. size: a
                             head's channels, padded with zeros (`head_layout`)
+    position_ids            int64 [1, T]    with `Plan.max_positions`: each row's position, which
+                            may be beyond its place in the cache. Keys are cached rotated.
     -> hidden_states        float32 [1, T, D], or `logits` float32 [1, 1, V] when split == L
 
 Where the plan's split may move, or layers are streamed, the front is several graphs, one a segment
@@ -129,4 +131,4 @@ def front_at(front: FloatFront, plan: Plan, path: Path, layers: range | None = N
     longest = (
         plan.max_tokens if plan.streamed_layers or layers is None else plan.capacity(layers.stop)
     )
-    front.write(path, bits, max_tokens=longest, layers=layers)
+    front.write(path, bits, max_tokens=longest, layers=layers, max_positions=plan.max_positions)

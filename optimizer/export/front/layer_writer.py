@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
+from optimizer.artifacts.bundle import POSITIONS_INPUT
 from optimizer.errors import ModelError
 from optimizer.export.front.blocks import (
     AttentionNode,
@@ -42,6 +43,7 @@ class LayerWriter:
     """Writes layers of one model into one graph.
 
     tables: names of cosines and sines in the graph, by kind. cache_bits: of keys and values.
+    positions: the graph's input of positions (`AttentionNode`).
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class LayerWriter:
         *,
         tables: Mapping[str, tuple[str, str]],
         cache_bits: int,
+        positions: str = "",
     ) -> None:
         self._graph = graph
         self._form = form
         self._matrices = matrices
         self._tables = tables
         self._cache_bits = cache_bits
+        self._positions = positions
 
     def layer(
         self, layer: LayerForm, weights: LayerWeights, stream: Residual, scales: KvScales | None
@@ -126,6 +130,7 @@ class LayerWriter:
                 tables=tables,
                 scales=scales,
                 sinks=weights.sinks(),
+                positions=self._positions,
             ),
         )
         return self._product(mixed, f"{base}/o_proj", weights.out(), weights.out_bias())
@@ -207,6 +212,11 @@ def _dotted(name: str) -> str:
 
 
 STEP_INPUTS: Final = ("seqlens_k", "total_sequence_length")
+
+
+def declare_positions(graph: Graph) -> str:
+    """The position of each row, where it is not the row's place in the cache. Its name."""
+    return graph.input(POSITIONS_INPUT, TensorProto.INT64, [1, "num_tokens"])
 
 
 def declare_step(graph: Graph) -> None:

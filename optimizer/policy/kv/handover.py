@@ -14,7 +14,10 @@ class Handover:
     summary: str = "handover (the split moves towards the cloud)"
     evicts: bool = False
     hands_over: bool = True
+    in_place: bool = False
+    needs_scores: bool = False
+    decay: float = 1.0
 
-    def kept(self, num_tokens: int, capacity: int) -> Sequence[int]:
+    def kept(self, num_tokens: int, capacity: int, scores: Sequence[float] = ()) -> Sequence[int]:
         """See KvPolicy."""
         return range(num_tokens)

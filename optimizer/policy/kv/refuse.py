@@ -14,7 +14,10 @@ class Refuse:
     summary: str = "refuse"
     evicts: bool = False
     hands_over: bool = False
+    in_place: bool = False
+    needs_scores: bool = False
+    decay: float = 1.0
 
-    def kept(self, num_tokens: int, capacity: int) -> Sequence[int]:
+    def kept(self, num_tokens: int, capacity: int, scores: Sequence[float] = ()) -> Sequence[int]:
         """See KvPolicy; the caller refuses before it comes to that."""
         return range(num_tokens)

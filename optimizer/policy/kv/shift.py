@@ -20,11 +20,14 @@ class Shift:
     summary: str = "shift (forget the middle, go on)"
     evicts: bool = True
     hands_over: bool = False
+    in_place: bool = False
+    needs_scores: bool = False
+    decay: float = 1.0
     max_sink_tokens: int = 64
     sink_share: int = 8
     kept_share: int = 2
 
-    def kept(self, num_tokens: int, capacity: int) -> Sequence[int]:
+    def kept(self, num_tokens: int, capacity: int, scores: Sequence[float] = ()) -> Sequence[int]:
         """See KvPolicy."""
         if num_tokens < capacity:
             return range(num_tokens)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from codec.ladder import Ladder
 from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.connector import Connector
 from edge.generation.drafting import DraftSelector
 from edge.generation.kv_shipment import KvShipment
+from edge.generation.leaving import Leaving
 from edge.generation.level_selector import LevelSelector
 from edge.generation.link_notice import OnLink, unheard
 from edge.generation.loop import RemoteGeneration
@@ -92,25 +94,30 @@ def generation(
     keeps_front: bool = False,
     session_id: str = "s",
     shipment: KvShipment | None = None,
+    leaving: Leaving | None = None,
+    num_prompt: int = 0,
 ) -> RemoteGeneration:
     """Lossless, in chunks of four tokens, without a deadline, on a clock that stands still."""
     clock = clock or ManualTime().clock()
     retry_policy = retry_policy or RetryPolicy()
+    made = connector(
+        transports,
+        clock,
+        retry_policy,
+        max_tokens=max_tokens,
+        token_frames=prefill is not None,
+        on_link=on_link,
+        split=split,
+        session_id=session_id,
+        shipment=shipment,
+    )
+    if leaving is not None:
+        made._request = replace(leaving.announced(made._request), prompt_tokens=num_prompt)
     selector = selector or LevelSelector(ladder=Ladder.lossless(WIDTH), levels=("lossless",))
     return RemoteGeneration(
         front=front or FakeFront(),
         selector=selector,
-        connector=connector(
-            transports,
-            clock,
-            retry_policy,
-            max_tokens=max_tokens,
-            token_frames=prefill is not None,
-            on_link=on_link,
-            split=split,
-            session_id=session_id,
-            shipment=shipment,
-        ),
+        connector=made,
         chunks=ChunkSizer(CHUNK_TOKENS, selector=selector),
         retry_policy=retry_policy,
         clock=clock,
@@ -118,5 +125,6 @@ def generation(
         prefill=prefill,
         prefixes=prefixes,
         keeps_front=keeps_front,
+        room=None if leaving is None else leaving.room,
         shipment=shipment,
     )

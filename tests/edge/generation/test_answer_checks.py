@@ -124,3 +124,16 @@ def test_each_token_comes_with_its_top_tokens(
     check_answer(step, good, terms, is_void=False)
     with pytest.raises(SessionError, match=reason):
         check_answer(step, replace(good, top=top), terms, is_void=False)
+
+
+def test_every_token_says_how_surprising_it_was_where_that_was_asked() -> None:
+    terms = AnswerTerms(max_tokens=100, with_entropies=True, num_prompt=6)
+    good = replace(answer(0, num_tokens=4), prompt_entropies=b"abc")  # position 0 has none
+    check_answer(CHUNK, good, terms, is_void=False)
+    for wrong in (b"", b"abcd"):
+        with pytest.raises(SessionError, match="not of 3"):
+            check_answer(CHUNK, replace(good, prompt_entropies=wrong), terms, is_void=False)
+    said = replace(answer(1, 9, num_tokens=5), entropies=b"a", prompt_entropies=b"ab")
+    check_answer(STEP, said, terms, is_void=False)
+    with pytest.raises(SessionError, match="does not say how surprising"):
+        check_answer(STEP, replace(said, entropies=b""), terms, is_void=False)

@@ -18,6 +18,7 @@ from optimizer.artifacts.prediction import (
     ProfilesUsed,
     StepParts,
 )
+from optimizer.cost.memory import edge_memory_over
 from optimizer.errors import ModelError, OptimizerError, PlanError
 
 GEOMETRY = ModelGeometry(
@@ -213,3 +214,23 @@ def test_plans_without_blocks_have_small_ones(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(yaml.safe_load(PLAN.to_yaml()) | {"weight_blocks": "huge"}))
     with pytest.raises(PlanError, match="weight_blocks"):
         load_plan(path)
+
+
+def test_positions_beyond_the_cache_are_written_where_there_are_any(tmp_path: Path) -> None:
+    assert "max_positions" not in yaml.safe_load(PLAN.to_yaml())  # so earlier versions read it
+    longest = PLAN.model.geometry.context_length
+    wide = replace(PLAN, max_positions=longest)
+    path = tmp_path / "plan.yaml"
+    path.write_text(wide.to_yaml())
+    assert load_plan(path) == wide
+    for wrong in (PLAN.max_tokens - 1, longest + 1):
+        with pytest.raises(PlanError, match=f"max positions {wrong}: must lie between"):
+            replace(PLAN, max_positions=wrong)
+
+
+def test_the_tables_of_positions_take_memory() -> None:
+    """Cosine and sine of each, half a head's channels wide."""
+    wide = replace(PLAN, max_positions=PLAN.model.geometry.context_length)
+    added = edge_memory_over(0.0, wide).weight_bytes - edge_memory_over(0.0, PLAN).weight_bytes
+    value_bytes = 2 if PLAN.kv_bits == 16 else 4
+    assert added == wide.max_positions * PLAN.model.geometry.head_dim * value_bytes
