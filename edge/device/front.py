@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,7 @@ from hwprofiles.heap import trim_heap
 from hwprofiles.providers.sessions import NodePlacement
 from hwprofiles.providers.table import CPU, ExecutionProvider
 from optimizer.artifacts.plan import Plan
-
-RELEASE_ROWS: Final = 8  # a low-memory engine gives pages back after so many
+from optimizer.cost.memory import RELEASE_ROWS
 
 
 class FrontEngine:

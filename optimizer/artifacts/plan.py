@@ -246,6 +246,8 @@ class Plan:
             del values["profiles"]["edge_provider"]
         if self.weight_blocks == "small":
             del values["weight_blocks"]
+        if self.limits is not None and self.limits.quantile == 0.5:
+            del values["limits"]["quantile"]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 

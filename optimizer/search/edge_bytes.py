@@ -20,6 +20,7 @@ from optimizer.cost.memory import (
     edge_memory,
     pages_touched,
     peak_bytes,
+    table_rows,
     workspace_bytes,
 )
 from optimizer.cost.weights import embedding_bytes
@@ -53,6 +54,8 @@ class EdgeBytes:
             for split in space.splits
         ]
         self._kv = np.array(per_token, dtype=np.float64)[:, None, None, :, None, None, None]
+        self._limited = problem.limits.edge_memory_bytes is not None
+        self._chunks = np.array(space.chunks, dtype=np.float64)[:, None]  # [H, 1]
         chunks = [workspace_bytes(geometry, chunk) for chunk in space.chunks]
         self._workspace = np.array(chunks)[:, None]  # [H, 1]
         drafts = np.array([draft.memory_bytes for draft in space.drafts])
@@ -67,14 +70,15 @@ class EdgeBytes:
 
     def total(self, num_tokens: int | Floats) -> Floats:
         """Peak bytes at a length (or one for each configuration)."""
+        rows = table_rows(num_tokens, self._chunks, limited=self._limited)
         return peak_bytes(
             runtime_bytes=self._runtime,
             weight_bytes=self._weights,
-            embedding_bytes=pages_touched(self._embeddings, num_tokens),
+            embedding_bytes=pages_touched(self._embeddings, rows),
             kv_bytes=self._kv * num_tokens,
             workspace_bytes=self._workspace,
             load_peak_bytes=self._load_peak,
-            codec_bytes=pages_touched(self._codec, num_tokens),
+            codec_bytes=pages_touched(self._codec, rows),
             draft_bytes=self._drafts,
         )
 
@@ -111,5 +115,6 @@ def _parts_of(problem: Problem, split: int, front: FrontPrecision) -> EdgeMemory
         prefill_chunk=1,
         front_layer_bits=bits if mixed and bits is not None else (),
         weight_blocks=blocks_for(front.front_bits, problem.weight_blocks),
+        limits=problem.limits,
     )
     return edge_memory(problem.edge, plan)
