@@ -190,7 +190,7 @@ class GridRun:
     def _noted(self, measure: Any) -> dict[str, Any]:
         """What `measure` gives, with its seconds and what others used meanwhile."""
         if not self._arguments.busy:
-            wait_until_quiet(self._own)
+            wait_until_quiet(self._own, tell=say)
         load, began_s = OthersLoad(self._own), time.monotonic()
         found = measure() or {}
         cores = load.cores()

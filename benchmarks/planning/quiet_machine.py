@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,14 +73,24 @@ class OthersLoad:
         return total + sum(map(process_s, self.own))
 
 
-def wait_until_quiet(own: Sequence[int] = (), *, limit: float = QUIET_CORES) -> float:
-    """Return once others have used less than `limit` cores for a moment; the seconds waited."""
-    began_s = time.monotonic()
+def wait_until_quiet(
+    own: Sequence[int] = (),
+    *,
+    limit: float = QUIET_CORES,
+    tell: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Return once others have used less than `limit` cores for a moment; `tell` hears once that
+    this takes longer."""
+    told = False
     while True:
         load = OthersLoad(own)
         time.sleep(LOOK_S)
-        if load.cores() < limit:
-            return time.monotonic() - began_s - LOOK_S
+        cores = load.cores()
+        if cores < limit:
+            return
+        if not told:
+            tell(f"waiting for a quiet machine: others use {cores:.1f} cores")
+            told = True
 
 
 def busy_s() -> float:
