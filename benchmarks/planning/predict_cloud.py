@@ -1,9 +1,7 @@
 """Compare predicted with measured step times of the server's engine on this machine; JSON last.
 
-    --only engine   `BackEngine.forward` over the real model's back: batches of sessions by bits and
-                    position, prompts, and batches of mixed splits
-    --only server   a real server process with 1, 4 and 12 clients that decode in step: compute time
-                    as the server reports it, and the batch it says it had
+`BackEngine.forward` over the real model's back: batches of sessions by bits and position, prompts,
+and batches of mixed splits. A server process is measured by `grid.py`.
 
 Backs are built into `--backs` once. The profile is measured by the same command
 (`hwprofiles.profiler.back_profiler`) right before, unless `--profile` names one; predictions use
@@ -17,13 +15,11 @@ import json
 import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cloud.engine.back_engine import BackEngine
@@ -31,21 +27,16 @@ from cloud.engine.back_weights import load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.profiled_kernels import TorchKernels
 from cloud.kv.pool import KvPool
-from codec.ladder import Ladder
-from edge.net.grpc_transport import GrpcTransport
 from hwprofiles.profiler.back_profiler import profile_server
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.bundle import write_manifest
 from optimizer.artifacts.plan import ModelRef, Partition, Plan, load_plan
 from optimizer.cost.cloud import SessionRows, back_kv_bits, back_step_s
-from protos.messages import Frame, Open, Opened, Result
-from splitpoint.server_process import serving
 
 SPLIT, BITS = 10, (8, 32)
 BATCHES, POSITIONS, CHUNKS = (1, 2, 4, 8, 16, 32), (16, 512), (32, 128)
 MIXED = {"splits 10, 20": (10, 20), "splits 10, 15, 20, 25": (10, 15, 20, 25)}
-CLIENTS, STEPS, PROMPT = (1, 4, 12), 40, 64
 MAX_TOKENS = 1024
 
 
@@ -55,7 +46,6 @@ def main() -> None:
     parser.add_argument("--backs", type=Path, default=Path("build/predict_cloud"))
     parser.add_argument("--profile", help="a device profile instead of measuring one now")
     parser.add_argument("--quick", action="store_true", help="a quick profile")
-    parser.add_argument("--only", choices=("engine", "server"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--real-time", action="store_true", help="SCHED_FIFO: needs root")
     arguments = parser.parse_args()
@@ -68,12 +58,8 @@ def main() -> None:
         device = profile_server(TorchKernels("cpu"), name="this-machine", quick=arguments.quick)
         (arguments.backs / "profile.yaml").write_text(device_to_yaml(device))
     result: dict[str, Any] = {"benchmark": "predict_cloud", "warnings": device.warnings}
-    if arguments.only != "server":
-        rows = [row for bits in BITS for row in engine_rows(backs[bits], device, arguments.repeats)]
-        result["engine"], result["engine_summary"] = rows, print_rows(rows)
-    if arguments.only != "engine":
-        rows = [row for bits in BITS for row in server_rows(backs[bits], device)]
-        result["server"], result["server_summary"] = rows, print_rows(rows)
+    rows = [row for bits in BITS for row in engine_rows(backs[bits], device, arguments.repeats)]
+    result["engine"], result["engine_summary"] = rows, print_rows(rows)
     print(json.dumps(result))
 
 
@@ -168,74 +154,6 @@ def _step_s(
     for lease in leases:
         lease.close()
     return statistics.median(times[1:])
-
-
-def server_rows(bundle: Path, device: DeviceProfile) -> Iterator[dict[str, Any]]:
-    """Clients decode at once; the server says how long its steps took and whom they held."""
-    plan = load_plan(bundle / "plan.yaml")
-    for clients in CLIENTS:
-        with serving(bundle) as address:
-            results = _decode(address, plan, clients)
-        measured = statistics.median(result.timings.compute_s for result in results)
-        predicted = statistics.median(
-            predict_step_s(
-                device, plan,
-                [(SPLIT, SessionRows(1, result.num_tokens - 1))] * result.timings.batch_sessions,
-            )
-            for result in results
-        )  # fmt: skip
-        batch = statistics.mean(result.timings.batch_sessions for result in results)
-        row = _row(plan, f"{clients} clients (mean batch {batch:.1f})", measured, predicted)
-        sampled = statistics.median(result.timings.sample_s for result in results)
-        yield {**row, "sample_s": sampled, "mean_batch": batch}
-
-
-def _decode(address: str, plan: Plan, clients: int) -> list[Result]:
-    """The decode steps' results of `clients` sessions at once, the first few left out."""
-    ladder = Ladder.lossless(plan.model.geometry.hidden_size)
-    found: list[Result] = []
-    ready = threading.Barrier(clients)
-
-    def one(index: int) -> None:
-        rng = np.random.default_rng(index)
-        transport = GrpcTransport(address)
-        request = Open(
-            session_id=f"c{index}", model_sha256=plan.model.sha256, split=SPLIT,
-            hidden_size=ladder.hidden_size, codec_tables_sha256=ladder.tables_sha256,
-            max_tokens=PROMPT + STEPS + 1,
-        )  # fmt: skip
-        stream = transport.open(request, 30.0)
-        assert isinstance(stream.receive(30.0).message, Opened)
-        position = 0
-        for step in range(STEPS + 1):
-            count = PROMPT if step == 0 else 1
-            if step == 1:
-                ready.wait(60)
-            ids = rng.integers(0, plan.model.geometry.vocab_size, count)
-            rows = rng.standard_normal((count, ladder.hidden_size)).astype(np.float32)
-            hidden = ladder.encode("lossless", rows, ids)
-            stream.send(
-                Frame(
-                    sequence=step,
-                    first_position=position,
-                    token_ids=tuple(ids.tolist()),
-                    hidden=hidden,
-                )
-            )
-            message = stream.receive(60.0).message
-            assert isinstance(message, Result)
-            position += count
-            if step > 3:
-                found.append(message)
-        stream.close()
-        transport.close()
-
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 def _row(plan: Plan, name: str, measured_s: float, predicted_s: float) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from hwprofiles.heap import trim_heap
 from hwprofiles.providers.sessions import NodePlacement
 from hwprofiles.providers.table import CPU, ExecutionProvider
 from optimizer.artifacts.plan import Plan
+from optimizer.cost.memory import RELEASE_ROWS
 
 NO_POSITIONS: Final = (
     "tokens cannot leave this front's cache and the others keep their positions: build the bundle "
     "again with --positions"
 )
-RELEASE_ROWS: Final = 8  # a low-memory engine gives pages back after so many
 
 
 class FrontEngine:

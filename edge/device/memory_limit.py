@@ -17,20 +17,25 @@ from typing import Final, NamedTuple
 import psutil
 
 from codec.levels.registry import kind_of
-from edge.device.front import RELEASE_ROWS
 from edge.device.mapped_pages import release_read_only_pages
 from edge.errors import MemoryLimitError
 from hwprofiles.heap import trim_heap
 from optimizer.artifacts.manifest import PLAN_NAME
 from optimizer.artifacts.plan import FRONT_BITS, KV_BITS, Plan, load_plan
-from optimizer.cost.memory import EdgeMemory, codec_bytes, edge_memory_over, touched_bytes
+from optimizer.cost.memory import (
+    RUNNING_CODE_BYTES,
+    EdgeMemory,
+    codec_bytes,
+    edge_memory_over,
+    table_rows,
+    touched_bytes,
+)
 from optimizer.cost.streaming import streamed_bytes
 from optimizer.cost.weights import embedding_bytes
 from optimizer.errors import PlanError
 
-# Pages of the libraries' code and their threads' stacks that a session touches: all of them, and
-# those that starting had not touched. Measured, onnxruntime 1.32 and grpcio 1.85 on x86-64 Linux.
-RUNNING_CODE_BYTES: Final = 30 << 20
+# Pages of the libraries' code and their threads' stacks that a session touches and that starting
+# had not touched. Measured, onnxruntime 1.32 and grpcio 1.85 on x86-64 Linux.
 FIRST_RUN_BYTES: Final = 14 << 20
 STEP_BYTES: Final = 1200  # of one step's frame, trace and token, beside its payload
 MIN_TOKENS: Final = 128
@@ -172,7 +177,7 @@ def needed_memory(
     # file of one that computes in 16 bits stays mapped: its weights are read there.
     geometry = plan.model.geometry
     table = embedding_bytes(geometry, plan.partition.front_bits)
-    rows = min(RELEASE_ROWS + plan.prefill_chunk, plan.max_tokens)
+    rows = float(table_rows(plan.max_tokens, plan.prefill_chunk, limited=True))
     return replace(
         needed,
         embedding_bytes=touched_bytes(table, plan.max_tokens if halves else rows),

@@ -25,6 +25,7 @@ from hwprofiles.profiler.back_stack import (
     back_bytes,
     timed,
 )
+from hwprofiles.profiler.error_spreads import measured_errors
 from hwprofiles.profiler.measured_backends import BackKernels, CodecKernels, SessionLoad, StackShape
 from hwprofiles.profiler.message_probe import message_s
 from hwprofiles.profiler.parts import (
@@ -39,7 +40,7 @@ from hwprofiles.profiler.parts import (
     net_s,
     quality_warnings,
 )
-from hwprofiles.profiler.timing import Timing, measure
+from hwprofiles.profiler.timing import Timing, after_pause, measure
 from hwprofiles.profiles.device import (
     AttentionKernel,
     BatchCurve,
@@ -134,6 +135,9 @@ def profile_server(
     sampled = measure(kernels.sample(SAMPLED), budget_s=effort.budget_s)
     message = message_s(budget_s=4 * effort.budget_s)
     speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
+    overheads = replace(
+        _overheads(rates, sampled, message), after_pause=_after_pause(kernels, effort)
+    )
     progress(0.97, "memory")
     memory = _memory(kernels, effort)
     progress(1.0, "done")
@@ -159,11 +163,12 @@ def profile_server(
         memory=memory,
         kernels=rates.kernels,
         attention=rates.attention,
-        overheads=_overheads(rates, sampled, message),
+        overheads=overheads,
         codec=speeds,
         sources={
             "bench": Source(kind="measured", reference=command, date=date.today().isoformat())
         },
+        errors=measured_errors(rates.kernels, overheads, references),
         warnings=(
             *codec_warnings(speeds, codec),
             *quality_warnings(references, spreads),
@@ -294,6 +299,16 @@ def _overheads(rates: BackRates, sampled: Timing, message: Timing | None) -> Ove
         sample_s_per_logit=figure(sampled.seconds / SAMPLED, sampled),
         message_s=None if message is None else figure(message.seconds / 2, message),
     )
+
+
+def _after_pause(kernels: BackKernels, effort: BackEffort) -> Figure:
+    """Times that a session's step takes after a pause, over right after another."""
+    bits = kernels.weight_bits[0]
+    step = kernels.stack(STACKS[-1], num_layers=effort.layers, weight_bits=bits).step(
+        [SessionLoad(1, SHORT)]
+    )
+    paused = after_pause(step, measure(step, budget_s=4 * effort.budget_s))
+    return figure(paused.seconds, paused)
 
 
 def _memory(kernels: BackKernels, effort: BackEffort) -> Memory:

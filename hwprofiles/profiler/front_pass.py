@@ -14,7 +14,7 @@ from hwprofiles.profiler.kernel_graphs import DecoderLayers, weight_bytes
 from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.message_probe import message_s
 from hwprofiles.profiler.parts import MB, Progress, digits, figure, net_s
-from hwprofiles.profiler.timing import Timing
+from hwprofiles.profiler.timing import Timing, after_pause, measure
 from hwprofiles.profiles.device import (
     AttentionKernel,
     AttentionPoint,
@@ -23,6 +23,7 @@ from hwprofiles.profiles.device import (
     Compute,
     DecodeCurve,
     DecodePoint,
+    Figure,
     Kernel,
     LayerPoint,
     Overheads,
@@ -40,6 +41,8 @@ PRECISIONS: tuple[tuple[int, Compute], ...] = (
 HALVES: tuple[int, Compute] = (16, "fp16")  # where they are computed as such
 ATTENTION = {"num_heads": 12, "num_kv_heads": 4, "head_dim": 64}
 ATTENTION_LAYERS = (2, 8, 32)  # how many caches a single row walks
+# A step's weights push the caches out of the processor's: a set that is read from memory each time.
+BEYOND_CACHE_BYTES = 1.6e8
 BATCH_SHAPES = ((576, 1536), (1024, 2816))  # of models of 0.1 and 1 billion weights
 BATCH_SETS = (1.5e7, 6e7)  # within a cache, and beyond it
 BEYOND_ROWS = 32  # more rows than this hide the reading of weights from beyond a cache
@@ -47,6 +50,11 @@ LOOKUP_WIDTH = 768
 # Whole layers: width, inner, heads, KV heads, layers.
 STACKS = ((512, 1536, 8, 4, 6), (1024, 2816, 16, 4, 4))
 STACK_TOKENS = 192
+# Of the thread sweep, of pauses and of the sustained load.
+TYPICAL_LAYERS = DecoderLayers(
+    **ATTENTION, width=768, inner=2048, num_layers=6, weight_bits=4, compute="int8"
+)
+TYPICAL_STEP = ((1, STACK_TOKENS),)  # one row, tokens in all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +100,17 @@ def one_pass(
         for kernel in kernels
     ]
     message = message_s(budget_s=4 * effort.budget_s)
-    overheads = _overheads(step, kernels, message)
+    overheads = replace(
+        _overheads(step, kernels, message), after_pause=_after_pause(settings, effort)
+    )
     return Rates(kernels=tuple(kernels), attention=tuple(attention), overheads=overheads)
+
+
+def _after_pause(settings: KernelSettings, effort: Effort) -> Figure:
+    """Times that a row through a few layers takes after a pause, over right after another."""
+    (step,) = kernel_runs.decoder_calls(TYPICAL_LAYERS, cases=TYPICAL_STEP, settings=settings)
+    paused = after_pause(step, measure(step, budget_s=2 * effort.budget_s))
+    return figure(paused.seconds, paused)
 
 
 Run = Callable[[int, int, int, tuple[int, ...]], list[Timing]]
@@ -207,7 +224,8 @@ def _attention(
     for rows, (short, long) in effort.attention:
         # A single row streams the caches of all layers, so where they lie matters; many rows
         # reuse what they have read.
-        for num_layers in ATTENTION_LAYERS if rows == 1 else ATTENTION_LAYERS[:1]:
+        beyond = max(ATTENTION_LAYERS[-1] + 1, round(BEYOND_CACHE_BYTES / (long * token_bytes)))
+        for num_layers in (*ATTENTION_LAYERS, beyond) if rows == 1 else ATTENTION_LAYERS[:1]:
             near, far = kernel_runs.time_attention(
                 **ATTENTION, num_layers=num_layers, kv_bits=kv_bits,
                 cases=((rows, short), (rows, long)), settings=settings,

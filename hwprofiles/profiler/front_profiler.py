@@ -12,15 +12,16 @@ from __future__ import annotations
 import platform
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 from hwprofiles.machine_limits import total_memory_bytes, usable_cpus
 from hwprofiles.profiler import kernel_runs, system_facts
-from hwprofiles.profiler.front_pass import ATTENTION, Effort, one_pass
-from hwprofiles.profiler.kernel_graphs import DecoderLayers
+from hwprofiles.profiler.error_spreads import measured_errors
+from hwprofiles.profiler.front_pass import TYPICAL_LAYERS, TYPICAL_STEP, Effort, one_pass
 from hwprofiles.profiler.kernel_runs import KernelSettings
-from hwprofiles.profiler.measured_backends import CodecKernels
+from hwprofiles.profiler.measured_backends import CodecKernels, DrawingKernel
 from hwprofiles.profiler.parts import (
     MB,
     Progress,
@@ -34,17 +35,13 @@ from hwprofiles.profiler.parts import (
 )
 from hwprofiles.profiler.provider_probe import parts_run, parts_text
 from hwprofiles.profiler.sustained import MachineSigns, SustainedProbe, sustained_warnings
-from hwprofiles.profiler.timing import Timing
+from hwprofiles.profiler.timing import Timing, measure
 from hwprofiles.profiles.device import DeviceProfile, Figure, Memory, Platform, Source
 from hwprofiles.profiles.engines import EDGE_ENGINES
 from hwprofiles.providers.table import CPU, ExecutionProvider
 from hwprofiles.sensors.registry import energy_meter
 
-# Of the thread sweep and of the sustained load.
-TYPICAL_LAYERS = DecoderLayers(
-    **ATTENTION, width=768, inner=2048, num_layers=6, weight_bits=4, compute="int8"
-)
-TYPICAL_STEP = ((1, 192),)  # one row, tokens in all
+SAMPLED = 32_768  # logits
 SHORT_S = 90.0  # about what everything but the sustained load takes
 
 
@@ -83,11 +80,13 @@ def profile_device(
     provider: ExecutionProvider = CPU,
     sustained_s: float = 0.0,
     signs: MachineSigns | None = None,
+    drawing: DrawingKernel | None = None,
 ) -> DeviceProfile:
     """Measure this machine as an edge: about 90 s, or a quarter of that when `quick`.
 
     `progress` is called with the share done, 0 to 1, and what comes next; `codec`: its coders,
-    to be timed too; `provider`: whose kernels, with the CPU's for what it cannot run.
+    to be timed too; `drawing`: what draws a token from logits, for devices that hold the whole
+    model; `provider`: whose kernels, with the CPU's for what it cannot run.
     `sustained_s`: seconds of work without a pause after that; 0: none. `signs`: how to look at the
     machine meanwhile (None: with what it has). Raises ProviderError where it cannot be used.
     """
@@ -111,6 +110,11 @@ def profile_device(
         if probe is not None:
             probe.burst(2 * effort.budget_s)
     rates = median_of(passes)
+    overheads = rates.overheads
+    if drawing is not None:
+        drawn = measure(drawing(SAMPLED), budget_s=2 * effort.budget_s)
+        per_logit = figure(drawn.seconds / SAMPLED, drawn)
+        overheads = replace(overheads, sample_s_per_logit=per_logit)
     short(0.92, "codec")
     speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
     short(0.95, "memory and storage")
@@ -127,13 +131,14 @@ def profile_device(
         memory=memory,
         kernels=rates.kernels,
         attention=rates.attention,
-        overheads=rates.overheads,
+        overheads=overheads,
         codec=speeds,
         sources={
             "bench": Source(kind="measured", reference=command, date=date.today().isoformat())
         },
         storage_read_bytes_per_s=Figure(value=storage, source="bench") if storage else None,
         power=power,
+        errors=measured_errors(rates.kernels, overheads, references),
         warnings=(
             *_provider_warnings(provider),
             *_thread_warnings(sweep),
@@ -207,12 +212,12 @@ def _thread_sweep(effort: Effort, provider: ExecutionProvider) -> dict[int, floa
 
 
 def _memory(effort: Effort, provider: ExecutionProvider) -> Memory:
+    base = system_facts.process_base(provider=provider.name)
     bandwidth, timing = system_facts.memory_bandwidth(int(128 * MB), effort.budget_s)
     return Memory(
         total_bytes=Figure(value=float(total_memory_bytes()), source="bench"),
         usable_bytes=Figure(value=float(system_facts.usable_memory_bytes()), source="bench"),
-        runtime_base_bytes=Figure(
-            value=float(system_facts.process_base_bytes(provider=provider.name)), source="bench"
-        ),
+        runtime_base_bytes=Figure(value=float(base.num_bytes), source="bench"),
+        base_file_bytes=Figure(value=float(base.file_bytes), source="bench"),
         bandwidth_bytes_per_s=figure(bandwidth, timing),
     )

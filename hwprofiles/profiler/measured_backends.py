@@ -89,6 +89,14 @@ class BackKernels(Protocol):
         ...
 
 
+class DrawingKernel(Protocol):
+    """What a device does for a token of an answer beside its layers, where it holds them all."""
+
+    def __call__(self, vocab_size: int, /) -> Call:
+        """A call that draws one token from logits over so many."""
+        ...
+
+
 class CodecKernels(Protocol):
     """The codec's coders over made-up rows. `kinds`: names of the kinds of codec to measure.
 

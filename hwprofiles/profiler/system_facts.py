@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import psutil
@@ -54,8 +54,20 @@ def usable_memory_bytes() -> int:
     return min(limits)
 
 
+class ProcessBase(NamedTuple):
+    """Resident bytes of a process without a model, and how many of them are pages of files."""
+
+    num_bytes: int
+    file_bytes: int
+
+
 def process_base_bytes(load: str | None = None, *, provider: str = "cpu") -> int:
-    """Resident bytes of a fresh interpreter that has run `load`, and holds no model.
+    """Resident bytes of `process_base`."""
+    return process_base(load, provider=provider).num_bytes
+
+
+def process_base(load: str | None = None, *, provider: str = "cpu") -> ProcessBase:
+    """A fresh interpreter that has run `load`, and holds no model.
 
     By default an edge's libraries, each kind of kernel run once on tiny tensors so that the
     pages of the library's code that they touch are counted, with the kernels of `provider`. A child
@@ -69,10 +81,12 @@ def process_base_bytes(load: str | None = None, *, provider: str = "cpu") -> int
         f"touch_kernels({provider!r})\n"
     )
     code = (edge if load is None else load) + (
-        "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
+        "lines = dict(l.split(':', 1) for l in open('/proc/self/status'))\n"
+        "print(*(lines[name].split()[0] for name in ('VmRSS', 'RssFile')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    return int(done.stdout) * 1024
+    resident, of_files = (1024 * int(kib) for kib in done.stdout.split()[-2:])
+    return ProcessBase(resident, of_files)
 
 
 def memory_bandwidth(num_bytes: int, budget_s: float) -> tuple[float, Timing]:

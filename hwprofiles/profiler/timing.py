@@ -12,6 +12,8 @@ import numpy as np
 
 MIN_REPEATS = 5
 LONG_REPEATS = 3
+PAUSE_S = 0.02  # of a step that waits for the other side: about a round trip
+PAUSED_REPEATS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,28 @@ def measure(
         call()
         samples.append(clock() - before)
     return timing_of(samples)
+
+
+def after_pause(
+    call: Callable[[], object],
+    hot: Timing,
+    *,
+    pause_s: float = PAUSE_S,
+    num_repeats: int = PAUSED_REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Timing:
+    """Times that `call` takes after a pause, in `hot.seconds`, which it takes after itself.
+
+    In a pause other programs use the caches, cores slow down, and threads go to sleep.
+    """
+    ratios = []
+    for _ in range(num_repeats):
+        sleep(pause_s)
+        before = clock()
+        call()
+        ratios.append((clock() - before) / hot.seconds)
+    return timing_of(ratios)
 
 
 def timing_of(samples: Sequence[float]) -> Timing:

@@ -27,6 +27,11 @@ MAY_BE_ZERO: Final = (
     "decode_fixed_s",
     "decode_s_per_element",
     "drop_after_s",
+    "one_row",
+    "many_rows",
+    "message",
+    "memory",
+    "common",
 )
 # Fields whose number may be negative: the rest of a layer can be less than nothing.
 MAY_BE_NEGATIVE: Final = ("seconds",)
@@ -68,6 +73,20 @@ def check_rising(where: str, name: str, values: Sequence[Any]) -> None:
         raise ProfileError(f"{where}: {name} is empty")
     if any(second <= first for first, second in itertools.pairwise(values)):
         raise ProfileError(f"{where}: {name} must be listed in rising order, without repeats")
+
+
+def check_kernel(where: str, kernel: Any) -> None:
+    """Raise ProfileError unless the points of a kernel's curves are in rising order."""
+    decode = [(point.matrix_bytes, point.working_set_bytes) for point in kernel.decode.points]
+    check_rising(where, "decode", decode)
+    batch = [
+        (point.num_weights, point.working_set_bytes, point.num_rows)
+        for point in kernel.batch.points
+    ]
+    check_rising(where, "batch", batch)
+    layers = [(point.width, point.num_sessions, point.num_rows) for point in kernel.layers]
+    if layers:
+        check_rising(where, "layers", layers)
 
 
 def walk(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -42,6 +42,8 @@ def key_figures(profile: DeviceProfile) -> list[KeyFigure]:
         ("network stack, a message's half", overheads.message_s, 1e6, "us"),
         ("sampling, each logit", overheads.sample_s_per_logit, 1e9, "ns"),
         ("overhead a session and step", overheads.session_s, 1e6, "us"),
+        ("a step after a pause, over one in line", overheads.after_pause, 1, "times"),
+        ("process base, pages of files", memory.base_file_bytes, 1e-6, "MB"),
     ):
         if figure is not None:
             rows.append(_figure(label, figure, scale, unit))

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from hwprofiles.errors import ProfileError
-from hwprofiles.profiles.checks import check_part, check_rising, walk
+from hwprofiles.profiles.checks import check_kernel, check_part, check_rising, walk
 from hwprofiles.profiles.engines import EDGE_ENGINES, Engine
+from hwprofiles.profiles.errors import ErrorSpreads
 from hwprofiles.profiles.power import SustainedLoad
 from hwprofiles.providers.table import ProviderName
 
@@ -56,12 +57,14 @@ class Figure:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """`usable_bytes` is what a process of ours may take; `runtime_base_bytes` what it takes
-    before any model is loaded (interpreter, libraries)."""
+    before any model is loaded (interpreter, libraries). `base_file_bytes`, where measured: the part
+    of it that is pages of files, libraries' code above all, which a process may give back."""
 
     total_bytes: Figure
     usable_bytes: Figure
     runtime_base_bytes: Figure
     bandwidth_bytes_per_s: Figure
+    base_file_bytes: Figure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +191,9 @@ class Overheads:
 
     Where measured: `session_s`, a server's bookkeeping for each session of a batch and step;
     `sample_s_per_logit`, drawing a token; `message_s`, this side's half of what the network stack
-    takes for a message and its answer on loopback.
+    takes for a message and its answer on loopback; `after_pause`, times that a step of one row
+    takes after a pause, in which caches and cores have turned to other things, over what it takes
+    right after another.
     """
 
     step_s: Figure
@@ -197,6 +202,7 @@ class Overheads:
     session_s: Figure | None = None
     sample_s_per_logit: Figure | None = None
     message_s: Figure | None = None
+    after_pause: Figure | None = None
 
 
 # In `Platform.versions`: what the codec was timed in, "compiled" or IN_NUMPY. Old files have none.
@@ -253,7 +259,8 @@ class Platform:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceProfile:
-    """One machine. `measured` is true when its rates were taken there by the profiler."""
+    """One machine. `measured` is true when its rates were taken there by the profiler. `errors`:
+    how far predictions are off; None in older files, for which a default is assumed."""
 
     name: str
     summary: str
@@ -269,9 +276,17 @@ class DeviceProfile:
     codec: tuple[CodecSpeed, ...] = ()
     power: Power | None = None
     warnings: tuple[str, ...] = ()
+    errors: ErrorSpreads | None = None
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def pause_slowdown(self) -> float:
+        """Times that a step of one row takes after waiting for the other side; at least 1, and 1
+        where that was not measured."""
+        figure = self.overheads.after_pause
+        return 1.0 if figure is None else max(1.0, figure.effective)
 
     @property
     def sustained_share(self) -> float:
@@ -321,20 +336,7 @@ def _check(profile: DeviceProfile) -> None:
     for path, part in walk(profile):
         check_part(f"{where}: {path}", part, profile.sources)
     for kernel in profile.kernels:
-        _check_kernel(f"{where}: kernel of {kernel.weight_bits} bits", kernel)
+        check_kernel(f"{where}: kernel of {kernel.weight_bits} bits", kernel)
     for attention in profile.attention:
         rows = [(point.num_rows, point.working_set_bytes) for point in attention.points]
         check_rising(f"{where}: attention of {attention.kv_bits} bits", "points", rows)
-
-
-def _check_kernel(where: str, kernel: Kernel) -> None:
-    decode = [(point.matrix_bytes, point.working_set_bytes) for point in kernel.decode.points]
-    check_rising(where, "decode", decode)
-    batch = [
-        (point.num_weights, point.working_set_bytes, point.num_rows)
-        for point in kernel.batch.points
-    ]
-    check_rising(where, "batch", batch)
-    layers = [(point.width, point.num_sessions, point.num_rows) for point in kernel.layers]
-    if layers:
-        check_rising(where, "layers", layers)

@@ -293,6 +293,8 @@ class Plan:
             del values["streamed_layers"]
         if not self.max_positions:
             del values["max_positions"]
+        if self.limits is not None and self.limits.quantile == 0.5:
+            del values["limits"]["quantile"]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 

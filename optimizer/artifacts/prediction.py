@@ -7,6 +7,7 @@ and people read them. SI units; None as a limit means no limit.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from statistics import NormalDist
 from typing import Literal
 
 from hwprofiles.providers.table import ProviderName
@@ -36,7 +37,9 @@ class Limits:
     """The limits that the plan keeps.
 
     `max_ttft_s` holds for a prompt of `prompt_tokens`. `num_sessions` sessions share the cloud's
-    memory and its batch. Raises PlanError for a limit that is not positive.
+    memory and its batch. `quantile`: TTFT, TBT and the device's memory keep their limits with
+    this probability, by the errors that predictions are known to have; 0.5: the predictions
+    themselves keep them. Raises PlanError for a limit that is not positive.
     """
 
     edge_memory_bytes: float | None = None
@@ -47,8 +50,11 @@ class Limits:
     max_quality_drop_pct: float | None = None
     prompt_tokens: int = 128
     num_sessions: int = 1
+    quantile: float = 0.5
 
     def __post_init__(self) -> None:
+        if not 0 < self.quantile < 1:
+            raise PlanError(f"limit quantile: {self.quantile} must lie between 0 and 1")
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
             lowest_is_zero = name == "max_quality_drop_pct"
@@ -90,6 +96,43 @@ class StepParts:
     sample_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class PredictedRange:
+    """Quantiles of what will be measured; the prediction is `p50`."""
+
+    p10: float
+    p50: float
+    p90: float
+
+    def at(self, quantile: float) -> float:
+        """Any quantile: log-normal on either side of the median, each side with its own width."""
+        if self.p10 <= 0:
+            return self.p50
+        z = NormalDist().inv_cdf(quantile)
+        end = self.p90 if z > 0 else self.p10
+        return float(self.p50 * (end / self.p50) ** (abs(z) / NormalDist().inv_cdf(0.9)))
+
+    def covers(self, measured: float, *, share: float = 0.9) -> bool:
+        """Whether `measured` is within the middle `share` of the range: p5 to p95 for 0.9."""
+        tail = (1 - share) / 2
+        return self.at(tail) <= measured <= self.at(1 - tail)
+
+    def around(self, prediction: float) -> PredictedRange:
+        """The range of another prediction that is off by the same factors."""
+        ratio = prediction / self.p50 if self.p50 > 0 else 1.0
+        return PredictedRange(self.p10 * ratio, prediction, self.p90 * ratio)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedRanges:
+    """How sure a plan's predictions are (`optimizer.cost.uncertainty`)."""
+
+    ttft_s: PredictedRange
+    tbt_s: PredictedRange
+    longest_tbt_s: PredictedRange
+    edge_memory_bytes: PredictedRange
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
     """What the plan predicts.
@@ -104,6 +147,7 @@ class Predicted:
     - `cloud_s_per_token`: the server's seconds for a token, where `Limits.num_sessions` sessions
       share its batch. `cloud_cost_ratio`: how many times more the whole model would take there
       (None: the server is not needed).
+    - `ranges`: quantiles of what will be measured; None in plans that are older than they are.
     """
 
     edge_memory_bytes: float
@@ -122,3 +166,4 @@ class Predicted:
     edge_memory: EdgeMemoryParts
     step: StepParts
     first_ttft_s: float | None = None
+    ranges: PredictedRanges | None = None

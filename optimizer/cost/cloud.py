@@ -242,6 +242,15 @@ def back_step_s(
     return float(back.step_s(groups, len(sessions) if num_logits is None else num_logits))
 
 
+def lone_slowdown(device: DeviceProfile, batch: int) -> float:
+    """Times that a decoding step of `batch` sessions takes over what `BackCost` says; at least 1.
+
+    The steps of a session alone come after pauses, in which the server waits for it. With others
+    there the server goes on from one step to the next.
+    """
+    return device.pause_slowdown if batch == 1 else 1.0
+
+
 def sample_s(device: DeviceProfile, geometry: ModelGeometry, *, num_logits: int) -> float:
     """Seconds of drawing `num_logits` tokens from logits over the vocabulary, where measured."""
     figure = device.overheads.sample_s_per_logit

@@ -15,8 +15,9 @@ front that fits in a cache runs several times faster than one that does not.
 Layers that are read from storage in every pass are read while others compute, so the longer of the
 two counts (`optimizer.cost.streaming`).
 
-Where the profile knows what minutes of work do to the machine, a decoding step of an answer takes
-`lasting_slowdown` times as long. A prompt does not: it comes when the device has rested.
+Where the profile knows what minutes of work do to the machine, and what pauses do, a decoding step
+of an answer takes `answer_slowdown` times as long. A prompt does not: it comes when the device has
+rested, and its chunks follow each other.
 """
 
 from __future__ import annotations
@@ -135,12 +136,13 @@ def front_steps(
     )
 
 
-def lasting_slowdown(device: DeviceProfile) -> float:
-    """Times that a decoding step takes in a long conversation over what the rates say; at least 1.
+def answer_slowdown(device: DeviceProfile, *, waits: bool) -> float:
+    """Times that a decoding step of an answer takes over what the rates say; at least 1.
 
-    A plan's time between tokens has to hold for minutes, and the profile's rates are of bursts.
+    A plan's time between tokens has to hold for minutes, and the profile's rates are of bursts of
+    steps right after each other. waits: whether the device waits for a server between its steps.
     """
-    return 1 / device.sustained_share
+    return (device.pause_slowdown if waits else 1.0) / device.sustained_share
 
 
 def front_step(

@@ -10,30 +10,51 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-from hwprofiles.links.profile import LinkProfile
+from hwprofiles.links.profile import LinkProfile, Quantiles
 from hwprofiles.profiles.rates import Floats, Quantity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkPoint:
-    """One state of a link: rates in bytes per second, round trip in seconds."""
+    """One state of a link: rates in bytes per second, round trip in seconds.
+
+    `rtt_sd`, `rate_sd`: standard deviations of the logarithms of round trip and uplink
+    rate, by how much they may be another; 0: this state is what there is.
+    """
 
     up_bytes_per_s: float
     down_bytes_per_s: float
     rtt_s: float
+    rtt_sd: float = 0.0
+    rate_sd: float = 0.0
 
 
 def link_at(profile: LinkProfile, *, epsilon: float) -> LinkPoint:
-    """The link as it is at least as good as with probability 1 - epsilon; 0.5 is its median."""
+    """The link as it is at least as good as with probability 1 - epsilon; 0.5 is its median.
+
+    At its median it varies as the profile says. Another state is what somebody asked about, so it
+    has no spread.
+    """
+    is_median = epsilon == 0.5
     return LinkPoint(
         up_bytes_per_s=profile.up_bytes_per_s.at(epsilon),
         down_bytes_per_s=profile.down_bytes_per_s.at(epsilon),
         rtt_s=profile.rtt_s.at(1 - epsilon),
+        rtt_sd=_log_sd(profile.rtt_s) if is_median else 0.0,
+        rate_sd=_log_sd(profile.up_bytes_per_s) if is_median else 0.0,
     )
+
+
+def _log_sd(quantiles: Quantiles) -> float:
+    """Standard deviation of the logarithm, from the 5 % and the 95 % quantile; 0 where one is 0."""
+    if quantiles.p05 <= 0:
+        return 0.0
+    return math.log(quantiles.p95 / quantiles.p05) / (2 * NormalDist().inv_cdf(0.95))
 
 
 def transfer_s(num_bytes: Quantity, bytes_per_s: float) -> Quantity:

@@ -45,6 +45,16 @@ TOKENIZER_BYTES_PER_TOKEN: Final = 600.0
 # layers that count anyway. Measured with onnxruntime 1.32 on x86-64.
 OPEN_LAYER_BYTES: Final = 0.3e6
 LOADING_FACTOR: Final = 1.0
+# Under a limit a process gives pages of files back before it loads the front, and then touches this
+# much of the libraries' code again: measured with onnxruntime 1.32 and grpcio 1.85 on x86-64 Linux.
+RUNNING_CODE_BYTES: Final = 30 << 20
+TRIMMED_BYTES: Final = 4 << 20  # of its heap that starting had used, given back as well
+RELEASE_ROWS: Final = 8  # it gives the tables' pages back after so many rows
+# Text repeats its tokens, and frequent ones lie together: n tokens map as many pages as a n^b that
+# are drawn evenly. Measured with SmolLM2's tokenizer on 50,000 tokens of English documentation, for
+# 128 to 8,192 tokens; rounded up, so that it errs by a tenth of the pages on the safe side.
+TEXT_FACTOR: Final = 3.0
+TEXT_EXPONENT: Final = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +101,12 @@ def workspace_bytes(geometry: ModelGeometry, num_rows: int) -> float:
 
 
 def pages_touched(table_bytes: Quantity, num_tokens: Quantity) -> Floats:
-    """Bytes of mapped tables after `num_tokens` evenly drawn look-ups, each of which maps the
-    64 KiB around it: S (1 - exp(-n 64 KiB / S)), balls into boxes."""
+    """Bytes of mapped tables after the look-ups of `num_tokens` tokens of text, each of which maps
+    the 64 KiB around it: S (1 - exp(-m 64 KiB / S)), balls into boxes, with m of `TEXT_FACTOR`."""
     size = np.maximum(table_bytes, 1.0)
-    return np.asarray(table_bytes * -np.expm1(-num_tokens * FAULT_BYTES / size))
+    tokens = np.asarray(num_tokens, dtype=np.float64)
+    drawn = np.minimum(tokens, TEXT_FACTOR * tokens**TEXT_EXPONENT)
+    return np.asarray(table_bytes * -np.expm1(-drawn * FAULT_BYTES / size))
 
 
 def touched_bytes(table_bytes: float, num_tokens: float) -> float:
@@ -106,19 +118,38 @@ def edge_memory(device: DeviceProfile, plan: Plan) -> EdgeMemory:
     """Peak memory of the edge process of `plan`, at its longest sequence, on `device`: the device's
     empty process, tokenizer and codec tables are its runtime."""
     geometry = plan.model.geometry
-    runtime = edge_runtime_bytes(device, geometry, whole=plan.edge_is_whole)
+    runtime = edge_runtime_bytes(
+        device, geometry, whole=plan.edge_is_whole, limited=is_limited(plan)
+    )
+    start = edge_runtime_bytes(device, geometry, whole=plan.edge_is_whole)
     is_wide = plan.exact_front or plan.streamed_layers > 0
     halves = halves_on(device, geometry, exact=is_wide)
-    return edge_memory_over(runtime, plan, halves=halves)
+    return edge_memory_over(runtime, plan, start_bytes=start, halves=halves)
+
+
+def is_limited(plan: Plan) -> bool:
+    """Whether the process that runs the plan has a limit, and so gives pages back."""
+    return plan.limits is not None and plan.limits.edge_memory_bytes is not None
 
 
 def edge_runtime_bytes(
-    device: DeviceProfile, geometry: ModelGeometry, *, whole: bool = False
+    device: DeviceProfile, geometry: ModelGeometry, *, whole: bool = False, limited: bool = False
 ) -> float:
-    """What the process takes before it loads the front; a `whole` edge needs no codec."""
-    runtime = device.memory.runtime_base_bytes.value
+    """What the process takes before it loads the front; a `whole` edge needs no codec.
+
+    limited: under a limit, where the profile knows how much of the process is pages of files.
+    """
+    memory = device.memory
+    runtime = memory.runtime_base_bytes.value
+    if limited and memory.base_file_bytes is not None:
+        runtime -= max(memory.base_file_bytes.value - RUNNING_CODE_BYTES, 0.0) + TRIMMED_BYTES
     runtime += TOKENIZER_BYTES_PER_TOKEN * geometry.vocab_size
     return runtime if whole else runtime + rotation_bytes(geometry.hidden_size)
+
+
+def table_rows(max_tokens: Quantity, chunk: Quantity, *, limited: bool) -> Quantity:
+    """Look-ups whose pages are in memory at once: of all tokens, or since pages were given back."""
+    return np.minimum(max_tokens, RELEASE_ROWS + np.asarray(chunk)) if limited else max_tokens
 
 
 def codec_bytes(geometry: ModelGeometry, level: str, num_tokens: float) -> float:
@@ -127,26 +158,30 @@ def codec_bytes(geometry: ModelGeometry, level: str, num_tokens: float) -> float
     return touched_bytes(table, num_tokens) if table else 0.0
 
 
-def edge_memory_over(runtime_bytes: float, plan: Plan, *, halves: bool = False) -> EdgeMemory:
+def edge_memory_over(
+    runtime_bytes: float, plan: Plan, *, start_bytes: float = 0.0, halves: bool = False
+) -> EdgeMemory:
     """The same for a process that takes `runtime_bytes` before it loads the front.
 
-    halves: 16-bit weights are computed in 16 bits, and not widened.
-    Of the embedding, the part that `max_tokens` tokens drawn evenly from the vocabulary touch
-    counts; text repeats its tokens and touches less.
+    start_bytes: what it took before it gave pages back. halves: 16-bit weights are computed in 16
+    bits, and not widened. Of the embedding and the codec's tables the pages count that text touches
+    (`table_rows`); a front in 16 bits reads its weights in the file, and gives none of it back.
     """
     geometry = plan.model.geometry
     kernel = front_kernel(plan.partition.front_bits)
     weights, added = _front_bytes(plan, halves)
+    limited, length, chunk = is_limited(plan), plan.max_tokens, plan.prefill_chunk
+    rows = float(table_rows(length, chunk, limited=limited))
+    gives_back = limited and not (halves and kernel.bits == 16)
+    kept_rows = float(table_rows(length, chunk, limited=gives_back))
     return EdgeMemory(
         runtime_bytes=runtime_bytes,
         weight_bytes=weights,
-        embedding_bytes=touched_bytes(embedding_bytes(geometry, kernel.bits), plan.max_tokens),
+        embedding_bytes=touched_bytes(embedding_bytes(geometry, kernel.bits), kept_rows),
         kv_bytes=plan.front_kv_bytes(),
         workspace_bytes=workspace_bytes(geometry, plan.prefill_chunk),
-        load_peak_bytes=runtime_bytes + weights + added,
-        codec_bytes=0.0
-        if plan.edge_is_whole
-        else codec_bytes(geometry, plan.level, plan.max_tokens),
+        load_peak_bytes=max(runtime_bytes + weights + added, start_bytes),
+        codec_bytes=0.0 if plan.edge_is_whole else codec_bytes(geometry, plan.level, rows),
     )
 
 

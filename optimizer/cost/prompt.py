@@ -15,7 +15,7 @@ limit of its scheduler. Source: ours.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,16 @@ from optimizer.cost.cloud import sample_s
 from optimizer.cost.codec import decode_s, encode_s, frame_bytes
 from optimizer.cost.edge import chunk_runs, front_prefill
 from optimizer.cost.link import transfer_s
-from optimizer.cost.round_trip import PromptChunks, first_answer_s, prompt_stages_s, queue_s
+from optimizer.cost.round_trip import (
+    PromptChunks,
+    first_answer_s,
+    first_token_terms,
+    prompt_stages_s,
+    queue_s,
+    stage_terms,
+)
 from optimizer.cost.setting import RequestSetting
+from optimizer.cost.uncertainty import Terms, term_errors
 from optimizer.policy.batching import Scheduler
 from optimizer.policy.prefill_place import PrefillCosts, num_ids
 from protos import sizes
@@ -49,13 +57,39 @@ def prefill_s(
     chunk shares its step with their decode rows and waits half a step for it. The wait is part of
     the cloud's stage, so it adds up only while the cloud is the slowest stage.
     """
+    return weighed_prefill(
+        setting, num_tokens=num_tokens, batch=batch, connected_s=connected_s
+    ).seconds
+
+
+class WeighedPrefill(NamedTuple):
+    """Seconds of a prompt, and what they depend on."""
+
+    seconds: float
+    terms: Terms
+
+
+def weighed_prefill(
+    setting: RequestSetting, *, num_tokens: int, batch: int = 1, connected_s: float = 0.0
+) -> WeighedPrefill:
+    """`prefill_s`, and the weights of its terms."""
+    drawer = setting.edge if setting.is_whole else setting.cloud
+    drawn_s = sample_s(drawer, setting.geometry, num_logits=1)
     if setting.is_whole:
-        front_s = front_prefill_s(setting, num_tokens)
-        return float(front_s.sum()) + sample_s(setting.edge, setting.geometry, num_logits=1)
+        seconds = float(front_prefill_s(setting, num_tokens).sum()) + drawn_s
+        return WeighedPrefill(seconds, Terms(edge=seconds))
     as_ids = prompt_ids(setting, num_tokens=num_tokens, batch=batch)
     chunks = prompt_chunks(setting, num_tokens=num_tokens, num_ids=as_ids, batch=batch)
     stages_s = float(prompt_stages_s(chunks, setting.link, connected_s=connected_s))
-    return stages_s + _answer_s(setting)
+    errors = term_errors(setting.edge, setting.cloud, setting.link, kind="many_rows", batch=batch)
+    terms = first_token_terms(
+        stage_terms(chunks, setting.link, errors, connected_s=connected_s),
+        setting.link,
+        sample_s=drawn_s,
+        stack_s=setting.stack_s,
+        is_whole=0.0,
+    )
+    return WeighedPrefill(stages_s + _answer_s(setting), terms)
 
 
 def prompt_ids(setting: RequestSetting, *, num_tokens: int, batch: int = 1) -> int:

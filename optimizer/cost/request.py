@@ -8,12 +8,14 @@ models'. With drafting a round carries the last token and k guesses and brings h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from optimizer.cost.cloud import sample_s
+from hwprofiles.profiles.errors import ErrorKind
+from optimizer.artifacts.prediction import PredictedRange
+from optimizer.cost.cloud import lone_slowdown, sample_s
 from optimizer.cost.codec import answer_bytes, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import front_step, lasting_slowdown
-from optimizer.cost.prompt import cloud_prefill_s, prefill_s, prompt_bytes
+from optimizer.cost.edge import answer_slowdown, front_step
+from optimizer.cost.prompt import cloud_prefill_s, prompt_bytes, weighed_prefill
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
     RequestParts,
@@ -22,8 +24,10 @@ from optimizer.cost.round_trip import (
     opening_s,
     queue_s,
     round_over,
+    round_terms,
 )
 from optimizer.cost.setting import RequestSetting
+from optimizer.cost.uncertainty import Terms, term_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,7 @@ class RequestTime:
     """A request's prediction. `open_s`: connecting; `prefill_s`: the rest of `ttft_s`.
 
     `round_parts` is one decoding round in the middle of the answer; `tbt_s` is its total over the
-    tokens it brings.
+    tokens it brings. `ttft_terms`, `tbt_terms`: what the two depend on, for `time_ranges`.
     """
 
     ttft_s: float
@@ -57,6 +61,28 @@ class RequestTime:
     uplink_bytes_per_token: float
     cloud_s: float
     cloud_s_per_token: float
+    ttft_terms: Terms
+    tbt_terms: Terms
+
+
+class TimeRanges(NamedTuple):
+    """Quantiles of the time to the first token and of the time between tokens."""
+
+    ttft: PredictedRange
+    tbt: PredictedRange
+
+
+def time_ranges(setting: RequestSetting, time: RequestTime, *, batch: int = 1) -> TimeRanges:
+    """How sure a request's prediction is, by the errors of both profiles and of the link."""
+    found = []
+    kinds: tuple[tuple[ErrorKind, float, Terms], ...] = (
+        ("many_rows", time.ttft_s, time.ttft_terms),
+        ("one_row", time.tbt_s, time.tbt_terms),
+    )
+    for kind, seconds, terms in kinds:
+        errors = term_errors(setting.edge, setting.cloud, setting.link, kind=kind, batch=batch)
+        found.append(errors.range_of(terms, seconds))
+    return TimeRanges(*found)
 
 
 def expected_tokens(acceptance: float, num_drafts: int) -> float:
@@ -89,7 +115,7 @@ def round_parts(
     """
     geometry, hidden = setting.geometry, setting.geometry.hidden_size
     front_s = (
-        lasting_slowdown(setting.edge)
+        answer_slowdown(setting.edge, waits=not setting.is_whole)
         * front_step(
             setting.edge,
             geometry,
@@ -108,7 +134,7 @@ def round_parts(
             front_s=front_s, sample_s=sample_s(setting.edge, geometry, num_logits=1)
         )
     logits = num_rows if num_logits is None else num_logits
-    back_s = float(
+    back_s = lone_slowdown(setting.cloud, batch) * float(
         setting.back.shared_step_s(
             num_rows=num_rows, position=position, num_logits=logits, batch=batch
         )
@@ -150,7 +176,9 @@ def predict_request(
         if whole
         else opening_s(setting.link, round_trips=open_round_trips, stack_s=setting.stack_s)
     )
-    ttft = prefill_s(setting, num_tokens=prompt_tokens, batch=batch, connected_s=opened)
+    ttft, ttft_terms = weighed_prefill(
+        setting, num_tokens=prompt_tokens, batch=batch, connected_s=opened
+    )
     rows, tokens_per_round = 1 + drafting.num_drafts, drafting.tokens_per_round
     parts = round_parts(
         setting,
@@ -166,6 +194,13 @@ def predict_request(
         setting.level, hidden_size=setting.geometry.hidden_size, num_rows=rows
     )
     cloud_s = 0.0 if whole else float(cloud_share_s(parts.cloud_s, batch, 1.0))
+    terms = round_terms(
+        parts,
+        setting.link,
+        stack_s=setting.stack_s,
+        draft_s=drafting.draft_s,
+        is_whole=whole,
+    )
     return RequestTime(
         ttft_s=ttft,
         open_s=opened,
@@ -181,4 +216,6 @@ def predict_request(
         if whole
         else cloud_prefill_s(setting, num_tokens=prompt_tokens, batch=batch) + rounds * cloud_s,
         cloud_s_per_token=cloud_s / tokens_per_round,
+        ttft_terms=ttft_terms,
+        tbt_terms=terms.over(tokens_per_round),
     )

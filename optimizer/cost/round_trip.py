@@ -11,15 +11,17 @@ travels and runs in the cloud, the next is computed (`pipeline_s`, exact for thr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.cost.codec import answer_bytes
 from optimizer.cost.link import LinkPoint, pipeline_s, transfer_s
+from optimizer.cost.uncertainty import TermErrors, Terms, weight_of
 
 # Round trips before a request's first chunk leaves. None on a connection that stands: it follows
 # the Open. On a new one TCP's, TLS 1.3's and that of HTTP/2's settings come first (RFC 9113,
@@ -139,6 +141,58 @@ def prompt_stages_s(chunks: PromptChunks, link: LinkPoint, *, connected_s: Quant
         np.broadcast_to(wire_s, np.shape(chunks.frame_bytes)),
         chunks.cloud_s,
         link_free_s=connected_s,
+    )
+
+
+def round_terms(
+    parts: RequestParts,
+    link: LinkPoint,
+    *,
+    stack_s: float,
+    draft_s: Quantity = 0.0,
+    is_whole: bool | npt.NDArray[np.bool_] = False,
+) -> Terms:
+    """What a round depends on, drafting included: its terms add up to it. is_whole: where the
+    device asks nobody, and draws its tokens itself."""
+    asks = np.where(is_whole, 0.0, 1.0)
+    return Terms(
+        edge=parts.front_s + parts.encode_s + draft_s + (1 - asks) * parts.sample_s,
+        cloud=asks * (parts.queue_s + parts.cloud_s),
+        round_trip=asks * link.rtt_s,
+        transfer=np.maximum(parts.wire_s - asks * (link.rtt_s + stack_s), 0.0),
+        stack=asks * stack_s,
+    )
+
+
+def stage_terms(
+    chunks: PromptChunks, link: LinkPoint, errors: TermErrors, *, connected_s: Quantity
+) -> Terms:
+    """What a prompt's stages depend on (`prompt_stages_s`), each stretched by its own error."""
+
+    def seconds(**stretched: Floats) -> Floats:
+        return prompt_stages_s(replace(chunks, **stretched), link, connected_s=connected_s)
+
+    total = seconds()
+    return Terms(
+        edge=weight_of(lambda f: seconds(edge_s=f * chunks.edge_s), total, errors.edge),
+        cloud=weight_of(lambda f: seconds(cloud_s=f * chunks.cloud_s), total, errors.cloud),
+        transfer=weight_of(
+            lambda f: seconds(frame_bytes=f * chunks.frame_bytes), total, errors.transfer
+        ),
+    )
+
+
+def first_token_terms(
+    stages: Terms, link: LinkPoint, *, sample_s: Quantity, stack_s: float, is_whole: Quantity
+) -> Terms:
+    """The terms of the time to the first token: the stages', and what `first_answer_s` adds."""
+    asks = 1.0 - np.asarray(is_whole)
+    return Terms(
+        edge=stages.edge + (1 - asks) * sample_s,
+        cloud=stages.cloud + asks * sample_s,
+        round_trip=stages.round_trip + asks * link.rtt_s,
+        transfer=stages.transfer,
+        stack=stages.stack + asks * stack_s,
     )
 
 

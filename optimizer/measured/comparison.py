@@ -12,6 +12,8 @@ from typing import Final, Literal
 
 import numpy as np
 
+from optimizer.artifacts.prediction import PredictedRange
+
 HELD: Final = 0.10
 NEAR: Final = 0.20
 
@@ -24,6 +26,9 @@ class ComparedFigure:
 
     predicted: the median of the predictions. p10, p50, p90: quantiles of what was measured. error:
     the median of predicted / measured - 1. held_share: the share of pairs within `HELD`.
+    predicted_p10, predicted_p90: medians of the predictions' quantiles. covered_share: the share of
+    pairs measured within the prediction's p5 and p95, which is 90 % where the errors are known
+    well. None where the predictions have no quantiles.
     """
 
     figure: str
@@ -35,6 +40,9 @@ class ComparedFigure:
     p90: float
     error: float
     held_share: float
+    predicted_p10: float | None = None
+    predicted_p90: float | None = None
+    covered_share: float | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -55,10 +63,14 @@ def verdict_of(error: float) -> Verdict:
 
 
 def compared(
-    figure: str, unit: str, predicted: Sequence[float], measured: Sequence[float]
+    figure: str, unit: str, ranges: Sequence[PredictedRange], measured: Sequence[float]
 ) -> ComparedFigure:
-    """Pairs of one figure, of which there is at least one; every measured value is above 0."""
+    """Pairs of one figure, of which there is at least one; every measured value is above 0. A
+    range without a width is a prediction of which nobody knows how sure it is."""
+    predicted = [item.p50 for item in ranges]
     errors = [error_of(*pair) for pair in zip(predicted, measured, strict=True)]
+    is_known = all(item.p10 < item.p90 for item in ranges)
+    covered = [item.covers(value) for item, value in zip(ranges, measured, strict=True)]
     p10, p50, p90 = np.quantile(measured, (0.1, 0.5, 0.9))
     return ComparedFigure(
         figure=figure,
@@ -70,4 +82,7 @@ def compared(
         p90=float(p90),
         error=float(np.median(errors)),
         held_share=sum(abs(error) <= HELD for error in errors) / len(errors),
+        predicted_p10=float(np.median([item.p10 for item in ranges])) if is_known else None,
+        predicted_p90=float(np.median([item.p90 for item in ranges])) if is_known else None,
+        covered_share=sum(covered) / len(covered) if is_known else None,
     )

@@ -8,22 +8,25 @@ cache or went up as ids against the plan, memory where the process did other thi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from hwprofiles.profiles.device import DeviceProfile
+from hwprofiles.profiles.rates import Quantity
 from optimizer.artifacts.half_front import may_have_halves
 from optimizer.artifacts.plan import Plan
+from optimizer.artifacts.prediction import PredictedRange
 from optimizer.cost.codec import LevelCost, level_on
 from optimizer.cost.levels import DEFAULT_LEVELS, EXTRA_LEVELS, level_at
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.memory import edge_memory_over
 from optimizer.cost.quality import QualityModel
-from optimizer.cost.request import predict_request
+from optimizer.cost.request import predict_request, time_ranges
 from optimizer.cost.setting import RequestSetting
 from optimizer.cost.streaming import reading_s
+from optimizer.cost.uncertainty import TermErrors, Terms, error_of_kind, range_of, term_errors
 from optimizer.errors import MeasurementError
 from optimizer.measured.comparison import ComparedFigure, compared
 from optimizer.measured.record import EdgeSteps, MeasuredGeneration
@@ -62,7 +65,9 @@ class PredictionBasis:
     quality: QualityModel
 
 
-def predicted_figures(item: MeasuredGeneration, basis: PredictionBasis) -> dict[str, float]:
+def predicted_figures(
+    item: MeasuredGeneration, basis: PredictionBasis
+) -> dict[str, PredictedRange]:
     """What `basis` predicts for exactly this generation: its lengths, level and batch.
 
     Raises MeasurementError for a level that nothing is known of, and ProfileError for a precision
@@ -87,22 +92,26 @@ def predicted_figures(item: MeasuredGeneration, basis: PredictionBasis) -> dict[
         prefill=plan.prefill,
         reading_s=reading_s(basis.edge, plan),
     )
+    batch = max(1, round(sessions))
     time = predict_request(
-        setting,
-        prompt_tokens=item.prompt_tokens,
-        new_tokens=item.num_tokens,
-        batch=max(1, round(sessions)),
+        setting, prompt_tokens=item.prompt_tokens, new_tokens=item.num_tokens, batch=batch
     )
+    ranges = time_ranges(setting, time, batch=batch)
+    errors = term_errors(basis.edge, basis.cloud, basis.link, kind="one_row", batch=batch)
+    terms = time.tbt_terms
     parts = time.round_parts
+    wire = Terms(round_trip=terms.round_trip, transfer=terms.transfer, stack=terms.stack)
+    cloud_s = 0.0 if plan.edge_is_whole else float(parts.queue_s + parts.cloud_s)
+    memory = predicted_peak_bytes(basis.edge, item)
     return {
-        TTFT: time.ttft_s,
-        TBT: time.tbt_s,
-        FRONT: float(parts.front_s),
-        ENCODE: float(parts.encode_s),
-        WIRE: float(parts.wire_s),
-        CLOUD: 0.0 if plan.edge_is_whole else float(parts.queue_s + parts.cloud_s),
-        UPLINK: time.uplink_bytes_per_token,
-        MEMORY: predicted_peak_bytes(basis.edge, item),
+        TTFT: ranges.ttft,
+        TBT: ranges.tbt,
+        FRONT: _ranged(parts.front_s, errors, Terms(edge=parts.front_s)),
+        ENCODE: _ranged(parts.encode_s, errors, Terms(edge=parts.encode_s)),
+        WIRE: _ranged(parts.wire_s, errors, wire),
+        CLOUD: _ranged(cloud_s, errors, Terms(cloud=cloud_s)),
+        UPLINK: range_of(time.uplink_bytes_per_token, 0.0),
+        MEMORY: range_of(memory, error_of_kind(basis.edge, "memory")),
     }
 
 
@@ -113,11 +122,18 @@ def _counts_halves(plan: Plan) -> bool:
     return plan.predicted.edge_memory.weight_bytes < edge_memory_over(0.0, plan).weight_bytes
 
 
-def planned_figures(item: MeasuredGeneration, plan: Plan) -> dict[str, float]:
+def _ranged(seconds: Quantity, errors: TermErrors, terms: Terms) -> PredictedRange:
+    """The range of one part, which may be nothing."""
+    value = float(seconds)
+    return errors.range_of(terms, value)
+
+
+def planned_figures(item: MeasuredGeneration, plan: Plan) -> dict[str, PredictedRange]:
     """What `plan`, which has predictions, predicted for this generation.
 
     Its time to the first token counts only for a prompt of about the planned length; its memory is
-    taken at this generation's length. MeasurementError for a plan without predictions.
+    taken at this generation's length. A plan does not say how sure the parts of a step are.
+    MeasurementError for a plan without predictions.
     """
     found = plan.predicted
     if found is None:
@@ -131,14 +147,21 @@ def planned_figures(item: MeasuredGeneration, plan: Plan) -> dict[str, float]:
         CLOUD: found.step.cloud_s,
         UPLINK: found.uplink_bytes_per_token,
         MEMORY: edge_memory_over(
-            found.edge_memory.runtime_bytes, at_length(item), halves=_counts_halves(plan)
+            found.edge_memory.runtime_bytes,
+            replace(at_length(item), limits=plan.limits),
+            halves=_counts_halves(plan),
         ).total_bytes
         + found.edge_memory.draft_bytes,
     }
     planned = 0 if plan.limits is None else plan.limits.prompt_tokens
     if abs(item.prompt_tokens - planned) > ALIKE_PROMPT * planned:
         del figures[TTFT]
-    return figures
+    ranges = {name: range_of(value, 0.0) for name, value in figures.items()}
+    if found.ranges is not None:
+        known = {TTFT: found.ranges.ttft_s, TBT: found.ranges.tbt_s}
+        known[MEMORY] = found.ranges.edge_memory_bytes
+        ranges |= {name: known[name].around(figures[name]) for name in known if name in figures}
+    return ranges
 
 
 def measured_figures(item: MeasuredGeneration) -> dict[str, float]:
@@ -167,16 +190,16 @@ def measured_figures(item: MeasuredGeneration) -> dict[str, float]:
 
 
 def compare_generations(
-    items: Sequence[MeasuredGeneration], predictions: Sequence[Mapping[str, float]]
+    items: Sequence[MeasuredGeneration], predictions: Sequence[Mapping[str, PredictedRange]]
 ) -> list[ComparedFigure]:
     """Every figure that was both measured and predicted, in the order of `UNITS`. One mapping of
     predictions a generation."""
-    pairs: dict[str, list[tuple[float, float]]] = {}
+    pairs: dict[str, list[tuple[PredictedRange, float]]] = {}
     for item, predicted in zip(items, predictions, strict=True):
         measured = measured_figures(item)
         for figure in UNITS:
             value = measured.get(figure, 0.0)
-            if figure in predicted and value > 0 and predicted[figure] > 0:
+            if figure in predicted and value > 0 and predicted[figure].p50 > 0:
                 pairs.setdefault(figure, []).append((predicted[figure], value))
     return [
         compared(figure, unit, *map(list, zip(*pairs[figure], strict=True)))

@@ -24,6 +24,7 @@ from optimizer.measured.record import (
     MeasuredServing,
 )
 from optimizer.measured.refiner import LEAST_OBSERVATIONS, ProfileRefiner, RefinedFactor
+from optimizer.measured.residuals import errors_of
 
 RecordT = TypeVar("RecordT", MeasuredGeneration, MeasuredServing)
 
@@ -84,7 +85,12 @@ def refine_profile(
         replace(source, note=f"refined from {len(used)} {unit}, {days[0]} to {days[-1]}"),
         factors=replace(source, note=f"times of {times}"),
     )
-    found = replace(found, name=name, platform=replace(found.platform, processor=processor))
+    found = replace(
+        found,
+        name=name,
+        platform=replace(found.platform, processor=processor),
+        errors=errors_of(factors, found, _only(used, MeasuredGeneration)),
+    )
     return Refinement(
         profile=found,
         factors=tuple(factors),

@@ -17,9 +17,16 @@ from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.profiles.scaled import PrecisionsUsed
 from optimizer.artifacts.plan import Plan
 from optimizer.cost.attention import attended_s
-from optimizer.cost.cloud import BackCost, SessionGroup, back_compute_bits, back_kv_bits, sample_s
+from optimizer.cost.cloud import (
+    BackCost,
+    SessionGroup,
+    back_compute_bits,
+    back_kv_bits,
+    lone_slowdown,
+    sample_s,
+)
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, level_on
-from optimizer.cost.edge import front_steps, lasting_slowdown
+from optimizer.cost.edge import answer_slowdown, front_steps
 from optimizer.cost.front_kernels import front_kernel, halves_on
 from optimizer.cost.streaming import reading_s
 from optimizer.measured.record import MeasuredGeneration, MeasuredServing
@@ -167,7 +174,8 @@ def predict_front(device: DeviceProfile, samples: StepSamples) -> SplitPredictio
         exact=plan.exact_front,
         reading_s=[reading_s(device, plan)],
     )
-    slow = lasting_slowdown(device) if key.num_rows == 1 else 1.0
+    waits = not plan.edge_is_whole
+    slow = answer_slowdown(device, waits=waits) if key.num_rows == 1 else 1.0
     attention = slow * np.broadcast_to(step.attention_s, (1, len(samples.positions)))[0]
     total = slow * np.broadcast_to(step.total_s, (1, len(samples.positions)))[0]
     return SplitPrediction(total - attention, attention)
@@ -186,9 +194,10 @@ def predict_back(device: DeviceProfile, samples: StepSamples) -> SplitPrediction
     )
     each = key.num_rows // key.num_sessions
     group = SessionGroup(each, samples.positions, key.num_sessions)
-    work = float(back.step_without_attention_s([group], key.num_logits))
+    slow = lone_slowdown(device, key.num_sessions) if key.num_rows == 1 else 1.0
+    work = slow * float(back.step_without_attention_s([group], key.num_logits))
     attention = key.num_sessions * attended_s(back.attention(each), samples.positions + each)
-    return SplitPrediction(np.full(len(samples.positions), work), np.asarray(attention))
+    return SplitPrediction(np.full(len(samples.positions), work), slow * np.asarray(attention))
 
 
 class CoderPrediction(NamedTuple):

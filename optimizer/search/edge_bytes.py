@@ -13,13 +13,14 @@ import numpy as np
 
 from hwprofiles.profiles.rates import Floats
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
-from optimizer.cost.front_kernels import blocks_for
+from optimizer.cost.front_kernels import blocks_for, halves_on
 from optimizer.cost.memory import (
     EdgeMemory,
     codec_bytes,
     edge_memory,
     pages_touched,
     peak_bytes,
+    table_rows,
     workspace_bytes,
 )
 from optimizer.cost.streaming import layers_of_share
@@ -54,6 +55,16 @@ class EdgeBytes:
             for split in space.splits
         ]
         self._kv = np.array(per_token, dtype=np.float64)[:, None, None, :, None, None, None]
+        self._limited = problem.limits.edge_memory_bytes is not None
+        keeps = [
+            front.front_bits == 16
+            and halves_on(
+                problem.edge, geometry, exact=problem.exact_front or front.streamed_share > 0
+            )
+            for front in space.fronts
+        ]
+        self._keeps_file = np.array(keeps)[:, None, None, None, None, None]  # whose weights it has
+        self._chunks = np.array(space.chunks, dtype=np.float64)[:, None]  # [H, 1]
         chunks = [workspace_bytes(geometry, chunk) for chunk in space.chunks]
         self._workspace = np.array(chunks)[:, None]  # [H, 1]
         drafts = np.array([draft.memory_bytes for draft in space.drafts])
@@ -68,14 +79,17 @@ class EdgeBytes:
 
     def total(self, num_tokens: int | Floats) -> Floats:
         """Peak bytes at a length (or one for each configuration)."""
+        rows = table_rows(num_tokens, self._chunks, limited=self._limited)
         return peak_bytes(
             runtime_bytes=self._runtime,
             weight_bytes=self._weights,
-            embedding_bytes=pages_touched(self._embeddings, num_tokens),
+            embedding_bytes=pages_touched(
+                self._embeddings, np.where(self._keeps_file, num_tokens, rows)
+            ),
             kv_bytes=self._kv * num_tokens,
             workspace_bytes=self._workspace,
             load_peak_bytes=self._load_peak,
-            codec_bytes=pages_touched(self._codec, num_tokens),
+            codec_bytes=pages_touched(self._codec, rows),
             draft_bytes=self._drafts,
         )
 
@@ -119,4 +133,5 @@ def front_plan(problem: Problem, split: int, front: FrontPrecision) -> Plan:
         front_layer_bits=bits if mixed and bits is not None else (),
         weight_blocks=blocks_for(front.front_bits, problem.weight_blocks),
         streamed_layers=layers_of_share(front.streamed_share, split, whole=whole),
+        limits=problem.limits,
     )

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from hwprofiles.profiles.errors import ErrorKind
 from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
@@ -22,15 +23,19 @@ from optimizer.cost.round_trip import (
     between_tokens_s,
     cloud_share_s,
     first_answer_s,
+    first_token_terms,
     opening_s,
     queue_s,
     round_over,
+    round_terms,
 )
+from optimizer.cost.uncertainty import TermErrors, Terms, term_errors
 from optimizer.errors import PlanError
 from optimizer.policy.kv_blocks import reserved_tokens, tokens_in
 from optimizer.search.link_independent import LinkIndependent, Mask, PlacedPrompts
 from optimizer.search.problem import Cell
 from optimizer.search.prompt_places import placed_prompts
+from optimizer.search.safety import NO_SAFETY, SafetyFactors, safety_factors
 
 _OF_SPLITS = (slice(None), None, None, None, None)  # [S] to [S, 1, 1, 1, 1]
 
@@ -133,10 +138,52 @@ class Grid:
 
     @cached_property
     def _prompts(self) -> PlacedPrompts:
+        return self._placed_prompts(None)
+
+    def _placed_prompts(self, weigh: TermErrors | None) -> PlacedPrompts:
         fixed, link = self.fixed, self.link
         opened_s = opening_s(link, round_trips=OPEN_ROUND_TRIPS, stack_s=fixed.stack_s)
         connected_s = np.where(fixed.whole, 0.0, opened_s)[_OF_SPLITS]
-        return placed_prompts(fixed, link, connected_s=connected_s)
+        return placed_prompts(fixed, link, connected_s=connected_s, weigh=weigh)
+
+    @cached_property
+    def safety(self) -> SafetyFactors:
+        """What predictions are multiplied by before they are held against the limits."""
+        if self.limits.quantile == 0.5:
+            return NO_SAFETY
+        return safety_factors(self)
+
+    def errors(self, kind: ErrorKind) -> TermErrors:
+        """Of predictions over this link: of the device's steps of one row, or of many."""
+        problem, batch = self.problem, self.problem.limits.num_sessions
+        return term_errors(problem.edge, problem.cloud, self.link, kind=kind, batch=batch)
+
+    @cached_property
+    def ttft_terms(self) -> Terms:
+        """What `ttft_s` depends on, each term as it has it."""
+        fixed, stages = self.fixed, self._placed_prompts(self.errors("many_rows")).terms
+        if stages is None:
+            raise ValueError("prompts that were not weighed")
+        return first_token_terms(
+            Terms(*(np.asarray(term)[..., None] for term in stages)),
+            self.link,
+            sample_s=np.where(fixed.is_whole, fixed.edge_sample_s, fixed.cloud_sample_s),
+            stack_s=fixed.stack_s,
+            is_whole=np.where(fixed.is_whole, 1.0, 0.0),
+        )
+
+    @cached_property
+    def tbt_terms(self) -> Terms:
+        """What `tbt_s` depends on, each term as it has it."""
+        fixed = self.fixed
+        terms = round_terms(
+            self.round,
+            self.link,
+            stack_s=fixed.stack_s,
+            draft_s=fixed.draft_s,
+            is_whole=fixed.is_whole,
+        )
+        return terms.over(fixed.tokens_per_round)
 
     def prefill_of(self, cell: Cell) -> PrefillPlace:
         """Where this configuration's prompt is computed."""
@@ -161,7 +208,7 @@ class Grid:
     def longest_tokens(self) -> Floats:
         """The longest sequence within the limits, whatever the objective, up to the model's."""
         fixed, limits = self.fixed, self.limits
-        longest = fixed.edge_bytes.longest(self.edge_memory_limit_bytes)
+        longest = fixed.edge_bytes.longest(self.edge_memory_limit_bytes / self.safety.edge_memory)
         kv = np.maximum(fixed.cloud_kv_bytes_per_token, 1e-9)
         room = self.cloud_memory_limit_bytes - fixed.cloud_weight_bytes
         per_session = tokens_in(room / limits.num_sessions / kv)
@@ -170,9 +217,10 @@ class Grid:
             per_session = np.minimum(per_session, own)
         longest = np.minimum(longest, np.where(fixed.is_whole, np.inf, np.maximum(per_session, 0)))
         if limits.max_tbt_s is not None:
-            reached = np.zeros(self.tbt_s.shape)
+            reached: Floats = np.zeros(self.tbt_s.shape)
+            most_s = limits.max_tbt_s / self.safety.tbt
             for index, length in enumerate(fixed.lengths):
-                reached = np.where(self.longest_tbt_s(index) <= limits.max_tbt_s, length, reached)
+                reached = np.where(self.longest_tbt_s(index) <= most_s, length, reached)
             longest = np.minimum(longest, reached)
         return np.asarray(longest)
 
@@ -204,7 +252,7 @@ class Grid:
         found: list[tuple[str, Floats, float | None]] = [
             (
                 "edge memory",
-                self._at_required(self.edge_memory_bytes),
+                self.safety.edge_memory * self._at_required(self.edge_memory_bytes),
                 self.edge_memory_limit_bytes,
             ),
             (
@@ -220,9 +268,10 @@ class Grid:
             ),
         ]
         if limits.max_tbt_s is not None:
-            found.append(("TBT", self.longest_tbt_s(index), limits.max_tbt_s))
+            slowest_s = self.safety.tbt * self.longest_tbt_s(index)
+            found.append(("TBT", slowest_s, limits.max_tbt_s))
         if limits.max_ttft_s is not None:
-            found.append(("TTFT", self.ttft_s, limits.max_ttft_s))
+            found.append(("TTFT", self.safety.ttft * self.ttft_s, limits.max_ttft_s))
         if limits.max_quality_drop_pct is not None:
             found.append(("quality drop", fixed.quality_drop_pct, limits.max_quality_drop_pct))
         return tuple(

@@ -14,7 +14,7 @@ bisection (`longest_layers_s` is a running maximum along its last axis).
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from optimizer.cost.codec import answer_bytes
 from optimizer.cost.prompt import id_frame_bytes, id_frames
 from optimizer.cost.request import middle_position
 from optimizer.cost.round_trip import PromptChunks, RequestParts, queue_s, stacks_s
+from optimizer.cost.uncertainty import TermErrors, Terms
 from optimizer.cost.weights import back_weight_bytes
 from optimizer.search.edge_bytes import EdgeBytes
 from optimizer.search.problem import Problem
@@ -35,12 +36,16 @@ LENGTHS_PER_OCTAVE: Final = 5
 SHORTEST_LENGTH: Final = 32
 
 
+PlacedKey: TypeAlias = tuple[float, bytes, TermErrors | None]
+
+
 class PlacedPrompts(NamedTuple):
-    """Seconds until the prompt's last layer, and the place as its number in PREFILL_PLACES, both
-    [S, F, B, K, C, H]."""
+    """Seconds until the prompt's last layer, the place as its number in PREFILL_PLACES, and what
+    the seconds depend on (None: nobody asked), each [S, F, B, K, C, H]."""
 
     stages_s: Floats
     places: npt.NDArray[np.int64]
+    terms: Terms | None = None
 
 
 class LinkIndependent:
@@ -54,7 +59,7 @@ class LinkIndependent:
         self.lengths = _lengths(problem)
         self.edge_bytes = EdgeBytes(problem)
         self.times = StepTimes(problem)
-        self.placed: dict[tuple[float, bytes], PlacedPrompts] = {}  # of `prompt_places`
+        self.placed: dict[PlacedKey, PlacedPrompts] = {}  # of `prompt_places`
         self._with_ids: dict[tuple[int, int], PromptChunks] = {}
 
     @cached_property

@@ -7,15 +7,22 @@ from dataclasses import replace
 import numpy as np
 
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
-from optimizer.artifacts.prediction import EdgeMemoryParts, Predicted, ProfilesUsed, StepParts
+from optimizer.artifacts.prediction import (
+    EdgeMemoryParts,
+    Predicted,
+    PredictedRanges,
+    ProfilesUsed,
+    StepParts,
+)
 from optimizer.cost.cloud import back_kv_bits
 from optimizer.cost.front_kernels import blocks_for
 from optimizer.cost.levels import level_at
 from optimizer.cost.memory import EdgeMemory, edge_memory
-from optimizer.cost.request import NO_DRAFTS, RequestTime, predict_request
+from optimizer.cost.request import NO_DRAFTS, RequestTime, predict_request, time_ranges
 from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS, OPEN_ROUND_TRIPS, RequestParts
 from optimizer.cost.setting import RequestSetting
 from optimizer.cost.streaming import reading_s
+from optimizer.cost.uncertainty import error_of_kind, range_of
 from optimizer.policy.kv_blocks import reserved_tokens
 from optimizer.search.edge_bytes import front_plan
 from optimizer.search.grid import Grid
@@ -96,6 +103,7 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
     )
     shape = space.shape
     index = next(i for i, n in enumerate(grid.fixed.lengths) if n >= plan.max_tokens)
+    longest_tbt_s = float(np.broadcast_to(grid.longest_tbt_s(index), shape)[cell])
     return Predicted(
         edge_memory_bytes=memory.total_bytes,
         ttft_s=time.ttft_s,
@@ -103,7 +111,7 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
             grid, setting, draft, open_round_trips=NEW_CONNECTION_ROUND_TRIPS
         ).ttft_s,
         tbt_s=time.tbt_s,
-        longest_tbt_s=float(np.broadcast_to(grid.longest_tbt_s(index), shape)[cell]),
+        longest_tbt_s=longest_tbt_s,
         uplink_bytes_per_token=time.uplink_bytes_per_token,
         quality_drop_pct=problem.quality.drop_pct(**quality),  # type: ignore[arg-type]
         quality_source=problem.quality.source_of(**quality),  # type: ignore[arg-type]
@@ -115,6 +123,24 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
         tokens_per_round=1.0 if whole else draft.drafting.tokens_per_round,
         edge_memory=_memory_parts(memory),
         step=_step_parts(time.round_parts, draft, whole=whole),
+        ranges=_ranges(grid, setting, time, memory.total_bytes, longest_tbt_s),
+    )
+
+
+def _ranges(
+    grid: Grid,
+    setting: RequestSetting,
+    time: RequestTime,
+    memory_bytes: float,
+    longest_tbt_s: float,
+) -> PredictedRanges:
+    """How sure the predictions are; the slowest step as sure as the one in the middle."""
+    times = time_ranges(setting, time, batch=grid.limits.num_sessions)
+    return PredictedRanges(
+        ttft_s=times.ttft,
+        tbt_s=times.tbt,
+        longest_tbt_s=times.tbt.around(longest_tbt_s),
+        edge_memory_bytes=range_of(memory_bytes, error_of_kind(setting.edge, "memory")),
     )
 
 

@@ -20,9 +20,9 @@ from hwprofiles.links.shape import Curve, uniform
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import Plan
 from optimizer.cost.attention import WindowAttention
-from optimizer.cost.cloud import BackCost, SessionGroup, SessionRows, sample_s
+from optimizer.cost.cloud import BackCost, SessionGroup, SessionRows, lone_slowdown, sample_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import front_steps, lasting_slowdown
+from optimizer.cost.edge import answer_slowdown, front_steps
 from optimizer.cost.streaming import reading_s
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import MeasuredSteps
@@ -87,7 +87,7 @@ class FrontTimes:
         self._lower: dict[int, FrontTimes] = {}
         self._known: dict[tuple[int, int], float] = {}
         figure = device.overheads.message_s
-        self._slowdown = lasting_slowdown(device)
+        self._slowdown = answer_slowdown(device, waits=not plan.edge_is_whole)
         self.busy_s = 0.0
         self.sample_s = sample_s(device, plan.model.geometry, num_logits=1)
         known_s = 0.0 if figure is None else figure.effective
@@ -182,6 +182,7 @@ class ModelledBack:
             return float(known(first).step_without_attention_s(groups, num_logits))
 
         known = cache(back_from)
+        self._lone_slowdown = lone_slowdown(device, 1)
         self._split = plan.partition.split
         self._attention_from, self._rest_from = cache(attention_from), cache(rest_from)
         self._back = known(self._split)
@@ -212,7 +213,8 @@ class ModelledBack:
         base = self._without_attention.get(key)
         if base is None:
             base = self._without_attention[key] = float(self._back.batch_s(*key))
-        return base + total
+        # A row alone comes after a pause, see `lone_slowdown`.
+        return (base + total) * (self._lone_slowdown if num_rows == 1 else 1.0)
 
     def _with_lower(
         self, sessions: Iterable[SessionRows], num_logits: int, lower: Sequence[LowerRows]

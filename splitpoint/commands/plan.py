@@ -12,13 +12,13 @@ import typer
 
 from hwprofiles.providers.table import CPU
 from optimizer.errors import PlanError
+from splitpoint.commands.limit_options import LimitOptions
 from splitpoint.commands.measure_options import CheckOptions
 from splitpoint.commands.option_groups import given_options, with_options
 from splitpoint.commands.plan_options import (
     ChoiceOptions,
     DeploymentOptions,
     EvidenceOptions,
-    LimitOptions,
     PlanOutputOptions,
 )
 from splitpoint.commands.price_options import PriceOptions, priced

@@ -95,10 +95,10 @@ def device(
         }
         if chosen == "edge":
             from hwprofiles.profiler.front_profiler import profile_device
+            from splitpoint.profiled_drawing import drawing_kernel
 
-            found = profile_device(
-                **common, provider=_provider(provider), sustained_s=60 * sustained
-            )
+            common |= {"drawing": drawing_kernel, "sustained_s": 60 * sustained}
+            found = profile_device(**common, provider=_provider(provider))
         else:
             from cloud.engine.profiled_kernels import TorchKernels
             from hwprofiles.profiler.back_profiler import profile_server

@@ -196,6 +196,7 @@ def _sized(inputs: Inputs, fleet: FleetSize | None) -> Inputs:
 
 def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findings:
     """Simulate the scenario and every point of the sweep; measure them; ask for advice."""
+    from optimizer.simulate.error_ranges import latency_ranges
     from optimizer.simulate.measures import measure
     from optimizer.simulate.replicate import replicate
     from optimizer.simulate.report.files import Findings
@@ -217,6 +218,7 @@ def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findin
         plan=inputs.plan,
         records=records[0],
         measures=measures[0],
+        ranges=latency_ranges(inputs.setup(), measures[0]),
         budget=_advice(inputs, measures[0], runs) if budget.wants_advice else None,
         sweep=tuple(
             SweepPoint(values=values, measures=found)

@@ -25,11 +25,14 @@ def compared_json(figures: Sequence[ComparedFigure]) -> list[dict[str, Any]]:
 
 
 def print_compared(console: Console, figures: Sequence[ComparedFigure], *, title: str) -> None:
-    """One row a figure: of one measurement its value, of several three quantiles."""
+    """One row a figure: of one measurement its value, of several three quantiles.
+
+    "inside" is the share of answers measured within the prediction's p5 and p95; of one answer,
+    whether it was."""
     is_one = all(row.count == 1 for row in figures)
     columns = ["measured"] if is_one else ["answers", "p10", "p50", "p90"]
-    verdict = "" if is_one else f"within {HELD:.0%}"
-    table = Table("figure", "predicted", *columns, "error", *[verdict][: not is_one], "")
+    verdict = [] if is_one else [f"within {HELD:.0%}"]
+    table = Table("figure", "predicted", "p10 to p90", *columns, "error", *verdict, "inside", "")
     table.title, table.title_justify = title, "left"
     for row in figures:
         values = [row.p50] if is_one else [row.p10, row.p50, row.p90]
@@ -37,12 +40,29 @@ def print_compared(console: Console, figures: Sequence[ComparedFigure], *, title
         table.add_row(
             row.figure,
             _text(row.predicted, row.unit),
+            _range_text(row),
             *(shown if is_one else [str(row.count), *shown]),
             f"{row.error:+.0%}",
             *([] if is_one else [f"{row.held_share:.0%}"]),
+            _inside_text(row, is_one=is_one),
             row.verdict,
         )
     console.print(table)
+
+
+def _range_text(row: ComparedFigure) -> str:
+    """Between what eight of ten answers should be; empty where nobody knows."""
+    if row.predicted_p10 is None or row.predicted_p90 is None:
+        return ""
+    return f"{_text(row.predicted_p10, row.unit)} to {_text(row.predicted_p90, row.unit)}"
+
+
+def _inside_text(row: ComparedFigure, *, is_one: bool) -> str:
+    if row.covered_share is None:
+        return ""
+    if is_one:
+        return "yes" if row.covered_share else "no"
+    return f"{row.covered_share:.0%}"
 
 
 def checked_json(found: Sequence[CheckedDeployment]) -> list[dict[str, Any]]:

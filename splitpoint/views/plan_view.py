@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hwprofiles.providers.table import CPU
 from optimizer.artifacts.plan import Plan
-from optimizer.artifacts.prediction import Predicted
+from optimizer.artifacts.prediction import Predicted, PredictedRange
 from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.front_kernels import widened_note
 from optimizer.cost.streaming import streamed_bytes
@@ -243,7 +243,13 @@ def place_text(place: PrefillPlace) -> str:
 
 def _promise_table(plan: Plan, predicted: Predicted) -> Table:
     memory, step = predicted.edge_memory, predicted.step
-    table = Table("prediction", "", "parts", title="What it promises", title_justify="left")
+    table = Table(
+        "prediction", "", "p10 to p90", "parts", title="What it promises", title_justify="left"
+    )
+    ranges = range_texts(predicted)
+    limits = "within the limits"
+    if plan.limits is not None and plan.limits.quantile != 0.5:
+        limits += f", each with {plan.limits.quantile:.0%}"
     parts = {
         "runtime": memory.runtime_bytes,
         "weights": memory.weight_bytes,
@@ -254,7 +260,7 @@ def _promise_table(plan: Plan, predicted: Predicted) -> Table:
         "draft": memory.draft_bytes,
     }
     said = ", ".join(f"{name} {size_text(value)}" for name, value in parts.items() if value)
-    table.add_row("edge memory", size_text(predicted.edge_memory_bytes), said)
+    table.add_row("edge memory", size_text(predicted.edge_memory_bytes), ranges["memory"], said)
     seconds = {
         "draft": step.draft_s,
         "front": step.front_s,
@@ -266,32 +272,54 @@ def _promise_table(plan: Plan, predicted: Predicted) -> Table:
     said = ", ".join(f"{name} {time_text(value)}" for name, value in seconds.items() if value)
     if predicted.tokens_per_round > 1:
         said += f"; {predicted.tokens_per_round:.2f} tokens a round"
-    table.add_row("TBT", time_text(predicted.tbt_s), said)
+    table.add_row("TBT", time_text(predicted.tbt_s), ranges["TBT"], said)
     table.add_row(
-        "slowest TBT", time_text(predicted.longest_tbt_s), f"up to {plan.max_tokens:,} tokens"
+        "slowest TBT",
+        time_text(predicted.longest_tbt_s),
+        ranges["slowest TBT"],
+        f"up to {plan.max_tokens:,} tokens",
     )
     prompt = plan.limits.prompt_tokens if plan.limits is not None else 0
     said = f"prompt of {prompt:,} tokens"
     if predicted.first_ttft_s is not None and predicted.first_ttft_s > predicted.ttft_s:
         said += f"; {time_text(predicted.first_ttft_s)} where the connection has to be made"
-    table.add_row("TTFT", time_text(predicted.ttft_s), said)
-    table.add_row("uplink a token", f"{predicted.uplink_bytes_per_token:.0f} B", "")
+    table.add_row("TTFT", time_text(predicted.ttft_s), ranges["TTFT"], said)
+    table.add_row("uplink a token", f"{predicted.uplink_bytes_per_token:.0f} B", "", "")
     ratio = predicted.cloud_cost_ratio
     said = "" if ratio is None else f"the whole model there would take {ratio:.2f} times as much"
-    table.add_row("cloud a token", time_text(predicted.cloud_s_per_token), said)
+    table.add_row("cloud a token", time_text(predicted.cloud_s_per_token), "", said)
     if not plan.edge_is_whole:
         table.add_row(
             "cloud memory",
             size_text(predicted.cloud_memory_bytes),
+            "",
             f"{size_text(predicted.cloud_memory_per_session_bytes)} a session",
         )
     table.add_row(
         "quality",
         f"{percent_text(predicted.quality_drop_pct)} of perplexity",
+        "",
         _quality_text(predicted.quality_drop_pct, predicted.quality_source),
     )
-    table.add_row("longest possible", f"{predicted.longest_tokens:,} tokens", "within the limits")
+    table.add_row("longest possible", f"{predicted.longest_tokens:,} tokens", "", limits)
     return table
+
+
+def range_texts(predicted: Predicted) -> dict[str, str]:
+    """p10 to p90 of each prediction that has them; empty texts in older plans."""
+    known = predicted.ranges
+    if known is None:
+        return dict.fromkeys(("memory", "TBT", "slowest TBT", "TTFT"), "")
+    return {
+        "memory": _range_text(known.edge_memory_bytes, size_text),
+        "TBT": _range_text(known.tbt_s, time_text),
+        "slowest TBT": _range_text(known.longest_tbt_s, time_text),
+        "TTFT": _range_text(known.ttft_s, time_text),
+    }
+
+
+def _range_text(item: PredictedRange, text: Text) -> str:
+    return f"{text(item.p10)} to {text(item.p90)}"
 
 
 def _quality_text(drop_pct: float, source: str) -> str:

@@ -6,9 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from optimizer.simulate.budget import BudgetView
+from optimizer.simulate.error_ranges import LatencyRanges
 from optimizer.simulate.fleet import FleetSize
 from optimizer.simulate.measures import Measures
 from optimizer.simulate.report.files import Findings
+from optimizer.simulate.report.page import MEDIAN_RANGE
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.sweep import SweepPoint
 from splitpoint.views.screen import open_console
@@ -17,7 +19,7 @@ from splitpoint.views.screen import open_console
 def print_findings(findings: Findings) -> None:
     """Print latencies, where the time goes and what the servers did; then budget and sweep."""
     screen = open_console()
-    _print_measures(screen, findings.scenario, findings.measures)
+    _print_measures(screen, findings.scenario, findings.measures, findings.ranges)
     if findings.fleet is not None:
         _print_fleet(screen, findings.fleet)
     if findings.budget is not None:
@@ -80,7 +82,9 @@ def _print_sweep(screen: Console, points: tuple[SweepPoint, ...]) -> None:
     screen.print(table)
 
 
-def _print_measures(screen: Console, scenario: Scenario, measures: Measures) -> None:
+def _print_measures(
+    screen: Console, scenario: Scenario, measures: Measures, ranges: LatencyRanges | None
+) -> None:
     asked = measures.requests["asked"]
     screen.print(
         f"{scenario.name}: {measures.clients:,} clients, {measures.servers} server"
@@ -88,15 +92,31 @@ def _print_measures(screen: Console, scenario: Scenario, measures: Measures) -> 
         f"{asked:,} requests, {measures.tokens:,} tokens "
         f"({measures.events:,} events in {measures.wall_s:.1f} s)"
     )
-    table = Table("", "p50", "p95", "p99", "budget", title="Latency (simulated)")
+    table = Table("", "p50", MEDIAN_RANGE, "p95", "p99", "budget", title="Latency (simulated)")
     rows = (
-        ("first token", measures.ttft_s, scenario.budget.ttft_s),
-        ("between tokens", measures.tbt_s, scenario.budget.tbt_s),
-        ("whole answer", measures.e2e_s, None),
+        (
+            "first token",
+            measures.ttft_s,
+            None if ranges is None else ranges.ttft_s,
+            scenario.budget.ttft_s,
+        ),
+        (
+            "between tokens",
+            measures.tbt_s,
+            None if ranges is None else ranges.tbt_s,
+            scenario.budget.tbt_s,
+        ),
+        ("whole answer", measures.e2e_s, None, None),
     )
-    for name, spread, budget in rows:
-        values = (spread.p50, spread.p95, spread.p99)
-        table.add_row(name, *map(seconds, values), "" if budget is None else seconds(budget))
+    for name, spread, sure, budget in rows:
+        table.add_row(
+            name,
+            seconds(spread.p50),
+            "" if sure is None else f"{seconds(sure.p10)} to {seconds(sure.p90)}",
+            seconds(spread.p95),
+            seconds(spread.p99),
+            "" if budget is None else seconds(budget),
+        )
     screen.print(table)
     parts = Table("", *measures.breakdown_step_s, title="Where the time goes (means)")
     parts.add_row("first token", *map(seconds, measures.breakdown_first_s.values()))

@@ -1,4 +1,4 @@
-"""Devices whose profile knows what minutes of work do to them."""
+"""Devices whose profile knows what minutes of work, or pauses, do to them."""
 
 from __future__ import annotations
 
@@ -23,3 +23,9 @@ def hot(device: DeviceProfile, *, share: float, watts: float | None = None) -> D
         measured = Figure(value=watts, source=source)
         power = replace(power, load_watts=measured, sensor="ina3221 VDD_IN (board)")
     return replace(device, power=power)
+
+
+def drowsy(device: DeviceProfile, *, times: float) -> DeviceProfile:
+    """The device with steps that take so many times as long after a pause."""
+    figure = Figure(value=times, source=next(iter(device.sources)))
+    return replace(device, overheads=replace(device.overheads, after_pause=figure))

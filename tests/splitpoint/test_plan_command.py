@@ -24,7 +24,7 @@ def test_the_json_has_what_is_promised_and_the_plan_reads_back(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "plan.yaml"
-    found = planned(capsys, *SMOL, "--link", "4g", "--edge-memory", "270MiB", "--out", str(out))
+    found = planned(capsys, *SMOL, "--link", "4g", "--edge-memory", "240MiB", "--out", str(out))
     promised = "split front_bits back_bits kv_bits level max_tokens predicted binding"
     assert set(promised.split()) <= set(found)
     predicted = (
@@ -35,7 +35,7 @@ def test_the_json_has_what_is_promised_and_the_plan_reads_back(
     first_s, later_s = found["predicted"]["first_ttft_s"], found["predicted"]["ttft_s"]
     assert first_s - later_s > 2.9 * load_link("4g").rtt_s.p50
     assert found["binding"] == ["edge memory"]
-    assert found["predicted"]["edge_memory_bytes"] <= 270 * 2**20
+    assert found["predicted"]["edge_memory_bytes"] <= 240 * 2**20
     plan = load_plan(out)
     assert plan.partition.split == found["split"]
     assert plan.predicted is not None

@@ -102,6 +102,6 @@ def test_wrong_values_are_answered_before_anything_slow_is_imported() -> None:
 
 @pytest.mark.parametrize("value", ["3.9", "0.15", "30", "none"])
 def test_values_that_people_mean_pass(value: str) -> None:
-    from splitpoint.commands.plan_options import LimitOptions
+    from splitpoint.commands.limit_options import LimitOptions
 
     LimitOptions(max_tbt=value).limits()

@@ -20,6 +20,7 @@ import numpy as np
 
 from optimizer.artifacts.plan import Plan
 from optimizer.simulate.budget import BudgetView
+from optimizer.simulate.error_ranges import LatencyRanges
 from optimizer.simulate.fleet import FleetSize
 from optimizer.simulate.measures import Measures, tbt_s
 from optimizer.simulate.record import Record, ReplicaCount, RequestRow
@@ -33,7 +34,7 @@ from optimizer.simulate.sweep import SweepPoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What one run of the command found."""
+    """What one run of the command found. `ranges`: how sure the two medians are."""
 
     scenario: Scenario
     plan: Plan
@@ -42,6 +43,7 @@ class Findings:
     budget: BudgetView | None = None
     fleet: FleetSize | None = None
     sweep: tuple[SweepPoint, ...] = ()
+    ranges: LatencyRanges | None = None
 
     @property
     def subject(self) -> dict[str, str]:
@@ -51,6 +53,8 @@ class Findings:
     def to_json(self) -> dict[str, Any]:
         """The object that `splitpoint simulate --json` prints."""
         found = {"subject": self.subject, **self.measures.to_json()}
+        if self.ranges is not None:
+            found["median_ranges"] = asdict(self.ranges)
         if self.budget is not None:
             found["budget"] = asdict(self.budget)
         if self.fleet is not None:
@@ -77,6 +81,7 @@ def write_files(findings: Findings, folder: Path) -> None:
         subject=findings.subject,
         budget=findings.budget,
         sweep=findings.sweep,
+        ranges=findings.ranges,
     )
     (folder / "report.html").write_text(html, encoding="utf-8")
     (folder / "measures.json").write_text(

@@ -7,6 +7,7 @@ from html import escape
 from typing import Final
 
 from optimizer.simulate.budget import SEARCH_S, BudgetView
+from optimizer.simulate.error_ranges import LatencyRanges
 from optimizer.simulate.measures import Measures
 from optimizer.simulate.report.charts import Chart
 from optimizer.simulate.report.draw import DARK, LIGHT, svg
@@ -23,6 +24,7 @@ from optimizer.simulate.report.tables import (
 from optimizer.simulate.scenario import Scenario
 from optimizer.simulate.sweep import SweepPoint
 
+MEDIAN_RANGE: Final = "p50, by the profiles' errors"  # a column's head: p10 to p90
 STYLE: Final = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 1rem; background: var(--back); color: var(--ink);
@@ -47,8 +49,10 @@ def page(
     subject: Mapping[str, str],
     budget: BudgetView | None = None,
     sweep: Sequence[SweepPoint] = (),
+    ranges: LatencyRanges | None = None,
 ) -> str:
-    """The whole document as text. subject: what was simulated, in words."""
+    """The whole document as text. subject: what was simulated, in words. ranges: how sure the
+    medians are."""
     sections = [_summary(scenario, measures, subject)]
     if budget is not None:
         sections.append(_budget(scenario, budget))
@@ -59,7 +63,7 @@ def page(
     sections.append(f'<h2>Pictures</h2><div class="figures">{figures}</div>')
     if sweep:
         sections.append(_sweep(sweep))
-    sections.append(_latencies(scenario, measures))
+    sections.append(_latencies(measures, ranges))
     sections.append(_servers(measures))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -182,13 +186,19 @@ def _sweep(points: Sequence[SweepPoint]) -> str:
     return "<h2>Sweep</h2>" + table(head, rows)
 
 
-def _latencies(scenario: Scenario, measures: Measures) -> str:
+def _latencies(measures: Measures, ranges: LatencyRanges | None) -> str:
     rows = [
-        (name, time(spread.p50), time(spread.p95), time(spread.p99))
-        for name, spread in (
-            ("first token", measures.ttft_s),
-            ("between tokens", measures.tbt_s),
-            ("whole answer", measures.e2e_s),
+        (
+            name,
+            time(spread.p50),
+            "" if sure is None else f"{time(sure.p10)} to {time(sure.p90)}",
+            time(spread.p95),
+            time(spread.p99),
+        )
+        for name, spread, sure in (
+            ("first token", measures.ttft_s, None if ranges is None else ranges.ttft_s),
+            ("between tokens", measures.tbt_s, None if ranges is None else ranges.tbt_s),
+            ("whole answer", measures.e2e_s, None),
         )
     ]
     parts = [
@@ -197,7 +207,7 @@ def _latencies(scenario: Scenario, measures: Measures) -> str:
     ]
     return (
         "<h2>Latency</h2>"
-        + table(("", "p50", "p95", "p99"), rows)
+        + table(("", "p50", MEDIAN_RANGE, "p95", "p99"), rows)
         + table(("part (mean)", "first token", "each step"), parts)
     )
 

@@ -12,7 +12,7 @@ from hwprofiles.profiler.front_profiler import _thread_warnings, profile_device
 from hwprofiles.profiler.parts import median_of
 from hwprofiles.profiler.parts import quality_warnings as _warnings
 from hwprofiles.profiler.sustained import MachineSigns
-from hwprofiles.profiler.timing import Timing, measure
+from hwprofiles.profiler.timing import Timing, after_pause, measure
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
 from hwprofiles.profiles.compare import key_figures
 from hwprofiles.profiles.device import BatchCurve, BatchPoint
@@ -31,6 +31,25 @@ def test_measure_takes_the_median_and_the_spread_of_its_repeats() -> None:
     assert timing.num_repeats == 5
     assert timing.seconds == 1.0
     assert timing.spread == pytest.approx(3.0)  # p10 = 1, p90 = 1 + 0.6 * 5 = 4
+
+
+def test_a_pause_is_counted_by_what_the_step_after_it_takes() -> None:
+    now, rested = 0.0, False
+
+    def call() -> None:
+        nonlocal now, rested
+        now += 3.0 if rested else 2.0
+        rested = False
+
+    def sleep(seconds: float) -> None:
+        nonlocal now, rested
+        now += seconds
+        rested = True
+
+    hot = measure(call, budget_s=0.0, clock=lambda: now)
+    found = after_pause(call, hot, num_repeats=5, clock=lambda: now, sleep=sleep)
+    assert found.seconds == pytest.approx(1.5)
+    assert found.num_repeats == 5
 
 
 def test_measure_loses_patience_with_long_calls_after_three() -> None:

@@ -26,7 +26,7 @@ from optimizer.cost.request import (
 )
 from optimizer.cost.round_trip import RequestParts
 from optimizer.cost.setting import RequestSetting
-from tests.optimizer.hot_devices import hot
+from tests.optimizer.hot_devices import drowsy, hot
 
 LEVEL = LevelCost(
     name="x", bits_per_element=4.0, encode_fixed_s=1e-4, encode_s_per_element=1e-8,
@@ -53,6 +53,27 @@ def test_a_step_counts_the_speed_that_lasts_and_a_prompt_the_full_one() -> None:
     assert slow.round_parts.front_s == pytest.approx(2 * cool.round_parts.front_s)
     assert slow.tbt_s - cool.tbt_s == pytest.approx(cool.round_parts.front_s)
     assert slow.ttft_s == cool.ttft_s
+
+
+def test_steps_that_wait_for_the_other_side_are_slower_and_others_are_not() -> None:
+    drowsy_both = dataclasses.replace(
+        BASE, edge=drowsy(BASE.edge, times=1.5), cloud=drowsy(BASE.cloud, times=2.0)
+    )
+    awake, slow = (
+        predict_request(setting, prompt_tokens=300, new_tokens=50)
+        for setting in (BASE, drowsy_both)
+    )
+    assert slow.round_parts.front_s == pytest.approx(1.5 * awake.round_parts.front_s)
+    assert slow.round_parts.back_s == pytest.approx(2.0 * awake.round_parts.back_s)
+    assert slow.ttft_s == awake.ttft_s
+    many, alike = (round_parts(s, position=300, batch=8).back_s for s in (BASE, drowsy_both))
+    assert alike == many  # a server with others to serve does not wait
+    whole = Partition(split=32, front_bits=4, back_bits=16)
+    alone, same = (
+        round_parts(dataclasses.replace(s, partition=whole), position=300).front_s
+        for s in (BASE, drowsy_both)
+    )
+    assert same == alone
 
 
 def test_a_speed_that_did_not_fall_changes_nothing() -> None:

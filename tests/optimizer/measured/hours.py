@@ -144,7 +144,8 @@ def generations(count: int, *, seed: int = 0, plan: Plan = PLAN) -> list[Measure
 
 @cache
 def _truth(blank: MeasuredGeneration) -> dict[str, float]:
-    return predicted_figures(blank, basis(EDGE, CLOUD_MACHINE))
+    found = predicted_figures(blank, basis(EDGE, CLOUD_MACHINE))
+    return {figure: item.p50 for figure, item in found.items()}
 
 
 def _generation(noise: Noise, plan: Plan) -> MeasuredGeneration:

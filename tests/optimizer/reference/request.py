@@ -152,6 +152,9 @@ def round_parts(
         )
     logits = num_rows if num_logits is None else num_logits
     back = _back_s(deployment, num_rows, position, logits, batch)
+    front *= _after_pause(deployment.edge)
+    if batch == 1:  # a server with others to serve does not wait
+        back *= _after_pause(deployment.cloud)
     stack_s, link = message_s(deployment), deployment.link
     num_bytes = frame_bytes(deployment.level, hidden_size=hidden, num_rows=num_rows)
     answer = answer_bytes(num_answers)
@@ -165,6 +168,12 @@ def round_parts(
         sample_s=sample_s(deployment.cloud, geometry, num_logits=logits),
         down_s=link.rtt_s / 2 + _seconds(answer, link.down_bytes_per_s) + stack_s / 2,
     )
+
+
+def _after_pause(device: DeviceProfile) -> float:
+    """Times that a step takes after waiting for the other side."""
+    figure = device.overheads.after_pause
+    return 1.0 if figure is None else max(1.0, figure.value * figure.efficiency)
 
 
 def prefill_s(

@@ -18,16 +18,17 @@ from optimizer.cost.money import NO_PRICES, Prices
 from optimizer.cost.quality import LevelCertificate, QualityModel
 from optimizer.cost.request import DraftedRound, expected_tokens
 from optimizer.search.problem import DraftOption, FrontPrecision, Problem, Space
-from tests.optimizer.hot_devices import hot
+from tests.optimizer.hot_devices import drowsy, hot
 
-HOT = "hot "
+HOT, DROWSY = "hot ", "drowsy "
 EDGES = (
     "raspberry-pi-5-8gb",
     "jetson-orin-nano-8gb",
     "local-epyc-2core",
     f"{HOT}jetson-orin-nano-8gb",
+    f"{DROWSY}raspberry-pi-5-8gb",
 )
-CLOUDS = ("a100-80gb", "l4-24gb", "local-epyc-2core")
+CLOUDS = ("a100-80gb", "l4-24gb", "local-epyc-2core", f"{DROWSY}l4-24gb")
 LEVELS = (
     LevelCost(name="lossless", bits_per_element=27.0, encode_fixed_s=4e-5),
     LevelCost(
@@ -45,6 +46,8 @@ PRICES = (
 
 @cache
 def device(name: str) -> DeviceProfile:
+    if name.startswith(DROWSY):
+        return drowsy(load_device(name.removeprefix(DROWSY)), times=1.7)
     cool = load_device(name.removeprefix(HOT))
     return hot(cool, share=0.6, watts=7.0) if name.startswith(HOT) else cool
 

@@ -1,0 +1,124 @@
+"""A quiet machine, and one core for each side: what measurements of two sides need on one machine.
+
+Load is what others use of the CPUs, in cores: the busy time of the whole machine less that of this
+process, its children and named processes. The load average is no use between runs, because it
+remembers one's own work for minutes. Time that a hypervisor gave to other machines counts as
+theirs. Linux only (`/proc`).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+QUIET_CORES: Final = 0.3
+LOOK_S: Final = 1.0
+TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def pinned(cpu: int | None, *, priority: int = 0) -> Iterator[None]:
+    """Children that this thread starts inside run on one CPU alone; None: wherever they may.
+
+    Libraries take their number of threads from the affinity, so such a child has one thread.
+    priority: of SCHED_FIFO, which needs root; 0: like any other program.
+    """
+    before = os.sched_getaffinity(0)
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+    if priority:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    try:
+        yield
+    finally:
+        if priority:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(0, before)
+
+
+def two_cpus() -> tuple[int | None, int | None]:
+    """A CPU for the device's side and one for the server's; (None, None) where there is one."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return (cpus[0], cpus[1]) if len(cpus) > 1 else (None, None)
+
+
+@dataclass(slots=True)
+class OthersLoad:
+    """Cores that other programs use from its making on. own: processes of ours that go on."""
+
+    own: Sequence[int] = ()
+    _began_s: float = field(default_factory=time.monotonic)
+    _busy: float = field(default=0.0)
+    _ours: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        self._busy, self._ours = busy_s(), self._own_s()
+
+    def cores(self) -> float:
+        """The mean so far, at least 0."""
+        passed = max(time.monotonic() - self._began_s, 1e-3)
+        others = (busy_s() - self._busy) - (self._own_s() - self._ours)
+        return max(others / passed, 0.0)
+
+    def _own_s(self) -> float:
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        mine = resource.getrusage(resource.RUSAGE_SELF)
+        total = sum(used.ru_utime + used.ru_stime for used in (ended, mine))
+        return total + sum(map(process_s, self.own))
+
+
+def wait_until_quiet(
+    own: Sequence[int] = (),
+    *,
+    limit: float = QUIET_CORES,
+    tell: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Return once others have used less than `limit` cores for a moment; `tell` hears once that
+    this takes longer."""
+    told = False
+    while True:
+        load = OthersLoad(own)
+        time.sleep(LOOK_S)
+        cores = load.cores()
+        if cores < limit:
+            return
+        if not told:
+            tell(f"waiting for a quiet machine: others use {cores:.1f} cores")
+            told = True
+
+
+def busy_s() -> float:
+    """Seconds of all CPUs that were not idle since the machine was started."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / TICKS_PER_S
+
+
+def process_s(process_id: int) -> float:
+    """CPU seconds of one process; 0 where it has ended."""
+    try:
+        text = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return 0.0
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def child_ids(of: int | None = None) -> list[int]:
+    """Processes whose parent is `of` (None: this one)."""
+    mine = os.getpid() if of is None else of
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (folder / "stat").read_text(encoding="utf-8")
+        except OSError:
+            continue
+        if int(text.rpartition(")")[2].split()[1]) == mine:
+            found.append(int(folder.name))
+    return found
