@@ -23,7 +23,8 @@ from optimizer.cost.build_memory import TOKENS_A_CHANNEL
 from optimizer.errors import BuildError
 from optimizer.export.calibration.fit import fit_ladder
 from optimizer.export.calibration.measure import HeldOutRows
-from optimizer.export.calibration.split_fit import States, fit_split
+from optimizer.export.calibration.recall_fit import fit_recall
+from optimizer.export.calibration.split_fit import States, fit_split, usual_rows
 from optimizer.export.calibration.text import (
     GIVEN_TEXT,
     OWN_TEXT,
@@ -108,8 +109,15 @@ def calibrate_splits(
         ) -> list[float]:
             return rows.losses(model, split, codecs, tell)
 
-        fitted_split = fit_split(at_split.states(), num_blocks=rotation_blocks(model.hidden_size))
-        header, arrays = fit_ladder(fitted_split, measure=measure if len(held) else None)
+        states = at_split.states()
+        fitted_split = fit_split(states, num_blocks=rotation_blocks(model.hidden_size))
+        recall = fit_recall(
+            fitted_split.components, usual_rows(states.hidden), states.token_ids, states.window
+        )
+        del states
+        header, arrays = fit_ladder(
+            fitted_split, measure=measure if len(held) else None, recall=recall
+        )
         digests[split] = write_tables(out, {**header, "text": text} if text else header, arrays)
     return digests
 
