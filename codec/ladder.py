@@ -53,6 +53,7 @@ from codec.rows import RowCodec, RowMask, Rows, TokenIds, check_rows, check_toke
 from codec.tables import read_tables
 
 _MAX_FALLBACKS: Final = 2  # to the safe level, and from there to lossless
+_NO_SESSION: Final = "frame refers to earlier rows, and this is no session that holds any"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +161,8 @@ class Ladder:
         check_token_ids(token_ids, num_rows, FrameError)
         if len(frame) > max_payload_bytes(num_rows, self.hidden_size):
             raise FrameError(f"frame of {len(frame)} bytes is too long for {num_rows} rows")
+        if seed is None and peek_level(frame)[0] in (RECALLED, MIXED_RECALLED):
+            raise FrameError(_NO_SESSION)
         parsed = unpack_frame(frame, self.seed if seed is None else seed)
         if parsed.num_rows != num_rows:
             raise FrameError(f"frame holds {parsed.num_rows} rows, expected {num_rows}")
@@ -171,7 +174,7 @@ class Ladder:
         """The inverse of `body`, [T, D]."""
         codec = self.checked(kind, index).codec
         if kind in (RECALLED, MIXED_RECALLED):
-            raise FrameError("frame refers to earlier rows, and this is no session that holds any")
+            raise FrameError(_NO_SESSION)
         if kind != MIXED:
             return codec.decode(body, len(token_ids), token_ids)
         mixed = split_mixed(body, len(token_ids))

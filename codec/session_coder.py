@@ -29,7 +29,7 @@ from codec.frame import (
 from codec.ladder import Ladder, Level, Mixed, checked_finite, mixed_body, split_mixed
 from codec.levels.calibrated import CalibratedCodec
 from codec.rows import RowMask, Rows, TokenIds, check_rows
-from codec.session_rows import HeldBeginning, SessionRows
+from codec.session_rows import HeldBeginning, RowHistory
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class SessionCoder:
         """beginning: what the session begins with; None: nothing."""
         self._ladder = ladder
         self._held = (
-            SessionRows(ladder.hidden_size) if beginning is None else SessionRows.behind(beginning)
+            RowHistory(ladder.hidden_size) if beginning is None else RowHistory.behind(beginning)
         )
 
     @property
@@ -57,7 +57,7 @@ class SessionCoder:
         return self._held.num_tokens
 
     def check_before(self, position: int) -> int:
-        """See SessionRows."""
+        """See RowHistory."""
         return self._held.check_before(position)
 
     def encode(

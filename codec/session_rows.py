@@ -51,7 +51,7 @@ class HeldBeginning(NamedTuple):
     taken: Mask
 
 
-class SessionRows:
+class RowHistory:
     """See the module's docstring. Not safe from several threads, but reading changes nothing.
 
     hidden_size: D. Values are whole numbers of a unit that the tables name.
@@ -145,7 +145,7 @@ class SessionRows:
         return HeldBeginning(tuple(self._tokens[:num_tokens]), self._values[:num_tokens], held)
 
     @classmethod
-    def behind(cls, beginning: HeldBeginning) -> SessionRows:
+    def behind(cls, beginning: HeldBeginning) -> RowHistory:
         """A session that begins with these."""
         rows = cls(beginning.values.shape[1])
         rows.extend(0, beginning.tokens, beginning.values, beginning.taken)

@@ -101,6 +101,7 @@ def decode_cloud(data: bytes) -> CloudMessage:
             token_rows=in_range("token_rows", opened.token_rows, 0, MAX_TOKENS),
             draft_ids=in_range("draft_ids", opened.draft_ids, 0, MAX_DRAFT_IDS),
             continued=opened.continued,
+            recall=opened.recall,
         )
     if kind == "drafts":
         return drafts_from_proto(message.drafts)
@@ -160,6 +161,7 @@ def _open_from_proto(message: pb.Open) -> Open:
         prompt_tokens=in_range("prompt_tokens", message.prompt_tokens, 0, MAX_TOKENS),
         end_token_ids=_end_tokens(message.end_token_ids),
         draft_ids=in_range("draft_ids", message.draft_ids, 0, MAX_DRAFT_IDS),
+        recall=message.recall,
     )
 
 

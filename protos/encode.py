@@ -57,6 +57,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     prompt_tokens=message.prompt_tokens if sampling.is_extended else 0,
                     end_token_ids=message.end_token_ids if sampling.grammar else (),
                     draft_ids=message.draft_ids,
+                    recall=message.recall,
                 )
             )
         )
@@ -121,6 +122,7 @@ def encode_cloud(message: CloudMessage) -> bytes:
                     token_rows=message.token_rows,
                     draft_ids=message.draft_ids,
                     continued=message.continued,
+                    recall=message.recall,
                 )
             )
         )

@@ -39,7 +39,7 @@ class Open:
     their keys and values below the older split come in frames with `kv`. prompt_tokens: how many of
     the first tokens are the prompt; where `sampling` asks for what version 1 does not know.
     end_token_ids: tokens that end an answer, where it has a grammar. draft_ids: how many tokens the
-    cloud may guess beyond each answer.
+    cloud may guess beyond each answer. recall: ask whether frames may refer to earlier rows.
     """
 
     session_id: str
@@ -59,6 +59,7 @@ class Open:
     prompt_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
     draft_ids: int = 0
+    recall: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,8 @@ class Opened:
     them; a server of an older version does not say and takes 16. token_rows: how many first tokens
     it takes in token frames; an older version takes none. continued: it holds the tokens that the
     Open asked to go on from, and waits for their keys and values of the other layers. draft_ids:
-    how many tokens it guesses beyond an answer at most; an older version guesses none.
+    how many tokens it guesses beyond an answer at most; an older version guesses none. recall:
+    frames may refer to the session's earlier rows.
     """
 
     session_id: str
@@ -114,6 +116,7 @@ class Opened:
     token_rows: int = 0
     draft_ids: int = 0
     continued: bool = False
+    recall: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,6 +79,7 @@ class BenchSession:
     def __init__(self, ladder: Ladder) -> None:
         self.lease: Any = None
         self.token_rows = 0
+        self.recalls = False
         self.num_frames = 0
         self._ladder = ladder
 

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 from cloud.kv.pool import KvLease, KvPool, SharedPrefix
+from codec.session_rows import HeldBeginning
 from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
 
-# Input tokens of a beginning, how many frames it took, and their chain hash.
-Keep: TypeAlias = Callable[[tuple[int, ...], int, bytes], None]
+# Input tokens of a beginning, how many frames it took, their chain hash, and its rows, if any.
+Keep: TypeAlias = Callable[[tuple[int, ...], int, bytes, HeldBeginning | None], None]
 
 MAX_ENTRIES: Final = 512
 # What the entries' input tokens may take beside their blocks: a token is a pointer in a tuple.
@@ -33,12 +34,14 @@ MAX_TOKENS_HELD: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """The first frames of a session. tokens: the input tokens of its positions."""
+    """The first frames of a session. tokens: the input tokens of its positions. rows: what frames
+    behind them may refer to; None: nothing."""
 
     blocks: SharedPrefix
     tokens: tuple[int, ...]
     num_frames: int
     chain: bytes
+    rows: HeldBeginning | None = None
 
 
 class _Entry(NamedTuple):
@@ -67,7 +70,14 @@ class PrefixCache:
         return None
 
     def keep(
-        self, tenant: str, lease: KvLease, *, tokens: tuple[int, ...], num_frames: int, chain: bytes
+        self,
+        tenant: str,
+        lease: KvLease,
+        *,
+        tokens: tuple[int, ...],
+        num_frames: int,
+        chain: bytes,
+        rows: HeldBeginning | None = None,
     ) -> None:
         """Keep the first len(tokens) positions of a session. They must be whole blocks."""
         name = self._name(tenant, chain)
@@ -85,6 +95,7 @@ class PrefixCache:
                 tokens=tokens,
                 num_frames=num_frames,
                 chain=chain,
+                rows=rows,
             )
             self._entries[name] = _Entry(beginning, pool)
             self._num_tokens += len(tokens)
@@ -94,9 +105,13 @@ class PrefixCache:
         if not shareable_tokens:
             return None
 
-        def keep(tokens: tuple[int, ...], num_frames: int, chain: bytes) -> None:
+        def keep(
+            tokens: tuple[int, ...], num_frames: int, chain: bytes, rows: HeldBeginning | None
+        ) -> None:
             if len(tokens) <= shareable_tokens and len(tokens) % KV_BLOCK_TOKENS == 0:
-                self.keep(tenant, lease, tokens=tokens, num_frames=num_frames, chain=chain)
+                self.keep(
+                    tenant, lease, tokens=tokens, num_frames=num_frames, chain=chain, rows=rows
+                )
 
         return keep
 

@@ -252,6 +252,7 @@ class Conversations:
                     max_frames_in_flight=self._max_frames_in_flight,
                     token_rows=_granted_token_rows(on_stream.request, active.session),
                     draft_ids=active.num_draft_ids,
+                    recall=active.session.recalls,
                     continued=on_stream.held is not None and on_stream.held.is_moving,
                 )
             )

@@ -16,6 +16,7 @@ from cloud.sessions.prefix_guesses import PrefixGuesses
 from cloud.sessions.served_model import ServedModel
 from cloud.sessions.session import ServerSession
 from cloud.sessions.tenants import Tenant
+from codec.session_coder import SessionCoder
 from optimizer.policy.kv_blocks import num_blocks
 from protos.messages import Open
 from protos.prefix import begin_chain
@@ -112,10 +113,14 @@ class ModelSessions:
         if self.head is not None:
             split, most = request.split, request.draft_ids
             drafts = self.head.open(split=split, max_tokens=request.max_tokens, most=most)
+        ladder = self.served.ladder(request)
+        coder = None
+        if request.recall and ladder.can_recall:
+            coder = SessionCoder(ladder, None if beginning is None else beginning.rows)
         return ServerSession(
             request.session_id,
             lease=lease,
-            ladder=self.served.ladder(request),
+            ladder=ladder,
             sampling=request.sampling,
             vocab_size=self.served.vocab_size,
             max_frame_tokens=self.served.max_frame_tokens,
@@ -127,6 +132,7 @@ class ModelSessions:
             below=below,
             drafts=drafts,
             moved=moved,
+            coder=coder,
         )
 
     def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:

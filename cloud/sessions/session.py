@@ -29,13 +29,15 @@ from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
 from cloud.kv.prefix_cache import Beginning, Keep
 from cloud.sessions.choosing import chosen_tokens, is_finite
-from cloud.sessions.frame_checks import check_frame, decoded_rows, first_drawn
+from cloud.sessions.frame_checks import check_frame, first_drawn
+from cloud.sessions.frame_rows import FrameRows
 from cloud.sessions.grammars import Constrain
 from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prompt_scores import PromptScores
 from cloud.sessions.remembered_answers import RememberedAnswers
 from codec.kv.frame import KvFrames
 from codec.ladder import Ladder
+from codec.session_coder import SessionCoder
 from decoding.params import SamplingParams
 from decoding.scores import TopToken
 from protos.messages import Frame, Result, Timings
@@ -62,6 +64,7 @@ class ServerSession:
         below: KvLease | None = None,
         drafts: HeadSession | None = None,
         moved: MovedKv | None = None,
+        coder: SessionCoder | None = None,
     ) -> None:
         """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
         the session's grammar. beginning: frames that ran in another session; `lease` must share its
@@ -69,11 +72,11 @@ class ServerSession:
         the rows of token frames; None: there are none. below: where keys and values of the layers
         below the split go meanwhile; None at split 0. moved: the tokens that it begins with, of an
         older session. drafts: what a draft head keeps of it;
-        None: no head does."""
+        None: no head does. coder: holds its rows, for frames to refer to; None: none does."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
-        self._ladder = ladder
+        self._rows = FrameRows(ladder, coder)
         self._sampling = sampling
         self._prompt_tokens = prompt_tokens
         self._constrain = constrain
@@ -122,9 +125,7 @@ class ServerSession:
             self._check(frame, range(self.lease.max_tokens))
         except BadFrameError:
             return None
-        return (
-            partial(decoded_rows, self._ladder, frame) if moved is None else moved.decoder_of(frame)
-        )
+        return self._rows.decoder(frame) if moved is None else moved.decoder_of(frame)
 
     def begin(self, frame: Frame, decoded: Decoded | None = None) -> FrameWork | Result:
         """Check the next frame, roll the cache back to where it starts, and decode its rows.
@@ -150,8 +151,9 @@ class ServerSession:
             return self._take_kv(frame, decoded)
         if frame.is_tokens:
             rows = self._embed(frame)
+            self._rows.skip(frame)
         else:
-            rows = decoded_rows(self._ladder, frame) if decoded is None else decoded.rows()
+            rows = self._rows.take(frame, decoded)
             self._free_below()
         if self._prompt_scores is not None:
             self._prompt_scores.begin(frame)
@@ -239,7 +241,9 @@ class ServerSession:
             result = self._prompt_scores.filled(result, frame)
         self._answers.keep(frame, result)
         if self._keep is not None and self._chain is not None:
-            self._keep(tuple(self.tokens), self._next_sequence, self._chain)
+            tokens = tuple(self.tokens)
+            rows = self._rows.beginning(len(tokens))
+            self._keep(tokens, self._next_sequence, self._chain, rows)
         return result
 
     def close(self) -> None:
@@ -272,6 +276,7 @@ class ServerSession:
         if moved is None:
             raise BadFrameError(f"frame {frame.sequence} brings keys and values nobody asked for")
         moved.take(frame, self.lease, decoded)
+        self._rows.skip(frame)
         self.tokens.extend(frame.token_ids)
         self._next_sequence += 1
         if self.lease.length == moved.num_tokens:
@@ -280,6 +285,11 @@ class ServerSession:
         result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
         self._answers.keep(replace(frame, kv=b""), result)  # a journal repeats the ids alone
         return result
+
+    @property
+    def recalls(self) -> bool:
+        """Whether frames may refer to earlier rows."""
+        return self._rows.are_held
 
     @property
     def token_rows(self) -> int:

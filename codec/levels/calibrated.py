@@ -182,7 +182,7 @@ class CalibratedCodec:
         """See RowCodec."""
         return self.restored(*self.decoded_components(payload, num_rows), token_ids)
 
-    def decoded_components(self, payload: bytes, num_rows: int) -> tuple[F32, Side]:
+    def decoded_components(self, payload: bytes, num_rows: int) -> tuple[F32, PayloadSide]:
         """y of every row as it arrives [T, D], and what goes beside. Raises FrameError."""
         data = memoryview(payload)
         side, at = read_side(data, num_rows, len(self.model.mean))
@@ -190,7 +190,7 @@ class CalibratedCodec:
         components *= self.steps(side.step_index)[:, None]
         return components, side
 
-    def restored(self, components: F32, side: Side, token_ids: TokenIds) -> Rows:
+    def restored(self, components: F32, side: PayloadSide, token_ids: TokenIds) -> Rows:
         """Rows from their components [T, D]."""
 
         def restore(part: slice) -> Rows:
@@ -214,7 +214,7 @@ def _joined(pieces: list[tuple[npt.NDArray[Any], ...]]) -> list[npt.NDArray[Any]
     return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
 
-class Side(NamedTuple):
+class PayloadSide(NamedTuple):
     """What a payload says beside its codes: step index and offset of each row, [T] each, the rows
     with outliers, and their outliers."""
 
@@ -235,7 +235,7 @@ def write_side(step_index: U8, offsets: I8, rows: Rows, mask: Mask) -> bytes:
     return payload
 
 
-def read_side(data: memoryview, num_rows: int, hidden_size: int) -> tuple[Side, int]:
+def read_side(data: memoryview, num_rows: int, hidden_size: int) -> tuple[PayloadSide, int]:
     """The inverse of `write_side`, and the bytes read. Raises FrameError."""
     if len(data) < num_rows:
         raise FrameError("row bytes end too early")
@@ -254,7 +254,7 @@ def read_side(data: memoryview, num_rows: int, hidden_size: int) -> tuple[Side, 
         at += sparse.num_bytes
     offsets = place.astype(np.int8) + np.int8(OFFSETS[0])
     step_index = np.asarray(side >> 4, dtype=np.uint8)
-    return Side(step_index, offsets, outliers.astype(np.int64), sparse), at
+    return PayloadSide(step_index, offsets, outliers.astype(np.int64), sparse), at
 
 
 def scale_weights(sigma: F32, step: float) -> tuple[U8, I32]:

@@ -39,7 +39,7 @@ from codec.levels.calibrated import (
     write_side,
 )
 from codec.rows import Encoded, RowMask, Rows, TokenIds
-from codec.session_rows import LONGEST_CONTEXT, References, SessionRows
+from codec.session_rows import LONGEST_CONTEXT, References, RowHistory
 
 _SHARE_ONE: Final = 256  # shares are whole numbers of this part
 _NOISE: Final = 0.24  # squared error of a level in squared half steps, mean over components
@@ -122,7 +122,7 @@ class RecalledCodec:
         )
 
     def encode(
-        self, rows: Rows, token_ids: TokenIds, held: SessionRows, first_position: int
+        self, rows: Rows, token_ids: TokenIds, held: RowHistory, first_position: int
     ) -> tuple[Encoded, I16]:
         """A payload of the rows that are not declined, and what both sides then hold, [T, D].
 
@@ -149,7 +149,7 @@ class RecalledCodec:
         self,
         payload: bytes,
         token_ids: TokenIds,
-        held: SessionRows,
+        held: RowHistory,
         first_position: int,
         taken: RowMask,
     ) -> tuple[Rows, I16]:
@@ -208,7 +208,7 @@ class RecalledCodec:
             np.minimum(whole, np.float32(_LARGEST), out=whole)
             return whole.astype(np.int16)
 
-    def _quantize(self, work: _Frame, held: SessionRows, taken: RowMask) -> RowMask:
+    def _quantize(self, work: _Frame, held: RowHistory, taken: RowMask) -> RowMask:
         """Code the rows that are taken, wave by wave; which of them [T] fit no code."""
         strange = np.zeros(len(taken), dtype=np.bool_)
         for context, at in work.groups(taken):
@@ -231,7 +231,7 @@ class RecalledCodec:
             strange[at] = beyond | loud | (escapes > MOST_ESCAPES * targets.shape[1])
         return strange
 
-    def _predicted(self, work: _Frame, held: SessionRows, context: int, rows: I64) -> F32 | None:
+    def _predicted(self, work: _Frame, held: RowHistory, context: int, rows: I64) -> F32 | None:
         """What earlier rows say of these rows' components, [n, D]; None: nothing.
 
         rows: those of one context, whose earlier rows are known.
@@ -253,7 +253,7 @@ class RecalledCodec:
         whole >>= 8
         predicted = whole.astype(np.float32)
         predicted *= self.unit
-        return predicted
+        return np.asarray(predicted)
 
     def _streams(self, work: _Frame, rows: I64) -> bytes:
         """The codes of these rows, by context."""

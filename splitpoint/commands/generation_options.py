@@ -14,6 +14,7 @@ from decoding.params import SamplingParams
 from edge.errors import InputError
 from hwprofiles.providers.table import AUTO
 from optimizer.policy.kv.registry import KV_POLICIES
+from splitpoint.commands import tables_option
 from splitpoint.commands.choices import (
     DRAFTS,
     MOVE_WAYS,
@@ -28,7 +29,6 @@ from splitpoint.commands.choices import (
 )
 from splitpoint.commands.connection_options import CredentialOptions
 from splitpoint.commands.option_groups import ProviderOption, check_provider
-from splitpoint.commands.tables_option import DEFAULT_TABLES, TablesOption, check_tables
 from splitpoint.text_input import text_argument
 from splitpoint.views.link_lines import LinkLines
 from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse_size
@@ -84,7 +84,7 @@ class DeviceOptions(CredentialOptions):
         int | None,
         typer.Option(help="Prompt tokens a frame (default: the plan's at most, adapted).", min=1),
     ] = None
-    tables: TablesOption = DEFAULT_TABLES
+    tables: tables_option.TablesOption = tables_option.DEFAULT_TABLES
     recover_within: Annotated[
         float | None,
         typer.Option(
@@ -134,7 +134,7 @@ class DeviceOptions(CredentialOptions):
             )
         check_seconds(self.recover_within, "--recover-within", MOST_WAIT_S)
         check_provider(self.provider)
-        check_tables(self.tables)
+        tables_option.check_tables(self.tables)
 
     def addresses(self) -> list[str]:
         """The servers. BadParameter for one that cannot be dialled."""
@@ -271,6 +271,7 @@ class ControlOptions:
             autocompletion=completed(MOVE_WAYS),
         ),
     ] = "auto"
+    adapt: tables_option.AdaptOption = True
     context: Annotated[
         str,
         typer.Option(
@@ -343,6 +344,7 @@ def completion_request(
             prefer=control.prefer,
             split=control.split,
             move_by=control.move_by,
+            adapt=control.adapt,
         )
     except InputError as error:
         raise typer.BadParameter(str(error)) from error

@@ -10,7 +10,7 @@ from codec.errors import FrameError
 from codec.frame import MIXED_RECALLED, RECALLED, check_seed, pack_frame, peek_level
 from codec.ladder import Ladder
 from codec.session_coder import SessionCoder
-from codec.session_rows import MAX_HELD_ROWS, SessionRows
+from codec.session_rows import MAX_HELD_ROWS, RowHistory
 
 LADDER = synthetic_ladder(96)
 LEVEL = "calibrated"
@@ -196,7 +196,7 @@ def test_a_damaged_frame_is_refused_or_gives_finite_rows_and_changes_nothing(
 
 
 def test_the_longest_common_context_is_found_and_the_latest_of_equals() -> None:
-    held = SessionRows(1)
+    held = RowHistory(1)
     names = [1, 2, 3, 4, 9, 2, 3, 4, 1, 2, 3, 4]
     taken = np.ones(12, dtype=np.bool_)
     values = np.arange(12, dtype=np.int16)[:, None]
@@ -213,7 +213,7 @@ def test_the_longest_common_context_is_found_and_the_latest_of_equals() -> None:
 
 
 def test_rows_beyond_the_most_that_are_held_still_refer_to_those() -> None:
-    held = SessionRows(1)
+    held = RowHistory(1)
     count = MAX_HELD_ROWS + 10
     names = list(range(count))
     values = np.ones((count, 1), dtype=np.int16)

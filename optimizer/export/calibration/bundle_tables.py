@@ -39,7 +39,7 @@ from optimizer.export.calibration.calibrate import (
     tokens_to_fit,
     windows_to_fit,
 )
-from optimizer.export.calibration.text import GIVEN_TEXT
+from optimizer.export.calibration.text import GIVEN_TEXT, own_starts
 from optimizer.export.certify.certificate import Certificate, certify
 from optimizer.export.disk_faults import naming_the_disk
 from optimizer.export.layers.layered_model import LayeredModel
@@ -111,8 +111,11 @@ def add_tables(
         made = working / "codec-files"
         model = LayeredModel(source, folder=working, device=wish.device)
         ids, told = _text_of(model, source, wish)
+        starts = own_starts(source.load_tokenizer()) if ids is None else []
         with model.in_bfloat16():
-            windows = windows_to_fit(model, ids, num_tokens=wish.num_tokens, progress=tell)
+            windows = windows_to_fit(
+                model, ids, num_tokens=wish.num_tokens, starts=starts, progress=tell
+            )
         digests, certificates = {}, []
         for split in plan.splits:
             trim_heap()  # what the split before took is free

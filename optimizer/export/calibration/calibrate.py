@@ -53,6 +53,7 @@ def calibrate(
     windows: TextWindows | None = None,
     num_tokens: int = DEFAULT_NUM_TOKENS,
     seed: int = 0,
+    starts: Sequence[Sequence[int]] = (),
     text: str = "",
     progress: Progress | None = None,
 ) -> str:
@@ -64,6 +65,7 @@ def calibrate(
         windows=windows,
         num_tokens=num_tokens,
         seed=seed,
+        starts=starts,
         text=text,
         progress=progress,
     )
@@ -78,6 +80,7 @@ def calibrate_splits(
     windows: TextWindows | None = None,
     num_tokens: int = DEFAULT_NUM_TOKENS,
     seed: int = 0,
+    starts: Sequence[Sequence[int]] = (),
     text: str = "",
     progress: Progress | None = None,
 ) -> dict[int, str]:
@@ -86,13 +89,14 @@ def calibrate_splits(
     token_ids: calibration text, of which the first num_tokens are fitted to, or as many as the
     model's width needs; None lets the model write it, which needs all layers in memory. Up to
     HELD_OUT_WINDOWS windows more, an eighth of a shorter text, are kept from the fit to measure
-    levels on. windows: instead of these, what `windows_to_fit` gave. text: what the tables' header
+    levels on. windows: instead of these, what `windows_to_fit` gave. starts: how pieces of what the
+    model writes begin (`own_starts`); none: all with a random token. text: what the tables' header
     calls this text. Raises BuildError when the text is too short.
     """
     tell = progress or (lambda stage, done, total: None)
     with model.in_bfloat16():
         fitted, held = windows or windows_to_fit(
-            model, token_ids, num_tokens=num_tokens, seed=seed, progress=tell
+            model, token_ids, num_tokens=num_tokens, seed=seed, starts=starts, progress=tell
         )
         found = collect_states(
             model, splits=list(outs), windows=fitted, held_out=held, seed=seed, progress=tell
@@ -128,6 +132,7 @@ def windows_to_fit(
     *,
     num_tokens: int,
     seed: int = 0,
+    starts: Sequence[Sequence[int]] = (),
     progress: Progress | None = None,
 ) -> TextWindows:
     """Windows to fit to, and those kept from the fit; arguments as those of `calibrate_splits`.
@@ -138,7 +143,12 @@ def windows_to_fit(
     if token_ids is None:
         count = max(2, num_tokens // WINDOW) + HELD_OUT_WINDOWS
         windows = sampled_windows(
-            model.whole(), num_windows=count, window=WINDOW, seed=seed, progress=progress
+            model.whole(),
+            num_windows=count,
+            window=WINDOW,
+            seed=seed,
+            starts=starts,
+            progress=progress,
         )
         fitted, held = windows[HELD_OUT_WINDOWS:], windows[:HELD_OUT_WINDOWS]
     else:

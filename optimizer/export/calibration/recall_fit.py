@@ -16,7 +16,7 @@ import numpy as np
 
 from codec.arrays import F32, F64, I64, U8, Mask
 from codec.levels.recalled import RecallModel
-from codec.session_rows import LONGEST_CONTEXT, SessionRows
+from codec.session_rows import LONGEST_CONTEXT, RowHistory
 
 _LEANS: Final = 100.0  # rows that the next shorter context counts for
 _FIRST_SHARE: Final = 0.5  # where the text has no row for a context of one token
@@ -53,7 +53,7 @@ def fit_recall(components: F32, usual: Mask, token_ids: I64, window: int) -> Fit
     contexts = np.zeros(len(usual), dtype=np.int64)
     for begin in range(0, len(usual), window):
         part = slice(begin, begin + window)
-        found = SessionRows(1).references(0, token_ids[part].tolist(), usual[part])
+        found = RowHistory(1).references(0, token_ids[part].tolist(), usual[part])
         earlier[part] = np.where(found.positions >= 0, found.positions + begin, -1)
         contexts[part] = found.contexts
     size = components.shape[1]
