@@ -19,7 +19,8 @@ from codec.kernel.library import is_compiled
 from codec.ladder import Ladder, Level
 from codec.levels.calibrated import CalibratedCodec
 from codec.levels.calibrated_kind import CALIBRATED
-from codec.levels.recalled import RecalledCodec, RecallModel
+from codec.levels.recall_model import RecallModel
+from codec.levels.recalled import RecalledCodec
 from codec.levels.registry import KINDS
 from codec.levels.split_model import SplitModel
 from codec.session_coder import SessionCoder
@@ -135,6 +136,7 @@ def _in_session(
     num_prompt = max(_PROMPT_ROWS, len(rows))
     prompt, names = synthetic_rows(ladder, num_prompt, seed=2)
     names[-len(ids) :] = ids
+    rows = (prompt[-len(ids) :] + rows) / 2  # half of what a row is, its earlier one was too
     _, arrived = coder.encode(level, prompt, names, first_position=0)
     coder.take(0, names, arrived)
     frame, arrived = coder.encode(level, rows, ids, first_position=num_prompt)

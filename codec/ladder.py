@@ -46,7 +46,8 @@ from codec.frame import (
 from codec.levels.base import LadderTables
 from codec.levels.calibrated import CalibratedCodec
 from codec.levels.lossless import LosslessCodec
-from codec.levels.recalled import RecalledCodec, RecallModel
+from codec.levels.recall_model import RecallModel
+from codec.levels.recalled import RecalledCodec
 from codec.levels.registry import coder_of
 from codec.levels.split_model import SplitModel
 from codec.rows import RowCodec, RowMask, Rows, TokenIds, check_rows, check_token_ids

@@ -21,75 +21,31 @@ Source: ours. Coding a difference from what the decoder holds: Cutler 1952, US p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from codec.arrays import F32, I8, I16, I32, I64, U8, Arrays
+from codec.arrays import F32, I16, I32, I64, U8, Mask
 from codec.entropy import trellis
-from codec.errors import FrameError, TablesError
+from codec.errors import FrameError
 from codec.frame import pack_varint, read_varint
 from codec.levels.calibrated import (
     MOST_ESCAPES,
     CalibratedCodec,
+    PayloadSide,
     read_side,
     scale_weights,
     write_side,
 )
+from codec.levels.recall_frame import CodedRows, RecallWork, groups_of
+from codec.levels.recall_model import SHARE_ONE, RecallModel
 from codec.rows import Encoded, RowMask, Rows, TokenIds
-from codec.session_rows import LONGEST_CONTEXT, References, RowHistory
+from codec.session_rows import References, RowHistory
 
-_SHARE_ONE: Final = 256  # shares are whole numbers of this part
 _NOISE: Final = 0.24  # squared error of a level in squared half steps, mean over components
-_MOST_TRIES: Final = 4  # to code a frame whose rows are declined one after another
+_MOST_TRIES: Final = 16  # to code a frame whose rows are declined one after another
 _LARGEST: Final = (1 << 15) - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecallModel:
-    """What a split's rows share with those that they resemble; all calibrated levels share it.
-
-    shares: [4, D] uint8, a in 256ths for contexts of 1 to 4 tokens. left: [5, D], rms of y beside
-    an exact row times its share, for contexts of 0 (all of y) to 4. power: [4, D], rms of those
-    earlier rows. unit: of held values.
-    """
-
-    shares: U8
-    left: F32
-    power: F32
-    unit: float
-
-    @classmethod
-    def of(cls, arrays: Arrays, hidden_size: int) -> RecallModel | None:
-        """From a tables file's arrays; None: it has none. Raises KeyError and TablesError."""
-        if "recall.shares" not in arrays:
-            return None
-        unit = arrays["recall.unit"]
-        model = cls(
-            shares=arrays["recall.shares"],
-            left=arrays["recall.left"],
-            power=arrays["recall.power"],
-            unit=float(unit[0]) if unit.shape == (1,) else 0.0,
-        )
-        fits = (
-            model.shares.shape == model.power.shape == (LONGEST_CONTEXT, hidden_size)
-            and model.left.shape == (LONGEST_CONTEXT + 1, hidden_size)
-            and model.shares.dtype == np.uint8
-        )
-        if not fits or not model.unit > 0:
-            raise TablesError(f"recall tables do not fit a hidden size of {hidden_size}")
-        return model
-
-    def arrays(self) -> Arrays:
-        """The arrays, as a tables file holds them."""
-        return {
-            "recall.shares": self.shares,
-            "recall.left": self.left,
-            "recall.power": self.power,
-            "recall.unit": np.array([self.unit], dtype=np.float32),
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +63,7 @@ class RecalledCodec:
     def build(cls, plain: CalibratedCodec, recall: RecallModel) -> RecalledCodec:
         """A level's families: what is left of y, and its share of what a held row lacks."""
         noise = _NOISE * plain.step**2
-        share = recall.shares.astype(np.float64) / _SHARE_ONE
+        share = recall.shares.astype(np.float64) / SHARE_ONE
         lacking = share**2 * np.minimum(recall.power.astype(np.float64) ** 2, noise)
         spread = recall.left.astype(np.float64)
         spread[1:] = np.sqrt(spread[1:] ** 2 + lacking)
@@ -131,16 +87,20 @@ class RecalledCodec:
         """
         mask, components, step_index, declined = self.plain.components(rows, token_ids)
         names = token_ids.tolist()
+        if len(rows) == 1:
+            references = held.references(first_position, names, ~declined)
+            return self._encode_one(rows, mask, components, step_index, declined, held, references)
         for turn in range(_MOST_TRIES):
             taken = ~declined
             if not taken.any() or turn == _MOST_TRIES - 1:
                 return Encoded(b"", np.ones_like(declined)), _nothing(rows)
             references = held.references(first_position, names, taken)
-            work = _Frame.of(components, step_index, references, first_position, len(rows))
+            work = RecallWork.of(components, step_index, references, first_position, len(rows))
             strange = self._quantize(work, held, taken)
             if not strange.any():
                 break
-            declined = declined | strange
+            # A row that refers to a strange one is tried again without.
+            declined = declined | (strange & ~work.refer_to(strange))
         payload = write_side(step_index[taken], work.offsets[taken], rows[taken], mask[taken])
         payload += self._streams(work, np.flatnonzero(taken))
         return Encoded(payload, declined), work.values
@@ -161,11 +121,13 @@ class RecalledCodec:
         which = np.flatnonzero(taken)
         side, at = read_side(data, len(which), self.bases.shape[1])
         references = held.references(first_position, token_ids.tolist(), taken)
+        if len(token_ids) == len(which) == 1:
+            return self._decode_one(data[at:], side, token_ids, held, references)
         num_rows, size = len(token_ids), self.bases.shape[1]
         components = np.zeros((num_rows, size), dtype=np.float32)
         offsets = np.zeros(num_rows, dtype=np.int8)
         offsets[which] = side.offsets
-        groups = list(_groups(references.contexts, which))
+        groups = list(groups_of(references.contexts, which))
         for index, (context, part) in enumerate(groups):
             end = len(data)
             if index < len(groups) - 1:
@@ -187,7 +149,7 @@ class RecalledCodec:
         step_index = np.zeros(num_rows, dtype=np.uint8)
         step_index[which] = side.step_index
         components *= self.plain.steps(step_index)[:, None]
-        work = _Frame.of(components, step_index, references, first_position, num_rows)
+        work = RecallWork.of(components, step_index, references, first_position, num_rows)
         for context, rows in work.groups(taken):
             predicted = self._predicted(work, held, context, rows)
             arrived = components[rows]
@@ -208,30 +170,80 @@ class RecalledCodec:
             np.minimum(whole, np.float32(_LARGEST), out=whole)
             return whole.astype(np.int16)
 
-    def _quantize(self, work: _Frame, held: RowHistory, taken: RowMask) -> RowMask:
+    def _encode_one(
+        self,
+        rows: Rows,
+        mask: Mask,
+        components: F32,
+        step_index: U8,
+        declined: RowMask,
+        held: RowHistory,
+        references: References,
+    ) -> tuple[Encoded, I16]:
+        """`encode` for a frame of one row, as decoding sends them: the same, but quicker."""
+        context = int(references.contexts[0])
+        predicted = None
+        if context:
+            predicted = self._share_of(context, held.values_at(references.positions))
+        coded = self._coded(components, step_index, context, predicted)
+        if declined[0] or coded.strange[0]:
+            return Encoded(b"", np.ones_like(declined)), _nothing(rows)
+        payload = write_side(step_index, coded.offsets, rows, mask)
+        payload += trellis.encode(self.plain.models, coded.models, coded.codes)
+        return Encoded(payload, declined), coded.values
+
+    def _decode_one(
+        self,
+        data: memoryview,
+        side: PayloadSide,
+        token_ids: TokenIds,
+        held: RowHistory,
+        references: References,
+    ) -> tuple[Rows, I16]:
+        """`decode` for a frame of one row. data: behind its side bytes."""
+        context = int(references.contexts[0])
+        plain = self.plain
+        components = trellis.decode(
+            plain.models, plain.centres, self.bases[context], side.offsets, data
+        )
+        components *= plain.steps(side.step_index)[:, None]
+        predicted = None
+        if context:
+            predicted = self._share_of(context, held.values_at(references.positions))
+        if predicted is not None:
+            components += predicted
+        return plain.restored(components, side, token_ids), self.held(components)
+
+    def _quantize(self, work: RecallWork, held: RowHistory, taken: RowMask) -> RowMask:
         """Code the rows that are taken, wave by wave; which of them [T] fit no code."""
         strange = np.zeros(len(taken), dtype=np.bool_)
         for context, at in work.groups(taken):
             predicted = self._predicted(work, held, context, at)
-            components = work.components[at]
-            if predicted is not None:
-                components -= predicted
-            step_index = work.step_index[at]
-            targets, beyond = self.plain.in_units(components, step_index)
-            offsets, loud = self.plain.offsets_by(targets, self.weights[context])
-            codes, models, escapes = trellis.quantize(
-                self.plain.models, targets, self.bases[context], offsets
-            )
-            arrived = self.plain.values_of(codes, models)
-            arrived *= self.plain.steps(step_index)[:, None]
-            if predicted is not None:
-                arrived += predicted
-            work.values[at] = self.held(arrived)
-            work.offsets[at], work.codes[at], work.models[at] = offsets, codes, models
-            strange[at] = beyond | loud | (escapes > MOST_ESCAPES * targets.shape[1])
+            coded = self._coded(work.components[at], work.step_index[at], context, predicted)
+            work.values[at], work.offsets[at] = coded.values, coded.offsets
+            work.codes[at], work.models[at] = coded.codes, coded.models
+            strange[at] = coded.strange
         return strange
 
-    def _predicted(self, work: _Frame, held: RowHistory, context: int, rows: I64) -> F32 | None:
+    def _coded(
+        self, components: F32, step_index: U8, context: int, predicted: F32 | None
+    ) -> CodedRows:
+        """Rows of one context. Overwrites the components [n, D]."""
+        if predicted is not None:
+            components -= predicted
+        targets, beyond = self.plain.in_units(components, step_index)
+        offsets, loud = self.plain.offsets_by(targets, self.weights[context])
+        codes, models, escapes = trellis.quantize(
+            self.plain.models, targets, self.bases[context], offsets
+        )
+        arrived = self.plain.values_of(codes, models)
+        arrived *= self.plain.steps(step_index)[:, None]
+        if predicted is not None:
+            arrived += predicted
+        strange = beyond | loud | (escapes > MOST_ESCAPES * targets.shape[1])
+        return CodedRows(offsets, codes, models, self.held(arrived), strange)
+
+    def _predicted(self, work: RecallWork, held: RowHistory, context: int, rows: I64) -> F32 | None:
         """What earlier rows say of these rows' components, [n, D]; None: nothing.
 
         rows: those of one context, whose earlier rows are known.
@@ -248,79 +260,27 @@ class RecalledCodec:
             earlier = np.empty((len(rows), self.bases.shape[1]), dtype=np.int16)
             earlier[~inside] = held.values_at(positions[~inside])
             earlier[inside] = work.values[positions[inside] - work.first_position]
+        return self._share_of(context, earlier)
+
+    def _share_of(self, context: int, earlier: I16) -> F32:
+        """The prediction from earlier rows [n, D]."""
         whole = self.shares[context] * earlier
-        whole += _SHARE_ONE // 2
+        whole += SHARE_ONE // 2
         whole >>= 8
         predicted = whole.astype(np.float32)
         predicted *= self.unit
         return np.asarray(predicted)
 
-    def _streams(self, work: _Frame, rows: I64) -> bytes:
+    def _streams(self, work: RecallWork, rows: I64) -> bytes:
         """The codes of these rows, by context."""
         streams = [
             trellis.encode(self.plain.models, work.models[part], work.codes[part])
-            for _, part in _groups(work.references.contexts, rows)
+            for _, part in groups_of(work.references.contexts, rows)
         ]
         parts: list[bytes] = []
         for stream in streams[:-1]:
             parts += [pack_varint(len(stream)), stream]
         return b"".join(parts + streams[-1:])
-
-
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """One frame while it is coded: T rows and what is known of them so far."""
-
-    components: F32
-    step_index: U8
-    references: References
-    first_position: int
-    order: I64  # how many rows of the frame have to come before a row, one after the other
-    values: I16
-    offsets: I8
-    codes: I32
-    models: U8
-
-    @classmethod
-    def of(
-        cls, components: F32, step_index: U8, references: References, first: int, num_rows: int
-    ) -> _Frame:
-        """Nothing is coded yet."""
-        order = [0] * num_rows
-        for index, position in enumerate(references.positions.tolist()):
-            if position >= first:
-                order[index] = order[position - first] + 1
-        shape = components.shape
-        return cls(
-            components,
-            step_index,
-            references,
-            first,
-            np.array(order, dtype=np.int64),
-            np.zeros(shape, dtype=np.int16),
-            np.zeros(num_rows, dtype=np.int8),
-            np.zeros(shape, dtype=np.int32),
-            np.zeros(shape, dtype=np.uint8),
-        )
-
-    def groups(self, taken: RowMask) -> Iterator[tuple[int, I64]]:
-        """The rows taken, by context, so that each comes after the row that it refers to."""
-        which = np.flatnonzero(taken)
-        order = self.order[which]
-        for depth in range(int(order.max(initial=-1)) + 1):
-            yield from _groups(self.references.contexts, which[order == depth])
-
-
-def _groups(contexts: U8, rows: I64) -> Iterator[tuple[int, I64]]:
-    """Rows by context, ascending; contexts without rows are left out."""
-    if len(rows) == 1:
-        yield int(contexts[rows[0]]), rows
-        return
-    of_rows = contexts[rows]
-    for context in range(LONGEST_CONTEXT + 1):
-        part = rows[of_rows == context]
-        if len(part):
-            yield context, part
 
 
 def _nothing(rows: Rows) -> I16:

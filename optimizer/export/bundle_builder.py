@@ -238,7 +238,7 @@ def _calibrate(
 ) -> None:
     """Fit the tables of each split."""
     from optimizer.export.calibration.calibrate import calibrate, calibration_text
-    from optimizer.export.calibration.text import own_starts
+    from optimizer.export.calibration.text import OwnTextHints, own_text_hints
     from optimizer.export.layers.layered_model import LayeredModel
 
     (stages.made / "codec").mkdir(exist_ok=True)
@@ -256,7 +256,7 @@ def _calibrate(
                 out=stages.made / tables_name(split),
                 token_ids=ids,
                 num_tokens=calibration.num_tokens,
-                starts=own_starts(source.load_tokenizer()) if ids is None else (),
+                own=own_text_hints(source.load_tokenizer()) if ids is None else OwnTextHints(),
                 text=text,
                 progress=stages.calibrating,
             )

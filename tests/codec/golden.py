@@ -19,7 +19,8 @@ from codec.entropy.integers import NUM_FAMILIES
 from codec.ladder import Ladder, Level
 from codec.levels.calibrated import CalibratedCodec, trellis_models
 from codec.levels.lossless import LosslessCodec
-from codec.levels.recalled import RecalledCodec, RecallModel
+from codec.levels.recall_model import RecallModel
+from codec.levels.recalled import RecalledCodec
 from codec.levels.split_model import SplitModel
 from codec.levels.tabq import TabqCodec
 from codec.session_coder import SessionCoder

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from codec.arrays import F32, F64, I64, U8, Mask
-from codec.levels.recalled import RecallModel
+from codec.levels.recall_model import RecallModel
 from codec.session_rows import LONGEST_CONTEXT, RowHistory
 
 _LEANS: Final = 100.0  # rows that the next shorter context counts for

@@ -15,6 +15,7 @@ languages, and pages and programs of the project in turn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ _STARTS: Final = (
     ("The ", "In ", "She ", '"', "It was "),
 )
 _CHAT: Final = "USERS-WORDS"
+REPEATING_TOKENS: Final = 4096
 PIECE: Final = 128  # tokens that are written in one go
 
 
@@ -56,6 +58,25 @@ def shipped_ids(tokenizer: Any, num_tokens: int) -> list[int]:
     """
     ids = list(tokenizer(shipped_text())["input_ids"])
     return (ids * (num_tokens // max(len(ids), 1) + 1))[: max(num_tokens, 1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnTextHints:
+    """What goes along with text that the model writes itself.
+
+    starts: how its pieces begin. repeating: ids of text that repeats its words as people do, which
+    pieces drawn at random do not; what rows share with earlier ones is fitted to it.
+    """
+
+    starts: Sequence[Sequence[int]] = ()
+    repeating: Sequence[int] = ()
+
+
+def own_text_hints(tokenizer: Any) -> OwnTextHints:
+    """Of this tokenizer: many kinds of beginnings, and the shipped text."""
+    return OwnTextHints(
+        starts=own_starts(tokenizer), repeating=shipped_ids(tokenizer, REPEATING_TOKENS)
+    )
 
 
 def own_starts(tokenizer: Any) -> list[list[int]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec.levels.recalled import RecallModel
+from codec.levels.recall_model import RecallModel
 from codec.session_rows import LONGEST_CONTEXT
 from optimizer.export.calibration.recall_fit import fit_recall
 from optimizer.export.calibration.text import own_starts, sampled_windows
@@ -45,7 +45,7 @@ def test_pieces_begin_as_they_are_told(tmp_path: Any) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    options = {"num_windows": 2, "window": 16, "seed": 3, "piece": 8}
+    options: dict[str, Any] = {"num_windows": 2, "window": 16, "seed": 3, "piece": 8}
     plain = sampled_windows(model, **options)
     told = sampled_windows(model, starts=[[5, 6, 7], []], **options)
     pieces = told.reshape(4, 8)
