@@ -45,14 +45,13 @@ class FrameRows:
         """
         if self._coder is None:
             return decoded_rows(self._ladder, frame) if decoded is None else decoded.rows()
-        decode = self._decode
-        if decoded is None or decode is None or decode.frame is not frame:
+        decode, self._decode = self._decode, None
+        rows = None if decoded is None else decoded.rows()
+        if rows is None or decode is None or decode.frame is not frame or decode.arrived is None:
             decode = _SessionDecode(self._coder, frame)
             rows = decode()
-        else:
-            rows = decoded.rows()
-        self._decode = None
-        self._hold(frame, decode.arrived)
+        if decode.arrived is not None:
+            self._hold(frame, decode.arrived)
         return rows
 
     def skip(self, frame: Frame) -> None:
@@ -70,12 +69,12 @@ class FrameRows:
 
 
 class _SessionDecode:
-    """Decodes a frame that may refer to earlier rows; `arrived` is what it leaves."""
+    """Decodes a frame that may refer to earlier rows; `arrived` is what it leaves, once it has."""
 
     def __init__(self, coder: SessionCoder, frame: Frame) -> None:
         self._coder = coder
         self.frame = frame
-        self.arrived = Arrived()
+        self.arrived: Arrived | None = None
 
     def __call__(self) -> FloatRows:
         frame = self.frame

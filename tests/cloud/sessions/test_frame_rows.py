@@ -86,6 +86,17 @@ def test_both_sides_hold_the_same_rows_when_drafts_are_refused(ahead: bool) -> N
     assert coder.check_before(22) == device.coder.check_before(22)
 
 
+def test_a_decoder_that_was_asked_for_twice_leaves_the_rows_too() -> None:
+    device, coder = Sender(), SessionCoder(LADDER)
+    it = session(coder)
+    sent = device.frame(0, 20)
+    first, second = it.decoder_of(sent), it.decoder_of(sent)
+    assert first is not None
+    assert second is not first
+    it.begin(sent, Decoded(first(), 0.0))
+    assert coder.check_before(20) == device.coder.check_before(20)
+
+
 def test_a_bad_frame_changes_nothing() -> None:
     device, coder = Sender(), SessionCoder(LADDER)
     it = session(coder)
