@@ -27,6 +27,7 @@ from typing import Final
 import numpy as np
 
 from codec.arrays import F32, I16, I32, I64, U8, Mask
+from codec.chunks import by_chunks
 from codec.entropy import trellis
 from codec.errors import FrameError
 from codec.frame import pack_varint, read_varint
@@ -217,12 +218,17 @@ class RecalledCodec:
     def _quantize(self, work: RecallWork, held: RowHistory, taken: RowMask) -> RowMask:
         """Code the rows that are taken, wave by wave; which of them [T] fit no code."""
         strange = np.zeros(len(taken), dtype=np.bool_)
-        for context, at in work.groups(taken):
-            predicted = self._predicted(work, held, context, at)
-            coded = self._coded(work.components[at], work.step_index[at], context, predicted)
-            work.values[at], work.offsets[at] = coded.values, coded.offsets
-            work.codes[at], work.models[at] = coded.codes, coded.models
-            strange[at] = coded.strange
+        for context, rows in work.groups(taken):
+
+            def code(part: slice, context: int = context, rows: I64 = rows) -> None:
+                at = rows[part]
+                predicted = self._predicted(work, held, context, at)
+                coded = self._coded(work.components[at], work.step_index[at], context, predicted)
+                work.values[at], work.offsets[at] = coded.values, coded.offsets
+                work.codes[at], work.models[at] = coded.codes, coded.models
+                strange[at] = coded.strange
+
+            by_chunks(code, len(rows))
         return strange
 
     def _coded(
