@@ -18,8 +18,16 @@ from codec.entropy.rans import Models
 from codec.kernel.library import is_compiled
 from codec.ladder import Ladder, Level
 from codec.levels.calibrated import CalibratedCodec
+from codec.levels.calibrated_kind import CALIBRATED
+from codec.levels.recall_model import RecallModel
+from codec.levels.recalled import RecalledCodec
 from codec.levels.registry import KINDS
 from codec.levels.split_model import SplitModel
+from codec.session_coder import SessionCoder
+from codec.session_rows import LONGEST_CONTEXT
+
+IN_SESSION = "calibrated, in a session"
+_PROMPT_ROWS = 64
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,7 +59,19 @@ def synthetic_ladder(hidden_size: int, *, block: int = 256, seed: int = 0) -> La
     steps = np.abs(np.arange(-REACH, REACH + 1))
     counts[:, :ESCAPE] += np.exp(-steps / scale[:, None])
     families = Families(models=Models.from_counts(counts))
-    levels = [Level(name=kind.name, codec=kind.synthetic(model, families)) for kind in KINDS]
+    recall = RecallModel(
+        shares=np.repeat(np.array([[128], [192], [208], [224]], np.uint8), hidden_size, axis=1),
+        left=np.array([[1], [0.8], [0.6], [0.5], [0.4]], np.float32) * model.sigma,
+        power=np.repeat(model.sigma[None], LONGEST_CONTEXT, axis=0),
+        unit=1 / 16,
+    )
+    levels = []
+    for kind in KINDS:
+        codec = kind.synthetic(model, families)
+        recalled = None
+        if isinstance(codec, CalibratedCodec):
+            recalled = RecalledCodec.build(codec, recall)
+        levels.append(Level(name=kind.name, codec=codec, recalled=recalled))
     return Ladder(hidden_size=hidden_size, levels=tuple(levels), tables_sha256="synthetic")
 
 
@@ -94,25 +114,65 @@ def run_codec_bench(
                 lambda: ladder.decode(frame, num_rows=num_rows, token_ids=ids),  # noqa: B023
                 times,
             )
-            results.append(
-                {
-                    "level": level,
-                    "num_rows": num_rows,
-                    "bits_per_element": 8 * len(frame) / rows.size,
-                    "encode_s": encode[0],
-                    "encode_p90_s": encode[1],
-                    "decode_s": decode[0],
-                    "decode_p90_s": decode[1],
-                    "encode_elements_per_s": rows.size / encode[0],
-                    "decode_elements_per_s": rows.size / decode[0],
-                    "bound_s": bound,
-                }
-            )
+            results.append(_result(level, rows, frame, encode, decode, bound))
+        progress(f"{IN_SESSION}, {num_rows} rows", len(results), 2 * len(ladder.names))
+        results.append(_in_session(ladder, rows, ids, times, bound))
     return {
         "hidden_size": hidden_size,
         "compiled_kernel": is_compiled(),
         "measured": True,
         "results": results,
+    }
+
+
+def _in_session(
+    ladder: Ladder, rows: Any, ids: Any, repeats: int, bound_s: float
+) -> dict[str, Any]:
+    """The calibrated level behind a prompt of the same tokens, from which rows are predicted.
+
+    Encoding and decoding include holding the new rows.
+    """
+    coder, level = SessionCoder(ladder), CALIBRATED.name
+    num_prompt = max(_PROMPT_ROWS, len(rows))
+    prompt, names = synthetic_rows(ladder, num_prompt, seed=2)
+    names[-len(ids) :] = ids
+    rows = (prompt[-len(ids) :] + rows) / 2  # half of what a row is, its earlier one was too
+    _, arrived = coder.encode(level, prompt, names, first_position=0)
+    coder.take(0, names, arrived)
+    frame, arrived = coder.encode(level, rows, ids, first_position=num_prompt)
+
+    def encode() -> None:
+        _, own = coder.encode(level, rows, ids, first_position=num_prompt)
+        coder.take(num_prompt, ids, own)
+
+    def decode() -> None:
+        _, found = coder.decode(frame, token_ids=ids, first_position=num_prompt)
+        coder.take(num_prompt, ids, found)
+
+    taken = _median(encode, repeats), _median(decode, repeats)
+    return _result(IN_SESSION, rows, frame, *taken, bound_s)
+
+
+def _result(
+    level: str,
+    rows: Any,
+    frame: bytes,
+    encode: tuple[float, float],
+    decode: tuple[float, float],
+    bound_s: float,
+) -> dict[str, Any]:
+    """One line of the table: medians and 90th percentiles."""
+    return {
+        "level": level,
+        "num_rows": len(rows),
+        "bits_per_element": 8 * len(frame) / rows.size,
+        "encode_s": encode[0],
+        "encode_p90_s": encode[1],
+        "decode_s": decode[0],
+        "decode_p90_s": decode[1],
+        "encode_elements_per_s": rows.size / encode[0],
+        "decode_elements_per_s": rows.size / decode[0],
+        "bound_s": bound_s,
     }
 
 

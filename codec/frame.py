@@ -36,6 +36,9 @@ _LONG_CHECK_FROM_BYTES: Final = 1024
 # Each kind of codec has a number of its own, a part of the format (`codec.levels.registry`). This
 # one says that rows which the level declined follow at a safer level; see `codec.ladder`.
 MIXED: Final = 3
+# The same two, of a session whose rows are predicted from earlier ones: `codec.levels.recalled`.
+RECALLED: Final = 4
+MIXED_RECALLED: Final = 5
 MAX_KINDS: Final = 8
 
 

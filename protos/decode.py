@@ -103,6 +103,7 @@ def decode_cloud(data: bytes) -> CloudMessage:
             draft_ids=in_range("draft_ids", opened.draft_ids, 0, MAX_DRAFT_IDS),
             continued=opened.continued,
             max_positions=in_range("max_positions", opened.max_positions, 0, MAX_TOKENS),
+            recall=opened.recall,
         )
     if kind == "drafts":
         return drafts_from_proto(message.drafts)
@@ -164,6 +165,7 @@ def _open_from_proto(message: pb.Open) -> Open:
         draft_ids=in_range("draft_ids", message.draft_ids, 0, MAX_DRAFT_IDS),
         max_positions=in_range("max_positions", message.max_positions, 0, MAX_TOKENS),
         entropies=message.entropies,
+        recall=message.recall,
     )
 
 

@@ -61,6 +61,7 @@ def encode_edge(message: EdgeMessage) -> bytes:
                     draft_ids=message.draft_ids,
                     max_positions=message.max_positions,
                     entropies=message.entropies,
+                    recall=message.recall,
                 )
             )
         )
@@ -129,6 +130,7 @@ def encode_cloud(message: CloudMessage) -> bytes:
                     draft_ids=message.draft_ids,
                     continued=message.continued,
                     max_positions=message.max_positions,
+                    recall=message.recall,
                 )
             )
         )

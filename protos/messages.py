@@ -41,6 +41,7 @@ class Open:
     end_token_ids: tokens that end an answer, where it has a grammar. draft_ids: how many tokens the
     cloud may guess beyond each answer. max_positions: how far positions reach while tokens leave
     the cache (`Frame.kept`); 0: none leaves. entropies: report how surprising each token was.
+    recall: ask whether frames may refer to earlier rows.
     """
 
     session_id: str
@@ -62,6 +63,7 @@ class Open:
     draft_ids: int = 0
     max_positions: int = 0
     entropies: bool = False
+    recall: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,7 @@ class Opened:
     Open asked to go on from, and waits for their keys and values of the other layers. draft_ids:
     how many tokens it guesses beyond an answer at most; an older version guesses none.
     max_positions: how far positions may reach while tokens leave the cache; 0, and in an older
-    version: none may leave.
+    version: none may leave. recall: frames may refer to the session's earlier rows.
     """
 
     session_id: str
@@ -123,6 +125,7 @@ class Opened:
     draft_ids: int = 0
     continued: bool = False
     max_positions: int = 0
+    recall: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

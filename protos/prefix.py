@@ -22,7 +22,9 @@ def begin_chain(request: Open) -> bytes:
 
     Without a salt it is that of the versions that knew none.
     """
-    terms = (request.model_sha256, str(request.split), request.codec_tables_sha256)
+    terms: tuple[str, ...] = (request.model_sha256, str(request.split), request.codec_tables_sha256)
+    if request.recall:  # such a beginning comes with its rows, for later frames to refer to
+        terms += ("recall",)
     plain = hashlib.sha256("\n".join(terms).encode()).digest()
     if not request.prefix_salt:
         return plain

@@ -29,7 +29,7 @@ class CloudMessage(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., drafts: _Optional[_Union[Drafts, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("protocol_version", "session_id", "model_sha256", "split", "hidden_size", "codec_tables_sha256", "max_tokens", "sampling", "resume_s", "prefix_hashes", "shareable_tokens", "prefix_salt", "token_rows", "continues", "kv_tokens", "prompt_tokens", "end_token_ids", "draft_ids", "max_positions", "entropies")
+    __slots__ = ("protocol_version", "session_id", "model_sha256", "split", "hidden_size", "codec_tables_sha256", "max_tokens", "sampling", "resume_s", "prefix_hashes", "shareable_tokens", "prefix_salt", "token_rows", "continues", "kv_tokens", "prompt_tokens", "end_token_ids", "draft_ids", "max_positions", "entropies", "recall")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,7 @@ class Open(_message.Message):
     DRAFT_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ENTROPIES_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session_id: str
     model_sha256: str
@@ -70,7 +71,8 @@ class Open(_message.Message):
     draft_ids: int
     max_positions: int
     entropies: bool
-    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., split: _Optional[int] = ..., hidden_size: _Optional[int] = ..., codec_tables_sha256: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., resume_s: _Optional[float] = ..., prefix_hashes: _Optional[_Iterable[bytes]] = ..., shareable_tokens: _Optional[int] = ..., prefix_salt: _Optional[bytes] = ..., token_rows: _Optional[int] = ..., continues: _Optional[str] = ..., kv_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., draft_ids: _Optional[int] = ..., max_positions: _Optional[int] = ..., entropies: _Optional[bool] = ...) -> None: ...
+    recall: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., split: _Optional[int] = ..., hidden_size: _Optional[int] = ..., codec_tables_sha256: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., resume_s: _Optional[float] = ..., prefix_hashes: _Optional[_Iterable[bytes]] = ..., shareable_tokens: _Optional[int] = ..., prefix_salt: _Optional[bytes] = ..., token_rows: _Optional[int] = ..., continues: _Optional[str] = ..., kv_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., draft_ids: _Optional[int] = ..., max_positions: _Optional[int] = ..., entropies: _Optional[bool] = ..., recall: _Optional[bool] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "logprobs", "frequency_penalty", "presence_penalty", "bias_ids", "bias_values", "grammar", "top_logprobs", "prompt_logprobs")
@@ -135,7 +137,7 @@ class Frame(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., hidden: _Optional[bytes] = ..., num_drafts: _Optional[int] = ..., want_token: _Optional[bool] = ..., ahead: _Optional[bool] = ..., kv: _Optional[bytes] = ..., kept: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session_id", "max_frame_tokens", "held_frames", "max_frames_in_flight", "token_rows", "continued", "draft_ids", "max_positions")
+    __slots__ = ("session_id", "max_frame_tokens", "held_frames", "max_frames_in_flight", "token_rows", "continued", "draft_ids", "max_positions", "recall")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_FRAME_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HELD_FRAMES_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +146,7 @@ class Opened(_message.Message):
     CONTINUED_FIELD_NUMBER: _ClassVar[int]
     DRAFT_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     max_frame_tokens: int
     held_frames: int
@@ -152,7 +155,8 @@ class Opened(_message.Message):
     continued: bool
     draft_ids: int
     max_positions: int
-    def __init__(self, session_id: _Optional[str] = ..., max_frame_tokens: _Optional[int] = ..., held_frames: _Optional[int] = ..., max_frames_in_flight: _Optional[int] = ..., token_rows: _Optional[int] = ..., continued: _Optional[bool] = ..., draft_ids: _Optional[int] = ..., max_positions: _Optional[int] = ...) -> None: ...
+    recall: bool
+    def __init__(self, session_id: _Optional[str] = ..., max_frame_tokens: _Optional[int] = ..., held_frames: _Optional[int] = ..., max_frames_in_flight: _Optional[int] = ..., token_rows: _Optional[int] = ..., continued: _Optional[bool] = ..., draft_ids: _Optional[int] = ..., max_positions: _Optional[int] = ..., recall: _Optional[bool] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("sequence", "token_ids", "logprobs", "num_tokens", "timings", "top_ids", "top_logprobs", "prompt_logprobs", "prompt_top_ids", "prompt_top_logprobs", "drafts", "entropies", "prompt_entropies")

@@ -1,9 +1,10 @@
 """Mutated frames against the decoder: only FrameError may come out, and nothing may hang.
 
-    python benchmarks/codec/fuzz.py --frames 1000000
+    python benchmarks/codec/fuzz.py --frames 1000000 [--session]
 
 Each frame is a valid one of a random level, damaged at random; half of them carry a recomputed
-check, as an attacker would send them, so that the damage reaches the decoders behind it.
+check, as an attacker would send them, so that the damage reaches the decoders behind it. With
+--session, frames refer to rows of a session, and a damaged one must not change what it holds.
 """
 
 import argparse
@@ -17,7 +18,9 @@ from codec.bench import synthetic_ladder, synthetic_rows
 from codec.errors import FrameError
 from codec.frame import check_seed, pack_frame, unpack_frame
 from codec.ladder import Ladder
+from codec.levels.calibrated_kind import CALIBRATED
 from codec.levels.registry import KINDS
+from codec.session_coder import SessionCoder
 
 
 def damaged(payload: bytes, rng: np.random.Generator) -> bytes:
@@ -37,6 +40,48 @@ def damaged(payload: bytes, rng: np.random.Generator) -> bytes:
             case _:
                 out[at : at + 8] = b"\xff" * 8
     return bytes(out)
+
+
+def run_session(num_frames: int, hidden_size: int, seed: int) -> dict[str, object]:
+    """As `run`, for frames behind 24 rows of a session."""
+    ladder = synthetic_ladder(hidden_size, block=16)
+    rng = np.random.default_rng(seed)
+    coder, level = SessionCoder(ladder), CALIBRATED.name
+    rows, names = synthetic_rows(ladder, 24)
+    names = names % 7
+    _, arrived = coder.encode(level, rows, names, first_position=0)
+    coder.take(0, names, arrived)
+    held = coder.check_before(24)
+    valid = []
+    for num_rows, loudest in ((1, 1.0), (4, 1.0), (4, 1000.0), (24, 1.0)):
+        rows, ids = synthetic_rows(ladder, num_rows, seed=2)
+        ids = ids % 7
+        rows[0, 3] = 1e6
+        rows[-1] *= loudest
+        for plain in (False, True):
+            frame, _ = coder.encode(level, rows, ids, first_position=24, plain=plain)
+            valid.append((frame, ids))
+    refused, accepted, slowest = 0, 0, 0.0
+    for index in range(num_frames):
+        frame, ids = valid[index % len(valid)]
+        bad = damaged(frame, rng)
+        if rng.integers(2):
+            seeded = coder.seed_of(frame, 24)
+            parsed = ladder.parsed(frame, len(ids), ids, seeded)
+            payload = damaged(parsed.payload, rng)
+            bad = pack_frame(parsed.kind, parsed.level_index, len(ids), payload, seeded)
+        begin = time.perf_counter()
+        try:
+            found, _ = coder.decode(bad, token_ids=ids, first_position=24)
+            accepted += 1
+            if found.shape != (len(ids), hidden_size) or not np.isfinite(found).all():
+                raise RuntimeError(f"decoder returned {found.shape} from a damaged frame")
+        except FrameError:
+            refused += 1
+        slowest = max(slowest, time.perf_counter() - begin)
+        if coder.num_tokens != 24 or coder.check_before(24) != held:
+            raise RuntimeError("a damaged frame changed what the session holds")
+    return {"frames": num_frames, "refused": refused, "decoded": accepted, "slowest_s": slowest}
 
 
 def run(num_frames: int, hidden_size: int, seed: int) -> dict[str, object]:
@@ -95,5 +140,7 @@ if __name__ == "__main__":
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--hidden-size", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--session", action="store_true")
     options = parser.parse_args()
-    print(json.dumps(run(options.frames, options.hidden_size, options.seed)))
+    fuzz = run_session if options.session else run
+    print(json.dumps(fuzz(options.frames, options.hidden_size, options.seed)))

@@ -18,7 +18,13 @@ from typing import Any
 
 from codec.ladder import Ladder
 from optimizer.artifacts.bundle import open_bundle
-from optimizer.export.certify.certificate import LadderCoder, measure, text_windows
+from optimizer.export.certify.certificate import (
+    Coder,
+    LadderCoder,
+    SessionLevelCoder,
+    measure,
+    text_windows,
+)
 from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.sources.model_source import open_source
 
@@ -60,7 +66,11 @@ def main() -> None:
         text = Path(path).read_text(encoding="utf-8")[: 16 * options.tokens]
         windows = text_windows(tokenizer(text)["input_ids"], window=512, max_tokens=options.tokens)
         found[kind] = {}
-        coders = [Renamed(ladder, options.level, name) for name, ladder in ladders.items()]
+        coders: list[Coder] = []
+        for name, ladder in ladders.items():
+            coders.append(Renamed(ladder, options.level, name))
+            if ladder.can_recall:
+                coders.append(SessionLevelCoder(ladder, options.level, f"{name}, adapted"))
         baseline, qualities = measure(model, coders, split=split, windows=windows)
         for quality in qualities:
             found[kind][quality.name] = {**asdict(quality), "tokens": int(windows.size)}

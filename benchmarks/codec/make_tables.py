@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from optimizer.export.calibration.calibrate import calibrate_splits
+from optimizer.export.calibration.text import OwnTextHints, own_text_hints
 from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.sources.model_source import open_source
 
@@ -55,6 +56,7 @@ def main() -> None:
         {int(split): options.out / f"split-{split}.tables" for split in options.splits.split(",")},
         token_ids=ids,
         num_tokens=options.tokens,
+        own=own_text_hints(source.load_tokenizer()) if ids is None else OwnTextHints(),
         progress=note,
     )
     note("end", 1, 1)

@@ -4,7 +4,9 @@
         --tables 10=split-10.tables --tables 20=split-20.tables \
         [--tokens 16384] [--levels q3,q4] [--baselines] [--cache DIR] [--out F.json] [--plot F.png]
 
-`--tables 10=` names a split without tables: the baselines alone. `--windows 16` stops after 16.
+`--adapt` measures the calibrated levels a second time, with rows predicted from the window's
+earlier ones. `--tables 10=` names a split without tables: the baselines alone. `--windows 16` stops
+after 16.
 
 One front pass serves all splits (kept in --cache); the back runs once per coder. Windows are taken
 in an order that spreads over the text and --out is rewritten after each, so a run that is cut short
@@ -31,7 +33,14 @@ from benchmarks.codec.baselines import ALL
 from benchmarks.codec.hidden_states import Passed, front_pass
 from codec.ladder import Ladder
 from optimizer.export.calibration.hidden_states import front_skipped, hidden_passed_through
-from optimizer.export.certify.certificate import Coder, LadderCoder, LevelQuality, text_windows
+from optimizer.export.certify.certificate import (
+    Coder,
+    LadderCoder,
+    LevelQuality,
+    SessionLevelCoder,
+    bytes_alone,
+    text_windows,
+)
 from optimizer.export.certify.plot import plot_levels
 from optimizer.export.sources.model_source import open_source
 
@@ -85,7 +94,7 @@ def through(
 ) -> OfWindow:
     """Send one window's rows by `coder` and let the back go on from what arrives."""
     arrived, num_bytes = coder.send(rows, ids)
-    alone = [coder.send(rows[i : i + 1], ids[i : i + 1])[1] for i in range(3, len(ids), EVERY)]
+    alone = [bytes_alone(coder, rows, ids, i) for i in range(3, len(ids), EVERY)]
     tokens = torch.from_numpy(ids)
     state = torch.from_numpy(arrived)[None]
     loss, kl, same = [], 0.0, 0
@@ -182,6 +191,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int)
     parser.add_argument("--levels", default="")
     parser.add_argument("--baselines", action="store_true")
+    parser.add_argument("--adapt", action="store_true", help="also predict rows from earlier ones")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -202,6 +212,10 @@ def main() -> None:
             names = options.levels.split(",") if options.levels else every
             coders[int(split)] += [LadderCoder(ladder, name) for name in names]
             ours.update(names)
+            if options.adapt:
+                recalling = {one.name for one in ladder.levels if one.recalled is not None}
+                for name in (name for name in names if name in recalling):
+                    coders[int(split)].append(SessionLevelCoder(ladder, name, f"{name}, adapted"))
         if options.baselines:
             coders[int(split)] += ALL
     passed = front_pass(model, windows, list(coders), options.cache)

@@ -80,6 +80,7 @@ class BenchSession:
         self.lease: Any = None
         self.token_rows = 0
         self.max_positions = 0
+        self.recalls = False
         self.num_frames = 0
         self._ladder = ladder
 

@@ -154,6 +154,11 @@ class FrameSession(Protocol):
         ...
 
     @property
+    def recalls(self) -> bool:
+        """Whether its frames may refer to its earlier rows."""
+        ...
+
+    @property
     def num_frames(self) -> int:
         """Frames that it has begun."""
         ...

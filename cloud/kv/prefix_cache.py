@@ -22,10 +22,11 @@ from typing import Final, NamedTuple, TypeAlias
 
 from cloud.kv.pool import KvLease, KvPool, SharedPrefix
 from cloud.squeezed.fixed_context import FixedContext, Indexing
+from codec.session_rows import HeldBeginning
 from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
 
-# Input tokens of a beginning, how many frames it took, and their chain hash.
-Keep: TypeAlias = Callable[[tuple[int, ...], int, bytes], None]
+# Input tokens of a beginning, how many frames it took, their chain hash, and its rows, if any.
+Keep: TypeAlias = Callable[[tuple[int, ...], int, bytes, HeldBeginning | None], None]
 
 MAX_ENTRIES: Final = 512
 # What the entries' input tokens may take beside their blocks: a token is a pointer in a tuple.
@@ -35,13 +36,15 @@ MAX_TOKENS_HELD: Final = 1 << 20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
     """The first frames of a session. tokens: the input tokens of its positions. indexes: of its
-    whole segments of keys, where the server has them (`cloud.squeezed`)."""
+    whole segments of keys, where the server has them (`cloud.squeezed`). rows: what frames behind
+    them may refer to; None: nothing."""
 
     blocks: SharedPrefix
     tokens: tuple[int, ...]
     num_frames: int
     chain: bytes
     indexes: tuple[Indexing, ...] = ()
+    rows: HeldBeginning | None = None
 
 
 class _Entry(NamedTuple):
@@ -78,6 +81,7 @@ class PrefixCache:
         num_frames: int,
         chain: bytes,
         indexes: tuple[Indexing, ...] = (),
+        rows: HeldBeginning | None = None,
     ) -> None:
         """Keep the first len(tokens) positions of a session. They must be whole blocks."""
         name = self._name(tenant, chain)
@@ -96,6 +100,7 @@ class PrefixCache:
                 num_frames=num_frames,
                 chain=chain,
                 indexes=indexes,
+                rows=rows,
             )
             self._entries[name] = _Entry(beginning, pool)
             self._num_tokens += len(tokens)
@@ -112,7 +117,9 @@ class PrefixCache:
         if not shareable_tokens:
             return None
 
-        def keep(tokens: tuple[int, ...], num_frames: int, chain: bytes) -> None:
+        def keep(
+            tokens: tuple[int, ...], num_frames: int, chain: bytes, rows: HeldBeginning | None
+        ) -> None:
             if len(tokens) > shareable_tokens or len(tokens) % KV_BLOCK_TOKENS:
                 return
             indexes = () if context is None else context.held(len(tokens))
@@ -124,6 +131,7 @@ class PrefixCache:
                     num_frames=num_frames,
                     chain=chain,
                     indexes=indexes,
+                    rows=rows,
                 )
 
         return keep

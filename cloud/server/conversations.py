@@ -2,7 +2,7 @@
 
 A session ends where its client closes it, where an error ends it, or where its stream breaks. Then
 the model thread frees it before its next batch. But where the stream broke and the client had
-asked for it, the session stays resumable for a stream that opens it again.
+it, the session stays resumable for a stream that opens it again.
 """
 
 from __future__ import annotations
@@ -100,8 +100,7 @@ class Conversations:
     ) -> None:
         """backends: of each of the admission's models. max_resume_s: how long a session is kept at
         most once its stream broke. siblings: the other servers behind this one's address; None: it
-        stands alone. max_unopened: streams at once of which the server does not know yet what they
-        want."""
+        stands alone. max_unopened: streams that have not said what they want, at once."""
         self._admission = admission
         self._backends = {one.sessions.served.model_sha256: one for one in backends}
         self._lifecycle = lifecycle
@@ -240,19 +239,21 @@ class Conversations:
         self, on_stream: _OnStream, active: ActiveSession, held_frames: int
     ) -> None:
         """Opened, frames and answers; at the end close the session, keep it or leave it."""
-        stream, backend = on_stream.stream, self._backend(on_stream.request)
+        stream, request = on_stream.stream, on_stream.request
+        backend = self._backend(request)
         reader: asyncio.Task[None] | None = None
         failed: CloudError | None = None
         try:
             await stream.say_opened(
                 Opened(
-                    session_id=on_stream.request.session_id,
+                    session_id=request.session_id,
                     max_frame_tokens=backend.sessions.served.max_frame_tokens,
                     held_frames=held_frames,
                     max_frames_in_flight=self._max_frames_in_flight,
-                    token_rows=_granted_token_rows(on_stream.request, active.session),
+                    token_rows=_granted_token_rows(request, active.session),
                     draft_ids=active.num_draft_ids,
                     max_positions=active.session.max_positions,
+                    recall=active.session.recalls,
                     continued=on_stream.held is not None and on_stream.held.is_moving,
                 )
             )
@@ -276,11 +277,9 @@ class Conversations:
 
     def _leave(self, on_stream: _OnStream, failed: CloudError | None) -> Future[None] | None:
         """The stream is over. None where its session lives on."""
-        is_latest = self._latest.get(on_stream.key) is on_stream
-        if is_latest:
+        if is_latest := self._latest.get(on_stream.key) is on_stream:
             del self._latest[on_stream.key]
-        held = on_stream.held
-        if held is None:
+        if (held := on_stream.held) is None:
             return None
         # Only the latest session of a name can be asked for again.
         said_close = on_stream.stream.said_close

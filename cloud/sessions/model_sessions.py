@@ -18,6 +18,7 @@ from cloud.sessions.served_model import ServedModel
 from cloud.sessions.session import ServerSession
 from cloud.sessions.tenants import Tenant
 from cloud.squeezed.fixed_context import FixedContext, Squeezing
+from codec.session_coder import SessionCoder
 from optimizer.policy.kv_blocks import num_blocks
 from protos.messages import Open
 from protos.prefix import begin_chain
@@ -127,10 +128,14 @@ class ModelSessions:
         if self.head is not None and not request.max_positions:
             split, most = request.split, request.draft_ids
             drafts = self.head.open(split=split, max_tokens=request.max_tokens, most=most)
+        ladder = self.served.ladder(request)
+        coder = None
+        if request.recall and ladder.can_recall and not request.max_positions:
+            coder = SessionCoder(ladder, None if beginning is None else beginning.rows)
         return ServerSession(
             request.session_id,
             lease=lease,
-            ladder=self.served.ladder(request),
+            ladder=ladder,
             sampling=request.sampling,
             vocab_size=self.served.vocab_size,
             max_frame_tokens=self.served.max_frame_tokens,
@@ -144,6 +149,7 @@ class ModelSessions:
             moved=moved,
             context=context,
             leaving=leaving_tokens(request, self.served.leaving_positions),
+            coder=coder,
         )
 
     def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:

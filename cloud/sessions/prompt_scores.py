@@ -14,6 +14,7 @@ import numpy as np
 
 from cloud.engine.batch_entry import FloatRows
 from cloud.errors import BadFrameError
+from decoding.params import SamplingParams
 from decoding.sampler import score
 from decoding.scores import TokenScore
 from protos.messages import Frame, Result
@@ -74,3 +75,11 @@ class PromptScores:
             prompt_top_ids=array("I", (top.token_id for top in tops)),
             prompt_top_logprobs=array("f", (top.logprob for top in tops)),
         )
+
+
+def scores_of(sampling: SamplingParams, num_prompt: int, *, reports: bool) -> PromptScores | None:
+    """Those of a session that wants log-probabilities of its prompt, or `reports` how surprising
+    its tokens were; None: it wants none."""
+    if sampling.prompt_logprobs is None and not reports:
+        return None
+    return PromptScores(num_prompt=num_prompt, num_top=sampling.prompt_logprobs or 0)

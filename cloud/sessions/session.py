@@ -29,15 +29,17 @@ from cloud.errors import BadFrameError
 from cloud.kv.pool import KvLease
 from cloud.kv.prefix_cache import Beginning, Keep
 from cloud.sessions.choosing import chosen_tokens, is_finite
-from cloud.sessions.frame_checks import check_frame, decoded_rows, first_drawn, guess_was_right
+from cloud.sessions.frame_checks import check_frame, first_drawn, guess_was_right
+from cloud.sessions.frame_rows import FrameRows
 from cloud.sessions.grammars import Constrain
 from cloud.sessions.leaving import LeavingTokens, at_positions
 from cloud.sessions.moved_kv import MovedKv
-from cloud.sessions.prompt_scores import PromptScores
+from cloud.sessions.prompt_scores import scores_of
 from cloud.sessions.remembered_answers import RememberedAnswers
 from cloud.squeezed.fixed_context import FixedContext
 from codec.kv.frame import KvFrames
 from codec.ladder import Ladder
+from codec.session_coder import SessionCoder
 from decoding.params import SamplingParams
 from decoding.sampler import Sampled
 from decoding.scores import TopToken
@@ -67,6 +69,7 @@ class ServerSession:
         moved: MovedKv | None = None,
         context: FixedContext | None = None,
         leaving: LeavingTokens | None = None,
+        coder: SessionCoder | None = None,
     ) -> None:
         """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
         the session's grammar. beginning: frames that ran in another session; `lease` must share its
@@ -75,21 +78,17 @@ class ServerSession:
         below the split go meanwhile; None at split 0. moved: the tokens that it begins with, of an
         older session. drafts: what a draft head keeps of it; None: no head does. context: whose
         keys its rows select from; None: they read all. leaving: whether tokens may leave its cache;
-        None: none may."""
+        None: none may. coder: holds its rows, for frames to refer to; None: none does."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
-        self._ladder = ladder
+        self._rows = FrameRows(ladder, coder)
         self._sampling = sampling
         self._leaving = leaving or LeavingTokens()
         self._drawn_with = self._leaving.drawing_params(sampling)
         self._prompt_tokens = prompt_tokens  # of those in the cache, and those to come
         self._constrain = constrain
-        self._prompt_scores: PromptScores | None = None
-        if sampling.prompt_logprobs is not None or self._leaving.reports:
-            self._prompt_scores = PromptScores(
-                num_prompt=prompt_tokens, num_top=sampling.prompt_logprobs or 0
-            )
+        self._prompt_scores = scores_of(sampling, prompt_tokens, reports=self._leaving.reports)
         self._vocab_size = vocab_size
         self._max_frame_tokens = max_frame_tokens
         self._embedding = embedding
@@ -131,9 +130,7 @@ class ServerSession:
             self._check(frame, range(self.lease.max_tokens))
         except BadFrameError:
             return None
-        return (
-            partial(decoded_rows, self._ladder, frame) if moved is None else moved.decoder_of(frame)
-        )
+        return self._rows.decoder(frame) if moved is None else moved.decoder_of(frame)
 
     def begin(self, frame: Frame, decoded: Decoded | None = None) -> FrameWork | Result:
         """Check the next frame, roll the cache back to where it starts, and decode its rows.
@@ -164,8 +161,9 @@ class ServerSession:
             return self._take_kv(frame, decoded)
         if frame.is_tokens:
             rows = self._embed(frame)
+            self._rows.skip(frame)
         else:
-            rows = decoded_rows(self._ladder, frame) if decoded is None else decoded.rows()
+            rows = self._rows.take(frame, decoded)
             self._free_below()
         if self._prompt_scores is not None:
             self._prompt_scores.begin(at_positions(frame, self.lease))
@@ -257,7 +255,9 @@ class ServerSession:
         result = self._leaving.reported(result, chosen)
         self._answers.keep(frame, result)
         if self._keep is not None and self._chain is not None:
-            self._keep(tuple(self.tokens), self._next_sequence, self._chain)
+            tokens = tuple(self.tokens)
+            rows = self._rows.beginning(len(tokens))
+            self._keep(tokens, self._next_sequence, self._chain, rows)
         return result
 
     def close(self) -> None:
@@ -291,6 +291,7 @@ class ServerSession:
         if moved is None:
             raise BadFrameError(f"frame {frame.sequence} brings keys and values nobody asked for")
         moved.take(frame, self.lease, decoded)
+        self._rows.skip(frame)
         self.tokens.extend(frame.token_ids)
         self._next_sequence += 1
         if self.lease.length == moved.num_tokens:
@@ -299,6 +300,11 @@ class ServerSession:
         result = Result(sequence=frame.sequence, token_ids=(), num_tokens=self.lease.length)
         self._answers.keep(replace(frame, kv=b""), result)  # a journal repeats the ids alone
         return result
+
+    @property
+    def recalls(self) -> bool:
+        """Whether frames may refer to earlier rows."""
+        return self._rows.are_held
 
     @property
     def token_rows(self) -> int:
@@ -337,10 +343,5 @@ class ServerSession:
 
     def _check(self, frame: Frame, starts: range) -> None:
         """Refuse what no session may send; it starts in `starts` or right behind them."""
-        check_frame(
-            frame,
-            starts,
-            max_rows=self._max_frame_tokens,
-            max_tokens=self.lease.max_tokens,
-            vocab_size=self._vocab_size,
-        )
+        most, tokens = self._max_frame_tokens, self.lease.max_tokens
+        check_frame(frame, starts, max_rows=most, max_tokens=tokens, vocab_size=self._vocab_size)

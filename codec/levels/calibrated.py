@@ -28,7 +28,7 @@ offset + 7; the sparse part of those rows; the codes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +51,7 @@ STEP_FACTORS: Final[F32] = STEPS[128 - USUAL_STEP_INDEX : 128 - USUAL_STEP_INDEX
 _WITH_OUTLIERS: Final = 0xF  # in place of the offset of a row that has some
 # A row this far from the model is not worth its tables; the ladder's safe level takes it.
 _LOUDEST: Final = OFFSETS[1] + 4  # quarter octaves, before clipping
-_MOST_ESCAPES: Final = 1 / 8  # share of a row's components
+MOST_ESCAPES: Final = 1 / 8  # share of a row's components
 _WEIGHT_ONE: Final = 1 << 24  # loudness weights are whole numbers of this part
 
 
@@ -110,13 +110,7 @@ class CalibratedCodec:
             taken = ~declined
             rows, codes, model_ids, mask = rows[taken], codes[taken], model_ids[taken], mask[taken]
             offsets, step_index = offsets[taken], step_index[taken]
-        outliers = mask.any(axis=1)
-        place = (offsets - OFFSETS[0]).astype(np.uint8)
-        payload = (
-            step_index << 4 | np.where(outliers, _WITH_OUTLIERS, place).astype(np.uint8)
-        ).tobytes()
-        if outliers.any():
-            payload += place[outliers].tobytes() + encode_sparse(rows[outliers], mask[outliers])
+        payload = write_side(step_index, offsets, rows, mask)
         payload += trellis.encode(self.models, model_ids, codes)
         return Encoded(payload=payload, declined=declined)
 
@@ -124,10 +118,28 @@ class CalibratedCodec:
         """Codes and models [T, D] each, offsets and rows declined [T] each."""
         offsets, strange = self.offsets(targets)
         codes, model_ids, escapes = trellis.quantize(self.models, targets, self.base, offsets)
-        return codes, model_ids, offsets, strange | (escapes > _MOST_ESCAPES * targets.shape[1])
+        return codes, model_ids, offsets, strange | (escapes > MOST_ESCAPES * targets.shape[1])
 
     def targets(self, rows: Rows, token_ids: TokenIds) -> tuple[Mask, I32, U8, RowMask]:
         """Outliers [T, D], what to quantize [T, D], step index [T], and rows declined [T]."""
+        mask, rotated, step_index, declined = self.components(rows, token_ids)
+        targets, beyond = self.in_units(rotated, step_index)
+        return mask, targets, step_index, declined | beyond
+
+    def in_units(self, components: F32, step_index: U8) -> tuple[I32, RowMask]:
+        """Components [T, D] as the trellis takes them, and the rows [T] that are beyond its range.
+
+        Overwrites the components.
+        """
+        components *= (UNITS / self.steps(step_index)).astype(np.float32)[:, None]
+        np.rint(components, out=components)
+        beyond = ~(np.abs(components).max(axis=1, initial=0) <= LARGEST_TARGET)  # NaN too
+        if beyond.any():
+            components[beyond] = 0
+        return components.astype(np.int32), beyond
+
+    def components(self, rows: Rows, token_ids: TokenIds) -> tuple[Mask, F32, U8, RowMask]:
+        """Outliers [T, D], y [T, D] with these left out, step index [T], and rows declined [T]."""
         centred = rows - self.model.mean
         mask = np.abs(centred) > self.model.tau
         declined = np.zeros(len(rows), dtype=np.bool_)
@@ -137,19 +149,30 @@ class CalibratedCodec:
         rotated = self.model.rotate(centred)
         step_index = self.model.step_index(rotated)
         rotated -= self.model.predicted(token_ids)
-        rotated *= (UNITS / self.steps(step_index)).astype(np.float32)[:, None]
-        np.rint(rotated, out=rotated)
-        beyond = ~(np.abs(rotated).max(axis=1, initial=0) <= LARGEST_TARGET)  # NaN too
-        if beyond.any():
-            declined |= beyond
-            rotated[beyond] = 0
-        return mask, rotated.astype(np.int32), step_index, declined
+        return mask, rotated, step_index, declined
 
     def offsets(self, targets: I32) -> tuple[I8, RowMask]:
         """Offset of each row [T], and the rows too loud for any."""
-        loud = trellis.loudness(targets, self.weights)
+        return self.offsets_by(targets, self.weights)
+
+    def offsets_by(self, targets: I32, weights: I32) -> tuple[I8, RowMask]:
+        """`offsets` with other loudness weights."""
+        loud = trellis.loudness(targets, weights)
         found = np.searchsorted(self.thresholds, loud, side="right") + OFFSETS[0]
         return np.minimum(found, OFFSETS[1]).astype(np.int8), found > _LOUDEST
+
+    def values_of(self, codes: I32, model_ids: U8) -> F32:
+        """What the decoder makes of codes and their models [T, D], in half steps."""
+        level = np.abs(codes)
+        level += level
+        level -= model_ids & 1
+        np.maximum(level, 0, out=level)  # of code 0
+        value = level.astype(np.float32)
+        np.minimum(level, 3, out=level)
+        level += (model_ids >> 1).astype(np.int32) << 2
+        value += self.centres.reshape(-1).take(level)
+        np.negative(value, out=value, where=codes < 0)
+        return value
 
     def steps(self, step_index: U8) -> F32:
         """Half step of each row [T]."""
@@ -157,27 +180,30 @@ class CalibratedCodec:
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
         """See RowCodec."""
+        return self.restored(*self.decoded_components(payload, num_rows), token_ids)
+
+    def decoded_components(self, payload: bytes, num_rows: int) -> tuple[F32, PayloadSide]:
+        """y of every row as it arrives [T, D], and what goes beside. Raises FrameError."""
         data = memoryview(payload)
-        step_index, offsets, outliers, at = _read_side(data, num_rows)
-        sparse: Sparse | None = None
-        if len(outliers):
-            sparse = decode_sparse(data[at:], len(outliers), len(self.model.mean))
-            at += sparse.num_bytes
-        components = trellis.decode(self.models, self.centres, self.base, offsets, data[at:])
-        steps = self.steps(step_index)
+        side, at = read_side(data, num_rows, len(self.model.mean))
+        components = trellis.decode(self.models, self.centres, self.base, side.offsets, data[at:])
+        components *= self.steps(side.step_index)[:, None]
+        return components, side
+
+    def restored(self, components: F32, side: PayloadSide, token_ids: TokenIds) -> Rows:
+        """Rows from their components [T, D]."""
 
         def restore(part: slice) -> Rows:
-            scaled = components[part] * steps[part, None]
-            scaled += self.model.predicted(token_ids[part])
+            scaled = components[part] + self.model.predicted(token_ids[part])
             with np.errstate(over="ignore", invalid="ignore"):
                 back = self.model.rotate_back(scaled)
                 back += self.model.mean
             return back
 
-        pieces = by_chunks(restore, num_rows, in_turn=True)
+        pieces = by_chunks(restore, len(components), in_turn=True)
         rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        if sparse is not None:
-            rows[outliers[sparse.rows], sparse.columns] = sparse.values
+        if side.sparse is not None:
+            rows[side.outliers[side.sparse.rows], side.sparse.columns] = side.sparse.values
         return rows
 
 
@@ -188,8 +214,29 @@ def _joined(pieces: list[tuple[npt.NDArray[Any], ...]]) -> list[npt.NDArray[Any]
     return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
 
-def _read_side(data: memoryview, num_rows: int) -> tuple[U8, I8, I64, int]:
-    """Step index and offset of each row, rows with outliers, and the bytes read."""
+class PayloadSide(NamedTuple):
+    """What a payload says beside its codes: step index and offset of each row, [T] each, the rows
+    with outliers, and their outliers."""
+
+    step_index: U8
+    offsets: I8
+    outliers: I64
+    sparse: Sparse | None
+
+
+def write_side(step_index: U8, offsets: I8, rows: Rows, mask: Mask) -> bytes:
+    """A payload's bytes before its codes. mask: outliers among the rows [T, D]."""
+    outliers = mask.any(axis=1)
+    place = (offsets - OFFSETS[0]).astype(np.uint8)
+    low = np.where(outliers, _WITH_OUTLIERS, place).astype(np.uint8)
+    payload = (step_index << 4 | low).tobytes()
+    if outliers.any():
+        payload += place[outliers].tobytes() + encode_sparse(rows[outliers], mask[outliers])
+    return payload
+
+
+def read_side(data: memoryview, num_rows: int, hidden_size: int) -> tuple[PayloadSide, int]:
+    """The inverse of `write_side`, and the bytes read. Raises FrameError."""
     if len(data) < num_rows:
         raise FrameError("row bytes end too early")
     side = np.frombuffer(data, np.uint8, count=num_rows)
@@ -198,12 +245,16 @@ def _read_side(data: memoryview, num_rows: int) -> tuple[U8, I8, I64, int]:
     at = num_rows + len(outliers)
     if len(data) < at:
         raise FrameError("row bytes end too early")
+    sparse: Sparse | None = None
     if len(outliers):
         place[outliers] = np.frombuffer(data, np.uint8, count=len(outliers), offset=num_rows)
         if (place > OFFSETS[1] - OFFSETS[0]).any():
             raise FrameError("row offset outside its range")
+        sparse = decode_sparse(data[at:], len(outliers), hidden_size)
+        at += sparse.num_bytes
     offsets = place.astype(np.int8) + np.int8(OFFSETS[0])
-    return np.asarray(side >> 4, dtype=np.uint8), offsets, outliers.astype(np.int64), at
+    step_index = np.asarray(side >> 4, dtype=np.uint8)
+    return PayloadSide(step_index, offsets, outliers.astype(np.int64), sparse), at
 
 
 def scale_weights(sigma: F32, step: float) -> tuple[U8, I32]:

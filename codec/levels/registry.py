@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from codec.errors import TablesError
-from codec.frame import MAX_KINDS, MIXED
+from codec.frame import MAX_KINDS, MIXED, MIXED_RECALLED, RECALLED
 from codec.levels.base import CodecKind, Entry, LadderTables, LevelSpec
 from codec.levels.calibrated_kind import CALIBRATED
 from codec.levels.lossless import LOSSLESS
@@ -54,8 +54,9 @@ def coder_of(entry: Entry, tables: LadderTables) -> RowCodec:
 def check_kinds(kinds: tuple[CodecKind, ...]) -> None:
     """Raises ValueError where two kinds share a number, a name or a level's name."""
     numbers = [kind.number for kind in kinds]
-    if len({*numbers, MIXED}) <= len(kinds) or not all(0 <= n < MAX_KINDS for n in numbers):
-        raise ValueError(f"numbers of codec kinds {numbers}: each its own in 0 to 7, not {MIXED}")
+    free = set(range(MAX_KINDS)) - {MIXED, RECALLED, MIXED_RECALLED}
+    if len(set(numbers)) < len(kinds) or not free.issuperset(numbers):
+        raise ValueError(f"numbers of codec kinds {numbers}: each its own of {sorted(free)}")
     if len({kind.name for kind in kinds}) < len(kinds):
         raise ValueError(f"names of codec kinds {[kind.name for kind in kinds]} repeat")
     for kind in kinds:

@@ -66,6 +66,7 @@ def completion_of(
             prefill=default.prefill,
             prefer=default.prefer,
             move_by=default.move_by,
+            adapt=default.adapt,
         )
 
 

@@ -17,7 +17,7 @@ from edge.device.front_graphs import FrontGraphs
 from edge.device.front_kv import CachedLayers
 from edge.device.front_segment import SegmentRunner
 from edge.device.mapped_pages import unmapping
-from edge.errors import InputError
+from edge.errors import FrontError, InputError
 from hwprofiles.heap import trim_heap
 from hwprofiles.providers.sessions import NodePlacement
 from hwprofiles.providers.table import CPU, ExecutionProvider
@@ -133,7 +133,7 @@ class FrontEngine:
 
         When the plan puts the whole model here: the logits after the last token, [1, V].
         InputError for an unknown token or when the cache holds no more; FrontError when a kernel
-        fails. The cache stays as it was then.
+        fails, or makes NaN or infinity. The cache stays as it was then.
         """
         num_rows = len(token_ids)
         total = self.num_tokens + num_rows
@@ -152,6 +152,8 @@ class FrontEngine:
             for segment in self._segments:
                 with self._graphs.in_memory(segment.graph):
                     rows = values = segment.run(values, total, self._num_left)
+        if not np.isfinite(rows).all():
+            raise FrontError(self._broken(rows, token_ids))
         self._token_ids += token_ids.tolist()
         self._steps.append(num_rows)
         self._release_pages(num_rows)
@@ -272,6 +274,27 @@ class FrontEngine:
         for segment in self._segments:
             segment.resize(self.capacity, self.num_tokens)
         trim_heap()  # what was freed goes back to the system
+
+    def _broken(self, rows: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64]) -> str:
+        """Which token and layer made NaN or infinity, as far as the cache shows it.
+
+        rows: what left the front for these tokens, the last ones of the cache to be.
+        """
+        bad = int(np.argmin(np.isfinite(rows).all(axis=1))) + len(token_ids) - len(rows)
+        where = f"token {token_ids[bad]} at position {self.num_tokens + bad}"
+        total = self.num_tokens + len(token_ids)
+        for segment in self._segments:
+            for layer in segment.graph.layers:
+                position = segment.first_broken(layer, total)
+                if position is not None:
+                    return (
+                        f"the front computed NaN or infinity for {where}; the first are in the "
+                        f"keys or values of layer {layer}, at position {position}"
+                    )
+        return (
+            f"the front computed NaN or infinity for {where}, behind the keys and values of layer "
+            f"{self._split - 1}, which are finite as far as they are floats"
+        )
 
     def _load_segments(self, split: int) -> None:
         """Load what is missing for the layers [0, split): all of it or nothing."""

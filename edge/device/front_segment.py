@@ -69,6 +69,18 @@ class SegmentRunner:
         for buffer in self._cache.values():
             buffer.move_rows(slots, first)
 
+    def first_broken(self, layer: int, num_tokens: int) -> int | None:
+        """The first position whose cached key or value at `layer` is NaN or infinite; None: none
+        of the first num_tokens, or the cache holds integers, or the segment has none."""
+        if not self._cache or self._dtype == np.int8:
+            return None
+        found = []
+        for buffer in self.buffers(layer):
+            is_finite = np.isfinite(buffer.first(num_tokens)).all(axis=(0, 1, 3))
+            if not is_finite.all():
+                found.append(int(is_finite.argmin()))
+        return min(found, default=None)
+
     def run(
         self, values: npt.NDArray[Any], total: int, num_left: int = 0
     ) -> npt.NDArray[np.float32]:

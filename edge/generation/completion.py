@@ -64,7 +64,8 @@ class CompletionRequest:
     the device runs short (`optimizer.policy.split_moves`). move_by: what the server gets when the
     split moves towards it: "kv" the keys and values of the moved layers, where it can take them;
     "ids" the tokens, which it computes again; "auto" what is quicker
-    (`optimizer.policy.move_transport`).
+    (`optimizer.policy.move_transport`). adapt: predict rows from the session's earlier ones, where
+    tables and server can.
     Raises InputError for values that no generation can have.
     """
 
@@ -81,6 +82,7 @@ class CompletionRequest:
     prefer: str = "split"
     split: int | None = None
     move_by: str = "auto"
+    adapt: bool = True
 
     def __post_init__(self) -> None:
         check_text(self.level, "level")

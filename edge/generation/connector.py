@@ -25,6 +25,7 @@ from edge.generation.answer_checks import AnswerTerms
 from edge.generation.kv_shipment import KvShipment
 from edge.generation.link_notice import LinkNotice, OnLink, unheard
 from edge.generation.session import EdgeSession
+from edge.generation.session_frames import RecallGrant
 from edge.net.route import Route
 from edge.net.transport import Received, Stream, Transport
 from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
@@ -52,7 +53,7 @@ class Connector:
     token_frames: ask for token frames, which a server may decline. shipment: the first attempt asks
     to go on from its part's session, which ends with that attempt in any case. on_link: told when
     an attempt failed and the next one follows. cancel_within_s: how long `cancel` may wait for a
-    wait.
+    wait. grant: told of a server that holds no rows, where the request asks for them.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Connector:
         shipment: KvShipment | None = None,
         on_link: OnLink = unheard,
         cancel_within_s: float = CANCEL_WITHIN_S,
+        grant: RecallGrant | None = None,
     ) -> None:
         self._request = request
         self._transports = transports
@@ -77,6 +79,7 @@ class Connector:
         self._shipment = shipment
         self.continued = False  # whether the server goes on from there
         self.on_link = on_link
+        self._grant = grant or RecallGrant()
         self._cancel_within_s = cancel_within_s
         self._attempts = ConnectAttempts()
         self._route = Route(replica="" if shipment is None else shipment.part.replica)
@@ -260,16 +263,21 @@ class Connector:
             raise
         try:
             answer = self._checked(transport.address, received.message)
-            is_withdrawn = session.must_withdraw(answer.max_frame_tokens, answer.token_rows)
+            is_withdrawn = session.must_withdraw(
+                answer.max_frame_tokens, answer.token_rows, recall=answer.recall
+            )
             if not is_withdrawn:
                 self._take_opened(session, transport.address, answer)
         except TransportError:
             stream.abort()
             raise
+        if self._request.recall and not answer.recall:
+            self._grant.is_refused = True
         if not is_withdrawn:
             return stream
         stream.close()  # not `abort`, which would leave frames to come back to
         session.withdraw()
+        session.recalls = answer.recall
         # Another server may keep the frames that were taken back, under the id that they had.
         self._request = replace(self._request, session_id=secrets.token_hex(16))
         return self._open(session, transport, timeout_s, None)
@@ -312,6 +320,13 @@ class Connector:
                 retry_after_s=0.0,
             )
         session.granted(answer.token_rows)
+        if session.has_recalled and not answer.recall:
+            raise BusyError(
+                f"{address} does not hold rows, and this generation's frames refer to some",
+                retry_after_s=0.0,
+            )
+        if self._request.recall and not answer.recall:
+            session.recalls = False
 
 
 def _failure_of(error: TransportError) -> Failure:

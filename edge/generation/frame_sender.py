@@ -124,7 +124,9 @@ class FrameSender:
         """Encode, journal, wire."""
         rows, hidden, front_s = computed
         token_ids = np.asarray(rows.token_ids, dtype=np.int64)
-        payload = b"" if rows.as_ids else self._selector.encode(hidden, token_ids)
+        payload = b""
+        if not rows.as_ids:
+            payload = self._selector.encode(hidden, token_ids, session, rows.first_position)
         # Behind an Open that is on its way, a round trip holds more than the link and the server.
         is_alone = not early and not session.journal.undecided()
         frame = session.sent(rows, payload)

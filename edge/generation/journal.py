@@ -74,6 +74,17 @@ class Journal:
             if index not in self._void
         ]
 
+    def running(self, begin: int) -> list[tuple[int, Frame]]:
+        """The frames from number `begin` on that run in the cloud if all guesses are right.
+
+        Alternatives are left out.
+        """
+        return [
+            (index, self.frames[index])
+            for index in range(begin, len(self.frames))
+            if index not in self._void and index not in self._alternatives
+        ]
+
     def guesses_from(self, position: int) -> tuple[int, ...]:
         """The guessed tokens under way from `position` on, alternatives left out."""
         return tuple(

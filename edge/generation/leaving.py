@@ -23,9 +23,14 @@ class Leaving(NamedTuple):
     entropies: bool
 
     def announced(self, request: Open) -> Open:
-        """`request`, for such an answer. The cloud's drafters take positions for places."""
+        """`request`, for such an answer. The cloud's drafters, and frames that refer to rows, take
+        positions for places."""
         return replace(
-            request, max_positions=self.max_positions, entropies=self.entropies, draft_ids=0
+            request,
+            max_positions=self.max_positions,
+            entropies=self.entropies,
+            draft_ids=0,
+            recall=False,
         )
 
 

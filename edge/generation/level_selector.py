@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from codec.ladder import Ladder
+from edge.generation.session import EdgeSession
+from edge.generation.session_frames import SessionFrames
 from edge.generation.step_observer import AnsweredStep
 from optimizer.policy.level_control import Controller, ControlState, Rung
 from optimizer.policy.link_estimate import LinkEstimate, observe
@@ -25,15 +27,22 @@ class LevelSelector:
     """Encodes at the selected level, and says when to give up. A StepWatcher.
 
     levels: those it may use, best first; it begins with the first one. deadline_s: the longest
-    that a decode step should take; None: never change anything.
+    that a decode step should take; None: never change anything. frames: predicts rows from the
+    session's earlier ones; None: no frame refers to any.
     """
 
     def __init__(
-        self, *, ladder: Ladder, levels: Sequence[str], deadline_s: float | None = None
+        self,
+        *,
+        ladder: Ladder,
+        levels: Sequence[str],
+        deadline_s: float | None = None,
+        frames: SessionFrames | None = None,
     ) -> None:
         self._ladder = ladder
         self._levels = tuple(levels)
         self._deadline_s = deadline_s
+        self._frames = frames
         self._controller: Controller | None = None
         self._state: ControlState | None = None
         self._link = LinkEstimate()  # what the prefill shows
@@ -63,9 +72,30 @@ class LevelSelector:
         """Of the uplink, as the prefill shows it; 0 while nothing is known."""
         return self._link.seconds_per_byte
 
-    def encode(self, rows: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64]) -> bytes:
-        """The frame of `rows` [T, D] for tokens [T] at the level selected now."""
-        return self._ladder.encode(self.level, rows, token_ids)
+    @property
+    def prefix_key(self) -> str:
+        """What frames of earlier prompts must have in common with this generation's."""
+        return self.level if self._frames is None else f"{self.level}, recalled"
+
+    def encode(
+        self,
+        rows: npt.NDArray[np.float32],
+        token_ids: npt.NDArray[np.int64],
+        session: EdgeSession,
+        first_position: int,
+    ) -> bytes:
+        """The next frame of a session, rows [T, D] of tokens [T] from first_position on, at the
+        level selected now."""
+        if self._frames is None or not session.recalls:
+            return self._ladder.encode(self.level, rows, token_ids)
+        session.has_recalled = True
+        return self._frames.encode(
+            self.level,
+            rows,
+            token_ids,
+            first_position=first_position,
+            journal=session.journal,
+        )
 
     def level_of(self, payload: bytes) -> str:
         """The level at which an encoded frame was really encoded."""

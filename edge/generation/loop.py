@@ -129,7 +129,7 @@ class RemoteGeneration(LeavesOpen):
         TransportError when no server answered within the time that `RetryPolicy` grants, PeerError
         when one broke the protocol, and TooSlowError when the deadline cannot be held.
         """
-        level = self._selector.level
+        level = self._selector.prefix_key
         known = self._known_beginning(level, prompt_ids)
         session = EdgeSession(
             prompt_ids, chunk_tokens=self._chunks.max_tokens, known=known, terms=self._terms

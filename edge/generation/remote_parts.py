@@ -29,6 +29,7 @@ from edge.generation.loop import RemoteGeneration
 from edge.generation.move_measurements import MoveMeasurements
 from edge.generation.prefill_planner import PrefillChoice, PrefillPlanner
 from edge.generation.prefix_memory import MAX_BYTES, PrefixMemory
+from edge.generation.session_frames import RecallGrant, SessionFrames
 from edge.generation.token_source import FrontSegment
 from edge.net.transport import Transport
 from hwprofiles.schema.near_names import did_you_mean
@@ -49,6 +50,7 @@ class SplitSetting:
     ladder: Ladder
     prefixes: PrefixMemory
     prefill: PrefillPlanner
+    grant: RecallGrant
 
 
 class RemoteParts:
@@ -92,6 +94,7 @@ class RemoteParts:
                 prefill=PrefillPlanner(
                     split=split, num_layers=geometry.num_layers, chunk_tokens=chunk_tokens
                 ),
+                grant=RecallGrant(),
             )
             for split, ladder in {0: lossless, **ladders}.items()
         }
@@ -104,6 +107,7 @@ class RemoteParts:
                 here,
                 ladder=ladders.get(split, here.ladder),
                 prefixes=PrefixMemory(here.prefixes.max_bytes, share=share_prefixes),
+                grant=RecallGrant(),
             )
             for split, here in self._settings.items()
         }
@@ -157,17 +161,20 @@ class RemoteParts:
         prefill = None  # a prompt of ids would leave rows below the split that cannot move
         if leaving is None:
             prefill = self._prefill_choice(here, "cloud" if is_moved else request.prefill)
+        announced = self._announcement(here, request, max_tokens, num_prompt)
+        if leaving is not None:
+            announced = leaving.announced(announced)
         selector = LevelSelector(
             ladder=here.ladder,
             levels=self.levels(request.level, split),
             deadline_s=request.deadline_tbt_s,
+            frames=SessionFrames(here.ladder) if announced.recall else None,
         )
-        announced = self._announcement(here, request, max_tokens, num_prompt)
         return RemoteGeneration(
             front=front,
             selector=selector,
             connector=Connector(
-                request=announced if leaving is None else leaving.announced(announced),
+                request=announced,
                 transports=self._transports,
                 retry_policy=self._retry_policy,
                 clock=self._clock,
@@ -175,6 +182,7 @@ class RemoteParts:
                 token_frames=prefill is not None,
                 shipment=shipment,
                 on_link=self._on_link,
+                grant=here.grant,
             ),
             chunks=ChunkSizer(
                 self._chunk_tokens, selector=selector, adaptive=self._adaptive_chunks
@@ -260,5 +268,6 @@ class RemoteParts:
             prefix_salt=here.prefixes.salt,
             prompt_tokens=num_prompt,
             end_token_ids=self._end_token_ids,
+            recall=request.adapt and here.ladder.can_recall and not here.grant.is_refused,
             draft_ids=0 if self._is_by_ids(here.split) else asked_draft_ids(request.draft),
         )

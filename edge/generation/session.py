@@ -74,6 +74,8 @@ class EdgeSession:
         self._num_sent = 0  # tokens whose rows have been sent, refused drafts left out
         self._num_held = 0  # frames that the cloud kept when it was last opened
         self._was_opened = False
+        self.recalls = True  # whether frames may refer to earlier rows, where it was asked for
+        self.has_recalled = False  # whether one did
 
     @property
     def phase(self) -> Phase:
@@ -141,7 +143,9 @@ class EdgeSession:
             self._opened_phase = self._phase
         self._step(Event.LOST)
 
-    def must_withdraw(self, max_frame_tokens: int, token_rows: int) -> bool:
+    def must_withdraw(
+        self, max_frame_tokens: int, token_rows: int, *, recall: bool = False
+    ) -> bool:
         """Whether frames went behind the Open that a server with these limits will not run."""
         journal = self.journal
         return (
@@ -149,6 +153,7 @@ class EdgeSession:
             and self._num_sent > 0
             and (
                 journal.token_rows_behind(0) > token_rows
+                or (self.has_recalled and not recall)
                 or max(len(frame.token_ids) for frame in journal.frames) > max_frame_tokens
             )
         )
@@ -165,6 +170,7 @@ class EdgeSession:
         self._num_sent = 0
         self._opened_phase = Phase.PREFILLING
         self.send_as_ids(0)
+        self.has_recalled = False
 
     def keep_places(self, places: Sequence[int]) -> None:
         """Of the tokens that were sent, those in these rising places stay in the cloud's cache.

@@ -239,6 +239,7 @@ def _calibrate(
 ) -> None:
     """Fit the tables of each split."""
     from optimizer.export.calibration.calibrate import calibrate, calibration_text
+    from optimizer.export.calibration.text import OwnTextHints, own_text_hints
     from optimizer.export.layers.layered_model import LayeredModel
 
     (stages.made / "codec").mkdir(exist_ok=True)
@@ -256,6 +257,7 @@ def _calibrate(
                 out=stages.made / tables_name(split),
                 token_ids=ids,
                 num_tokens=calibration.num_tokens,
+                own=own_text_hints(source.load_tokenizer()) if ids is None else OwnTextHints(),
                 text=text,
                 progress=stages.calibrating,
             )

@@ -44,6 +44,13 @@ class HeldOutOptions:
     ]
     tokens: Annotated[int, typer.Option(help="Most tokens of the text to use.", min=2)] = 16_384
     window: Annotated[int, typer.Option(help="Context length in tokens.", min=2)] = 512
+    adapt: Annotated[
+        bool,
+        typer.Option(
+            "--adapt/--no-adapt",
+            help="Also measure rows predicted from earlier ones of the window.",
+        ),
+    ] = True
 
 
 @with_options()
@@ -88,6 +95,7 @@ def certify(
                 split=split,
                 windows=text_windows(ids, window=held_out.window, max_tokens=held_out.tokens),
                 levels=names or None,
+                adapt=held_out.adapt,
                 progress=work.staged(STAGE_COSTS),
             )
         store_certificate(bundle, result, tables=tables)
@@ -123,9 +131,11 @@ def _table(result: Certificate, tables: str) -> Table:
     )
     for column in ("level", "bits/element", "in prefill", "perplexity", "KL", "same top token"):
         table.add_column(column, justify="left" if column == "level" else "right")
-    for level in result.levels:
+    named = [(level.name, level) for level in result.levels]
+    named += [(f"{level.name}, adapted", level) for level in result.adapted]
+    for name, level in named:
         table.add_row(
-            level.name,
+            name,
             f"{level.bits_per_element:.2f}",
             f"{level.bits_per_element_prefill:.2f}",
             f"{level.perplexity_rise_pct:+.2f} % ± {level.perplexity_rise_stderr_pct:.2f}",

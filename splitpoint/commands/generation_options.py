@@ -13,6 +13,7 @@ import typer
 from decoding.params import SamplingParams
 from edge.errors import InputError
 from hwprofiles.providers.table import AUTO
+from splitpoint.commands import tables_option
 from splitpoint.commands.choices import (
     DRAFTS,
     MOVE_WAYS,
@@ -27,7 +28,6 @@ from splitpoint.commands.choices import (
 from splitpoint.commands.connection_options import CredentialOptions
 from splitpoint.commands.context_options import ContextOptions
 from splitpoint.commands.option_groups import ProviderOption, check_provider
-from splitpoint.commands.tables_option import DEFAULT_TABLES, TablesOption, check_tables
 from splitpoint.text_input import text_argument
 from splitpoint.views.link_lines import LinkLines
 from splitpoint.views.sizes import MOST_TBT_S, MOST_WAIT_S, check_seconds, parse_size
@@ -83,7 +83,7 @@ class DeviceOptions(CredentialOptions):
         int | None,
         typer.Option(help="Prompt tokens a frame (default: the plan's at most, adapted).", min=1),
     ] = None
-    tables: TablesOption = DEFAULT_TABLES
+    tables: tables_option.TablesOption = tables_option.DEFAULT_TABLES
     recover_within: Annotated[
         float | None,
         typer.Option(
@@ -133,7 +133,7 @@ class DeviceOptions(CredentialOptions):
             )
         check_seconds(self.recover_within, "--recover-within", MOST_WAIT_S)
         check_provider(self.provider)
-        check_tables(self.tables)
+        tables_option.check_tables(self.tables)
 
     def addresses(self) -> list[str]:
         """The servers. BadParameter for one that cannot be dialled."""
@@ -270,6 +270,7 @@ class ControlOptions(ContextOptions):
             autocompletion=completed(MOVE_WAYS),
         ),
     ] = "auto"
+    adapt: tables_option.AdaptOption = True
 
     def check(self) -> None:
         """BadParameter for a choice that there is not, and for a deadline in milliseconds."""
@@ -335,6 +336,7 @@ def completion_request(
             prefer=control.prefer,
             split=control.split,
             move_by=control.move_by,
+            adapt=control.adapt,
         )
     except InputError as error:
         raise typer.BadParameter(str(error)) from error

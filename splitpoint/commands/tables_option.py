@@ -9,7 +9,7 @@ import typer
 from optimizer.artifacts.codec_tables import AUTO_TABLES, DEFAULT_TABLES, checked_tables_name
 from optimizer.errors import BundleError
 
-__all__ = ["AUTO_TABLES", "DEFAULT_TABLES", "TablesOption", "check_tables"]
+__all__ = ["AUTO_TABLES", "DEFAULT_TABLES", "AdaptOption", "TablesOption", "check_tables"]
 
 TablesOption = Annotated[
     str,
@@ -17,6 +17,15 @@ TablesOption = Annotated[
         help="Codec tables of the bundle, by name; auto: for each prompt those that take the "
         "fewest bytes.",
         metavar="NAME",
+    ),
+]
+
+
+AdaptOption = Annotated[
+    bool,
+    typer.Option(
+        "--adapt/--no-adapt",
+        help="Predict rows from the session's earlier ones, where tables and server can.",
     ),
 ]
 

@@ -19,14 +19,19 @@ from codec.entropy.integers import NUM_FAMILIES
 from codec.ladder import Ladder, Level
 from codec.levels.calibrated import CalibratedCodec, trellis_models
 from codec.levels.lossless import LosslessCodec
+from codec.levels.recall_model import RecallModel
+from codec.levels.recalled import RecalledCodec
 from codec.levels.split_model import SplitModel
 from codec.levels.tabq import TabqCodec
+from codec.session_coder import SessionCoder
+from codec.session_rows import LONGEST_CONTEXT
 from tests.codec.conftest import whole_number_families
 
 WIDTH = 576
 BLOCK = 64
 ROWS = (1, 2, 33)
 FILE = Path(__file__).with_name("golden_frames.json")
+SESSION_FILE = Path(__file__).with_name("golden_session_frames.json")
 
 
 def exact_model() -> SplitModel:
@@ -55,13 +60,24 @@ def exact_ladder() -> Ladder:
     families, model = whole_number_families(), exact_model()
     models = trellis_models(np.repeat(families.models.cdf, 2, axis=0), slope=0.25)
     centres = np.zeros((NUM_FAMILIES, 4), dtype=np.float32)
-    calibrated = {"fine": 0.125, "middle": 1.0, "coarse": 4.0}
+    contexts = np.arange(1, LONGEST_CONTEXT + 1)
+    sigma = model.sigma
+    recall = RecallModel(
+        shares=np.repeat((96 + 32 * contexts[:, None]).astype(np.uint8), WIDTH, axis=1),
+        left=np.stack([sigma, *(sigma / 2**half for half in contexts / 2)]).astype(np.float32),
+        power=np.repeat(sigma[None], LONGEST_CONTEXT, axis=0),
+        unit=0.0625,
+    )
+    steps = {"fine": 0.125, "middle": 1.0, "coarse": 4.0}
+    calibrated = {
+        name: CalibratedCodec.build(model, step, models, centres) for name, step in steps.items()
+    }
     tabq = {"packed": None, "tabq": families}
     levels = (
         Level(name="lossless", codec=LosslessCodec(hidden_size=WIDTH)),
         *(
-            Level(name=name, codec=CalibratedCodec.build(model, step, models, centres))
-            for name, step in calibrated.items()
+            Level(name=name, codec=codec, recalled=RecalledCodec.build(codec, recall))
+            for name, codec in calibrated.items()
         ),
         *(
             Level(
@@ -94,5 +110,26 @@ def frame_hashes(ladder: Ladder) -> dict[str, str]:
     return hashes
 
 
+def session_hashes(ladder: Ladder) -> dict[str, str]:
+    """SHA-256 of a session's frames at each level that predicts rows from earlier ones, one after
+    the other, and the check over what is held at the end."""
+    hashes = {}
+    rows, ids = exact_rows(40)
+    for level in ladder.levels:
+        if level.recalled is None:
+            continue
+        coder = SessionCoder(ladder)
+        for begin, end in ((0, 24), (24, 25), (25, 33), (28, 29), (29, 40)):
+            # Tokens come again, and with them rows that differ by a few eighths.
+            part, names = rows[begin:end].copy(), ids[begin:end] % 35
+            frame, arrived = coder.encode(level.name, part, names, first_position=begin)
+            coder.take(begin, names, arrived)
+            hashes[f"{level.name}, {begin} to {end}"] = hashlib.sha256(frame).hexdigest()
+        hashes[f"{level.name}, held"] = f"{coder.check_before(40):08x}"
+    return hashes
+
+
 if __name__ == "__main__":
+    sessions = json.dumps(session_hashes(exact_ladder()), indent=2) + "\n"
+    SESSION_FILE.write_text(sessions, encoding="utf-8")
     FILE.write_text(json.dumps(frame_hashes(exact_ladder()), indent=2) + "\n", encoding="utf-8")

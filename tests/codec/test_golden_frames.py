@@ -9,7 +9,15 @@ import pytest
 
 from codec.entropy import rans, trellis
 from codec.kernel.library import is_compiled
-from tests.codec.golden import FILE, ROWS, exact_ladder, exact_rows, frame_hashes
+from tests.codec.golden import (
+    FILE,
+    ROWS,
+    SESSION_FILE,
+    exact_ladder,
+    exact_rows,
+    frame_hashes,
+    session_hashes,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +33,8 @@ def test_frames_have_the_recorded_hashes(monkeypatch: pytest.MonkeyPatch, compil
         monkeypatch.setattr(module, "is_compiled", lambda: compiled)
     recorded = json.loads(FILE.read_text(encoding="utf-8"))
     assert frame_hashes(exact_ladder()) == recorded
+    recorded = json.loads(SESSION_FILE.read_text(encoding="utf-8"))
+    assert session_hashes(exact_ladder()) == recorded
 
 
 def test_the_recorded_frames_are_of_their_levels_and_decode() -> None:

@@ -39,7 +39,7 @@ from optimizer.export.calibration.calibrate import (
     tokens_to_fit,
     windows_to_fit,
 )
-from optimizer.export.calibration.text import GIVEN_TEXT
+from optimizer.export.calibration.text import GIVEN_TEXT, OwnTextHints, own_text_hints
 from optimizer.export.certify.certificate import Certificate, certify
 from optimizer.export.disk_faults import naming_the_disk
 from optimizer.export.layers.layered_model import LayeredModel
@@ -111,14 +111,17 @@ def add_tables(
         made = working / "codec-files"
         model = LayeredModel(source, folder=working, device=wish.device)
         ids, told = _text_of(model, source, wish)
+        own = own_text_hints(source.load_tokenizer()) if ids is None else OwnTextHints()
         with model.in_bfloat16():
-            windows = windows_to_fit(model, ids, num_tokens=wish.num_tokens, progress=tell)
+            windows = windows_to_fit(
+                model, ids, num_tokens=wish.num_tokens, starts=own.starts, progress=tell
+            )
         digests, certificates = {}, []
         for split in plan.splits:
             trim_heap()  # what the split before took is free
             path = made / tables_name(split, wish.name)
             digests[split] = calibrate(
-                model, split=split, out=path, windows=windows, text=told, progress=tell
+                model, split=split, out=path, windows=windows, own=own, text=told, progress=tell
             )
             if wish.certified and len(windows[1]):
                 ladder = Ladder.load(path, hidden_size=model.hidden_size)

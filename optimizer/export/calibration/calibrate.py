@@ -16,18 +16,21 @@ import numpy as np
 import torch
 
 from codec.arrays import F32, I64
-from codec.levels.split_model import MOST_PREDICTION_BYTES, rotation_blocks
+from codec.levels.split_model import MOST_PREDICTION_BYTES, SplitModel, rotation_blocks
 from codec.rows import RowCodec
 from codec.tables import write_tables
 from optimizer.cost.build_memory import TOKENS_A_CHANNEL
 from optimizer.errors import BuildError
 from optimizer.export.calibration.fit import fit_ladder
 from optimizer.export.calibration.measure import HeldOutRows
-from optimizer.export.calibration.split_fit import States, fit_split
+from optimizer.export.calibration.recall_fit import FittedRecall, fit_recall
+from optimizer.export.calibration.split_fit import States, fit_split, usual_rows
 from optimizer.export.calibration.text import (
     GIVEN_TEXT,
     OWN_TEXT,
+    REPEATING_TOKENS,
     SHIPPED_TEXT,
+    OwnTextHints,
     sampled_windows,
     shipped_ids,
 )
@@ -40,6 +43,7 @@ from optimizer.export.sources.model_source import ModelSource
 TextWindows: TypeAlias = tuple[Windows, Windows]  # to fit to, and held out
 WINDOW: Final = 512
 DEFAULT_NUM_TOKENS: Final = 32_768
+_NO_HINTS: Final = OwnTextHints()
 HELD_OUT_WINDOWS: Final = 4  # beside the text that is fitted to, to measure levels on
 
 
@@ -52,6 +56,7 @@ def calibrate(
     windows: TextWindows | None = None,
     num_tokens: int = DEFAULT_NUM_TOKENS,
     seed: int = 0,
+    own: OwnTextHints = _NO_HINTS,
     text: str = "",
     progress: Progress | None = None,
 ) -> str:
@@ -63,6 +68,7 @@ def calibrate(
         windows=windows,
         num_tokens=num_tokens,
         seed=seed,
+        own=own,
         text=text,
         progress=progress,
     )
@@ -77,6 +83,7 @@ def calibrate_splits(
     windows: TextWindows | None = None,
     num_tokens: int = DEFAULT_NUM_TOKENS,
     seed: int = 0,
+    own: OwnTextHints = _NO_HINTS,
     text: str = "",
     progress: Progress | None = None,
 ) -> dict[int, str]:
@@ -85,17 +92,19 @@ def calibrate_splits(
     token_ids: calibration text, of which the first num_tokens are fitted to, or as many as the
     model's width needs; None lets the model write it, which needs all layers in memory. Up to
     HELD_OUT_WINDOWS windows more, an eighth of a shorter text, are kept from the fit to measure
-    levels on. windows: instead of these, what `windows_to_fit` gave. text: what the tables' header
-    calls this text. Raises BuildError when the text is too short.
+    levels on. windows: instead of these, what `windows_to_fit` gave. own: where the model writes
+    the text, how that begins, and what shares of earlier rows are fitted to. text: what the tables'
+    header calls this text. Raises BuildError when the text is too short.
     """
     tell = progress or (lambda stage, done, total: None)
     with model.in_bfloat16():
         fitted, held = windows or windows_to_fit(
-            model, token_ids, num_tokens=num_tokens, seed=seed, progress=tell
+            model, token_ids, num_tokens=num_tokens, seed=seed, starts=own.starts, progress=tell
         )
         found = collect_states(
             model, splits=list(outs), windows=fitted, held_out=held, seed=seed, progress=tell
         )
+        repeating = _repeating_rows(model, list(outs), own, tell)
     model.release()
     digests = {}
     for split, out in outs.items():
@@ -108,10 +117,49 @@ def calibrate_splits(
         ) -> list[float]:
             return rows.losses(model, split, codecs, tell)
 
-        fitted_split = fit_split(at_split.states(), num_blocks=rotation_blocks(model.hidden_size))
-        header, arrays = fit_ladder(fitted_split, measure=measure if len(held) else None)
+        states = at_split.states()
+        fitted_split = fit_split(states, num_blocks=rotation_blocks(model.hidden_size))
+        if split in repeating:
+            recall = repeating[split].fit(fitted_split.model)
+        else:
+            usual = usual_rows(states.hidden)
+            recall = fit_recall(fitted_split.components, usual, states.token_ids, states.window)
+        del states
+        header, arrays = fit_ladder(
+            fitted_split, measure=measure if len(held) else None, recall=recall
+        )
         digests[split] = write_tables(out, {**header, "text": text} if text else header, arrays)
     return digests
+
+
+@dataclass(frozen=True, slots=True)
+class _RepeatingRows:
+    """Rows [N, W, D] of windows [N, W] of text that repeats its words as people do."""
+
+    windows: Windows
+    hidden: F32
+
+    def fit(self, model: SplitModel) -> FittedRecall:
+        """What they share with earlier rows, in the components of `model`."""
+        ids = self.windows.reshape(-1)
+        rows = self.hidden.reshape(len(ids), -1)
+        usual = usual_rows(rows)
+        components = model.rotate(rows[usual] - model.mean) - model.predicted(ids[usual])
+        return fit_recall(components, usual, ids, self.windows.shape[1])
+
+
+def _repeating_rows(
+    model: LayeredModel, splits: Sequence[int], own: OwnTextHints, progress: Progress
+) -> dict[int, _RepeatingRows]:
+    """Such rows at each split; none where there is no such text."""
+    if len(own.repeating) < WINDOW:
+        return {}
+    windows = text_windows(own.repeating, window=WINDOW, max_tokens=REPEATING_TOKENS)
+    found = {}
+    for split, rows in states_at(model, splits, windows, progress).items():
+        found[split] = _RepeatingRows(windows, rows.read(0, len(rows)).numpy())
+        rows.close()
+    return found
 
 
 def windows_to_fit(
@@ -120,6 +168,7 @@ def windows_to_fit(
     *,
     num_tokens: int,
     seed: int = 0,
+    starts: Sequence[Sequence[int]] = (),
     progress: Progress | None = None,
 ) -> TextWindows:
     """Windows to fit to, and those kept from the fit; arguments as those of `calibrate_splits`.
@@ -130,7 +179,12 @@ def windows_to_fit(
     if token_ids is None:
         count = max(2, num_tokens // WINDOW) + HELD_OUT_WINDOWS
         windows = sampled_windows(
-            model.whole(), num_windows=count, window=WINDOW, seed=seed, progress=progress
+            model.whole(),
+            num_windows=count,
+            window=WINDOW,
+            seed=seed,
+            starts=starts,
+            progress=progress,
         )
         fitted, held = windows[HELD_OUT_WINDOWS:], windows[:HELD_OUT_WINDOWS]
     else:

@@ -44,7 +44,7 @@ class States:
 
 def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     """Mean, predictor, metric, rotation and sensitivity; num_blocks > 1: a rotation in blocks."""
-    usual = _usual_rows(states.hidden)
+    usual = usual_rows(states.hidden)
     # Arrays of all rows are as large as a layer of the model: float32, and few at a time.
     dense, slopes = states.hidden[usual], states.gradient[usual]
     size = dense.shape[1]
@@ -124,7 +124,7 @@ def fit_split(states: States, *, num_blocks: int = 1) -> FittedSplit:
     )
 
 
-def _usual_rows(hidden: F32) -> Mask:
+def usual_rows(hidden: F32) -> Mask:
     """Which rows [N] are not massive."""
     loudness = np.sqrt(_squared_lengths(hidden) / hidden.shape[1])
     return np.asarray(loudness < _LOUD_ROW * np.median(loudness))

@@ -1,5 +1,8 @@
 """Text to calibrate on: the user's, the model's own, or what ships with the package.
 
+What the model writes begins in many ways, so that it is of many kinds: a user's question, code,
+tables, other languages, exercises, prose. Every second piece begins with a random token.
+
 Sampling from the model needs no corpus, has the model's own distribution in every language and
 format it knows, and cannot leak a test set. Self-generated calibration data: Williams et al. 2024,
 arXiv:2410.17170. It takes a pass through all layers for each position, so only a model whose
@@ -11,6 +14,8 @@ languages, and pages and programs of the project in turn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
@@ -27,6 +32,16 @@ from optimizer.export.layers.passes import Progress, drawn_tokens, exp_shifted_
 GIVEN_TEXT: Final = "given by the user"
 OWN_TEXT: Final = "the model's own"
 SHIPPED_TEXT: Final = "shipped with splitpoint"
+# How pieces begin, kind by kind; a piece with the chat template's beginning is a user's question.
+_STARTS: Final = (
+    ("def ", "import ", "class ", "function ", "#include <"),
+    ("| Name | ", '{\n  "', "Year,", "1. ", "<table>"),
+    ("Le ", "Der ", "La ", "El ", "Il "),
+    ("Question: ", "Q: How many ", "Problem: ", "Solve ", "If a "),
+    ("The ", "In ", "She ", '"', "It was "),
+)
+_CHAT: Final = "USERS-WORDS"
+REPEATING_TOKENS: Final = 4096
 PIECE: Final = 128  # tokens that are written in one go
 
 
@@ -45,6 +60,43 @@ def shipped_ids(tokenizer: Any, num_tokens: int) -> list[int]:
     return (ids * (num_tokens // max(len(ids), 1) + 1))[: max(num_tokens, 1)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnTextHints:
+    """What goes along with text that the model writes itself.
+
+    starts: how its pieces begin. repeating: ids of text that repeats its words as people do, which
+    pieces drawn at random do not; what rows share with earlier ones is fitted to it.
+    """
+
+    starts: Sequence[Sequence[int]] = ()
+    repeating: Sequence[int] = ()
+
+
+def own_text_hints(tokenizer: Any) -> OwnTextHints:
+    """Of this tokenizer: many kinds of beginnings, and the shipped text."""
+    return OwnTextHints(
+        starts=own_starts(tokenizer), repeating=shipped_ids(tokenizer, REPEATING_TOKENS)
+    )
+
+
+def own_starts(tokenizer: Any) -> list[list[int]]:
+    """How the pieces of the model's own text begin, kinds in turn; [] stands for a random token.
+
+    tokenizer: a transformers tokenizer. Without a chat template there are no questions of users.
+    """
+    chat: list[int] = []
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": _CHAT}]
+        text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        chat = tokenizer.encode(text.partition(_CHAT)[0], add_special_tokens=False)
+    starts: list[list[int]] = []
+    for of_kinds in zip(*_STARTS, strict=True):
+        for start in (*of_kinds, None):
+            ids = chat if start is None else tokenizer.encode(start, add_special_tokens=False)
+            starts += [list(ids), []]
+    return starts
+
+
 def sampled_windows(
     model: PreTrainedModel,
     *,
@@ -52,11 +104,13 @@ def sampled_windows(
     window: int,
     seed: int,
     piece: int = PIECE,
+    starts: Sequence[Sequence[int]] = (),
     progress: Progress | None = None,
 ) -> Windows:
     """[num_windows, window] token ids drawn from the model, in pieces of at most `piece` tokens.
 
-    Each piece begins with a random token. All pieces grow together, so that a step reads the
+    Each piece begins with the next one of `starts`, or with a random token where that is empty. All
+    pieces grow together, so that a step reads the
     weights once for all of them; there are `piece` steps.
     """
     piece = min(piece, window)
@@ -65,17 +119,30 @@ def sampled_windows(
     generator = torch.Generator().manual_seed(seed)
     vocab_size, _ = embedding_shape(model)
     name, cache = cache_argument(model), roomy_cache(model, piece)
+    given = _given_tokens(starts, count, piece)
     current = torch.randint(0, vocab_size, (count, 1), generator=generator)
+    current = torch.where(given[:, :1] < 0, current, given[:, :1])
     drawn = [current]
     with torch.no_grad():
         for written in range(1, piece):
             out = model(current.to(model.device), use_cache=True, **{name: cache})
             current = drawn_tokens(exp_shifted_(out.logits[:, -1].float()), generator).cpu()
+            at = slice(written, written + 1)
+            current = torch.where(given[:, at] < 0, current, given[:, at])
             drawn.append(current)
             if progress is not None:
                 progress("the model writes calibration text", written + 1, piece)
     rows: I64 = torch.cat(drawn, dim=1).numpy()
     return rows.reshape(num_windows, per_window * piece)[:, :window]
+
+
+def _given_tokens(starts: Sequence[Sequence[int]], count: int, piece: int) -> Tensor:
+    """[count, piece]: the token that stands at a place of a piece, or -1 where one is drawn."""
+    given = torch.full((count, piece), -1)
+    for index in range(count if starts else 0):
+        start = list(starts[index % len(starts)])[:piece]
+        given[index, : len(start)] = torch.tensor(start, dtype=torch.int64)
+    return given
 
 
 def roomy_cache(model: PreTrainedModel, length: int) -> DynamicCache:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from codec.ladder import Ladder
+from codec.session_coder import SessionCoder
 from optimizer.artifacts.bundle import record_files
 from optimizer.artifacts.codec_tables import DEFAULT_TABLES, quality_name
 from optimizer.errors import BuildError
@@ -57,6 +58,46 @@ class LadderCoder:
         return self.ladder.decode(frame, num_rows=len(rows), token_ids=token_ids), len(frame)
 
 
+class SessionLevelCoder:
+    """A level whose rows are predicted from the window's earlier ones, as a Coder.
+
+    A window is a session of its own, and its rows are one frame. name: None: the level's.
+    """
+
+    def __init__(self, ladder: Ladder, level: str, name: str | None = None) -> None:
+        self.name = name or level
+        self._level = level
+        self._ladder = ladder
+        self._session = SessionCoder(ladder)
+
+    def send(
+        self, rows: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """See Coder. The session is the rows' from now on."""
+        self._session = SessionCoder(self._ladder)
+        frame, arrived = self._session.encode(self._level, rows, token_ids, first_position=0)
+        found, _ = self._session.decode(frame, token_ids=token_ids, first_position=0)
+        self._session.take(0, token_ids, arrived)
+        return found, len(frame)
+
+    def bytes_alone(
+        self, rows: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64], at: int
+    ) -> int:
+        """Bytes of a frame of row `at` alone, behind the rows before it of what was sent last."""
+        one = slice(at, at + 1)
+        frame, _ = self._session.encode(self._level, rows[one], token_ids[one], first_position=at)
+        return len(frame)
+
+
+def bytes_alone(
+    coder: Coder, rows: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64], at: int
+) -> int:
+    """Bytes of a message of row `at` of rows [T, D] alone. The rows were sent before."""
+    if isinstance(coder, SessionLevelCoder):
+        return coder.bytes_alone(rows, token_ids, at)
+    return coder.send(rows[at : at + 1], token_ids[at : at + 1])[1]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelQuality:
     """One level's certificate.
@@ -81,7 +122,10 @@ class LevelQuality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """The quality of all levels at one split, measured on one text."""
+    """The quality of all levels at one split, measured on one text.
+
+    adapted: of the levels that can, with rows predicted from the window's earlier ones.
+    """
 
     split: int
     num_tokens: int
@@ -89,6 +133,7 @@ class Certificate:
     baseline_perplexity: float
     tables_sha256: str
     levels: tuple[LevelQuality, ...]
+    adapted: tuple[LevelQuality, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object `splitpoint certify --json` prints."""
@@ -110,15 +155,20 @@ def certify(
     split: int,
     windows: Windows,
     levels: Sequence[str] | None = None,
+    adapt: bool = False,
     progress: Progress | None = None,
 ) -> Certificate:
     """Measure levels (None: all that the ladder has) of `ladder` at `split`.
 
+    adapt: also with rows predicted from earlier ones, as far as the tables can.
     progress(what is done, steps done, steps in all) is called as it goes on. Raises BuildError for
     a split that the model does not have.
     """
     names = tuple(levels) if levels is not None else ladder.names + ladder.extra_names
-    coders = [LadderCoder(ladder, name) for name in names]
+    recalling = [level.name for level in ladder.levels if level.recalled is not None]
+    coders: list[Coder] = [LadderCoder(ladder, name) for name in names]
+    if adapt:
+        coders += [SessionLevelCoder(ladder, name) for name in names if name in recalling]
     baseline, found = measure(model, coders, split=split, windows=windows, progress=progress)
     return Certificate(
         split=split,
@@ -126,7 +176,8 @@ def certify(
         window=windows.shape[1],
         baseline_perplexity=baseline,
         tables_sha256=ladder.tables_sha256,
-        levels=tuple(found),
+        levels=tuple(found[: len(names)]),
+        adapted=tuple(found[len(names) :]),
     )
 
 
@@ -144,18 +195,19 @@ def measure(
     """
     tell = progress or (lambda what, done, total: None)
     base_nll: list[npt.NDArray[np.float64]] = []
-    rows: dict[str, list[_WindowResult]] = {coder.name: [] for coder in coders}
+    rows: list[list[_WindowResult]] = [[] for _ in coders]
     size = 1 if model.keeps else len(windows)
     for begin in range(0, len(windows), size):
         within = _quiet if model.keeps else tell
         for nll, results in _measured(model, coders, split, windows[begin : begin + size], within):
             base_nll.append(nll)
-            for coder, result in zip(coders, results, strict=True):
-                rows[coder.name].append(result)
+            for of_coder, result in zip(rows, results, strict=True):
+                of_coder.append(result)
             tell("measuring windows", len(base_nll), len(windows))
     baseline = np.concatenate(base_nll)
     return float(np.exp(baseline.mean())), [
-        _quality(name, of_level, baseline) for name, of_level in rows.items()
+        _quality(coder.name, of_coder, baseline)
+        for coder, of_coder in zip(coders, rows, strict=True)
     ]
 
 
@@ -179,10 +231,7 @@ def _measured(
             arrived, num_bytes = coder.send(sent.numpy(), ids)
             rows.write((1 + index) * count + at, torch.from_numpy(arrived)[None])
             # One message a row, for every eighth row: the rows decode alike, only sizes differ.
-            single = [
-                coder.send(sent[i : i + 1].numpy(), ids[i : i + 1])[1]
-                for i in range(7, len(ids), 8)
-            ]
+            single = [bytes_alone(coder, sent.numpy(), ids, i) for i in range(7, len(ids), 8)]
             prefill = 8 * num_bytes / (window * size)
             bits[-1].append((prefill, 8 * float(np.mean(single)) / size))
     states.close()

@@ -38,6 +38,7 @@ class FakeSession:
         self.num_frames = 0
         self.token_rows = 0
         self.max_positions = 0
+        self.recalls = False
         self.num_closed = 0
         self.timings: list[Timings] = []
         self.masks: Future[list[TokenMask]] | None = None  # what its frames wait for

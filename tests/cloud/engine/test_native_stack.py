@@ -165,7 +165,7 @@ def test_a_session_whose_rows_overflow_ends_alone(tmp_path: Path, form: str, siz
             sampling=SamplingParams(),
             vocab_size=engine.model.config.vocab_size,
             max_frame_tokens=64,
-            keep=lambda tokens, num_frames, chain: kept.append(num_frames),
+            keep=lambda tokens, num_frames, chain, rows: kept.append(num_frames),
         )
         it.begin_chain(b"\0" * 32)
         return it

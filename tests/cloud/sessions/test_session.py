@@ -235,7 +235,7 @@ def test_a_frame_that_fell_ends_the_beginning_that_others_may_share() -> None:
     """An entry says how many frames it stands for; no chain names a frame that was not applied."""
     kept: list[int] = []
     it = session()
-    it._keep = lambda tokens, num_frames, chain: kept.append(num_frames)
+    it._keep = lambda tokens, num_frames, chain, rows: kept.append(num_frames)
     it.begin_chain(b"\0" * 32)
     run(it, frame(0, 0, 1, 2, want=False))
     assert isinstance(it.begin(replace(frame(1, 2, 9), ahead=True)), Result)

@@ -121,7 +121,7 @@ def kept(cache: PrefixCache, lease: KvLease, squeezing: Squeezing, chain: bytes)
     assert keep is not None
     for number, stop in enumerate((480, 1024), start=1):
         run(context, 480 if stop == 1024 else 0, stop)
-        keep(tuple(range(stop)), number, chain * number)
+        keep(tuple(range(stop)), number, chain * number, None)
     lease.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from codec.entropy.integers import Families
 from codec.errors import TablesError
-from codec.frame import MIXED
+from codec.frame import MIXED, MIXED_RECALLED
 from codec.levels.base import CodecKind, LadderTables
 from codec.levels.calibrated_kind import CALIBRATED, CalibratedKind
 from codec.levels.lossless import LOSSLESS
@@ -100,7 +100,7 @@ class MixedNumber(CalibratedKind):
     levels = ()
 
 
-FREE_NUMBER = next(n for n in range(MIXED + 1, 8) if n not in {kind.number for kind in KINDS})
+FREE_NUMBER = next(n for n in range(MIXED_RECALLED + 1, 8) if n not in {k.number for k in KINDS})
 
 
 class SameName(CalibratedKind):

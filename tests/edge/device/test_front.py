@@ -56,6 +56,18 @@ def test_tokens_are_counted_and_rows_come_back_one_each(front: FrontEngine) -> N
     assert front.num_tokens == 0
 
 
+def test_what_a_broken_front_computes_is_named_with_token_and_layer(front: FrontEngine) -> None:
+    front.forward(np.array([5, 6, 7]))
+    keys, _ = front._segments[0].buffers(1)
+    kept = keys.first(3)[:, :, 1].copy()
+    keys.first(3)[:, :, 1] = np.nan
+    with pytest.raises(FrontError, match=r"token 9 at position 3; .* layer 1, at position 1"):
+        front.forward(np.array([9]))
+    keys.first(3)[:, :, 1] = kept
+    assert front.num_tokens == 3
+    assert np.isfinite(front.forward(np.array([9]))).all()
+
+
 def test_returned_rows_are_the_callers(front: FrontEngine) -> None:
     first = front.forward(np.array([5, 6]))
     kept = first.copy()

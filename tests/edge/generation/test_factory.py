@@ -26,7 +26,7 @@ from tests.edge.fakes import FakeFront, FakeKv, FakeStream, FakeTransport
 from tests.edge.generation.remote import SHA, open_request
 
 LADDER: Any = SimpleNamespace(
-    names=("q4", "q2", "q1"), extra_names=("lossless",), tables_sha256=SHA
+    names=("q4", "q2", "q1"), extra_names=("lossless",), tables_sha256=SHA, can_recall=False
 )
 MAX_TOKENS = 20
 
@@ -184,7 +184,9 @@ def test_every_part_after_a_shift_has_a_seed_of_its_own(monkeypatch: pytest.Monk
 
 
 def test_tables_that_alone_have_the_level_are_the_chosen_ones() -> None:
-    plain: Any = SimpleNamespace(names=("lossless",), extra_names=(), tables_sha256=SHA)
+    plain: Any = SimpleNamespace(
+        names=("lossless",), extra_names=(), tables_sha256=SHA, can_recall=False
+    )
     made = factory(level="lossless", ladders={3: plain}, more_ladders={"code": {3: LADDER}})
     made.check(CompletionRequest(level="q2"))
     source: Any = generation(made, CompletionRequest(level="q2"), 17)

@@ -184,8 +184,13 @@ def test_a_calibrated_ladder_certifies_in_order(
     ladder = Ladder.load(path, hidden_size=D)
     assert ladder.tables_sha256 == digest
     assert ladder.names == ("lossless", "q1", "q2", "q3", "q4", "q5")
-    certificate = certify(layered, ladder, split=2, windows=windows[:8])
+    certificate = certify(layered, ladder, split=2, windows=windows[:8], adapt=True)
     found = {level.name: level for level in certificate.levels}
+    # Sessions are certified beside: about the same loss, whatever rows have in common here.
+    assert [level.name for level in certificate.adapted] == ["q1", "q2", "q3", "q4", "q5"]
+    for level in certificate.adapted:
+        assert level.kl == pytest.approx(found[level.name].kl, rel=0.3)
+        assert level.bits_per_element < found[level.name].bits_per_element + 0.1
     assert found["lossless"].kl == pytest.approx(0, abs=1e-6)
     assert found["lossless"].perplexity_rise_pct == pytest.approx(0, abs=1e-4)
     rungs = [found[name] for name in ladder.names]
