@@ -25,6 +25,8 @@ from codec.arrays import I16, I64, U8, Mask
 
 LONGEST_CONTEXT: Final = 4  # tokens that are compared, the row's own among them
 MAX_HELD_ROWS: Final = 4096  # rows at later positions are not held; they still refer to these
+# The index of a token and the check before it, as Python's objects: 361 where no token repeats.
+_INDEX_BYTES: Final = 400
 _MOST_COMPARED: Final = 16  # places with the same two tokens, the latest first
 
 
@@ -49,6 +51,12 @@ class HeldBeginning(NamedTuple):
     tokens: tuple[int, ...]
     values: I16
     taken: Mask
+
+
+def held_bytes(num_tokens: int, hidden_size: int) -> int:
+    """The most bytes that the rows of a session of so many tokens take."""
+    rows = min(num_tokens, MAX_HELD_ROWS) * hidden_size * np.dtype(np.int16).itemsize
+    return rows + num_tokens * _INDEX_BYTES
 
 
 class RowHistory:

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from cloud.kv.pool import KvLease, KvPool, SharedPrefix
 from cloud.squeezed.fixed_context import FixedContext, Indexing
+from codec.arrays import I16
 from codec.session_rows import HeldBeginning
 from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
 
@@ -31,6 +32,8 @@ Keep: TypeAlias = Callable[[tuple[int, ...], int, bytes, HeldBeginning | None], 
 MAX_ENTRIES: Final = 512
 # What the entries' input tokens may take beside their blocks: a token is a pointer in a tuple.
 MAX_TOKENS_HELD: Final = 1 << 20
+# What their rows may take (`Beginning.rows`). Beginnings of one session share them.
+MAX_ROW_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class PrefixCache:
         self._secret = secrets.token_bytes(32)
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._num_tokens = 0  # input tokens of all entries
+        self._row_arrays: dict[int, list[int]] = {}  # entries that have each, and its bytes
 
     def find(self, tenant: str, chains: Sequence[bytes]) -> Beginning | None:
         """The longest beginning among `chains` (hashes after one frame, two, ...).
@@ -91,7 +95,11 @@ class PrefixCache:
                 self._entries.move_to_end(name)
                 return
             most_before = MAX_TOKENS_HELD - len(tokens)
-            while len(self._entries) >= MAX_ENTRIES or self._num_tokens > most_before:
+            while (
+                len(self._entries) >= MAX_ENTRIES
+                or self._num_tokens > most_before
+                or self.row_bytes + self._further_bytes(rows) > MAX_ROW_BYTES
+            ):
                 if not self.drop_oldest():
                     return  # larger by itself than all entries may be
             beginning = Beginning(
@@ -104,6 +112,9 @@ class PrefixCache:
             )
             self._entries[name] = _Entry(beginning, pool)
             self._num_tokens += len(tokens)
+            if rows is not None:
+                array = _array_of(rows)
+                self._row_arrays.setdefault(id(array), [0, array.nbytes])[0] += 1
 
     def keeper(
         self,
@@ -136,14 +147,34 @@ class PrefixCache:
 
         return keep
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the rows of all entries."""
+        return sum(num_bytes for _, num_bytes in self._row_arrays.values())
+
+    def _further_bytes(self, rows: HeldBeginning | None) -> int:
+        if rows is None or id(_array_of(rows)) in self._row_arrays:
+            return 0
+        return _array_of(rows).nbytes
+
     def drop_oldest(self) -> bool:
         """Let go of the entry used longest ago; False: there is none."""
         if not self._entries:
             return False
         _, entry = self._entries.popitem(last=False)
         self._num_tokens -= len(entry.beginning.tokens)
+        if (rows := entry.beginning.rows) is not None:
+            array = id(_array_of(rows))
+            self._row_arrays[array][0] -= 1
+            if not self._row_arrays[array][0]:
+                del self._row_arrays[array]
         entry.pool.forget(entry.beginning.blocks)
         return True
 
     def _name(self, tenant: str, chain: bytes) -> bytes:
         return hmac.digest(self._secret, tenant.encode() + b"\0" + chain, hashlib.sha256)
+
+
+def _array_of(rows: HeldBeginning) -> I16:
+    """What holds the rows: a beginning is a view of its session's."""
+    return rows.values if rows.values.base is None else rows.values.base

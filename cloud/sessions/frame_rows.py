@@ -10,6 +10,7 @@ from cloud.engine.batch_entry import FloatRows
 from cloud.engine.frame_decoding import Decoded, RowDecoder
 from cloud.errors import BadFrameError
 from cloud.sessions.frame_checks import decoded_rows
+from cloud.sessions.held_rows import RowRoom
 from codec.errors import FrameError
 from codec.ladder import Ladder
 from codec.session_coder import Arrived, SessionCoder
@@ -18,17 +19,26 @@ from protos.messages import Frame
 
 
 class FrameRows:
-    """One session's. coder: holds its rows (`codec.session_coder`); None: none does."""
+    """One session's. coder: holds its rows (`codec.session_coder`); None: none does. room: the
+    memory that they may take, given back by `close`."""
 
-    def __init__(self, ladder: Ladder, coder: SessionCoder | None) -> None:
+    def __init__(
+        self, ladder: Ladder, coder: SessionCoder | None = None, room: RowRoom | None = None
+    ) -> None:
         self._ladder = ladder
         self._coder = coder
+        self._room = room
         self._decode: _SessionDecode | None = None  # the last one that was asked for
 
     @property
     def are_held(self) -> bool:
         """Whether frames may refer to earlier rows."""
         return self._coder is not None
+
+    def close(self) -> None:
+        """Nothing is held any more; doing it again does nothing."""
+        if self._room is not None:
+            self._room.close()
 
     def decoder(self, frame: Frame) -> RowDecoder:
         """What decodes the frame, on any thread, once. It changes nothing."""

@@ -10,7 +10,9 @@ from cloud.drafting.eagle_drafter import EagleDrafter
 from cloud.errors import CloudError
 from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, Keep, PrefixCache
+from cloud.sessions.frame_rows import FrameRows
 from cloud.sessions.grammars import Constrain, Grammars
+from cloud.sessions.held_rows import KV_SHARE, HeldRows
 from cloud.sessions.leaving import leaving_tokens
 from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prefix_guesses import PrefixGuesses
@@ -18,6 +20,7 @@ from cloud.sessions.served_model import ServedModel
 from cloud.sessions.session import ServerSession
 from cloud.sessions.tenants import Tenant
 from cloud.squeezed.fixed_context import FixedContext, Squeezing
+from codec.ladder import Ladder
 from codec.session_coder import SessionCoder
 from optimizer.policy.kv_blocks import num_blocks
 from protos.messages import Open
@@ -48,6 +51,7 @@ class ModelSessions:
         self.head = head
         self.squeezing = squeezing
         self.name = name or served.model_id
+        self.held_rows = HeldRows(pool.limit_bytes // KV_SHARE, hidden_size=served.hidden_size)
         self._prefixes = prefixes
         self._grammars = grammars
         self._guesses = PrefixGuesses()
@@ -129,9 +133,6 @@ class ModelSessions:
             split, most = request.split, request.draft_ids
             drafts = self.head.open(split=split, max_tokens=request.max_tokens, most=most)
         ladder = self.served.ladder(request)
-        coder = None
-        if request.recall and ladder.can_recall and not request.max_positions:
-            coder = SessionCoder(ladder, None if beginning is None else beginning.rows)
         return ServerSession(
             request.session_id,
             lease=lease,
@@ -149,8 +150,17 @@ class ModelSessions:
             moved=moved,
             context=context,
             leaving=leaving_tokens(request, self.served.leaving_positions),
-            coder=coder,
+            rows=self._frame_rows(request, ladder, beginning),
         )
+
+    def _frame_rows(self, request: Open, ladder: Ladder, beginning: Beginning | None) -> FrameRows:
+        """What decodes its frames; holds rows where it asks for that and there is room for them."""
+        held = None if beginning is None else beginning.rows
+        can_hold = ladder.can_recall and (beginning is None or held is not None)
+        if request.max_positions or not (request.recall and can_hold):
+            return FrameRows(ladder)
+        room = self.held_rows.take(request.max_tokens)
+        return FrameRows(ladder, None if room is None else SessionCoder(ladder, held), room)
 
     def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:
         """Blocks of the layers below the split, for a prompt that comes in token frames.

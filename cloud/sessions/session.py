@@ -39,7 +39,6 @@ from cloud.sessions.remembered_answers import RememberedAnswers
 from cloud.squeezed.fixed_context import FixedContext
 from codec.kv.frame import KvFrames
 from codec.ladder import Ladder
-from codec.session_coder import SessionCoder
 from decoding.params import SamplingParams
 from decoding.sampler import Sampled
 from decoding.scores import TopToken
@@ -69,7 +68,7 @@ class ServerSession:
         moved: MovedKv | None = None,
         context: FixedContext | None = None,
         leaving: LeavingTokens | None = None,
-        coder: SessionCoder | None = None,
+        rows: FrameRows | None = None,
     ) -> None:
         """prompt_tokens: how many of the first tokens are no answer. constrain: gives the masks of
         the session's grammar. beginning: frames that ran in another session; `lease` must share its
@@ -78,11 +77,11 @@ class ServerSession:
         below the split go meanwhile; None at split 0. moved: the tokens that it begins with, of an
         older session. drafts: what a draft head keeps of it; None: no head does. context: whose
         keys its rows select from; None: they read all. leaving: whether tokens may leave its cache;
-        None: none may. coder: holds its rows, for frames to refer to; None: none does."""
+        None: none may. rows: decodes its frames and may hold their rows; None: holds none."""
         self.session_id = session_id
         self.lease = lease
         self.tokens: list[int] = []  # input tokens of the positions in the cache
-        self._rows = FrameRows(ladder, coder)
+        self._rows = rows or FrameRows(ladder)
         self._sampling = sampling
         self._leaving = leaving or LeavingTokens()
         self._drawn_with = self._leaving.drawing_params(sampling)
@@ -263,6 +262,7 @@ class ServerSession:
     def close(self) -> None:
         """Free its blocks; doing it again does nothing."""
         self._free_below()
+        self._rows.close()
         if self.drafts is not None:
             self.drafts.close()
         if self._moved is not None:

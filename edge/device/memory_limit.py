@@ -16,7 +16,9 @@ from typing import Final, NamedTuple
 
 import psutil
 
+from codec.levels.lossless import LOSSLESS
 from codec.levels.registry import kind_of
+from codec.session_rows import held_bytes
 from edge.device.mapped_pages import release_read_only_pages
 from edge.errors import MemoryLimitError
 from hwprofiles.heap import trim_heap
@@ -188,13 +190,16 @@ def needed_memory(
 
 
 def session_bytes(plan: Plan) -> float:
-    """The journal of sent frames and the trace of every step, at the longest sequence.
+    """The journal of sent frames, the trace of every step, and the rows that frames may refer to,
+    at the longest sequence.
 
     A row takes the bits of the dearest level of the plan's kind of codec.
     """
-    bits = kind_of(plan.level).most_bits_per_element
-    row_bytes = bits * plan.model.geometry.hidden_size / 8
-    return plan.max_tokens * (row_bytes + STEP_BYTES)
+    kind, width = kind_of(plan.level), plan.model.geometry.hidden_size
+    row_bytes = kind.most_bits_per_element * width / 8
+    holds = not plan.edge_is_whole and kind is not LOSSLESS
+    held = held_bytes(plan.max_tokens, width) if holds else 0
+    return plan.max_tokens * (row_bytes + STEP_BYTES) + held
 
 
 def nearest_plan(

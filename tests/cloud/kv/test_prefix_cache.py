@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cloud.kv.pool import KvLease, KvPool, KvShape
 from cloud.kv.prefix_cache import PrefixCache
+from codec.arrays import I16
+from codec.session_rows import HeldBeginning
+from optimizer.policy.kv_blocks import KV_BLOCK_TOKENS
 
 SHAPE = KvShape(num_layers=1, num_kv_heads=1, head_dim=2)
 CHAINS = [bytes([index]) * 32 for index in range(4)]
@@ -84,3 +88,29 @@ def test_a_beginning_that_is_there_already_is_kept_once() -> None:
         keep(cache, lease, CHAINS[0])
         lease.close()
     assert pool.cached_blocks == 1
+
+
+def test_the_rows_that_entries_hold_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beginnings of one session are views of one array, which counts once."""
+    monkeypatch.setattr("cloud.kv.prefix_cache.MAX_ROW_BYTES", 3 * KV_BLOCK_TOKENS * 2 * 8)
+    cache, pool = parts()
+    values = np.zeros((2 * KV_BLOCK_TOKENS, 8), dtype=np.int16)
+
+    def keep_rows(name: bytes, held: I16, num_blocks: int) -> None:
+        count = num_blocks * KV_BLOCK_TOKENS
+        rows = HeldBeginning(tuple(range(count)), held[:count], np.ones(count, dtype=np.bool_))
+        with lease_of(pool, num_blocks) as lease:
+            lease.length = count
+            cache.keep(
+                "one", lease, tokens=tuple(range(count)), num_frames=1, chain=name, rows=rows
+            )
+
+    keep_rows(b"a", values, 1)
+    keep_rows(b"b", values, 2)
+    assert cache.row_bytes == values.nbytes
+    keep_rows(b"c", values.copy(), 2)  # there is no room for both arrays
+    with pool.lock:
+        assert cache.find("one", [b"a"]) is None
+        assert cache.find("one", [b"b"]) is None
+        assert cache.find("one", [b"c"]) is not None
+    assert cache.row_bytes == values.nbytes

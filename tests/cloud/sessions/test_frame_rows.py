@@ -11,10 +11,12 @@ from cloud.engine.frame_decoding import Decoded
 from cloud.errors import BadFrameError
 from cloud.kv.pool import KvPool, KvShape
 from cloud.kv.prefix_cache import Beginning
+from cloud.sessions.frame_rows import FrameRows
+from cloud.sessions.held_rows import HeldRows, RowRoom
 from cloud.sessions.session import ServerSession
 from codec.bench import synthetic_ladder, synthetic_rows
 from codec.session_coder import SessionCoder
-from codec.session_rows import HeldBeginning
+from codec.session_rows import HeldBeginning, held_bytes
 from decoding.params import SamplingParams
 from protos.messages import Frame, Timings
 
@@ -23,7 +25,7 @@ LADDER = synthetic_ladder(WIDTH)
 POOL = KvPool(KvShape(num_layers=1, num_kv_heads=1, head_dim=2), limit_bytes=1 << 20)
 
 
-def session(coder: SessionCoder, **fields: object) -> ServerSession:
+def session(coder: SessionCoder, room: RowRoom | None = None, **fields: object) -> ServerSession:
     return ServerSession(
         "s",
         lease=POOL.lease(split=0, max_tokens=80, **fields.pop("lease", {})),  # type: ignore[arg-type]
@@ -31,7 +33,7 @@ def session(coder: SessionCoder, **fields: object) -> ServerSession:
         sampling=SamplingParams(),
         vocab_size=VOCAB,
         max_frame_tokens=40,
-        coder=coder,
+        rows=FrameRows(LADDER, coder, room),
         **fields,  # type: ignore[arg-type]
     )
 
@@ -148,3 +150,15 @@ def test_without_a_coder_no_frame_may_refer_to_rows() -> None:
     assert not it.recalls
     with pytest.raises(BadFrameError, match="refers to earlier rows"):
         it.begin(device.frame(0, 3))
+
+
+def test_rows_take_no_more_memory_than_there_is_for_them_and_give_it_back() -> None:
+    rows = HeldRows(held_bytes(80, WIDTH) * 2, hidden_size=WIDTH)
+    rooms = [rows.take(80), rows.take(80)]
+    assert None not in rooms
+    assert rows.take(1) is None
+    held = session(SessionCoder(LADDER), room=rooms[0])
+    held.close()
+    held.close()
+    assert rows.used_bytes == held_bytes(80, WIDTH)
+    assert rows.take(80) is not None
