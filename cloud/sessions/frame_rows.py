@@ -10,7 +10,7 @@ from cloud.engine.batch_entry import FloatRows
 from cloud.engine.frame_decoding import Decoded, RowDecoder
 from cloud.errors import BadFrameError
 from cloud.sessions.frame_checks import decoded_rows
-from cloud.sessions.held_rows import RowRoom
+from cloud.sessions.row_memory import RowRoom
 from codec.errors import FrameError
 from codec.ladder import Ladder
 from codec.session_coder import Arrived, SessionCoder

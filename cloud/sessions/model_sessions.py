@@ -12,10 +12,10 @@ from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, Keep, PrefixCache
 from cloud.sessions.frame_rows import FrameRows
 from cloud.sessions.grammars import Constrain, Grammars
-from cloud.sessions.held_rows import KV_SHARE, HeldRows
 from cloud.sessions.leaving import leaving_tokens
 from cloud.sessions.moved_kv import MovedKv
 from cloud.sessions.prefix_guesses import PrefixGuesses
+from cloud.sessions.row_memory import KV_SHARE, RowMemory
 from cloud.sessions.served_model import ServedModel
 from cloud.sessions.session import ServerSession
 from cloud.sessions.tenants import Tenant
@@ -51,7 +51,7 @@ class ModelSessions:
         self.head = head
         self.squeezing = squeezing
         self.name = name or served.model_id
-        self.held_rows = HeldRows(pool.limit_bytes // KV_SHARE, hidden_size=served.hidden_size)
+        self.row_memory = RowMemory(pool.limit_bytes // KV_SHARE, hidden_size=served.hidden_size)
         self._prefixes = prefixes
         self._grammars = grammars
         self._guesses = PrefixGuesses()
@@ -159,7 +159,7 @@ class ModelSessions:
         can_hold = ladder.can_recall and (beginning is None or held is not None)
         if request.max_positions or not (request.recall and can_hold):
             return FrameRows(ladder)
-        room = self.held_rows.take(request.max_tokens)
+        room = self.row_memory.take(request.max_tokens)
         return FrameRows(ladder, None if room is None else SessionCoder(ladder, held), room)
 
     def _lease_below(self, request: Open, beginning: Beginning | None) -> KvLease | None:

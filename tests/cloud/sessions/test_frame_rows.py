@@ -12,7 +12,7 @@ from cloud.errors import BadFrameError
 from cloud.kv.pool import KvPool, KvShape
 from cloud.kv.prefix_cache import Beginning
 from cloud.sessions.frame_rows import FrameRows
-from cloud.sessions.held_rows import HeldRows, RowRoom
+from cloud.sessions.row_memory import RowMemory, RowRoom
 from cloud.sessions.session import ServerSession
 from codec.bench import synthetic_ladder, synthetic_rows
 from codec.session_coder import SessionCoder
@@ -153,7 +153,7 @@ def test_without_a_coder_no_frame_may_refer_to_rows() -> None:
 
 
 def test_rows_take_no_more_memory_than_there_is_for_them_and_give_it_back() -> None:
-    rows = HeldRows(held_bytes(80, WIDTH) * 2, hidden_size=WIDTH)
+    rows = RowMemory(held_bytes(80, WIDTH) * 2, hidden_size=WIDTH)
     rooms = [rows.take(80), rows.take(80)]
     assert None not in rooms
     assert rows.take(1) is None

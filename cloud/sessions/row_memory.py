@@ -14,7 +14,7 @@ from codec.session_rows import held_bytes
 KV_SHARE: Final = 8  # rows take at most this part of what the KV cache may take
 
 
-class HeldRows:
+class RowMemory:
     """Of all sessions of a model. Safe to use from several threads."""
 
     def __init__(self, limit_bytes: int, *, hidden_size: int) -> None:
@@ -46,7 +46,7 @@ class HeldRows:
 class RowRoom:
     """One session's part. `close` gives it back; doing it again does nothing."""
 
-    def __init__(self, rows: HeldRows, num_bytes: int) -> None:
+    def __init__(self, rows: RowMemory, num_bytes: int) -> None:
         self._rows = rows
         self._num_bytes = num_bytes
 
