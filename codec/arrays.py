@@ -18,3 +18,13 @@ F32: TypeAlias = npt.NDArray[np.float32]
 F64: TypeAlias = npt.NDArray[np.float64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]  # by name, as a tables file lists them
+
+
+def widened(halves: npt.NDArray[np.float16]) -> F32:
+    """float16 values of a frame as float32, the same shape.
+
+    A peer may send a signalling NaN. Arm processors report it when it is widened, and numpy then
+    warns; x86-64 says nothing. Whoever reads the values refuses what is not finite.
+    """
+    with np.errstate(invalid="ignore"):
+        return halves.astype(np.float32)

@@ -26,7 +26,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from codec.arrays import F32, U8
+from codec.arrays import F32, U8, widened
 from codec.entropy.counts import count_symbols
 from codec.entropy.integers import (
     ALPHABET,
@@ -86,7 +86,7 @@ def decode_quantized(payload: bytes, num_tokens: int, shape: tuple[int, int, int
     at = _CHANNEL_BYTES * num_channels
     if len(payload) < at + 1:
         raise FrameError("kv payload ends inside its channels")
-    means = np.frombuffer(payload, "<f2", count=num_channels).astype(np.float32)
+    means = widened(np.frombuffer(payload, "<f2", count=num_channels))
     steps = np.frombuffer(payload, np.uint8, count=num_channels, offset=2 * num_channels)
     families = np.frombuffer(payload, np.uint8, count=num_channels, offset=3 * num_channels)
     if families.max() >= NUM_FAMILIES:

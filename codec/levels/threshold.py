@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from codec.arrays import F32, I64, Mask
+from codec.arrays import F32, I64, Mask, widened
 from codec.entropy.bits import pack, packed_bytes, unpack
 from codec.errors import FrameError
 from codec.rows import Rows
@@ -125,7 +125,7 @@ def decode_sparse(data: memoryview, num_rows: int, hidden_size: int) -> Sparse:
     if len(data) < at + 2 * num_narrow + 4 * num_wide:
         raise FrameError("sparse part ends inside its values")
     values = np.empty(total, dtype=np.float32)
-    values[~wide] = np.frombuffer(data, "<f2", count=num_narrow, offset=at)
+    values[~wide] = widened(np.frombuffer(data, "<f2", count=num_narrow, offset=at))
     at += 2 * num_narrow
     values[wide] = np.frombuffer(data, "<f4", count=num_wide, offset=at)
     at += 4 * num_wide

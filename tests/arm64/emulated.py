@@ -34,6 +34,7 @@ TEST_PACKAGES = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.120", "h2>
 TESTED = ("tests/codec", "tests/protos", "tests/edge")
 # A test with one of these needs a build machine's packages, or clients of the API.
 ELSEWHERE = ("tests.conftest", "tests.tiny_models", "import torch", "tests.tool_model")
+ELSEWHERE += ("from benchmarks",)
 NOT_THERE = ("tests/edge/api",)
 # The link emulator's sockets close under qemu; why is not known.
 NOT_UNDER_QEMU = (
@@ -139,6 +140,7 @@ class ArmSystem:
         shutil.rmtree(target, ignore_errors=True)
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "tests", target / "tests", ignore=ignored)
+        shutil.copytree(ROOT / "deploy/wheels", target / "deploy/wheels")
         shutil.copy(ROOT / "pyproject.toml", target)
 
     def put(self, folder: Path, name: str) -> None:
