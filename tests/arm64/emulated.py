@@ -33,8 +33,13 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 TEST_PACKAGES = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.120", "h2>=4.1")
 TESTED = ("tests/codec", "tests/protos", "tests/edge")
 # A test with one of these needs a build machine's packages, or clients of the API.
-ELSEWHERE = ("tests.conftest", "tests.tiny_models", "import torch", "tests.tool_model")
-ELSEWHERE += ("from benchmarks",)
+ELSEWHERE = (
+    "tests.conftest",
+    "tests.tiny_models",
+    "import torch",
+    "tests.tool_model",
+    "from benchmarks",
+)
 NOT_THERE = ("tests/edge/api",)
 # The link emulator's sockets close under qemu; why is not known.
 NOT_UNDER_QEMU = (
