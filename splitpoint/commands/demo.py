@@ -79,7 +79,7 @@ def demo(
     ] = None,
     edge_memory: Annotated[
         str, typer.Option(help="What the model may take on the edge.", metavar="SIZE")
-    ] = "96MiB",
+    ] = "40MiB",
     folder: Annotated[Path, typer.Option(help="Where model and bundle go.")] = Path("work/demo"),
     models: Annotated[Path, typer.Option(help="Where fetched models go.")] = Path("models"),
 ) -> None:
@@ -236,7 +236,8 @@ class _Question:
         from optimizer.search.to_plan import plan_of
 
         geometry = self.source.geometry
-        memory_bytes = edge_runtime_bytes(self.edge, geometry) + self.room_bytes
+        runtime_bytes = edge_runtime_bytes(self.edge, geometry, limited=True)
+        memory_bytes = runtime_bytes + self.room_bytes
         problem = make_problem(
             geometry,
             self.edge,
