@@ -17,7 +17,12 @@ from typing import Final
 import onnxruntime as ort
 
 from edge.device.layer_stream import LayerStream, StreamedLayer
-from edge.device.mapped_pages import MappedFiles, release_read_only_pages
+from edge.device.mapped_pages import (
+    MappedFiles,
+    regions_of,
+    release_read_only_pages,
+    unmapping,
+)
 from edge.device.packed_copies import default_folder, packed_copy
 from edge.errors import FrontError, InputError
 from edge.text_input import utf8_path
@@ -192,11 +197,14 @@ class FrontGraphs:
         options = self._session_options()
         # The copy is what the optimizer made of the graph.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        opened = open_session(utf8_path(copy), options, CPU, threads=self._threads)
         weights = copy.with_name(f"{copy.name}.data")
+        with unmapping:  # of several sessions that map the file, each knows its own mappings
+            others = regions_of(weights)
+            opened = open_session(utf8_path(copy), options, CPU, threads=self._threads)
+            layer = StreamedLayer(weights, opened.session, others)
         nothing = MappedFiles()  # the stream gives its pages back
         graph = FrontGraph(opened, layers, nothing, low_memory=False, is_streamed=True)
-        self._streamed[index] = (graph, StreamedLayer(weights, opened.session))
+        self._streamed[index] = (graph, layer)
         trim_heap()
         return graph
 

@@ -17,18 +17,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edge.device.mapped_pages import HeldMapping
+from edge.device.mapped_pages import HeldMapping, Region
 from edge.errors import FrontError
 from optimizer.cost.streaming import HELD_LAYERS
 
 
 class StreamedLayer:
-    """One streamed layer's packed weights. owner: what keeps the file mapped, an open session."""
+    """One streamed layer's packed weights. owner: what keeps the file mapped, an open session.
+    others: see HeldMapping."""
 
-    def __init__(self, path: Path, owner: Any) -> None:
+    def __init__(self, path: Path, owner: Any, others: Sequence[Region] = ()) -> None:
         self._path = path
         self._owner = owner
-        self._mapping = HeldMapping(path)
+        self._mapping = HeldMapping(path, others)
         self._knows = False
         self._mapping.release()
 

@@ -18,7 +18,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -72,12 +72,14 @@ class MappedFiles:
 class HeldMapping:
     """Mappings of one file whose owner stays as long as this is used: nothing is checked anew.
 
-    What `read` brings is what `learn` found resident. Until then it is everything.
+    others: where the file was mapped before the owner mapped it. Those mappings belong to somebody
+    else; once they are gone, their addresses may hold anything. What `read` brings is what `learn`
+    found resident. Until then it is everything.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, others: Sequence[Region] = ()) -> None:
         self._path = os.path.realpath(path)
-        self._all = clean_regions(lambda mapping: mapping.path == self._path)
+        self._all = tuple(each for each in regions_of(path) if not _overlaps(each, others))
         self._used = self._all
         self._libc = _libc()
 
@@ -111,6 +113,17 @@ class HeldMapping:
     def _advise(self, region: Region, advice: int) -> int:
         address, size = ctypes.c_void_p(region.start), ctypes.c_size_t(region.num_bytes)
         return ctypes.get_errno() if self._libc.madvise(address, size, advice) else 0
+
+
+def regions_of(path: Path) -> tuple[Region, ...]:
+    """Where the file is mapped for reading alone."""
+    name = os.path.realpath(path)
+    return tuple(clean_regions(lambda mapping: mapping.path == name))
+
+
+def _overlaps(region: Region, others: Sequence[Region]) -> bool:
+    end = region.start + region.num_bytes
+    return any(each.start < end and region.start < each.start + each.num_bytes for each in others)
 
 
 def can_stream() -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.device.mapped_pages import MappedFiles, release_read_only_pages
+from edge.device.mapped_pages import HeldMapping, MappedFiles, regions_of, release_read_only_pages
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's /proc")
 SIZE = 4 << 20
@@ -87,3 +87,21 @@ def test_memory_that_took_a_dropped_mappings_place_is_left_alone(file: Path) -> 
         assert ctypes.string_at(taken, SIZE) == b"\7" * SIZE
     finally:
         libc.munmap(taken, SIZE)
+
+
+def test_mappings_that_were_there_before_belong_to_somebody_else(tmp_path: Path) -> None:
+    """They may go first. Their addresses may then hold anything, and releasing would empty it."""
+    path = tmp_path / "layer.data"
+    path.write_bytes(bytes(8 * mmap.PAGESIZE))
+    with path.open("rb") as file:
+        before = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        others = regions_of(path)
+        assert sum(each.num_bytes for each in others) == 8 * mmap.PAGESIZE
+        own = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        held = HeldMapping(path, others)
+        before.close()
+        assert held.num_bytes == 8 * mmap.PAGESIZE
+        held.release()
+        assert regions_of(path)
+        assert not set(regions_of(path)) & set(others)
+        own.close()
