@@ -78,11 +78,9 @@ class FrontGraphs:
     (`edge.device.mapped_pages`). low_memory: keep no memory for later that a step can get again,
     and go on giving pages back: those of the weights and of the other files that are `mapped`.
     provider: whose kernels run; the CPU runs the nodes that it leaves. halves: the graphs that
-    compute in 16 bits.
-    provider: whose kernels run; the CPU runs the nodes that it leaves. streamed_layers: how many
-    layers are read from storage in every pass (None: the plan's), on the CPU
-    (`edge.device.layer_stream`). forget: the system's page cache shall not keep what
-    they read; for measurements.
+    compute in 16 bits. streamed_layers: how many layers are read from storage in every pass (None:
+    the plan's), on the CPU (`edge.device.layer_stream`). forget: the system's page cache shall not
+    keep what they read; for measurements.
     """
 
     def __init__(
