@@ -70,7 +70,9 @@ def packed_copy(
             sizes = {}
             for part in (f"{name}.data", name):
                 sizes[part] = (Path(made) / part).stat().st_size
+                _bring_to_disk(Path(made) / part)
                 os.replace(Path(made) / part, folder / part)
+            _bring_to_disk(folder)  # the record vouches for what a loss of power must not undo
             record = Path(made) / "sizes"
             record.write_text(json.dumps(sizes), encoding="utf-8")
             os.replace(record, _record_of(folder / name))
@@ -81,6 +83,14 @@ def packed_copy(
         ) from error
     _remove_others(folder, source.stem, name)
     return folder / name
+
+
+def _bring_to_disk(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _write(source: Path, target: Path, options: ort.SessionOptions) -> None:

@@ -225,3 +225,21 @@ def test_a_plan_says_which_layers_can_be_streamed(seeded: tuple[Path, Plan]) -> 
     assert "streamed_layers" not in replace(plan, streamed_layers=0).to_yaml()
     with pytest.raises(PlanError, match="0 to 4 can be read"):
         replace(plan, streamed_layers=5)
+
+
+def test_a_copy_counts_once_it_is_on_the_disk(
+    seeded: tuple[Path, Plan], copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss of power a file may have its length and not its bytes."""
+
+    def fails(number: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    folder, plan = seeded
+    with monkeypatch.context() as patched:
+        patched.setattr("edge.device.packed_copies.os.fsync", fails)
+        with pytest.raises(FrontError, match=r"cannot keep the packed copy.*Input/output error"):
+            load_front(folder, plan=plan, threads=1)
+    assert not list(copies.rglob("*.json"))
+    load_front(folder, plan=plan, threads=1)
+    assert len(list(copies.rglob("*.json"))) == plan.streamed_layers
