@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cloud.drafting.eagle_drafter import EagleDrafter
 from cloud.drafting.eagle_head import EagleHead
+from cloud.drafting.head_drafter import CloudHeadDrafter
 from cloud.drafting.head_session import HeadSession, RanRows
-from cloud.drafting.head_spec import read_head
+from cloud.drafting.head_spec import HeadWeights, read_head
 from cloud.kv.pool import KvPool, KvShape
 
 HISTORY = 200
@@ -100,7 +100,7 @@ def write_random_head(folder: Path, config: dict[str, Any], vocabulary: int) -> 
     (folder / "config.json").write_text(json.dumps(values))
 
 
-def opened(folder: Path, config: dict[str, Any]) -> tuple[EagleDrafter, int]:
+def opened(folder: Path, config: dict[str, Any]) -> tuple[CloudHeadDrafter, int]:
     """A drafter over the head in `folder`, and the model's width."""
     width = int(config["hidden_size"])
     weights = read_head(
@@ -109,15 +109,17 @@ def opened(folder: Path, config: dict[str, Any]) -> tuple[EagleDrafter, int]:
         vocab_size=config["vocab_size"],
         num_layers=config["num_hidden_layers"],
     )
+    if not isinstance(weights, HeadWeights):
+        raise SystemExit(f"{folder}: not an EAGLE or EAGLE-3 head")
     spec = weights.spec
     shape = KvShape(num_layers=1, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
     pool = KvPool(shape, limit_bytes=shape.num_bytes(split=0, max_tokens=4096))
     head = EagleHead(weights, embed=None, logits=lambda own: own)
-    return EagleDrafter(head, pool, norm=torch.nn.RMSNorm(width)), width
+    return CloudHeadDrafter(head, pool, norm=torch.nn.RMSNorm(width)), width
 
 
 def round_s(
-    drafter: EagleDrafter, session: HeadSession, at: int, count: int, width: int
+    drafter: CloudHeadDrafter, session: HeadSession, at: int, count: int, width: int
 ) -> tuple[float, int]:
     """Seconds of one round behind `count` new tokens, and how many guesses it brought."""
     session.begin(at)

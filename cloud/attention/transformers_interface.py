@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from cloud.attention.base import Attend, AttentionTraits
@@ -48,18 +49,21 @@ def packed_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature. query: [1, H, T, d]; key, value: [1, KV, T, d].
+    """transformers' attention signature. query: [1, H, T, d]; key: [1, KV, T, d]; value:
+    [1, KV, T, v], v at most d: latent attention (MLA) has narrower values, padded here with zeros.
 
-    s_aux: [H], sinks. Returns [1, T, H, d]. Raises TypeError for a module without a layer index.
+    s_aux: [H], sinks. Returns [1, T, H, v]. Raises TypeError for a module without a layer index.
     """
     layer = module.layer_idx
     if not isinstance(layer, int):
         raise TypeError("attention module without a layer index")
+    width = value.shape[-1]
+    value = F.pad(value, (0, key.shape[-1] - width))
     keys_values = torch.cat((key[0], value[0])).transpose(0, 1)  # [T, 2 KV, d]
     heads = query[0].transpose(0, 1)  # [T, H, d]
     traits = AttentionTraits(scaling, sliding_window, softcap, s_aux)
     attend = attend or _CURRENT.get()
-    return attend(layer, heads, keys_values, traits)[None], None
+    return attend(layer, heads, keys_values, traits)[None, ..., :width], None
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)

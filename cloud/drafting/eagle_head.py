@@ -1,40 +1,30 @@
 """A draft head as a network: tokens and states in, states of its own and logits out.
 
-Letters in shapes: T rows, D the model's width, S = K D the states that the head reads, V' tokens
-that it knows. Position t of the head reads the model's state of position t beside the embedding of
-token t + 1, and predicts token t + 2. So a session of n tokens has n - 1 positions here.
+Letters in shapes are those of `cloud.drafting.draft_network`; V' are the tokens that it knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloud.attention.base import Attend, AttentionTraits
+from cloud.drafting.draft_network import Embed, HeadChoices, KvHeads
 from cloud.drafting.head_spec import HeadWeights
 from cloud.engine.fused_layer import rotate_in_place, sign_sine
 from cloud.engine.int8_linear import Int8Linear, int8_linear, runs_int8
 from cloud.engine.rotary import RotaryTables
 
-# float32 [T, D] of T token ids.
-Embed: TypeAlias = Callable[[Sequence[int]], Tensor]
 _LARGEST_CODE: Final = 127.0
 _TINY: Final = 1e-12
 
 
-class HeadChoices(NamedTuple):
-    """The likeliest tokens of each row: ids int64 [T, C], and probabilities float32 [T, C]."""
-
-    token_ids: Tensor
-    shares: Tensor
-
-
 class EagleHead:
-    """See the module's docstring. Inference only, on a CPU in float32.
+    """See the module's docstring. A DraftNetwork on a CPU, in float32.
 
     Its matrices are rounded to 8 bits where the compiled kernel runs them. That changes guesses a
     little and no token. embed: the model's own embedding, for a head that brings none. logits: the
@@ -51,6 +41,10 @@ class EagleHead:
     ) -> None:
         spec, tensors = weights.spec, weights.tensors
         self.spec = spec
+        self.form = spec.form
+        self.layers = spec.layers
+        self.reads_normed = not spec.is_eagle3
+        self.kv_heads = KvHeads(spec.num_kv_heads, spec.head_dim)
         self._norms = {name: one for name, one in tensors.items() if one.dim() == 1}
         self._token_ids = weights.token_ids
         self._embedding = weights.embedding
@@ -76,19 +70,18 @@ class EagleHead:
     def run(
         self, states: Tensor, token_ids: Sequence[int], positions: Sequence[int], attend: Attend
     ) -> Tensor:
-        """The layer on rows of the model. states: float32 [T, S], of one position each; token_ids:
-        [T] the tokens behind these. Returns the head's states [T, D]."""
+        """See DraftNetwork."""
         fused = self._fc(states) if self.spec.is_eagle3 else states
         return self._layer(fused, self._embedded(token_ids), positions, attend)
 
     def follow(
         self, own: Tensor, token_ids: Sequence[int], positions: Sequence[int], attend: Attend
     ) -> Tensor:
-        """The layer behind guesses: own: [T, D] what it gave for the position before each."""
+        """See DraftNetwork."""
         return self._layer(own, self._embedded(token_ids), positions, attend)
 
     def choices(self, own: Tensor, count: int) -> HeadChoices:
-        """The `count` likeliest tokens after each of its states [T, D]."""
+        """See DraftNetwork."""
         if "norm.weight" in self._norms:
             own = self._norm("norm", own)
         shares, index = self._logits(own).softmax(-1).topk(count, dim=-1)

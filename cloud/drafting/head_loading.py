@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from cloud.drafting.eagle_drafter import EagleDrafter
+from cloud.drafting.draft_network import DraftNetwork
 from cloud.drafting.eagle_head import EagleHead
+from cloud.drafting.head_drafter import CloudHeadDrafter
 from cloud.drafting.head_spec import read_head
+from cloud.drafting.mtp_head import MtpHead
+from cloud.drafting.mtp_spec import MtpWeights
 from cloud.engine.back_engine import BackEngine
 from cloud.errors import StartError
 from cloud.kv.pool import KvPool, KvShape
@@ -16,7 +19,7 @@ from cloud.kv.pool import KvPool, KvShape
 _HEAD_LAYERS: Final = 1
 
 
-def load_head(folder: Path, engine: BackEngine, *, kv_bytes: int) -> EagleDrafter:
+def load_head(folder: Path, engine: BackEngine, *, kv_bytes: int) -> CloudHeadDrafter:
     """The draft head in `folder` for the model of `engine`, which will capture what it reads.
 
     kv_bytes: of the back's KV cache; the head's gets room for as many tokens. Raises WeightsError
@@ -38,14 +41,15 @@ def load_head(folder: Path, engine: BackEngine, *, kv_bytes: int) -> EagleDrafte
             f"{folder}: it holds no embed_tokens.weight, and this bundle no embedding: build it "
             "with --back-from 0"
         )
-    spec = weights.spec
-    head = EagleHead(
-        weights,
-        embed=None if embedding is None else embedding.tensor_rows,
-        logits=engine.head_logits,
-    )
-    shape = KvShape(num_layers=_HEAD_LAYERS, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
+    embed = None if embedding is None else embedding.tensor_rows
+    head: DraftNetwork
+    if isinstance(weights, MtpWeights):
+        head = MtpHead(weights, embed=embed, logits=engine.head_logits)
+    else:
+        head = EagleHead(weights, embed=embed, logits=engine.head_logits)
+    num_heads, head_dim = head.kv_heads
+    shape = KvShape(num_layers=_HEAD_LAYERS, num_kv_heads=num_heads, head_dim=head_dim)
     blocks = kv_bytes // (engine.kv_shape.block_bytes * max(1, engine.num_layers))
     pool = KvPool(shape, limit_bytes=max(1, blocks) * shape.block_bytes)
-    engine.capture(spec.layers)
-    return EagleDrafter(head, pool, norm=None if spec.is_eagle3 else model.norm)
+    engine.capture(head.layers)
+    return CloudHeadDrafter(head, pool, norm=model.norm if head.reads_normed else None)

@@ -1,12 +1,14 @@
 """What a published draft head looks like: its form, its sizes and its tensors, read and checked.
 
-Two forms are read as their authors publish them, as safetensors beside a `config.json`:
+Two forms are read here as their authors publish them, as safetensors beside a `config.json`:
 
 - EAGLE (Li et al. 2024, arXiv:2401.15077): `fc` joins the embedding of a token with the model's
   normed final state of the position before it; one decoder layer; the model's own head.
 - EAGLE-3 (Li et al. 2025, arXiv:2503.01840): `fc` joins the states at several layers; the decoder
   layer reads it beside the embedding, each normed; a head of its own over fewer tokens, of which
   `d2t` gives the ids as offsets.
+
+Layers of the model's own for several tokens are read by `cloud.drafting.mtp_spec`.
 
 Whatever is in a file is hostile until it has passed here. A tensor that no form has is refused: it
 would mean a head of another kind.
@@ -23,6 +25,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from cloud.drafting.mtp_spec import MtpWeights, has_mtp, read_mtp
 from cloud.engine.tensor_files import TensorFiles
 from cloud.errors import WeightsError
 
@@ -78,7 +81,9 @@ class HeadWeights:
     embedding: Tensor | None
 
 
-def read_head(folder: Path, *, hidden_size: int, vocab_size: int, num_layers: int) -> HeadWeights:
+def read_head(
+    folder: Path, *, hidden_size: int, vocab_size: int, num_layers: int
+) -> HeadWeights | MtpWeights:
     """The head in `folder` for a model of these sizes. Raises WeightsError, in one line."""
     config = _read_config(folder)
     paths = sorted(folder.glob("*.safetensors"))
@@ -87,6 +92,15 @@ def read_head(folder: Path, *, hidden_size: int, vocab_size: int, num_layers: in
         cure = ": a .bin file may hold code; save it as safetensors" if pickled else ""
         raise WeightsError(f"{folder}: no safetensors file of a draft head{cure}")
     files = TensorFiles(folder, paths, torch.device("cpu"))
+    if has_mtp(files):
+        return read_mtp(
+            folder,
+            config,
+            files,
+            hidden_size=hidden_size,
+            vocab_size=vocab_size,
+            num_layers=num_layers,
+        )
     names: dict[str, str] = {}
     for name in files:
         if (other := names.setdefault(_plain(name), name)) != name:
@@ -129,12 +143,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _form(folder: Path, names: Mapping[str, str]) -> str:
-    if any("eh_proj" in name or "mtp" in name or "enorm" in name for name in names):
-        raise WeightsError(
-            f"{folder}: multi-token-prediction layers are no draft head that can be used yet"
-        )
     if "fc.weight" not in names:
-        raise WeightsError(f"{folder}: no fc.weight, so no EAGLE or EAGLE-3 head")
+        raise WeightsError(f"{folder}: no fc.weight, so no EAGLE, EAGLE-3 or multi-token head")
     return _EAGLE3 if "hidden_norm.weight" in names else _EAGLE
 
 

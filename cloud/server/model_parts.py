@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cloud.drafting.eagle_drafter import EagleDrafter
+from cloud.drafting.head_drafter import CloudHeadDrafter
 from cloud.drafting.head_loading import load_head
 from cloud.engine.engines import scheduler_for
 from cloud.engine.frame_decoding import FrameDecoding, default_decode_threads
@@ -176,7 +176,7 @@ def _leaving_positions(loaded: LoadedModel) -> int:
     return engine.max_positions
 
 
-def _head(config: ServerConfig, loaded: LoadedModel, pool: KvPool) -> EagleDrafter | None:
+def _head(config: ServerConfig, loaded: LoadedModel, pool: KvPool) -> CloudHeadDrafter | None:
     """The draft head that was asked for, or the bundle's own where it can run here."""
     folder, engine = config.draft_head, loaded.engine
     own = loaded.bundles.first_with(f"{DRAFT_HEAD_FOLDER}/config.json")

@@ -6,7 +6,7 @@ tenants' limits are the whole server's (`cloud.sessions.admission`).
 
 from __future__ import annotations
 
-from cloud.drafting.eagle_drafter import EagleDrafter
+from cloud.drafting.head_drafter import CloudHeadDrafter
 from cloud.errors import CloudError
 from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, Keep, PrefixCache
@@ -40,7 +40,7 @@ class ModelSessions:
         *,
         prefixes: PrefixCache,
         grammars: Grammars,
-        head: EagleDrafter | None = None,
+        head: CloudHeadDrafter | None = None,
         squeezing: Squeezing | None = None,
         name: str = "",
     ) -> None:

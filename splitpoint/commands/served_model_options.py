@@ -80,7 +80,9 @@ class ModelOptions:
     ] = None
     draft_head: Annotated[
         Path | None,
-        typer.Option(help="Folder of an EAGLE or EAGLE-3 head: the server guesses tokens ahead."),
+        typer.Option(
+            help="Folder of an EAGLE, EAGLE-3 or multi-token head: the server guesses tokens ahead."
+        ),
     ] = None
     squeeze_prefixes: Annotated[
         float | None,

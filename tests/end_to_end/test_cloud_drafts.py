@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cloud.drafting.eagle_drafter import EagleDrafter
+from cloud.drafting.head_drafter import CloudHeadDrafter
 from cloud.drafting.head_session import HeadSession
 from cloud.engine.back_engine import BackEngine
 from cloud.engine.step_drafting import DraftState
@@ -23,6 +23,7 @@ from hwprofiles.emulator.in_process import EmulatedLink
 from hwprofiles.links.shape import LinkShape
 from protos.messages import DraftChoice, Drafts
 from tests.cloud.drafting.heads import write_head
+from tests.cloud.drafting.mtp_layers import KINDS, write_mtp
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import RunningServer, running_server
 from tests.end_to_end.test_drafting import PROMPTS, Reckless
@@ -62,7 +63,7 @@ SAMPLINGS = [
 ]
 
 
-@pytest.mark.parametrize("form", ["eagle", "eagle3"])
+@pytest.mark.parametrize("form", ["eagle", "eagle3", *KINDS])
 def test_a_published_head_with_random_weights_changes_no_token(
     bench: ModelBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -75,7 +76,8 @@ def test_a_published_head_with_random_weights_changes_no_token(
             heard.append(drafts)
             super().hear(drafts)
 
-    head = write_head(tmp_path, form)
+    is_mtp = form in KINDS
+    head = write_mtp(tmp_path, form) if is_mtp else write_head(tmp_path, form)
     with running_server(bench.cloud_bundle(), draft_head=head) as server:
         with client_of(bench, server) as client:
             plain = [ask(client, PROMPTS[at], "off", one) for at, one in enumerate(SAMPLINGS)]
@@ -85,7 +87,7 @@ def test_a_published_head_with_random_weights_changes_no_token(
                 drafted = [ask(client, PROMPTS[at], draft, one) for at, one in enumerate(SAMPLINGS)]
                 assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
         assert len(heard) > NEW_TOKENS
-        assert server.server.facts["draft_head"] == form
+        assert server.server.facts["draft_head"] == ("mtp" if is_mtp else form)
         assert server.server.pool.used_bytes == 0
 
 
@@ -151,8 +153,8 @@ class _Knowing(HeadSession):
         return
 
 
-def oracle_of(wrong_every: int) -> Callable[..., EagleDrafter]:
-    def load(folder: Path, engine: BackEngine, *, kv_bytes: int) -> EagleDrafter:
+def oracle_of(wrong_every: int) -> Callable[..., CloudHeadDrafter]:
+    def load(folder: Path, engine: BackEngine, *, kv_bytes: int) -> CloudHeadDrafter:
         engine.capture([engine.num_layers])
         oracle: Any = Oracle(wrong_every=wrong_every)
         return oracle
@@ -196,11 +198,11 @@ def test_a_drafter_that_fails_costs_no_answer_and_is_not_asked_again(
 ) -> None:
     asked: list[object] = []
 
-    def broken(self: EagleDrafter, states: object, *, step_s: float) -> None:
+    def broken(self: CloudHeadDrafter, states: object, *, step_s: float) -> None:
         asked.append(states)
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(EagleDrafter, "draft", broken)
+    monkeypatch.setattr(CloudHeadDrafter, "draft", broken)
     head = write_head(tmp_path, "eagle")
     with (
         running_server(bench.cloud_bundle(), draft_head=head) as server,

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.attention.registry import backend_for
 from cloud.drafting.eagle_head import EagleHead
-from cloud.drafting.head_spec import read_head
+from cloud.drafting.head_spec import HeadWeights, read_head
 from cloud.kv.pool import KvPool, KvShape
 from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, open_bundle
 from optimizer.errors import BuildError
@@ -91,6 +91,7 @@ def test_the_server_runs_the_head_that_was_trained(
     bench: ModelBench = tiny("llama")
     facts, folder = built(bench, tmp_path)
     weights = read_head(folder, hidden_size=64, vocab_size=320, num_layers=4)
+    assert isinstance(weights, HeadWeights)
     assert weights.spec.vocab_size == facts["vocabulary"]
     state = torch.load(next((tmp_path / "work").glob("checkpoint-*.pt")), weights_only=True)["best"]
     sizes = HeadSizes(**facts["sizes"])

@@ -19,7 +19,7 @@ from torch import Tensor
 from cloud.attention.base import Attend
 from cloud.attention.packed_step import PackedStep, StepEntry
 from cloud.attention.registry import backend_for
-from cloud.drafting.eagle_head import EagleHead
+from cloud.drafting.draft_network import DraftNetwork
 from cloud.drafting.head_session import HeadSession
 from cloud.engine.step_drafting import DraftState
 from cloud.errors import CloudError
@@ -32,7 +32,7 @@ HEAD_SOURCE: Final = 1
 CHOICES: Final = 4  # tokens for each position, the guess among them
 
 
-class EagleDrafter:
+class CloudHeadDrafter:
     """See the module's docstring. A StepDrafter; the model thread alone calls `draft`.
 
     pool: of one layer, for the head's keys and values. norm: the model's last norm, for a head that
@@ -41,7 +41,7 @@ class EagleDrafter:
 
     def __init__(
         self,
-        model: EagleHead,
+        model: DraftNetwork,
         pool: KvPool,
         *,
         norm: Callable[[Tensor], Tensor] | None,
@@ -57,7 +57,7 @@ class EagleDrafter:
     @property
     def form(self) -> str:
         """What kind of head it is."""
-        return self._model.spec.form
+        return self._model.form
 
     @property
     def num_bytes(self) -> int:
@@ -69,7 +69,7 @@ class EagleDrafter:
 
         It reads states of layers that the session's edge has, or there is no room for its keys.
         """
-        if split > min(self._model.spec.layers) or not most:
+        if split > min(self._model.layers) or not most:
             return None
         most = min(most, MAX_DRAFT_IDS)
         try:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloud.drafting.eagle_drafter import CHOICES, EagleDrafter
 from cloud.drafting.eagle_head import EagleHead
+from cloud.drafting.head_drafter import CHOICES, CloudHeadDrafter
 from cloud.drafting.head_session import HeadSession, RanRows
 from cloud.drafting.head_spec import HeadWeights, read_head
 from cloud.kv.pool import KvPool, KvShape
@@ -25,9 +25,11 @@ class Bench:
     """A head, what it is made of, and a drafter over it."""
 
     def __init__(self, folder: Path, form: str, *, tokens_in_pool: int = 4096) -> None:
-        self.weights = read_head(
+        weights = read_head(
             write_head(folder, form), hidden_size=WIDTH, vocab_size=VOCAB, num_layers=LAYERS
         )
+        assert isinstance(weights, HeadWeights)
+        self.weights = weights
         generator = torch.Generator().manual_seed(1)
         self.table = torch.randn(VOCAB, WIDTH, generator=generator)
         self.own_head = torch.randn(VOCAB, WIDTH, generator=generator)
@@ -40,7 +42,7 @@ class Bench:
         shape = KvShape(num_layers=1, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM)
         limit = shape.num_bytes(split=0, max_tokens=tokens_in_pool)
         self.pool = KvPool(shape, limit_bytes=limit)
-        self.drafter = EagleDrafter(model, self.pool, norm=None)
+        self.drafter = CloudHeadDrafter(model, self.pool, norm=None)
         self.state_width = WIDTH * len(self.weights.spec.layers)
 
     def session(self, most: int = 5) -> HeadSession:
