@@ -19,6 +19,7 @@ from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, Bundle, record_files
 from optimizer.errors import BuildError
 from optimizer.export.cloud_head.corpus import PassageRef, make_passages
 from optimizer.export.cloud_head.head import EPSILON, CloudHead, HeadSizes
+from optimizer.export.cloud_head.least_squares import begin_linear
 from optimizer.export.cloud_head.prompts import HELD_OUT, TOPICS, TRAINED
 from optimizer.export.cloud_head.training import (
     CloudTrainOptions,
@@ -87,6 +88,7 @@ def build_cloud_head(
     tokens = frequent_tokens(said, vocab_size=len(embedding), count=options.vocabulary)
     head = _new_head(source, torch.from_numpy(tokens), embedding[tokens].float())
     del embedding
+    begin_linear(head, train_on, embed)
     with naming_the_disk(work):
         best, scores = train_cloud_head(
             head,
@@ -147,7 +149,7 @@ def _divided(passages: list[PassageRef]) -> tuple[list[PassageRef], list[Passage
 
 
 def _new_head(source: ModelSource, tokens: Tensor, embedding: Tensor) -> CloudHead:
-    """A head before training: the model's last layer, as far as it has the same parts."""
+    """A head with the model's last layer, as far as it has the same parts."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

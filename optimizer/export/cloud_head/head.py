@@ -57,11 +57,6 @@ class CloudHead(nn.Module):
         self.register_buffer("tokens", tokens)
         self.register_buffer("embedding", embedding)
         self._rotary = rotary
-        with torch.no_grad():  # at first the state goes through, and the layer adds nothing
-            self.fc.weight.zero_()
-            self.fc.weight[:, width:] = torch.eye(width)
-            self.o_proj.weight.zero_()
-            self.down_proj.weight.zero_()
 
     def passes(self, states: Tensor, embedded: Tensor, count: int) -> list[Tensor]:
         """What the head gives in `count` passes, [B, T, D] each.

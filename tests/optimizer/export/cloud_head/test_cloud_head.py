@@ -26,6 +26,7 @@ from optimizer.export.cloud_head.cloud_head_builder import (
 )
 from optimizer.export.cloud_head.corpus import PassageRef, open_passages, write_passages
 from optimizer.export.cloud_head.head import CloudHead, HeadSizes
+from optimizer.export.cloud_head.least_squares import begin_linear
 from optimizer.export.cloud_head.training import (
     CloudTrainOptions,
     score_depths,
@@ -148,6 +149,35 @@ def built(bench: ModelBench, root: Path) -> tuple[dict[str, Any], Path]:
     )
     assert open_bundle(copy, role="cloud").has(f"{DRAFT_HEAD_FOLDER}/model.safetensors")
     return facts, copy / DRAFT_HEAD_FOLDER
+
+
+def test_training_begins_at_the_best_linear_map_however_small_the_embeddings_are(
+    tmp_path: Path,
+) -> None:
+    toy = Toy()
+    toy.table = toy.table / 30.0
+    generator = torch.Generator().manual_seed(4)
+    of_token = torch.randn(WIDTH, WIDTH, generator=generator) * 30.0 * WIDTH**-0.5
+    of_state = torch.randn(WIDTH, WIDTH, generator=generator) * 0.4 * WIDTH**-0.5
+    made = []
+    for _ in range(60):
+        ids = torch.randint(0, VOCAB, (21,), generator=generator)
+        states = [torch.randn(WIDTH, generator=generator)]
+        for token in ids[1:20]:
+            states.append(of_token @ toy.table[token] + of_state @ states[-1])
+        rows = torch.stack(states).numpy().astype(np.float16)
+        made.append(Passage(token_ids=ids.numpy(), states=rows))
+    write_passages(tmp_path / "shard", made)
+    passages = open_passages(tmp_path / "shard", WIDTH)
+    assert passages is not None
+    head = toy.head()
+    begin_linear(head, passages[:50], toy.embed)
+    with torch.no_grad():
+        for one in passages[50:]:
+            states = torch.from_numpy(one.states[:]).float()
+            embedded = toy.embed(torch.from_numpy(one.token_ids[1:]))
+            (own,) = head.passes(states[None, :-1], embedded[None], 1)
+            assert float((own[0] - states[1:]).norm() / states[1:].norm()) < 0.02
 
 
 def test_training_learns_to_guess_several_tokens_ahead(tmp_path: Path) -> None:
