@@ -21,6 +21,7 @@ from edge.draft.base import Drafter, Guess, HearsCloud, Rows
 from edge.draft.round_estimator import RoundEstimator
 from edge.generation.draft_run import Alternative, DraftRun, DraftSlot
 from edge.generation.step_observer import AnsweredStep
+from optimizer.policy.draft_ledger import DraftLedger
 from optimizer.policy.draft_length import MAX_ROUND_DRAFTS, pays, rides_along
 from protos.messages import Drafts
 
@@ -71,6 +72,8 @@ class DraftSelector:
         self.max_in_flight = MAX_IN_FLIGHT
         self._flight_from = 0  # where the first frame under way begins, the one without a guess
         self._has_news = False  # the cloud guessed something since a guess was asked for
+        self._ledger = DraftLedger()
+        self._answered_at_s: float | None = None
 
     def limit_in_flight(self, server_frames: int) -> None:
         """The server takes `server_frames` unanswered frames (`Opened.max_frames_in_flight`)."""
@@ -100,7 +103,7 @@ class DraftSelector:
 
     def extend(self, run: DraftRun) -> Guess | None:
         """One more guess for a frame that waits to be sent, if it pays; it joins the run."""
-        if not run.slots and self._backs_off():
+        if not run.slots and (self._backs_off() or self._costs_too_much()):
             return None
         slot, reach = self._next(run)
         estimator = self.estimator
@@ -186,6 +189,7 @@ class DraftSelector:
         if not token_ids:
             return ""
         guess_s = 0.0 if run is None else run.guess_s
+        self._book(step, run)
         self.estimator.answered(step.trace, step.at_s, alone=step.alone, guess_s=guess_s)
         if run is not None:
             self._learn(run, token_ids)
@@ -211,6 +215,22 @@ class DraftSelector:
         self._rounds_without += 1
         late = self._rounds_without - PATIENT_ROUNDS
         return late > 0 and late % ASK_EVERY != 0 and not self.sends_ahead()
+
+    def _costs_too_much(self) -> bool:
+        """Whether guesses have lost too much time; what is sent ahead takes none."""
+        return not self.sends_ahead() and self.estimator.is_known and not self._ledger.allows
+
+    def _book(self, step: AnsweredStep, run: DraftRun | None) -> None:
+        """What the round before this answer took."""
+        before_s, self._answered_at_s = self._answered_at_s, step.at_s
+        if before_s is None or self.sends_ahead():
+            return
+        self._ledger.answered(
+            step.at_s - before_s,
+            len(step.token_ids),
+            has_drafts=run is not None and bool(run.slots),
+            guess_s=0.0 if run is None else run.guess_s,
+        )
 
     def _is_worth_a_frame(self, chance: float) -> bool:
         """A right frame saves a round trip; a wrong one may make the answer wait for a row."""

@@ -98,10 +98,36 @@ def test_on_a_short_link_guesses_that_never_pay_are_asked_for_now_and_then(
 
     drafter = Counting()
     drafting = DraftSelector(drafter, clock=lambda: 0.0)
-    drafting.answered(answer(0, 1, rtt_s=rtt_s))
+    for sequence in range(5):
+        drafting.answered(answer(sequence, 1, rtt_s=rtt_s))
     for _ in range(48):
         assert drafting.extend(DraftRun(first_position=20)) is None
     assert drafter.count == asked
+
+
+@pytest.mark.parametrize(("rtt_s", "draws"), [(0.0002, False), (0.05, True)])
+def test_on_a_short_link_guesses_that_lost_time_are_not_asked_for(
+    rtt_s: float, draws: bool
+) -> None:
+    """They seem sure, and never come: the first ones take the time that drafting may lose."""
+    drafting = DraftSelector(Saying(Guess(1, "sure", 0.97)), clock=lambda: 0.0)
+    now_s = 0.0
+    with_drafts = []
+    for sequence in range(200):
+        run = DraftRun(first_position=20 + sequence)
+        guess = drafting.extend(run)
+        with_drafts.append(guess is not None)
+        drafting.sent(sequence, run)
+        now_s += 0.004 + rtt_s + 0.002 * len(run.slots)
+        step = answered_step(
+            9, sequence=sequence, wire_s=rtt_s, round_trip_s=rtt_s + 0.004, at_s=now_s
+        )
+        drafting.answered(step)
+    plain_s = 200 * (0.004 + rtt_s)
+    assert not any(with_drafts[:4]) or draws
+    assert any(with_drafts)
+    if not draws:
+        assert now_s < 1.03 * plain_s
 
 
 def test_a_guess_beyond_the_vocabulary_is_no_guess() -> None:
