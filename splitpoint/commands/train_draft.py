@@ -68,7 +68,7 @@ class DraftHeadOptions:
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Step size of the optimizer (default: 0.001, for the cloud 0.0004).", min=1e-6
+            help="Step size of the optimizer (default: 0.001, for the cloud 0.0003).", min=1e-6
         ),
     ] = None
 

@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 # From token ids [B, T] to what enters layer 0, float32 [B, T, D].
 Embed = Callable[[Tensor], Tensor]
 
-DEFAULT_LR: Final = 4e-4
+DEFAULT_LR: Final = 3e-4
 STATE_WEIGHT: Final = 0.1
 PASS_WEIGHT: Final = 0.8  # of a pass, beside the one before it
 
@@ -40,7 +40,7 @@ class CloudTrainOptions:
     """How to train. batch: passages a step. passes: steps over own states. lr: of AdamW."""
 
     epochs: int = 6
-    batch: int = 8
+    batch: int = 2
     lr: float = DEFAULT_LR
     weight_decay: float = 0.01
     passes: int = 3
