@@ -216,7 +216,7 @@ def _controller(setup: Setup) -> Controller | None:
 
 def _drafts(plan: Plan, scenario: Scenario) -> bool:
     drafting = scenario.drafting
-    some = drafting.length > 0 or bool(drafting.outcomes)
+    some = drafting.length > 0 or bool(drafting.outcomes or drafting.flights)
     return plan.drafting != "off" and not plan.edge_is_whole and some
 
 
