@@ -38,6 +38,7 @@ from edge.prompt_lengths import LengthRules
 from edge.text_input import check_text, conversation_texts
 from hwprofiles.heap import return_freed_blocks
 from hwprofiles.providers.table import AUTO
+from hwprofiles.sensors.registry import energy_meter
 from optimizer.artifacts.bundle import (
     DEFAULT_TABLES,
     EDGE_SETTINGS_NAME,
@@ -88,7 +89,8 @@ class EdgeClient:
     sent; so not by default. on_link: told when a generation loses its server, waits and goes on;
     called in the generation's thread. tables: the name of the codec tables to use, of those that
     the bundle has, or "auto": for each prompt the cheapest (`edge.generation.tables_choice`).
-    on_finished: told every completion, in its thread; it must not raise.
+    on_finished: told every completion, in its thread; it must not raise. Completions have the
+    device's energy where a sensor can be read, unless generations may overlap.
     Raises BundleError, FrontError, MemoryLimitError or InputError when it cannot be set up.
     """
 
@@ -131,7 +133,7 @@ class EdgeClient:
         self.tokenizer = tokenizer_of(
             opened, self._settings, allow_control_tokens=allow_control_tokens
         )
-        self._lengths = LengthRules(self.plan, self.tokenizer)
+        self._lengths, self._lone = LengthRules(self.plan, self.tokenizer), concurrency == 1
         self.tables, paths, ladders = codec_of(opened, tables)
         self.ladder = ladders[self.tables][self.plan.partition.split]
         fitting = allowed(self.plan, prefill_chunk, limit, sequences=concurrency)
@@ -322,6 +324,7 @@ class EdgeClient:
             trace=self._trace,
             tables="" if self.plan.edge_is_whole else self.tables,
             on_finished=self._on_finished,
+            meter=energy_meter() if self._lone else None,
         )
 
     def max_prompt_bytes(self, context: str) -> int:

@@ -14,9 +14,11 @@ from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.bundle import checked_files
 from optimizer.artifacts.plan import ModelRef, Plan
 from optimizer.cost.link import link_at
+from optimizer.cost.money import NO_PRICES, Prices
 from optimizer.cost.quality import QualityModel, read_certificates
 from optimizer.errors import MeasurementError
 from optimizer.measured.comparison import ComparedFigure
+from optimizer.measured.energy_figures import energy_note, prices_of
 from optimizer.measured.log import read_measurements
 from optimizer.measured.predict import (
     PredictionBasis,
@@ -40,6 +42,7 @@ def basis_of(
     link: str,
     certificates: Sequence[Path],
     epsilon: float = 0.5,
+    prices: Prices = NO_PRICES,
 ) -> PredictionBasis:
     """Profiles by name or path, the link at `epsilon`, and certificates: bundles or files.
 
@@ -53,6 +56,7 @@ def basis_of(
         quality=QualityModel(
             num_layers=model.geometry.num_layers, certificates=read_certificates(files)
         ),
+        prices=prices,
     )
 
 
@@ -61,9 +65,17 @@ def _certificates_at(path: Path) -> tuple[Path, ...]:
     return checked_files(path, "codec", ".quality.json") if path.is_dir() else (path,)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedAnswer:
+    """Predicted beside measured. note: why energy is not among it; empty where it is."""
+
+    figures: list[ComparedFigure]
+    note: str = ""
+
+
 def compare_completion(
     completion: Completion, client: EdgeClient, basis: PredictionBasis | None
-) -> list[ComparedFigure]:
+) -> ComparedAnswer:
     """Every figure of one answer that was predicted; without a basis by the plan itself.
 
     MeasurementError for an answer that says nothing about its plan.
@@ -77,20 +89,25 @@ def compare_completion(
             "answered elsewhere, or without a token), so nothing was predicted for it"
         )
     if basis is None:
-        predicted = planned_figures(record, client.plan)
+        predicted, prices = planned_figures(record, client.plan), prices_of(client.plan)
     else:
-        predicted = predicted_figures(record, basis)
-    return compare_generations([record], [predicted])
+        predicted, prices = predicted_figures(record, basis), basis.prices
+    return ComparedAnswer(
+        figures=compare_generations([record], [predicted], prices=prices),
+        note=energy_note(record, device=None if basis is None else basis.edge, plan=client.plan),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedDeployment:
-    """Answers of one configuration, and how its predictions did."""
+    """Answers of one configuration, and how its predictions did. note: why energy is not among
+    them; empty where it is."""
 
     plan: Plan
     machine: MeasuredMachine
     num_answers: int
     figures: tuple[ComparedFigure, ...]
+    note: str = ""
 
 
 def check_log(path: Path, model: ModelRef, basis: PredictionBasis) -> list[CheckedDeployment]:
@@ -113,11 +130,22 @@ def check_log(path: Path, model: ModelRef, basis: PredictionBasis) -> list[Check
             machine=machine,
             num_answers=len(items),
             figures=tuple(
-                compare_generations(items, [predicted_figures(item, basis) for item in items])
+                compare_generations(
+                    items,
+                    [predicted_figures(item, basis) for item in items],
+                    prices=basis.prices,
+                )
             ),
+            note=_common_note(items, basis),
         )
         for (plan, machine), items in groups.items()
     ]
+
+
+def _common_note(items: Sequence[MeasuredGeneration], basis: PredictionBasis) -> str:
+    """Why energy is compared for none of these answers; empty where it is for one."""
+    notes = [energy_note(item, device=basis.edge, plan=item.plan) for item in items]
+    return notes[0] if all(notes) else ""
 
 
 def _is_of(measured: ModelRef, asked: ModelRef) -> bool:

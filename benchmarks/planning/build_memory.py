@@ -3,8 +3,9 @@
     python benchmarks/planning/build_memory.py --shape 1b --split 8 --work WORK
 
 The model is written shard by shard, so this needs no more memory than a build does. The build runs
-in a process of its own. JSON last: peak bytes, the bound (two layers in float32, the embedding and
-head as stored, 1.5 GiB), seconds by stage.
+in a process of its own. JSON last: peak bytes, what was predicted
+(`optimizer/cost/build_memory.py`) with its error, the bound (two layers in float32, the embedding
+and head as stored, 1.5 GiB), seconds by stage.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from optimizer.cost.build_memory import build_memory
+
 # Llama's: hidden size, MLP width, layers, heads, KV heads, vocabulary, tied.
 SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "tiny": (256, 512, 6, 4, 2, 49_152, True),
+    "0.5b": (896, 4864, 24, 14, 2, 49_152, True),
+    "1.5b": (1536, 8960, 28, 12, 2, 49_152, True),
     "1b": (2048, 8192, 16, 32, 8, 128_256, True),
     "3b": (3072, 8192, 28, 24, 8, 128_256, True),
     "8b": (4096, 14_336, 32, 32, 8, 128_256, False),
@@ -91,8 +96,11 @@ def main() -> None:
     )  # fmt: skip
     wall_s = time.perf_counter() - started
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
-    bound = bound_bytes(options.shape)
-    print(json.dumps({"shape": options.shape, "bound_bytes": bound, "wall_s": wall_s, **found}))
+    bound, predicted = bound_bytes(options.shape), predicted_bytes(options.shape)
+    line = {"shape": options.shape, "bound_bytes": bound, "predicted_bytes": predicted}
+    if found:
+        line["error"] = predicted / found["peak_bytes"] - 1
+    print(json.dumps({**line, "wall_s": wall_s, **found}))
     if not options.keep:
         shutil.rmtree(model)
         shutil.rmtree(bundle, ignore_errors=True)
@@ -101,10 +109,27 @@ def main() -> None:
 
 def bound_bytes(shape: str) -> int:
     """Two layers in float32, embedding and head in bfloat16, and 1.5 GiB."""
-    hidden, inner, _, heads, kv_heads, vocab, tied = SHAPES[shape]
-    head_dim = hidden // heads
-    layer = hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
-    return 2 * 4 * layer + (1 if tied else 2) * 2 * vocab * hidden + (3 << 29)
+    hidden, _, _, _, _, vocab, tied = SHAPES[shape]
+    return 2 * 4 * layer_parameters(shape) + (1 if tied else 2) * 2 * vocab * hidden + (3 << 29)
+
+
+def predicted_bytes(shape: str) -> float:
+    """What `splitpoint model inspect` predicts for this model in bfloat16."""
+    hidden, _, layers, _, _, vocab, tied = SHAPES[shape]
+    stored = 2 * vocab * hidden
+    return build_memory(
+        [layer_parameters(shape)] * layers,
+        embedding_bytes=stored,
+        head_bytes=0 if tied else stored,
+        hidden_size=hidden,
+        vocab_size=vocab,
+    ).total_bytes
+
+
+def layer_parameters(shape: str) -> int:
+    """Weights of one layer's matrices."""
+    hidden, inner, _, heads, kv_heads, _, _ = SHAPES[shape]
+    return hidden * (hidden // heads) * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
 
 
 def write_model(folder: Path, shape: str, tokenizer: Path) -> None:

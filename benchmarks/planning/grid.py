@@ -3,9 +3,9 @@
     python -m benchmarks.planning.grid --folder build/grid --repeats 3 --write PAGE
 
 24 deployments (links, splits from 0 to all layers, memory limits, prompts in the cloud, drafts),
-fronts alone at short and long histories, a server process with 1, 8 and 32 sessions, and fronts of
-0.5, 1.5 and 3 B with seeded weights (`grid_cells.py`). Every cell has p10, p50 and p90 of what was
-predicted beside what was measured.
+fronts alone at short and long histories, a server process with 1, 8 and 32 sessions, and fronts
+and server steps of 0.5, 1.5 and 3 B with seeded weights (`grid_cells.py`). Every cell has p10, p50
+and p90 of what was predicted beside what was measured.
 
 - **Fair on one machine:** the device's side runs on one core and the server's on another, and both
   profiles are measured pinned in the same way, at the beginning of every repeat. With one core
@@ -39,12 +39,15 @@ from typing import Any
 from benchmarks.planning.grid_cells import (
     CELLS,
     FRONT_TOKENS,
+    LARGE_CACHED,
+    LARGE_SESSIONS,
     POSITIONS,
     PROMPT_ROWS,
     SERVER_SPLIT,
     FrontCell,
     GridCell,
     LargeCell,
+    LargeServerCell,
     PlanCell,
     fixed_link,
     long_front,
@@ -200,7 +203,7 @@ class GridRun:
     @contextmanager
     def _server(self, cells: Sequence[GridCell]) -> Iterator[str]:
         """One server for all cells, on its core; "" where none is needed."""
-        if all(isinstance(cell, FrontCell | LargeCell) for cell in cells):
+        if all(isinstance(cell, FrontCell | LargeCell | LargeServerCell) for cell in cells):
             yield ""
             return
         with ExitStack() as stack:
@@ -213,6 +216,10 @@ class GridRun:
         folder = self._folder
         if isinstance(cell, PlanCell):
             return self._answers(cell, machines, address)
+        if isinstance(cell, LargeServerCell):
+            sizes, sessions = json.dumps(cell.model.sizes), json.dumps(LARGE_SESSIONS)
+            with pinned(self._cloud_cpu, priority=self._priority):
+                return work("back", sizes, cell.bits, sessions, LARGE_CACHED)
         with pinned(self._edge_cpu, priority=self._priority):
             if isinstance(cell, FrontCell):
                 longer = self._longer(folder / cell.bundle)

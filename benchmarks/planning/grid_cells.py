@@ -23,6 +23,9 @@ BACK_BITS, SERVER_SPLIT = 8, 10
 FRONT_TOKENS: Final = 2048
 POSITIONS: Final = (16, 512, 1536)
 PROMPT_ROWS: Final = 128
+# Of a bigger model on the server: sessions of a step, and tokens that each has cached.
+LARGE_SESSIONS: Final = (1, 8)
+LARGE_CACHED: Final = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,22 @@ class LargeCell:
         }
 
 
-GridCell = PlanCell | FrontCell | ServerCell | LargeCell
+@dataclass(frozen=True, kw_only=True)
+class LargeServerCell:
+    """The server's engine alone, with all layers and the head of a bigger model, seeded weights."""
+
+    model: LargeCell
+    bits: int = BACK_BITS
+
+    group = "large"
+
+    @property
+    def key(self) -> str:
+        """The cell's name in results."""
+        return f"large: {self.model.name} server, {self.bits} bits"
+
+
+GridCell = PlanCell | FrontCell | ServerCell | LargeCell | LargeServerCell
 
 
 def bundle_name(split: int, front_bits: int, kv_bits: int) -> str:
@@ -176,7 +194,8 @@ LARGE: Final = (
     LargeCell(name="1.5B", hidden=1536, inner=8960, layers=28, heads=12, kv_heads=2),
     LargeCell(name="3B", hidden=2048, inner=11008, layers=36, heads=16, kv_heads=2),
 )
-CELLS: Final[tuple[GridCell, ...]] = (*PLANS, *FRONTS, *SERVERS, *LARGE)
+LARGE_SERVERS: Final = tuple(LargeServerCell(model=model) for model in LARGE)
+CELLS: Final[tuple[GridCell, ...]] = (*PLANS, *FRONTS, *SERVERS, *LARGE, *LARGE_SERVERS)
 
 
 @cache

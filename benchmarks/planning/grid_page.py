@@ -20,6 +20,15 @@ GROUPS: Final = {
     "large": "Bigger models",
 }
 MEMORY: Final = "memory"
+# The whole small model in the precision of the bigger ones.
+SMALL_FRONT: Final = "split 30, 4 bits, KV 8"
+# What is scaled, the word in its figures' names, and the small model's: group, cell and word.
+SCALED: Final = (
+    ("decode", "decode", ("front", SMALL_FRONT, "decode")),
+    ("prompt", "rows", ("front", SMALL_FRONT, "rows")),
+    ("server, 1 session", "step, 1 ", ("server", "1 sessions", "step")),
+    ("server, 8 sessions", "step, 8 ", ("server", "8 sessions", "step")),
+)
 
 
 def rows_of(
@@ -97,6 +106,7 @@ def page(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
             lines += ["| cell | figure | p10 | p50 | p90 | measured | error | |"]
             lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"]
             lines += [_line(row) for row in chosen]
+    lines += _scaling_lines(rows)
     refused = [
         (key, cell["refused"])
         for repeat in results["repeats"]
@@ -107,6 +117,52 @@ def page(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         lines += ["", "## Refused", "", "| cell | why |", "| --- | --- |"]
         lines += [f"| {key} | {why} |" for key, why in refused]
     return "\n".join([*lines, ""])
+
+
+def _scaling_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the same profile is off by for a bigger model beyond what it is for the small one."""
+    found = scaling_errors(rows)
+    if not found:
+        return []
+    lines = ["", "## From the small model to bigger ones, without a new profile", ""]
+    lines += [
+        f"The small model is the front of `{SMALL_FRONT}` above, or its server process. The",
+        "scaling error is what is left of a bigger model's error when the small one's is taken",
+        "off: (1 + big) / (1 + small) - 1.",
+        "",
+        "| model | figures | small | big | scaling error |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {item['cell']} | {item['kind']} | {item['small']:+.1%} | {item['large']:+.1%} | "
+        f"{item['scaling']:+.1%} |"
+        for item in found
+    ]
+    return lines
+
+
+def scaling_errors(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each bigger model's decode and prompt: its error (median over positions), the small
+    model's, and what scaling adds. Empty where one of them was not measured."""
+
+    def middle(group: str, cell: str, word: str) -> float | None:
+        errors = [
+            row["error"]
+            for row in rows
+            if (row["group"], row["cell"]) == (group, cell) and word in row["figure"]
+        ]
+        return statistics.median(errors) if errors else None
+
+    found = []
+    for cell in dict.fromkeys(row["cell"] for row in rows if row["group"] == "large"):
+        for kind, word, (group, small_cell, small_word) in SCALED:
+            small, large = middle(group, small_cell, small_word), middle("large", cell, word)
+            if small is not None and large is not None:
+                scaling = (1 + large) / (1 + small) - 1
+                found.append(
+                    {"cell": cell, "kind": kind, "small": small, "large": large, "scaling": scaling}
+                )
+    return found
 
 
 def _summaries(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -123,6 +179,7 @@ def _summaries(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str,
         ("steps of a server", some("server", "")),
         ("decode of bigger models", some("large", "decode")),
         ("memory of bigger models", some("large", MEMORY)),
+        ("server's steps of bigger models", some("large", "server")),
         ("all times", [row for row in rows if not row["figure"].startswith(MEMORY)]),
     ]
 

@@ -11,12 +11,14 @@ from typing import Any, Final
 from benchmarks.planning.grid_cells import (
     ANSWER,
     BACK_BITS,
+    LARGE_CACHED,
     MAX_TOKENS,
     PROMPT,
     SERVER_SPLIT,
     FrontCell,
     GridCell,
     LargeCell,
+    LargeServerCell,
     PlanCell,
     ServerCell,
     fixed_link,
@@ -25,6 +27,7 @@ from benchmarks.planning.grid_cells import (
 )
 from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.profiles.errors import ErrorKind
+from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import Plan, load_plan
 from optimizer.artifacts.prediction import Limits, PredictedRange, ProfilesUsed
 from optimizer.cost.cloud import SessionRows, back_kv_bits, back_step_s
@@ -76,6 +79,8 @@ def figures_of(
         return _of_plan(cell, measured, machines)
     if isinstance(cell, ServerCell):
         return _of_server(measured, machines)
+    if isinstance(cell, LargeServerCell):
+        return _of_large_server(cell, measured, machines)
     return _of_front(cell, measured, machines, folder)
 
 
@@ -195,6 +200,41 @@ def _of_front(
             measured=float(measured["peak_memory_bytes"]),
         )
     )
+    return found
+
+
+def _of_large_server(
+    cell: LargeServerCell, measured: dict[str, Any], machines: TwoMachines
+) -> list[GridFigure]:
+    cloud, model = machines.cloud, cell.model
+    geometry = ModelGeometry(
+        architecture="LlamaForCausalLM",
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        num_heads=model.heads,
+        num_kv_heads=model.kv_heads,
+        head_dim=model.hidden // model.heads,
+        intermediate_size=model.inner,
+        vocab_size=model.vocabulary,
+        context_length=2048,
+        tied_embeddings=False,
+    )
+    found = []
+    for count, seconds in measured["step_s"].items():
+        predicted_s = back_step_s(
+            cloud,
+            geometry,
+            num_layers=model.layers,
+            back_bits=cell.bits,
+            kv_bits=back_kv_bits(cloud, cell.bits),
+            sessions=[SessionRows(1, LARGE_CACHED)] * int(count),
+        )
+        kind: ErrorKind = "one_row" if count == "1" else "many_rows"
+        sigma = (error_of_kind(cloud, kind) ** 2 + error_of_kind(cloud, "common") ** 2) ** 0.5
+        name = f"server's step, {count} sessions"
+        found.append(
+            GridFigure(figure=name, predicted=range_of(predicted_s, sigma), measured=seconds)
+        )
     return found
 
 

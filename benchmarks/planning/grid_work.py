@@ -2,6 +2,7 @@
 
     python -m benchmarks.planning.grid_work answers BUNDLE ADDRESS REPEATS DRAFT LIMIT CHUNK PREFILL
     python -m benchmarks.planning.grid_work front FOLDER POSITIONS ROWS
+    python -m benchmarks.planning.grid_work back SIZES BITS SESSIONS CACHED
     python -m benchmarks.planning.grid_work clients ADDRESS PLAN SESSIONS STEPS SPLIT
     python -m benchmarks.planning.grid_work build MODEL FOLDER NAMES
     python -m benchmarks.planning.grid_work seeded FOLDER BITS TOKENS SIZES
@@ -128,6 +129,37 @@ def front(folder: str, positions: str, rows: str) -> dict[str, Any]:
     return {**found, "peak_memory_bytes": peak_memory_bytes()}
 
 
+def back(sizes: str, bits: str, sessions: str, cached: str) -> dict[str, Any]:
+    """Seconds of a step of one row for each of so many sessions, by their number. sizes: of the
+    model, as of `write_seeded_front`."""
+    from cloud.engine.profiled_kernels import TorchKernels
+    from hwprofiles.profiler.measured_backends import SessionLoad, StackShape
+
+    model = json.loads(sizes)
+    width, heads = model["hidden_size"], model["num_attention_heads"]
+    shape = StackShape(
+        width=width,
+        inner=model["intermediate_size"],
+        num_heads=heads,
+        num_kv_heads=model["num_key_value_heads"],
+        head_dim=width // heads,
+        vocab_size=model["vocab_size"],
+    )
+    stack = TorchKernels().stack(
+        shape, num_layers=model["num_hidden_layers"], weight_bits=int(bits)
+    )
+    found: dict[str, Any] = {"step_s": {}}
+    for count in json.loads(sessions):
+        step = stack.step([SessionLoad(1, int(cached))] * count)
+        taken = []
+        for _ in range(12):
+            before_s = time.perf_counter()
+            step()
+            taken.append(time.perf_counter() - before_s)
+        found["step_s"][str(count)] = statistics.median(taken[2:])
+    return found
+
+
 def _fill(engine: Any, tokens: Any, upto: int, chunk: int) -> None:
     """Fill the cache, so that it really holds so many tokens."""
     while engine.num_tokens < upto:
@@ -252,6 +284,7 @@ def seeded(folder: str, bits: str, tokens: str, sizes: str) -> dict[str, Any]:
 WORK: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "answers": answers,
     "front": front,
+    "back": back,
     "clients": clients,
     "build": build,
     "seeded": seeded,

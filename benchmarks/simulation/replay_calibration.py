@@ -21,7 +21,14 @@ from benchmarks.simulation.replayed_fleet import Fleet, Run, emulated
 from hwprofiles.links.shape import LinkShape
 from optimizer.artifacts.plan import Plan
 from optimizer.cost.codec import LevelCost
-from optimizer.simulate.scenario import DraftOutcome, MeasuredSteps, Software, StepPoint
+from optimizer.simulate.scenario import (
+    DraftOutcome,
+    FlightFrame,
+    MeasuredFlight,
+    MeasuredSteps,
+    Software,
+    StepPoint,
+)
 
 RTT_S = 0.02  # none of those that are compared
 LINK = LinkShape.fixed(rtt_s=RTT_S, up_bytes_per_s=1e9, down_bytes_per_s=1e9)
@@ -172,3 +179,35 @@ def drafted(run: Run) -> tuple[DraftOutcome, ...]:
         for step in run.steps
         if step["phase"] == "decode"
     )
+
+
+def flown(run: Run) -> tuple[MeasuredFlight, ...]:
+    """Every step with the frames that were sent ahead of its answer, each with what it brought.
+
+    Frames are in the order of sending; those of one answer whose number is not there were never
+    answered, since the answer had ended.
+    """
+    found: list[list[FlightFrame]] = []
+    for edge in run.edges:
+        for answer in answers(edge["steps"]):
+            flight: list[FlightFrame] | None = None
+            for step in sorted(answer, key=lambda step: step["sequence"]):
+                if step["phase"] != "decode":
+                    continue
+                frame = FlightFrame(rows=step["num_rows"], tokens=step["num_new_tokens"])
+                if not step["ahead"]:
+                    flight = [frame] if frame.tokens else None
+                    found += [] if flight is None else [flight]
+                elif flight is not None:
+                    flight.append(frame)
+    return tuple(MeasuredFlight(frames=tuple(frames)) for frames in found)
+
+
+def answers(steps: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The steps of one edge, answer by answer: each begins with the prompt's first frame."""
+    found: list[list[dict[str, Any]]] = []
+    for step in steps:
+        if step["sequence"] == 0 or not found:
+            found.append([])
+        found[-1].append(step)
+    return found

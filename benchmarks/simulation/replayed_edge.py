@@ -156,7 +156,7 @@ class Edge:
             chunks=ChunkSizer(self.plan.prefill_chunk, selector=selector),
             retry_policy=retry_policy,
             clock=clock,
-            drafting=DraftSelector(NgramDrafter(), clock=clock.now, in_flight=False)
+            drafting=DraftSelector(NgramDrafter(), clock=clock.now, in_flight=job["in_flight"])
             if job["drafting"]
             else None,
         )
@@ -180,6 +180,8 @@ class Edge:
 
 KEPT = (
     "phase",
+    "sequence",
+    "ahead",
     "first_position",
     "num_rows",
     "num_drafts",

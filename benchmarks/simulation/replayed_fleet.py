@@ -66,6 +66,19 @@ class Run:
         return [question for edge in self.edges for question in edge["asked"]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EdgeGroup:
+    """Edges of one kind behind one link. output_tokens 0: as many as the fleet's."""
+
+    thoughts: Sequence[Sequence[float]]
+    way: Way
+    device: str | None = DEVICE
+    drafting: bool = False
+    in_flight: bool = False
+    deadline_s: float | None = None
+    output_tokens: int = 0
+
+
 class Fleet:
     """One server at `address`, one recorded answer, and edges that replay it."""
 
@@ -136,45 +149,43 @@ class Fleet:
         way: Way | None = None,
         device: str | None = DEVICE,
         drafting: bool = False,
+        in_flight: bool = False,
         deadline_s: float | None = None,
         faults: Sequence[Fault] = (),
     ) -> Run:
         """An edge for each list of thinking times, for `seconds`.
 
-        device None: a front that takes no time. The edges start together, once all of them have
-        answered a question of their own without the link: their code is warm then, and their
-        connection through the link still to be made.
+        device None: a front that takes no time. in_flight: drafts leave ahead of answers. The edges
+        start together, once all of them have answered a question of their own without the link:
+        their code is warm then, and their connection through the link still to be made.
         """
         way = way or Way(address=self.address, target=self.address)
-        processes = []
-        for number, thought in enumerate(thoughts):
-            job = self._folder / f"job-{number}.json"
-            job.write_text(
-                json.dumps(
-                    {
-                        "bundle": str(self._bundle),
-                        "recording": str(self._recording),
-                        "address": way.address,
-                        "warm_address": self.address,
-                        "device": device,
-                        "think_s": list(thought),
-                        "seconds": seconds,
-                        "output_tokens": self._output_tokens,
-                        "deadline_s": deadline_s,
-                        "drafting": drafting,
-                    }
-                )
-            )
-            command = [sys.executable, str(HERE / "replayed_edge.py"), str(job)]
-            processes.append(
-                subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            )
+        group = EdgeGroup(
+            thoughts=thoughts,
+            way=way,
+            device=device,
+            drafting=drafting,
+            in_flight=in_flight,
+            deadline_s=deadline_s,
+        )
+        return self.run_together([group], seconds, faults=faults)[0]
+
+    def run_together(
+        self, groups: Sequence[EdgeGroup], seconds: float, *, faults: Sequence[Fault] = ()
+    ) -> list[Run]:
+        """Groups of edges, each with a link of its own, at the same server and time. faults: of the
+        first group's link."""
+        processes = [
+            self._edge(group, thought, seconds, name=f"{index}-{number}")
+            for index, group in enumerate(groups)
+            for number, thought in enumerate(group.thoughts)
+        ]
         for process in processes:
             if process.stdout is None or process.stdout.readline().strip() != "ready":
                 raise RuntimeError("an edge process failed")
         start_s = time.monotonic() + 0.2
-        link_age_s = way.age_s() + start_s - time.monotonic()
-        breaking = threading.Thread(target=act_out, args=(faults, way, start_s))
+        ages_s = [group.way.age_s() + start_s - time.monotonic() for group in groups]
+        breaking = threading.Thread(target=act_out, args=(faults, groups[0].way, start_s))
         breaking.start()
         for process in processes:
             if process.stdin is not None:
@@ -184,7 +195,36 @@ class Fleet:
         breaking.join()
         if any(process.returncode for process in processes):
             raise RuntimeError("an edge process failed")
-        return Run(edges=[json.loads(output) for output in outputs], link_age_s=link_age_s)
+        left = iter(outputs)
+        return [
+            Run(edges=[json.loads(next(left)) for _ in group.thoughts], link_age_s=age_s)
+            for group, age_s in zip(groups, ages_s, strict=True)
+        ]
+
+    def _edge(
+        self, group: EdgeGroup, thought: Sequence[float], seconds: float, *, name: str
+    ) -> subprocess.Popen[str]:
+        """One edge's process, which says when it is ready."""
+        job = self._folder / f"job-{name}.json"
+        job.write_text(
+            json.dumps(
+                {
+                    "bundle": str(self._bundle),
+                    "recording": str(self._recording),
+                    "address": group.way.address,
+                    "warm_address": self.address,
+                    "device": group.device,
+                    "think_s": list(thought),
+                    "seconds": seconds,
+                    "output_tokens": group.output_tokens or self._output_tokens,
+                    "deadline_s": group.deadline_s,
+                    "drafting": group.drafting,
+                    "in_flight": group.in_flight,
+                }
+            )
+        )
+        command = [sys.executable, str(HERE / "replayed_edge.py"), str(job)]
+        return subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def act_out(faults: Sequence[Fault], way: Way, start_s: float) -> None:

@@ -2,12 +2,16 @@
 
     python benchmarks/simulation/simulated_against_measured.py --bundle BUNDLE [--clients 1 4 12]
     python benchmarks/simulation/simulated_against_measured.py --bundle BUNDLE --drafting --links 4g
+    python benchmarks/simulation/simulated_against_measured.py --bundle BUNDLE --in-flight --mixed \
+        --links 4g
 
 `replayed_fleet.py` says what is measured, `replay_calibration.py` what the simulator is told
 beforehand. From that and the links' own profiles it predicts; then the same scenario (same seed,
 same thinking times, same moment of the link's schedule) is measured. With `--drafting` prompt
-look-up, the controller and two faults are on: a link outage and a lost server. Frames are
-not sent ahead of outstanding answers, on either side, since the simulator does not do that.
+look-up, the controller and two faults are on: a link outage and a lost server; no frame is sent
+ahead of an outstanding answer. With `--in-flight` prompt look-up sends frames ahead, without
+controller and faults. `--mixed` adds a cell: three classes of edges at once, each with another
+device, link, thinking time and length of answer (`MIX`).
 
 Needs a bundle with calibrated levels and the model's front (it records one answer). Table on
 stderr, JSON last.
@@ -21,7 +25,9 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +40,9 @@ from benchmarks.simulation.replay_calibration import (
     Calibration,
     calibrate,
     drafted,
+    flown,
 )
-from benchmarks.simulation.replayed_fleet import DEVICE, Fleet, Run, emulated, pinned
+from benchmarks.simulation.replayed_fleet import DEVICE, EdgeGroup, Fleet, Run, emulated, pinned
 from hwprofiles.links.catalog import load_link
 from optimizer.artifacts.bundle import open_bundle
 from optimizer.artifacts.plan import Plan
@@ -49,6 +56,7 @@ from optimizer.simulate.scenario import (
     Fault,
     Lengths,
     Link,
+    MeasuredFlight,
     Scenario,
     Servers,
 )
@@ -62,6 +70,33 @@ THINK_S = 0.3
 DEADLINE_S = 0.2
 # When, as shares of the run, and how many seconds long.
 OUTAGE, LOSS = (0.3, 1.0), (0.6, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedClass:
+    """One class of the mixed scenario."""
+
+    name: str
+    count: int
+    device: str
+    link: str
+    think_s: float
+    output_tokens: int
+
+
+MIX = (
+    MixedClass(
+        name="boards", count=3, device=DEVICE, link="wifi", think_s=1.0, output_tokens=40
+    ),
+    MixedClass(
+        name="phones", count=3, device="phone-snapdragon-8-gen-3", link="4g", think_s=0.3,
+        output_tokens=24,
+    ),
+    MixedClass(
+        name="kiosks", count=2, device="jetson-orin-nano-8gb", link="fixed", think_s=2.0,
+        output_tokens=32,
+    ),
+)  # fmt: skip
 FIXED = """
 name: fixed
 description: 40 ms, 10 Mbit/s down, 2 Mbit/s up, constant
@@ -80,6 +115,8 @@ def main() -> int:
     parser.add_argument("--calibration-seconds", type=float, default=8.0)
     parser.add_argument("--output-tokens", type=int, default=40)
     parser.add_argument("--drafting", action="store_true", help="drafting, controller, faults")
+    parser.add_argument("--in-flight", action="store_true", help="drafts ahead of answers")
+    parser.add_argument("--mixed", action="store_true", help="one more cell: classes of edges")
     parser.add_argument("--seed", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.seconds is None:
@@ -107,6 +144,8 @@ def main() -> int:
                 for link in arguments.links
                 for clients in arguments.clients
             ]
+            if arguments.mixed:
+                rows.append(bench.compare_mix(folder))
     for row in rows:
         print(line(row), file=sys.stderr)
     found = {"command": " ".join(sys.argv), "machine": facts, "calibration": known.to_json()}
@@ -124,7 +163,9 @@ class Bench:
         self._fleet = fleet
         self._known = known
         self._outcomes: dict[str, tuple[DraftOutcome, ...]] = {}
-        self._plan = replace(plan, drafting="ngram" if arguments.drafting else "off")
+        self._flights: dict[str, tuple[MeasuredFlight, ...]] = {}
+        drafts = arguments.drafting or arguments.in_flight
+        self._plan = replace(plan, drafting="ngram" if drafts else "off")
 
     def compare(self, link: str, clients: int) -> dict[str, Any]:
         """Simulated and measured latencies of one link and number of edges."""
@@ -139,7 +180,8 @@ class Bench:
                 thoughts,
                 scenario.duration_s,
                 way=way,
-                drafting=self._arguments.drafting,
+                drafting=self._plan.drafting != "off",
+                in_flight=self._arguments.in_flight,
                 deadline_s=scenario.deadline_tbt_s,
                 faults=scenario.faults,
             )
@@ -149,9 +191,67 @@ class Bench:
         print(line(row), file=sys.stderr, flush=True)
         return row
 
+    def compare_mix(self, folder: Path) -> dict[str, Any]:
+        """The classes of `MIX` at once; quantiles over all of them. Steps are drawn from
+        the flights of all links together."""
+        arguments, seed = self._arguments, self._arguments.seed
+        names = [str(folder / "fixed.yaml") if one.link == "fixed" else one.link for one in MIX]
+        base = self.scenario(names[0], 1)
+        scenario = replace(
+            base,
+            name="mixed",
+            drafting=self._drafting_over(names),
+            clients=tuple(
+                replace(
+                    base.clients[0],
+                    name=one.name,
+                    count=one.count,
+                    devices={one.device: 1.0},
+                    link=Link(mix={name: 1.0}, shared=True),
+                    arrivals=Arrivals(kind="closed", think_s=one.think_s),
+                    output_tokens=Lengths(median=one.output_tokens),
+                )
+                for one, name in zip(MIX, names, strict=True)
+            ),
+        )
+        specs = list(client_specs(scenario, longest=self._plan.max_tokens))
+        with ExitStack() as stack:
+            groups = [
+                EdgeGroup(
+                    thoughts=[
+                        [request.at_s for request in spec.requests]
+                        for spec in specs
+                        if spec.group == index
+                    ],
+                    way=stack.enter_context(
+                        emulated(load_link(name).shape(seed=seed), self._fleet.address)
+                    ),
+                    device=one.device,
+                    drafting=self._plan.drafting != "off",
+                    in_flight=arguments.in_flight,
+                    output_tokens=one.output_tokens,
+                )
+                for index, (one, name) in enumerate(zip(MIX, names, strict=True))
+            ]
+            runs = self._fleet.run_together(groups, scenario.duration_s)
+        scenario = replace(
+            scenario,
+            clients=tuple(
+                replace(group, link=replace(group.link, start_s=run.link_age_s))
+                for group, run in zip(scenario.clients, runs, strict=True)
+            ),
+        )
+        record = simulate(load_setup(scenario, self._plan, {}))
+        together = Run(edges=[edge for run in runs for edge in run.edges], link_age_s=0.0)
+        row = {"link": "mixed", "clients": len(specs), **compared(record, together)}
+        print(line(row), file=sys.stderr, flush=True)
+        return row
+
     def _drafting(self, link: str) -> DraftingScenario:
         """How guesses fare: measured on one edge over the link held at its median, without
         controller and faults; the text is the same, the run is not."""
+        if self._arguments.in_flight:
+            return DraftingScenario(flights=self._flights_over(link))
         if not self._arguments.drafting:
             return DraftingScenario(length=0)
         if link not in self._outcomes:
@@ -160,6 +260,23 @@ class Bench:
                 run = self._fleet.run([AT_ONCE], seconds, way=way, drafting=True)
             self._outcomes[link] = drafted(run)
         return DraftingScenario(outcomes=self._outcomes[link])
+
+    def _drafting_over(self, links: Sequence[str]) -> DraftingScenario:
+        found = [self._drafting(link) for link in links]
+        return replace(
+            found[0],
+            outcomes=tuple(one for item in found for one in item.outcomes),
+            flights=tuple(one for item in found for one in item.flights),
+        )
+
+    def _flights_over(self, link: str) -> tuple[MeasuredFlight, ...]:
+        """The same of steps with the frames that leave ahead of their answers."""
+        if link not in self._flights:
+            with emulated(load_link(link).steady_shape(), self._fleet.address) as way:
+                seconds = self._arguments.calibration_seconds
+                run = self._fleet.run([AT_ONCE], seconds, way=way, drafting=True, in_flight=True)
+            self._flights[link] = flown(run)
+        return self._flights[link]
 
     def scenario(self, link: str, clients: int) -> Scenario:
         """What is simulated and measured."""

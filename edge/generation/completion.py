@@ -27,6 +27,7 @@ from edge.generation.stopping import FinishReason, StopRule
 from edge.generation.token_source import NewToken, TokenSource
 from edge.step_trace import StepTrace
 from edge.text_input import check_text
+from hwprofiles.sensors.energy import EnergyMeter
 from optimizer.artifacts.prefill import PLANNED, PREFILL_PLACES
 from optimizer.policy.retry import Clock
 
@@ -165,7 +166,7 @@ class CompletionRun:
 
     generation_of: makes the generation that uses the front. trace: gets one JSON line a frame.
     tables: the codec tables' name, unless the generation chooses.
-    on_finished: is told the completion; it must not raise.
+    on_finished: is told the completion; it must not raise. meter: of the energy that it takes.
     """
 
     def __init__(
@@ -183,8 +184,9 @@ class CompletionRun:
         trace: TextIO | None,
         tables: str = "",
         on_finished: Callable[[Completion], None] | None = None,
+        meter: EnergyMeter | None = None,
     ) -> None:
-        self._on_finished = on_finished
+        self._on_finished, self._meter = on_finished, meter
         self._fronts = fronts
         self._generation_of = generation_of
         self._prompt_ids = prompt_ids
@@ -256,6 +258,8 @@ class CompletionRun:
         except BaseException:  # a front that is not put back is missing for good
             self._fronts.put(front)
             raise
+        if self._meter is not None:
+            self._meter.start()
         if self._cancelled:
             generation.cancel()
         reason: FinishReason = "cancelled"
@@ -340,6 +344,7 @@ class CompletionRun:
             total_s=total_s,
             tables=self._tables if parts is None else parts.tables or self._tables,
             tables_bytes={} if parts is None else parts.tables_bytes,
+            energy=None if self._meter is None else self._meter.stop(),
         )
         if self._on_finished is not None:
             self._on_finished(self._completion)

@@ -10,11 +10,13 @@ from statistics import fmean, median
 from edge.generation.report import Completion
 from edge.step_trace import LOCAL_LEVEL, StepTrace
 from hwprofiles.peak_memory import peak_memory_bytes
+from hwprofiles.sensors.energy import MeasuredEnergy
 from optimizer.artifacts.plan import Plan
 from optimizer.measured.record import (
     MOST_GROUPS,
     EdgeSteps,
     MeasuredGeneration,
+    MeasuredJoules,
     MeasuredLink,
     MeasuredMachine,
     Program,
@@ -42,7 +44,7 @@ def measured_generation(
     lost = completion.finish_reason == "server_lost"
     if not completion.token_ids or not steps or disturbed or lost or _elsewhere(steps, plan):
         return None
-    tbt_s = completion.tbt_quantile_s(0.5)
+    tbt_s, times = completion.tbt_quantile_s(0.5), completion.token_times_s
     return MeasuredGeneration(
         date=today.isoformat(),
         program=program,
@@ -57,6 +59,20 @@ def measured_generation(
         peak_memory_bytes=peak_memory_bytes(),
         steps=grouped_steps(steps, plan.partition.split),
         link=_link(steps),
+        energy=_energy(completion.energy, steps),
+        further_s=times[-1] - times[0] if len(times) > 1 else None,
+    )
+
+
+def _energy(energy: MeasuredEnergy | None, steps: Sequence[StepTrace]) -> MeasuredJoules | None:
+    """What was measured, and how long the device computed meanwhile."""
+    if energy is None:
+        return None
+    return MeasuredJoules(
+        joules=energy.joules,
+        seconds=energy.seconds,
+        busy_s=min(sum(step.edge_s for step in steps), energy.seconds),
+        sensor=energy.full_name,
     )
 
 
@@ -98,7 +114,14 @@ def _edge_steps(group: Sequence[StepTrace], split: int) -> EdgeSteps:
         compute_s=median(step.cloud_compute_s for step in group),
         uplink_bytes=fmean(step.uplink_bytes for step in group),
         batch_sessions=fmean(step.batch_sessions for step in group),
+        server_s=median(_server_s(step) for step in group),
     )
+
+
+def _server_s(step: StepTrace) -> float:
+    """Seconds that the frame kept the server busy; the batch's layers are shared."""
+    shared_s = step.cloud_compute_s / max(step.batch_sessions, 1)
+    return step.cloud_codec_s + shared_s + step.cloud_sample_s
 
 
 def _link(steps: Sequence[StepTrace]) -> MeasuredLink | None:

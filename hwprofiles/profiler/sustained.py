@@ -81,7 +81,7 @@ class SustainedProbe:
         sustained = _lasting_rate(windows, self.seconds)
         flags = [item.heat.is_throttled for item in windows if item.heat.is_throttled is not None]
         throttled = any(flags) if flags else None
-        sensor = "" if energy is None else f"{energy.sensor} ({energy.covers})"
+        sensor = "" if energy is None else energy.full_name
         return Power(
             idle_watts=None if self._idle is None else figure(self._idle.watts),
             load_watts=None if energy is None else figure(energy.watts),

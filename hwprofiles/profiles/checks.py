@@ -31,6 +31,7 @@ MAY_BE_ZERO: Final = (
     "many_rows",
     "message",
     "memory",
+    "power",
     "common",
 )
 # Fields whose number may be negative: the rest of a layer can be less than nothing.

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-ErrorKind = Literal["one_row", "many_rows", "message", "memory", "common"]
+ErrorKind = Literal["one_row", "many_rows", "message", "memory", "power", "common"]
 Z90: Final = 1.2815515655446004  # the 90 % quantile of the standard normal distribution
 
 
@@ -15,9 +15,10 @@ class ErrorSpreads:
     """Spreads, (p90 - p10) / median as everywhere in a profile. None: not known.
 
     one_row: steps of one row. many_rows: prompts and batches. message: the network stack and the
-    wake-ups of waiting threads. memory: a process. common: all times of the machine alike, from one
-    moment to the next. of_runs: they are of real runs' measured over predicted, so that they hold
-    what the formulas leave out; otherwise of repeats of the profile's own measurements.
+    wake-ups of waiting threads. memory: a process. power: energy at given times. common: all times
+    of the machine alike, from one moment to the next. of_runs: they are of real runs' measured over
+    predicted, so that they hold what the formulas leave out; otherwise of repeats of the profile's
+    own measurements.
     """
 
     source: str
@@ -25,6 +26,7 @@ class ErrorSpreads:
     many_rows: float | None = None
     message: float | None = None
     memory: float | None = None
+    power: float | None = None
     common: float | None = None
     of_runs: bool = False
 

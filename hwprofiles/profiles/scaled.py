@@ -115,6 +115,19 @@ def scale_sampling(profile: DeviceProfile, factor: float) -> DeviceProfile:
     )
 
 
+def scale_watts(profile: DeviceProfile, *, waiting: float, working: float) -> DeviceProfile:
+    """What a sensor measures of the device; nothing where the profile does not know it."""
+    power = profile.power
+    if power is None or power.idle_watts is None or power.load_watts is None:
+        return profile
+    changed = replace(
+        power,
+        idle_watts=_scaled(power.idle_watts, waiting),
+        load_watts=_scaled(power.load_watts, working),
+    )
+    return replace(profile, power=changed)
+
+
 def with_base_bytes(profile: DeviceProfile, num_bytes: float) -> DeviceProfile:
     """The profile with another size of the process before it has a model."""
     base = Figure(value=num_bytes, source=REFINED)

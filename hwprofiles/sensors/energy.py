@@ -57,6 +57,11 @@ class MeasuredEnergy:
         """Joules a second."""
         return self.joules / self.seconds
 
+    @property
+    def full_name(self) -> str:
+        """The sensor with what it covers: figures of two such names do not compare."""
+        return f"{self.sensor} ({self.covers})"
+
 
 class CounterZone(NamedTuple):
     """One counter: its joules now (None: not readable), and the joules after which it wraps."""

@@ -29,6 +29,9 @@ KV_BITS: Final = (8, 16, 32)
 LAYER_BITS: Final = (4, 8)  # of one layer in a front of mixed precision
 DRAFTING: Final = ("off", "ngram", "head")
 WeightBlocks = Literal["small", "large"]  # how many of the front's weights share a scale
+# Left out where there are none: earlier versions then read the plan.
+NEWER_LIMITS: Final = ("max_joules_per_token", "max_cost_per_million")
+NEWER_PREDICTIONS: Final = ("energy", "cost", "lasting")
 WEIGHT_BLOCKS: Final = ("small", "large")
 
 
@@ -295,6 +298,10 @@ class Plan:
             del values["max_positions"]
         if self.limits is not None and self.limits.quantile == 0.5:
             del values["limits"]["quantile"]
+        for part, names in (("limits", NEWER_LIMITS), ("predicted", NEWER_PREDICTIONS)):
+            for name in names:
+                if part in values and values[part][name] is None:
+                    del values[part][name]
         return yaml.safe_dump(_plain(values), sort_keys=False)
 
 

@@ -37,9 +37,11 @@ class Limits:
     """The limits that the plan keeps.
 
     `max_ttft_s` holds for a prompt of `prompt_tokens`. `num_sessions` sessions share the cloud's
-    memory and its batch. `quantile`: TTFT, TBT and the device's memory keep their limits with
-    this probability, by the errors that predictions are known to have; 0.5: the predictions
-    themselves keep them. Raises PlanError for a limit that is not positive.
+    memory and its batch. `max_joules_per_token`: of the device, as its sensor measures them.
+    `max_cost_per_million`: money for a million tokens. `quantile`: TTFT, TBT, the device's memory,
+    energy and cost keep their limits with this probability, by the errors that predictions are
+    known to have; 0.5: the predictions themselves keep them. Raises PlanError for a limit that is
+    not positive.
     """
 
     edge_memory_bytes: float | None = None
@@ -51,6 +53,8 @@ class Limits:
     prompt_tokens: int = 128
     num_sessions: int = 1
     quantile: float = 0.5
+    max_joules_per_token: float | None = None
+    max_cost_per_million: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1:
@@ -134,6 +138,39 @@ class PredictedRanges:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedEnergy:
+    """Joules that the device's sensor will measure (`optimizer.cost.energy`), waiting included:
+    until the first token of the planned prompt, between tokens, and for an answer of
+    `answer_tokens`. `sensor`: whose watts the profile has."""
+
+    first_token_joules: PredictedRange
+    joules_per_token: PredictedRange
+    joules_per_answer: PredictedRange
+    answer_tokens: int
+    sensor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedCost:
+    """Money at these prices: for a million tokens (`optimizer.cost.money`), and for an answer of
+    `answer_tokens`, prompt and waiting included (None: energy has a price and no sensor)."""
+
+    per_million_tokens: PredictedRange
+    per_answer: PredictedRange | None
+    answer_tokens: int
+    cloud_per_hour: float | None
+    energy_per_kwh: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedLasting:
+    """Tokens a second in answers that take longer than `after_s`."""
+
+    tokens_per_s: PredictedRange
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
     """What the plan predicts.
 
@@ -148,6 +185,8 @@ class Predicted:
       share its batch. `cloud_cost_ratio`: how many times more the whole model would take there
       (None: the server is not needed).
     - `ranges`: quantiles of what will be measured; None in plans that are older than they are.
+    - `energy`: None where the profile has no measured watts: no sensor. `cost`: None without
+      prices. `lasting`: None where the profile measured no long load.
     """
 
     edge_memory_bytes: float
@@ -167,3 +206,6 @@ class Predicted:
     step: StepParts
     first_ttft_s: float | None = None
     ranges: PredictedRanges | None = None
+    energy: PredictedEnergy | None = None
+    cost: PredictedCost | None = None
+    lasting: PredictedLasting | None = None

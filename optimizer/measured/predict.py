@@ -22,6 +22,7 @@ from optimizer.cost.codec import LevelCost, level_on
 from optimizer.cost.levels import DEFAULT_LEVELS, EXTRA_LEVELS, level_at
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.memory import edge_memory_over
+from optimizer.cost.money import NO_PRICES, Prices
 from optimizer.cost.quality import QualityModel
 from optimizer.cost.request import predict_request, time_ranges
 from optimizer.cost.setting import RequestSetting
@@ -29,6 +30,12 @@ from optimizer.cost.streaming import reading_s
 from optimizer.cost.uncertainty import TermErrors, Terms, error_of_kind, range_of, term_errors
 from optimizer.errors import MeasurementError
 from optimizer.measured.comparison import ComparedFigure, compared
+from optimizer.measured.energy_figures import (
+    ENERGY_UNITS,
+    measured_energy_figures,
+    planned_energy_figures,
+    predicted_energy_figures,
+)
 from optimizer.measured.record import EdgeSteps, MeasuredGeneration
 from optimizer.measured.refiner import at_length, predicted_peak_bytes
 from optimizer.measured.samples import is_sent_as_rows
@@ -50,6 +57,7 @@ UNITS: Final[Mapping[str, str]] = {
     CLOUD: "s",
     UPLINK: "B",
     MEMORY: "B",
+    **ENERGY_UNITS,
 }
 # A plan's time to the first token is of one length of prompt; others are no test of it.
 ALIKE_PROMPT: Final = 0.1
@@ -57,12 +65,14 @@ ALIKE_PROMPT: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionBasis:
-    """What predictions are made from: two machines, a link, and what is known of the levels."""
+    """What predictions are made from: two machines, a link, what is known of the levels, and
+    prices."""
 
     edge: DeviceProfile
     cloud: DeviceProfile
     link: LinkPoint
     quality: QualityModel
+    prices: Prices = NO_PRICES
 
 
 def predicted_figures(
@@ -112,6 +122,9 @@ def predicted_figures(
         CLOUD: _ranged(cloud_s, errors, Terms(cloud=cloud_s)),
         UPLINK: range_of(time.uplink_bytes_per_token, 0.0),
         MEMORY: range_of(memory, error_of_kind(basis.edge, "memory")),
+        **predicted_energy_figures(
+            item, setting, time, ranges.tbt, prices=basis.prices, batch=batch
+        ),
     }
 
 
@@ -154,20 +167,21 @@ def planned_figures(item: MeasuredGeneration, plan: Plan) -> dict[str, Predicted
         + found.edge_memory.draft_bytes,
     }
     planned = 0 if plan.limits is None else plan.limits.prompt_tokens
-    if abs(item.prompt_tokens - planned) > ALIKE_PROMPT * planned:
+    is_alike = abs(item.prompt_tokens - planned) <= ALIKE_PROMPT * planned
+    if not is_alike:
         del figures[TTFT]
     ranges = {name: range_of(value, 0.0) for name, value in figures.items()}
     if found.ranges is not None:
         known = {TTFT: found.ranges.ttft_s, TBT: found.ranges.tbt_s}
         known[MEMORY] = found.ranges.edge_memory_bytes
         ranges |= {name: known[name].around(figures[name]) for name in known if name in figures}
-    return ranges
+    return ranges | (planned_energy_figures(item, plan) if is_alike else {})
 
 
-def measured_figures(item: MeasuredGeneration) -> dict[str, float]:
+def measured_figures(item: MeasuredGeneration, prices: Prices = NO_PRICES) -> dict[str, float]:
     """The same figures as measured, without those that cannot be compared."""
     answers, prompt = _answer_steps(item), _prompt_steps(item)
-    figures: dict[str, float] = {}
+    figures = measured_energy_figures(item, prices)
     whole_prompt = sum(step.num_rows * step.num_steps for step in prompt) >= item.prompt_tokens
     as_planned = all(is_sent_as_rows(step.level) for step in prompt) or item.plan.prefill != "edge"
     if item.plan.partition.split == 0:
@@ -190,13 +204,16 @@ def measured_figures(item: MeasuredGeneration) -> dict[str, float]:
 
 
 def compare_generations(
-    items: Sequence[MeasuredGeneration], predictions: Sequence[Mapping[str, PredictedRange]]
+    items: Sequence[MeasuredGeneration],
+    predictions: Sequence[Mapping[str, PredictedRange]],
+    *,
+    prices: Prices = NO_PRICES,
 ) -> list[ComparedFigure]:
     """Every figure that was both measured and predicted, in the order of `UNITS`. One mapping of
-    predictions a generation."""
+    predictions a generation. prices: of what was measured."""
     pairs: dict[str, list[tuple[PredictedRange, float]]] = {}
     for item, predicted in zip(items, predictions, strict=True):
-        measured = measured_figures(item)
+        measured = measured_figures(item, prices)
         for figure in UNITS:
             value = measured.get(figure, 0.0)
             if figure in predicted and value > 0 and predicted[figure].p50 > 0:

@@ -49,7 +49,9 @@ class EdgeSteps:
     position: mean tokens before their rows. front_s, encode_s, wire_s, cloud_s, compute_s: median
     seconds of the front, the encoder, the link with both network stacks, all that the server held
     the frame, and its layers. uplink_bytes: mean bytes of a message. batch_sessions: mean sessions
-    of the server's batch. Frames of whole models (level "none") have no part beyond the front.
+    of the server's batch. server_s: median seconds that the frame kept the server busy: decoding,
+    sampling, its share of the batch's layers (0 in older logs). Frames of whole models (level
+    "none") have no part beyond the front.
     """
 
     phase: Phase
@@ -65,6 +67,7 @@ class EdgeSteps:
     compute_s: float
     uplink_bytes: float
     batch_sessions: float
+    server_s: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self, positive=("num_rows", "num_steps"))
@@ -83,10 +86,25 @@ class MeasuredLink:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredJoules:
+    """What a sensor of the device measured during an answer, in the words of a profile's `power`:
+    `sensor` with what it covers. `busy_s`: of `seconds`, those that the device computed."""
+
+    joules: float
+    seconds: float
+    busy_s: float
+    sensor: str
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredGeneration:
     """One finished generation. tbt_s: the median time between tokens; None below two tokens.
 
-    `peak_memory_bytes`: of the process so far. `date`: a day, no time.
+    `peak_memory_bytes`: of the process so far. `date`: a day, no time. energy: None without a
+    sensor, and where answers overlap. further_s: from the first token to the last.
     """
 
     kind: Literal["generation"] = "generation"
@@ -103,6 +121,8 @@ class MeasuredGeneration:
     peak_memory_bytes: int
     steps: tuple[EdgeSteps, ...]
     link: MeasuredLink | None = None
+    energy: MeasuredJoules | None = None
+    further_s: float | None = None
     format: int = MEASURED_FORMAT
 
     def __post_init__(self) -> None:

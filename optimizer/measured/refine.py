@@ -158,6 +158,7 @@ def _refined_front(
             lambda: refiner.one_row("front, one row", answers, predict, used),
             lambda: refiner.many_rows("front, prompts", prompts, predict, used),
             lambda: refiner.coders(encoders, encodes=True),
+            lambda: refiner.watts(generations),
         ]
     )
     refiner.base_memory(generations)

@@ -21,12 +21,15 @@ from hwprofiles.profiles.scaled import (
     scale_many_rows,
     scale_one_row,
     scale_sampling,
+    scale_watts,
     with_base_bytes,
 )
 from optimizer.artifacts.plan import Plan
+from optimizer.cost.energy import measured_watts
 from optimizer.cost.memory import edge_memory
 from optimizer.errors import MeasurementError
 from optimizer.measured import samples as measured_samples
+from optimizer.measured.energy_figures import sensor_of
 from optimizer.measured.record import MeasuredGeneration, MeasuredServing
 from optimizer.measured.robust import TwoFactors, Values, median_ratio, spread_of, two_factors
 from optimizer.measured.samples import CodecSamples, SplitPrediction, StepKey, StepSamples
@@ -192,6 +195,33 @@ class ProfileRefiner:
         self.profile = scale_sampling(self.profile, ratio)
         return self.totals.multiply(
             "sampling", ratio, observations=len(seconds), spread=spread_of(seconds / predicted)
+        )
+
+    def watts(self, generations: Sequence[MeasuredGeneration]) -> float:
+        """Watts while the device waits and while it computes, of the profile's own sensor."""
+        known = measured_watts(self.profile)
+        found = [item.energy for item in generations if item.energy is not None]
+        used = [item for item in found if item.sensor == sensor_of(self.profile)]
+        if known is None or not found:
+            return 0.0
+        if len(used) < LEAST_OBSERVATIONS:
+            return self.totals.too_few("watts", len(used))
+        measured = np.array([item.joules for item in used])
+        waiting = np.array([known.waiting * (item.seconds - item.busy_s) for item in used])
+        working = np.array([known.working * item.busy_s for item in used])
+        if not (working > 0).all():
+            return self.totals.too_few("watts", len(used))
+        factors = two_factors(measured, working, waiting)
+        self.profile = scale_watts(self.profile, working=factors.first, waiting=factors.second)
+        spread = spread_of(measured / (factors.first * working + factors.second * waiting))
+        count = len(used)
+        return max(
+            self.totals.multiply(
+                "watts, computing", factors.first, observations=count, spread=spread
+            ),
+            self.totals.multiply(
+                "watts, waiting", factors.second, observations=count, spread=spread
+            ),
         )
 
     def base_memory(self, generations: Sequence[MeasuredGeneration]) -> None:

@@ -26,6 +26,7 @@ KIND_OF_FACTOR: Final[Mapping[str, ErrorKind]] = {
     "back, one row": "one_row",
     "front, prompts": "many_rows",
     "back, several rows": "many_rows",
+    "watts": "power",
 }
 
 
@@ -48,6 +49,7 @@ def errors_of(
         source=REFINED,
         one_row=found.get("one_row"),
         many_rows=found.get("many_rows"),
+        power=found.get("power"),
         memory=_memory_spread(profile, generations),
         of_runs=True,
     )

@@ -25,6 +25,8 @@ LIMIT_FIELDS = {
     "TBT": "max_tbt_s",
     "TTFT": "max_ttft_s",
     "quality drop": "max_quality_drop_pct",
+    "energy a token": "max_joules_per_token",
+    "cost": "max_cost_per_million",
 }
 MORE_MEMORY_BYTES = 64 << 20
 MORE_BYTES_PER_S = 10e6 / 8

@@ -15,6 +15,7 @@ from hwprofiles.profiles.errors import ErrorKind
 from hwprofiles.profiles.rates import Floats, Quantity
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
+from optimizer.cost.energy import NO_SENSOR, DeviceWatts, joule_terms, joules, measured_watts
 from optimizer.cost.link import LinkPoint
 from optimizer.cost.money import PER_MILLION, watts_of
 from optimizer.cost.round_trip import (
@@ -121,12 +122,36 @@ class Grid:
     @cached_property
     def cost_per_million(self) -> Floats:
         """Money for a million tokens by the problem's prices, [S, F, B, K, C, 1, D]."""
-        fixed, problem = self.fixed, self.problem
-        sampled_s = np.where(fixed.is_whole, fixed.edge_sample_s, 0.0)
-        busy_s = self.round.front_s + self.round.encode_s + fixed.draft_s + sampled_s
-        joules = (watts_of(problem.edge) or 0.0) * busy_s / fixed.tokens_per_round
-        cost = problem.prices.cost(cloud_s=self.cloud_s_per_token, joules=joules)
-        return np.asarray(PER_MILLION * cost)
+        terms = self.cost_terms
+        return np.asarray(terms.edge + terms.cloud)
+
+    @cached_property
+    def cost_terms(self) -> Terms:
+        """The device's and the server's part of `cost_per_million`."""
+        prices, watts = self.problem.prices, watts_of(self.problem.edge) or 0.0
+        return Terms(
+            edge=PER_MILLION * prices.cost(cloud_s=0.0, joules=watts * self.tbt_terms.edge),
+            cloud=PER_MILLION * prices.cost(cloud_s=self.cloud_s_per_token, joules=0.0),
+        )
+
+    @cached_property
+    def joules_per_token(self) -> Floats:
+        """Joules of the device a token, waiting included, [S, F, B, K, C, 1, D]. PlanError where
+        its profile has no measured watts."""
+        busy_s = self.tbt_terms.edge
+        return np.asarray(joules(self._watts, seconds=self.tbt_s, busy_s=busy_s))
+
+    @cached_property
+    def joule_terms(self) -> Terms:
+        """What `joules_per_token` depends on."""
+        return joule_terms(self._watts, self.tbt_terms, busy_s=self.tbt_terms.edge)
+
+    @property
+    def _watts(self) -> DeviceWatts:
+        watts = measured_watts(self.problem.edge)
+        if watts is None:
+            raise PlanError(NO_SENSOR.format(self.problem.edge.name))
+        return watts
 
     @cached_property
     def ttft_s(self) -> Floats:
@@ -274,6 +299,12 @@ class Grid:
             found.append(("TTFT", self.safety.ttft * self.ttft_s, limits.max_ttft_s))
         if limits.max_quality_drop_pct is not None:
             found.append(("quality drop", fixed.quality_drop_pct, limits.max_quality_drop_pct))
+        if limits.max_joules_per_token is not None:
+            used = self.safety.joules * self.joules_per_token
+            found.append(("energy a token", used, limits.max_joules_per_token))
+        if limits.max_cost_per_million is not None:
+            cost = self.safety.cost * self.cost_per_million
+            found.append(("cost", cost, limits.max_cost_per_million))
         return tuple(
             Constraint(name=name, values=values, limit=limit)
             for name, values, limit in found

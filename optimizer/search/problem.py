@@ -12,6 +12,7 @@ from optimizer.artifacts.plan import BACK_BITS, FRONT_BITS, KV_BITS, WeightBlock
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.codec import LevelCost
+from optimizer.cost.energy import NO_SENSOR, measured_watts
 from optimizer.cost.money import NO_PRICES, Prices, watts_of
 from optimizer.cost.quality import QualityModel
 from optimizer.cost.request import NO_DRAFTS, DraftedRound
@@ -141,6 +142,10 @@ class Problem:
             raise PlanError(f"slack {self.slack}: must lie between 0 and 1")
         if self.objective == "cost" and not self.has_cost:
             raise PlanError("objective cost: needs a price above 0 that counts here")
+        if self.limits.max_cost_per_million is not None and not self.has_cost:
+            raise PlanError("a limit on cost: needs a price above 0 that counts here")
+        if self.limits.max_joules_per_token is not None and measured_watts(self.edge) is None:
+            raise PlanError(f"a limit on energy: {NO_SENSOR.format(self.edge.name)}")
         if not self.prefill:
             raise PlanError("prefill: no place to choose from")
         if set(self.prefill) - {"edge"} and self.back_from != 0:

@@ -15,6 +15,7 @@ from optimizer.artifacts.prediction import (
     StepParts,
 )
 from optimizer.cost.cloud import back_kv_bits
+from optimizer.cost.energy import lasting_rate, predicted_cost, predicted_energy
 from optimizer.cost.front_kernels import blocks_for
 from optimizer.cost.levels import level_at
 from optimizer.cost.memory import EdgeMemory, edge_memory
@@ -89,6 +90,11 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
     whole = plan.edge_is_whole
     time = _request(grid, setting, draft)
     memory = _edge_memory(grid, draft, plan)
+    asked = {
+        "prompt_tokens": grid.limits.prompt_tokens,
+        "new_tokens": problem.answer_tokens,
+        "batch": grid.limits.num_sessions,
+    }
     quality = {
         "split": plan.partition.split,
         "layer_bits": plan.layer_bits,
@@ -104,6 +110,7 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
     shape = space.shape
     index = next(i for i, n in enumerate(grid.fixed.lengths) if n >= plan.max_tokens)
     longest_tbt_s = float(np.broadcast_to(grid.longest_tbt_s(index), shape)[cell])
+    ranges = _ranges(grid, setting, time, memory.total_bytes, longest_tbt_s)
     return Predicted(
         edge_memory_bytes=memory.total_bytes,
         ttft_s=time.ttft_s,
@@ -123,7 +130,10 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
         tokens_per_round=1.0 if whole else draft.drafting.tokens_per_round,
         edge_memory=_memory_parts(memory),
         step=_step_parts(time.round_parts, draft, whole=whole),
-        ranges=_ranges(grid, setting, time, memory.total_bytes, longest_tbt_s),
+        ranges=ranges,
+        energy=predicted_energy(setting, time, **asked),
+        cost=predicted_cost(setting, time, problem.prices, **asked),
+        lasting=lasting_rate(problem.edge, ranges.tbt_s),
     )
 
 

@@ -39,6 +39,11 @@ class SimulatedClient:
         self._current: Generation | None = None
         self._plan_next(0.0)
 
+    @property
+    def spec(self) -> ClientSpec:
+        """Who it is, and what it drew."""
+        return self._spec
+
     def abandon(self) -> None:
         """The simulation ends here, and an answer in progress counts as unfinished."""
         if self._current is not None:

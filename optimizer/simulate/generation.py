@@ -16,13 +16,13 @@ from optimizer.policy.level_control import ControlState
 from optimizer.policy.retry import Recovery
 from optimizer.simulate.connector import SimulatedConnector
 from optimizer.simulate.context import Device, SimulationContext
-from optimizer.simulate.drafts import SimulatedDrafts
 from optimizer.simulate.early_frames import EarlyFrames
 from optimizer.simulate.frames import SimulatedFrameSender
 from optimizer.simulate.moving import SplitParts, close_session
 from optimizer.simulate.prefill import PrefillProgress
 from optimizer.simulate.record import Outcome, RoundMoments
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
+from optimizer.simulate.steps import VOID, StepSender, flight_moments
 from optimizer.simulate.workload import Request
 from protos.sizes import ANSWER_BYTES, TOKEN_BYTES
 
@@ -40,7 +40,6 @@ class Generation:
         "_context",
         "_control",
         "_device",
-        "_drafts",
         "_early",
         "_ended",
         "_freed",
@@ -51,6 +50,7 @@ class Generation:
         "_recovery",
         "_sender",
         "_session",
+        "_steps",
         "asked_s",
         "first_s",
         "num_tokens",
@@ -85,7 +85,7 @@ class Generation:
         self._recorded = recorded
         self._session: SimulatedSession | None = None
         self._early: EarlyFrames | None = None  # until the client knows that it has a session
-        self._drafts = SimulatedDrafts(context.drafting, device)
+        self._steps = StepSender(context, device, lambda one: one is self._session)
         self._parts = SplitParts(context, device, request, at_s=asked_s)
         self._begin_part()
         self._recovery = Recovery()  # begins anew with every token
@@ -226,28 +226,20 @@ class Generation:
 
     def _step(self, session: SimulatedSession, now_s: float) -> None:
         """Send the next decode step, with drafts if there are any."""
-        drafting, parts = self._context.drafting, self._parts
+        parts = self._parts
         position = self.request.prompt_tokens + self.num_tokens - 1
         if parts.by_ids:
             self._sender.send_ids(session, now_s, position=position, rows=1, is_last=True)
             return
         # Before its first step the device may still be computing what went as ids.
         wait_s = max(self._prefill.free_s - now_s, 0.0)
-        num_drafts, draft_s = 0, 0.0
-        if drafting is not None and parts.drafts:
-            left = parts.end - position - 2
-            num_drafts = max(0, min(self._drafts.propose(), left))
+        most: int | None = None
+        if self._context.drafting is not None and parts.drafts:
+            most = max(parts.end - position - 2, 0)
             if self._control is not None and self._control.max_drafts is not None:
-                num_drafts = min(num_drafts, self._control.max_drafts)
-            draft_s = num_drafts * drafting.draft_s
-            self._context.record.drafted += num_drafts
-        self._sender.send_step(
-            session,
-            now_s,
-            position=position,
-            rows=num_drafts + 1,
-            draft_s=draft_s,
-            wait_s=wait_s,
+                most = min(most, self._control.max_drafts)
+        self._steps.send(
+            self._sender, session, now_s, position=position, most_drafts=most, wait_s=wait_s
         )
 
     def answered(self, frame: FrameInFlight, at_s: float) -> None:
@@ -263,7 +255,11 @@ class Generation:
                 lambda t: context.at(t, lambda _: self._prefill.acknowledged(frame)),
             )
             return
-        accepted = 0 if self._parts.is_fresh else self._drafts.accept(frame.num_rows - 1)
+        accepted = 0 if self._parts.is_fresh else self._steps.accepted(frame)
+        if accepted == VOID:
+            context.record.down_bytes += ANSWER_BYTES - TOKEN_BYTES
+            lanes.down.send(at_s + context.cloud_message_s, ANSWER_BYTES - TOKEN_BYTES, _unheard)
+            return
         num_bytes = ANSWER_BYTES + TOKEN_BYTES * accepted
         context.record.accepted += accepted
         context.record.down_bytes += num_bytes
@@ -294,7 +290,7 @@ class Generation:
             self._move(session, now_s)
         elif not fresh and self._gives_up(frame, answered_s, now_s, since_s):
             self._end(now_s, "stopped")
-        else:
+        elif fresh or self._steps.is_over(frame):
             self._step(session, now_s)
 
     def _stalls(self, since_s: float) -> bool:
@@ -325,17 +321,16 @@ class Generation:
         """Put the round trip into the record."""
         context, fresh = self._context, self._parts.is_fresh
         own: PrefillProgress | SimulatedFrameSender = self._prefill if fresh else self._sender
+        since_s = self._last_s
+        if frame.tokens is None:
+            taken = (own.front_s, own.encode_s, frame.sent_s, frame.arrived_s)
+            moments = RoundMoments(since_s, *taken, answered_s, frame.cloud_s, now_s)
+        else:
+            moments = flight_moments(
+                frame, since_s=since_s, answered_s=answered_s, received_s=now_s
+            )
         context.record.add(
-            RoundMoments(
-                self._last_s,
-                own.front_s,
-                own.encode_s,
-                frame.sent_s,
-                frame.arrived_s,
-                answered_s,
-                frame.cloud_s,
-                now_s,
-            ),
+            moments,
             is_first=self.num_tokens == 0,
             is_move=fresh and self.num_tokens > 0,
             accepted=accepted,
@@ -345,6 +340,10 @@ class Generation:
         self._recovery = Recovery()
         if now_s <= context.scenario.duration_s:
             context.record.tokens_in_time += 1 + accepted
+
+
+def _unheard(at_s: float) -> None:
+    """An empty answer, to a frame that was sent ahead on a wrong guess."""
 
 
 Ended: TypeAlias = Callable[[Generation, float, Outcome], None]

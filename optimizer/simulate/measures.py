@@ -61,6 +61,8 @@ class Measures:
     `server_hours`: paid for, those that start and drain included.
     `work_cost_per_million_tokens`: servers' busy seconds and devices' energy, prompts included, by
     the scenario's prices; None without prices. `energy_left_out`: devices whose watts are unknown.
+    `joules_per_token`: what sensors of devices measure from question to last token, waiting
+    included; None where no device has measured watts. `no_sensor`: devices without.
     """
 
     ttft_s: Spread
@@ -97,6 +99,8 @@ class Measures:
         "cost of the work a million tokens", "{:,.4g}"
     )
     energy_left_out: tuple[str, ...] | None
+    joules_per_token: float | None = None
+    no_sensor: tuple[str, ...] = ()
     clients: int
     servers: int
     serving_least: int = shown("servers, fewest", "{:,}")
@@ -221,6 +225,8 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         cost_per_million_tokens=1e6 * cost / max(tokens, 1),
         work_cost_per_million_tokens=_work_cost(scenario, records, tokens),
         energy_left_out=_without_energy(scenario, records),
+        joules_per_token=_joules_per_token(records),
+        no_sensor=tuple(sorted({name for record in records for name in record.no_sensor})),
         clients=scenario.num_clients,
         servers=max((one.paid for record in records for one in record.replicas), default=0),
         **_serving(scenario, records),
@@ -260,6 +266,12 @@ def _work_cost(scenario: Scenario, records: Sequence[Record], tokens: int) -> fl
     busy_s = sum(server.busy_s for record in records for server in record.servers)
     joules = sum(record.edge_joules for record in records)
     return PER_MILLION * float(prices.cost(cloud_s=busy_s, joules=joules)) / max(tokens, 1)
+
+
+def _joules_per_token(records: Sequence[Record]) -> float | None:
+    """Of the devices that have a sensor."""
+    tokens = sum(record.sensor_tokens for record in records)
+    return sum(record.sensor_joules for record in records) / tokens if tokens else None
 
 
 def _without_energy(scenario: Scenario, records: Sequence[Record]) -> tuple[str, ...] | None:

@@ -111,6 +111,10 @@ class Record:
     id_bytes: int = 0
     edge_joules: float = 0.0  # of computing, on devices whose watts are known
     no_watts: list[str] = field(default_factory=list)  # the other devices
+    sensor_joules: float = 0.0  # from question to last token, on devices with measured watts
+    sensor_busy_joules: float = 0.0  # of these, while the device computed
+    sensor_tokens: int = 0
+    no_sensor: list[str] = field(default_factory=list)  # devices without measured watts
     level_counts: dict[str, int] = field(default_factory=dict)
     servers: list[ServerSums] = field(default_factory=list)
     replicas: list[ReplicaCount] = field(default_factory=list)  # at every change of their number

@@ -240,7 +240,7 @@ class SimulatedServer:
             at_s += sample_s
             frame.cloud_s += sample_s
             session.owner.answered(frame, at_s)
-            if session.frames:
+            while session.frames and session.current is None:
                 at_s += self._begin(session.frames.popleft(), at_s)
         self._busy(now_s, at_s - now_s)
         self._later(at_s - now_s, self._take)
@@ -248,8 +248,12 @@ class SimulatedServer:
     def _begin(self, frame: FrameInFlight, at_s: float) -> float:
         """The frame becomes the first of its session at `at_s`; returns the seconds of decoding it.
 
-        One with keys and values is done then: no layer runs on it.
+        One with keys and values is done then, and so is one that was sent ahead on a wrong guess:
+        no layer runs on it.
         """
+        if frame.tokens == 0:
+            frame.session.owner.answered(frame, at_s)
+            return 0.0
         if frame.kv_left is not None:
             session, frame.cloud_s = frame.session, frame.decode_s
             session.owner.answered(frame, at_s + frame.decode_s)

@@ -58,7 +58,8 @@ class FrameInFlight:
     server's decoder, and in the server so far. `wanted`: whether its answer has to bring tokens.
     `entry`: the first layer that the server runs on it, 0 for a token frame; None: that of the
     plan's split. `kv_left`: for how many tokens behind its own keys and values are still to come;
-    None: it brings none, and the server runs its layers on it.
+    None: it brings none, and the server runs its layers on it. `tokens`: what it will bring, 0
+    where it was sent ahead on a wrong guess; None: it was not sent ahead, nor followed.
     """
 
     __slots__ = (
@@ -74,6 +75,7 @@ class FrameInFlight:
         "position",
         "sent_s",
         "session",
+        "tokens",
         "wanted",
     )
 
@@ -90,6 +92,7 @@ class FrameInFlight:
         wanted: bool,
         entry: int | None = None,
         kv_left: int | None = None,
+        tokens: int | None = None,
     ) -> None:
         self.session = session
         self.num_rows = num_rows
@@ -102,6 +105,7 @@ class FrameInFlight:
         self.wanted = wanted
         self.entry = entry
         self.kv_left = kv_left
+        self.tokens = tokens
         self.arrived_s = 0.0
         self.cloud_s = 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from simpy.events import Timeout
 
 from hwprofiles.peak_memory import peak_memory_bytes
 from optimizer.artifacts.plan import Plan
+from optimizer.cost.energy import joules, measured_watts
 from optimizer.cost.money import watts_of
 from optimizer.policy.level_control import Controller, Rung
 from optimizer.simulate.client import SimulatedClient
@@ -64,6 +66,7 @@ def simulate(
         client.abandon()
     replicas.finish()
     _count_energy(record, setup, fronts)
+    _count_sensors(record, setup, fronts, {one.spec.number: one.spec.device for one in clients})
     record.requests.sort(key=lambda row: (row.asked_s, row.client))
     record.events = next(env._eid)
     record.wall_s = time.perf_counter() - started_s
@@ -158,6 +161,30 @@ def _count_energy(record: Record, setup: Setup, fronts: Mapping[str, FrontTimes]
             record.no_watts.append(name)
 
 
+def _count_sensors(
+    record: Record,
+    setup: Setup,
+    fronts: Mapping[str, FrontTimes],
+    device_of: Mapping[int, str],
+) -> None:
+    """Put into the record what the devices' sensors would measure while somebody waits for an
+    answer, where they have any (`optimizer.cost.energy`). device_of: by the client's number."""
+    asked_s, tokens = dict.fromkeys(fronts, 0.0), dict.fromkeys(fronts, 0)
+    for row in record.requests:
+        name = device_of[row.client]
+        asked_s[name] += 0.0 if math.isnan(row.e2e_s) else row.e2e_s
+        tokens[name] += row.tokens
+    for name, front in fronts.items():
+        watts = measured_watts(setup.devices[name])
+        if watts is None:
+            record.no_sensor.append(name)
+            continue
+        seconds = max(asked_s[name], front.busy_s)
+        record.sensor_joules += float(joules(watts, seconds=seconds, busy_s=front.busy_s))
+        record.sensor_busy_joules += watts.working * front.busy_s
+        record.sensor_tokens += tokens[name]
+
+
 def _run(env: Environment, scenario: Scenario, progress: Callable[[float], None]) -> None:
     """Run until the drain is over, or earlier when nothing is left to happen after the duration."""
     end_s = scenario.duration_s + scenario.drain_s
@@ -189,7 +216,7 @@ def _controller(setup: Setup) -> Controller | None:
 
 def _drafts(plan: Plan, scenario: Scenario) -> bool:
     drafting = scenario.drafting
-    some = drafting.length > 0 or bool(drafting.outcomes)
+    some = drafting.length > 0 or bool(drafting.outcomes or drafting.flights)
     return plan.drafting != "off" and not plan.edge_is_whole and some
 
 

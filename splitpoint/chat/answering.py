@@ -7,12 +7,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import typer
 
-from hwprofiles.sensors.registry import energy_meter
 from splitpoint.chat.slash_commands import ChatState
 from splitpoint.views.terminal_text import shown_text
 
@@ -76,21 +74,8 @@ def stopped_by_ctrl_c(answer: CompletionRun) -> Iterator[None]:
 def show_answer(answer: CompletionRun, *, silent: bool = False) -> Completion:
     """Print the text of an answer as it comes, and what was held back at its end.
 
-    A terminal gets no control characters; a file or a pipe gets the text as it is. The completion
-    has the device's energy too, where a sensor can be read.
+    A terminal gets no control characters; a file or a pipe gets the text as it is.
     """
-    meter = energy_meter()
-    if meter is None:
-        return _shown(answer, silent=silent)
-    meter.start()
-    try:
-        completion = _shown(answer, silent=silent)
-    finally:
-        energy = meter.stop()
-    return replace(completion, energy=energy)
-
-
-def _shown(answer: CompletionRun, *, silent: bool) -> Completion:
     is_terminal = sys.stdout.isatty()
     num_shown = 0
 

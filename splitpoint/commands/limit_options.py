@@ -56,11 +56,23 @@ class LimitOptions:
             help="Most percent of perplexity to give up; 'none' for no limit.", metavar="PCT"
         ),
     ] = DEFAULT_MAX_QUALITY_DROP
+    max_energy: Annotated[
+        float | None,
+        typer.Option(
+            help="Most joules of the device for a token, as its sensor measures them; needs a "
+            "profile with measured watts.",
+            metavar="J",
+        ),
+    ] = None
+    max_cost: Annotated[
+        float | None,
+        typer.Option(help="Most money for a million tokens; needs a price.", metavar="MONEY"),
+    ] = None
     quantile: Annotated[
         float,
         typer.Option(
-            help="Keep the limits on TTFT, TBT and edge memory with this probability: 0.5 as "
-            "predicted, 0.9 nine times of ten, by how sure the predictions are."
+            help="Keep the limits on TTFT, TBT, edge memory, energy and cost with this "
+            "probability: 0.5 as predicted, 0.9 nine times of ten, by how sure the predictions are."
         ),
     ] = 0.5
     prompt_tokens: Annotated[int, typer.Option(help="Prompt that TTFT is predicted for.")] = 128
@@ -95,6 +107,8 @@ class LimitOptions:
                 prompt_tokens=self.prompt_tokens,
                 num_sessions=self.sessions,
                 quantile=self.quantile,
+                max_joules_per_token=self.max_energy,
+                max_cost_per_million=self.max_cost,
             )
         except PlanError as error:
             raise typer.BadParameter(str(error)) from error

@@ -16,11 +16,12 @@ from splitpoint.views.screen import open_console
 if TYPE_CHECKING:
     from edge.client import EdgeClient
     from edge.generation.report import Completion
-    from optimizer.measured.comparison import ComparedFigure
+    from optimizer.cost.money import Prices
     from optimizer.measured.predict import PredictionBasis
     from optimizer.measured.record import Program
     from splitpoint.commands.generation_options import DeviceOptions
     from splitpoint.commands.plan_options import DeploymentOptions, EvidenceOptions
+    from splitpoint.explaining import ComparedAnswer
 
 PROFILE_OPTIONS = "--edge-profile, --cloud-profile and --link-profile"
 
@@ -127,10 +128,10 @@ class ExplainOptions(MeasureOptions):
 
     def compared(
         self, completion: Completion, client: EdgeClient, basis: PredictionBasis | None
-    ) -> list[ComparedFigure]:
-        """Predicted beside measured; nothing where it was not asked for."""
+    ) -> ComparedAnswer | None:
+        """Predicted beside measured; None where it was not asked for."""
         if not self.explain:
-            return []
+            return None
         from optimizer.errors import MeasurementError
         from splitpoint.explaining import compare_completion
 
@@ -138,16 +139,16 @@ class ExplainOptions(MeasureOptions):
             return compare_completion(completion, client, basis)
         except MeasurementError as error:  # the answer stands all the same
             typer.echo(f"splitpoint: {error}", err=True)
-            return []
+            return None
 
-    def show(self, figures: list[ComparedFigure]) -> None:
+    def show(self, found: ComparedAnswer | None) -> None:
         """The table on stderr, beside the answer's summary."""
-        if figures:
+        if found is not None and found.figures:
             from splitpoint.views.measured_view import compared_line, print_compared
 
             console = open_console(stderr=True)
-            print_compared(console, figures, title="Predicted and measured")
-            console.print(compared_line(figures), highlight=False)
+            print_compared(console, found.figures, title="Predicted and measured")
+            console.print(compared_line(found.figures, found.note), highlight=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,13 @@ class CheckOptions:
     ] = False
 
     def report(
-        self, path: Path, deployment: DeploymentOptions, evidence: EvidenceOptions, *, as_json: bool
+        self,
+        path: Path,
+        deployment: DeploymentOptions,
+        evidence: EvidenceOptions,
+        prices: Prices,
+        *,
+        as_json: bool,
     ) -> None:
         """Print every configuration of the log. typer.Exit where `strict` finds a miss."""
         from splitpoint.explaining import basis_of, check_log
@@ -185,6 +192,7 @@ class CheckOptions:
             link=deployment.link,
             certificates=evidence.certificate or [],
             epsilon=deployment.epsilon,
+            prices=prices,
         )
         found = check_log(path, model, basis)
         if as_json:

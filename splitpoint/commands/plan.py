@@ -55,7 +55,7 @@ def plan(
 
     deployment.check()
     if check.check_log is not None:
-        check.report(check.check_log, deployment, evidence, as_json=output.as_json)
+        check.report(check.check_log, deployment, evidence, price.prices(), as_json=output.as_json)
         return
     choices.check()
     price.check(choices)

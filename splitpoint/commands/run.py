@@ -81,7 +81,7 @@ def run(
     question = ask.question()
     request = options.completion_request(sampling, control, logprobs=logprobs)
     from splitpoint.chat.answering import show_answer, summary
-    from splitpoint.views.measured_view import compared_json
+    from splitpoint.views.measured_view import explained_json
 
     bundle = place.folder(device, device.addresses())
     with ExitStack() as stack:
@@ -91,15 +91,15 @@ def run(
         basis = measured.basis(client, bundle)
         answer = client.start(question, request)
         completion = show_answer(answer, silent=as_json)
-    figures = measured.compared(completion, client, basis)
+    explained = measured.compared(completion, client, basis)
     if as_json:
-        explained = {"predicted": compared_json(figures)} if measured.explain else {}
+        beside = explained_json(explained) if measured.explain else {}
         front = client.front_report.to_json()
-        print_json({**completion.to_json(), "front": front, **explained})
+        print_json({**completion.to_json(), "front": front, **beside})
     else:
         typer.echo()
         typer.echo(summary(completion), err=True)
-        measured.show(figures)
+        measured.show(explained)
         if isinstance(question, str) and client.tokenizer.template:
             typer.echo("continued as plain text; to ask this model, use --chat TEXT", err=True)
     if completion.finish_reason == "server_lost":

@@ -218,7 +218,7 @@ def _findings(inputs: Inputs, budget: BudgetOptions, runs: RunOptions) -> Findin
         plan=inputs.plan,
         records=records[0],
         measures=measures[0],
-        ranges=latency_ranges(inputs.setup(), measures[0]),
+        ranges=latency_ranges(inputs.setup(), measures[0], records[0]),
         budget=_advice(inputs, measures[0], runs) if budget.wants_advice else None,
         sweep=tuple(
             SweepPoint(values=values, measures=found)

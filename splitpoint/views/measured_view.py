@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -12,16 +12,31 @@ from rich.table import Table
 from optimizer.measured.comparison import HELD, NEAR, ComparedFigure
 from optimizer.measured.refine import Refinement
 from splitpoint.views.plan_view import output_width
+from splitpoint.views.promise_view import Text, joules_text, per_second_text
 from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import size_text, time_text
 
 if TYPE_CHECKING:
-    from splitpoint.explaining import CheckedDeployment
+    from splitpoint.explaining import CheckedDeployment, ComparedAnswer
+
+
+UNIT_TEXT: Final[Mapping[str, Text]] = {
+    "s": time_text,
+    "J": joules_text,
+    "tokens/s": per_second_text,
+    "money": lambda value: f"{value:.3g}",
+}
 
 
 def compared_json(figures: Sequence[ComparedFigure]) -> list[dict[str, Any]]:
     """The rows of the table as objects."""
     return [{**asdict(row), "verdict": row.verdict} for row in figures]
+
+
+def explained_json(found: ComparedAnswer | None) -> dict[str, Any]:
+    """What `run --explain --json` adds. `energy_note`: why energy is not among it."""
+    note = {"energy_note": found.note} if found is not None and found.note else {}
+    return {"predicted": compared_json([] if found is None else found.figures), **note}
 
 
 def print_compared(console: Console, figures: Sequence[ComparedFigure], *, title: str) -> None:
@@ -78,6 +93,7 @@ def checked_json(found: Sequence[CheckedDeployment]) -> list[dict[str, Any]]:
             "machine": asdict(item.machine),
             "answers": item.num_answers,
             "figures": compared_json(item.figures),
+            **({"energy_note": item.note} if item.note else {}),
         }
         for item in found
     ]
@@ -94,15 +110,15 @@ def print_checked(found: Sequence[CheckedDeployment]) -> None:
             f"({item.machine.engine}, {item.machine.num_threads} threads)"
         )
         print_compared(console, item.figures, title=title)
-        console.print(compared_line(item.figures), highlight=False)
+        console.print(compared_line(item.figures, item.note), highlight=False)
 
 
-def compared_line(figures: Sequence[ComparedFigure]) -> str:
-    """One line: how many predictions held."""
+def compared_line(figures: Sequence[ComparedFigure], note: str = "") -> str:
+    """One line: how many predictions held, and why energy is not among them."""
     counts = {name: sum(row.verdict == name for row in figures) for name in ("held", "nearly")}
     return (
         f"{counts['held']} of {len(figures)} predictions held (within {HELD:.0%}), "
-        f"{counts['nearly']} nearly (within {NEAR:.0%})"
+        f"{counts['nearly']} nearly (within {NEAR:.0%}){f'; {note}' if note else ''}"
     )
 
 
@@ -139,6 +155,6 @@ def print_refinement(console: Console, found: Refinement) -> None:
 
 
 def _text(value: float, unit: str) -> str:
-    if unit == "s":
-        return time_text(value)
+    if unit in UNIT_TEXT:
+        return UNIT_TEXT[unit](value)
     return size_text(value) if value >= 1 << 20 else f"{value:,.0f} B"

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from optimizer.search.grid import Grid
 from optimizer.search.solve import KEYS, pareto, value_of
-from splitpoint.views.plan_view import output_width, percent_text, place_text
+from splitpoint.views.plan_view import output_width, place_text
+from splitpoint.views.promise_view import percent_text
 from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import size_text, time_text
 

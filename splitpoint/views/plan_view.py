@@ -12,7 +12,6 @@ from rich.table import Table
 
 from hwprofiles.providers.table import CPU
 from optimizer.artifacts.plan import Plan
-from optimizer.artifacts.prediction import Predicted, PredictedRange
 from optimizer.artifacts.prefill import PrefillPlace
 from optimizer.cost.front_kernels import widened_note
 from optimizer.cost.streaming import streamed_bytes
@@ -20,6 +19,7 @@ from optimizer.search.alternatives import PlanAlternative
 from optimizer.search.alternatives import why as reason
 from optimizer.search.explain import Explanation, Flip, Relaxation
 from optimizer.search.problem import Objective
+from splitpoint.views.promise_view import joules_text, money_text, percent_text, promise_table
 from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import size_text, time_text
 
@@ -30,7 +30,6 @@ PLACE_TEXT: Final[dict[PrefillPlace, str]] = {
     "cloud": "token ids go up, the server runs every layer on the prompt",
     "both": "first tokens go up as ids, the rest as rows, as the device measures",
 }
-NOTICED_DROP_PCT: Final = 1.0  # of perplexity
 
 
 def rate_text(bytes_per_s: float) -> str:
@@ -38,19 +37,9 @@ def rate_text(bytes_per_s: float) -> str:
     return f"{8e-6 * bytes_per_s:.3g} Mbit/s"
 
 
-def percent_text(percent: float) -> str:
-    """A percentage."""
-    return f"{percent:.2f} %"
-
-
 def tokens_text(tokens: float) -> str:
     """A number of tokens."""
     return f"{abs(tokens):,.0f} tokens"
-
-
-def money_text(amount: float) -> str:
-    """Money for a million tokens."""
-    return f"{amount:,.2f}" if abs(amount) >= 1 else f"{amount:.3g}"
 
 
 OBJECTIVE_TEXT: dict[Objective, Text] = {
@@ -68,6 +57,8 @@ LIMIT_TEXT: dict[str, Text] = {
     "TBT": time_text,
     "TTFT": time_text,
     "quality drop": percent_text,
+    "energy a token": joules_text,
+    "cost": money_text,
     "max tokens": tokens_text,
 }
 FLIP_TEXT: dict[str, Text] = {
@@ -146,7 +137,7 @@ def print_plan(
     if beside:
         console.print(_beside_table(beside))
         console.print(reason(beside, num_layers=plan.model.geometry.num_layers))
-    console.print(_promise_table(plan, plan.predicted))
+    console.print(promise_table(plan, plan.predicted))
     console.print(f"binding: {', '.join(plan.binding) or 'none: the best there is'}")
     text = OBJECTIVE_TEXT[objective]
     table = Table("change", f"{objective} then", "better by", "split then", title="What would help")
@@ -239,96 +230,6 @@ def _beside_table(rows: Sequence[PlanAlternative]) -> Table:
 def place_text(place: PrefillPlace) -> str:
     """Added to a row whose prompt is not computed on the device."""
     return "" if place == "edge" else f", prefill {place}"
-
-
-def _promise_table(plan: Plan, predicted: Predicted) -> Table:
-    memory, step = predicted.edge_memory, predicted.step
-    table = Table(
-        "prediction", "", "p10 to p90", "parts", title="What it promises", title_justify="left"
-    )
-    ranges = range_texts(predicted)
-    limits = "within the limits"
-    if plan.limits is not None and plan.limits.quantile != 0.5:
-        limits += f", each with {plan.limits.quantile:.0%}"
-    parts = {
-        "runtime": memory.runtime_bytes,
-        "weights": memory.weight_bytes,
-        "embedding": memory.embedding_bytes,
-        "codec": memory.codec_bytes,
-        "KV": memory.kv_bytes,
-        "workspace": memory.workspace_bytes,
-        "draft": memory.draft_bytes,
-    }
-    said = ", ".join(f"{name} {size_text(value)}" for name, value in parts.items() if value)
-    table.add_row("edge memory", size_text(predicted.edge_memory_bytes), ranges["memory"], said)
-    seconds = {
-        "draft": step.draft_s,
-        "front": step.front_s,
-        "encode": step.encode_s,
-        "wire": step.wire_s,
-        "cloud": step.cloud_s,
-        "sample": step.sample_s,
-    }
-    said = ", ".join(f"{name} {time_text(value)}" for name, value in seconds.items() if value)
-    if predicted.tokens_per_round > 1:
-        said += f"; {predicted.tokens_per_round:.2f} tokens a round"
-    table.add_row("TBT", time_text(predicted.tbt_s), ranges["TBT"], said)
-    table.add_row(
-        "slowest TBT",
-        time_text(predicted.longest_tbt_s),
-        ranges["slowest TBT"],
-        f"up to {plan.max_tokens:,} tokens",
-    )
-    prompt = plan.limits.prompt_tokens if plan.limits is not None else 0
-    said = f"prompt of {prompt:,} tokens"
-    if predicted.first_ttft_s is not None and predicted.first_ttft_s > predicted.ttft_s:
-        said += f"; {time_text(predicted.first_ttft_s)} where the connection has to be made"
-    table.add_row("TTFT", time_text(predicted.ttft_s), ranges["TTFT"], said)
-    table.add_row("uplink a token", f"{predicted.uplink_bytes_per_token:.0f} B", "", "")
-    ratio = predicted.cloud_cost_ratio
-    said = "" if ratio is None else f"the whole model there would take {ratio:.2f} times as much"
-    table.add_row("cloud a token", time_text(predicted.cloud_s_per_token), "", said)
-    if not plan.edge_is_whole:
-        table.add_row(
-            "cloud memory",
-            size_text(predicted.cloud_memory_bytes),
-            "",
-            f"{size_text(predicted.cloud_memory_per_session_bytes)} a session",
-        )
-    table.add_row(
-        "quality",
-        f"{percent_text(predicted.quality_drop_pct)} of perplexity",
-        "",
-        _quality_text(predicted.quality_drop_pct, predicted.quality_source),
-    )
-    table.add_row("longest possible", f"{predicted.longest_tokens:,} tokens", "", limits)
-    return table
-
-
-def range_texts(predicted: Predicted) -> dict[str, str]:
-    """p10 to p90 of each prediction that has them; empty texts in older plans."""
-    known = predicted.ranges
-    if known is None:
-        return dict.fromkeys(("memory", "TBT", "slowest TBT", "TTFT"), "")
-    return {
-        "memory": _range_text(known.edge_memory_bytes, size_text),
-        "TBT": _range_text(known.tbt_s, time_text),
-        "slowest TBT": _range_text(known.longest_tbt_s, time_text),
-        "TTFT": _range_text(known.ttft_s, time_text),
-    }
-
-
-def _range_text(item: PredictedRange, text: Text) -> str:
-    return f"{text(item.p10)} to {text(item.p90)}"
-
-
-def _quality_text(drop_pct: float, source: str) -> str:
-    """Where the loss is known from; a loss that readers notice must not rest on assumptions."""
-    if source == "certified" and drop_pct == 0:
-        return "exact: nothing is rounded or compressed"
-    if source == "certified" or drop_pct <= NOTICED_DROP_PCT:
-        return source
-    return f"{source}: measure it with 'splitpoint certify'"
 
 
 def _quantity(flip: Flip) -> str:

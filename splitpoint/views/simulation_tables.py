@@ -125,6 +125,8 @@ def _print_measures(
     figures = Table("", "", title="Servers and bytes", show_header=False)
     for row in measures.for_people():
         figures.add_row(*row)
+    for row in [] if ranges is None else ranges.energy_rows(measures.no_sensor):
+        figures.add_row(*row)
     screen.print(figures)
 
 

@@ -7,9 +7,17 @@ from dataclasses import replace
 from hwprofiles.profiles.device import DeviceProfile, Figure, Power
 from hwprofiles.profiles.power import SustainedLoad
 
+SENSOR = "ina3221 VDD_IN (board)"
 
-def hot(device: DeviceProfile, *, share: float, watts: float | None = None) -> DeviceProfile:
-    """The device with this share of its speed left, and these watts measured at work."""
+
+def hot(
+    device: DeviceProfile,
+    *,
+    share: float,
+    watts: float | None = None,
+    idle: float | None = None,
+) -> DeviceProfile:
+    """The device with this share of its speed left, and these watts measured at work and idle."""
     source = next(iter(device.sources))
     load = SustainedLoad(
         source=source,
@@ -21,7 +29,9 @@ def hot(device: DeviceProfile, *, share: float, watts: float | None = None) -> D
     power = replace(device.power or Power(), sustained=load)
     if watts is not None:
         measured = Figure(value=watts, source=source)
-        power = replace(power, load_watts=measured, sensor="ina3221 VDD_IN (board)")
+        power = replace(power, load_watts=measured, sensor=SENSOR)
+    if idle is not None:
+        power = replace(power, idle_watts=Figure(value=idle, source=source))
     return replace(device, power=power)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
+from hwprofiles.sensors.registry import energy_meter
 from optimizer.artifacts.bundle import PLAN_NAME
 from optimizer.artifacts.plan import load_plan
 from optimizer.measured.log import as_line, read_measurements
@@ -18,6 +19,8 @@ from optimizer.measured.record import MeasuredGeneration
 from splitpoint.cli import main
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import RunningServer
+from tests.hwprofiles.sensors.trees import JETSON, write_tree
+from tests.optimizer.hot_devices import hot
 from tests.optimizer.measured import hours
 from tests.splitpoint.test_cli import failing
 
@@ -70,6 +73,44 @@ def test_a_run_appends_its_figures_and_neither_text_nor_tokens(
         assert secret not in said
     assert str(answer["tokens"])[1:-1] not in said
     assert not {"text", "tokens", "token_ids", "prompt"} & set(json.loads(said.splitlines()[0]))
+
+
+def test_a_sensors_energy_is_logged_and_explained(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: Path,
+    server: RunningServer,
+    tmp_path: Path,
+) -> None:
+    root = write_tree(tmp_path / "system", JETSON)  # 8 W all the time
+    monkeypatch.setattr("edge.client.energy_meter", lambda: energy_meter(root, lambda _: ""))
+    profile, log = tmp_path / "metered.yaml", tmp_path / "measured.jsonl"
+    profile.write_text(device_to_yaml(hot(hours.EDGE, share=1.0, watts=9.0, idle=7.0)))
+    profiles = ("--edge-profile", str(profile), *PROFILES[2:])
+    common = ["run", str(bundle), "--server", server.address, "--prompt", PROMPT, "--draft", "off"]
+    common += ["--max-new-tokens", "8", "--ignore-eos", "--measure", str(log), "--explain"]
+    assert main([*common, *profiles, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (record,) = read_measurements(log)
+    assert isinstance(record, MeasuredGeneration)
+    assert record.energy is not None
+    assert record.energy.sensor == "ina3221 VDD_IN (board)"
+    assert record.energy.joules == pytest.approx(8.0 * record.energy.seconds, rel=1e-6)
+    assert 0 < record.energy.busy_s < record.energy.seconds
+    assert answer["energy_joules"] == record.energy.joules
+    rows = {row["figure"]: row for row in answer["predicted"]}
+    assert rows["energy of an answer"]["unit"] == "J"
+    assert rows["energy of an answer"]["predicted_p10"] < rows["energy of an answer"]["predicted"]
+    assert "energy_note" not in answer
+    assert main([*common, *PROFILES]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "energy of an answer" not in said
+    assert "no sensor in the device's profile" in said
+    monkeypatch.setattr("edge.client.energy_meter", lambda: None)
+    assert main([*common, *profiles, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["energy_joules"] is None
+    assert "no sensor on the device" in answer["energy_note"]
 
 
 def test_a_log_that_cannot_be_written_is_refused_before_anything_loads(

@@ -36,6 +36,63 @@ def test_with_a_price_the_least_cost_is_planned(capsys: pytest.CaptureFixture[st
     assert "cost per million tokens" in capsys.readouterr().out
 
 
+def test_energy_cost_and_the_rate_that_lasts_are_promised_or_no_sensor_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    metered = tmp_path / "metered.yaml"
+    pi = load_device("raspberry-pi-5-8gb")
+    metered.write_text(device_to_yaml(hot(pi, share=0.8, watts=6.5, idle=3.0)))
+    common = ("plan", "--model", "smollm2-135m", "--cloud", "a100-80gb", "--link", "4g")
+    asked = (*common, "--edge", str(metered), "--cloud-price", "2", "--energy-price", "0.3")
+    found = planned(capsys, *asked, "--out", str(tmp_path / "plan.yaml"))["predicted"]
+    each = found["energy"]["joules_per_token"]
+    assert each["p10"] < each["p50"] < each["p90"]
+    assert 3.0 * found["tbt_s"] <= each["p50"] <= 6.5 * found["tbt_s"]
+    assert found["cost"]["per_million_tokens"]["p50"] > 0
+    assert found["lasting"]["tokens_per_s"]["p50"] == pytest.approx(1 / found["tbt_s"])
+    kept = load_plan(tmp_path / "plan.yaml").predicted
+    assert kept is not None
+    assert kept.energy is not None
+    assert kept.energy.joules_per_token.p50 == each["p50"]
+    assert main(list(asked)) == 0
+    said = capsys.readouterr().out
+    assert "energy a token" in said
+    assert "ina3221 VDD_IN (board); prompt and" in said
+    assert "no sensor" not in said
+    plain = (*common, "--edge", "raspberry-pi-5-8gb")
+    assert planned(capsys, *plain)["predicted"]["energy"] is None
+    assert main([*plain, "--out", str(tmp_path / "plain.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "no sensor" in said
+    assert "not measured" in said
+    text = (tmp_path / "plain.yaml").read_text()  # earlier versions read this
+    assert not {"energy", "cost", "lasting", "max_joules_per_token"} & set(text.split(":"))
+
+
+def test_energy_and_cost_are_limits_also_at_a_quantile(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    metered = tmp_path / "metered.yaml"
+    pi = load_device("raspberry-pi-5-8gb")
+    metered.write_text(device_to_yaml(hot(pi, share=0.8, watts=6.5, idle=3.0)))
+    machines = ("--edge", str(metered), "--cloud", "a100-80gb", "--link", "4g")
+    asked = ("plan", "--model", "smollm2-135m", *machines, "--split", "8", *FASTEST)
+    free = planned(capsys, *asked)["predicted"]["energy"]["joules_per_token"]
+    between = str((free["p50"] * free["p90"]) ** 0.5)
+    assert planned(capsys, *asked, "--max-energy", between)["limits"]["max_joules_per_token"]
+    status, line = refused(capsys, *asked, "--max-energy", between, "--quantile", "0.9")
+    assert (status, "energy a token" in line) == (1, True)
+    priced = (*asked, "--cloud-price", "2")
+    cost = planned(capsys, *priced)["predicted"]["cost"]["per_million_tokens"]
+    assert planned(capsys, *priced, "--max-cost", str(1.01 * cost["p50"]))
+    status, line = refused(capsys, *priced, "--max-cost", str(0.5 * cost["p10"]))
+    assert (status, "cost" in line) == (1, True)
+    status, line = refused(capsys, *SMOL, "--link", "4g", "--max-energy", "1")
+    assert (status, "no sensor: the profile raspberry-pi-5-8gb" in line) == (1, True)
+    status, line = refused(capsys, *asked, "--max-cost", "1")
+    assert (status, "needs a price" in line) == (1, True)
+
+
 def test_without_a_price_nothing_is_said_of_cost(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("plan", "--model", "smollm2-135m", *PI, "--link", "4g", "--pareto")
     found = planned(capsys, *asked)

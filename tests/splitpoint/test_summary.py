@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from edge.generation.report import Completion
-from hwprofiles.sensors.energy import EnergyMeter, EnergySensor, GaugeTally, MeasuredEnergy
-from splitpoint.chat import answering
+from hwprofiles.sensors.energy import MeasuredEnergy
 from splitpoint.chat.answering import summary
 
 ENERGY = MeasuredEnergy(joules=3.0, seconds=0.5, sensor="rapl package-0", covers="processor")
@@ -60,37 +58,3 @@ def test_the_report_has_the_energy_or_says_that_there_is_none() -> None:
     assert completion((), energy=ENERGY).to_json()["energy_joules_per_token"] is None
     unknown = completion((0.1, 0.2)).to_json()
     assert {unknown[name] for name in unknown if name.startswith("energy")} == {None}
-
-
-class FakeAnswer:
-    """An answer that shows nothing. It fails where it is told to."""
-
-    def __init__(self, *, fails: bool = False) -> None:
-        self._fails = fails
-        self.completion = completion((0.1, 0.2))
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._fails:
-            raise OSError("lost")
-        return iter(())
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_an_answer_is_metered_from_its_begin_to_its_end(
-    monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
-    times = iter((10.0, 12.0))
-    sensor = EnergySensor(
-        name="fake", covers="board", every_s=1000.0, tally=lambda: GaugeTally(lambda: 4.0)
-    )
-    meter = EnergyMeter(sensor, now=lambda: next(times))
-    monkeypatch.setattr(answering, "energy_meter", lambda: meter)
-    answer: Any = FakeAnswer(fails=fails)
-    if fails:
-        with pytest.raises(OSError, match="lost"):
-            answering.show_answer(answer)
-    else:
-        energy = answering.show_answer(answer, silent=True).energy
-        assert energy is not None
-        assert (energy.joules, energy.seconds) == (8.0, 2.0)
-    assert meter.stop() is None  # it has ended either way

@@ -64,7 +64,7 @@ def page(
     if sweep:
         sections.append(_sweep(sweep))
     sections.append(_latencies(measures, ranges))
-    sections.append(_servers(measures))
+    sections.append(_servers(measures, ranges))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -212,5 +212,6 @@ def _latencies(measures: Measures, ranges: LatencyRanges | None) -> str:
     )
 
 
-def _servers(measures: Measures) -> str:
-    return "<h2>Servers and bytes</h2>" + table(("", ""), measures.for_people())
+def _servers(measures: Measures, ranges: LatencyRanges | None) -> str:
+    energy = [] if ranges is None else ranges.energy_rows(measures.no_sensor)
+    return "<h2>Servers and bytes</h2>" + table(("", ""), [*measures.for_people(), *energy])

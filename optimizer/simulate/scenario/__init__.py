@@ -17,6 +17,8 @@ from optimizer.simulate.scenario.software import (
     Deployment,
     DraftingScenario,
     DraftOutcome,
+    FlightFrame,
+    MeasuredFlight,
     Software,
 )
 
@@ -28,8 +30,10 @@ __all__ = [
     "DraftOutcome",
     "DraftingScenario",
     "Fault",
+    "FlightFrame",
     "Lengths",
     "Link",
+    "MeasuredFlight",
     "MeasuredSteps",
     "Scaling",
     "Scenario",

@@ -120,6 +120,9 @@ class Scenario:
     def __post_init__(self) -> None:
         if not self.clients or len({group.name for group in self.clients}) < len(self.clients):
             raise ScenarioError("a scenario needs groups of clients, each with its own name")
+        loses = any(fault.kind == "server_loss" for fault in self.faults)
+        if self.drafting.flights and (loses or self.servers.scaling is not None):
+            raise ScenarioError("drafting.flights: measured flights know no lost server")
         if not 0 < self.duration_s < math.inf or not 0 <= self.drain_s < math.inf:
             raise ScenarioError("a scenario needs duration_s > 0 and drain_s >= 0, both finite")
         for key in NOT_SIMULATED:

@@ -47,6 +47,31 @@ class DraftOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlightFrame:
+    """One measured frame of a flight: its rows, and the tokens that it brought (0: it was sent
+    ahead on a wrong guess). Raises ScenarioError for more tokens than rows."""
+
+    rows: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tokens <= self.rows or self.rows < 1:
+            raise ScenarioError("a flight's frame needs rows, and 0 <= tokens <= rows")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredFlight:
+    """One measured step: its frame, which brought tokens, and those that followed before its answer
+    was there. Raises ScenarioError where the first frame brought none."""
+
+    frames: tuple[FlightFrame, ...]
+
+    def __post_init__(self) -> None:
+        if not self.frames or not self.frames[0].tokens:
+            raise ScenarioError("a flight needs a first frame that brought tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DraftingScenario:
     """How many tokens are drafted, and how many of them are accepted.
 
@@ -55,7 +80,8 @@ class DraftingScenario:
     with `best_length` the edge's own rule picks fewer where they bring more tokens a second.
     `draft_s`: seconds of the device for each drafted token. `outcomes`: measured rounds. Each step
     draws one of them instead of the above, because real drafts are longer where more of them are
-    accepted. Raises ScenarioError for values out of range.
+    accepted. `flights`: measured steps with the frames that were sent ahead; each step draws one in
+    place of all that. Raises ScenarioError for values out of range.
     """
 
     acceptance: float = 0.6
@@ -64,6 +90,7 @@ class DraftingScenario:
     best_length: bool = True
     draft_s: float = 0.0
     outcomes: tuple[DraftOutcome, ...] = ()
+    flights: tuple[MeasuredFlight, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.acceptance <= 1 or not 0 <= self.proposal_share <= 1 or self.length < 0:

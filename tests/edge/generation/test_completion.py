@@ -15,6 +15,7 @@ from edge.errors import EdgeError, InputError, LostError, TooSlowError
 from edge.generation.completion import CompletionRequest, CompletionRun
 from edge.generation.stopping import StopRule
 from edge.generation.token_source import NewToken, OnStep
+from hwprofiles.sensors.energy import EnergyMeter, EnergySensor, GaugeTally
 from tests.edge.generation.steps import step_trace
 
 EOS = 0
@@ -72,7 +73,12 @@ class Ticks:
 
 
 def run_of(
-    source: Script, *, stop: tuple[str, ...] = (), max_new_tokens: int = 10, trace: Any = None
+    source: Script,
+    *,
+    stop: tuple[str, ...] = (),
+    max_new_tokens: int = 10,
+    trace: Any = None,
+    meter: EnergyMeter | None = None,
 ) -> tuple[CompletionRun, Any]:
     fronts: Any = queue.SimpleQueue()
     fronts.put(Front())
@@ -88,6 +94,7 @@ def run_of(
         with_logprobs=True,
         clock=clock,
         trace=trace,
+        meter=meter,
     )
     return run, fronts
 
@@ -106,6 +113,32 @@ def test_times_count_from_the_call() -> None:
     list(run)
     assert run.completion.token_times_s == (1.0, 2.0, 3.0)
     assert run.completion.total_s == 10.0
+
+
+def four_watts() -> EnergyMeter:
+    """A meter from second 10 to second 12."""
+    sensor = EnergySensor(
+        name="fake", covers="board", every_s=1000.0, tally=lambda: GaugeTally(lambda: 4.0)
+    )
+    times = iter((10.0, 12.0))
+    return EnergyMeter(sensor, now=lambda: next(times))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_answer_is_metered_from_its_begin_to_its_end(fails: bool) -> None:
+    meter = four_watts()
+    script = Script(error=LostError("lost")) if fails else Script(1, 2, EOS)
+    run, _ = run_of(script, meter=meter)
+    if fails:
+        with pytest.raises(LostError, match="lost"):
+            list(run)
+    else:
+        list(run)
+    energy = run.completion.energy
+    assert energy is not None
+    assert (energy.joules, energy.seconds) == (8.0, 2.0)
+    assert meter.stop() is None  # it has ended either way
+    assert run_of(Script(1, EOS))[0]._meter is None
 
 
 def test_the_length_asked_for_ends_it_and_closes_the_source() -> None:

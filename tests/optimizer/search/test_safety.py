@@ -14,11 +14,13 @@ from optimizer.artifacts.plan import ModelRef, load_plan
 from optimizer.artifacts.prediction import Limits, ProfilesUsed
 from optimizer.artifacts.specs import load_spec
 from optimizer.cost.link import LinkPoint, link_at
+from optimizer.cost.money import Prices
 from optimizer.errors import PlanError
 from optimizer.search.planner import Planner
 from optimizer.search.problem import Cell, Problem
 from optimizer.search.request import make_problem
 from optimizer.search.to_plan import plan_of
+from tests.optimizer.hot_devices import hot
 from tests.optimizer.search.instances import links, problems
 
 SMOL = load_spec("smollm2-135m").geometry
@@ -44,7 +46,19 @@ def test_the_grid_is_as_sure_as_the_plan_of_each_configuration(
     asked: Problem, link: LinkPoint
 ) -> None:
     link = replace(link, rtt_sd=0.2, rate_sd=0.3)
-    limits = replace(asked.limits, max_ttft_s=1e9, max_tbt_s=1e9, quantile=0.9)
+    asked = replace(
+        asked,
+        edge=hot(asked.edge, share=0.8, watts=6.0, idle=2.5),
+        prices=Prices(cloud_per_hour=2.0, energy_per_kwh=0.3),
+    )
+    limits = replace(
+        asked.limits,
+        max_ttft_s=1e9,
+        max_tbt_s=1e9,
+        max_joules_per_token=1e9,
+        max_cost_per_million=1e9,
+        quantile=0.9,
+    )
     grid = Planner(asked).grid(link, limits)
     model = ModelRef(id="m", sha256="ab" * 32, geometry=asked.geometry)
     held = {item.name: item.values for item in grid.constraints}
@@ -57,11 +71,15 @@ def test_the_grid_is_as_sure_as_the_plan_of_each_configuration(
         if asked.objective == "context":
             continue  # limits hold at the required length, the plan's predictions at its longest
         shape = grid.fixed.exists.shape
+        assert predicted.energy is not None
+        assert predicted.cost is not None
         ranges = predicted.ranges
         for name, found in (
             ("TTFT", ranges.ttft_s),
             ("TBT", ranges.longest_tbt_s),
             ("edge memory", ranges.edge_memory_bytes),
+            ("energy a token", predicted.energy.joules_per_token),
+            ("cost", predicted.cost.per_million_tokens),
         ):
             value = np.broadcast_to(held[name], shape)[cell]
             assert found.p90 == pytest.approx(value, rel=1e-6), (name, cell)

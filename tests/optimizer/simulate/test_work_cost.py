@@ -11,6 +11,7 @@ from hwprofiles.profiles.catalog import load_device
 from optimizer.cost.edge import front_prefill, front_step
 from optimizer.cost.money import NO_PRICES, Prices
 from optimizer.errors import ScenarioError
+from optimizer.simulate.error_ranges import latency_ranges
 from optimizer.simulate.measures import measure
 from optimizer.simulate.scenario import Scenario, load_scenario
 from optimizer.simulate.simulation import simulate
@@ -59,6 +60,39 @@ def test_a_hot_device_takes_longer_over_its_steps_and_its_own_watts_count() -> N
     record = simulate(replace(setup, devices={**setup.devices, name: warm}))
     seconds = computing_s(len(record.requests), sends_rows=True, slowdown=2.0)
     assert record.edge_joules == pytest.approx(6.0 * seconds, rel=1e-9)
+
+
+def test_sensors_measure_devices_from_question_to_last_token() -> None:
+    setup = setup_of(PRICED)
+    (name,) = GROUP.devices
+    warm = hot(setup.devices[name], share=0.5, watts=6.0, idle=2.5)
+    metered = replace(setup, devices={**setup.devices, name: warm})
+    record = simulate(metered)
+    found = measure(PRICED, [record])
+    busy_s = computing_s(len(record.requests), sends_rows=True, slowdown=2.0)
+    seconds = sum(row.e2e_s for row in record.requests)
+    joules = 6.0 * busy_s + 2.5 * (seconds - busy_s)
+    assert record.sensor_joules == pytest.approx(joules, rel=1e-9)
+    assert found.joules_per_token == pytest.approx(joules / found.tokens)
+    ranges = latency_ranges(metered, found, [record])
+    assert ranges.joules_per_token is not None
+    assert ranges.work_cost is not None
+    for item, value in (
+        (ranges.joules_per_token, found.joules_per_token),
+        (ranges.work_cost, found.work_cost_per_million_tokens),
+    ):
+        assert item.p10 < item.p50 < item.p90
+        assert item.p50 == pytest.approx(value)
+    assert ranges.energy_rows(found.no_sensor)[0][1].startswith(f"{found.joules_per_token:.3g} J")
+
+
+def test_without_a_sensor_a_simulation_says_so() -> None:
+    record = run(PRICED)
+    found = measure(PRICED, [record])
+    ranges = latency_ranges(setup_of(PRICED), found, [record])
+    assert (found.joules_per_token, ranges.joules_per_token) == (None, None)
+    assert found.no_sensor == tuple(GROUP.devices)
+    assert ranges.energy_rows(found.no_sensor)[0] == ("devices' energy a token", "no sensor")
 
 
 def test_a_device_with_the_whole_model_costs_its_energy() -> None:
