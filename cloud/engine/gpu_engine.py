@@ -64,8 +64,9 @@ class GpuEngine(BackEngine):
         recorder: Recorder | None = None,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
-        self._kv_dtype = kv_dtype
+        self._kv_dtype: torch.dtype | None = None  # layers are tried with the model's type
         super().__init__(model)
+        self._kv_dtype = kv_dtype
         self._tables = BlockTables(model.device)
         shape = super().kv_shape
         self._rotary.reach(PROBE_ROWS + 1)

@@ -142,6 +142,7 @@ def test_keys_and_values_of_8_bits_take_a_quarter_and_move_the_logits_a_little(
 ) -> None:
     plain = BackEngine(load_back(model, first_layer=0))
     short = gpu_engine(load_back(model, first_layer=0), kv_dtype=torch.float8_e4m3fn)
+    assert short.num_gpu_layers == 2
     assert 4 * short.kv_shape.block_bytes == plain.kv_shape.block_bytes  # of float32
     want, got = (play(one, (1, 0, 1), [None] * 3) for one in (plain, short))
     for expected, answers in zip(want, got, strict=True):
