@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -63,8 +64,9 @@ class GpuEngine(BackEngine):
         recorder: Recorder | None = None,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
-        self._kv_dtype = kv_dtype
+        self._kv_dtype: torch.dtype | None = None  # layers are tried with the model's type
         super().__init__(model)
+        self._kv_dtype = kv_dtype
         self._tables = BlockTables(model.device)
         shape = super().kv_shape
         self._rotary.reach(PROBE_ROWS + 1)
@@ -96,12 +98,7 @@ class GpuEngine(BackEngine):
         shape = super().kv_shape
         if self._kv_dtype is None:
             return shape
-        return KvShape(
-            num_layers=shape.num_layers,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            dtype=self._kv_dtype,
-        )
+        return replace(shape, dtype=self._kv_dtype)
 
     @torch.inference_mode()
     def warm_up(self, arena: Tensor, *, split: int, num_rows: int, max_tokens: int) -> None:

@@ -2,9 +2,10 @@
 (`hwprofiles.profiler.measured_backends.BackKernels`).
 
 Everything here runs the engine's own code, so a profile follows whatever the engine does. Matrices
-are the layers that `load_back` makes. Stacks are engines with random weights, loaded from a folder
-like a bundle's. Their steps are a server's: on CUDA a graph, with tokens drawn there. On CUDA a
-synchronization follows every call. This file has never run there.
+are the layers that `load_back` makes; on CUDA they run as in a decode step, recorded in a graph.
+Stacks are engines with random weights, loaded from a folder like a bundle's. Their steps are a
+server's: on CUDA a graph, with tokens drawn there. On CUDA a synchronization follows every call.
+This file has never run there.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
+from cloud.attention.paged import has_triton
 from cloud.engine.back_engine import BackEngine
 from cloud.engine.back_weights import compute_dtype, load_back
 from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.drawing import Drawing
 from cloud.engine.engines import make_engine
+from cloud.engine.graph_recorder import CudaRecorder, Recorder
 from cloud.engine.int8_linear import Int8Linear, int8_linear, runs_int8
 from cloud.engine.launches import launch
 from cloud.engine.threads import use_threads
@@ -44,10 +47,11 @@ PAGE_SLACK: Final = 64  # tokens more than a session needs: pools may round up
 
 
 class TorchKernels:
-    """See `hwprofiles.profiler.measured_backends.BackKernels`. device: "cpu", "cuda", or "auto"
-    for CUDA if there."""
+    """See `hwprofiles.profiler.measured_backends.BackKernels`."""
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str = "auto", *, recorder: Recorder | None = None) -> None:
+        """device: "cpu", "cuda", or "auto" for CUDA if there. recorder: records the products of
+        `matrices`; None: CUDA graphs where the server has them, and nothing elsewhere."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
@@ -59,6 +63,9 @@ class TorchKernels:
         self.weight_bits: tuple[int, ...] = (8, 32) if on_cpu else (8, 16, 32)
         self.kv_bits = 32 if on_cpu else 16
         self.runs_int8 = runs_int8(self._device.type)
+        if recorder is None and not on_cpu and has_triton():
+            recorder = CudaRecorder(self._device)
+        self._recorder = recorder
 
     def versions(self) -> dict[str, str]:
         """See BackKernels."""
@@ -96,6 +103,9 @@ class TorchKernels:
 
         def with_rows(num_rows: int) -> Call:
             rows = torch.randn(num_rows, width, dtype=dtype, device=self._device)
+
+            if self._recorder is not None:
+                return self._finished(_recorded(self._recorder, linears, rows))
 
             @torch.inference_mode()
             def run() -> object:
@@ -195,6 +205,20 @@ class TorchStack:
             count = min(FILL_ROWS, num_tokens - lease.length)
             rows = torch.randn(count, self._engine.hidden_size)
             self._engine.forward([BatchEntry(lease=lease, rows=rows, num_logits=0)])
+
+
+@torch.inference_mode()
+def _recorded(record: Recorder, linears: Sequence[nn.Module], rows: Tensor) -> Call:
+    """The products one after the other, recorded as those of a decode step are."""
+    from cloud.engine.gpu_layer import product  # Triton, which no CPU server needs
+
+    def run() -> tuple[Tensor, Tensor]:
+        hidden = rows
+        for linear in linears:
+            hidden = product(linear, hidden)
+        return hidden, hidden
+
+    return record(run).replay
 
 
 def _close_all(leases: Sequence[KvLease]) -> None:

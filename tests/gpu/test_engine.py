@@ -12,9 +12,19 @@ pytestmark = [
 
 
 def test_every_family_draws_the_cpus_tokens_at_every_split() -> None:
-    from benchmarks.server.gpu_parity import check_parity
+    from benchmarks.server.gpu_machine import CudaMachine
+    from benchmarks.server.gpu_parity import (
+        FAMILIES,
+        FULL_PARITY,
+        check_draws,
+        check_family,
+        check_products,
+    )
 
-    found = check_parity()
+    machine = CudaMachine()
+    found = check_draws(machine) | check_products(machine)
+    for family in FAMILIES:
+        found |= check_family(machine, FULL_PARITY, family)
     assert [name for name, holds in found.items() if holds is False] == []
     assert found["llama: layers in kernels"] > 0
     assert found["llama: graphs"] > 0

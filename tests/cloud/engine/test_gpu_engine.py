@@ -63,10 +63,10 @@ def make_engine(model: Path) -> Any:
     return gpu_engine(load_back(model, first_layer=0))
 
 
-def gpu_engine(model: BackModel, record: Any = None) -> Any:
+def gpu_engine(model: BackModel, record: Any = None, *, kv_dtype: torch.dtype | None = None) -> Any:
     from cloud.engine.gpu_engine import GpuEngine
 
-    return GpuEngine(model, recorder=record or replaying)
+    return GpuEngine(model, recorder=record or replaying, kv_dtype=kv_dtype)
 
 
 def replaying(run: Callable[[], tuple[Tensor, Tensor]]) -> Any:
@@ -135,6 +135,19 @@ def test_every_step_equals_the_cpus_engine_whatever_the_splits(model: Path, engi
     for expected, answers in zip(want, got, strict=True):
         for a, b in zip(expected, answers, strict=True):
             assert float(np.linalg.norm(a - b) / np.linalg.norm(a)) < 2e-5
+
+
+def test_keys_and_values_of_8_bits_take_a_quarter_and_move_the_logits_a_little(
+    model: Path,
+) -> None:
+    plain = BackEngine(load_back(model, first_layer=0))
+    short = gpu_engine(load_back(model, first_layer=0), kv_dtype=torch.float8_e4m3fn)
+    assert short.num_gpu_layers == 2
+    assert 4 * short.kv_shape.block_bytes == plain.kv_shape.block_bytes  # of float32
+    want, got = (play(one, (1, 0, 1), [None] * 3) for one in (plain, short))
+    for expected, answers in zip(want, got, strict=True):
+        for a, b in zip(expected, answers, strict=True):
+            assert 1e-6 < float(np.linalg.norm(a - b) / np.linalg.norm(a)) < 0.15
 
 
 def test_sessions_that_enter_deeper_need_no_recording_of_their_own(model: Path) -> None:
