@@ -123,10 +123,8 @@ class LayerPoint:
     """What one whole layer of `width` takes beyond its matrices and its attention over the cache,
     with `num_rows` rows of `num_sessions` sessions: norms, activation, waking threads, starting
     operators, and what they cost each other in the caches. Below zero where a layer runs its
-    matrices faster than they run alone.
-
-    `working_set_bytes`: the weights of all layers that were timed, because whole layers read from
-    beyond the caches at another rate than matrices alone. 0: not known."""
+    matrices faster than they run alone. `working_set_bytes`: the weights of all layers that were
+    timed; beyond the caches the rest is another one. 0: not known."""
 
     width: int
     num_sessions: int
@@ -137,12 +135,11 @@ class LayerPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """The kernels for one weight precision.
+    """The kernels for one weight precision. `dispatch_s` is paid for every matrix.
 
-    `dispatch_s` is paid for every matrix. `lookup_s_per_element` is what the embedding's look-up
-    takes for each element of a row: unpacking a quantized table is slow enough to count. `layers`:
-    what is left of whole layers, in rising order of width, working set, sessions and rows; where it
-    is empty the device's overheads stand in.
+    `lookup_s_per_element` is what the embedding's look-up takes for each element of a row: a table
+    is unpacked slowly. `layers`: what is left of whole layers, in rising order of width, working
+    set, sessions and rows; where it is empty the device's overheads stand in.
     """
 
     weight_bits: int
@@ -172,9 +169,9 @@ class AttentionPoint:
 class AttentionKernel:
     """The attention kernel for one precision of the KV cache.
 
-    `width` is heads * head_dim of the measurement, and `packed_width` is (heads + 2 * KV heads) *
-    head_dim: `fixed_s` of many rows is mostly copying, rotating and rounding queries, keys and
-    values, and grows with it. Files without it scale with `width`. 0: not known, so not scaled.
+    `width` is heads * head_dim of the measurement, `packed_width` counts keys and values too. The
+    `fixed_s` of many rows is copying and rotating all of them, and grows with `packed_width`, in
+    old files with `width`. 0: not known, so not scaled.
     """
 
     kv_bits: int
@@ -198,8 +195,7 @@ class Overheads:
     Where measured: `session_s`, a server's bookkeeping for each session of a batch and step;
     `sample_s_per_logit`, drawing a token; `message_s`, this side's half of what the network stack
     takes for a message and its answer on loopback; `pause_s`, what a step takes longer after a
-    pause, in which caches and cores have turned to other things; `after_pause`, the same as a
-    factor, of older files: it counts where `pause_s` is not known.
+    pause, in which caches turn to other things; `after_pause`, the same as a factor, in old files.
     """
 
     step_s: Figure
@@ -290,15 +286,13 @@ class DeviceProfile:
 
     @property
     def pause_slowdown(self) -> float:
-        """Times that a step takes after waiting for the other side; at least 1, and 1 where that
-        was not measured, or was measured in seconds (`pause_s`)."""
+        """Times that a step takes after a pause; at least 1, and 1 where `pause_s` is known."""
         figure = None if self.overheads.pause_s is not None else self.overheads.after_pause
         return 1.0 if figure is None else max(1.0, figure.effective)
 
     @property
     def pause_s(self) -> float:
-        """Seconds that a step takes longer after waiting for the other side; 0 where that was not
-        measured."""
+        """Seconds that a step takes longer after a pause; 0 where that was not measured."""
         figure = self.overheads.pause_s
         return 0.0 if figure is None else figure.effective
 
