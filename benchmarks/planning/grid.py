@@ -13,6 +13,7 @@ and p90 of what was predicted beside what was measured.
 - **Quiet:** before each cell the run waits until others use less than 0.3 cores. `--busy` does not
   wait. A cell beside which others used more is marked as busy either way. `--real-time` runs both
   sides at real-time priority (root), which makes a busy machine bearable, but not its memory quiet.
+  There the threads that compute give way to those that send, as ordinary threads do by themselves.
 - **Resumable:** results are in FOLDER/grid.json, written after every cell. Cells that are there are
   skipped. `--again` measures those once more that were busy. `--report` measures nothing, and
   predicts with the models as they are now.
@@ -58,6 +59,7 @@ from benchmarks.planning.quiet_machine import (
     QUIET_CORES,
     OthersLoad,
     child_ids,
+    let_busiest_give_way,
     pinned,
     two_cpus,
     wait_until_quiet,
@@ -68,9 +70,9 @@ from optimizer.artifacts.plan import load_plan
 from splitpoint.server_process import crossing, serving
 
 SIDE_PRIORITY, LINK_PRIORITY = 10, 12  # with --real-time: the link does not wait for the device
-STEPS = 40  # of every session of a server cell
+STEPS, WARM_STEPS = 40, 10  # of every session of a server cell, and before all cells
 LARGE_POSITIONS, LARGE_TOKENS, LARGE_ROWS = (16, 192), 256, 64
-SPARE_BYTES = 1 << 20  # what a memory limit is above the prediction: limits are whole bytes
+SPARE_BYTES = 4 << 20  # what a memory limit is above the prediction: a process differs by as much
 
 
 def main() -> None:
@@ -210,6 +212,11 @@ class GridRun:
             with pinned(self._cloud_cpu, priority=self._priority):
                 address = stack.enter_context(serving(self._folder / "cloud"))
             self._own = child_ids()
+            plan = self._folder / "cloud" / "plan.yaml"
+            with pinned(self._edge_cpu, priority=self._priority):  # shows the thread of the model
+                work("clients", address, plan, 1, WARM_STEPS, SERVER_SPLIT)
+            for process in self._own:
+                let_busiest_give_way(process)
             yield address
 
     def _cell(self, cell: GridCell, machines: TwoMachines, address: str) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def answers(
     front does not fit, there is `refused` alone.
     """
     from benchmarks.planning.grid_cells import ANSWER, PROMPT
+    from benchmarks.planning.quiet_machine import give_way_to_messages
     from edge.client import EdgeClient
     from edge.errors import MemoryLimitError
     from edge.generation.completion import CompletionRequest
@@ -54,6 +55,7 @@ def answers(
         client = EdgeClient(bundle, address or None, **options)  # type: ignore[arg-type]
     except MemoryLimitError as error:
         return {"refused": str(error)}
+    give_way_to_messages()
     with client:
         longest = client.plan.max_tokens - LONGEST_ANSWER
         ids = client.tokenizer.encode(TEXT * (1 + 12 * longest // len(TEXT)))

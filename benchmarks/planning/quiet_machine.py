@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +42,34 @@ def pinned(cpu: int | None, *, priority: int = 0) -> Iterator[None]:
         if priority:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.sched_setaffinity(0, before)
+
+
+def give_way_to_messages() -> None:
+    """At real-time priority this thread gives way to all others of its process, old and new.
+
+    SCHED_FIFO never shares a core among threads of one priority: a message that another thread
+    should send would wait until this one has computed all there is. Ordinary threads share.
+    """
+    if os.sched_getscheduler(0) != os.SCHED_FIFO:
+        return
+    own = os.sched_getparam(0).sched_priority
+
+    def stay_above(*_event: object) -> None:
+        os.sched_setparam(0, os.sched_param(own))
+        sys.setprofile(None)
+
+    threading.setprofile(stay_above)  # new threads begin like the one that starts them
+    os.sched_setparam(0, os.sched_param(own - 1))
+
+
+def let_busiest_give_way(process: int) -> None:
+    """The same from outside, for a process that starts its threads from others: the thread that has
+    used most of the CPU gives way."""
+    threads = [int(folder.name) for folder in Path(f"/proc/{process}/task").glob("[0-9]*")]
+    busiest = max(threads, key=lambda thread: process_s(process, thread))
+    if os.sched_getscheduler(busiest) == os.SCHED_FIFO:
+        own = os.sched_getparam(busiest).sched_priority
+        os.sched_setparam(busiest, os.sched_param(own - 1))
 
 
 def two_cpus() -> tuple[int | None, int | None]:
@@ -100,10 +130,12 @@ def busy_s() -> float:
     return (user + nice + system + irq + softirq + steal) / TICKS_PER_S
 
 
-def process_s(process_id: int) -> float:
-    """CPU seconds of one process; 0 where it has ended."""
+def process_s(process_id: int, thread: int | None = None) -> float:
+    """CPU seconds of one process, or of one of its threads; 0 where it has ended."""
+    folder = Path(f"/proc/{process_id}")
     try:
-        text = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8")
+        file = folder / "stat" if thread is None else folder / "task" / str(thread) / "stat"
+        text = file.read_text(encoding="utf-8")
     except OSError:
         return 0.0
     fields = text.rpartition(")")[2].split()

@@ -38,9 +38,10 @@ from hwprofiles.profiler.parts import (
     figure,
     median_of,
     net_s,
+    pause_figure,
     quality_warnings,
 )
-from hwprofiles.profiler.timing import Timing, after_pause, measure
+from hwprofiles.profiler.timing import Timing, measure
 from hwprofiles.profiles.device import (
     AttentionKernel,
     BatchCurve,
@@ -76,19 +77,21 @@ FULL = BackEffort(
     rows=(1, 2, 4, 8, 16, 32, 64, 128, 256),
     large_rows=(1, 2, 8, 64),
     sessions=(1, 2, 4, 8, 16, 32, 64),
-    prompts=(32, 128),
+    prompts=(16, 32, 64, 128),
     layers=6,
+    deep_bytes=100 * MB,
     long=1024,
 )
 QUICK = BackEffort(
     num_passes=1,
     budget_s=0.02,
-    working_sets=(8 * MB, 128 * MB),
+    working_sets=(8 * MB, 32 * MB, 128 * MB),
     rows=(1, 2, 4, 16, 64, 128),
     large_rows=(1, 2, 16),
     sessions=(1, 4, 16, 64),
-    prompts=(128,),
+    prompts=(32, 128),
     layers=4,
+    deep_bytes=100 * MB,
     long=512,
 )
 
@@ -135,9 +138,7 @@ def profile_server(
     sampled = measure(kernels.sample(SAMPLED), budget_s=effort.budget_s)
     message = message_s(budget_s=4 * effort.budget_s)
     speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
-    overheads = replace(
-        _overheads(rates, sampled, message), after_pause=_after_pause(kernels, effort)
-    )
+    overheads = replace(_overheads(rates, sampled, message), pause_s=_pause_s(kernels, effort))
     progress(0.97, "memory")
     memory = _memory(kernels, effort)
     progress(1.0, "done")
@@ -301,14 +302,12 @@ def _overheads(rates: BackRates, sampled: Timing, message: Timing | None) -> Ove
     )
 
 
-def _after_pause(kernels: BackKernels, effort: BackEffort) -> Figure:
-    """Times that a session's step takes after a pause, over right after another."""
-    bits = kernels.weight_bits[0]
-    step = kernels.stack(STACKS[-1], num_layers=effort.layers, weight_bits=bits).step(
-        [SessionLoad(1, SHORT)]
-    )
-    paused = after_pause(step, measure(step, budget_s=4 * effort.budget_s))
-    return figure(paused.seconds, paused)
+def _pause_s(kernels: BackKernels, effort: BackEffort) -> Figure:
+    """Of a session's step and the drawing of its token. Its weights are few: a real back's lie
+    beyond the caches, with a pause or without."""
+    stack = kernels.stack(TINY, num_layers=effort.layers, weight_bits=kernels.weight_bits[0])
+    step, draw = stack.step([SessionLoad(1, SHORT)]), kernels.sample(SAMPLED)
+    return pause_figure(lambda: (step(), draw()), budget_s=4 * effort.budget_s)
 
 
 def _memory(kernels: BackKernels, effort: BackEffort) -> Memory:

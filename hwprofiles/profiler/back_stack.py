@@ -14,11 +14,14 @@ from hwprofiles.profiles.rates import attention_s, matrix_s
 
 PATIENCE_S = 0.12
 SHORT = 16  # tokens cached in the batches
+FEW_ROWS = 16  # more rows than this hide the reading of weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackEffort:
-    """How long to measure: passes, seconds a point in each, and which sizes."""
+    """How long to measure: passes, seconds a point in each, and which sizes.
+
+    Engines have `layers` layers, and then as many as `deep_bytes` hold, beyond the caches."""
 
     num_passes: int
     budget_s: float
@@ -28,6 +31,7 @@ class BackEffort:
     sessions: tuple[int, ...]
     prompts: tuple[int, ...]
     layers: int
+    deep_bytes: float
     long: int
 
 
@@ -35,7 +39,8 @@ class StackProbe:
     """An engine of a few layers: what a layer takes beyond its matrices and attention.
 
     With m (by working set) and a of a layer as predicted, T(L) = base + L (m_L + a + rest): two
-    depths give `rest` for each batch, whatever a step takes besides.
+    depths give `rest` for each batch, whatever a step takes besides. Few rows take another rest
+    where the layers lie beyond the caches: a third depth.
     """
 
     def __init__(
@@ -51,34 +56,63 @@ class StackProbe:
         self._effort, self._spreads = effort, spreads
         self._stack = kernels.stack(shape, num_layers=effort.layers, weight_bits=bits)
         self._one = kernels.stack(shape, num_layers=1, weight_bits=bits)
+        self._depth = round(effort.deep_bytes / self._layer_bytes())
+        self._deep = (
+            kernels.stack(shape, num_layers=self._depth, weight_bits=bits)
+            if self._depth > effort.layers
+            else None
+        )
         self._seconds: dict[tuple[int, int], float] = {}
+        self._one_seconds: dict[tuple[int, int], float] = {}
 
     def layers(self, attention: AttentionKernel) -> list[LayerPoint]:
-        """The rest of whole layers: prompts of one session, and batches of sessions."""
+        """The rest of whole layers: prompts of one session, and batches of sessions.
+
+        Beyond FEW_ROWS rows arithmetic hides reading, so the smaller set's rest holds for both."""
         batches = [(count, count) for count in self._effort.sessions]
+        loads = sorted([*batches, *((1, n) for n in self._effort.prompts)])
+        shallow = self._effort.layers
+        rests = {load: self._rest_s(*load, attention, shallow) for load in loads}
+        points = self._points(rests, shallow)
+        if self._deep is not None:
+            few = [load for load in loads if load[1] <= FEW_ROWS]
+            rests |= {load: self._rest_s(*load, attention, self._depth) for load in few}
+            points += self._points(rests, self._depth)
+        return points
+
+    def _points(self, rests: dict[tuple[int, int], float], num_layers: int) -> list[LayerPoint]:
         return [
             LayerPoint(
                 width=self._shape.width,
+                working_set_bytes=digits(num_layers * self._layer_bytes()),
                 num_sessions=sessions,
                 num_rows=rows,
-                seconds=digits(self._rest_s(sessions, rows, attention)),
+                seconds=digits(rest_s),
             )
-            for sessions, rows in sorted([*batches, *((1, n) for n in self._effort.prompts)])
+            for (sessions, rows), rest_s in rests.items()
         ]
 
-    def _rest_s(self, sessions: int, rows: int, attention: AttentionKernel) -> float:
-        shape, layers = self._shape, self._effort.layers
+    def _rest_s(self, sessions: int, rows: int, attention: AttentionKernel, layers: int) -> float:
+        shape = self._shape
         load = SessionLoad(1, SHORT) if sessions == rows else SessionLoad(rows, 0)
-        if (sessions, rows) not in self._seconds:
-            self._seconds[sessions, rows] = self._time([load] * sessions)
-        deep = self._seconds[sessions, rows] - layers * self._matrices_s(layers, rows)
-        one = timed(self._one.step([load] * sessions), self._effort, self._spreads).seconds
-        one -= self._matrices_s(1, rows)
+        loads = [load] * sessions
+        if layers == self._depth and self._deep is not None:
+            whole = timed(self._deep.step(loads), self._effort, self._spreads).seconds
+        else:
+            if (sessions, rows) not in self._seconds:
+                self._seconds[sessions, rows] = self._time(loads)
+            whole = self._seconds[sessions, rows]
+        deep = whole - layers * self._matrices_s(layers, rows)
+        if (sessions, rows) not in self._one_seconds:
+            seconds = timed(self._one.step(loads), self._effort, self._spreads).seconds
+            self._one_seconds[sessions, rows] = seconds
+        one = self._one_seconds[sessions, rows] - self._matrices_s(1, rows)
         attended = attention_s(
             attention,
             num_rows=load.num_rows,
             num_tokens=load.position + load.num_rows,
             num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
             working_set_bytes=0.0,
         )
@@ -104,8 +138,14 @@ class StackProbe:
             self._seconds[1, num_rows] = near
             far = self._time([SessionLoad(num_rows, long // 2)])
             points.append(self._point(num_rows, (far - near) / (long // 2) / layers))
-        width = self._shape.num_heads * self._shape.head_dim
-        return AttentionKernel(kv_bits=kv_bits, source="bench", points=tuple(points), width=width)
+        shape = self._shape
+        return AttentionKernel(
+            kv_bits=kv_bits,
+            source="bench",
+            points=tuple(points),
+            width=shape.num_heads * shape.head_dim,
+            packed_width=(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim,
+        )
 
     def _point(self, num_rows: int, slope_s: float) -> AttentionPoint:
         width = self._shape.num_heads * self._shape.head_dim

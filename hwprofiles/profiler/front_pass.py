@@ -8,13 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UnknownKernelError
-from hwprofiles.profiler import kernel_runs
+from hwprofiles.profiler import front_stack, kernel_runs
+from hwprofiles.profiler.front_stack import STACK_TOKENS, Effort, with_layers
 from hwprofiles.profiler.half_probe import computes_halves
 from hwprofiles.profiler.kernel_graphs import DecoderLayers, weight_bytes
 from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.message_probe import message_s
-from hwprofiles.profiler.parts import MB, Progress, digits, figure, net_s
-from hwprofiles.profiler.timing import Timing, after_pause, measure
+from hwprofiles.profiler.parts import MB, Progress, digits, figure, net_s, pause_figure
+from hwprofiles.profiler.timing import Timing
 from hwprofiles.profiles.device import (
     AttentionKernel,
     AttentionPoint,
@@ -25,10 +26,8 @@ from hwprofiles.profiles.device import (
     DecodePoint,
     Figure,
     Kernel,
-    LayerPoint,
     Overheads,
 )
-from hwprofiles.profiles.rates import attention_s, matrix_s
 
 SHAPES = ((256, 768), (512, 1536), (2048, 5632))
 PRECISIONS: tuple[tuple[int, Compute], ...] = (
@@ -47,27 +46,11 @@ BATCH_SHAPES = ((576, 1536), (1024, 2816))  # of models of 0.1 and 1 billion wei
 BATCH_SETS = (1.5e7, 6e7)  # within a cache, and beyond it
 BEYOND_ROWS = 32  # more rows than this hide the reading of weights from beyond a cache
 LOOKUP_WIDTH = 768
-# Whole layers: width, inner, heads, KV heads, layers.
-STACKS = ((512, 1536, 8, 4, 6), (1024, 2816, 16, 4, 4))
-STACK_TOKENS = 192
 # Of the thread sweep, of pauses and of the sustained load.
 TYPICAL_LAYERS = DecoderLayers(
     **ATTENTION, width=768, inner=2048, num_layers=6, weight_bits=4, compute="int8"
 )
 TYPICAL_STEP = ((1, STACK_TOKENS),)  # one row, tokens in all
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
-    """How long to measure: passes over everything, seconds a point in each, and which working
-    sets, rows and cache lengths."""
-
-    num_passes: int
-    budget_s: float
-    working_sets: tuple[float, ...]
-    rows: tuple[int, ...]
-    stack_rows: tuple[int, ...]
-    attention: tuple[tuple[int, tuple[int, int]], ...]  # rows, (short, long) tokens in all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,21 +79,19 @@ def one_pass(
     progress(0.9, "whole layers")
     step = kernel_runs.time_step(settings=settings, budget_s=effort.budget_s)
     kernels = [
-        _with_layers(kernel, attention[-1], step.seconds, settings, effort, spreads)
+        with_layers(kernel, attention[-1], step.seconds, settings, effort, spreads)
         for kernel in kernels
     ]
     message = message_s(budget_s=4 * effort.budget_s)
-    overheads = replace(
-        _overheads(step, kernels, message), after_pause=_after_pause(settings, effort)
-    )
+    overheads = replace(_overheads(step, kernels, message), pause_s=_pause_s(settings, effort))
     return Rates(kernels=tuple(kernels), attention=tuple(attention), overheads=overheads)
 
 
-def _after_pause(settings: KernelSettings, effort: Effort) -> Figure:
-    """Times that a row through a few layers takes after a pause, over right after another."""
-    (step,) = kernel_runs.decoder_calls(TYPICAL_LAYERS, cases=TYPICAL_STEP, settings=settings)
-    paused = after_pause(step, measure(step, budget_s=2 * effort.budget_s))
-    return figure(paused.seconds, paused)
+def _pause_s(settings: KernelSettings, effort: Effort) -> Figure:
+    """Of a row through a few layers, with what a step does around them."""
+    (layers,) = kernel_runs.decoder_calls(TYPICAL_LAYERS, cases=TYPICAL_STEP, settings=settings)
+    around = kernel_runs.step_call(settings)
+    return pause_figure(lambda: (around(), layers()), budget_s=4 * effort.budget_s)
 
 
 Run = Callable[[int, int, int, tuple[int, ...]], list[Timing]]
@@ -242,82 +223,19 @@ def _attention(
                     spread=digits(max(near.spread, far.spread)),
                 )
             )
-    return AttentionKernel(kv_bits=kv_bits, source="bench", points=tuple(points), width=width)
-
-
-def _with_layers(
-    kernel: Kernel, cache: AttentionKernel, step_s: float, settings: KernelSettings, effort: Effort,
-    spreads: list[float],
-) -> Kernel:  # fmt: skip
-    """The kernel with what is left of whole layers once its matrices and attention are taken off,
-    by the same formulas that predictions use."""
-    if kernel.weight_bits == 8 and kernel.compute == "fp32":
-        return kernel
-    points = []
-    for width, inner, num_heads, num_kv_heads, num_layers in STACKS:
-        layers = DecoderLayers(
-            width=width,
-            inner=inner,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=64,
-            num_layers=num_layers,
-            weight_bits=kernel.weight_bits,
-            compute=kernel.compute,
-        )
-        timings = kernel_runs.time_decoder(
-            layers,
-            cases=tuple((rows, STACK_TOKENS) for rows in effort.stack_rows),
-            settings=settings,
-            budget_s=effort.budget_s,
-        )
-        packed = 64 * (num_heads + 2 * num_kv_heads)
-        sizes = [width * packed, 64 * num_heads * width, *[width * inner] * 3]
-        for rows, timing in zip(effort.stack_rows, timings, strict=True):
-            spreads.append(timing.spread)
-            known = _known_layer_s(kernel, cache, sizes, num_layers, num_heads, rows)
-            rest = (timing.seconds - step_s) / num_layers - known
-            points.append(
-                LayerPoint(width=width, num_sessions=1, num_rows=rows, seconds=digits(rest))
-            )
-    return replace(kernel, layers=tuple(points))
-
-
-def _known_layer_s(
-    kernel: Kernel,
-    cache: AttentionKernel,
-    sizes: Sequence[int],
-    num_layers: int,
-    num_heads: int,
-    num_rows: int,
-) -> float:
-    """Matrices and attention of one layer of a whole-layer probe."""
-    working_set = num_layers * weight_bytes(sum(sizes), kernel.weight_bits)
-    matrices = sum(
-        matrix_s(
-            kernel,
-            num_weights=size,
-            matrix_bytes=weight_bytes(size, kernel.weight_bits),
-            num_rows=num_rows,
-            working_set_bytes=working_set,
-        )
-        for size in sizes
+    return AttentionKernel(
+        kv_bits=kv_bits,
+        source="bench",
+        points=tuple(points),
+        width=width,
+        packed_width=width + 2 * ATTENTION["num_kv_heads"] * ATTENTION["head_dim"],
     )
-    attended = attention_s(
-        cache,
-        num_rows=num_rows,
-        num_tokens=STACK_TOKENS,
-        num_heads=num_heads,
-        head_dim=64,
-        working_set_bytes=working_set,
-    )
-    return float(matrices + attended)
 
 
 def _overheads(step: Timing, kernels: Sequence[Kernel], message: Timing | None) -> Overheads:
     """Overheads for kernels without whole layers, and as one figure for people: medians over the
     precisions at the wider stack."""
-    width, inner = STACKS[-1][:2]
+    width, inner = front_stack.STACKS[-1][:2]
     measured = [[p for p in kernel.layers if p.width == width] for kernel in kernels]
     points = [found for found in measured if found]
     layer_s = max(1e-7, statistics.median(found[0].seconds for found in points))

@@ -19,7 +19,8 @@ from pathlib import Path
 from hwprofiles.machine_limits import total_memory_bytes, usable_cpus
 from hwprofiles.profiler import kernel_runs, system_facts
 from hwprofiles.profiler.error_spreads import measured_errors
-from hwprofiles.profiler.front_pass import TYPICAL_LAYERS, TYPICAL_STEP, Effort, one_pass
+from hwprofiles.profiler.front_pass import TYPICAL_LAYERS, TYPICAL_STEP, one_pass
+from hwprofiles.profiler.front_stack import Effort
 from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.measured_backends import CodecKernels, DrawingKernel
 from hwprofiles.profiler.parts import (

@@ -3,9 +3,9 @@
 A step's round trip is longer than the link's: protobuf, gRPC, HTTP/2, system calls and the threads
 that hand messages over, on both sides. This measures an echo over gRPC between two processes with
 the hand-overs of the real ones: a queue and a reader thread on the asking side, asyncio and a
-worker thread on the answering one. Messages are paused between, as steps are, because
-threads and caches that have gone to sleep take longer. Run as a module, this file is the answering
-process.
+worker thread on the answering one. There are pauses between messages, as long as those between
+steps, because threads and caches that have gone to sleep take longer. Run as a module, this file is
+the answering process.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from importlib.util import find_spec
 
-from hwprofiles.profiler.timing import Timing, timing_of
+from hwprofiles.profiler.timing import PAUSE_S, Timing, timing_of
 
 METHOD = "/splitpoint.probe/Echo"
 QUESTION_BYTES, ANSWER_BYTES = 250, 40  # a decode step at 3 bits an element of 576, and its answer
 TIMEOUT_S = 10.0
-PAUSE_S, MIN_MESSAGES = 0.004, 30
+MIN_MESSAGES = 30
 
 
 def message_s(*, budget_s: float) -> Timing | None:

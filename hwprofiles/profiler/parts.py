@@ -9,13 +9,14 @@ from typing import Any
 
 from hwprofiles.profiler import system_facts
 from hwprofiles.profiler.measured_backends import CodecKernels
-from hwprofiles.profiler.timing import Timing, measure
+from hwprofiles.profiler.timing import Timing, measure, measure_paused
 from hwprofiles.profiles.device import CODEC_KERNEL, IN_NUMPY, CodecSpeed, Figure
 
 MB = 1e6
 NOISY_SPREAD, DRIFT = 0.25, 0.10
 CODEC_WIDTHS = (576, 1024, 4096)
 CODEC_ROWS = 32
+CODEC_REPEATS = 5  # after a pause each
 
 Progress = Callable[[float, str], None]
 
@@ -34,6 +35,13 @@ def figure(value: float, timing: Timing | None = None) -> Figure:
     """A measured figure with its spread."""
     spread = None if timing is None else digits(timing.spread)
     return Figure(value=digits(value), source="bench", spread=spread)
+
+
+def pause_figure(call: Callable[[], object], *, budget_s: float) -> Figure:
+    """Seconds that a step takes longer after a pause than right after itself. Not in proportion:
+    the code around its kernels is what has left the caches."""
+    hot, paused = measure(call, budget_s=budget_s), measure_paused(call)
+    return figure(max(paused.seconds - hot.seconds, 1e-7), paused)
 
 
 def net_s(timing: Timing, dispatch_s: float) -> float:
@@ -110,21 +118,20 @@ def codec_warnings(speeds: Sequence[CodecSpeed], kernels: CodecKernels | None) -
 
 
 def codec_speeds(kernels: CodecKernels, budget_s: float) -> tuple[CodecSpeed, ...]:
-    """Each kind of codec at several widths: one row and many give the fixed part and the slope."""
+    """Each kind of codec at several widths: one row and many give the slope, and one row after a
+    pause the fixed part. A frame is coded once a step, and that takes several times as long as
+    coding the same row again at once."""
     found = []
     for kind in kernels.kinds:
         for width in CODEC_WIDTHS:
-            seconds = []
-            for num_rows in (1, CODEC_ROWS):
-                calls = kernels.coder(kind, hidden_size=width, num_rows=num_rows)
-                seconds.append([measure(call, budget_s=budget_s).seconds for call in calls])
-            slopes = [
-                max(many - one, 0.0) / (width * (CODEC_ROWS - 1))
-                for one, many in zip(*seconds, strict=True)
-            ]
-            fixed = [
-                max(one - slope * width, 0.0) for one, slope in zip(seconds[0], slopes, strict=True)
-            ]
+            ones = kernels.coder(kind, hidden_size=width, num_rows=1)
+            manys = kernels.coder(kind, hidden_size=width, num_rows=CODEC_ROWS)
+            slopes, fixed = [], []
+            for one, many in zip(ones, manys, strict=True):
+                one_s, many_s = (measure(call, budget_s=budget_s).seconds for call in (one, many))
+                slopes.append(max(many_s - one_s, 0.0) / (width * (CODEC_ROWS - 1)))
+                first_s = measure_paused(one, num_repeats=CODEC_REPEATS).seconds
+                fixed.append(max(first_s - slopes[-1] * width, 0.0))
             found.append(
                 CodecSpeed(
                     kind=kind,

@@ -51,26 +51,25 @@ def measure(
     return timing_of(samples)
 
 
-def after_pause(
+def measure_paused(
     call: Callable[[], object],
-    hot: Timing,
     *,
     pause_s: float = PAUSE_S,
     num_repeats: int = PAUSED_REPEATS,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Timing:
-    """Times that `call` takes after a pause, in `hot.seconds`, which it takes after itself.
+    """What `call` takes after a pause, as a step does that waits for the other side.
 
     In a pause other programs use the caches, cores slow down, and threads go to sleep.
     """
-    ratios = []
+    samples = []
     for _ in range(num_repeats):
         sleep(pause_s)
         before = clock()
         call()
-        ratios.append((clock() - before) / hot.seconds)
-    return timing_of(ratios)
+        samples.append(clock() - before)
+    return timing_of(samples)
 
 
 def timing_of(samples: Sequence[float]) -> Timing:

@@ -20,6 +20,7 @@ MAY_BE_ZERO: Final = (
     "working_set_bytes",
     "matrix_bytes",
     "width",
+    "packed_width",
     "lookup_s_per_element",
     "num_weights",
     "encode_fixed_s",
@@ -85,7 +86,10 @@ def check_kernel(where: str, kernel: Any) -> None:
         for point in kernel.batch.points
     ]
     check_rising(where, "batch", batch)
-    layers = [(point.width, point.num_sessions, point.num_rows) for point in kernel.layers]
+    layers = [
+        (point.width, point.working_set_bytes, point.num_sessions, point.num_rows)
+        for point in kernel.layers
+    ]
     if layers:
         check_rising(where, "layers", layers)
 

@@ -43,6 +43,7 @@ def key_figures(profile: DeviceProfile) -> list[KeyFigure]:
         ("sampling, each logit", overheads.sample_s_per_logit, 1e9, "ns"),
         ("overhead a session and step", overheads.session_s, 1e6, "us"),
         ("a step after a pause, over one in line", overheads.after_pause, 1, "times"),
+        ("a step after a pause, longer by", overheads.pause_s, 1e6, "us"),
         ("process base, pages of files", memory.base_file_bytes, 1e-6, "MB"),
     ):
         if figure is not None:

@@ -123,22 +123,23 @@ class LayerPoint:
     """What one whole layer of `width` takes beyond its matrices and its attention over the cache,
     with `num_rows` rows of `num_sessions` sessions: norms, activation, waking threads, starting
     operators, and what they cost each other in the caches. Below zero where a layer runs its
-    matrices faster than they run alone."""
+    matrices faster than they run alone. `working_set_bytes`: the weights of all layers that were
+    timed; beyond the caches the rest is another one. 0: not known."""
 
     width: int
     num_sessions: int
     num_rows: int
     seconds: float
+    working_set_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """The kernels for one weight precision.
+    """The kernels for one weight precision. `dispatch_s` is paid for every matrix.
 
-    `dispatch_s` is paid for every matrix. `lookup_s_per_element` is what the embedding's look-up
-    takes for each element of a row: unpacking a quantized table is slow enough to count. `layers`:
-    what is left of whole layers, in rising order of width, sessions and rows; where it is empty
-    the device's overheads stand in.
+    `lookup_s_per_element` is what the embedding's look-up takes for each element of a row: a table
+    is unpacked slowly. `layers`: what is left of whole layers, in rising order of width, working
+    set, sessions and rows; where it is empty the device's overheads stand in.
     """
 
     weight_bits: int
@@ -168,14 +169,16 @@ class AttentionPoint:
 class AttentionKernel:
     """The attention kernel for one precision of the KV cache.
 
-    `width` is heads * head_dim of the measurement: `fixed_s` of many rows is mostly copying and
-    rotating, and grows with it. 0: not known, so not scaled.
+    `width` is heads * head_dim of the measurement, `packed_width` counts keys and values too. The
+    `fixed_s` of many rows is copying and rotating all of them, and grows with `packed_width`, in
+    old files with `width`. 0: not known, so not scaled.
     """
 
     kv_bits: int
     source: str
     points: tuple[AttentionPoint, ...]
     width: int = 0
+    packed_width: int = 0
     efficiency: float = 1.0
     efficiency_source: str | None = None
 
@@ -191,9 +194,8 @@ class Overheads:
 
     Where measured: `session_s`, a server's bookkeeping for each session of a batch and step;
     `sample_s_per_logit`, drawing a token; `message_s`, this side's half of what the network stack
-    takes for a message and its answer on loopback; `after_pause`, times that a step of one row
-    takes after a pause, in which caches and cores have turned to other things, over what it takes
-    right after another.
+    takes for a message and its answer on loopback; `pause_s`, what a step takes longer after a
+    pause, in which caches turn to other things; `after_pause`, the same as a factor, in old files.
     """
 
     step_s: Figure
@@ -203,6 +205,7 @@ class Overheads:
     sample_s_per_logit: Figure | None = None
     message_s: Figure | None = None
     after_pause: Figure | None = None
+    pause_s: Figure | None = None
 
 
 # In `Platform.versions`: what the codec was timed in, "compiled" or IN_NUMPY. Old files have none.
@@ -283,10 +286,15 @@ class DeviceProfile:
 
     @property
     def pause_slowdown(self) -> float:
-        """Times that a step of one row takes after waiting for the other side; at least 1, and 1
-        where that was not measured."""
-        figure = self.overheads.after_pause
+        """Times that a step takes after a pause; at least 1, and 1 where `pause_s` is known."""
+        figure = None if self.overheads.pause_s is not None else self.overheads.after_pause
         return 1.0 if figure is None else max(1.0, figure.effective)
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds that a step takes longer after a pause; 0 where that was not measured."""
+        figure = self.overheads.pause_s
+        return 0.0 if figure is None else figure.effective
 
     @property
     def sustained_share(self) -> float:

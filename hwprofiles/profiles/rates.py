@@ -16,7 +16,14 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hwprofiles.profiles.device import AttentionKernel, BatchCurve, DecodeCurve, Kernel, Overheads
+from hwprofiles.profiles.device import (
+    AttentionKernel,
+    BatchCurve,
+    DecodeCurve,
+    Kernel,
+    LayerPoint,
+    Overheads,
+)
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Quantity: TypeAlias = float | Floats  # one number, or an array of them
@@ -118,6 +125,7 @@ def attention_line(
     *,
     num_rows: int,
     num_heads: int,
+    num_kv_heads: int,
     head_dim: int,
     working_set_bytes: Quantity,
 ) -> AttentionLine:
@@ -141,8 +149,11 @@ def attention_line(
         for point in kernel.points
     )
     fixed = _between(by_rows, fixed_part, num_rows) * num_rows
-    if kernel.width and num_rows > 1:
-        fixed = fixed * (width / kernel.width)
+    if num_rows > 1:
+        packed = (num_heads + 2 * num_kv_heads) * head_dim
+        fixed = fixed * (
+            packed / kernel.packed_width if kernel.packed_width else width / (kernel.width or width)
+        )
     flops = 4 * num_rows * width
     return AttentionLine(fixed, flops * _between(by_rows, slowness, num_rows) / kernel.efficiency)
 
@@ -153,6 +164,7 @@ def attention_s(
     num_rows: int,
     num_tokens: Quantity,
     num_heads: int,
+    num_kv_heads: int,
     head_dim: int,
     working_set_bytes: Quantity,
 ) -> Floats:
@@ -161,6 +173,7 @@ def attention_s(
         kernel,
         num_rows=num_rows,
         num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         working_set_bytes=working_set_bytes,
     )
@@ -175,8 +188,10 @@ def layer_rest_s(
     inner: int,
     num_rows: int,
     num_sessions: int = 1,
-) -> float:
-    """Seconds of one layer beyond its matrices and attention.
+    working_set_bytes: Quantity = 0.0,
+) -> Floats:
+    """Seconds of one layer beyond its matrices and attention, in a step that reads
+    `working_set_bytes` in all, for every working set.
 
     From whole layers where they were measured: rows of one session, plus what the same number of
     rows costs more when they belong to as many sessions. Wider layers than measured: in
@@ -184,21 +199,27 @@ def layer_rest_s(
     """
     if not kernel.layers:
         moved = 4 * (4 * width + 3 * inner) * (num_rows - 1)
-        return overheads.layer_s.effective + moved / overheads.elementwise_bytes_per_s.effective
-    widths: list[float] = []
-    values: list[float] = []
-    for size, group in groupby(kernel.layers, key=lambda point: point.width):
-        points = list(group)
-        alone = [(p.num_rows, p.seconds) for p in points if p.num_sessions == 1]
-        shared = [(p.num_rows, p.seconds) for p in points if p.num_sessions == p.num_rows]
-        rest = rows_line(alone, num_rows)
-        if num_sessions > 1 and len(shared) > 1:
-            rest += rows_line(shared, num_sessions) - rows_line(alone, num_sessions)
-        widths.append(size)
-        values.append(rest)
-    if width > widths[-1]:
-        return values[-1] * width / widths[-1]
-    return float(interpolate(widths, values, width))
+        rate = overheads.elementwise_bytes_per_s.effective
+        return np.full(np.shape(working_set_bytes), overheads.layer_s.effective + moved / rate)
+
+    def within_sets(points: Sequence[LayerPoint]) -> Floats:
+        by_set = _grouped((point.working_set_bytes, point) for point in points)
+        values = [_rest_of_rows(group, num_rows, num_sessions) for _, group in by_set]
+        return interpolate([size for size, _ in by_set], values, working_set_bytes)
+
+    by_width = _grouped((float(point.width), point) for point in kernel.layers)
+    widest = by_width[-1][0]
+    return _between(by_width, within_sets, width) * max(1.0, width / widest)
+
+
+def _rest_of_rows(points: Sequence[LayerPoint], num_rows: int, num_sessions: int) -> float:
+    """Of layers of one width within one working set."""
+    alone = [(point.num_rows, point.seconds) for point in points if point.num_sessions == 1]
+    shared = [(p.num_rows, p.seconds) for p in points if p.num_sessions == p.num_rows]
+    rest = rows_line(alone, num_rows)
+    if num_sessions > 1 and len(shared) > 1:
+        rest += rows_line(shared, num_sessions) - rows_line(alone, num_sessions)
+    return rest
 
 
 def rows_line(points: Sequence[tuple[int, float]], x: float) -> float:

@@ -56,6 +56,8 @@ def scale_one_row(
     changed = replace(overheads, step_s=_scaled(overheads.step_s, work))
     if overheads.session_s is not None:
         changed = replace(changed, session_s=_scaled(overheads.session_s, work))
+    if overheads.pause_s is not None:
+        changed = replace(changed, pause_s=_scaled(overheads.pause_s, work))
     if any(_is_used(kernel, used.kernels) and not kernel.layers for kernel in profile.kernels):
         changed = replace(changed, layer_s=_scaled(overheads.layer_s, work))
     return replace(

@@ -54,6 +54,7 @@ def window_attention(
         kernel,
         num_rows=num_rows,
         num_heads=geometry.num_heads,
+        num_kv_heads=geometry.num_kv_heads,
         head_dim=geometry.head_dim,
         working_set_bytes=working_set_bytes,
     )

@@ -117,6 +117,7 @@ class BackCost:
             inner=self._geometry.intermediate_size,
             num_rows=num_rows,
             num_sessions=num_sessions,
+            working_set_bytes=self._working_set_bytes,
         )
         return rest_s + self.layer_matrices_s(num_rows)
 
@@ -242,13 +243,14 @@ def back_step_s(
     return float(back.step_s(groups, len(sessions) if num_logits is None else num_logits))
 
 
-def lone_slowdown(device: DeviceProfile, batch: int) -> float:
-    """Times that a decoding step of `batch` sessions takes over what `BackCost` says; at least 1.
+def lone_step_s(device: DeviceProfile, step_s: Quantity, batch: int) -> Quantity:
+    """Seconds of a decoding step of `batch` sessions, of which `BackCost` says that it takes
+    `step_s`.
 
     The steps of a session alone come after pauses, in which the server waits for it. With others
     there the server goes on from one step to the next.
     """
-    return device.pause_slowdown if batch == 1 else 1.0
+    return step_s * device.pause_slowdown + device.pause_s if batch == 1 else step_s
 
 
 def sample_s(device: DeviceProfile, geometry: ModelGeometry, *, num_logits: int) -> float:

@@ -16,7 +16,7 @@ Layers that are read from storage in every pass are read while others compute, s
 two counts (`optimizer.cost.streaming`).
 
 Where the profile knows what minutes of work do to the machine, and what pauses do, a decoding step
-of an answer takes `answer_slowdown` times as long. A prompt does not: it comes when the device has
+of an answer takes longer (`answer_step_s`). A prompt does not: it comes when the device has
 rested, and its chunks follow each other.
 """
 
@@ -98,7 +98,7 @@ def front_steps(
             working_set_bytes=working_set,
         )
 
-    matrices_s, rest_s = np.zeros(working_set.shape), np.zeros(splits.shape)
+    matrices_s, rest_s = np.zeros(working_set.shape), np.zeros(working_set.shape)
     sizes = Counter(matrix.num_weights for matrix in layer_matrices(geometry))
     for kernel, count in counts.items():
         for size, number in sizes.items():
@@ -109,6 +109,7 @@ def front_steps(
             width=geometry.hidden_size,
             inner=geometry.intermediate_size,
             num_rows=num_rows,
+            working_set_bytes=working_set,
         )
     windows = window_attention(
         device.attention_kernel(kv_bits),
@@ -136,13 +137,14 @@ def front_steps(
     )
 
 
-def answer_slowdown(device: DeviceProfile, *, waits: bool) -> float:
-    """Times that a decoding step of an answer takes over what the rates say; at least 1.
+def answer_step_s(device: DeviceProfile, step_s: Quantity, *, waits: bool) -> Quantity:
+    """Seconds of a decoding step of an answer, of which the rates say that it takes `step_s`.
 
     A plan's time between tokens has to hold for minutes, and the profile's rates are of bursts of
     steps right after each other. waits: whether the device waits for a server between its steps.
     """
-    return (device.pause_slowdown if waits else 1.0) / device.sustained_share
+    lasting_s = step_s / device.sustained_share
+    return lasting_s * device.pause_slowdown + device.pause_s if waits else lasting_s
 
 
 def front_step(

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 from hwprofiles.profiles.errors import ErrorKind
 from optimizer.artifacts.prediction import PredictedRange
-from optimizer.cost.cloud import lone_slowdown, sample_s
+from optimizer.cost.cloud import lone_step_s, sample_s
 from optimizer.cost.codec import answer_bytes, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import answer_slowdown, front_step
+from optimizer.cost.edge import answer_step_s, front_step
 from optimizer.cost.prompt import cloud_prefill_s, prompt_bytes, weighed_prefill
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
@@ -114,31 +114,28 @@ def round_parts(
     rows go through the head; `num_answers` tokens come back. Infinite over a dead link.
     """
     geometry, hidden = setting.geometry, setting.geometry.hidden_size
-    front_s = (
-        answer_slowdown(setting.edge, waits=not setting.is_whole)
-        * front_step(
-            setting.edge,
-            geometry,
-            split=setting.partition.split,
-            weight_bits=setting.partition.front_bits,
-            kv_bits=setting.kv_bits,
-            num_rows=num_rows,
-            position=position,
-            exact=setting.exact_front,
-            layer_bits=setting.front_layer_bits,
-            reading_s=setting.reading_s,
-        ).total_s
+    step = front_step(
+        setting.edge,
+        geometry,
+        split=setting.partition.split,
+        weight_bits=setting.partition.front_bits,
+        kv_bits=setting.kv_bits,
+        num_rows=num_rows,
+        position=position,
+        exact=setting.exact_front,
+        layer_bits=setting.front_layer_bits,
+        reading_s=setting.reading_s,
     )
+    front_s = answer_step_s(setting.edge, step.total_s, waits=not setting.is_whole)
     if setting.is_whole:
         return RequestParts(
             front_s=front_s, sample_s=sample_s(setting.edge, geometry, num_logits=1)
         )
     logits = num_rows if num_logits is None else num_logits
-    back_s = lone_slowdown(setting.cloud, batch) * float(
-        setting.back.shared_step_s(
-            num_rows=num_rows, position=position, num_logits=logits, batch=batch
-        )
+    shared_s = setting.back.shared_step_s(
+        num_rows=num_rows, position=position, num_logits=logits, batch=batch
     )
+    back_s = float(lone_step_s(setting.cloud, shared_s, batch))
     return round_over(
         setting.link,
         front_s=front_s,

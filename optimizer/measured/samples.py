@@ -22,11 +22,11 @@ from optimizer.cost.cloud import (
     SessionGroup,
     back_compute_bits,
     back_kv_bits,
-    lone_slowdown,
+    lone_step_s,
     sample_s,
 )
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, level_on
-from optimizer.cost.edge import answer_slowdown, front_steps
+from optimizer.cost.edge import answer_step_s, front_steps
 from optimizer.cost.front_kernels import front_kernel, halves_on
 from optimizer.cost.streaming import reading_s
 from optimizer.measured.record import MeasuredGeneration, MeasuredServing
@@ -175,10 +175,13 @@ def predict_front(device: DeviceProfile, samples: StepSamples) -> SplitPredictio
         reading_s=[reading_s(device, plan)],
     )
     waits = not plan.edge_is_whole
-    slow = answer_slowdown(device, waits=waits) if key.num_rows == 1 else 1.0
-    attention = slow * np.broadcast_to(step.attention_s, (1, len(samples.positions)))[0]
-    total = slow * np.broadcast_to(step.total_s, (1, len(samples.positions)))[0]
-    return SplitPrediction(total - attention, attention)
+    attention = np.broadcast_to(step.attention_s, (1, len(samples.positions)))[0]
+    total = np.broadcast_to(step.total_s, (1, len(samples.positions)))[0]
+    if key.num_rows > 1:
+        return SplitPrediction(total - attention, attention)
+    lasting = np.asarray(answer_step_s(device, total, waits=waits))
+    slow = answer_step_s(device, 1.0, waits=waits) - (device.pause_s if waits else 0.0)
+    return SplitPrediction(lasting - slow * attention, slow * attention)
 
 
 def predict_back(device: DeviceProfile, samples: StepSamples) -> SplitPrediction:
@@ -194,9 +197,12 @@ def predict_back(device: DeviceProfile, samples: StepSamples) -> SplitPrediction
     )
     each = key.num_rows // key.num_sessions
     group = SessionGroup(each, samples.positions, key.num_sessions)
-    slow = lone_slowdown(device, key.num_sessions) if key.num_rows == 1 else 1.0
-    work = slow * float(back.step_without_attention_s([group], key.num_logits))
+    work = float(back.step_without_attention_s([group], key.num_logits))
     attention = key.num_sessions * attended_s(back.attention(each), samples.positions + each)
+    slow = 1.0
+    if key.num_rows == 1:
+        work = float(lone_step_s(device, work, key.num_sessions))
+        slow = device.pause_slowdown
     return SplitPrediction(np.full(len(samples.positions), work), slow * np.asarray(attention))
 
 

@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from hwprofiles.profiles.rates import Floats
-from optimizer.cost.cloud import BackCost, back_kv_bits, lone_slowdown
+from optimizer.cost.cloud import BackCost, back_kv_bits, lone_step_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import LayerBits, answer_slowdown, chunk_runs, front_steps
+from optimizer.cost.edge import LayerBits, answer_step_s, chunk_runs, front_steps
 from optimizer.cost.levels import level_at
 from optimizer.cost.prompt import IDS_A_BATCH
 from optimizer.cost.round_trip import PromptChunks, queue_s
@@ -71,10 +71,9 @@ class StepTimes:
             alone = self._fronts(1, _positions(tokens, 1, ends=ends))
             out[self._whole] = alone[self._whole][:, :, :, None]
         edge = self._problem.edge
-        slow = np.where(
-            self._whole, answer_slowdown(edge, waits=False), answer_slowdown(edge, waits=True)
-        )
-        return slow.reshape(-1, 1, 1, 1, 1, 1, 1, 1) * out[:, :, None, :, None, None]
+        whole = self._whole.reshape(-1, 1, 1, 1, 1)
+        alone_s, asking_s = (answer_step_s(edge, out, waits=waits) for waits in (False, True))
+        return np.where(whole, alone_s, asking_s)[:, :, None, :, None, None]
 
     def rounds_back_s(self, tokens: Sequence[int], *, ends: bool = False) -> Floats:
         """Backs of a round, [S, 1, B, 1, 1, 1, D, N]; 0 on a whole edge."""
@@ -83,8 +82,10 @@ class StepTimes:
         for d, rows in enumerate(self.round_rows):
             positions = _positions(tokens, rows, ends=ends)
             out[:, :, d] = self._backs(rows, positions, num_logits=rows)
-        slow = lone_slowdown(self._problem.cloud, self._problem.limits.num_sessions)
-        return slow * out[:, None, :, None, None, None]
+        problem = self._problem
+        seconds = np.asarray(lone_step_s(problem.cloud, out, problem.limits.num_sessions))
+        seconds[self._whole] = 0.0
+        return seconds[:, None, :, None, None, None]
 
     def prompt(self, chunk: int, *, first: int = 0) -> PromptChunks:
         """The prompt's rows from token `first` on, in chunks of `chunk`: edge_s [S, F, 1, K, C, N],

@@ -20,9 +20,9 @@ from hwprofiles.links.shape import Curve, uniform
 from hwprofiles.profiles.device import DeviceProfile
 from optimizer.artifacts.plan import Plan
 from optimizer.cost.attention import WindowAttention
-from optimizer.cost.cloud import BackCost, SessionGroup, SessionRows, lone_slowdown, sample_s
+from optimizer.cost.cloud import BackCost, SessionGroup, SessionRows, lone_step_s, sample_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import answer_slowdown, front_steps
+from optimizer.cost.edge import answer_step_s, front_steps
 from optimizer.cost.streaming import reading_s
 from optimizer.errors import ScenarioError
 from optimizer.simulate.scenario import MeasuredSteps
@@ -87,7 +87,7 @@ class FrontTimes:
         self._lower: dict[int, FrontTimes] = {}
         self._known: dict[tuple[int, int], float] = {}
         figure = device.overheads.message_s
-        self._slowdown = answer_slowdown(device, waits=not plan.edge_is_whole)
+        self._waits = not plan.edge_is_whole
         self.busy_s = 0.0
         self.sample_s = sample_s(device, plan.model.geometry, num_logits=1)
         known_s = 0.0 if figure is None else figure.effective
@@ -111,7 +111,7 @@ class FrontTimes:
 
     def step_s(self, position: int) -> float:
         """One row of an answer, as it lasts in a long conversation."""
-        return self._slowdown * self.seconds(1, position)
+        return float(answer_step_s(self._device, self.seconds(1, position), waits=self._waits))
 
     def _ask(self, num_rows: int, position: int) -> None:
         """Remember this position and its neighbours."""
@@ -182,7 +182,7 @@ class ModelledBack:
             return float(known(first).step_without_attention_s(groups, num_logits))
 
         known = cache(back_from)
-        self._lone_slowdown = lone_slowdown(device, 1)
+        self._device = device
         self._split = plan.partition.split
         self._attention_from, self._rest_from = cache(attention_from), cache(rest_from)
         self._back = known(self._split)
@@ -213,8 +213,8 @@ class ModelledBack:
         base = self._without_attention.get(key)
         if base is None:
             base = self._without_attention[key] = float(self._back.batch_s(*key))
-        # A row alone comes after a pause, see `lone_slowdown`.
-        return (base + total) * (self._lone_slowdown if num_rows == 1 else 1.0)
+        # A row alone comes after a pause.
+        return float(lone_step_s(self._device, base + total, num_rows))
 
     def _with_lower(
         self, sessions: Iterable[SessionRows], num_logits: int, lower: Sequence[LowerRows]

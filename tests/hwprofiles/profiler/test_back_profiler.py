@@ -19,6 +19,7 @@ from optimizer.cost.cloud import SessionRows, back_step_s
 DISPATCH_S, BYTES_PER_S, FLOPS_PER_S = 2e-6, 2e10, 2e11
 STEP_S, SESSION_S, LAYER_S, ROW_S, COMPANY_S = 1e-4, 2e-6, 1e-4, 1e-6, 9e-6
 TOKEN_S = 3e-8
+PAUSED_S = 2e-4  # what a frame takes longer after a pause
 
 
 def matrix_seconds(num_weights: float, num_outputs: float, bits: int, num_rows: int) -> float:
@@ -159,7 +160,7 @@ def test_the_servers_real_engine_gives_a_whole_valid_profile(
     shape = StackShape(width=64, inner=96, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=32)
     tiny = BackEffort(
         num_passes=2, budget_s=0.0, working_sets=(1e5, 4e5), rows=(1, 2, 8), large_rows=(1, 2),
-        sessions=(1, 3), prompts=(8,), layers=2, long=64,
+        sessions=(1, 3), prompts=(48,), layers=2, deep_bytes=3e5, long=64,
     )  # fmt: skip
     monkeypatch.setattr(back_profiler, "QUICK", tiny)
     monkeypatch.setattr(back_profiler, "SHAPES", ((64, 96),))
@@ -174,7 +175,7 @@ def test_the_servers_real_engine_gives_a_whole_valid_profile(
         progress=lambda share, _what: shares.append(share),
     )  # fmt: skip
     assert {kernel.weight_bits for kernel in profile.kernels} == {8, 32}
-    assert all(len(kernel.layers) == 3 for kernel in profile.kernels)
+    assert {len(kernel.layers) for kernel in profile.kernels} == {3, 6}  # 8 bits have two depths
     assert profile.attention_kernel(32).points[0].num_rows == 1
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
@@ -191,22 +192,26 @@ def test_codec_speeds_split_a_frame_into_its_fixed_part_and_its_elements(
             count = hidden_size * num_rows
             return lambda: 1e-4 + 2e-9 * count, lambda: 5e-5 + 1e-9 * count
 
-    monkeypatch.setattr(
-        "hwprofiles.profiler.parts.measure",
-        lambda call, **_given: Timing(seconds=call(), spread=0.0, num_repeats=5),
-    )
+    def measured(call: Callable[[], float], **_given: object) -> Timing:
+        return Timing(seconds=call(), spread=0.0, num_repeats=5)
+
+    def after_a_pause(call: Callable[[], float], **_given: object) -> Timing:
+        return Timing(seconds=call() + PAUSED_S, spread=0.0, num_repeats=5)
+
+    monkeypatch.setattr("hwprofiles.profiler.parts.measure", measured)
+    monkeypatch.setattr("hwprofiles.profiler.parts.measure_paused", after_a_pause)
     speeds = codec_speeds(Coder(), 0.0)
     (told,) = codec_warnings(speeds, Coder())
     assert "timed in numpy" in told
-    assert "0.101 ms" in told  # 1e-4 + 2e-9 * 576
+    assert "0.301 ms" in told  # 1e-4 + PAUSED_S + 2e-9 * 576
     assert codec_version(Coder()) == {"codec_kernel": "numpy"}
     assert codec_version(None) == {}
     for speed in speeds:
         assert (speed.kind, speed.source) == ("lossless", "bench")
         seconds = (speed.encode_fixed_s, speed.encode_s_per_element)
-        assert seconds == pytest.approx((1e-4, 2e-9))
+        assert seconds == pytest.approx((1e-4 + PAUSED_S, 2e-9))
         seconds = (speed.decode_fixed_s, speed.decode_s_per_element)
-        assert seconds == pytest.approx((5e-5, 1e-9))
+        assert seconds == pytest.approx((5e-5 + PAUSED_S, 1e-9))
 
 
 def test_quick_measures_a_part_of_what_full_does() -> None:

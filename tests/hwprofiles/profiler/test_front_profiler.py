@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from hwprofiles.profiler import front_pass, system_facts
-from hwprofiles.profiler.front_pass import Effort
 from hwprofiles.profiler.front_profiler import _thread_warnings, profile_device
+from hwprofiles.profiler.front_stack import Effort
 from hwprofiles.profiler.parts import median_of
 from hwprofiles.profiler.parts import quality_warnings as _warnings
 from hwprofiles.profiler.sustained import MachineSigns
-from hwprofiles.profiler.timing import Timing, after_pause, measure
+from hwprofiles.profiler.timing import Timing, measure, measure_paused
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
 from hwprofiles.profiles.compare import key_figures
 from hwprofiles.profiles.device import BatchCurve, BatchPoint
@@ -46,9 +46,9 @@ def test_a_pause_is_counted_by_what_the_step_after_it_takes() -> None:
         now += seconds
         rested = True
 
-    hot = measure(call, budget_s=0.0, clock=lambda: now)
-    found = after_pause(call, hot, num_repeats=5, clock=lambda: now, sleep=sleep)
-    assert found.seconds == pytest.approx(1.5)
+    assert measure(call, budget_s=0.0, clock=lambda: now).seconds == pytest.approx(2.0)
+    found = measure_paused(call, num_repeats=5, clock=lambda: now, sleep=sleep)
+    assert found.seconds == pytest.approx(3.0)
     assert found.num_repeats == 5
 
 
@@ -121,14 +121,15 @@ def test_a_tiny_run_gives_a_whole_valid_profile(
         budget_s=0.0,
         working_sets=(1e5, 4e5),
         rows=(2, 8, 64),
-        stack_rows=(1, 8),
+        stack_rows=(1, 16),
         attention=((1, (16, 64)), (8, (8, 32))),
     )
     monkeypatch.setattr("hwprofiles.profiler.front_profiler.QUICK", tiny)
     monkeypatch.setattr("hwprofiles.profiler.front_pass.SHAPES", ((64, 128), (128, 384)))
     monkeypatch.setattr("hwprofiles.profiler.front_pass.BATCH_SHAPES", ((64, 128),))
     monkeypatch.setattr("hwprofiles.profiler.front_pass.BATCH_SETS", (1e5, 4e5))
-    monkeypatch.setattr("hwprofiles.profiler.front_pass.STACKS", ((64, 128, 2, 1, 2),))
+    monkeypatch.setattr("hwprofiles.profiler.front_stack.STACKS", ((64, 128, 2, 1),))
+    monkeypatch.setattr("hwprofiles.profiler.front_stack.STACK_SETS", (1e4, 2e5))
     monkeypatch.setattr(system_facts, "storage_read_rate", lambda *_: 1e8)
     monkeypatch.setattr(system_facts, "memory_bandwidth", lambda *_: (1e9, STEADY))
     monkeypatch.setattr(front_pass, "computes_halves", lambda _provider: True)
@@ -150,7 +151,12 @@ def test_a_tiny_run_gives_a_whole_valid_profile(
     }
     assert all(point.flops_per_s > 0 for k in profile.kernels for point in k.batch.points)
     assert {k.kv_bits for k in profile.attention} == {8, 16, 32}
-    assert [len(k.layers) for k in profile.kernels] == [2, 2, 2, 0, 2, 2]
+    # Two layers of wide weights are more than the larger set: one depth is enough for them.
+    assert [len(k.layers) for k in profile.kernels] == [4, 4, 4, 0, 2, 2]
+    near, far = profile.kernels[0].layers[:2], profile.kernels[0].layers[2:]
+    assert near[0].working_set_bytes < far[0].working_set_bytes
+    assert [point.num_rows for point in near] == [point.num_rows for point in far] == [1, 16]
+    assert near[1].seconds == far[1].seconds  # of many rows, arithmetic hides reading
     batch = profile.kernel(32).batch.points
     assert sorted({point.num_rows for point in batch}) == [2, 8, 64]
     assert len({point.working_set_bytes for point in batch}) == 2

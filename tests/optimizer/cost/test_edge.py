@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hwprofiles.profiles.catalog import load_device, shipped_devices
@@ -17,6 +18,7 @@ from hwprofiles.profiles.device import (
     BatchPoint,
     DecodeCurve,
     DecodePoint,
+    Figure,
     Kernel,
     LayerPoint,
 )
@@ -29,7 +31,8 @@ from hwprofiles.profiles.rates import (
     matrix_s,
 )
 from optimizer.artifacts.specs import load_spec
-from optimizer.cost.edge import front_prefill, front_step
+from optimizer.cost.cloud import lone_step_s
+from optimizer.cost.edge import answer_step_s, front_prefill, front_step
 
 SMOL = load_spec("smollm2-135m").geometry
 EDGES = [name for name in shipped_devices() if "edge" in load_device(name).roles]
@@ -103,9 +106,10 @@ def test_the_rest_of_a_layer_is_read_by_width_rows_and_sessions() -> None:
     overheads = load_device("local-epyc-2core").overheads
 
     def rest(width: int, rows: int, sessions: int = 1) -> float:
-        return layer_rest_s(
+        found = layer_rest_s(
             kernel, overheads, width=width, inner=300, num_rows=rows, num_sessions=sessions
         )
+        return float(found)
 
     assert rest(100, 1) == 1.0
     assert rest(100, 5) == pytest.approx(3.0)
@@ -137,11 +141,79 @@ def test_batch_and_attention_read_off_their_points() -> None:
         ),
         width=10,
     )
-    sizes: dict[str, Any] = {"num_heads": 2, "head_dim": 10, "working_set_bytes": 0.0}
+    sizes: dict[str, Any] = {
+        "num_heads": 2, "num_kv_heads": 1, "head_dim": 10, "working_set_bytes": 0.0,
+    }  # fmt: skip
     one = attention_s(kernel, num_rows=1, num_tokens=50, **sizes)
     assert one == pytest.approx(3.0 + 4 * 20 * 50 / 100)  # a single row's fixed part is dispatch
     four = attention_s(kernel, num_rows=4, num_tokens=50, **sizes)
     assert four == pytest.approx(8.0 * 20 / 10 + 4 * 4 * 20 * 50 / 200)
+
+
+def test_the_fixed_part_of_many_rows_grows_with_queries_keys_and_values() -> None:
+    kernel = AttentionKernel(
+        kv_bits=8,
+        source="x",
+        points=(AttentionPoint(num_rows=32, fixed_s=3.0, flops_per_s=200.0),),
+        width=12 * 64,
+        packed_width=(12 + 2 * 4) * 64,
+    )
+    for heads, kv_heads in ((9, 3), (14, 2), (16, 16)):
+        found = attention_s(
+            kernel, num_rows=32, num_tokens=50, num_heads=heads, num_kv_heads=kv_heads,
+            head_dim=64, working_set_bytes=0.0,
+        )  # fmt: skip
+        slope = 4 * 32 * heads * 64 / 200
+        assert found == pytest.approx(3.0 * (heads + 2 * kv_heads) / 20 + slope * 50)
+
+
+def test_a_pause_costs_seconds_and_in_older_files_a_factor() -> None:
+    device = load_device("local-epyc-2core")
+    source = next(iter(device.sources))
+    times = Figure(value=1.5, source=source)
+    longer = Figure(value=4e-4, source=source)
+    old = replace(device, overheads=replace(device.overheads, after_pause=times, pause_s=None))
+    new = replace(device, overheads=replace(old.overheads, pause_s=longer))
+    assert answer_step_s(old, 2e-3, waits=True) == pytest.approx(3e-3)
+    assert answer_step_s(new, 2e-3, waits=True) == pytest.approx(2.4e-3)
+    assert answer_step_s(new, 8e-3, waits=True) == pytest.approx(8.4e-3)  # not in proportion
+    assert answer_step_s(new, 2e-3, waits=False) == pytest.approx(2e-3)
+    assert lone_step_s(new, 2e-3, 1) == pytest.approx(2.4e-3)
+    assert lone_step_s(new, 2e-3, 2) == pytest.approx(2e-3)  # with others it does not wait
+
+
+def test_the_rest_of_whole_layers_is_read_off_within_its_working_set() -> None:
+    points = tuple(
+        LayerPoint(
+            width=512, working_set_bytes=size, num_sessions=1, num_rows=rows, seconds=seconds
+        )
+        for size, rows, seconds in (
+            (1e7, 1, 1e-5),
+            (1e7, 33, 9e-5),
+            (1e9, 1, 3e-5),
+            (1e9, 33, 9e-5),
+        )
+    )
+    device = load_device("local-epyc-2core")
+    kernel = replace(device.kernels[0], layers=points)
+
+    def rest(rows: int, working_set: float, width: int = 512) -> float:
+        found = layer_rest_s(
+            kernel, device.overheads, width=width, inner=1536, num_rows=rows,
+            working_set_bytes=working_set,
+        )  # fmt: skip
+        return float(found)
+
+    assert rest(1, 1e6) == pytest.approx(1e-5)  # held outside
+    assert rest(1, 1e8) == pytest.approx(2e-5)  # half way in the logarithm
+    assert rest(1, 1e10) == pytest.approx(3e-5)
+    assert rest(17, 1e8) == pytest.approx((5e-5 + 6e-5) / 2)  # linear in the rows
+    assert rest(1, 1e8, width=1024) == pytest.approx(4e-5)  # in proportion beyond
+    many = layer_rest_s(
+        kernel, device.overheads, width=512, inner=1536, num_rows=1,
+        working_set_bytes=np.array([1e6, 1e8, 1e10]),
+    )  # fmt: skip
+    assert many == pytest.approx([1e-5, 2e-5, 3e-5])
 
 
 def test_a_data_sheet_decode_step_is_the_roofline_by_hand() -> None:

@@ -66,6 +66,7 @@ def back_step_s(
             inner=geometry.intermediate_size,
             num_rows=sum(active),
             num_sessions=len(active),
+            working_set_bytes=working_set,
         )
         work = sum(seconds_of(matrix, sum(active)) for matrix in matrices)
         total += (stop - start) * (rest + work)
@@ -78,6 +79,7 @@ def back_step_s(
             num_rows=session.num_rows,
             num_tokens=tokens if window is None else min(tokens, window + session.num_rows - 1),
             num_heads=geometry.num_heads,
+            num_kv_heads=geometry.num_kv_heads,
             head_dim=geometry.head_dim,
             working_set_bytes=working_set,
         )

@@ -100,6 +100,7 @@ def front_step(
             num_rows=num_rows,
             num_tokens=tokens if window is None else min(tokens, window + num_rows - 1),
             num_heads=geometry.num_heads,
+            num_kv_heads=geometry.num_kv_heads,
             head_dim=geometry.head_dim,
             working_set_bytes=working_set,
         )
@@ -116,6 +117,7 @@ def front_step(
             width=geometry.hidden_size,
             inner=geometry.intermediate_size,
             num_rows=num_rows,
+            working_set_bytes=working_set,
         )
         for bits in {bits for bits, _ in layers}
     }

@@ -82,6 +82,7 @@ def attention_s(
     num_rows: int,
     num_tokens: int,
     num_heads: int,
+    num_kv_heads: int,
     head_dim: int,
     working_set_bytes: float,
 ) -> float:
@@ -101,7 +102,9 @@ def attention_s(
         )
     slowness = interpolate(rows, slownesses, num_rows)
     fixed = interpolate(rows, fixed_parts, num_rows) * num_rows
-    if kernel.width and num_rows > 1:
+    if kernel.packed_width and num_rows > 1:
+        fixed *= (num_heads + 2 * num_kv_heads) * head_dim / kernel.packed_width
+    elif kernel.width and num_rows > 1:
         fixed *= width / kernel.width
     return fixed + 4 * num_rows * width * num_tokens * slowness / kernel.efficiency
 
@@ -114,8 +117,10 @@ def layer_rest_s(
     inner: int,
     num_rows: int,
     num_sessions: int = 1,
+    working_set_bytes: float,
 ) -> float:
-    """Seconds of one layer beyond its matrices and attention.
+    """Seconds of one layer beyond its matrices and attention, in a step that walks
+    `working_set_bytes`.
 
     From whole layers where they were measured: rows of one session, plus what the same number of
     rows costs more when they belong to as many sessions. Wider layers than measured: in
@@ -127,14 +132,18 @@ def layer_rest_s(
     widths: list[float] = []
     values: list[float] = []
     for size, group in groupby(kernel.layers, key=lambda point: point.width):
-        points = list(group)
-        alone = [(p.num_rows, p.seconds) for p in points if p.num_sessions == 1]
-        shared = [(p.num_rows, p.seconds) for p in points if p.num_sessions == p.num_rows]
-        rest = rows_line(alone, num_rows)
-        if num_sessions > 1 and len(shared) > 1:
-            rest += rows_line(shared, num_sessions) - rows_line(alone, num_sessions)
+        sets, rests = [], []
+        for size_of_set, of_set in groupby(group, key=lambda point: point.working_set_bytes):
+            points = list(of_set)
+            alone = [(p.num_rows, p.seconds) for p in points if p.num_sessions == 1]
+            shared = [(p.num_rows, p.seconds) for p in points if p.num_sessions == p.num_rows]
+            rest = rows_line(alone, num_rows)
+            if num_sessions > 1 and len(shared) > 1:
+                rest += rows_line(shared, num_sessions) - rows_line(alone, num_sessions)
+            sets.append(size_of_set)
+            rests.append(rest)
         widths.append(size)
-        values.append(rest)
+        values.append(interpolate(sets, rests, working_set_bytes))
     if width > widths[-1]:
         return values[-1] * width / widths[-1]
     return interpolate(widths, values, width)

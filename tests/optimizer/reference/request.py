@@ -152,9 +152,9 @@ def round_parts(
         )
     logits = num_rows if num_logits is None else num_logits
     back = _back_s(deployment, num_rows, position, logits, batch)
-    front *= _after_pause(deployment.edge)
+    front = _after_pause(deployment.edge, front)
     if batch == 1:  # a server with others to serve does not wait
-        back *= _after_pause(deployment.cloud)
+        back = _after_pause(deployment.cloud, back)
     stack_s, link = message_s(deployment), deployment.link
     num_bytes = frame_bytes(deployment.level, hidden_size=hidden, num_rows=num_rows)
     answer = answer_bytes(num_answers)
@@ -170,10 +170,12 @@ def round_parts(
     )
 
 
-def _after_pause(device: DeviceProfile) -> float:
-    """Times that a step takes after waiting for the other side."""
-    figure = device.overheads.after_pause
-    return 1.0 if figure is None else max(1.0, figure.value * figure.efficiency)
+def _after_pause(device: DeviceProfile, seconds: float) -> float:
+    """A step after waiting for the other side: longer by seconds; in older files, by a factor."""
+    longer, times = device.overheads.pause_s, device.overheads.after_pause
+    if longer is not None:
+        return seconds + longer.value * longer.efficiency
+    return seconds if times is None else seconds * max(1.0, times.value * times.efficiency)
 
 
 def prefill_s(

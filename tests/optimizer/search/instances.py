@@ -159,18 +159,33 @@ def whole_layers(profile: DeviceProfile) -> DeviceProfile:
             for rows in (2, 16, 128)
         )
         layers = tuple(
-            LayerPoint(width=width, num_sessions=sessions, num_rows=rows, seconds=seconds)
-            for width, sessions, rows, seconds in (
-                (256, 1, 1, 3e-5),
-                (256, 1, 64, 4e-4),
-                (256, 4, 4, 9e-5),
-                (1024, 1, 1, 7e-5),
-                (1024, 1, 64, 9e-4),
+            LayerPoint(
+                width=width,
+                working_set_bytes=size,
+                num_sessions=sessions,
+                num_rows=rows,
+                seconds=seconds,
+            )
+            for width, size, sessions, rows, seconds in (
+                (256, 1e7, 1, 1, 3e-5),
+                (256, 1e7, 1, 64, 4e-4),
+                (256, 1e7, 4, 4, 9e-5),
+                (256, 9e7, 1, 1, 4e-5),
+                (256, 9e7, 1, 64, 5e-4),
+                (1024, 2e7, 1, 1, 7e-5),
+                (1024, 2e7, 1, 64, 9e-4),
             )
         )
         batch = replace(kernel.batch, points=points)
         kernels.append(replace(kernel, batch=batch, layers=layers))
-    return replace(profile, kernels=tuple(kernels))
+    pause = Figure(value=3e-4, source=next(iter(profile.sources)))
+    attention = (replace(cache, packed_width=1280) for cache in profile.attention)
+    return replace(
+        profile,
+        kernels=tuple(kernels),
+        attention=tuple(attention),
+        overheads=replace(profile.overheads, pause_s=pause),
+    )
 
 
 links = st.builds(

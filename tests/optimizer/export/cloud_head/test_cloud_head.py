@@ -162,10 +162,10 @@ def test_training_begins_at_the_best_linear_map_however_small_the_embeddings_are
     made = []
     for _ in range(60):
         ids = torch.randint(0, VOCAB, (21,), generator=generator)
-        states = [torch.randn(WIDTH, generator=generator)]
+        steps = [torch.randn(WIDTH, generator=generator)]
         for token in ids[1:20]:
-            states.append(of_token @ toy.table[token] + of_state @ states[-1])
-        rows = torch.stack(states).numpy().astype(np.float16)
+            steps.append(of_token @ toy.table[token] + of_state @ steps[-1])
+        rows = torch.stack(steps).numpy().astype(np.float16)
         made.append(Passage(token_ids=ids.numpy(), states=rows))
     write_passages(tmp_path / "shard", made)
     passages = open_passages(tmp_path / "shard", WIDTH)
