@@ -10,7 +10,8 @@ cache in which the policy's own code says which tokens stay; the tests of
 `tests/end_to_end/test_tokens_that_leave.py` show that a split gives the same. Token surprises are
 rounded as on the wire. `episodic-head`, `episodic-layer` and `episodic-model` are EpiCache's
 eviction (`benchmarks.edge.episodic_cache`), with a set of kept tokens for each head, each layer, or
-the whole model; the product does not have them.
+the whole model; the product does not have them. `entropy/2` and the like: 1/2 of what stays is the
+newest.
 
 - budget: the most tokens that are cached at once.
 - found: numbers whose digits are the likeliest ones behind "The code of your locker is". nats: what
@@ -18,7 +19,7 @@ the whole model; the product does not have them.
 - perplexity: of the tokens in the last quarter.
 - peak_tokens: the most that were cached at once. reread: tokens that were computed again.
 
-Rows that FILE has already are not measured again. --table prints means over its conversations.
+Rows that FILE has already are not measured again. --table prints its rows by policy and budget.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import math
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +39,25 @@ from benchmarks.edge.chat_texts import Chat, make_chat
 from benchmarks.edge.episodic_cache import WAYS, EpisodicCache
 from benchmarks.edge.facts import machine
 from optimizer.export.sources.model_source import open_source
+from optimizer.policy.kv.base import KvPolicy
+from optimizer.policy.kv.entropy import Entropy
 from optimizer.policy.kv.refuse import Refuse
 from optimizer.policy.kv.registry import kv_policy
 
 EPISODIC = {f"episodic-{way}": way for way in WAYS}
 
 
-def reader(name: str, budget: int, model: Any, tokenizer: Any) -> BoundedCache:
+def reader(label: str, budget: int, model: Any, tokenizer: Any) -> BoundedCache:
     """A cache that nothing was read into."""
+    name, _, share = label.partition("/")
     if name in EPISODIC:
-        return EpisodicCache(model, Refuse(), budget, by=EPISODIC[name], tokenizer=tokenizer)
-    policy = Refuse() if name == "full" else kv_policy(name)
+        cache = EpisodicCache(model, Refuse(), budget, by=EPISODIC[name], tokenizer=tokenizer)
+        return replace(cache, recent_share=int(share)) if share else cache
+    policy: KvPolicy = Refuse() if name == "full" else kv_policy(name)
+    if share and isinstance(policy, Entropy):
+        policy = replace(policy, recent_share=int(share))
+    elif share:
+        raise SystemExit(f"{label}: {name} has no share of newest tokens")
     return BoundedCache(model, policy, budget)
 
 
@@ -77,24 +87,28 @@ def measured(cache: BoundedCache, tokenizer: Any, chat: Chat) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line of Markdown for each policy and budget."""
+    """A line of Markdown for each policy and budget; the full cache's rows have to be there."""
     groups = defaultdict(list)
-    for row in rows:
+    full = {row["chat"]: row["later_nats"] for row in rows if row["policy"] == "full"}
+    for row in sorted(rows, key=lambda row: (row["budget"] or math.inf, row["policy"])):
         groups[row["policy"], row["budget"]].append(row)
     lines = [
-        "| policy | budget | chats | found | nats | perplexity | peak_tokens | reread | CPU s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| budget | policy | chats | found | of each number, oldest first | nats | perplexity "
+        "| over the full cache's | peak_tokens | reread | CPU s |",
+        "| ---: | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for (policy, budget), group in groups.items():
-        found = [hit for row in group for hit in row["found"]]
+        found = [sum(hits) for hits in zip(*(row["found"] for row in group), strict=True)]
         nats = [value for row in group for value in row["nats"]]
         tokens = sum(row["later_tokens"] for row in group)
-        perplexity = math.exp(sum(row["later_nats"] for row in group) / tokens)
+        read = sum(row["later_nats"] for row in group)
+        more = math.expm1((read - sum(full[row["chat"]] for row in group)) / tokens)
         peak = max(row["peak_tokens"] for row in group)
         reread, seconds = (sum(row[key] for row in group) for key in ("reread", "cpu_seconds"))
         lines.append(
-            f"| {policy} | {budget or ''} | {len(group)} | {sum(found)} of {len(found)} "
-            f"| {sum(nats) / len(nats):.2f} | {perplexity:.3f} | {peak:,} "
+            f"| {budget or ''} | {policy} | {len(group)} | {sum(found)} of {len(nats)} "
+            f"| {', '.join(map(str, found))} | {sum(nats) / len(nats):.1f} "
+            f"| {math.exp(read / tokens):.3f} | {100 * more:+.1f} % | {peak:,} "
             f"| {reread // len(group):,} | {seconds / len(group):.0f} |"
         )
     return "\n".join(lines)
