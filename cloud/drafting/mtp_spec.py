@@ -31,7 +31,13 @@ from cloud.engine.tensor_files import TensorFiles
 from cloud.errors import WeightsError
 
 _JOIN: Final = re.compile(r"(?:model\.)?layers\.(\d+)\.eh_proj\.weight")
-_MOST_EXPERTS: Final = 4096
+# What is made for these before any tensor is compared with them would take memory without end.
+_MOST: Final = {
+    "n_routed_experts": 4096,
+    "num_experts": 4096,
+    "head_dim": 4096,
+    "qk_rope_head_dim": 4096,
+}
 _GATE_UP, _DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 
@@ -134,7 +140,12 @@ def read_mtp(
             f"{folder}: multi-token-prediction layers of {kind!r} are not read; those of "
             f"{', '.join(MTP_FORMS)} are"
         )
-    for name, wanted in (("hidden_size", hidden_size), ("vocab_size", vocab_size)):
+    sizes = {
+        "hidden_size": hidden_size,
+        "vocab_size": vocab_size,
+        "num_hidden_layers": num_layers,
+    }
+    for name, wanted in sizes.items():
         if values.get(name) != wanted:
             raise WeightsError(f"{folder}: {name} is {values.get(name)!r}, the model's is {wanted}")
     if any(name.endswith("_scale_inv") for name in files):
@@ -225,9 +236,9 @@ def _skeleton(
     folder: Path, form: MtpForm, values: dict[str, Any]
 ) -> tuple[Any, nn.Module, nn.Module]:
     """The family's config, its layer without weights, and its rotary frequencies."""
-    experts = [values.get(name) for name in ("n_routed_experts", "num_experts")]
-    if any(type(one) is int and one > _MOST_EXPERTS for one in experts):
-        raise WeightsError(f"{folder}: more than {_MOST_EXPERTS} experts")
+    for name, most in _MOST.items():
+        if isinstance(value := values.get(name), int | float) and not 0 <= value <= most:
+            raise WeightsError(f"{folder / 'config.json'}: {name} is {value!r}")
     try:
         config = form.made("Config").from_dict({**values, "quantization_config": None})
         index = int(config.num_hidden_layers)

@@ -255,11 +255,11 @@ class CompletionRun:
         front = self._fronts.get()  # with what the answer before has left in its cache
         try:
             generation = self._generation = self._generation_of(front)
+            if self._meter is not None:
+                self._meter.start()
         except BaseException:  # a front that is not put back is missing for good
             self._fronts.put(front)
             raise
-        if self._meter is not None:
-            self._meter.start()
         if self._cancelled:
             generation.cancel()
         reason: FinishReason = "cancelled"
