@@ -165,6 +165,7 @@ class GridRun:
             "cpus": os.cpu_count(),
             "pinned": self._edge_cpu is not None,
             "real_time": bool(self._priority),
+            "quick": self._arguments.quick,
             "python": platform.python_version(),
             "date": date.today().isoformat(),
         }

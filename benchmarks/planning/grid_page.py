@@ -88,6 +88,8 @@ def page(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         lines += [
             f"**Machine:** {machine['processor']}, {machine['cpus']} cores, {cores}"
             f"{', real-time priority' if machine['real_time'] else ''}; {machine['date']}.",
+            f"{'Quick profiles' if machine.get('quick') else 'Profiles'}, measured anew in each of "
+            f"{len(results['repeats'])} repeats, of {_cells_text(results)} cells.",
             "",
         ]
     if not rows:
@@ -117,6 +119,12 @@ def page(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         lines += ["", "## Refused", "", "| cell | why |", "| --- | --- |"]
         lines += [f"| {key} | {why} |" for key, why in refused]
     return "\n".join([*lines, ""])
+
+
+def _cells_text(results: dict[str, Any]) -> str:
+    """How many cells each repeat has, in words."""
+    counts = [str(len(repeat["cells"])) for repeat in results["repeats"]]
+    return counts[0] if len(set(counts)) == 1 else " and ".join(counts)
 
 
 def _scaling_lines(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from cloud.drafting.draft_network import DraftNetwork
 from cloud.drafting.eagle_head import EagleHead
 from cloud.drafting.head_drafter import CloudHeadDrafter
 from cloud.drafting.head_spec import read_head
-from cloud.drafting.mtp_head import MtpHead
+from cloud.drafting.mtp_head import MtpHead, try_head
 from cloud.drafting.mtp_spec import MtpWeights
 from cloud.engine.back_engine import BackEngine
 from cloud.errors import StartError
@@ -45,6 +45,7 @@ def load_head(folder: Path, engine: BackEngine, *, kv_bytes: int) -> CloudHeadDr
     head: DraftNetwork
     if isinstance(weights, MtpWeights):
         head = MtpHead(weights, embed=embed, logits=engine.head_logits)
+        try_head(head, folder, width=engine.hidden_size)
     else:
         head = EagleHead(weights, embed=embed, logits=engine.head_logits)
     num_heads, head_dim = head.kv_heads

@@ -9,6 +9,7 @@ those of `cloud.drafting.draft_network`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -19,6 +20,7 @@ from cloud.attention.base import Attend, AttentionTraits
 from cloud.attention.transformers_interface import attending
 from cloud.drafting.draft_network import Embed, HeadChoices, KvHeads
 from cloud.drafting.mtp_spec import MtpWeights
+from cloud.errors import WeightsError
 
 _FLOAT_BYTES: Final = 4
 
@@ -79,6 +81,25 @@ class MtpHead:
         if self._embed is None:
             raise ValueError("a head without an embedding of its own, and the model has none here")
         return self._embed(token_ids)
+
+
+def try_head(head: MtpHead, folder: Path, *, width: int) -> None:
+    """Run one row: what a config claims beyond the shapes of tensors shows only then.
+
+    Raises WeightsError, in one line, where the layer does not run or gives no finite values.
+    """
+
+    def nothing(_: int, query: Tensor, kv: Tensor, traits: AttentionTraits) -> Tensor:
+        return torch.zeros_like(query)
+
+    try:
+        with torch.inference_mode():
+            shares = head.choices(head.run(torch.ones(1, width), [0], [0], nothing), 1).shares
+    except Exception as error:  # transformers and torch raise many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{folder}: the layer does not run ({reason})") from error
+    if not bool(shares.isfinite().all()):
+        raise WeightsError(f"{folder}: the layer gives values that are not finite")
 
 
 def _kv_heads(weights: MtpWeights) -> KvHeads:

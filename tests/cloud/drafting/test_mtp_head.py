@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cloud.drafting.head_drafter import CloudHeadDrafter
 from cloud.drafting.head_session import RanRows
 from cloud.drafting.head_spec import read_head
-from cloud.drafting.mtp_head import MtpHead
+from cloud.drafting.mtp_head import MtpHead, try_head
 from cloud.drafting.mtp_spec import MtpWeights
 from cloud.errors import WeightsError
 from cloud.kv.pool import KvPool, KvShape
@@ -158,6 +158,21 @@ def test_a_config_that_does_not_fit_is_refused_in_a_line(
 ) -> None:
     with pytest.raises(WeightsError, match=wrong) as caught:
         read(write_mtp(tmp_path, "glm4_moe", **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [{"num_experts_per_tok": 99}, {"rms_norm_eps": "x"}])
+def test_what_only_running_it_shows_is_refused_in_a_line(
+    tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    def load() -> None:
+        weights = read(write_mtp(tmp_path, kind, **changes))
+        head = MtpHead(weights, embed=lambda ids: TABLE[list(ids)], logits=lambda x: x @ TABLE.T)
+        try_head(head, tmp_path, width=WIDTH)
+
+    with pytest.raises(WeightsError, match="layer") as caught:
+        load()
     assert "\n" not in str(caught.value)
 
 
