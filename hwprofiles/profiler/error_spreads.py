@@ -15,6 +15,11 @@ from hwprofiles.profiles.errors import ErrorSpreads, spread_of_sd
 # range of samples taken from a normal population", Biometrika 17 (1925).
 NORMAL_RANGES: Final = {2: 1.128, 3: 1.693, 4: 2.059, 5: 2.326}
 
+# What a machine's speed usually differs by from one moment to the next, as a standard deviation of
+# the logarithm; it counts like so many differences. Two references alone say little. Ours.
+USUAL_DRIFT: Final = 0.03
+USUAL_WEIGHT: Final = 4
+
 
 def measured_errors(
     kernels: Sequence[Kernel], overheads: Overheads, references: Sequence[float]
@@ -28,7 +33,10 @@ def measured_errors(
     many = [point.spread for kernel in kernels for point in kernel.batch.points]
     message = overheads.message_s
     logs = [math.log(seconds) for seconds in references[-max(NORMAL_RANGES) :]]
-    drift = (max(logs) - min(logs)) / NORMAL_RANGES[len(logs)]
+    seen = (max(logs) - min(logs)) / NORMAL_RANGES[len(logs)]
+    number = len(logs) - 1
+    squares = USUAL_WEIGHT * USUAL_DRIFT**2 + number * seen**2
+    drift = math.sqrt(squares / (USUAL_WEIGHT + number))
     return ErrorSpreads(
         source="bench",
         one_row=_median(one),
