@@ -147,6 +147,12 @@ def answer_step_s(device: DeviceProfile, step_s: Quantity, *, waits: bool) -> Qu
     return lasting_s * device.pause_slowdown + device.pause_s if waits else lasting_s
 
 
+def middle_row(position: int, num_rows: int) -> int:
+    """The position of the middle one of `num_rows` rows from `position` on: what each of them takes
+    on average when they are computed one by one."""
+    return position + (num_rows - 1) // 2
+
+
 def front_step(
     device: DeviceProfile,
     geometry: ModelGeometry,

@@ -14,7 +14,7 @@ from hwprofiles.profiles.errors import ErrorKind
 from optimizer.artifacts.prediction import PredictedRange
 from optimizer.cost.cloud import lone_step_s, sample_s
 from optimizer.cost.codec import answer_bytes, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import answer_step_s, front_step
+from optimizer.cost.edge import answer_step_s, front_step, middle_row
 from optimizer.cost.prompt import cloud_prefill_s, prompt_bytes, weighed_prefill
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
@@ -111,7 +111,8 @@ def round_parts(
     """One round trip of `num_rows` rows with `position` tokens cached before them.
 
     `batch` sessions like this one share the server's steps. `num_logits` (all rows unless given)
-    rows go through the head; `num_answers` tokens come back. Infinite over a dead link.
+    rows go through the head; `num_answers` tokens come back. Infinite over a dead link. The front
+    makes the rows one by one (`edge.generation.draft_frames`), the server runs them together.
     """
     geometry, hidden = setting.geometry, setting.geometry.hidden_size
     step = front_step(
@@ -120,13 +121,14 @@ def round_parts(
         split=setting.partition.split,
         weight_bits=setting.partition.front_bits,
         kv_bits=setting.kv_bits,
-        num_rows=num_rows,
-        position=position,
+        num_rows=1,
+        position=middle_row(position, num_rows),
         exact=setting.exact_front,
         layer_bits=setting.front_layer_bits,
         reading_s=setting.reading_s,
     )
-    front_s = answer_step_s(setting.edge, step.total_s, waits=not setting.is_whole)
+    rows_s = num_rows * step.total_s
+    front_s = answer_step_s(setting.edge, rows_s, waits=not setting.is_whole)
     if setting.is_whole:
         return RequestParts(
             front_s=front_s, sample_s=sample_s(setting.edge, geometry, num_logits=1)

@@ -16,7 +16,13 @@ import numpy as np
 from hwprofiles.profiles.rates import Floats
 from optimizer.cost.cloud import BackCost, back_kv_bits, lone_step_s
 from optimizer.cost.codec import LevelCost, decode_s, encode_s, frame_bytes
-from optimizer.cost.edge import LayerBits, answer_step_s, chunk_runs, front_steps
+from optimizer.cost.edge import (
+    LayerBits,
+    answer_step_s,
+    chunk_runs,
+    front_steps,
+    middle_row,
+)
 from optimizer.cost.levels import level_at
 from optimizer.cost.prompt import IDS_A_BATCH
 from optimizer.cost.round_trip import PromptChunks, queue_s
@@ -60,12 +66,13 @@ class StepTimes:
         return self._round_level(frame_bytes)
 
     def rounds_front_s(self, tokens: Sequence[int], *, ends: bool = False) -> Floats:
-        """Fronts of a round, [S, F, 1, K, 1, 1, D, N]; `tokens` are cached before it, or, with
-        `ends`, after it."""
+        """Fronts of a round, one row after the other, [S, F, 1, K, 1, 1, D, N]; `tokens` are cached
+        before it, or, with `ends`, after it."""
         space = self._problem.space
         out = np.empty((*(space.shape[i] for i in (0, 1, 3, 6)), len(tokens)))
         for rows in set(self.round_rows):
-            values = self._fronts(rows, _positions(tokens, rows, ends=ends))
+            places = [middle_row(at, rows) for at in _positions(tokens, rows, ends=ends)]
+            values = rows * self._fronts(1, places)
             out[:, :, :, [r == rows for r in self.round_rows]] = values[:, :, :, None]
         if self._whole.any():  # nobody drafts for a whole edge
             alone = self._fronts(1, _positions(tokens, 1, ends=ends))

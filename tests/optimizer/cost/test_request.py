@@ -105,15 +105,37 @@ def test_a_round_is_its_parts_in_line() -> None:
     assert parts.total_s == pytest.approx(expected.total_s)
 
 
+def chunk_alone_s(setting: RequestSetting, *, position: int, num_rows: int) -> float:
+    """A prompt's chunk with nothing beside it: its rows go through the front together."""
+    parts = round_parts(setting, position=position, num_rows=num_rows, num_logits=1)
+    front = front_step(
+        setting.edge,
+        LLAMA,
+        split=8,
+        weight_bits=4,
+        kv_bits=8,
+        num_rows=num_rows,
+        position=position,
+    )
+    return float(dataclasses.replace(parts, front_s=front.total_s).total_s)
+
+
 def test_one_chunk_is_a_round_and_many_overlap() -> None:
-    parts = round_parts(BASE, position=0, num_rows=100, num_logits=1)
-    assert prefill_s(BASE, num_tokens=100) == pytest.approx(parts.total_s)
+    alone_s = chunk_alone_s(BASE, position=0, num_rows=100)
+    assert prefill_s(BASE, num_tokens=100) == pytest.approx(alone_s)
     chunked = dataclasses.replace(BASE, chunk=25)
     in_line = sum(
-        round_parts(chunked, position=start, num_rows=25, num_logits=1).total_s
-        for start in range(0, 100, 25)
+        chunk_alone_s(chunked, position=start, num_rows=25) for start in range(0, 100, 25)
     )
     assert prefill_s(chunked, num_tokens=100) < in_line - 3 * LINK.rtt_s
+
+
+def test_the_front_makes_the_rows_of_drafts_one_by_one() -> None:
+    def one_s(position: int) -> float:
+        return float(round_parts(BASE, position=position).front_s)
+
+    drafted = round_parts(BASE, position=400, num_rows=5).front_s
+    assert drafted == pytest.approx(sum(one_s(400 + row) for row in range(5)), rel=1e-3)
 
 
 def test_company_costs_queueing_and_a_longer_step() -> None:
@@ -151,7 +173,9 @@ def test_drafts_that_are_right_divide_the_round_trip() -> None:
     drafting = DraftedRound(num_drafts=3, tokens_per_round=4.0, draft_s=1e-3)
     found = predict_request(BASE, prompt_tokens=100, new_tokens=101, drafting=drafting)
     assert found.tbt_s == pytest.approx((found.round_parts.total_s + 1e-3) / 4)
-    assert found.tbt_s < plain.tbt_s / 2
+    assert found.tbt_s < plain.tbt_s
+    beyond_front_s = plain.tbt_s - plain.round_parts.front_s
+    assert found.tbt_s - found.round_parts.front_s / 4 < beyond_front_s / 2
     useless = DraftedRound(num_drafts=3, tokens_per_round=1.0)
     wasted = predict_request(BASE, prompt_tokens=100, new_tokens=101, drafting=useless)
     assert wasted.tbt_s > plain.tbt_s

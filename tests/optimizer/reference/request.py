@@ -137,11 +137,12 @@ def round_parts(
         split=deployment.partition.split,
         weight_bits=deployment.partition.front_bits,
         kv_bits=deployment.kv_bits,
-        num_rows=num_rows,
-        position=position,
+        num_rows=1,
+        position=position + (num_rows - 1) // 2,
         exact=deployment.exact_front,
         layer_bits=deployment.front_layer_bits,
     ).total_s
+    front *= num_rows  # drafts are computed one by one
     power = deployment.edge.power
     if power is not None and power.sustained is not None:  # a step as it lasts for minutes
         rates = power.sustained.peak_steps_per_s, power.sustained.sustained_steps_per_s
