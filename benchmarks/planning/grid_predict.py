@@ -136,7 +136,11 @@ def _drafted_tbt_s(
     cell: PlanCell, plan: Plan, measured: dict[str, Any], machines: TwoMachines
 ) -> float:
     """What rounds of the measured numbers of rows and tokens should take: how often a guess is
-    right is the text's affair."""
+    right is the text's affair.
+
+    A frame that left ahead of an answer travels with the one before it. Its answer follows when the
+    device has made its rows or the server has run them, whichever is later.
+    """
     geometry = plan.model.geometry
     level = level_on(
         DEFAULT_LEVELS[0],
@@ -156,9 +160,11 @@ def _drafted_tbt_s(
     )
     position = middle_position(PROMPT, ANSWER)
     seconds = tokens = 0.0
-    for rows, frames, brought in measured["rounds"]:
+    for rows, frames, brought, ahead in measured["rounds"]:
         each = round_parts(setting, position=position, num_rows=rows, num_answers=brought / frames)
-        seconds += frames * float(each.total_s)
+        edge_s = each.front_s + each.encode_s
+        cloud_s = each.decode_s + each.back_s + each.sample_s
+        seconds += frames * float(max(edge_s, cloud_s) if ahead else each.total_s)
         tokens += brought
     return seconds / tokens
 

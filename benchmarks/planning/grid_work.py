@@ -39,8 +39,8 @@ def answers(
     """Medians over some answers after one that is thrown away, then the longest sequence.
 
     limit: bytes of the process; 0: none. chunk, prefill: as the cell has them. Seconds, bytes.
-    `rounds`: of every number of rows in the answers' frames, how many frames and tokens. Where the
-    front does not fit, there is `refused` alone.
+    `rounds`: of every number of rows in the answers' frames, how many frames and tokens, and
+    whether they left ahead of an answer. Where the front does not fit, there is `refused` alone.
     """
     from benchmarks.planning.grid_cells import ANSWER, PROMPT
     from benchmarks.planning.quiet_machine import give_way_to_messages
@@ -72,11 +72,11 @@ def answers(
         for _ in client.start_ids(ids[:longest], last):
             pass
     kept = done[1:]
-    rounds: dict[int, list[int]] = {}
+    rounds: dict[tuple[int, bool], list[int]] = {}
     for one in kept:
         for step in one.steps:
             if step.phase == "decode" and step.num_new_tokens:
-                frames = rounds.setdefault(step.num_rows, [0, 0])
+                frames = rounds.setdefault((step.num_rows, step.ahead), [0, 0])
                 frames[0] += 1
                 frames[1] += step.num_new_tokens
     parts = [breakdown(one.steps, "decode") for one in kept]
@@ -89,7 +89,7 @@ def answers(
         "chunk_parts_s": {
             name: statistics.median(part[name] for part in chunks) for name in chunks[0]
         },
-        "rounds": sorted([rows, *counts] for rows, counts in rounds.items()),
+        "rounds": sorted([rows, *counts, ahead] for (rows, ahead), counts in rounds.items()),
         "peak_memory_bytes": peak_memory_bytes(),
     }
 
