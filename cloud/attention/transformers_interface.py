@@ -52,18 +52,23 @@ def packed_attention(
     """transformers' attention signature. query: [1, H, T, d]; key: [1, KV, T, d]; value:
     [1, KV, T, v], v at most d: latent attention (MLA) has narrower values, padded here with zeros.
 
-    s_aux: [H], sinks. Returns [1, T, H, v]. Raises TypeError for a module without a layer index.
+    s_aux: [H], sinks. Returns [1, T, H, v]. Raises TypeError for a module without a layer index,
+    and for values wider than keys.
     """
     layer = module.layer_idx
     if not isinstance(layer, int):
         raise TypeError("attention module without a layer index")
-    width = value.shape[-1]
-    value = F.pad(value, (0, key.shape[-1] - width))
+    width, key_width = value.shape[-1], key.shape[-1]
+    if width > key_width:
+        raise TypeError(f"values of {width} channels for keys of {key_width}")
+    if width < key_width:
+        value = F.pad(value, (0, key_width - width))
     keys_values = torch.cat((key[0], value[0])).transpose(0, 1)  # [T, 2 KV, d]
     heads = query[0].transpose(0, 1)  # [T, H, d]
     traits = AttentionTraits(scaling, sliding_window, softcap, s_aux)
     attend = attend or _CURRENT.get()
-    return attend(layer, heads, keys_values, traits)[None, ..., :width], None
+    mixed = attend(layer, heads, keys_values, traits)
+    return (mixed if width == key_width else mixed[..., :width])[None], None
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)

@@ -224,7 +224,8 @@ def _train_for_cloud(
         print_json(report)
         return
     depths = ", ".join(f"{share:.0%}" for share in report["by_depth"])
+    held_out = "kinds of answers" if report["held_out"] == "kinds" else "answers"
     typer.echo(
-        f"a head for the server: {report['tokens_a_round']:.2f} tokens a round on kinds of answers "
+        f"a head for the server: {report['tokens_a_round']:.2f} tokens a round on {held_out} "
         f"that it was not trained on ({depths} right by depth)"
     )

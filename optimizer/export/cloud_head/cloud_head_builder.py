@@ -103,6 +103,7 @@ def build_cloud_head(
     facts = {
         "vocabulary": head.sizes.vocab_size,
         "trained_tokens": len(said),
+        "held_out": "kinds" if held_out[0].is_held_out else "passages",
         "held_out_positions": best.num_positions,
         "by_depth": best.by_depth,
         "tokens_a_round": best.tokens_a_round,

@@ -3,7 +3,7 @@
 The loss of pass j at a position is KL(p || q) over the head's tokens, p being the model's own
 distribution from its state there (arXiv:1503.02531), and a small smooth-L1 term between the states
 (EAGLE, arXiv:2401.15077, section 4.2). Later passes count less, since fewer guesses come that far.
-The best epoch is kept: the one with the most tokens a round on kinds that were not trained on.
+The best epoch is kept: the one with the most tokens a round on what was held out.
 """
 
 from __future__ import annotations

@@ -94,6 +94,8 @@ def test_the_server_runs_the_head_that_was_trained(
     weights = read_head(folder, hidden_size=64, vocab_size=320, num_layers=4)
     assert isinstance(weights, HeadWeights)
     assert weights.spec.vocab_size == facts["vocabulary"]
+    has_kinds = any((tmp_path / "work").glob("passages-*/*-held-out"))
+    assert facts["held_out"] == ("kinds" if has_kinds else "passages")
     state = torch.load(next((tmp_path / "work").glob("checkpoint-*.pt")), weights_only=True)["best"]
     sizes = HeadSizes(**facts["sizes"])
     config = LlamaConfig(
