@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -40,6 +41,19 @@ class RowCodec(Protocol):
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
         """The rows [num_rows, D] back. Raises FrameError on a payload that is not one."""
+
+
+@runtime_checkable
+class DecodesTogether(RowCodec, Protocol):
+    """A coder that can decode several payloads in one call."""
+
+    def takes_together(self, num_rows: int) -> bool:
+        """Whether `decode_together` takes payloads of so many rows."""
+
+    def decode_together(
+        self, payloads: Sequence[bytes], token_ids: Sequence[TokenIds]
+    ) -> list[Rows | None]:
+        """What `decode` gives for each; None where `decode` has to be asked."""
 
 
 def times(rows: Rows, matrix: F32) -> Rows:

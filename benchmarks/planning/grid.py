@@ -17,6 +17,8 @@ and p90 of what was predicted beside what was measured.
 - **Resumable:** results are in FOLDER/grid.json, written after every cell. Cells that are there are
   skipped. `--again` measures those once more that were busy. `--report` measures nothing, and
   predicts with the models as they are now.
+- **Logged:** programs append what they measure to FOLDER/measured-REPEAT.jsonl. With it profiles
+  that are wrong by 1.5 are refined (`wrong_profile.py`).
 
 Bundles are built in FOLDER once (minutes). Needs torch; 3 GB of disk and memory for the 3 B front.
 """
@@ -64,6 +66,7 @@ from benchmarks.planning.quiet_machine import (
     two_cpus,
     wait_until_quiet,
 )
+from benchmarks.planning.wrong_profile import log_of, refined_rows
 from hwprofiles.profiler.system_facts import processor_name
 from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.plan import load_plan
@@ -103,7 +106,10 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             run.measure(repeat)
     rows = rows_of(run.results, run.machines, folder)
-    text = page(run.results, rows)
+    refined = refined_rows(
+        run.results, run.machines, folder, lambda found, of: rows_of(found, of, folder)
+    )
+    text = page(run.results, rows, refined)
     print(text)
     if arguments.write is not None:
         write_page(arguments.write, text)
@@ -171,9 +177,10 @@ class GridRun:
         }
         self._measure_profiles(repeat)
         machines = self.machines(repeat)
-        with self._server(left) as address:
+        log = log_of(self._folder, repeat).resolve()
+        with self._server(left, log) as address:
             for number, cell in enumerate(left, start=1):
-                found = self._noted(lambda cell=cell: self._cell(cell, machines, address))
+                found = self._noted(lambda cell=cell: self._cell(cell, machines, address, log))
                 done[cell.key] = found
                 self._save()
                 busy = f", busy: {found['others_cores']:.1f} cores" if found["busy"] else ""
@@ -204,14 +211,15 @@ class GridRun:
         return {**found, "others_cores": round(cores, 2), "busy": cores > QUIET_CORES}
 
     @contextmanager
-    def _server(self, cells: Sequence[GridCell]) -> Iterator[str]:
+    def _server(self, cells: Sequence[GridCell], log: Path) -> Iterator[str]:
         """One server for all cells, on its core; "" where none is needed."""
         if all(isinstance(cell, FrontCell | LargeCell | LargeServerCell) for cell in cells):
             yield ""
             return
+        options = ["--measure", str(log)]
         with ExitStack() as stack:
             with pinned(self._cloud_cpu, priority=self._priority):
-                address = stack.enter_context(serving(self._folder / "cloud"))
+                address = stack.enter_context(serving(self._folder / "cloud", options))
             self._own = child_ids()
             plan = self._folder / "cloud" / "plan.yaml"
             with pinned(self._edge_cpu, priority=self._priority):  # shows the thread of the model
@@ -220,10 +228,12 @@ class GridRun:
                 let_busiest_give_way(process)
             yield address
 
-    def _cell(self, cell: GridCell, machines: TwoMachines, address: str) -> dict[str, Any]:
+    def _cell(
+        self, cell: GridCell, machines: TwoMachines, address: str, log: Path
+    ) -> dict[str, Any]:
         folder = self._folder
         if isinstance(cell, PlanCell):
-            return self._answers(cell, machines, address)
+            return self._answers(cell, machines, address, log)
         if isinstance(cell, LargeServerCell):
             sizes, sessions = json.dumps(cell.model.sizes), json.dumps(LARGE_SESSIONS)
             with pinned(self._cloud_cpu, priority=self._priority):
@@ -240,7 +250,9 @@ class GridRun:
             plan = folder / "cloud" / "plan.yaml"
             return work("clients", address, plan, cell.sessions, STEPS, SERVER_SPLIT)
 
-    def _answers(self, cell: PlanCell, machines: TwoMachines, address: str) -> dict[str, Any]:
+    def _answers(
+        self, cell: PlanCell, machines: TwoMachines, address: str, log: Path
+    ) -> dict[str, Any]:
         """A deployment from the device to the server, over its link."""
         limit = 0
         if cell.limited:
@@ -254,9 +266,8 @@ class GridRun:
                     at = stack.enter_context(crossing(fixed_link(cell.link), address))
             with pinned(self._edge_cpu, priority=self._priority):
                 answers = self._arguments.answers
-                found = work(
-                    "answers", bundle, at, answers, cell.draft, limit, cell.chunk, cell.prefill
-                )
+                options = (answers, cell.draft, limit, cell.chunk, cell.prefill)
+                found = work("answers", bundle, at, *options, log)
         return {**found, "limit_bytes": limit}
 
     def _longer(self, bundle: Path) -> Path:

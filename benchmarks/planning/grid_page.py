@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from benchmarks.planning.grid_cells import CELLS
 from benchmarks.planning.grid_predict import TwoMachines, figures_of
+from benchmarks.planning.wrong_profile import refined_lines
 
 COVERED: Final = 0.9  # share of measurements that should lie within p5 and p95
 MIB: Final = 1 << 20
@@ -69,8 +70,12 @@ def _row(group: str, cell: str, name: str, found: Sequence[tuple[Any, bool]]) ->
     }
 
 
-def page(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """The page as Markdown."""
+def page(
+    results: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    refined: dict[str, Any] | None = None,
+) -> str:
+    """The page as Markdown. refined: of `refined_rows`."""
     machine = results["machine"]
     lines = [
         "# Results: predictions over a grid",
@@ -109,6 +114,7 @@ def page(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
             lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"]
             lines += [_line(row) for row in chosen]
     lines += _scaling_lines(rows)
+    lines += refined_lines(refined)
     refused = [
         (key, cell["refused"])
         for repeat in results["repeats"]

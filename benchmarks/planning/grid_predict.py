@@ -30,7 +30,7 @@ from hwprofiles.profiles.errors import ErrorKind
 from optimizer.artifacts.geometry import ModelGeometry
 from optimizer.artifacts.plan import Plan, load_plan
 from optimizer.artifacts.prediction import Limits, PredictedRange, ProfilesUsed
-from optimizer.cost.cloud import SessionRows, back_kv_bits, back_step_s
+from optimizer.cost.cloud import SessionRows, back_kv_bits, back_step_s, lone_step_s
 from optimizer.cost.codec import level_on
 from optimizer.cost.edge import front_step
 from optimizer.cost.levels import DEFAULT_LEVELS
@@ -248,8 +248,9 @@ def _of_large_server(
 def _of_server(measured: dict[str, Any], machines: TwoMachines) -> list[GridFigure]:
     cloud, geometry = machines.cloud, reference(machines.model).geometry
     counts = Counter((batch, position) for _, batch, position, _ in measured["steps"])
-    predicted = {
-        (batch, position): back_step_s(
+    predicted: dict[tuple[int, int], float] = {}
+    for batch, position in counts:
+        step_s = back_step_s(
             cloud,
             geometry,
             num_layers=geometry.num_layers - SERVER_SPLIT,
@@ -257,8 +258,7 @@ def _of_server(measured: dict[str, Any], machines: TwoMachines) -> list[GridFigu
             kv_bits=back_kv_bits(cloud, BACK_BITS),
             sessions=[SessionRows(1, position)] * batch,
         )
-        for batch, position in counts
-    }
+        predicted[batch, position] = float(lone_step_s(cloud, step_s, batch))
     middle = statistics.median(
         predicted[batch, position] for _, batch, position, _ in measured["steps"]
     )

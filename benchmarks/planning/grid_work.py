@@ -1,6 +1,7 @@
 """What `grid.py` runs in processes of its own: building, and measuring one cell. JSON last.
 
-    python -m benchmarks.planning.grid_work answers BUNDLE ADDRESS REPEATS DRAFT LIMIT CHUNK PREFILL
+    python -m benchmarks.planning.grid_work answers BUNDLE ADDRESS REPEATS DRAFT LIMIT CHUNK \
+        PREFILL LOG
     python -m benchmarks.planning.grid_work front FOLDER POSITIONS ROWS
     python -m benchmarks.planning.grid_work back SIZES BITS SESSIONS CACHED
     python -m benchmarks.planning.grid_work clients ADDRESS PLAN SESSIONS STEPS SPLIT
@@ -18,7 +19,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,13 +35,21 @@ TEXT: Final = (
 
 
 def answers(
-    bundle: str, address: str, repeats: str, draft: str, limit: str, chunk: str, prefill: str
+    bundle: str,
+    address: str,
+    repeats: str,
+    draft: str,
+    limit: str,
+    chunk: str,
+    prefill: str,
+    log: str,
 ) -> dict[str, Any]:
     """Medians over some answers after one that is thrown away, then the longest sequence.
 
     limit: bytes of the process; 0: none. chunk, prefill: as the cell has them. Seconds, bytes.
     `rounds`: of every number of rows in the answers' frames, how many frames and tokens, and
-    whether they left ahead of an answer. Where the front does not fit, there is `refused` alone.
+    whether they left ahead of an answer. Appended to `log`: what `--measure` writes. Where the
+    front does not fit, there is `refused` alone.
     """
     from benchmarks.planning.grid_cells import ANSWER, PROMPT
     from benchmarks.planning.quiet_machine import give_way_to_messages
@@ -69,9 +78,12 @@ def answers(
                 pass
             done.append(run.completion)
         last = replace(request, max_new_tokens=LONGEST_ANSWER)
-        for _ in client.start_ids(ids[:longest], last):
+        run = client.start_ids(ids[:longest], last)
+        for _ in run:
             pass
     kept = done[1:]
+    peak = peak_memory_bytes()
+    _log_generations(Path(log), client, [*kept, run.completion])
     rounds: dict[tuple[int, bool], list[int]] = {}
     for one in kept:
         for step in one.steps:
@@ -90,8 +102,18 @@ def answers(
             name: statistics.median(part[name] for part in chunks) for name in chunks[0]
         },
         "rounds": sorted([rows, *counts, ahead] for (rows, ahead), counts in rounds.items()),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peak,
     }
+
+
+def _log_generations(log: Path, client: Any, completions: Sequence[Any]) -> None:
+    """Append what `--measure` would. The process has had its peak of memory by then."""
+    from splitpoint.recording import GenerationRecorder
+
+    recorder = GenerationRecorder(log, "bench")
+    recorder.watch(client)
+    for completion in completions:
+        recorder(completion)
 
 
 def front(folder: str, positions: str, rows: str) -> dict[str, Any]:

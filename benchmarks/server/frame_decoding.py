@@ -8,7 +8,8 @@ Sessions send one-row frames, each the next one as soon as it has its answer. Ot
 waits for a GPU does, and holds no lock of Python; with `--parts` it takes the lock between so
 many sleeps, as a step of single kernels does. `gap`: from the end of a step to the begin of the
 next one. `work`: processor time of the model thread in that gap. The ways run in turn, so that
-a noisy moment hits both. Prints one JSON object.
+a noisy moment hits both. `no decoding`: rows are there already, so its gap is the bench's own: the
+client runs in this process and takes Python's lock too. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloud.engine.batch_entry import BatchEntry
+from cloud.engine.batch_entry import BatchEntry, FloatRows
 from cloud.engine.frame_decoding import (
     Decoded,
     FrameDecoding,
@@ -40,7 +41,7 @@ from cloud.engine.launches import Answered
 from cloud.engine.loop import EngineLoop
 from cloud.engine.loop_commands import ActiveSession
 from cloud.errors import CloudError
-from cloud.sessions.frame_checks import decoded_rows
+from cloud.sessions.frame_checks import PlainRows, decoded_rows
 from codec.bench import synthetic_ladder, synthetic_rows
 from codec.ladder import Ladder
 from protos.messages import Frame, Result, Timings
@@ -76,7 +77,8 @@ class SleepingEngine:
 class BenchSession:
     """Decodes each frame as a server's session does, and has no other rules."""
 
-    def __init__(self, ladder: Ladder) -> None:
+    def __init__(self, ladder: Ladder, decoded: FloatRows | None = None) -> None:
+        self._decoded = decoded
         self.lease: Any = None
         self.token_rows = 0
         self.max_positions = 0
@@ -85,11 +87,14 @@ class BenchSession:
         self._ladder = ladder
 
     def decoder_of(self, frame: Frame) -> RowDecoder | None:
-        is_next = frame.sequence == self.num_frames
-        return partial(decoded_rows, self._ladder, frame) if is_next else None
+        is_next = frame.sequence == self.num_frames and self._decoded is None
+        return PlainRows(self._ladder, frame) if is_next else None
 
     def begin(self, frame: Frame, decoded: Decoded | None = None) -> FrameWork | Result:
-        rows = decoded_rows(self._ladder, frame) if decoded is None else decoded.rows()
+        if self._decoded is not None:
+            rows = self._decoded
+        else:
+            rows = decoded_rows(self._ladder, frame) if decoded is None else decoded.rows()
         self.num_frames += 1
         return FrameWork(frame=frame, rows=rows, num_logits=1)
 
@@ -123,9 +128,14 @@ def with_sequence(frame: Frame, sequence: int) -> Frame:
 
 
 def run_once(
-    options: argparse.Namespace, ladder: Ladder, row: Frame, chunk: Frame, decoding: FrameDecoding
+    options: argparse.Namespace,
+    ladder: Ladder,
+    row: Frame,
+    chunk: Frame,
+    decoding: FrameDecoding | None,
 ) -> dict[str, Any]:
-    """One run of `--seconds`: what the model thread did in it."""
+    """One run of `--seconds`: what the model thread did in it. decoding: None: there is none."""
+    decoded = decoded_rows(ladder, row) if decoding is None else None
     engine = SleepingEngine(options.step_ms / 1e3, options.parts)
     loop = EngineLoop(engine, decoding=decoding)
     answers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -136,7 +146,7 @@ def run_once(
         answers.put(index)
 
     actives = [
-        ActiveSession(BenchSession(ladder), partial(hear, index))
+        ActiveSession(BenchSession(ladder, decoded), partial(hear, index))
         for index in range(options.sessions + options.prefills)
     ]
     loop.start()
@@ -186,7 +196,8 @@ def main() -> int:
     row = frame_of(ladder, options.level, 1)
     chunk = frame_of(ladder, options.level, PREFILL_ROWS)
     count = options.threads
-    ways: dict[str, Callable[[], FrameDecoding]] = {
+    ways: dict[str, Callable[[], FrameDecoding | None]] = {
+        "no decoding": lambda: None,
         "model thread": FrameDecoding,
         "threads, long frames": lambda: FrameDecoding(count, short_frames=False),
         "threads, all frames": lambda: FrameDecoding(count),

@@ -7,16 +7,17 @@ budget counts for their frames (`cloud.server.byte_budget`).
 A decode is a function of the frame alone. Its outcome, rows or an error, is used where the model
 thread would else decode: so nothing but the time depends on these threads.
 
-Short frames go through one thread at a time: most of their decode holds the GIL, so more threads
-would not decode more of them. Long frames run beside each other, and never on all threads. Ours.
+Short frames that wait go together (`DecodesTogether`), in calls that let go of the GIL. Those that
+cannot go through one thread at a time: most of their decode holds the GIL, so more threads would
+not decode more of them. Long frames run beside each other, and never on all threads. Ours.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from cloud.engine.batch_entry import FloatRows
 from hwprofiles.machine_limits import usable_cpus
@@ -27,6 +28,8 @@ RowDecoder: TypeAlias = Callable[[], FloatRows]
 
 # A decode step's row and its drafts: no more than a millisecond or two.
 SHORT_ROWS: Final = 8
+# Of these so many go together at most: the rest goes to other threads, and the wait stays short.
+MOST_TOGETHER: Final = 16
 MAX_DECODE_THREADS: Final = 4
 _JOIN_TIMEOUT_S: Final = 30.0
 
@@ -49,6 +52,20 @@ class Decoded(NamedTuple):
         return self.outcome
 
 
+@runtime_checkable
+class DecodesTogether(Protocol):
+    """A RowDecoder of a short frame that others can go along with."""
+
+    @property
+    def group(self) -> Hashable:
+        """Decoders of one group go together; None: this one goes alone."""
+
+    def __call__(self) -> FloatRows: ...
+
+    def together(self, decoders: Sequence[RowDecoder]) -> list[FloatRows | BaseException]:
+        """What each of these decoders of its group gives, or raises."""
+
+
 class MakesDecoders(Protocol):
     """The part of `FrameSession` that says what decodes a frame."""
 
@@ -58,12 +75,17 @@ class MakesDecoders(Protocol):
 class _Decode:
     """A decode on its way. release: what to call at its end, because nobody wants it any more."""
 
-    __slots__ = ("decode", "decoded", "frame", "is_running", "is_short", "on_ready", "release")
+    __slots__ = (
+        *("decode", "decoded", "frame", "group", "is_running", "is_short", "on_ready", "release"),
+    )
 
     def __init__(self, frame: Frame, decode: RowDecoder) -> None:
         self.frame = frame
         self.decode = decode
         self.is_short = len(frame.token_ids) <= SHORT_ROWS
+        self.group: Hashable = None
+        if self.is_short and isinstance(decode, DecodesTogether):
+            self.group = decode.group
         self.is_running = False
         self.decoded: Decoded | None = None
         self.on_ready: Callable[[], None] | None = None
@@ -81,8 +103,9 @@ class FrameDecoding:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """num_threads: 0: the model thread decodes all frames. short_frames: whether frames of up
-        to SHORT_ROWS rows go to the threads too. They hold the GIL most of the time, and a step
-        that lets go of it then waits for it: measure before (benchmarks/server)."""
+        to SHORT_ROWS rows go to the threads too. They hold the GIL for a part of the time, and a
+        step that lets go of it then waits for it: right for a GPU, whose steps are one launch, and
+        to be measured elsewhere (benchmarks/server)."""
         self._num_threads = num_threads
         self._short_frames = short_frames
         self._clock = clock
@@ -91,7 +114,8 @@ class FrameDecoding:
         self._none_awaited = threading.Condition(self._lock)
         self._decodes: dict[Hashable, _Decode] = {}  # the one of each session
         self._queue: list[_Decode] = []  # not begun, as they came
-        self._num_running = {True: 0, False: 0}  # by is_short
+        self._num_running = {True: 0, False: 0}  # calls, by is_short
+        self._num_alone = 0  # of the short ones: calls that hold the GIL
         self._num_awaited = 0  # short ones that a batch could take soon
         self._stopped = False
         self._threads = [
@@ -133,15 +157,19 @@ class FrameDecoding:
 
         idle: no step runs, so that the model thread is as quick with a short frame.
         """
-        if not self._num_threads or self._stopped or key in self._decodes:
+        is_short = len(frame.token_ids) <= SHORT_ROWS
+        if self._stopped or key in self._decodes:
             return
-        if len(frame.token_ids) <= SHORT_ROWS and (idle or not self._short_frames):
+        if idle if is_short else not self._num_threads:
             return
         if (decode := session.decoder_of(frame)) is None:
             return
+        job = _Decode(frame, decode)
+        if is_short and job.group is None and not (self._num_threads and self._short_frames):
+            return
         with self._lock:
             if not self._stopped and key not in self._decodes:
-                job = self._decodes[key] = _Decode(frame, decode)
+                self._decodes[key] = job
                 self._queue.append(job)
                 if self._may_run(job):
                     self._work_there.notify()
@@ -158,13 +186,18 @@ class FrameDecoding:
             job = self._of(key, frame)
             if job is None or job.decoded is not None:
                 return True
-            if job.is_short and not job.is_running and (idle or not self._num_running[True]):
-                self._remove(key, job)  # as quick on the thread that asks
+            if not job.is_short or job.is_running or not (idle or not self._num_running[True]):
+                if job.on_ready is None and job.is_short:
+                    self._num_awaited += 1
+                job.on_ready = on_ready
+                return False
+            jobs = self._with_its_group(job)  # as quick on the thread that asks
+            if len(jobs) == 1:
+                self._remove(key, job)
                 return True
-            if job.on_ready is None and job.is_short:
-                self._num_awaited += 1
-            job.on_ready = on_ready
-            return False
+            self._begin(jobs)
+        self._run(jobs)
+        return True
 
     def take(self, key: Hashable, frame: Frame) -> Decoded | None:
         """How the frame's decode ended. None: nobody has decoded it."""
@@ -210,48 +243,77 @@ class FrameDecoding:
                 self._none_awaited.notify_all()
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            self._run(job)
-            del job  # its rows may be large, and the next frame long in coming
+        while jobs := self._next():
+            self._run(jobs)
+            del jobs  # their rows may be large, and the next frame long in coming
 
-    def _next(self) -> _Decode | None:
-        """The oldest decode that may run now, after a wait; None: stop."""
+    def _next(self) -> list[_Decode]:
+        """The oldest decode that may run now and those that go with it, after a wait; []: stop."""
         with self._lock:
             while not self._stopped:
-                job = next((job for job in self._queue if self._may_run(job)), None)
-                if job is not None:
-                    self._queue.remove(job)
-                    job.is_running = True
-                    self._num_running[job.is_short] += 1
+                first = next((job for job in self._queue if self._may_run(job)), None)
+                if first is not None:
+                    jobs = self._with_its_group(first)
+                    self._begin(jobs)
                     if any(map(self._may_run, self._queue)):
                         self._work_there.notify()
-                    return job
+                    return jobs
                 self._work_there.wait()
-            return None
+            return []
+
+    def _with_its_group(self, first: _Decode) -> list[_Decode]:
+        """This decode, and those that wait and can go along with it."""
+        if first.group is None:
+            return [first]
+        others = [job for job in self._queue if job.group == first.group and job is not first]
+        return [first, *others[: MOST_TOGETHER - 1]]
+
+    def _begin(self, jobs: Sequence[_Decode]) -> None:
+        for job in jobs:
+            self._queue.remove(job)
+            job.is_running = True
+        self._count(jobs[0], 1)
 
     def _may_run(self, job: _Decode) -> bool:
-        most = 1 if job.is_short else max(1, self._num_threads - 1)
-        return self._num_running[job.is_short] < most
+        """Whether a thread of ours may begin it now."""
+        if job.is_short and not self._short_frames:
+            return False
+        if job.is_short and job.group is None:
+            return not self._num_alone
+        return self._num_running[job.is_short] < max(1, self._num_threads - 1)
 
-    def _run(self, job: _Decode) -> None:
+    def _count(self, job: _Decode, change: int) -> None:
+        """A call with this job first begins (1) or has ended (-1)."""
+        self._num_running[job.is_short] += change
+        self._num_alone += change if job.is_short and job.group is None else 0
+
+    def _run(self, jobs: Sequence[_Decode]) -> None:
         begun_s = self._clock()
-        decoded = Decoded(_outcome(job.decode), self._clock() - begun_s)
+        outcomes = _outcomes([job.decode for job in jobs])
+        seconds = (self._clock() - begun_s) / len(jobs)
+        releases = []
         with self._lock:
-            job.is_running = False
-            self._num_running[job.is_short] -= 1
-            release = job.release
-            if release is None:
-                job.decoded = decoded
+            self._count(jobs[0], -1)
+            for job, outcome in zip(jobs, outcomes, strict=True):
+                job.is_running = False
+                if job.release is not None:
+                    releases.append(job.release)
+                    continue
+                job.decoded = Decoded(outcome, seconds)
                 if job.on_ready is not None:
                     job.on_ready()
                 self._no_longer_awaited(job)
-        del decoded
-        if release is not None:
+        del outcomes
+        for release in releases:
             release()
 
 
-def _outcome(decode: RowDecoder) -> FloatRows | BaseException:
+def _outcomes(decoders: Sequence[RowDecoder]) -> Sequence[FloatRows | BaseException]:
+    """What each decoder gives, or raises: the model thread raises it again."""
+    first = decoders[0]
     try:
-        return decode()
-    except BaseException as error:  # the model thread raises it
-        return error
+        if len(decoders) > 1 and isinstance(first, DecodesTogether):
+            return first.together(decoders)
+        return [first()]
+    except BaseException as error:
+        return [error] * len(decoders)

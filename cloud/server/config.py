@@ -31,7 +31,7 @@ class ServerConfig:
     place. max_wait_s: how long each of them may wait. frame_memory_bytes: most bytes of frames
     that have come and not run yet. decode_threads: decode frames beside the model's steps; 0: the
     model thread does. decode_short_frames: these threads decode the rows of single steps too, not
-    only chunks of prompts; steps then wait for Python's lock. max_stall_s: how long a client may
+    only chunks of prompts (None: where a GPU runs the steps). max_stall_s: how long a client may
     leave an answer unread, and a frame may wait for memory. max_step_s: how long one step of the
     model may take before the server counts as failed. tensor_parallel: over how many devices of
     this machine each layer is divided. verify: hash all weights that lie outside the bundle.
@@ -58,7 +58,7 @@ class ServerConfig:
     tensor_parallel: int = 1
     threads: int | None = None
     decode_threads: int | None = None
-    decode_short_frames: bool = False
+    decode_short_frames: bool | None = None
     access: Access = field(default_factory=Access)
     scheduler: Scheduler | None = None
     idle_ttl_s: float = 300.0

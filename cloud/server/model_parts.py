@@ -104,7 +104,7 @@ def model_parts(
         _stepping(engine, turns, log),
         config.scheduler or scheduler_for(engine.model.device),
         observer=log or metrics,
-        decoding=_decoding(config),
+        decoding=_decoding(config, on_gpu=engine.model.device.type != "cpu"),
         drafter=head,
     )
     return ModelParts(
@@ -211,11 +211,11 @@ def _squeezing(config: ServerConfig, loaded: LoadedModel) -> Squeezing | None:
     return Squeezing(ratio, scales) if scales else None
 
 
-def _decoding(config: ServerConfig) -> FrameDecoding:
-    num_threads = config.decode_threads
+def _decoding(config: ServerConfig, *, on_gpu: bool) -> FrameDecoding:
+    num_threads, short_frames = config.decode_threads, config.decode_short_frames
     return FrameDecoding(
         default_decode_threads() if num_threads is None else num_threads,
-        short_frames=config.decode_short_frames,
+        short_frames=on_gpu if short_frames is None else short_frames,
     )
 
 

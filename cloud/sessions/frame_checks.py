@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from cloud.engine.batch_entry import FloatRows
 from cloud.errors import BadFrameError
 from codec.errors import FrameError
 from codec.ladder import Ladder
+from codec.together import decode_together
 from protos.messages import Frame
 
 
@@ -51,10 +55,48 @@ def decoded_rows(ladder: Ladder, frame: Frame) -> FloatRows:
             token_ids=np.asarray(frame.token_ids, dtype=np.int64),
         )
     except FrameError as error:
-        raise BadFrameError(f"frame {frame.sequence}: {error}") from error
-    if not np.isfinite(rows).all():
-        raise BadFrameError(f"frame {frame.sequence}: rows with NaN or infinity")
-    # A decoder may hand out a read-only view of the frame, which torch does not take.
+        raise _bad_frame(frame, error) from error
+    return _for_torch(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRows:
+    """`decoded_rows` of a frame, to be called later. Frames of one ladder go together."""
+
+    ladder: Ladder
+    frame: Frame
+
+    @property
+    def group(self) -> Hashable:
+        """See `cloud.engine.frame_decoding.DecodesTogether`."""
+        return id(self.ladder)
+
+    def __call__(self) -> FloatRows:
+        """The rows. Raises BadFrameError."""
+        return decoded_rows(self.ladder, self.frame)
+
+    def together(self, decoders: Sequence[object]) -> list[FloatRows | BaseException]:
+        """See `cloud.engine.frame_decoding.DecodesTogether`."""
+        frames = [each.frame for each in decoders if isinstance(each, PlainRows)]
+        outcomes = decode_together(
+            self.ladder,
+            [frame.hidden for frame in frames],
+            [np.asarray(frame.token_ids, dtype=np.int64) for frame in frames],
+        )
+        return [
+            _bad_frame(frame, outcome) if isinstance(outcome, FrameError) else _for_torch(outcome)
+            for frame, outcome in zip(frames, outcomes, strict=True)
+        ]
+
+
+def _bad_frame(frame: Frame, error: FrameError) -> BadFrameError:
+    bad = BadFrameError(f"frame {frame.sequence}: {error}")
+    bad.__cause__ = error
+    return bad
+
+
+def _for_torch(rows: FloatRows) -> FloatRows:
+    """A decoder may hand out a read-only view of the frame, which torch does not take."""
     return np.require(rows, dtype=np.float32, requirements=["C", "W"])
 
 

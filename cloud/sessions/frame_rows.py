@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from cloud.engine.batch_entry import FloatRows
 from cloud.engine.frame_decoding import Decoded, RowDecoder
 from cloud.errors import BadFrameError
-from cloud.sessions.frame_checks import decoded_rows
+from cloud.sessions.frame_checks import PlainRows, decoded_rows
 from cloud.sessions.row_memory import RowRoom
 from codec.errors import FrameError
 from codec.ladder import Ladder
@@ -43,7 +41,7 @@ class FrameRows:
     def decoder(self, frame: Frame) -> RowDecoder:
         """What decodes the frame, on any thread, once. It changes nothing."""
         if self._coder is None:
-            return partial(decoded_rows, self._ladder, frame)
+            return PlainRows(self._ladder, frame)
         self._decode = _SessionDecode(self._coder, frame)
         return self._decode
 

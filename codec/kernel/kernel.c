@@ -1,5 +1,5 @@
 /* rANS and trellis loops: the compiled twin of codec/entropy/rans_numpy.py and
- * codec/entropy/trellis_numpy.py, bit for bit.
+ * codec/entropy/trellis_numpy.py, bit for bit. rows.h makes rows of them.
  *
  * State 32 bits, renormalised by 16-bit words, probabilities out of 2^14. Symbol i belongs to lane
  * i % num_lanes; all lanes share one word stream, read in symbol order.
@@ -7,6 +7,7 @@
  * Source: Duda 2013, arXiv:1311.2540; interleaving: Giesen 2014, arXiv:1402.3392.
  */
 #include <stdint.h>
+#include <string.h>
 
 #define PRECISION 14
 #define LOWER (1u << 16)
@@ -345,6 +346,8 @@ API int64_t trellis_decode(const uint16_t *cdf, const uint8_t *lut, const uint8_
     }
     return at;
 }
+
+#include "rows.h"
 
 /* Some build tools ask every extension for this symbol. Nothing imports the library: ctypes opens it,
  * so it needs none of Python's headers. */

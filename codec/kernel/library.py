@@ -53,6 +53,26 @@ CODEC_KERNEL: Final = KernelSpec(
             # cdf, lut, base, offsets, centres, values, rows, width, lanes, states, words, count
             arguments=(_AT, _AT, _AT, _AT, _AT, _AT, _I64, _I64, _I32, _AT, _AT, _I64),
         ),
+        CFunction(
+            name="rotate_back",
+            result=_I32,
+            # components, rows, width, inverse, blocks, order, mean, scratch, rows
+            arguments=(_AT, _I64, _I64, _AT, _I64, _AT, _AT, _AT, _AT),
+        ),
+        CFunction(
+            name="rows_of_frames",
+            result=_I32,
+            # cdf, lut, base, centres, steps; token codes, how many, scale; inverse, blocks, order,
+            # mean, width; frames, payloads, sizes, rows, lanes, places of tokens; components,
+            # scratch, rows, strange
+            arguments=(
+                *(_AT, _AT, _AT, _AT, _AT),
+                *(_AT, _I64, _AT),
+                *(_AT, _I64, _AT, _AT, _I64),
+                *(_I64, _AT, _AT, _AT, _AT, _AT),
+                *(_AT, _AT, _AT, _AT),
+            ),
+        ),
     ),
 )
 

@@ -27,6 +27,7 @@ offset + 7; the sparse part of those rows; the codes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -39,10 +40,12 @@ from codec.entropy import trellis
 from codec.entropy.integers import NUM_FAMILIES, PER_OCTAVE, family_of_scale
 from codec.entropy.trellis import LARGEST_TARGET, UNITS, TrellisModels
 from codec.errors import FrameError, TablesError
+from codec.kernel.library import is_compiled
+from codec.levels import rows_native
 from codec.levels.split_model import NUM_STEP_INDICES, USUAL_STEP_INDEX, SplitModel
 from codec.levels.tabq import STEPS
 from codec.levels.threshold import Sparse, decode_sparse, encode_sparse
-from codec.rows import Encoded, RowMask, Rows, TokenIds
+from codec.rows import ROWWISE_UP_TO, Encoded, RowMask, Rows, TokenIds
 
 CALIBRATED_NUMBER: Final = 2  # of the codec's kind, in frames
 OFFSETS: Final = (-7, 7)
@@ -180,7 +183,38 @@ class CalibratedCodec:
 
     def decode(self, payload: bytes, num_rows: int, token_ids: TokenIds) -> Rows:
         """See RowCodec."""
+        if self.takes_together(num_rows):
+            (rows,) = self.decode_together([payload], [token_ids])
+            if rows is not None:
+                return rows
         return self.restored(*self.decoded_components(payload, num_rows), token_ids)
+
+    def takes_together(self, num_rows: int) -> bool:
+        """Whether `decode_together` takes payloads of so many rows."""
+        return 0 < num_rows <= ROWWISE_UP_TO and is_compiled()
+
+    def decode_together(
+        self, payloads: Sequence[bytes], token_ids: Sequence[TokenIds]
+    ) -> list[Rows | None]:
+        """What `decode` gives for each payload, in one call that lets go of Python's lock.
+
+        None where `decode` has more to do, or has an error to raise. Every payload has rows of its
+        own number, at most ROWWISE_UP_TO.
+        """
+        model = self.model
+        tables = rows_native.FrameTables(
+            models=self.models.models,
+            centres=self.centres,
+            base=self.base,
+            steps=self.steps(np.arange(NUM_STEP_INDICES, dtype=np.uint8)),
+            token_codes=model.token_codes,
+            token_scale=model.token_scale,
+            inverse=model.inverse,
+            order=model.order,
+            mean=model.mean,
+        )
+        listed = model.listed(np.concatenate(token_ids))
+        return rows_native.rows_of_frames(tables, payloads, [len(ids) for ids in token_ids], listed)
 
     def decoded_components(self, payload: bytes, num_rows: int) -> tuple[F32, PayloadSide]:
         """y of every row as it arrives [T, D], and what goes beside. Raises FrameError."""
@@ -196,9 +230,7 @@ class CalibratedCodec:
         def restore(part: slice) -> Rows:
             scaled = components[part] + self.model.predicted(token_ids[part])
             with np.errstate(over="ignore", invalid="ignore"):
-                back = self.model.rotate_back(scaled)
-                back += self.model.mean
-            return back
+                return self.model.rows_back(scaled)
 
         pieces = by_chunks(restore, len(components), in_turn=True)
         rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -11,10 +11,12 @@ from typing import Final
 
 import numpy as np
 
-from codec.arrays import F32, F64, I8, I32, U8, Arrays
+from codec.arrays import F32, F64, I8, I32, I64, U8, Arrays
 from codec.entropy import trellis
 from codec.errors import TablesError
-from codec.rows import TokenIds, times
+from codec.kernel.library import is_compiled
+from codec.levels import rows_native
+from codec.rows import ROWWISE_UP_TO, TokenIds, times
 
 NUM_STEP_INDICES: Final = 16
 USUAL_STEP_INDEX: Final = 8  # of a row with h = 1
@@ -77,7 +79,12 @@ class SplitModel:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def check(self, hidden_size: int) -> None:
-        """Raises TablesError unless every shape, and the order, fits hidden_size."""
+        """Raises TablesError unless every type and shape, and the order, fits hidden_size."""
+        types = {"order": np.int32, "token_ids": np.int32, "token_codes": np.int8}
+        for field in fields(self):
+            found = getattr(self, field.name).dtype
+            if found != types.get(field.name, np.float32):  # the kernel reads them as they are
+                raise TablesError(f"{field.name} in the calibrated tables has the type {found}")
         blocks, size = self.forward.shape[0], self.forward.shape[-1]
         shapes_hold = (
             all(a.shape == (hidden_size,) for a in (self.mean, self.tau, self.sigma, self.order))
@@ -110,15 +117,32 @@ class SplitModel:
         place[self.order] = np.arange(len(place), dtype=place.dtype)  # argsort, but fast
         return np.take(_by_blocks(components, self.inverse), place, axis=1)
 
+    def rows_back(self, components: F32) -> F32:
+        """Rows from components [T, D]: the inverse rotation, and the mean.
+
+        Up to ROWWISE_UP_TO rows, each comes out as if it had come alone.
+        """
+        if is_compiled() and len(components) <= ROWWISE_UP_TO:
+            return rows_native.rotated_back(components, self.inverse, self.order, self.mean)
+        back = self.rotate_back(components)
+        back += self.mean
+        return back
+
+    def listed(self, token_ids: TokenIds) -> I64:
+        """Where each token stands in `token_ids`; -1 for one that is not listed. [T]"""
+        if len(self.token_ids) == 0:
+            return np.full(len(token_ids), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self.token_ids, token_ids), len(self.token_ids) - 1)
+        return np.where(self.token_ids[at] == token_ids, at, -1).astype(np.int64)
+
     def predicted(self, token_ids: TokenIds) -> F32:
         """p(t) of every row, [T, D]."""
+        at = self.listed(token_ids)
         if len(self.token_ids) == 0:
             return np.zeros((len(token_ids), len(self.mean)), dtype=np.float32)
-        at = np.minimum(np.searchsorted(self.token_ids, token_ids), len(self.token_ids) - 1)
-        known = self.token_ids[at] == token_ids
         codes = self.token_codes[at].astype(np.float32)
         codes *= self.token_scale
-        codes[~known] = 0
+        codes[at < 0] = 0
         return codes
 
     def step_index(self, rotated: F32) -> U8:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.planning.wrong_profile import times_faster
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
 from hwprofiles.sensors.registry import energy_meter
 from optimizer.artifacts.bundle import PLAN_NAME
@@ -164,7 +165,7 @@ def test_refine_writes_a_profile_and_says_what_changed(
     capsys: pytest.CaptureFixture[str], log: Path, tmp_path: Path
 ) -> None:
     wrong, out = tmp_path / "wrong.yaml", tmp_path / "deep" / "right.yaml"
-    wrong.write_text(device_to_yaml(hours.times_faster(hours.EDGE, 1.5)))
+    wrong.write_text(device_to_yaml(times_faster(hours.EDGE, 1.5)))
     command = ["profile", "refine", str(wrong), "--from", str(log), "--out", str(out)]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -211,7 +212,7 @@ def test_check_says_which_predictions_held(
     assert (right["split"], right["level"], right["answers"]) == (10, "q3", 30)
     assert {row["verdict"] for row in right["figures"]} == {"held"}
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text(device_to_yaml(hours.times_faster(hours.EDGE, 1.5)))
+    wrong.write_text(device_to_yaml(times_faster(hours.EDGE, 1.5)))
     others = ("--edge", str(wrong), *MACHINES[2:])
     (off,) = checked(capsys, *others, *check)
     verdicts = {row["figure"]: row["verdict"] for row in off["figures"]}

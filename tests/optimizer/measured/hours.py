@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hwprofiles.profiles.catalog import load_device, to_plain
+from hwprofiles.profiles.catalog import load_device
 from hwprofiles.profiles.device import DeviceProfile
-from hwprofiles.schema.strict_yaml import build_strict
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.specs import load_spec
 from optimizer.cost.cloud import SessionRows, back_kv_bits, back_step_s, sample_s
@@ -75,34 +74,6 @@ def machine_of(profile: DeviceProfile, **changes: Any) -> MeasuredMachine:
 
 def basis(edge: DeviceProfile, cloud: DeviceProfile) -> PredictionBasis:
     return PredictionBasis(edge=edge, cloud=cloud, link=LINK, quality=QUALITY)
-
-
-def times_faster(profile: DeviceProfile, factor: float) -> DeviceProfile:
-    """The same machine with every rate wrong by `factor`, and its empty process too: written
-    without the code that refining uses."""
-    plain = _faster(to_plain(profile), factor)
-    base = plain["memory"]["runtime_base_bytes"]
-    base["value"] = base["value"] / factor
-    wrong: DeviceProfile = build_strict(plain, DeviceProfile, source="wrong")
-    return wrong
-
-
-def _faster(value: Any, factor: float, name: str = "") -> Any:
-    if isinstance(value, dict):
-        is_figure = "value" in value
-        return {
-            key: _faster(part, factor, name if is_figure and key == "value" else key)
-            for key, part in value.items()
-        }
-    if isinstance(value, list):
-        return [_faster(part, factor) for part in value]
-    if not isinstance(value, float):
-        return value
-    if name.endswith("per_s"):
-        return value * factor
-    if name.endswith("_s") or name == "seconds" or "_s_per_" in name:
-        return value / factor
-    return value
 
 
 class Noise:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.planning.wrong_profile import WRONG, times_faster
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
 from hwprofiles.profiles.device import CODEC_KERNEL, DeviceProfile, Figure
 from hwprofiles.profiles.scaled import FACTORS, REFINED
@@ -26,16 +27,14 @@ from optimizer.measured.robust import two_factors
 from tests.optimizer.measured import hours
 from tests.optimizer.measured.hours import CLOUD_MACHINE, EDGE
 
-WRONG = 1.5
-
 
 def refined(profile: DeviceProfile, records: list[Measured], **options: bool) -> Refinement:
     return refine_profile(profile, records, name="new", command="refine", **options)
 
 
 def test_an_hour_brings_every_figure_of_a_wrong_profile_back_within_ten_percent() -> None:
-    wrong_edge = hours.times_faster(EDGE, WRONG)
-    wrong_cloud = hours.times_faster(CLOUD_MACHINE, WRONG)
+    wrong_edge = times_faster(EDGE, WRONG)
+    wrong_cloud = times_faster(CLOUD_MACHINE, WRONG)
     log = [*hours.generations(120), *hours.servings(60)]  # half a minute each; a minute
     edge, cloud = refined(wrong_edge, log).profile, refined(wrong_cloud, log).profile
     asked = hours.generations(8, seed=9)  # none of which was learned from
@@ -54,8 +53,8 @@ def test_an_hour_brings_every_figure_of_a_wrong_profile_back_within_ten_percent(
 @pytest.mark.parametrize("factor", [WRONG, 1 / WRONG])
 def test_every_factor_that_was_observed_is_found(factor: float) -> None:
     log = [*hours.generations(60), *hours.servings(60)]
-    front = refined(hours.times_faster(EDGE, factor), log)
-    back = refined(hours.times_faster(CLOUD_MACHINE, factor), log)
+    front = refined(times_faster(EDGE, factor), log)
+    back = refined(times_faster(CLOUD_MACHINE, factor), log)
     for item in (*front.factors, *back.factors):
         assert item.ratio == pytest.approx(factor, rel=0.10), item
     assert {item.factor for item in front.factors} == {
@@ -92,7 +91,7 @@ def test_one_wrong_part_alone_is_corrected_in_the_figures(field: str) -> None:
 
 
 def _wrong_in(field: str) -> DeviceProfile:
-    faster = hours.times_faster(EDGE, WRONG)
+    faster = times_faster(EDGE, WRONG)
     if field == "attention":
         return replace(EDGE, attention=faster.attention)
     if field == "codec":
@@ -132,7 +131,7 @@ def test_a_right_profile_stays_as_it_is() -> None:
 
 
 def test_what_was_not_observed_is_left_alone() -> None:
-    wrong = hours.times_faster(EDGE, WRONG)
+    wrong = times_faster(EDGE, WRONG)
     found = refined(wrong, [*hours.generations(30)]).profile
     for before, after in zip(wrong.kernels, found.kernels, strict=True):
         used = (before.weight_bits, before.compute) == (4, "int8")
@@ -150,7 +149,7 @@ def test_few_observations_change_nothing_and_say_so() -> None:
         for item in few[1:]
     ]
     found = refined(
-        hours.times_faster(EDGE, WRONG), [*one_prompt, replace(few[0], steps=few[0].steps[:2])]
+        times_faster(EDGE, WRONG), [*one_prompt, replace(few[0], steps=few[0].steps[:2])]
     )
     prompts = next(item for item in found.factors if item.factor == "front, prompts")
     assert prompts.ratio is None
@@ -203,13 +202,13 @@ def test_a_data_sheet_takes_the_name_of_the_real_processor() -> None:
 
 
 def test_a_factor_beyond_reason_is_refused() -> None:
-    absurd = hours.times_faster(EDGE, 200.0)
+    absurd = times_faster(EDGE, 200.0)
     with pytest.raises(MeasurementError, match="another machine"):
         refined(absurd, [*hours.generations(10)])
 
 
 def test_the_new_profile_says_where_it_comes_from(tmp_path) -> None:
-    found = refined(hours.times_faster(EDGE, WRONG), [*hours.generations(30)]).profile
+    found = refined(times_faster(EDGE, WRONG), [*hours.generations(30)]).profile
     path = tmp_path / "new.yaml"
     path.write_text(device_to_yaml(found))
     assert load_device(path) == found
