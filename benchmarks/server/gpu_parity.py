@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.server.gpu_machine import CudaMachine
@@ -20,6 +20,7 @@ from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.device_sampler import DrawnRow, draw
 from cloud.engine.drawing import Drawing, Drawn
 from cloud.engine.gpu_engine import GpuEngine
+from cloud.engine.int4_linear import Int4Linear, from_int4, to_int4
 from cloud.engine.launches import launch
 from cloud.engine.weight_only_linear import WeightOnlyLinear, to_fp8, to_int8
 from cloud.gpu.one_row import one_row_linear
@@ -271,7 +272,7 @@ def check_draws(machine: CudaMachine) -> dict[str, Any]:
 
 
 def check_products(machine: CudaMachine) -> dict[str, Any]:
-    """One row, and 8-bit weights, beside float64. "bits": whether a row has the same in all
+    """One row, and weights of few bits, beside float64. "bits": whether a row has the same in all
     batches of one tile; "all bits", which nobody promises, whether in batches of any size."""
     found: dict[str, Any] = {}
     device, half = machine.device, machine.half
@@ -289,7 +290,19 @@ def check_products(machine: CudaMachine) -> dict[str, Any]:
             if scale is not None:
                 found |= _product_bits(name, rows, WeightOnlyLinear(codes, scale))
             print(f"{name}: error {worst:.1e}", flush=True)
+        found |= _check_int4(f"int4 product {outputs} x {inputs}", rows, weight)
     return found
+
+
+def _check_int4(name: str, rows: Tensor, weight: Tensor) -> dict[str, Any]:
+    linear = Int4Linear(*to_int4(weight), width=weight.shape[1])
+    whole = from_int4(linear.codes, linear.scale, linear.low, weight.shape[1]).double()
+    worst = 0.0
+    for count in (1, 3, 64, len(rows)):
+        want = rows[:count].double() @ whole.t()
+        worst = max(worst, float((linear(rows[:count]).double() - want).norm() / want.norm()))
+    print(f"{name}: error {worst:.1e}", flush=True)
+    return {name: worst < MAX_PRODUCT_ERROR, **_product_bits(name, rows, linear)}
 
 
 def _product_error(rows: Tensor, codes: Tensor, scale: Tensor | None) -> float:
@@ -307,7 +320,7 @@ def _product_error(rows: Tensor, codes: Tensor, scale: Tensor | None) -> float:
     return worst
 
 
-def _product_bits(name: str, rows: Tensor, linear: WeightOnlyLinear) -> dict[str, Any]:
+def _product_bits(name: str, rows: Tensor, linear: nn.Module) -> dict[str, Any]:
     small, middle, large = linear(rows[:9]), linear(rows[:20]), linear(rows)
     within = (
         torch.equal(small[:3], linear(rows[:3]))

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks.server.gpu_machine import CudaMachine
 from cloud.attention.transformers_interface import ATTENTION_NAME
 from cloud.engine.back_weights import BackModel
-from cloud.engine.weight_only_linear import WeightOnlyLinear, to_fp8, to_int8
+from cloud.engine.module_weights import narrow_linear
 
 
 def random_model(
     machine: CudaMachine, config: LlamaConfig, first_layer: int, kind: str = "bf16"
 ) -> BackModel:
-    """The back with random weights, made on the device. kind: bf16, or 8-bit codes: int8, fp8."""
+    """The back with random weights, made on the device. kind: of `weight_types.WEIGHT_TYPES`."""
     with torch.device("meta"):
         whole: Any = AutoModelForCausalLM.from_config(
             config, attn_implementation=ATTENTION_NAME, dtype=machine.half
@@ -50,10 +50,9 @@ def _filled(module: Any, kind: str, device: torch.device) -> Any:
         else:
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
     if kind != "bf16":
-        convert = to_int8 if kind == "int8" else to_fp8
         for name, child in list(module.named_modules()):
             if isinstance(child, nn.Linear):
                 parent, _, attribute = name.rpartition(".")
-                codes = WeightOnlyLinear(*convert(child.weight.detach()))
-                setattr(module.get_submodule(parent), attribute, codes)
+                narrow = narrow_linear(child.weight.detach(), kind, None)
+                setattr(module.get_submodule(parent), attribute, narrow)
     return module

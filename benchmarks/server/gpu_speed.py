@@ -31,6 +31,7 @@ KINDS: Final[Mapping[str, Sequence[int]]] = {
     "bf16": (1, 8, 64, 128, 256),
     "int8": (1, 16, 64),
     "fp8": (1, 64),
+    "int4": (1, 64),
     "bf16, KV fp8": (64, 256),
 }
 CONFIG: Final = LlamaConfig(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cloud.attention.base import Attend, AttentionTraits
 from cloud.attention.in_place import InPlaceAttention
 from cloud.attention.packed_step import PackedStep, StepEntry
+from cloud.engine.int4_linear import Int4Linear
 from cloud.engine.int8_linear import Int8Linear
 from cloud.engine.weight_only_linear import WeightOnlyLinear
 from cloud.kernel import library as native
@@ -28,6 +29,7 @@ from cloud.kv.pool import KvPool, KvShape
 logger = logging.getLogger(__name__)
 
 # Joined products sum in another order than separate ones. That noise is far smaller.
+_INT4_TENSORS: Final = ("codes", "scale", "low")
 _MAX_FLOAT32_ERROR: Final = 1e-5  # relative
 _MAX_HALF_ERROR: Final = 1e-2  # of 16-bit numbers
 PROBE_ROWS: Final = 5
@@ -152,6 +154,8 @@ def join_linears(parts: Sequence[nn.Module]) -> nn.Module:
     for coded in (Int8Linear, WeightOnlyLinear):
         if all(isinstance(part, coded) for part in parts):
             return _join_coded(coded, parts)
+    if all(isinstance(part, Int4Linear) for part in parts):
+        return _join_int4(parts)
     if not all(isinstance(part, nn.Linear) for part in parts):
         raise TypeError("layers of different kinds")
     weight = torch.cat([_tensor(part, "weight") for part in parts])
@@ -172,6 +176,16 @@ def _join_coded(
     scale = torch.cat([_tensor(part, "scale") for part in parts])
     joined = kind(torch.cat(codes), scale, _joined_bias(parts))
     _share(joined, parts, ("codes", "scale", "bias"))
+    return joined
+
+
+def _join_int4(parts: Sequence[nn.Module]) -> nn.Module:
+    codes, scale, low = (
+        torch.cat([_tensor(part, name) for part in parts]) for name in _INT4_TENSORS
+    )
+    width = next(part.in_features for part in parts if isinstance(part, Int4Linear))
+    joined = Int4Linear(codes, scale, low, _joined_bias(parts), width=width)
+    _share(joined, parts, (*_INT4_TENSORS, "bias"))
     return joined
 
 

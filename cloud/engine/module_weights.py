@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cloud.engine.int4_linear import Int4Linear, to_int4, why_no_int4
 from cloud.engine.int8_experts import Int8Experts, gated_by
 from cloud.engine.int8_linear import DequantizedLinear, int8_linear
 from cloud.engine.tensor_files import CODES_SUFFIX, SCALE_SUFFIX, TensorFiles
@@ -17,7 +18,7 @@ from cloud.engine.weight_only_linear import (
     to_int8,
     why_no_weight_only,
 )
-from cloud.engine.weight_types import BF16, FP8, INT8, WEIGHT_TYPES
+from cloud.engine.weight_types import BF16, FP8, INT4, INT8, WEIGHT_TYPES
 from cloud.errors import WeightsError
 from optimizer.export.back import is_coded
 
@@ -30,7 +31,10 @@ def check_weight_type(weights: str | None, device: torch.device) -> None:
         raise WeightsError(f"weights {weights}: choose one of {', '.join(WEIGHT_TYPES)}")
     if weights == BF16:
         return
-    reason = why_no_weight_only(device, FP8_TYPE if weights == FP8 else torch.int8)
+    if weights == INT4:
+        reason = why_no_int4(device)
+    else:
+        reason = why_no_weight_only(device, FP8_TYPE if weights == FP8 else torch.int8)
     if reason is not None:
         raise WeightsError(f"weights {weights} cannot be used here: {reason}")
 
@@ -42,7 +46,7 @@ def fill_module(
     dtype: torch.dtype,
     weights: str | None = None,
 ) -> nn.Module:
-    """Give a meta module its weights; linear layers of 8 bits replace its own where it has them.
+    """Give a meta module its weights; linear layers of few bits replace its own where it has them.
 
     prefix: of the tensors' names. dtype: what it computes in. weights: what its linear layers hold
     (`weight_types`; None: what is stored). Norms, routers and experts stay as they are stored.
@@ -80,25 +84,33 @@ def _linear(
     full = f"{name}.weight"
     shape = tuple(blank.weight.shape)
     is_stored_coded = full + CODES_SUFFIX in tensors
-    if not is_stored_coded and not (weights in (FP8, INT8) and is_coded(full, len(shape))):
+    is_narrow = weights in (FP8, INT8, INT4)
+    if not is_stored_coded and not (is_narrow and is_coded(full, len(shape))):
         return None
     bias = None
     if blank.bias is not None:
         bias = tensors.need(f"{name}.bias", shape[:1]).float()
     if not is_stored_coded:
-        convert = to_fp8 if weights == FP8 else to_int8
-        return WeightOnlyLinear(*convert(tensors.need(full, shape)), bias)
+        return narrow_linear(tensors.need(full, shape), weights, bias)
     codes = tensors.need(full + CODES_SUFFIX, shape)
     scale = tensors.need(full + SCALE_SUFFIX, shape[:1]).float()
     if codes.dtype != torch.int8:
         raise WeightsError(f"{full}{CODES_SUFFIX} has dtype {codes.dtype}, expected int8")
     if weights == BF16:
         return DequantizedLinear(codes, scale, bias, dtype)
-    if weights == FP8:
-        return WeightOnlyLinear(*to_fp8(codes.float() * scale[:, None]), bias)
     if weights == INT8:
         return WeightOnlyLinear(codes, scale, bias)
+    if is_narrow:
+        return narrow_linear(codes.float() * scale[:, None], weights, bias)
     return int8_linear(codes, scale, bias, dtype)
+
+
+def narrow_linear(weight: Tensor, weights: str | None, bias: Tensor | None) -> nn.Module:
+    """A linear layer that holds this matrix [N, K] as FP8, INT8 or INT4."""
+    if weights == INT4:
+        return Int4Linear(*to_int4(weight), bias, width=weight.shape[1])
+    convert = to_fp8 if weights == FP8 else to_int8
+    return WeightOnlyLinear(*convert(weight), bias)
 
 
 def _int8_experts(module: Any, prefix: str, tensors: TensorFiles, dtype: torch.dtype) -> nn.Module:

@@ -7,5 +7,6 @@ from typing import Final
 BF16: Final = "bf16"
 FP8: Final = "fp8"
 INT8: Final = "int8"
-WEIGHT_TYPES: Final = (BF16, FP8, INT8)
+INT4: Final = "int4"
+WEIGHT_TYPES: Final = (BF16, FP8, INT8, INT4)
 KV_TYPES: Final = (BF16, FP8)  # what it can keep keys and values in

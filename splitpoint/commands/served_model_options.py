@@ -56,8 +56,8 @@ class ModelOptions:
     weights: Annotated[
         str | None,
         typer.Option(
-            help="On a GPU: hold linear layers as bf16, fp8 or int8 (default: as in the bundle). "
-            "Rounding to 8 bits changes tokens.",
+            help="On a GPU: hold linear layers as bf16, fp8, int8 or int4 (default: as in the "
+            "bundle). Rounding them changes tokens.",
             autocompletion=completed(weight_types),
         ),
     ] = None

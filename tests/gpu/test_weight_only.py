@@ -1,12 +1,13 @@
-"""The product with 8-bit weights on a GPU: what the interpreter cannot show."""
+"""Products with 8-bit and 4-bit weights on a GPU: what the interpreter cannot show."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from cloud.engine.int4_linear import Int4Linear, from_int4, to_int4
 from cloud.gpu.weight_only import TOKENS_OF_TILE, weight_only_product, why_not
-from tests.cloud.gpu.weight_cases import assert_near, random_rows, random_weights
+from tests.cloud.gpu.weight_cases import DEVICE, assert_near, random_rows, random_weights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,6 +42,23 @@ def test_a_row_has_the_same_bits_in_a_batch_of_any_size(kind: str, out: int, wid
     for count in (1, 2, 16, 17, 32, 33, 64, 65, 200):
         part = weight_only_product(x[-count:], codes, scale, bias)
         assert torch.equal(part, whole[-count:]), f"{count} rows"
+
+
+@pytest.mark.parametrize(("out", "width"), SHAPES)
+def test_four_bits_are_those_of_float64_and_the_same_in_any_batch_of_a_tile(
+    out: int, width: int
+) -> None:
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    weight = torch.randn(out, width, generator=generator, device=DEVICE) / width**0.5
+    linear = Int4Linear(*to_int4(weight), width=width)
+    whole = from_int4(linear.codes, linear.scale, linear.low, width).double()
+    x = random_rows(3, 300, width)
+    for count in (1, 2, 16, 17, 32, 33, 64, 65, 300):
+        got, want = linear(x[:count]), x[:count].double() @ whole.t()
+        assert float((got.double() - want).norm() / want.norm()) < 1e-2
+    assert torch.equal(linear(x[:16])[:3], linear(x[:3]))
+    assert torch.equal(linear(x[:32])[:17], linear(x[:17]))
+    assert torch.equal(linear(x)[:65], linear(x[:65]))
 
 
 def test_a_graph_captures_it(kind: str) -> None:

@@ -34,6 +34,7 @@ def main() -> None:
         fuzz_trellis(rng)
         fuzz_trellis_encoder(rng)
         fuzz_loudness(rng)
+        fuzz_rows(rng)
     refuse_what_is_out_of_bounds()
 
 
@@ -141,6 +142,54 @@ def fuzz_trellis(rng: np.random.Generator) -> None:
             if number == 0:
                 assert used == num_words
                 assert (left == first).all()
+
+
+def fuzz_rows(rng: np.random.Generator) -> None:
+    """Rows of frames that hold anything, with tables of any size: finite rows, or strange."""
+    blocks, size = int(rng.integers(1, 4)), int(rng.integers(1, 40))
+    width, num_codes = blocks * size, int(rng.integers(0, 4))
+    models = some_models(rng, 2 * NUM_FAMILIES, ALPHABET)
+    num_rows = rng.choice([1, 1, 2, 8, 32, 33], int(rng.integers(1, 5))).astype(np.int32)
+    lanes = rng.integers(1, 4, len(num_rows)).astype(np.int32)
+    total = int(num_rows.sum())
+    with Guarded() as guarded:
+        sizes = [int(rng.integers(1, 3 * count * width + 40)) for count in num_rows]
+        payloads = [guarded.copy(rng.integers(0, 256, size, np.uint8)) for size in sizes]
+        for payload, count in zip(payloads, num_rows, strict=True):
+            if rng.random() < 0.7:
+                payload[:count] &= 0xF7  # no outliers
+
+        def floats(*shape: int) -> Array:
+            return guarded.copy(rng.standard_normal(shape).astype(np.float32))
+
+        order = rng.permutation(width).astype(np.int32)
+        if rng.random() < 0.1:
+            order[0] = rng.choice([-1, width, INT_MAX, INT_MIN])
+        listed = rng.integers(-1, num_codes + (rng.random() < 0.1), total).astype(np.int64)
+        out, strange = (
+            guarded.filled((total, width), np.float32),
+            guarded.filled(len(num_rows), np.uint8),
+        )
+        result = the_kernel().rows_of_frames(
+            *(address(guarded.copy(models.cdf)), address(guarded.copy(models.lut))),
+            address(guarded.copy(rng.integers(0, 256, width).astype(np.uint8))),
+            *(address(floats(NUM_FAMILIES, 4)), address(floats(16))),
+            address(guarded.copy(rng.integers(-128, 128, (num_codes, width)).astype(np.int8))),
+            *(num_codes, address(floats(width)), address(floats(blocks, size, size)), blocks),
+            *(address(guarded.copy(order)), address(floats(width)), width, len(num_rows)),
+            address(guarded.copy(np.array([address(one) for one in payloads], dtype=np.uint64))),
+            address(guarded.copy(np.array(sizes, dtype=np.int64))),
+            *(address(guarded.copy(num_rows)), address(guarded.copy(lanes))),
+            *(address(guarded.copy(listed)), address(guarded.filled((total, width), np.float32))),
+            *(address(guarded.filled((4, width), np.float32)), address(out), address(strange)),
+        )
+        is_order_wrong = blocks > 1 and bool(((order < 0) | (order >= width)).any())
+        assert result == (-1 if is_order_wrong or (listed >= num_codes).any() else 0)
+        if result == 0:
+            ends = np.cumsum(num_rows)
+            for end, count, odd in zip(ends, num_rows, strange, strict=True):
+                assert odd in (0, 1)
+                assert odd or np.isfinite(out[end - count : end]).all()
 
 
 def fuzz_trellis_encoder(rng: np.random.Generator) -> None:

@@ -48,6 +48,13 @@ def compiled(capability, codes, rows, count, num_outputs):
 
 print(json.dumps([compiled(*case) for case in json.loads(sys.argv[1])]))
 """
+FOUR_BIT_SCRIPT = (
+    SCRIPT.replace("weight_only import product_kernel, tiling", "four_bit import four_bit_kernel")
+    .replace("import GPUTarget\n", "import GPUTarget\nfrom cloud.gpu.weight_only import tiling\n")
+    .replace("product_kernel,", "four_bit_kernel,")
+    .replace('"scale_ptr": "*fp32"', '"scale_ptr": "*bf16", "low_ptr": "*bf16"')
+    .replace('"BLOCK_K": plan.block_k', '"GROUP": 64')
+)
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10}
 CASES = [
     (80, "i8", "bf16", 576),
@@ -55,13 +62,21 @@ CASES = [
     (90, "i8", "bf16", 4096),
     (90, "fp8e4nv", "bf16", 28672),
 ]
+FOUR_BIT_CASES = [(80, "u8", "bf16", 576), (89, "u8", "bf16", 28672), (90, "u8", "bf16", 28672)]
 
 
-def test_it_fits_and_multiplies_alike_for_any_number_of_rows(tmp_path: Path) -> None:
-    asked = [(*case[:3], count, case[3]) for case in CASES for count in (1, 32, 64)]
-    asked.append((89, "i8", "fp32", 1, 28672))
+@pytest.mark.parametrize(
+    ("script", "cases"),
+    [(SCRIPT, CASES), (FOUR_BIT_SCRIPT, FOUR_BIT_CASES)],
+    ids=["8 bits", "4 bits"],
+)
+def test_it_fits_and_multiplies_alike_for_any_number_of_rows(
+    script: str, cases: list[tuple[int, str, str, int]], tmp_path: Path
+) -> None:
+    asked = [(*case[:3], count, case[3]) for case in cases for count in (1, 32, 64)]
+    asked.append((89, cases[0][1], "fp32", 1, 28672))
     finished = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(asked)],
+        [sys.executable, "-c", script, json.dumps(asked)],
         capture_output=True,
         text=True,
         check=False,
