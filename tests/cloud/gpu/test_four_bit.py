@@ -127,6 +127,7 @@ def test_a_back_of_4_bits_computes_with_its_rounded_weights(coded: bool, tmp_pat
         for name, part in narrow.named_modules():
             if isinstance(part, Int4Linear):
                 matrix = wide.get_submodule(name).weight
+                assert isinstance(matrix, Tensor)
                 near = from_int4(part.codes, part.scale, part.low, part.in_features)
                 assert 0 < (near - matrix.float()).norm() < 0.12 * matrix.float().norm()
                 matrix.data.copy_(near)
