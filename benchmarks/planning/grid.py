@@ -10,9 +10,12 @@ and p90 of what was predicted beside what was measured.
 - **Fair on one machine:** the device's side runs on one core and the server's on another, and both
   profiles are measured pinned in the same way, at the beginning of every repeat. With one core
   there is no such line, and the page says so.
-- **Quiet:** before each cell the run waits until others use less than 0.3 cores. `--busy` does not
-  wait. A cell beside which others used more is marked as busy either way. `--real-time` runs both
-  sides at real-time priority (root), which makes a busy machine bearable, but not its memory quiet.
+- **Quiet:** before each cell the run waits until others use less than 0.3 cores, and, for a minute
+  at most, until both cores are as fast as they were for the profiles: other machines of one host
+  slow them down. `--busy` does not wait. A cell beside which others used more, or before or after
+  which a core's pace was off by more than 10 %, is marked as busy either way. `--real-time` runs
+  both sides at real-time priority (root), which makes a busy machine bearable, but not its memory
+  quiet.
   There the threads that compute give way to those that send, as ordinary threads do by themselves.
 - **Resumable:** results are in FOLDER/grid.json, written after every cell. Cells that are there are
   skipped. `--again` measures those once more that were busy. `--report` measures nothing, and
@@ -60,9 +63,11 @@ from benchmarks.planning.grid_predict import TwoMachines, plan_of_cell
 from benchmarks.planning.quiet_machine import (
     QUIET_CORES,
     OthersLoad,
+    Pace,
     child_ids,
     let_busiest_give_way,
     pinned,
+    same_pace,
     two_cpus,
     wait_until_quiet,
 )
@@ -144,6 +149,7 @@ class GridRun:
         self._edge_cpu, self._cloud_cpu = two_cpus()
         self._own: list[int] = []
         self._priority = SIDE_PRIORITY if arguments.real_time else 0
+        self._pace: Pace | None = None  # of the time of the profiles
         self.results: dict[str, Any] = {"machine": {}, "repeats": []}
         if self._file.is_file():
             self.results = json.loads(self._file.read_text(encoding="utf-8"))
@@ -184,6 +190,7 @@ class GridRun:
                 done[cell.key] = found
                 self._save()
                 busy = f", busy: {found['others_cores']:.1f} cores" if found["busy"] else ""
+                busy += f", pace {found['slowdowns']}" if found["busy"] else ""
                 say(f"{number} of {len(left)}: {cell.key}: {found['took_s']:.0f} s{busy}")
 
     def _measure_profiles(self, repeat: int) -> None:
@@ -202,13 +209,23 @@ class GridRun:
 
     def _noted(self, measure: Any) -> dict[str, Any]:
         """What `measure` gives, with its seconds and what others used meanwhile."""
+        if self._pace is None:
+            self._pace = Pace((self._edge_cpu, self._cloud_cpu), priority=self._priority)
         if not self._arguments.busy:
             wait_until_quiet(self._own, tell=say)
+            self._pace.wait(tell=say)
+        paces = [self._pace.slowdown()]
         load, began_s = OthersLoad(self._own), time.monotonic()
         found = measure() or {}
         cores = load.cores()
         found["took_s"] = time.monotonic() - began_s
-        return {**found, "others_cores": round(cores, 2), "busy": cores > QUIET_CORES}
+        paces.append(self._pace.slowdown())
+        return {
+            **found,
+            "others_cores": round(cores, 2),
+            "slowdowns": [round(pace, 3) for pace in paces],
+            "busy": cores > QUIET_CORES or not all(map(same_pace, paces)),
+        }
 
     @contextmanager
     def _server(self, cells: Sequence[GridCell], log: Path) -> Iterator[str]:

@@ -85,7 +85,7 @@ def page(
         "What two profiles predict beside what was measured. p10, p50 and p90 are quantiles of the",
         "prediction. Errors are predicted over measured, less one, median of the repeats. A row is",
         "*outside* where a repeat was not within p5 and p95, and *busy* where other programs used",
-        "more than 0.3 cores meanwhile.",
+        "more than 0.3 cores meanwhile, or the host slowed this machine down by more than 10 %.",
         "",
     ]
     if machine:

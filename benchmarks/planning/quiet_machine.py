@@ -3,13 +3,16 @@
 Load is what others use of the CPUs, in cores: the busy time of the whole machine less that of this
 process, its children and named processes. The load average is no use between runs, because it
 remembers one's own work for minutes. Time that a hypervisor gave to other machines counts as
-theirs. Linux only (`/proc`).
+theirs. Other machines of one host also share its caches, its memory and the halves of its cores: no
+counter of ours shows that, so a fixed piece of work is timed (`pace_s`). Linux only (`/proc`).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import resource
+import statistics
 import sys
 import threading
 import time
@@ -19,8 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 QUIET_CORES: Final = 0.3
 LOOK_S: Final = 1.0
+SAME_PACE: Final = 0.1  # a core is as fast as before within this share
+PACE_PATIENCE_S: Final = 60.0
+_PACE_REPEATS: Final = 7
+_SMALL, _LARGE = 1 << 12, 1 << 22  # float32 values: within a core's cache, and beyond all caches
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -121,6 +130,61 @@ def wait_until_quiet(
         if not told:
             tell(f"waiting for a quiet machine: others use {cores:.1f} cores")
             told = True
+
+
+def pace_s(cpu: int | None, *, priority: int = 0) -> float:
+    """Seconds of a fixed piece of work on this CPU: computing within a core's cache, and reading
+    memory. The geometric mean of both medians."""
+    small = np.linspace(1.0, 2.0, _SMALL, dtype=np.float32)
+    large = np.ones(_LARGE, dtype=np.float32)
+    out = np.empty_like(small)
+    compute, read = [], []
+    with pinned(cpu, priority=priority):
+        for _ in range(_PACE_REPEATS):
+            begun_s = time.perf_counter()
+            for _ in range(1500):
+                np.multiply(small, small, out=out)
+            between_s = time.perf_counter()
+            for _ in range(2):
+                large.sum()
+            compute.append(between_s - begun_s)
+            read.append(time.perf_counter() - between_s)
+    return math.sqrt(statistics.median(compute) * statistics.median(read))
+
+
+class Pace:
+    """How fast CPUs are now, over how fast they were when this was made."""
+
+    def __init__(self, cpus: Sequence[int | None], *, priority: int = 0) -> None:
+        self._priority = priority
+        self._before = {cpu: pace_s(cpu, priority=priority) for cpu in cpus}
+
+    def slowdown(self) -> float:
+        """Seconds now over seconds then, of the CPU that differs most: 1 where none does."""
+        found = (pace_s(cpu, priority=self._priority) / s for cpu, s in self._before.items())
+        return max(found, key=lambda ratio: abs(math.log(ratio)))
+
+    def wait(
+        self,
+        *,
+        patience_s: float = PACE_PATIENCE_S,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> float:
+        """Return the slowdown once there is none, or after `patience_s`; `tell` hears once."""
+        begun_s, told = time.monotonic(), False
+        while not same_pace(found := self.slowdown()):
+            if time.monotonic() - begun_s > patience_s:
+                break
+            if not told:
+                tell(f"waiting for the host: this machine takes {found:.2f} times as long")
+                told = True
+            time.sleep(LOOK_S)
+        return found
+
+
+def same_pace(slowdown: float) -> bool:
+    """Whether a slowdown is none."""
+    return abs(math.log(slowdown)) <= math.log(1 + SAME_PACE)
 
 
 def busy_s() -> float:

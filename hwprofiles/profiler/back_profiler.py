@@ -41,7 +41,7 @@ from hwprofiles.profiler.parts import (
     pause_figure,
     quality_warnings,
 )
-from hwprofiles.profiler.timing import Timing, measure
+from hwprofiles.profiler.timing import Timing, measure, measure_settled
 from hwprofiles.profiles.device import (
     AttentionKernel,
     BatchCurve,
@@ -123,7 +123,7 @@ def profile_server(
     spreads: list[float] = []
     progress(0.0, "reference")
     reference = kernels.matrices(width=512, inner=1536, num_pairs=8, weight_bits=8)(1)
-    references = [measure(reference, budget_s=2 * effort.budget_s).seconds]
+    references = [measure_settled(reference, budget_s=10 * effort.budget_s).seconds]
     passes = []
     for index in range(effort.num_passes):
         start, share = 0.01 + 0.9 * index / effort.num_passes, 0.9 / effort.num_passes
@@ -132,7 +132,7 @@ def profile_server(
             progress(start + share * part, what)
 
         passes.append(_one_pass(kernels, effort, spreads, report))
-        references.append(measure(reference, budget_s=2 * effort.budget_s).seconds)
+        references.append(measure_settled(reference, budget_s=10 * effort.budget_s).seconds)
     rates: BackRates = median_of(passes)
     progress(0.92, "sampling, messages, codec")
     sampled = measure(kernels.sample(SAMPLED), budget_s=effort.budget_s)

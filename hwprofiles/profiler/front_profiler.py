@@ -193,7 +193,7 @@ def _thread_warnings(sweep: dict[int, float]) -> Iterator[str]:
 def _reference(effort: Effort, settings: KernelSettings) -> Timing:
     return kernel_runs.time_matmul(
         width=512, inner=1536, num_pairs=8, num_rows=(1,), weight_bits=4, compute="int8",
-        settings=settings, budget_s=2 * effort.budget_s,
+        settings=settings, budget_s=10 * effort.budget_s,
     )[0]  # fmt: skip
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 MIN_REPEATS = 5
 LONG_REPEATS = 3
+MOST_SETTLING = 8  # measurements of a kernel that still becomes faster
+STILL_FASTER = 0.97  # the next one takes less than this share of the last
 PAUSE_S = 0.02  # of a step that waits for the other side: about a round trip
 PAUSED_REPEATS = 15
 
@@ -49,6 +51,25 @@ def measure(
         call()
         samples.append(clock() - before)
     return timing_of(samples)
+
+
+def measure_settled(
+    call: Callable[[], object],
+    *,
+    budget_s: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """`measure`, again and again as long as `call` still becomes faster.
+
+    The first calls of a process find cold caches, memory without pages and threads that sleep. What
+    they take says nothing of how the machine changes from one moment to the next.
+    """
+    found = measure(call, budget_s=budget_s, clock=clock)
+    for _ in range(MOST_SETTLING):
+        last, found = found, measure(call, budget_s=budget_s, clock=clock)
+        if found.seconds > STILL_FASTER * last.seconds:
+            break
+    return found
 
 
 def measure_paused(
