@@ -7,7 +7,7 @@ budget counts for their frames (`cloud.server.byte_budget`).
 A decode is a function of the frame alone. Its outcome, rows or an error, is used where the model
 thread would else decode: so nothing but the time depends on these threads.
 
-Short frames that wait go together (`DecodesTogether`), in calls that let go of the GIL. Those that
+Short frames that wait go together (`JoinableDecoder`), in calls that let go of the GIL. Those that
 cannot go through one thread at a time: most of their decode holds the GIL, so more threads would
 not decode more of them. Long frames run beside each other, and never on all threads. Ours.
 """
@@ -53,7 +53,7 @@ class Decoded(NamedTuple):
 
 
 @runtime_checkable
-class DecodesTogether(Protocol):
+class JoinableDecoder(Protocol):
     """A RowDecoder of a short frame that others can go along with."""
 
     @property
@@ -84,7 +84,7 @@ class _Decode:
         self.decode = decode
         self.is_short = len(frame.token_ids) <= SHORT_ROWS
         self.group: Hashable = None
-        if self.is_short and isinstance(decode, DecodesTogether):
+        if self.is_short and isinstance(decode, JoinableDecoder):
             self.group = decode.group
         self.is_running = False
         self.decoded: Decoded | None = None
@@ -312,7 +312,7 @@ def _outcomes(decoders: Sequence[RowDecoder]) -> Sequence[FloatRows | BaseExcept
     """What each decoder gives, or raises: the model thread raises it again."""
     first = decoders[0]
     try:
-        if len(decoders) > 1 and isinstance(first, DecodesTogether):
+        if len(decoders) > 1 and isinstance(first, JoinableDecoder):
             return first.together(decoders)
         return [first()]
     except BaseException as error:

@@ -68,7 +68,7 @@ class PlainRows:
 
     @property
     def group(self) -> Hashable:
-        """See `cloud.engine.frame_decoding.DecodesTogether`."""
+        """See `cloud.engine.frame_decoding.JoinableDecoder`."""
         return id(self.ladder)
 
     def __call__(self) -> FloatRows:
@@ -76,7 +76,7 @@ class PlainRows:
         return decoded_rows(self.ladder, self.frame)
 
     def together(self, decoders: Sequence[object]) -> list[FloatRows | BaseException]:
-        """See `cloud.engine.frame_decoding.DecodesTogether`."""
+        """See `cloud.engine.frame_decoding.JoinableDecoder`."""
         frames = [each.frame for each in decoders if isinstance(each, PlainRows)]
         outcomes = decode_together(
             self.ladder,

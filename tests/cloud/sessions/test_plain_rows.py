@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloud.engine.frame_decoding import DecodesTogether
+from cloud.engine.frame_decoding import JoinableDecoder
 from cloud.errors import BadFrameError
 from cloud.sessions.frame_checks import PlainRows, decoded_rows
 from codec.bench import synthetic_ladder, synthetic_rows
@@ -27,7 +27,7 @@ def sent(sequence: int, level: str, num_rows: int = 1) -> Frame:
 def test_together_gives_what_each_gives_alone() -> None:
     frames = [sent(0, "calibrated"), sent(1, "lossless"), sent(2, "calibrated", 8), sent(3, "tabq")]
     decoders = [PlainRows(LADDER, frame) for frame in frames]
-    assert all(isinstance(one, DecodesTogether) for one in decoders)
+    assert all(isinstance(one, JoinableDecoder) for one in decoders)
     assert len({one.group for one in decoders}) == 1
     for frame, found in zip(frames, decoders[0].together(decoders), strict=True):
         assert isinstance(found, np.ndarray)
