@@ -27,7 +27,7 @@ def decode_together(
             one = parsed[place] = ladder.parsed(frame, len(ids), ids)
             codec = ladder.checked(one.kind, one.level_index).codec
         except FrameError as error:
-            found[place] = error
+            found[place] = _bare(error)
             continue
         can = isinstance(codec, DecodesTogether) and codec.takes_together(len(ids))
         if can and one.kind == codec.kind:
@@ -51,4 +51,10 @@ def _in_turn(ladder: Ladder, parsed: ParsedFrame, token_ids: TokenIds) -> Rows |
         rows = ladder.rows_of(parsed.kind, parsed.level_index, parsed.payload, token_ids)
         return checked_finite(rows)
     except FrameError as error:
-        return error
+        return _bare(error)
+
+
+def _bare(error: FrameError) -> FrameError:
+    """The error without its traceback: that would keep the rows of all the other frames alive."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)

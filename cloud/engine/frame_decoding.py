@@ -251,7 +251,10 @@ class FrameDecoding:
         """The oldest decode that may run now and those that go with it, after a wait; []: stop."""
         with self._lock:
             while not self._stopped:
-                first = next((job for job in self._queue if self._may_run(job)), None)
+                ready = [job for job in self._queue if self._may_run(job)]
+                # A short one that a batch waits for must not stand behind a long one.
+                first = next((job for job in ready if job.is_short and job.on_ready), None)
+                first = first or next(iter(ready), None)
                 if first is not None:
                     jobs = self._with_its_group(first)
                     self._begin(jobs)
@@ -303,6 +306,8 @@ class FrameDecoding:
                 if job.on_ready is not None:
                     job.on_ready()
                 self._no_longer_awaited(job)
+            if any(map(self._may_run, self._queue)):  # this call may have been in their way
+                self._work_there.notify()
         del outcomes
         for release in releases:
             release()

@@ -183,7 +183,10 @@ def _join_int4(parts: Sequence[nn.Module]) -> nn.Module:
     codes, scale, low = (
         torch.cat([_tensor(part, name) for part in parts]) for name in _INT4_TENSORS
     )
-    width = next(part.in_features for part in parts if isinstance(part, Int4Linear))
+    widths = {part.in_features for part in parts if isinstance(part, Int4Linear)}
+    if len(widths) != 1:
+        raise TypeError("layers of different widths")
+    (width,) = widths
     joined = Int4Linear(codes, scale, low, _joined_bias(parts), width=width)
     _share(joined, parts, (*_INT4_TENSORS, "bias"))
     return joined

@@ -4,7 +4,8 @@ A weight is scale * code + low, with codes 0 to 15 and one scale and low for 64 
 (`cloud.gpu.four_bit`): 4.5 bits a weight in all. Of some scales each group takes the one with the
 least squared error: of its whole range, of a part of it (its outermost weights are then clipped),
 and of its range in fewer steps. The last keeps weights that lie on a grid of 16 values or fewer,
-as those of a GPTQ or AWQ checkpoint do: they move by the rounding of scale and low alone.
+as those of a GPTQ or AWQ checkpoint do: they move by the rounding of scale and low alone. Both are
+bfloat16, so a scale is that of the range above the low as it is rounded.
 
 Scaling groups by least squares: common, as in GGUF's k-quants and HQQ (Badri & Shaji 2023). The
 steps of a grid are ours.
@@ -91,7 +92,7 @@ def _why_not_after_trial(device: torch.device) -> str | None:
 def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scale and low of a matrix [N, K] of any float type, as `four_bit_product` takes them.
 
-    Raises WeightsError for values that are not finite.
+    Raises WeightsError for values that are not finite, or nearly not.
     """
     num_outputs, width = weight.shape
     blocks = num_blocks(width)
@@ -99,38 +100,44 @@ def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     codes = torch.empty(num_outputs, GROUP * blocks, dtype=torch.uint8, device=device)
     scale = torch.empty(num_outputs, 2 * blocks, dtype=PARAMETER_TYPE, device=device)
     low = torch.empty_like(scale)
+    counted = torch.arange(BLOCK * blocks, device=device).view(2 * blocks, GROUP) < width
     num_rows = max(1, _CONVERTED_AT_ONCE // max(1, width))
     for begin in range(0, num_outputs, num_rows):
         rows = slice(begin, begin + num_rows)
         part = weight[rows].float()
-        if not bool(part.isfinite().all()):
-            raise WeightsError("a matrix has values that are not finite, so it has no 4-bit codes")
         # What fills the last block is not counted by the product; it must not widen the range.
         part = F.pad(part, (0, BLOCK * blocks - width), mode="replicate")
-        found, scale[rows], low[rows] = _coded(part.view(len(part), 2 * blocks, GROUP))
+        groups = part.view(len(part), 2 * blocks, GROUP)
+        found, scale[rows], low[rows] = _coded(groups, counted)
         halves = found.view(len(part), blocks, 2, GROUP)
-        codes[rows] = (halves[:, :, 0] | halves[:, :, 1] << 4).view(len(part), -1)
+        pairs = halves[:, :, 0] | halves[:, :, 1] << 4
+        codes[rows] = pairs.view(len(part), GROUP * blocks)
+    most = MOST_CODE * scale.float() + low.float()
+    if not bool(weight.isfinite().all() and (most.isfinite() & low.isfinite()).all()):
+        raise WeightsError("a matrix has values that are not finite, so it has no 4-bit codes")
     return codes, scale, low
 
 
 def from_int4(codes: Tensor, scale: Tensor, low: Tensor, width: int) -> Tensor:
     """The matrix [N, width] float32 that these stand for."""
-    pairs = codes.view(len(codes), -1, GROUP)
-    values = torch.stack((pairs & 15, pairs >> 4), dim=2).view(len(codes), -1, GROUP).float()
-    return (values * scale.float()[..., None] + low.float()[..., None]).view(len(codes), -1)[
-        :, :width
-    ]
+    count, blocks = len(codes), num_blocks(width)
+    pairs = codes.view(count, blocks, GROUP)
+    values = torch.stack((pairs & 15, pairs >> 4), dim=2).view(count, 2 * blocks, GROUP).float()
+    values = values * scale.float()[..., None] + low.float()[..., None]
+    return values.view(count, BLOCK * blocks)[:, :width]
 
 
-def _coded(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes uint8 [N, G, 64], scale and low [N, G] of groups float32 [N, G, 64]."""
+def _coded(groups: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes uint8 [N, G, 64], scale and low [N, G] of groups float32 [N, G, 64]. counted: bool
+    [G, 64], which weights are there."""
     best: list[Tensor] = []
     for scale, low in _candidates(groups):
         step = scale.float()[..., None]
         start = low.float()[..., None]
         ratio = (groups - start) / torch.where(step == 0, 1.0, step)
         codes = ratio.round_().clamp_(0, MOST_CODE)
-        error = (codes * step + start - groups).square_().sum(dim=2)
+        error = ((codes * step + start - groups).square_() * counted).sum(dim=2)
+        error = torch.where(error.isnan(), torch.inf, error)
         found = [error, codes.to(torch.uint8), scale, low]
         if best:
             better = error < best[0]
@@ -145,9 +152,17 @@ def _coded(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _candidates(groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Scales and lows to try, [N, G] each."""
     least, most = groups.amin(dim=2), groups.amax(dim=2)
-    middle, reach = (least + most) / 2, (most - least) / 2
+    middle, reach = least / 2 + most / 2, most / 2 - least / 2
     for share in _SHARES:
-        scale = (2 * share * reach / MOST_CODE).to(PARAMETER_TYPE)
-        yield scale, (middle - share * reach).to(PARAMETER_TYPE)
+        low = (middle - share * reach).to(PARAMETER_TYPE)
+        yield _scale_above(low, middle + share * reach), low
+    low = least.to(PARAMETER_TYPE)
+    below = torch.where(low.float() > least, low.nextafter(torch.full_like(low, -torch.inf)), low)
+    yield _scale_above(below, most), below
     for steps in range(MOST_CODE - 1, 0, -1):
-        yield (2 * reach / steps).to(PARAMETER_TYPE), least.to(PARAMETER_TYPE)
+        yield (2 * reach / steps).to(PARAMETER_TYPE), low
+
+
+def _scale_above(low: Tensor, most: Tensor) -> Tensor:
+    """The scale of a group whose values reach from `low`, as it is rounded, up to `most`."""
+    return ((most - low.float()).clamp_(min=0) / MOST_CODE).to(PARAMETER_TYPE)

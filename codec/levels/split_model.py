@@ -85,6 +85,8 @@ class SplitModel:
             found = getattr(self, field.name).dtype
             if found != types.get(field.name, np.float32):  # the kernel reads them as they are
                 raise TablesError(f"{field.name} in the calibrated tables has the type {found}")
+        if self.forward.ndim != 3 or self.token_ids.ndim != 1:
+            raise TablesError(f"calibrated tables do not fit a hidden size of {hidden_size}")
         blocks, size = self.forward.shape[0], self.forward.shape[-1]
         shapes_hold = (
             all(a.shape == (hidden_size,) for a in (self.mean, self.tau, self.sigma, self.order))
@@ -100,7 +102,8 @@ class SplitModel:
             raise TablesError(f"a hidden size of {hidden_size} is too wide for the trellis")
         if not (np.sort(self.order) == np.arange(hidden_size)).all():
             raise TablesError("channel order in the calibrated tables is not a permutation")
-        if (np.diff(self.token_ids) <= 0).any():
+        ids = self.token_ids
+        if (ids[1:] <= ids[:-1]).any() or (ids < 0).any():
             raise TablesError("token ids in the calibrated tables are not sorted")
 
     def rotate(self, rows: F32) -> F32:

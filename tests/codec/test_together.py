@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +165,36 @@ def test_tables_of_other_types_are_refused_before_the_kernel_reads_them() -> Non
         wrong = _with_type(model, "inverse", np.float16)
         with pytest.raises(TypeError, match="not float16"):
             wrong.rows_back(np.zeros((1, 16), dtype=np.float32))
+
+
+def test_tables_of_other_shapes_are_refused() -> None:
+    model = small_model()
+    ids = model.token_ids
+    wrong: dict[str, tuple[Any, ...]] = {
+        "token_ids": (ids[:, None], ids[None, :], np.array([2**31 - 1, -(2**31)], dtype=np.int32)),
+        "forward": (np.array(1.0, dtype=np.float32), model.forward[0]),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(TablesError):
+                replace(model, **{name: value}).check(16)
+
+
+def test_a_bad_frame_does_not_keep_the_rows_of_the_others() -> None:
+    frames, token_ids = frames_of(DENSE, 2)
+    frames[3] = frames[3][:-1]
+    frames[5] = frames[5][:3] + bytes(2) + frames[5][5:]
+    gc.disable()
+    try:
+        found = decode_together(DENSE, frames, token_ids)
+        assert sum(isinstance(one, FrameError) for one in found) == 2
+        alive = [weakref.ref(one) for one in found if isinstance(one, np.ndarray)]
+        errors = [one for one in found if isinstance(one, FrameError)]
+        del found
+        assert errors
+        assert all(one() is None for one in alive)
+    finally:
+        gc.enable()
 
 
 def _with_type(model: SplitModel, name: str, dtype: type) -> SplitModel:

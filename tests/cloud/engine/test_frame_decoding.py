@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from cloud.engine.batch_entry import FloatRows
-from cloud.engine.frame_decoding import (
-    MOST_TOGETHER,
-    SHORT_ROWS,
-    Decoded,
-    FrameDecoding,
-    RowDecoder,
-)
+from cloud.engine.frame_decoding import SHORT_ROWS, Decoded, FrameDecoding, RowDecoder
 from cloud.engine.frame_work import FrameWork
 from cloud.engine.loop import EngineLoop
 from cloud.engine.loop_commands import ActiveSession
@@ -228,87 +222,23 @@ def test_long_frames_leave_a_thread_to_short_ones_and_short_ones_go_in_turn() ->
             gate.opened.set()
 
 
-class JoinedSession(DecodingSession):
-    """Its frames go along with those of others in one call; `calls` has the sizes of these."""
-
-    def __init__(self, calls: list[int], gate: Gate | None = None) -> None:
-        super().__init__()
-        self._calls, self._gate = calls, gate
-
-    def decoder_of(self, frame: Frame) -> RowDecoder | None:
-        plain = super().decoder_of(frame)
-        return None if plain is None else Joined(plain, self._calls, self._gate)
-
-
-class Joined:
-    """See `JoinedSession`. Frame 7 cannot be decoded."""
-
-    group = "all"
-
-    def __init__(self, plain: RowDecoder, calls: list[int], gate: Gate | None) -> None:
-        self._plain, self._calls, self._gate = plain, calls, gate
-
-    def __call__(self) -> FloatRows:
-        return self._plain()
-
-    def together(self, decoders: Sequence[RowDecoder]) -> list[FloatRows | BaseException]:
-        self._calls.append(len(decoders))
-        if self._gate is not None:
-            self._gate()
-        return [decoder() for decoder in decoders]
-
-
-def test_short_frames_of_many_sessions_go_together() -> None:
-    """A thread takes what waits, at most 16 in a call; the rest goes to the next one."""
-    holds_thread = Gate()
-    calls: list[int] = []
-    sessions = [JoinedSession(calls) for _ in range(MOST_TOGETHER + 3)]
-    heard = [Listener() for _ in sessions]
-    with busy_loop(FrameDecoding(2)) as (loop, step):
-        loop.submit(ActiveSession(DecodingSession({0: holds_thread}), Listener()), frame(0, LONG))
-        holds_thread.reached()
-        for session, listener in zip(sessions, heard, strict=True):
-            loop.submit(ActiveSession(session, listener), frame(0))
-        step.opened.set()
-        for listener in heard:
-            assert getattr(listener.next(), "sequence", None) == 0
-        holds_thread.opened.set()
-    assert sum(calls) <= len(sessions)
-    assert max(calls, default=0) <= MOST_TOGETHER
-    for session in sessions:
-        assert [one is None or one.rows().shape for one in session.begun_with] in ([True], [(1, 2)])
-
-
-@pytest.mark.parametrize("decoding", [FrameDecoding(), FrameDecoding(1, short_frames=False)])
-def test_the_model_thread_decodes_what_waits_in_one_call(decoding: FrameDecoding) -> None:
-    calls: list[int] = []
-    sessions = [JoinedSession(calls) for _ in range(5)]
-    heard = [Listener() for _ in sessions]
-    with busy_loop(decoding) as (loop, step):
-        for session, listener in zip(sessions, heard, strict=True):
-            loop.submit(ActiveSession(session, listener), frame(0))
-        step.opened.set()
-        for listener in heard:
-            assert getattr(listener.next(), "sequence", None) == 0
-    assert calls == [5]
-    assert all(session.begun_with[0] is not None for session in sessions)
-
-
-def test_a_frame_that_nobody_wants_any_more_is_released_when_its_call_ends() -> None:
-    gate, released, calls = Gate(), list[int](), list[int]()
-    sessions = [JoinedSession(calls, gate) for _ in range(3)]
-    decoding = FrameDecoding(2)
-    frames = [frame(0) for _ in sessions]
-    for key, (session, sent) in enumerate(zip(sessions, frames, strict=True)):
-        decoding.offer(key, session, sent)
+def test_a_short_frame_that_a_batch_waits_for_goes_before_a_long_one() -> None:
+    first, order = Gate(), list[str]()
+    decoding, ready = FrameDecoding(1), threading.Event()
+    holder = DecodingSession({0: first})
+    long = DecodingSession({0: lambda: order.append("long")})
+    short = DecodingSession({0: lambda: order.append("short")})
     decoding.start()
-    gate.reached()
-    assert calls == [3]
-    decoding.forget(1, frames[1], lambda: released.append(1))
-    assert released == []  # the thread still has them
-    gate.opened.set()
+    decoding.offer("holder", holder, frame(0))
+    first.reached()
+    decoding.offer("long", long, frame(0, LONG))
+    sent = frame(0)
+    decoding.offer("short", short, sent)
+    assert not decoding.is_ready("short", sent, ready.set)
+    first.opened.set()
+    assert ready.wait(WAIT_S)
     decoding.stop()
-    assert released == [1]
+    assert order[0] == "short"
 
 
 def test_the_model_thread_decodes_short_frames_that_no_thread_has_begun() -> None:

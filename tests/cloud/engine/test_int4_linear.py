@@ -73,6 +73,46 @@ def test_rows_of_one_value_are_exact_and_large_matrices_are_converted_in_parts(
         assert torch.equal(part, expected)
 
 
+def test_values_far_from_zero_keep_what_tells_them_apart() -> None:
+    """Scale and low are bfloat16, which cannot say 1.00389."""
+    generator = torch.Generator().manual_seed(3)
+    weight = 1.00389 + 1e-3 * torch.rand(4, 128, generator=generator)
+    error = (from_int4(*to_int4(weight), 128) - weight).square().mean().sqrt()
+    assert error < 2e-4
+    same = torch.full((2, 64), 1.00389)
+    assert (from_int4(*to_int4(same), 64) - same).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("width", [4, 70, 130])
+def test_what_fills_the_last_block_has_no_say(width: int) -> None:
+    """The last weights' scale is the one that is best for them."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(200, width, generator=generator)
+    count = width % GROUP
+    own = torch.cat([weight[:, -count:]] * (GROUP // count + 1), dim=1)[:, :GROUP]
+    whole = GROUP // count * count  # every weight as often as the others
+    best = (from_int4(*to_int4(own), GROUP) - own)[:, :whole].square().sum(dim=1) * count / whole
+    found = (from_int4(*to_int4(weight), width) - weight)[:, -count:].square().sum(dim=1)
+    assert found.mean() < 1.1 * best.mean()
+
+
+def test_a_matrix_without_rows_has_no_codes() -> None:
+    codes, scale, low = to_int4(torch.zeros(0, 130))
+    assert (codes.shape, scale.shape) == ((0, 256 // 2), (0, 4))
+    assert from_int4(codes, scale, low, 130).shape == (0, 130)
+
+
+@pytest.mark.parametrize("value", [1e19, 2e38, 3.4e38])
+def test_values_up_to_the_end_of_float32_give_no_infinity(value: float) -> None:
+    weight = torch.randn(1, 64, generator=torch.Generator().manual_seed(5))
+    weight[0, 0], weight[0, 1] = value, -value
+    if value > 1.7e38:  # the range of such a group is no float32
+        with pytest.raises(WeightsError, match="not finite"):
+            to_int4(weight)
+    else:
+        assert (from_int4(*to_int4(weight), 64) - weight).abs().max() < 0.1 * value
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_values_that_are_not_finite_have_no_codes(value: float) -> None:
     weight = weights()
