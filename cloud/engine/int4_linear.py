@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cloud.engine.weight_only_linear import TRIAL_WIDTH, trial_weight, why_products_differ
 from cloud.errors import WeightsError
 from cloud.gpu.four_bit_layout import BLOCK, GROUP, PARAMETER_TYPE, num_blocks
 
 MOST_CODE: Final = 15
 # Of a group's range, when all 16 codes are used.
 _SHARES: Final = (1.0, 0.95, 0.9, 0.85, 0.8)
-_MAX_TRIAL_ERROR: Final = 1e-2  # relative; rounding to bfloat16 gives 2e-3
 _CONVERTED_AT_ONCE: Final = 4 << 20  # values: their errors are held for every scale in turn
 
 
@@ -76,17 +76,10 @@ def _why_not_after_trial(device: torch.device) -> str | None:
     """Compare small products with float64: a compiler may be wrong."""
     if device.type != "cuda":
         return None
-    generator = torch.Generator(device).manual_seed(0)
-    weight = torch.randn(96, 200, device=device, generator=generator)
-    linear = Int4Linear(*to_int4(weight), width=200)
-    whole = from_int4(linear.codes, linear.scale, linear.low, 200).double()
-    for num_rows in (1, 20, 70):
-        rows = torch.randn(num_rows, 200, device=device, generator=generator).bfloat16()
-        want = rows.double() @ whole.t()
-        error = float((linear(rows).double() - want).norm() / want.norm())
-        if not error < _MAX_TRIAL_ERROR:
-            return f"the kernel's products differ by {error:.1e} on this GPU"
-    return None
+    coded = to_int4(trial_weight(device))
+    return why_products_differ(
+        Int4Linear(*coded, width=TRIAL_WIDTH), from_int4(*coded, TRIAL_WIDTH)
+    )
 
 
 def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +150,7 @@ def _candidates(groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         low = (middle - share * reach).to(PARAMETER_TYPE)
         yield _scale_above(low, middle + share * reach), low
     low = least.to(PARAMETER_TYPE)
-    below = torch.where(low.float() > least, low.nextafter(torch.full_like(low, -torch.inf)), low)
+    below = (least - least.abs() * 2.0**-8).to(PARAMETER_TYPE)  # never rounded to above `least`
     yield _scale_above(below, most), below
     for steps in range(MOST_CODE - 1, 0, -1):
         yield (2 * reach / steps).to(PARAMETER_TYPE), low

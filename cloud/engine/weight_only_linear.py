@@ -23,6 +23,7 @@ from cloud.errors import WeightsError
 FP8_TYPE: Final = torch.float8_e4m3fn
 _MAX_FP8: Final = 448.0
 _MAX_INT8: Final = 127.0
+TRIAL_WIDTH: Final = 200
 _MAX_TRIAL_ERROR: Final = 1e-2  # relative; rounding to bfloat16 gives 2e-3
 _CONVERTED_AT_ONCE: Final = 8 << 20  # values: a head of a large vocabulary has half a billion
 
@@ -68,13 +69,25 @@ def _why_not_after_trial(device: torch.device, codes: torch.dtype) -> str | None
     """Compare small products with float64, once for each kind: a compiler may be wrong."""
     if device.type != "cuda":
         return None
-    generator = torch.Generator(device).manual_seed(0)
-    weight = torch.randn(96, 200, device=device, generator=generator)
+    weight = trial_weight(device)
     linear = WeightOnlyLinear(*(to_int8(weight) if codes == torch.int8 else to_fp8(weight)))
-    whole = linear.codes.double() * linear.scale.double()[:, None]
+    return why_products_differ(linear, linear.codes.float() * linear.scale[:, None])
+
+
+def trial_weight(device: torch.device) -> Tensor:
+    """A small matrix [96, TRIAL_WIDTH] to try a kernel with."""
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(96, TRIAL_WIDTH, device=device, generator=generator)
+
+
+def why_products_differ(linear: nn.Module, whole: Tensor) -> str | None:
+    """Why a layer that stands for `whole`, float32 [N, K], cannot be used: its products differ from
+    those of float64."""
+    generator = torch.Generator(whole.device).manual_seed(1)
     for num_rows in (1, 20, 70):
-        rows = torch.randn(num_rows, 200, device=device, generator=generator).bfloat16()
-        want = rows.double() @ whole.t()
+        shape = num_rows, whole.shape[1]
+        rows = torch.randn(shape, device=whole.device, generator=generator).bfloat16()
+        want = rows.double() @ whole.double().t()
         error = float((linear(rows).double() - want).norm() / want.norm())
         if not error < _MAX_TRIAL_ERROR:
             return f"the kernel's products differ by {error:.1e} on this GPU"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cloud.engine.int4_linear import MOST_CODE, from_int4, to_int4
+from cloud.engine.weight_only_linear import why_products_differ
 from cloud.errors import WeightsError
 from cloud.gpu.four_bit_layout import GROUP, num_blocks
 
@@ -94,6 +95,17 @@ def test_what_fills_the_last_block_has_no_say(width: int) -> None:
     best = (from_int4(*to_int4(own), GROUP) - own)[:, :whole].square().sum(dim=1) * count / whole
     found = (from_int4(*to_int4(weight), width) - weight)[:, -count:].square().sum(dim=1)
     assert found.mean() < 1.1 * best.mean()
+
+
+def test_a_kernel_that_is_wrong_is_not_used() -> None:
+    whole = torch.randn(96, 200, generator=torch.Generator().manual_seed(6))
+    right, wrong = torch.nn.Linear(200, 96, bias=False), torch.nn.Linear(200, 96, bias=False)
+    right.weight.data.copy_(whole)
+    wrong.weight.data.copy_(whole)
+    wrong.weight.data[:, 0] += 1.0
+    with torch.inference_mode():
+        assert why_products_differ(right.bfloat16(), whole) is None
+        assert "differ by" in str(why_products_differ(wrong.bfloat16(), whole))
 
 
 def test_a_matrix_without_rows_has_no_codes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from optimizer.cost.request import predict_request, time_ranges
 from optimizer.cost.round_trip import prompt_stages_s
 from optimizer.cost.setting import RequestSetting
 from optimizer.cost.uncertainty import (
+    AVERAGED,
     FORMULA,
     FROM_DATA_SHEET,
     NOISE,
@@ -144,7 +146,7 @@ def test_one_term_that_is_off_by_much_is_exact() -> None:
 def test_a_profile_without_errors_has_the_stated_ones() -> None:
     old = dataclasses.replace(EDGE, errors=None)
     assert error_of_kind(old, "one_row") == pytest.approx(
-        (FORMULA["one_row"] ** 2 + NOISE["one_row"] ** 2) ** 0.5
+        math.hypot(FORMULA["one_row"], AVERAGED * NOISE["one_row"])
     )
     assert error_of_kind(SHEET, "one_row") >= FROM_DATA_SHEET["one_row"]
 
@@ -155,7 +157,7 @@ def test_errors_of_runs_hold_all_and_those_of_repeats_do_not() -> None:
         0.06
     )
     repeats = error_of_kind(known(EDGE, one_row=spread), "one_row")
-    assert repeats == pytest.approx((0.06**2 + FORMULA["one_row"] ** 2) ** 0.5)
+    assert repeats == pytest.approx(math.hypot(0.06 * AVERAGED, FORMULA["one_row"]))
 
 
 def test_a_spread_and_its_standard_deviation_are_one_thing() -> None:
