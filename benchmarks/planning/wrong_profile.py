@@ -18,6 +18,7 @@ from benchmarks.planning.grid_predict import TwoMachines
 from hwprofiles.profiles.catalog import to_plain
 from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.schema.strict_yaml import build_strict
+from optimizer.errors import MeasurementError
 from optimizer.measured.log import read_measurements
 from optimizer.measured.record import Measured
 from optimizer.measured.refine import refine_profile
@@ -68,8 +69,8 @@ def refined_rows(
 ) -> dict[str, Any] | None:
     """Rows of the last repeat's figures under the wrong profiles and under the refined ones.
 
-    None where no log was kept. `minutes`: that the learned repeats' cells took in all; `records`:
-    lines of their logs.
+    None where no log was kept, or too little is in it. `minutes`: that the learned repeats' cells
+    took in all; `records`: lines of their logs.
     """
     repeats = results["repeats"]
     last = len(repeats) - 1
@@ -81,7 +82,11 @@ def refined_rows(
     wrong = replace(
         first, edge=times_faster(first.edge, WRONG), cloud=times_faster(first.cloud, WRONG)
     )
-    found = replace(first, edge=_refined(wrong.edge, records), cloud=_refined(wrong.cloud, records))
+    try:
+        edge, cloud = (_refined(one, records) for one in (wrong.edge, wrong.cloud))
+    except MeasurementError:  # of a few cells alone: too little was observed
+        return None
+    found = replace(first, edge=edge, cloud=cloud)
     asked = {**results, "repeats": [{"cells": {}}] * last + [repeats[last]]}
 
     def rows(machines: TwoMachines) -> list[dict[str, Any]]:
@@ -95,6 +100,7 @@ def refined_rows(
     return {
         "minutes": sum(seconds) / 60,
         "records": len(records),
+        "asked": "that were measured afterwards" if last else "of the same pass",
         "wrong": rows(wrong),
         "refined": rows(found),
     }
@@ -113,7 +119,7 @@ def refined_lines(found: dict[str, Any] | None) -> list[str]:
     lines += [
         f"Every rate of both profiles is {WRONG} times too fast. `profile refine` corrects them",
         f"with {found['records']} lines that the programs of {found['minutes']:.0f} minutes wrote",
-        "(`--measure`). Errors are of cells that were measured afterwards.",
+        f"(`--measure`). Errors are of cells {found['asked']}.",
         "",
         "| figures | count | wrong: median | wrong: worst | refined: median | refined: worst |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -84,14 +84,14 @@ def _linear(
     full = f"{name}.weight"
     shape = tuple(blank.weight.shape)
     is_stored_coded = full + CODES_SUFFIX in tensors
-    is_narrow = weights in (FP8, INT8, INT4)
-    if not is_stored_coded and not (is_narrow and is_coded(full, len(shape))):
+    narrow = weights if weights in (FP8, INT8, INT4) else None
+    if not is_stored_coded and not (narrow and is_coded(full, len(shape))):
         return None
     bias = None
     if blank.bias is not None:
         bias = tensors.need(f"{name}.bias", shape[:1]).float()
-    if not is_stored_coded:
-        return narrow_linear(tensors.need(full, shape), weights, bias)
+    if narrow and not is_stored_coded:
+        return narrow_linear(tensors.need(full, shape), narrow, bias)
     codes = tensors.need(full + CODES_SUFFIX, shape)
     scale = tensors.need(full + SCALE_SUFFIX, shape[:1]).float()
     if codes.dtype != torch.int8:
@@ -100,12 +100,12 @@ def _linear(
         return DequantizedLinear(codes, scale, bias, dtype)
     if weights == INT8:
         return WeightOnlyLinear(codes, scale, bias)
-    if is_narrow:
-        return narrow_linear(codes.float() * scale[:, None], weights, bias)
+    if narrow:
+        return narrow_linear(codes.float() * scale[:, None], narrow, bias)
     return int8_linear(codes, scale, bias, dtype)
 
 
-def narrow_linear(weight: Tensor, weights: str | None, bias: Tensor | None) -> nn.Module:
+def narrow_linear(weight: Tensor, weights: str, bias: Tensor | None) -> nn.Module:
     """A linear layer that holds this matrix [N, K] as FP8, INT8 or INT4."""
     if weights == INT4:
         return Int4Linear(*to_int4(weight), bias, width=weight.shape[1])

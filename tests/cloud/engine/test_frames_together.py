@@ -11,7 +11,7 @@ from cloud.engine.batch_entry import FloatRows
 from cloud.engine.frame_decoding import MOST_TOGETHER, FrameDecoding, RowDecoder
 from cloud.engine.loop_commands import ActiveSession
 from protos.messages import Frame
-from tests.cloud.engine.test_frame_decoding import LONG, DecodingSession, Gate, busy_loop
+from tests.cloud.engine.test_frame_decoding import DecodingSession, Gate, busy_loop
 from tests.cloud.engine.test_loop import WAIT_S, Listener, frame
 
 
@@ -28,7 +28,7 @@ class JoinedSession(DecodingSession):
 
 
 class Joined:
-    """See `JoinedSession`. Frame 7 cannot be decoded."""
+    """See `JoinedSession`."""
 
     group = "all"
 
@@ -46,24 +46,26 @@ class Joined:
 
 
 def test_short_frames_of_many_sessions_go_together() -> None:
-    """A thread takes what waits, at most 16 in a call; the rest goes to the next one."""
-    holds_thread = Gate()
+    """A thread takes what waits, at most 16 in a call; the rest goes into the next one."""
     calls: list[int] = []
     sessions = [JoinedSession(calls) for _ in range(MOST_TOGETHER + 3)]
-    heard = [Listener() for _ in sessions]
-    with busy_loop(FrameDecoding(2)) as (loop, step):
-        loop.submit(ActiveSession(DecodingSession({0: holds_thread}), Listener()), frame(0, LONG))
-        holds_thread.reached()
-        for session, listener in zip(sessions, heard, strict=True):
-            loop.submit(ActiveSession(session, listener), frame(0))
-        step.opened.set()
-        for listener in heard:
-            assert getattr(listener.next(), "sequence", None) == 0
-        holds_thread.opened.set()
-    assert sum(calls) <= len(sessions)
-    assert max(calls, default=0) <= MOST_TOGETHER
-    for session in sessions:
-        assert [one is None or one.rows().shape for one in session.begun_with] in ([True], [(1, 2)])
+    frames, decoding = [frame(0) for _ in sessions], FrameDecoding(2)
+    for key, (session, sent) in enumerate(zip(sessions, frames, strict=True)):
+        decoding.offer(key, session, sent)
+    decoding.start()
+    for _ in range(1000):
+        if all(session.ahead for session in sessions):
+            break
+        threading.Event().wait(WAIT_S / 1000)
+    while (last := decoding.take(MOST_TOGETHER + 2, frames[-1])) is None:
+        threading.Event().wait(WAIT_S / 1000)
+    assert last.rows().shape == (1, 2)
+    for key, sent in enumerate(frames[:-1]):
+        decoded = decoding.take(key, sent)
+        assert decoded is not None
+        assert decoded.rows().shape == (1, 2)
+    decoding.stop()
+    assert calls == [MOST_TOGETHER, 3]
 
 
 @pytest.mark.parametrize("decoding", [FrameDecoding(), FrameDecoding(1, short_frames=False)])
