@@ -17,7 +17,14 @@ from torch import Tensor
 
 from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, Bundle, record_files
 from optimizer.errors import BuildError
-from optimizer.export.cloud_head.corpus import PassageRef, make_passages
+from optimizer.export.cloud_head.corpus import (
+    LENGTH_STEP,
+    LONG_ANSWER,
+    LONGEST_QUESTION,
+    WINDOW,
+    PassageRef,
+    make_passages,
+)
 from optimizer.export.cloud_head.head import EPSILON, CloudHead, HeadSizes
 from optimizer.export.cloud_head.least_squares import begin_linear
 from optimizer.export.cloud_head.prompts import HELD_OUT, TOPICS, TRAINED
@@ -129,6 +136,7 @@ def _corpus(
                 model=model.whole(),
                 tokenizer=tokenizer,
                 width=model.hidden_size,
+                context_length=source.geometry.context_length,
                 num_tokens=options.num_tokens,
                 own=options.prompts,
                 progress=progress,
@@ -243,7 +251,8 @@ def _write(head: CloudHead, source: ModelSource, bundle: Bundle, facts: dict[str
 
 def _corpus_digest(source: ModelSource, options: CloudHeadOptions) -> str:
     """Of everything that a shard depends on; a longer corpus goes on from a shorter one."""
-    values = [source.sha256, TRAINED, HELD_OUT, TOPICS, options.prompts]
+    lengths = (WINDOW, LONG_ANSWER, LONGEST_QUESTION, LENGTH_STEP)
+    values = [source.sha256, TRAINED, HELD_OUT, TOPICS, options.prompts, lengths]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 

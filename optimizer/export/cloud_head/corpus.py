@@ -5,7 +5,8 @@
     SHARD/states.f16      float16 [sum T, D]: the model's normed final states
 
 A shard holds answers to questions of one length, half of them greedy, and is made once. So a run
-that is interrupted goes on with the next shard.
+that is interrupted goes on with the next shard. Long questions, such as a text to summarize, are
+cut to few lengths, so that many are equally long.
 """
 
 from __future__ import annotations
@@ -23,18 +24,21 @@ from codec.arrays import I64
 from optimizer.errors import BuildError
 from optimizer.export.cloud_head.prompts import Prompt, prompts
 from optimizer.export.draft_head.stored_rows import VALUE, RowRange, StoredRows
-from optimizer.export.draft_head.text import ChatOptions, Passage, write_chats
+from optimizer.export.draft_head.text import ChatOptions, Passage, template_parts, write_chats
 from optimizer.export.working_folder import publish, working_folder
 
 Progress = Callable[[str, int, int], None]
 
 WINDOW: Final = 256
+LONG_ANSWER: Final = 128  # tokens, to a question that fills more than half of a window
+LONGEST_QUESTION: Final = 640
+LENGTH_STEP: Final = 64  # long questions are cut to multiples of it
 ROWS_PER_SHARD: Final = 48
+HELD_OUT_ROWS: Final = 16  # of a shard of a held-out kind; these kinds are few, and come early so
 # Questions that are looked at, for a shard of one length, before shorter shards are taken.
 _LOOK_AHEAD: Final = 4096
 _FEWEST: Final = 8
-# How much of a window an answer fills, about: to count shards in advance.
-_FILLED_SHARE: Final = 0.7
+_FEWEST_SHARDS: Final = 2
 _MARK: Final = "held-out"
 
 
@@ -53,28 +57,34 @@ def make_passages(
     model: Any,
     tokenizer: Any,
     width: int,
+    context_length: int,
     num_tokens: int,
     own: Sequence[str] = (),
     progress: Progress,
 ) -> list[PassageRef]:
     """The passages of about `num_tokens` tokens in `folder`; missing shards are written by `model`.
 
-    own: the user's questions (`prompts`). Raises BuildError where a shard cannot be read again.
+    width and context_length: the model's. own: the user's questions (`prompts`).
+    Raises BuildError where a shard cannot be read again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    count = max(2, round(num_tokens / (WINDOW * _FILLED_SHARE * ROWS_PER_SHARD)))
+    overhead = sum(map(len, template_parts(tokenizer)))
+    longest = min(LONGEST_QUESTION, context_length - overhead - LONG_ANSWER)
     found: list[PassageRef] = []
-    for index, (questions, is_held_out) in zip(
-        range(count), question_groups(tokenizer, seed=0, own=own), strict=False
-    ):
-        progress("writing the corpus", index, count)
+    written = 0
+    groups = question_groups(tokenizer, seed=0, own=own, longest=longest)
+    for index, (questions, is_held_out) in enumerate(groups):
+        if index >= _FEWEST_SHARDS and written >= num_tokens:
+            break
+        progress("writing the corpus", min(written, num_tokens), num_tokens)
         shard = folder / (f"{index:04d}-{_MARK}" if is_held_out else f"{index:04d}")
         passages = open_passages(shard, width)
         if passages is None:
+            window = max(WINDOW, overhead + questions.shape[1] + LONG_ANSWER)
             chats = write_chats(
                 model,
                 tokenizer,
-                ChatOptions(window=WINDOW),
+                ChatOptions(window=window),
                 count=len(questions),
                 seed=index,
                 questions=questions,
@@ -84,28 +94,30 @@ def make_passages(
         if passages is None:
             raise BuildError(f"{shard}: what was written here cannot be read again")
         found.extend(passages)
-    progress("writing the corpus", count, count)
+        written += sum(len(one.states) for one in passages)
+    progress("writing the corpus", num_tokens, num_tokens)
     return found
 
 
 def question_groups(
-    tokenizer: Any, *, seed: int, own: Sequence[str] = ()
+    tokenizer: Any, *, seed: int, own: Sequence[str] = (), longest: int = WINDOW // 2
 ) -> Iterator[tuple[I64, bool]]:
     """Questions int64 [N, Q] of one length each, and whether they are held out. Without end.
 
     The model writes answers to equally long questions together. A group is full, or is what
-    `_LOOK_AHEAD` questions had of its length. A question leaves half of the window to its answer.
-    Raises BuildError where none does.
+    `_LOOK_AHEAD` questions had of its length. longest: tokens of a question. A longer one is cut
+    where `longest` is more than half of a window, and is left out otherwise. Raises BuildError
+    where none is left.
     """
     groups: dict[tuple[bool, int], list[list[int]]] = defaultdict(list)
     seen: set[str] = set()
     for number, prompt in enumerate(prompts(seed, own), start=1):
-        ids = _ids_of(tokenizer, prompt)
-        if prompt.text not in seen and len(ids) <= WINDOW // 2:
+        ids = _ids_of(tokenizer, prompt, longest)
+        if prompt.text not in seen and ids:
             seen.add(prompt.text)
             group = groups[prompt.is_held_out, len(ids)]
             group.append(ids)
-            if len(group) == ROWS_PER_SHARD:
+            if len(group) == (HELD_OUT_ROWS if prompt.is_held_out else ROWS_PER_SHARD):
                 del groups[prompt.is_held_out, len(ids)]
                 yield np.array(group, dtype=np.int64), prompt.is_held_out
         if number % _LOOK_AHEAD == 0:
@@ -119,8 +131,12 @@ def question_groups(
             seen.clear()
 
 
-def _ids_of(tokenizer: Any, prompt: Prompt) -> list[int]:
+def _ids_of(tokenizer: Any, prompt: Prompt, longest: int) -> list[int]:
+    """The token ids of a question, cut where it is long. Empty where it cannot be asked."""
     ids: list[int] = tokenizer.encode(prompt.text, add_special_tokens=False)
+    if len(ids) > WINDOW // 2:
+        room = longest if longest > WINDOW // 2 else 0
+        ids = ids[: min(len(ids), room) // LENGTH_STEP * LENGTH_STEP]
     return ids
 
 

@@ -28,7 +28,7 @@ from optimizer.export.layers.layered_model import LayeredModel
 from optimizer.export.layers.passes import Progress, states_at
 
 # Of the conversations that grow together, in float32.
-KV_BYTES: Final = 192 << 20
+KV_BYTES: Final = 576 << 20
 _USERS_WORDS: Final = "\u2400question\u2400"
 
 

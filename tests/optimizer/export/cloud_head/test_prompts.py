@@ -7,7 +7,12 @@ from itertools import islice
 import pytest
 
 from optimizer.errors import BuildError
-from optimizer.export.cloud_head.corpus import ROWS_PER_SHARD, question_groups
+from optimizer.export.cloud_head.corpus import (
+    HELD_OUT_ROWS,
+    LENGTH_STEP,
+    ROWS_PER_SHARD,
+    question_groups,
+)
 from optimizer.export.cloud_head.prompts import HELD_OUT, OWN_KIND, TOPICS, TRAINED, prompts
 
 
@@ -46,9 +51,32 @@ class Letters:
 def test_questions_of_a_group_are_of_one_length_and_of_one_side() -> None:
     groups = list(islice(question_groups(Letters(), seed=0), 12))
     assert any(is_held_out for _, is_held_out in groups)
-    for questions, _ in groups:
+    for questions, is_held_out in groups:
         assert questions.ndim == 2
-        assert 8 <= len(questions) <= ROWS_PER_SHARD
+        assert 8 <= len(questions) <= (HELD_OUT_ROWS if is_held_out else ROWS_PER_SHARD)
+
+
+def test_kinds_that_are_held_out_come_early() -> None:
+    """A corpus of few shards already has some, although these kinds are a small part."""
+    sides = [is_held_out for _, is_held_out in islice(question_groups(Letters(), seed=0), 12)]
+    assert 2 <= sum(sides) <= 6
+
+
+class Words(Letters):
+    """A tokenizer with a token for each word."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [len(word) for word in text.split()]
+
+
+def test_long_questions_are_cut_to_few_lengths_where_there_is_room() -> None:
+    own = [f"{'so ' * length}{number}" for number, length in enumerate(range(131, 900, 2))]
+    found = list(islice(question_groups(Words(), seed=0, own=own, longest=400), 60))
+    lengths = {questions.shape[1] for questions, _ in found}
+    assert max(lengths) == 384
+    assert {length for length in lengths if length > 128} <= {*range(0, 400, LENGTH_STEP)}
+    kept = list(islice(question_groups(Words(), seed=0, own=own), 60))
+    assert all(questions.shape[1] <= 128 for questions, _ in kept)
 
 
 def test_a_tokenizer_that_makes_everything_long_is_refused() -> None:
