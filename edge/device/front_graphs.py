@@ -6,7 +6,6 @@ cache of its own (`edge.device.front`).
 
 from __future__ import annotations
 
-import gc
 import re
 import threading
 import weakref
@@ -169,7 +168,6 @@ class FrontGraphs:
             pages.release()
             if self._halves:  # whose weights are read in the file, by every step
                 pages = MappedFiles(*others)
-            gc.collect()
             trim_heap()
             if self._low_memory:
                 release_read_only_pages()
