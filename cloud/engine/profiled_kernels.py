@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import torch
 import transformers
@@ -29,6 +30,7 @@ from transformers import LlamaConfig
 from cloud.attention.paged import has_triton
 from cloud.engine.back_engine import BackEngine
 from cloud.engine.back_weights import compute_dtype, load_back
+from cloud.engine.base_code import base_code
 from cloud.engine.batch_entry import BatchEntry
 from cloud.engine.drawing import Drawing
 from cloud.engine.engines import make_engine
@@ -42,7 +44,6 @@ from decoding.sampler import verify
 from hwprofiles.profiler.measured_backends import Call, SessionLoad, StackShape
 from hwprofiles.profiles.engines import Engine
 
-FILL_ROWS: Final = 256  # rows of a chunk when a cache is filled
 PAGE_SLACK: Final = 64  # tokens more than a session needs: pools may round up
 
 
@@ -81,8 +82,7 @@ class TorchKernels:
 
     def base_code(self) -> str:
         """See BackKernels."""
-        touch = "" if self._device.type == "cpu" else "torch.zeros(1, device='cuda')"
-        return f"import torch, cloud.server.process\n{touch}\n"
+        return base_code(self._device.type)
 
     def copy(self, num_bytes: int) -> Call:
         """See BackKernels."""
@@ -181,10 +181,11 @@ class TorchStack:
         sizes = [position + rows + PAGE_SLACK for rows, position in sessions]
         limit = sum(shape.num_bytes(split=0, max_tokens=size) for size in sizes)
         pool = KvPool(shape, limit_bytes=limit, device=engine.model.device)
+        pool.arena.uniform_(-1, 1)  # reading memory that nobody has written to costs nothing
         batch = []
         for (num_rows, position), size in zip(sessions, sizes, strict=True):
             lease = pool.lease(split=0, max_tokens=size - PAGE_SLACK)
-            self._fill(lease, position)
+            lease.length = position
             rows = torch.randn(num_rows, engine.hidden_size)
             greedy = Drawing(params=SamplingParams(), position=position + num_rows)
             batch.append(BatchEntry(lease=lease, rows=rows, num_logits=1, drawing=greedy))
@@ -198,13 +199,6 @@ class TorchStack:
         # The engine knows sessions until they are closed: these end with their call.
         weakref.finalize(run, _close_all, [entry.lease for entry in batch])
         return self._finished(run)
-
-    def _fill(self, lease: KvLease, num_tokens: int) -> None:
-        """Write real keys and values: unwritten memory would cost nothing to read."""
-        while lease.length < num_tokens:
-            count = min(FILL_ROWS, num_tokens - lease.length)
-            rows = torch.randn(count, self._engine.hidden_size)
-            self._engine.forward([BatchEntry(lease=lease, rows=rows, num_logits=0)])
 
 
 @torch.inference_mode()
@@ -273,5 +267,12 @@ def write_random_back(
 
 def _int8_codes(inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
     """Zero-mean codes [out, in], and scales [out] that keep activations near 1 along a chain."""
-    codes = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    codes = torch.from_numpy(np.resize(_drawn_codes(), (outputs, inputs)))
     return codes, torch.full((outputs,), math.sqrt(3 / inputs) / 127)
+
+
+@functools.cache
+def _drawn_codes() -> npt.NDArray[np.int8]:
+    """A prime number of codes, so that repeating them fills no matrix with equal rows: drawing all
+    of a matrix takes as long as timing it."""
+    return np.random.default_rng(0).integers(-127, 128, 65_521, dtype=np.int8)

@@ -18,7 +18,6 @@ from datetime import date
 from hwprofiles.machine_limits import total_memory_bytes, usable_cpus
 from hwprofiles.profiler import system_facts
 from hwprofiles.profiler.back_stack import (
-    PATIENCE_S,
     SHORT,
     BackEffort,
     StackProbe,
@@ -75,6 +74,7 @@ FULL = BackEffort(
     budget_s=0.025,
     working_sets=(6 * MB, 32 * MB, 192 * MB),
     rows=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    rows_beyond=64,
     large_rows=(1, 2, 8, 64),
     sessions=(1, 2, 4, 8, 16, 32, 64),
     prompts=(16, 32, 64, 128),
@@ -84,9 +84,10 @@ FULL = BackEffort(
 )
 QUICK = BackEffort(
     num_passes=1,
-    budget_s=0.02,
+    budget_s=0.015,
     working_sets=(8 * MB, 32 * MB, 128 * MB),
     rows=(1, 2, 4, 16, 64, 128),
+    rows_beyond=16,
     large_rows=(1, 2, 16),
     sessions=(1, 4, 16, 64),
     prompts=(32, 128),
@@ -114,10 +115,12 @@ def profile_server(
     progress: Progress = lambda _share, _what: None,
     command: str = "splitpoint profile device --role cloud",
     codec: CodecKernels | None = None,
+    base: system_facts.ProcessBase | None = None,
 ) -> DeviceProfile:
     """Measure this machine as a server: about 90 s, or a quarter of that when `quick`.
 
-    `progress` is called with the share done, 0 to 1, and what comes next.
+    `progress` is called with the share done, 0 to 1, and what comes next. base: of the kernels'
+    `base_code`; None: it is measured too.
     """
     effort = QUICK if quick else FULL
     spreads: list[float] = []
@@ -140,7 +143,10 @@ def profile_server(
     speeds = () if codec is None else codec_speeds(codec, effort.budget_s / 2)
     overheads = replace(_overheads(rates, sampled, message), pause_s=_pause_s(kernels, effort))
     progress(0.97, "memory")
-    memory = _memory(kernels, effort)
+    if base is None:
+        with system_facts.begin_process_base(kernels.base_code()) as child:
+            base = child.result()
+    memory = _memory(kernels, effort, base)
     progress(1.0, "done")
     hardware = kernels.accelerator or system_facts.processor_name()
     return DeviceProfile(
@@ -240,7 +246,8 @@ def _kernel(
                 continue
             # Many rows of a large set would take seconds: reading is long hidden by then.
             rows = effort.large_rows if is_large else effort.rows
-            rows = tuple(n for n in rows if n <= 64 or working_set == effort.working_sets[0])
+            most = effort.rows_beyond
+            rows = tuple(n for n in rows if n <= most or working_set == effort.working_sets[0])
             with_rows = kernels.matrices(
                 width=width, inner=inner, num_pairs=pairs, weight_bits=bits
             )
@@ -310,17 +317,16 @@ def _pause_s(kernels: BackKernels, effort: BackEffort) -> Figure:
     return pause_figure(lambda: (step(), draw()), budget_s=4 * effort.budget_s)
 
 
-def _memory(kernels: BackKernels, effort: BackEffort) -> Memory:
+def _memory(kernels: BackKernels, effort: BackEffort, base: system_facts.ProcessBase) -> Memory:
     """Of the accelerator where it has its own, else of the host."""
     size = int(128 * MB)
-    copied = measure(kernels.copy(size), budget_s=effort.budget_s, patience_s=PATIENCE_S)
+    copied = measure(kernels.copy(size), budget_s=effort.budget_s)
     own = kernels.memory_bytes()
     total = total_memory_bytes() if own is None else own[0]
     usable = system_facts.usable_memory_bytes() if own is None else own[1]
-    base = system_facts.process_base_bytes(kernels.base_code())
     return Memory(
         total_bytes=Figure(value=float(total), source="bench"),
         usable_bytes=Figure(value=float(usable), source="bench"),
-        runtime_base_bytes=Figure(value=float(base), source="bench"),
+        runtime_base_bytes=Figure(value=float(base.num_bytes), source="bench"),
         bandwidth_bytes_per_s=figure(2 * size / copied.seconds, copied),
     )

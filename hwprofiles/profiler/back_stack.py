@@ -12,14 +12,14 @@ from hwprofiles.profiler.timing import Timing, measure
 from hwprofiles.profiles.device import AttentionKernel, AttentionPoint, Kernel, LayerPoint
 from hwprofiles.profiles.rates import attention_s, matrix_s
 
-PATIENCE_S = 0.12
 SHORT = 16  # tokens cached in the batches
 FEW_ROWS = 16  # more rows than this hide the reading of weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackEffort:
-    """How long to measure: passes, seconds a point in each, and which sizes.
+    """How long to measure: passes, seconds a point in each, and which sizes. rows_beyond: the most
+    rows in working sets beyond the first.
 
     Engines have `layers` layers, and then as many as `deep_bytes` hold, beyond the caches."""
 
@@ -27,6 +27,7 @@ class BackEffort:
     budget_s: float
     working_sets: tuple[float, ...]
     rows: tuple[int, ...]
+    rows_beyond: int
     large_rows: tuple[int, ...]
     sessions: tuple[int, ...]
     prompts: tuple[int, ...]
@@ -198,6 +199,6 @@ def back_bytes(num_weights: float, num_outputs: float, bits: int) -> float:
 
 def timed(call: Call, effort: BackEffort, spreads: list[float]) -> Timing:
     """Time one call within the effort's budget, and keep its spread."""
-    timing = measure(call, budget_s=effort.budget_s, patience_s=PATIENCE_S)
+    timing = measure(call, budget_s=effort.budget_s)
     spreads.append(timing.spread)
     return timing

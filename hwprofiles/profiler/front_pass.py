@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UnknownKernelError
 from hwprofiles.profiler import front_stack, kernel_runs
-from hwprofiles.profiler.front_stack import STACK_TOKENS, Effort, with_layers
+from hwprofiles.profiler.front_stack import STACK_TOKENS, Effort, is_exact, with_layers
 from hwprofiles.profiler.half_probe import computes_halves
 from hwprofiles.profiler.kernel_graphs import DecoderLayers, weight_bytes
 from hwprofiles.profiler.kernel_runs import KernelSettings
@@ -112,8 +112,11 @@ def _kernel(
     # Without an fp32-compute kernel for 8 bits, every call unpacks the whole matrix: far too slow
     # for large working sets, and one is enough to say so.
     slow = bits == 8 and compute == "fp32"
+    shapes, batch_shapes = list(SHAPES), list(BATCH_SHAPES)
+    if effort.brief_exact and is_exact(bits, compute):
+        shapes, batch_shapes = shapes[1:2], batch_shapes[:1]
     decode = []
-    for width, inner in SHAPES:
+    for width, inner in shapes:
         matrix = weight_bytes(width * inner, bits)
         for working_set in effort.working_sets:
             pairs = int(working_set / (2 * matrix))
@@ -133,7 +136,7 @@ def _kernel(
             )
     batch = [
         point
-        for width, inner in BATCH_SHAPES
+        for width, inner in batch_shapes
         for point in _batch_points(width, inner, bits, slow, dispatch_s, run, effort)
     ]
     return Kernel(

@@ -51,6 +51,7 @@ FULL = Effort(
     budget_s=0.05,
     working_sets=(2 * MB, 8 * MB, 16 * MB, 32 * MB, 64 * MB, 128 * MB, 320 * MB),
     rows=(2, 4, 8, 32, 128, 512),
+    brief_exact=False,
     stack_rows=(1, 32, 128),
     attention=(
         (1, (16, 2000)),
@@ -62,9 +63,10 @@ FULL = Effort(
 )
 QUICK = Effort(
     num_passes=1,
-    budget_s=0.03,
+    budget_s=0.015,
     working_sets=(2 * MB, 16 * MB, 40 * MB, 128 * MB, 320 * MB),
     rows=(2, 8, 32, 256),
+    brief_exact=True,
     stack_rows=(1, 32, 128),
     attention=((1, (16, 2000)), (32, (32, 512)), (512, (512, 1024))),
 )
@@ -213,7 +215,8 @@ def _thread_sweep(effort: Effort, provider: ExecutionProvider) -> dict[int, floa
 
 
 def _memory(effort: Effort, provider: ExecutionProvider) -> Memory:
-    base = system_facts.process_base(provider=provider.name)
+    with system_facts.begin_process_base(provider=provider.name) as child:
+        base = child.result()
     bandwidth, timing = system_facts.memory_bandwidth(int(128 * MB), effort.budget_s)
     return Memory(
         total_bytes=Figure(value=float(total_memory_bytes()), source="bench"),

@@ -9,7 +9,7 @@ from hwprofiles.profiler import kernel_runs
 from hwprofiles.profiler.kernel_graphs import DecoderLayers, weight_bytes
 from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.parts import digits
-from hwprofiles.profiles.device import AttentionKernel, Kernel, LayerPoint
+from hwprofiles.profiles.device import AttentionKernel, Compute, Kernel, LayerPoint
 from hwprofiles.profiles.rates import attention_s, matrix_s
 
 # Whole layers: width, inner, heads, KV heads.
@@ -22,14 +22,21 @@ STACK_TOKENS = 192
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
     """How long to measure: passes over everything, seconds a point in each, and which working
-    sets, rows and cache lengths."""
+    sets, rows and cache lengths. brief_exact: 4- and 8-bit weights with float32 products, which
+    only `plan --exact-front` asks for, are measured in one shape, and not as whole layers."""
 
     num_passes: int
     budget_s: float
     working_sets: tuple[float, ...]
     rows: tuple[int, ...]
+    brief_exact: bool
     stack_rows: tuple[int, ...]
     attention: tuple[tuple[int, tuple[int, int]], ...]  # rows, (short, long) tokens in all
+
+
+def is_exact(bits: int, compute: Compute) -> bool:
+    """Whether quantized weights are multiplied in float32, as `plan --exact-front` asks for."""
+    return bits < 16 and compute == "fp32"
 
 
 def with_layers(
@@ -38,7 +45,9 @@ def with_layers(
 ) -> Kernel:  # fmt: skip
     """The kernel with what is left of whole layers once its matrices and attention are taken off,
     by the same formulas that predictions use."""
-    if kernel.weight_bits == 8 and kernel.compute == "fp32":
+    if is_exact(kernel.weight_bits, kernel.compute) and (
+        kernel.weight_bits == 8 or effort.brief_exact
+    ):
         return kernel
     points: list[LayerPoint] = []
     for width, inner, num_heads, num_kv_heads in STACKS:

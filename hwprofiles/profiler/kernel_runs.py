@@ -25,8 +25,6 @@ from hwprofiles.profiles.device import Compute
 from hwprofiles.providers.sessions import ATTENTION, ProviderSession, open_session
 from hwprofiles.providers.table import CPU, PROVIDERS, ExecutionProvider
 
-PATIENCE_S = 0.25  # after which three repeats of a long kernel are enough
-
 
 @dataclass(frozen=True, slots=True)
 class KernelSettings:
@@ -110,7 +108,7 @@ def time_matmul(
     timings = []
     for rows in num_rows:
         x = rng.standard_normal((rows, width)).astype(np.float32)
-        timings.append(measure(_bound(session, {"x": x}), budget_s=budget_s, patience_s=PATIENCE_S))
+        timings.append(measure(_bound(session, {"x": x}), budget_s=budget_s))
     return timings
 
 
@@ -153,9 +151,7 @@ def time_attention(
             "past_length": np.array([total - 1], dtype=np.int32),
             "total_length": np.array(total, dtype=np.int32),
         }
-        timings.append(
-            measure(_bound(opened.session, feeds, caches), budget_s=budget_s, patience_s=PATIENCE_S)
-        )
+        timings.append(measure(_bound(opened.session, feeds, caches), budget_s=budget_s))
     return timings
 
 
@@ -167,7 +163,7 @@ def time_lookup(
         lookup(width=width, num_rows=1024, weight_bits=weight_bits), settings
     ).session
     ids = np.arange(num_rows, dtype=np.int64)[None, :]
-    return measure(_bound(session, {"ids": ids}), budget_s=budget_s, patience_s=PATIENCE_S)
+    return measure(_bound(session, {"ids": ids}), budget_s=budget_s)
 
 
 def time_decoder(
@@ -179,7 +175,7 @@ def time_decoder(
 ) -> list[Timing]:
     """Whole decoder layers, timed for each (new rows, tokens with the new ones)."""
     calls = decoder_calls(layers, cases=cases, settings=settings)
-    return [measure(call, budget_s=budget_s, patience_s=PATIENCE_S) for call in calls]
+    return [measure(call, budget_s=budget_s) for call in calls]
 
 
 def decoder_calls(
@@ -207,7 +203,7 @@ def decoder_calls(
 
 def time_step(*, settings: KernelSettings, budget_s: float) -> Timing:
     """One `step_call`."""
-    return measure(step_call(settings), budget_s=budget_s, patience_s=PATIENCE_S)
+    return measure(step_call(settings), budget_s=budget_s)
 
 
 def step_call(settings: KernelSettings) -> Callable[[], None]:

@@ -121,9 +121,9 @@ def codec_speeds(kernels: CodecKernels, budget_s: float) -> tuple[CodecSpeed, ..
     """Each kind of codec at several widths: one row and many give the slope, and one row after a
     pause the fixed part. A frame is coded once a step, and that takes several times as long as
     coding the same row again at once."""
-    found = []
-    for kind in kernels.kinds:
-        for width in CODEC_WIDTHS:
+    found: dict[tuple[str, int], CodecSpeed] = {}
+    for width in CODEC_WIDTHS:  # the tables of one width are made once for all kinds
+        for kind in kernels.kinds:
             ones = kernels.coder(kind, hidden_size=width, num_rows=1)
             manys = kernels.coder(kind, hidden_size=width, num_rows=CODEC_ROWS)
             slopes, fixed = [], []
@@ -132,15 +132,13 @@ def codec_speeds(kernels: CodecKernels, budget_s: float) -> tuple[CodecSpeed, ..
                 slopes.append(max(many_s - one_s, 0.0) / (width * (CODEC_ROWS - 1)))
                 first_s = measure_paused(one, num_repeats=CODEC_REPEATS).seconds
                 fixed.append(max(first_s - slopes[-1] * width, 0.0))
-            found.append(
-                CodecSpeed(
-                    kind=kind,
-                    hidden_size=width,
-                    source="bench",
-                    encode_fixed_s=digits(fixed[0]),
-                    encode_s_per_element=digits(slopes[0]),
-                    decode_fixed_s=digits(fixed[1]),
-                    decode_s_per_element=digits(slopes[1]),
-                )
+            found[kind, width] = CodecSpeed(
+                kind=kind,
+                hidden_size=width,
+                source="bench",
+                encode_fixed_s=digits(fixed[0]),
+                encode_s_per_element=digits(slopes[0]),
+                decode_fixed_s=digits(fixed[1]),
+                decode_s_per_element=digits(slopes[1]),
             )
-    return tuple(found)
+    return tuple(found[kind, width] for kind in kernels.kinds for width in CODEC_WIDTHS)

@@ -61,13 +61,39 @@ class ProcessBase(NamedTuple):
     file_bytes: int
 
 
-def process_base_bytes(load: str | None = None, *, provider: str = "cpu") -> int:
-    """Resident bytes of `process_base`."""
-    return process_base(load, provider=provider).num_bytes
+class ProcessBaseRun:
+    """A child process that loads what a process of ours loads, and says how large it is then.
+
+    Use it in a `with` statement, which ends the child.
+    """
+
+    def __init__(self, code: str) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self._found: ProcessBase | None = None
+
+    def __enter__(self) -> ProcessBaseRun:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        if self._found is None:
+            self._child.kill()
+            self._child.communicate()
+
+    def result(self) -> ProcessBase:
+        """Wait for its end. CalledProcessError where it failed."""
+        if self._found is None:
+            output, errors = self._child.communicate()
+            if status := self._child.returncode:
+                raise subprocess.CalledProcessError(status, self._child.args, output, errors)
+            resident, of_files = (1024 * int(kib) for kib in output.split()[-2:])
+            self._found = ProcessBase(resident, of_files)
+        return self._found
 
 
-def process_base(load: str | None = None, *, provider: str = "cpu") -> ProcessBase:
-    """A fresh interpreter that has run `load`, and holds no model.
+def begin_process_base(load: str | None = None, *, provider: str = "cpu") -> ProcessBaseRun:
+    """A fresh interpreter that runs `load`, and holds no model.
 
     By default an edge's libraries, each kind of kernel run once on tiny tensors so that the
     pages of the library's code that they touch are counted, with the kernels of `provider`. A child
@@ -84,9 +110,7 @@ def process_base(load: str | None = None, *, provider: str = "cpu") -> ProcessBa
         "lines = dict(l.split(':', 1) for l in open('/proc/self/status'))\n"
         "print(*(lines[name].split()[0] for name in ('VmRSS', 'RssFile')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    resident, of_files = (1024 * int(kib) for kib in done.stdout.split()[-2:])
-    return ProcessBase(resident, of_files)
+    return ProcessBaseRun(code)
 
 
 def memory_bandwidth(num_bytes: int, budget_s: float) -> tuple[float, Timing]:

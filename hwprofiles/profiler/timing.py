@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_REPEATS = 5
+PATIENCE = 5  # budgets, after which fewer repeats are enough
 LONG_REPEATS = 3
 MOST_SETTLING = 8  # measurements of a kernel that still becomes faster
 STILL_FASTER = 0.97  # the next one takes less than this share of the last
@@ -32,11 +32,10 @@ def measure(
     *,
     budget_s: float,
     min_repeats: int = MIN_REPEATS,
-    patience_s: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Call once to warm up, then again until `budget_s` is spent, `min_repeats` times at least;
-    once `patience_s` is spent, three times are enough.
+    once `PATIENCE` times the budget is spent, three times are enough.
 
     The median, because a neighbour's burst of work must not move it; the spread, so that the
     reader sees the burst.
@@ -45,7 +44,7 @@ def measure(
     samples: list[float] = []
     start = clock()
     while (spent_s := clock() - start) < budget_s or len(samples) < min_repeats:
-        if spent_s >= patience_s and len(samples) >= LONG_REPEATS:
+        if spent_s >= PATIENCE * budget_s and len(samples) >= LONG_REPEATS:
             break
         before = clock()
         call()

@@ -178,11 +178,18 @@ def _ask(
 
 def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
     """This machine as an edge and as a server, measured quickly and kept in `folder`."""
-    from cloud.engine.profiled_kernels import TorchKernels
-    from hwprofiles.profiler.back_profiler import profile_server
-    from hwprofiles.profiler.front_profiler import profile_device
-    from hwprofiles.profiles.catalog import device_to_yaml
-    from splitpoint.profiled_codec import ProfiledCodec
+    from cloud.engine.base_code import base_code
+    from hwprofiles.profiler.system_facts import begin_process_base
+
+    with begin_process_base(base_code("cpu")) as child:
+        # What the child loads takes seconds here too, on another core.
+        from cloud.engine.profiled_kernels import TorchKernels
+        from hwprofiles.profiler.back_profiler import profile_server
+        from hwprofiles.profiler.front_profiler import profile_device
+        from hwprofiles.profiles.catalog import device_to_yaml
+        from splitpoint.profiled_codec import ProfiledCodec
+
+        base = child.result()
 
     folder.mkdir(parents=True, exist_ok=True)
     with long_work("measuring this machine", kept="the model is kept") as work:
@@ -206,6 +213,7 @@ def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
             progress=partial(tell, "server"),
             command="splitpoint demo",
             codec=ProfiledCodec(),
+            base=base,
         )
     for name, profile in (("edge", edge), ("server", cloud)):
         (folder / f"{name}.yaml").write_text(device_to_yaml(profile), encoding="utf-8")

@@ -74,7 +74,8 @@ def make_passages(
     written = 0
     groups = question_groups(tokenizer, seed=0, own=own, longest=longest)
     for index, (questions, is_held_out) in enumerate(groups):
-        if index >= _FEWEST_SHARDS and written >= num_tokens:
+        has_enough = index >= _FEWEST_SHARDS and written >= num_tokens
+        if has_enough and not all(one.is_held_out for one in found):
             break
         progress("writing the corpus", min(written, num_tokens), num_tokens)
         shard = folder / (f"{index:04d}-{_MARK}" if is_held_out else f"{index:04d}")

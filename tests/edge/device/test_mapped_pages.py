@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from edge.device.mapped_pages import HeldMapping, MappedFiles, regions_of, release_read_only_pages
+from edge.device import mapped_pages
+from edge.device.mapped_pages import (
+    HeldMapping,
+    MappedFiles,
+    Region,
+    clean_regions,
+    regions_of,
+    release_read_only_pages,
+)
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's /proc")
 SIZE = 4 << 20
@@ -51,6 +59,26 @@ def test_a_mapping_that_was_written_to_is_left_alone(file: Path) -> None:
         assert mapped.num_bytes == 0
         mapped.release()
         assert view[0] == 7
+
+
+def test_the_page_map_and_the_list_of_pages_agree(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mapping that may be written to, before and after it is, and without a page map."""
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as view:
+        sum(view[::4096])
+        clean = regions_of(file)
+        assert sum(each.num_bytes for each in clean) == SIZE
+        assert clean == clean_regions(lambda mapping: mapping.path == str(file))
+        monkeypatch.setattr(mapped_pages, "_has_own_pages", unknown)
+        assert regions_of(file) == clean
+        monkeypatch.undo()
+        view[SIZE // 2] = 7
+        assert regions_of(file) == clean_regions(lambda mapping: mapping.path == str(file)) == ()
+
+
+def unknown(_region: Region) -> bool:
+    raise OSError("no page map here")
 
 
 def test_only_what_nobody_may_write_goes_with_the_libraries_pages(file: Path) -> None:

@@ -159,21 +159,22 @@ def test_the_servers_real_engine_gives_a_whole_valid_profile(
 
     shape = StackShape(width=64, inner=96, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=32)
     tiny = BackEffort(
-        num_passes=2, budget_s=0.0, working_sets=(1e5, 4e5), rows=(1, 2, 8), large_rows=(1, 2),
-        sessions=(1, 3), prompts=(48,), layers=2, deep_bytes=3e5, long=64,
+        num_passes=2, budget_s=0.0, working_sets=(1e5, 4e5), rows=(1, 2, 8), rows_beyond=2,
+        large_rows=(1, 2), sessions=(1, 3), prompts=(48,), layers=2, deep_bytes=3e5, long=64,
     )  # fmt: skip
     monkeypatch.setattr(back_profiler, "QUICK", tiny)
     monkeypatch.setattr(back_profiler, "SHAPES", ((64, 96),))
     monkeypatch.setattr(back_profiler, "LARGE_SHAPE", (128, 192))
     monkeypatch.setattr(back_profiler, "STACKS", (shape,))
-    monkeypatch.setattr(system_facts, "process_base_bytes", lambda _code: 10**8)
     monkeypatch.setattr(back_profiler, "message_s", lambda **_given: None)
     monkeypatch.setattr(back_profiler, "MB", 1e4)
     shares: list[float] = []
     profile = profile_server(
         TorchKernels("cpu"), name="tiny", quick=True,
         progress=lambda share, _what: shares.append(share),
+        base=system_facts.ProcessBase(123, 45),
     )  # fmt: skip
+    assert profile.memory.runtime_base_bytes.value == 123
     assert {kernel.weight_bits for kernel in profile.kernels} == {8, 32}
     assert {len(kernel.layers) for kernel in profile.kernels} == {3, 6}  # 8 bits have two depths
     assert profile.attention_kernel(32).points[0].num_rows == 1

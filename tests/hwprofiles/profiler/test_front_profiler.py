@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from hwprofiles.profiler import front_pass, system_facts
-from hwprofiles.profiler.front_profiler import _thread_warnings, profile_device
+from hwprofiles.profiler import front_pass, kernel_runs, system_facts
+from hwprofiles.profiler.front_profiler import FULL, QUICK, _thread_warnings, profile_device
 from hwprofiles.profiler.front_stack import Effort
+from hwprofiles.profiler.kernel_graphs import DecoderLayers
+from hwprofiles.profiler.kernel_runs import KernelSettings
 from hwprofiles.profiler.parts import median_of
 from hwprofiles.profiler.parts import quality_warnings as _warnings
 from hwprofiles.profiler.sustained import MachineSigns
 from hwprofiles.profiler.timing import Timing, measure, measure_paused
 from hwprofiles.profiles.catalog import device_to_yaml, load_device
+from hwprofiles.profiles.checks import check_kernel
 from hwprofiles.profiles.compare import key_figures
 from hwprofiles.profiles.device import BatchCurve, BatchPoint
 from hwprofiles.sensors.heat import HeatReading
@@ -27,7 +32,7 @@ def test_measure_takes_the_median_and_the_spread_of_its_repeats() -> None:
         nonlocal now
         now += durations.pop(0)
 
-    timing = measure(call, budget_s=0.0, clock=lambda: now)
+    timing = measure(call, budget_s=10.0, clock=lambda: now)
     assert timing.num_repeats == 5
     assert timing.seconds == 1.0
     assert timing.spread == pytest.approx(3.0)  # p10 = 1, p90 = 1 + 0.6 * 5 = 4
@@ -59,7 +64,7 @@ def test_measure_loses_patience_with_long_calls_after_three() -> None:
         nonlocal now
         now += 2.0
 
-    timing = measure(call, budget_s=0.1, patience_s=1.0, clock=lambda: now)
+    timing = measure(call, budget_s=1.0, clock=lambda: now)
     assert timing.num_repeats == 3
 
 
@@ -121,6 +126,7 @@ def test_a_tiny_run_gives_a_whole_valid_profile(
         budget_s=0.0,
         working_sets=(1e5, 4e5),
         rows=(2, 8, 64),
+        brief_exact=sustained_s > 0,
         stack_rows=(1, 16),
         attention=((1, (16, 64)), (8, (8, 32))),
     )
@@ -128,6 +134,13 @@ def test_a_tiny_run_gives_a_whole_valid_profile(
     monkeypatch.setattr("hwprofiles.profiler.front_pass.SHAPES", ((64, 128), (128, 384)))
     monkeypatch.setattr("hwprofiles.profiler.front_pass.BATCH_SHAPES", ((64, 128),))
     monkeypatch.setattr("hwprofiles.profiler.front_pass.BATCH_SETS", (1e5, 4e5))
+    monkeypatch.setattr("hwprofiles.profiler.front_pass.ATTENTION_LAYERS", (1, 2, 3))
+    monkeypatch.setattr("hwprofiles.profiler.front_pass.BEYOND_CACHE_BYTES", 4e5)
+    small = DecoderLayers(
+        **front_pass.ATTENTION, width=128, inner=256, num_layers=2, weight_bits=4, compute="int8"
+    )
+    for module in ("front_pass", "front_profiler"):
+        monkeypatch.setattr(f"hwprofiles.profiler.{module}.TYPICAL_LAYERS", small)
     monkeypatch.setattr("hwprofiles.profiler.front_stack.STACKS", ((64, 128, 2, 1),))
     monkeypatch.setattr("hwprofiles.profiler.front_stack.STACK_SETS", (1e4, 2e5))
     monkeypatch.setattr(system_facts, "storage_read_rate", lambda *_: 1e8)
@@ -152,7 +165,8 @@ def test_a_tiny_run_gives_a_whole_valid_profile(
     assert all(point.flops_per_s > 0 for k in profile.kernels for point in k.batch.points)
     assert {k.kv_bits for k in profile.attention} == {8, 16, 32}
     # Two layers of wide weights are more than the larger set: one depth is enough for them.
-    assert [len(k.layers) for k in profile.kernels] == [4, 4, 4, 0, 2, 2]
+    exact = 0 if sustained_s else 4
+    assert [len(k.layers) for k in profile.kernels] == [4, exact, 4, 0, 2, 2]
     near, far = profile.kernels[0].layers[:2], profile.kernels[0].layers[2:]
     assert near[0].working_set_bytes < far[0].working_set_bytes
     assert [point.num_rows for point in near] == [point.num_rows for point in far] == [1, 16]
@@ -191,3 +205,38 @@ def test_a_container_without_sys_is_not_on_battery(monkeypatch: pytest.MonkeyPat
 
 def test_without_a_writable_folder_the_storage_rate_is_left_out(tmp_path: Path) -> None:
     assert system_facts.storage_read_rate(tmp_path / "nowhere", 1 << 20) is None
+
+
+def test_a_process_base_counts_what_its_code_holds() -> None:
+    with system_facts.begin_process_base("held = b'x' * 50_000_000\n") as child:
+        found = child.result()
+    assert 5e7 < found.num_bytes < 1.5e8
+    assert found == child.result()
+
+
+def test_a_process_base_that_fails_says_so_and_one_that_is_not_asked_ends() -> None:
+    with (
+        system_facts.begin_process_base("raise SystemExit(3)\n") as child,
+        pytest.raises(subprocess.CalledProcessError),
+    ):
+        child.result()
+    with system_facts.begin_process_base("import time; time.sleep(60)\n") as child:
+        pass
+    assert child._child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("effort", [QUICK, FULL], ids=["quick", "full"])
+def test_every_effort_measures_something_of_every_kernel(
+    monkeypatch: pytest.MonkeyPatch, effort: Effort
+) -> None:
+    """With the sizes that are really measured, and nothing timed."""
+
+    def timed(*, num_rows: tuple[int, ...], **_given: object) -> list[Timing]:
+        return [STEADY] * len(num_rows)
+
+    monkeypatch.setattr(kernel_runs, "time_matmul", timed)
+    monkeypatch.setattr(kernel_runs, "time_lookup", lambda **_given: STEADY)
+    for bits, compute in front_pass.PRECISIONS:
+        kernel = front_pass._kernel(bits, compute, KernelSettings(1), effort, [])
+        check_kernel(f"{bits} bits, {compute}", kernel)
+        assert {point.num_rows for point in kernel.batch.points} >= {*effort.rows}
