@@ -1,4 +1,4 @@
-"""Options with a list of values: checked before anything loads, with the nearest one offered.
+"""Options with a list or a range of values, checked before anything loads; the nearest is offered.
 
 Each list is read where it is written, and only when it is asked for. Shells ask for the same lists
 to complete a word.
@@ -19,6 +19,8 @@ DRAFTS: Final = ("auto", "off", "ngram", "head", "cloud", "model")
 PREFERRED: Final = ("split", "cloud", "edge")
 POWER_SETTINGS: Final = ("low", "balanced", "full")
 MOVE_WAYS: Final = ("auto", "kv", "ids")
+LEAST_MINUTES: Final = 0.5  # of a sustained load
+MOST_MINUTES: Final = 240.0
 
 
 def one_of(value: str, known: Iterable[str], option: str) -> str:
@@ -117,3 +119,13 @@ def completed(
         return [name for name in known if name.startswith(incomplete)]
 
     return complete
+
+
+def check_sustained(minutes: float, role: str) -> None:
+    """BadParameter for minutes that cannot be meant, and for a server."""
+    if minutes and not LEAST_MINUTES <= minutes <= MOST_MINUTES:
+        raise typer.BadParameter(
+            f"--sustained {minutes:g}: give {LEAST_MINUTES:g} to {MOST_MINUTES:g} minutes, or 0"
+        )
+    if minutes and role != "edge":
+        raise typer.BadParameter("--sustained measures the edge's kernels: give --role edge")

@@ -178,18 +178,13 @@ def _ask(
 
 def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
     """This machine as an edge and as a server, measured quickly and kept in `folder`."""
-    from cloud.engine.base_code import base_code
-    from hwprofiles.profiler.system_facts import begin_process_base
+    from hwprofiles.profiler.back_profiler import profile_server
+    from hwprofiles.profiler.front_profiler import profile_device
+    from hwprofiles.profiles.catalog import device_to_yaml
+    from splitpoint.profiled_codec import ProfiledCodec
+    from splitpoint.profiled_server import loaded_kernels
 
-    with begin_process_base(base_code("cpu")) as child:
-        # What the child loads takes seconds here too, on another core.
-        from cloud.engine.profiled_kernels import TorchKernels
-        from hwprofiles.profiler.back_profiler import profile_server
-        from hwprofiles.profiler.front_profiler import profile_device
-        from hwprofiles.profiles.catalog import device_to_yaml
-        from splitpoint.profiled_codec import ProfiledCodec
-
-        base = child.result()
+    kernels, base = loaded_kernels("cpu")
 
     folder.mkdir(parents=True, exist_ok=True)
     with long_work("measuring this machine", kept="the model is kept") as work:
@@ -207,7 +202,7 @@ def _measured(folder: Path) -> tuple[DeviceProfile, DeviceProfile]:
             codec=ProfiledCodec(),
         )
         cloud = profile_server(
-            TorchKernels("cpu"),
+            kernels,
             name="this-server",
             quick=True,
             progress=partial(tell, "server"),

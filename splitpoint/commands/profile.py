@@ -22,6 +22,7 @@ from hwprofiles.profiles.catalog import device_to_yaml, load_device, shipped_dev
 from hwprofiles.profiles.compare import compare_devices, key_figures
 from hwprofiles.profiles.device import DeviceProfile
 from hwprofiles.providers.table import AUTO, CPU, PROVIDERS, ExecutionProvider
+from splitpoint.commands.choices import check_sustained
 from splitpoint.commands.connection_options import CredentialOptions
 from splitpoint.commands.option_groups import (
     JsonOption,
@@ -38,7 +39,6 @@ from splitpoint.views.screen import open_console
 from splitpoint.views.sizes import parse_size
 
 MIB = 1 << 20
-LEAST_MINUTES, MOST_MINUTES = 0.5, 240.0  # of a sustained load
 SILENT = 10.0  # percent within which two figures count as the same
 
 profile_app = typer.Typer(help="Measure, show and compare machines and links.")
@@ -84,7 +84,7 @@ def device(
     from splitpoint.profiled_codec import ProfiledCodec
 
     chosen = _role(role)
-    _check_sustained(sustained, chosen)
+    check_sustained(sustained, chosen)
     with long_work("profiling") as work:
         common: dict[str, Any] = {
             "name": name or (out.stem if out else None),
@@ -100,19 +100,12 @@ def device(
             common |= {"drawing": drawing_kernel, "sustained_s": 60 * sustained}
             found = profile_device(**common, provider=_provider(provider))
         else:
-            from cloud.engine.base_code import base_code
-            from hwprofiles.profiler.system_facts import begin_process_base
+            from hwprofiles.profiler.back_profiler import profile_server
+            from splitpoint.profiled_server import loaded_kernels
 
-            with begin_process_base(base_code(device_type)) as child:
-                # What the child loads takes seconds here too, on another core.
-                from cloud.engine.profiled_kernels import TorchKernels
-                from hwprofiles.profiler.back_profiler import profile_server
-
-                kernels = TorchKernels(device_type)
-                base = child.result()
+            kernels, base = loaded_kernels(device_type)
             found = profile_server(kernels, **common, base=base)
-    for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+    _warn(found)
     _deliver(device_to_yaml(found), out)
     if as_json:
         print_json(to_plain(found))
@@ -122,14 +115,9 @@ def device(
         typer.echo(str(out))
 
 
-def _check_sustained(minutes: float, role: str) -> None:
-    """BadParameter for minutes that cannot be meant, and for a server."""
-    if minutes and not LEAST_MINUTES <= minutes <= MOST_MINUTES:
-        raise typer.BadParameter(
-            f"--sustained {minutes:g}: give {LEAST_MINUTES:g} to {MOST_MINUTES:g} minutes, or 0"
-        )
-    if minutes and role != "edge":
-        raise typer.BadParameter("--sustained measures the edge's kernels: give --role edge")
+def _warn(found: DeviceProfile) -> None:
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _role(asked: str) -> str:

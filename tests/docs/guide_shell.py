@@ -21,6 +21,7 @@ from typing import Any, Final
 from splitpoint.cli import main
 from splitpoint.commands.choices import weight_types
 from tests.docs.commands_page import tree
+from tests.warm_python import SPLITPOINT, WarmProcess
 
 ROOT: Final = Path(__file__).parents[2]
 FENCE: Final = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -175,7 +176,7 @@ class GuideShell:
         self._build = build
         self._port = port
         self._ports: dict[str, int] = {}
-        self._servers: list[subprocess.Popen[str]] = []
+        self._servers: list[WarmProcess] = []
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
         self._environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
@@ -265,12 +266,8 @@ class GuideShell:
 
     def _serve(self, words: list[str]) -> str:
         """Start a server and wait until it says where it listens."""
-        started = subprocess.Popen(
-            [sys.executable, "-m", "splitpoint", *words],
-            cwd=self.folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            text=True,
+        started = WarmProcess(
+            SPLITPOINT, words, cwd=self.folder, env=self._environment, stdout=subprocess.PIPE
         )
         self._servers.append(started)
         assert started.stdout is not None

@@ -23,9 +23,11 @@ from edge.pull.staging import staging_of
 from optimizer.artifacts.bundle import write_manifest
 from optimizer.artifacts.manifest import sha256_of
 from optimizer.export.bundle_builder import build_bundle
+from tests import warm_python
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import RunningServer
 from tests.hostile.processes import ROOT, serve_process
+from tests.warm_python import SPLITPOINT
 
 MARK = b"only what the manifest says. "
 QUESTION = ("--prompt", "once upon a time", "--max-new-tokens", "6", "--ignore-eos")
@@ -68,9 +70,7 @@ def run(*words: object, home: Path | None = None) -> subprocess.CompletedProcess
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     if home is not None:
         environment["HOME"] = str(home)
-    return subprocess.run(
-        command(*words), env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    return warm_python.run(SPLITPOINT, words, env=environment, timeout=120)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from optimizer.policy.retry import RetryPolicy
 from tests.conftest import ModelBench
 from tests.end_to_end.servers import running_server
 from tests.waiting import comes_true
+from tests.warm_python import SPLITPOINT, WarmProcess
 
 PROMPT = "a story about a link that breaks"
 REQUEST = CompletionRequest(
@@ -43,12 +43,8 @@ class ServerProcess:
     """`splitpoint serve` in a process that can be killed for good."""
 
     def __init__(self, bundle: Path, port: int = 0) -> None:
-        command = [sys.executable, "-m", "splitpoint", "serve", str(bundle)]
-        self._process = subprocess.Popen(
-            [*command, "--listen", f"127.0.0.1:{port}", "--kv-memory", "64MiB"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        arguments = ["serve", bundle, "--listen", f"127.0.0.1:{port}", "--kv-memory", "64MiB"]
+        self._process = WarmProcess(SPLITPOINT, arguments, stdout=subprocess.PIPE)
         if self._process.stdout is None:
             raise RuntimeError("no pipe")
         line = self._process.stdout.readline()

@@ -7,7 +7,6 @@ only from outside, as its answers, its memory, its log and its exit status.
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+
+from tests.warm_python import SPLITPOINT, WarmProcess
 
 ROOT: Final = Path(__file__).parent.parent.parent
 READY_PREFIX: Final = "listening on "
@@ -25,7 +26,7 @@ STOP_LIMIT_S: Final = 30.0
 class ListeningProcess:
     """One `splitpoint serve` or `splitpoint api`. address: HOST:PORT. log_path: its stderr."""
 
-    process: subprocess.Popen[str]
+    process: WarmProcess
     address: str
     log_path: Path
 
@@ -72,12 +73,8 @@ def listening_process(
 ) -> Iterator[ListeningProcess]:
     """`splitpoint COMMAND ARGUMENTS` once it listens; it is ended with the block."""
     with log_path.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "splitpoint", *command.split(), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=ROOT,
+        process = WarmProcess(
+            SPLITPOINT, [*command.split(), *arguments], stdout=subprocess.PIPE, stderr=log
         )
         assert process.stdout is not None
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +15,16 @@ import psutil
 
 from protos import wire
 from protos.messages import Description
+from tests.warm_python import SPLITPOINT, WarmProcess
 
 READY = "listening on "
 MIB = 1 << 20
-PROGRAM = "import sys; from splitpoint.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 class ServeProcess:
     """One server. `address` is HOST:PORT."""
 
-    def __init__(self, process: subprocess.Popen[str], address: str, log: Any) -> None:
+    def __init__(self, process: WarmProcess, address: str, log: Any) -> None:
         self.process = process
         self.address = address
         self.system = psutil.Process(process.pid)
@@ -67,13 +66,10 @@ class ServeProcess:
 @contextmanager
 def serve_process(bundle: Path, *options: str, fault: str = "") -> Iterator[ServeProcess]:
     """Serve `bundle` on a free port. fault: Python that runs in the process before the command."""
-    command = [sys.executable, "-c", f"{fault}\n{PROGRAM}", "serve", str(bundle)]
+    arguments = ["serve", bundle, "--listen", "127.0.0.1:0", *options]
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [*command, "--listen", "127.0.0.1:0", *options],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
+        process = WarmProcess(
+            f"{fault}\n{SPLITPOINT}", arguments, stdout=subprocess.PIPE, stderr=log
         )
         try:
             assert process.stdout is not None

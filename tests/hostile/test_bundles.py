@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +14,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from optimizer.artifacts.bundle import write_manifest
+from tests import warm_python
 from tests.conftest import ModelBench
 from tests.optimizer.artifacts.onnx_bytes import model_with_external
+from tests.warm_python import SPLITPOINT
 
 TIMEOUT_S = 60.0  # for a start under load; a hang would take for ever
 RUN = ("run", "BUNDLE", "--max-new-tokens", "3", "--prompt", "hi")
@@ -43,14 +44,8 @@ def copied(bundle: Path, folder: Path) -> Path:
 def command(arguments: tuple[str, ...], bundle: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     words = [str(bundle) if word == "BUNDLE" else word for word in arguments]
-    return subprocess.run(
-        [sys.executable, "-m", "splitpoint", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S,
-        env={**os.environ, "COLUMNS": "1000"},
-    )
+    environment = {**os.environ, "COLUMNS": "1000"}
+    return warm_python.run(SPLITPOINT, words, env=environment, timeout=TIMEOUT_S)
 
 
 def refused(arguments: tuple[str, ...], bundle: Path) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -24,9 +22,11 @@ from codec.ladder import Ladder
 from protos import wire
 from protos.messages import EdgeMessage, Frame, Open, Opened, ProbeChunk, Result
 from protos.pull import FETCH_PATH, LIST_FILES_PATH
+from tests import warm_python
 from tests.conftest import ModelBench
 from tests.hostile.raw_http2 import RawConnection
-from tests.hostile.serve_process import PROGRAM, ServeProcess, serve_process, until
+from tests.hostile.serve_process import ServeProcess, serve_process, until
+from tests.warm_python import SPLITPOINT
 
 STALL_S = 1.0
 # One step takes a while, so that frames wait.
@@ -333,9 +333,7 @@ def test_a_probe_needs_the_token_and_a_token_has_one_line(bundle: Path, tmp_path
     tokens = tmp_path / "tokens"
     tokens.write_text("sesam name=a\nsesam name=b\n")
     arguments = ["serve", str(bundle), "--listen", "127.0.0.1:0", "--token-file", str(tokens)]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, timeout=60
-    )
+    done = warm_python.run(SPLITPOINT, arguments, timeout=60)
     assert done.returncode == 1
     assert "line 2" in done.stderr
     assert "sesam" not in done.stderr

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from optimizer.artifacts.bundle import open_bundle
 from optimizer.export.build_stages import STAGES_NAME, stages_left_of
 from optimizer.export.bundle_builder import Calibration, build_bundle
 from optimizer.export.sources.model_source import ModelSource, open_source
+from tests import warm_python
 from tests.optimizer.export.plans import make_plan
 from tests.tiny_models import make_tiny_model
 
@@ -78,12 +76,7 @@ def contents(bundle: Path) -> dict[str, str]:
 
 def interrupted(source: ModelSource, out: Path, stage: str, number: int) -> None:
     """A build in another process that a signal ends when `stage` begins."""
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, str(source.place), str(out), stage, str(number), TEXT],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        check=False,
-    )
+    done = warm_python.run(BUILD, [source.place, out, stage, number, TEXT])
     assert done.returncode != 0
     assert not out.exists()
 

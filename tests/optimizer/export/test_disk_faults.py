@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from optimizer.export import bundle_builder
 from optimizer.export.bundle_builder import build_bundle
 from optimizer.export.disk_faults import disk_fault, naming_the_disk
 from optimizer.export.sources.model_source import ModelSource, open_source
+from tests import warm_python
 from tests.optimizer.export.plans import make_plan
 from tests.tiny_models import make_tiny_model
 
@@ -109,12 +108,8 @@ def test_real_writers_that_cannot_go_on_are_one_line(
     source: ModelSource, tmp_path: Path, split: int, limit: int
 ) -> None:
     """A limit on the size of files is what a test can set; the writers fail as on a full disk."""
-    found = subprocess.run(
-        [sys.executable, "-c", LIMITED, source.place, tmp_path / "b", str(split), str(limit)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    found = warm_python.run(LIMITED, [source.place, tmp_path / "b", split, limit])
+    assert found.returncode == 0, found.stderr
     assert "grew beyond what the file system" in found.stdout, found.stderr
     assert found.stdout.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
