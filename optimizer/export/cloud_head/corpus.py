@@ -73,7 +73,8 @@ def make_passages(
     found: list[PassageRef] = []
     written = 0
     groups = question_groups(tokenizer, seed=0, own=own, longest=longest)
-    for index, (questions, is_held_out) in enumerate(groups):
+    most = range(max(num_tokens, _FEWEST_SHARDS) + 1)  # a shard has a token, or teaches nothing
+    for index, (questions, is_held_out) in zip(most, groups, strict=False):
         has_enough = index >= _FEWEST_SHARDS and written >= num_tokens
         if has_enough and not all(one.is_held_out for one in found):
             break
