@@ -74,7 +74,6 @@ FULL = BackEffort(
     budget_s=0.025,
     working_sets=(6 * MB, 32 * MB, 192 * MB),
     rows=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-    rows_beyond=64,
     large_rows=(1, 2, 8, 64),
     sessions=(1, 2, 4, 8, 16, 32, 64),
     prompts=(16, 32, 64, 128),
@@ -87,7 +86,6 @@ QUICK = BackEffort(
     budget_s=0.015,
     working_sets=(8 * MB, 32 * MB, 128 * MB),
     rows=(1, 2, 4, 16, 64, 128),
-    rows_beyond=16,
     large_rows=(1, 2, 16),
     sessions=(1, 4, 16, 64),
     prompts=(32, 128),
@@ -246,8 +244,7 @@ def _kernel(
                 continue
             # Many rows of a large set would take seconds: reading is long hidden by then.
             rows = effort.large_rows if is_large else effort.rows
-            most = effort.rows_beyond
-            rows = tuple(n for n in rows if n <= most or working_set == effort.working_sets[0])
+            rows = tuple(n for n in rows if n <= 64 or working_set == effort.working_sets[0])
             with_rows = kernels.matrices(
                 width=width, inner=inner, num_pairs=pairs, weight_bits=bits
             )

@@ -18,8 +18,7 @@ FEW_ROWS = 16  # more rows than this hide the reading of weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackEffort:
-    """How long to measure: passes, seconds a point in each, and which sizes. rows_beyond: the most
-    rows in working sets beyond the first.
+    """How long to measure: passes, seconds a point in each, and which sizes.
 
     Engines have `layers` layers, and then as many as `deep_bytes` hold, beyond the caches."""
 
@@ -27,7 +26,6 @@ class BackEffort:
     budget_s: float
     working_sets: tuple[float, ...]
     rows: tuple[int, ...]
-    rows_beyond: int
     large_rows: tuple[int, ...]
     sessions: tuple[int, ...]
     prompts: tuple[int, ...]

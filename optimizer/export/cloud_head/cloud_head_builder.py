@@ -18,9 +18,11 @@ from torch import Tensor
 from optimizer.artifacts.bundle import DRAFT_HEAD_FOLDER, Bundle, record_files
 from optimizer.errors import BuildError
 from optimizer.export.cloud_head.corpus import (
+    HELD_OUT_ROWS,
     LENGTH_STEP,
     LONG_ANSWER,
     LONGEST_QUESTION,
+    ROWS_PER_SHARD,
     WINDOW,
     PassageRef,
     make_passages,
@@ -252,7 +254,8 @@ def _write(head: CloudHead, source: ModelSource, bundle: Bundle, facts: dict[str
 def _corpus_digest(source: ModelSource, options: CloudHeadOptions) -> str:
     """Of everything that a shard depends on; a longer corpus goes on from a shorter one."""
     lengths = (WINDOW, LONG_ANSWER, LONGEST_QUESTION, LENGTH_STEP)
-    values = [source.sha256, TRAINED, HELD_OUT, TOPICS, options.prompts, lengths]
+    rows = (ROWS_PER_SHARD, HELD_OUT_ROWS)
+    values = [source.sha256, TRAINED, HELD_OUT, TOPICS, options.prompts, lengths, rows]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 

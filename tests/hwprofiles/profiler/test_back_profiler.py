@@ -159,7 +159,7 @@ def test_the_servers_real_engine_gives_a_whole_valid_profile(
 
     shape = StackShape(width=64, inner=96, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=32)
     tiny = BackEffort(
-        num_passes=2, budget_s=0.0, working_sets=(1e5, 4e5), rows=(1, 2, 8), rows_beyond=2,
+        num_passes=2, budget_s=0.0, working_sets=(1e5, 4e5), rows=(1, 2, 8),
         large_rows=(1, 2), sessions=(1, 3), prompts=(48,), layers=2, deep_bytes=3e5, long=64,
     )  # fmt: skip
     monkeypatch.setattr(back_profiler, "QUICK", tiny)
