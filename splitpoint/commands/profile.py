@@ -55,7 +55,7 @@ def profiles() -> None:
 @profile_app.command()
 def device(
     out: OutOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One pass: 15 to 45 s.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One pass: 15 to 60 s.")] = False,
     sustained: Annotated[
         float,
         typer.Option(
