@@ -29,6 +29,14 @@ class DraftedFrame(NamedTuple):
     run: DraftRun
 
 
+class Heard(NamedTuple):
+    """What has come while rows are made. has_answer: takes it in, and says whether it is an answer.
+    stands: whether that answer is what was guessed, so that all that is under way will run."""
+
+    has_answer: Callable[[], bool]
+    stands: Callable[[], bool]
+
+
 class DraftedFrames:
     """Makes the frames with guesses for one generation.
 
@@ -42,8 +50,8 @@ class DraftedFrames:
         self._compute = compute
         self._max_tokens = max_tokens
         self._cached: list[int] = []  # tokens whose rows are in the front's cache
+        self._made: dict[int, Rows] = {}  # rows of guesses that are there, by position
         self._num_sure = 0  # of them, those that will not be taken back
-        self._flight: list[DraftRun] = []  # what is under way, each continuing the one before
         self._alternatives: list[Alternative] | None = None  # still to be sent, once they are made
         self._tried_alternative = False  # the drafter has seen rows of one
 
@@ -52,23 +60,27 @@ class DraftedFrames:
         hidden = self._compute(rows)
         self.drafting.follow(rows.first_position, rows.token_ids, hidden)
         self._cached[rows.first_position :] = rows.token_ids
+        self._made.clear()
         return hidden
 
     def known(self, rows: RowSpan) -> None:
         """A chunk of the prompt that the front's cache holds already."""
         self.drafting.follow(rows.first_position, rows.token_ids, None)
         self._cached[rows.first_position :] = rows.token_ids
+        self._made.clear()
 
     def settle(self, token_ids: Sequence[int]) -> None:
         """Make the front's cache hold these tokens and no others."""
         if token_ids and self._cached[: len(token_ids)] != list(token_ids):
             self._row(token_ids[:-1], len(token_ids) - 1, token_ids[-1])
         del self._cached[len(token_ids) :]
+        self._made.clear()
 
     def keep_slots(self, slots: Sequence[int]) -> None:
         """All tokens left the front's cache but those in these places; the drafter begins anew."""
         self._cached = [self._cached[slot] for slot in slots]
         self._num_sure = len(self._cached)
+        self._made.clear()
         self.drafting.follow(0, self._cached, None)
 
     def step(
@@ -87,6 +99,7 @@ class DraftedFrames:
         run = DraftRun(first_position=rows.first_position)
         hidden = [self._row(session.tokens, rows.first_position, rows.token_ids[0])]
         self._num_sure = rows.first_position + 1
+        self._made = {at: row for at, row in self._made.items() if at >= self._num_sure}
         listen()
         sequence = list(session.tokens)
         room = min(self._max_tokens - rows.first_position, session.max_frame_tokens) - 1
@@ -96,46 +109,45 @@ class DraftedFrames:
                 break
             hidden.append(self._row(sequence, len(sequence), guess.token_id))
             sequence.append(guess.token_id)
-        self._flight, self._alternatives, self._tried_alternative = [run], None, False
+        self._alternatives, self._tried_alternative = None, False
         with_drafts = session.next_rows(run.token_ids)
         return None if with_drafts is None else _frame(with_drafts, hidden, run)
 
-    def ahead(self, session: EdgeSession, has_answer: Callable[[], bool]) -> DraftedFrame | None:
+    def ahead(self, session: EdgeSession, heard: Heard) -> DraftedFrame | None:
         """A frame to follow the last one while an answer is outstanding, if that is a good bet.
 
-        First frames that continue the guesses, then alternatives to them. `has_answer` is asked
-        before each row: work on guesses ends when an answer is there.
+        First frames that continue the guesses, then alternatives to them. `heard` is asked before
+        each row. Work on guesses ends when an answer is there; rows that it lets stand go.
         """
-        if has_answer():
+        if heard.has_answer():
             return None
-        if self.drafting.has_news and not self._tried_alternative:
-            self.drafting.look_again(self._flight[-1])
+        before = self.drafting.flight[-1]
+        if self.drafting.may_go_on and not self._tried_alternative:
+            if self.drafting.has_news:
+                self.drafting.look_again(before)
             self._alternatives = None
         if self._alternatives is None:
-            before = self._flight[-1]
             run = self.drafting.begin_ahead(before)
             if run is not None and before.next_guess is not None:
-                frame = self._frame_ahead(session, run, before.next_guess, has_answer)
-                if frame is not None:
-                    self._flight.append(run)
-                return frame
-            self._alternatives = self.drafting.alternatives(self._flight)
+                return self._frame_ahead(session, run, before.next_guess, heard)
+            self._alternatives = self.drafting.alternatives()
         if not self._alternatives:
             return None
         self._tried_alternative = True
         choice = self._alternatives.pop(0)
-        run = DraftRun(first_position=choice.position, base=choice.chance)
-        return self._frame_ahead(session, run, choice.guess, has_answer, at=choice.position)
+        run = DraftRun(first_position=choice.position, place="alternative", base=choice.chance)
+        return self._frame_ahead(session, run, choice.guess, heard, at=choice.position)
 
     def _frame_ahead(
         self,
         session: EdgeSession,
         run: DraftRun,
         guess: Guess,
-        has_answer: Callable[[], bool],
+        heard: Heard,
         at: int | None = None,
     ) -> DraftedFrame | None:
-        """A frame that begins with `guess`; None when it is not possible or an answer came."""
+        """A frame that begins with `guess`; None when it is not possible or made no sense any more,
+        because an answer came."""
         start = session.rows_ahead((guess.token_id,), at=at)
         if start is None or start.first_position >= self._max_tokens:
             return None
@@ -144,8 +156,11 @@ class DraftedFrames:
         hidden = [self._row(sequence, len(sequence), guess.token_id)]
         sequence.append(guess.token_id)
         while len(sequence) < self._max_tokens and len(guesses) < session.max_frame_tokens:
-            if has_answer():
-                return None
+            if heard.has_answer():
+                if at is not None or not heard.stands():
+                    return None
+                self.drafting.look_again(run)
+                break
             if (more := self.drafting.extend_ahead(run)) is None:
                 break
             guesses.append(more.token_id)
@@ -159,14 +174,20 @@ class DraftedFrames:
 
         Rows from the first position on where the cache holds another token are computed again.
         """
+        wanted = (*sequence[:position], token_id)
         same = min(self._num_sure, position)
-        most = min(len(self._cached), position)
-        while same < most and self._cached[same] == sequence[same]:
+        most = min(len(self._cached), position + 1)
+        while same < most and self._cached[same] == wanted[same]:
             same += 1
-        for at, known in enumerate((*sequence[same:position], token_id), start=same):
-            hidden = self._compute(RowSpan(at, (known,), 0, True))
+        if same > position and position in self._made:
+            hidden = self._made[position]
+            self.drafting.follow(position, (token_id,), hidden)
+            return hidden
+        same = min(same, position)
+        for at, known in enumerate(wanted[same:], start=same):
+            hidden = self._made[at] = self._compute(RowSpan(at, (known,), 0, True))
             self.drafting.follow(at, (known,), hidden)
-        self._cached[same:] = (*sequence[same:position], token_id)
+        self._cached[same:] = wanted[same:]
         return hidden
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from edge.draft.base import Guess
+
+# Behind a known token; behind the guesses of the frame before it; in place of a guess under way.
+RunPlace = Literal["first", "next", "alternative"]
 
 
 class DraftSlot(NamedTuple):
@@ -29,12 +32,14 @@ class DraftRun:
 
     first_position: of the frame's rows; the first row is no guess of this run. slots: those sent.
     reach: the chance that all of them are right, given that everything before the frame is right.
-    base: the chance that everything before the frame is right. expected: tokens that the answer is
-    expected to bring, if so. following: the slot after the last one; its guess was not sent with
-    the frame. guess_s: the drafter's seconds for all of them.
+    base: the chance that everything before the frame is right, as far as that is not known yet.
+    expected: tokens that the answer is expected to bring, if so. following: the slot after the last
+    one; its guess was not sent with the frame. guess_s: the drafter's seconds for all of them.
+    place: what the frame is among those under way.
     """
 
     first_position: int
+    place: RunPlace = "first"
     base: float = 1.0
     slots: list[DraftSlot] = field(default_factory=list)
     reach: float = 1.0

@@ -70,8 +70,9 @@ class DraftSelector:
         self._rounds_without = 0  # since a guess was worth its time
         self._sent: dict[int, DraftRun] = {}
         self.max_in_flight = MAX_IN_FLIGHT
-        self._flight_from = 0  # where the first frame under way begins, the one without a guess
+        self.flight: list[DraftRun] = []  # what is under way, each continuing the one before
         self._has_news = False  # the cloud guessed something since a guess was asked for
+        self._has_room = False  # the flight's first frame was right, since a frame was asked for
         self._ledger = DraftLedger()
         self._answered_at_s: float | None = None
 
@@ -96,6 +97,11 @@ class DraftSelector:
     def has_news(self) -> bool:
         """Whether the cloud guessed something that no guess has taken into account."""
         return self._has_news
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether more frames may be worth it than when the last one was asked for."""
+        return self._has_news or self._has_room
 
     def look_again(self, run: DraftRun) -> None:
         """Guess anew what follows `run`, whose last row is the last that the drafter has seen."""
@@ -125,14 +131,15 @@ class DraftSelector:
 
     def begin_ahead(self, before: DraftRun) -> DraftRun | None:
         """A frame to follow `before`, whose answer is outstanding; None when it is a bad bet."""
+        self._has_room = False
         if before.next_guess is None or len(self._sent) >= self.max_in_flight:
             return None
         base = before.base * before.reach * self.acceptance.probability(before.next_guess)
         first_position = before.first_position + len(before.slots) + 1
-        is_in_time = first_position - self._flight_from <= self._rows_in_time()
+        is_in_time = self._rows_ahead() < self._rows_in_time()
         if not is_in_time or not self._is_worth_a_frame(base):
             return None
-        return DraftRun(first_position=first_position, base=base)
+        return DraftRun(first_position=first_position, place="next", base=base)
 
     def extend_ahead(self, run: DraftRun) -> Guess | None:
         """One more guess for a frame ahead, unless it should rather go in a frame of its own."""
@@ -142,15 +149,15 @@ class DraftSelector:
             return None
         return self._add(run, slot, reach) if rides_along(reach, self.estimator.times) else None
 
-    def alternatives(self, flight: Sequence[DraftRun]) -> list[Alternative]:
+    def alternatives(self) -> list[Alternative]:
         """Other tokens for positions under way that are worth a frame, the last position first.
 
-        flight: the runs under way, each continuing the one before. As many alternatives as the
-        edge can compute until the first answer is expected; if there are more, the likeliest.
+        As many as the edge can compute until the first answer is expected; if there are more, the
+        likeliest.
         """
         found: list[Alternative] = []
-        last = flight[-1]
-        for run in flight:
+        last = self.flight[-1]
+        for run in self.flight:
             # An alternative replaces a guess that was sent, if only as the next frame's first row.
             sent = [*run.slots, *([run.following] if run is not last else [])]
             reached = run.base
@@ -165,9 +172,8 @@ class DraftSelector:
                         found.append(Alternative(position, other, wrong * chance))
                     wrong *= 1.0 - chance
                 reached *= right
-        rows_sent = sum(len(run.slots) + 1 for run in flight) - 1
         room = min(
-            self._rows_in_time() - rows_sent,
+            self._rows_in_time() - self._rows_ahead(),
             MAX_ALTERNATIVES,
             self.max_in_flight - len(self._sent),
         )
@@ -177,8 +183,10 @@ class DraftSelector:
     def sent(self, sequence: int, run: DraftRun) -> None:
         """The run went out with frame `sequence`."""
         self._sent[sequence] = run
-        if run.base == 1.0:
-            self._flight_from = run.first_position
+        if run.place == "first":
+            self.flight = []
+        if run.place != "alternative":
+            self.flight.append(run)
 
     def answered(self, step: AnsweredStep) -> str:
         """See StepWatcher. A frame that was void (no tokens) teaches nothing; decides nothing."""
@@ -193,7 +201,21 @@ class DraftSelector:
         self.estimator.answered(step.trace, step.at_s, alone=step.alone, guess_s=guess_s)
         if run is not None:
             self._learn(run, token_ids)
+            self._confirm(run, token_ids)
         return ""
+
+    def _confirm(self, run: DraftRun, token_ids: Sequence[int]) -> None:
+        """Where the next frame begins with what the answer ended with, all before it is known: the
+        chances behind it count from there, and the flight may go on."""
+        if len(self.flight) < 2 or run is not self.flight[0] or run.next_guess is None:
+            return
+        if len(token_ids) <= len(run.slots) or token_ids[-1] != run.next_guess.token_id:
+            return
+        del self.flight[0]
+        known = self.flight[0].base
+        for later in self.flight:
+            later.base /= known
+        self._has_room = True
 
     def _learn(self, run: DraftRun, token_ids: Sequence[int]) -> None:
         """Compare the run's guesses with the tokens that came."""
@@ -242,6 +264,10 @@ class DraftSelector:
         """How many rows can be sent ahead until the first answer is expected."""
         times = self.estimator.times
         return int(times.rtt_s / max(times.ahead_row_s, MIN_ROW_S))
+
+    def _rows_ahead(self) -> int:
+        """Rows that went behind the flight's first frame."""
+        return sum(len(run.slots) + 1 for run in self.flight[1:])
 
     def _next(self, run: DraftRun) -> tuple[DraftSlot | None, float]:
         """The drafter's next guess, and the chance that the run is right up to it."""

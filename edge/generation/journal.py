@@ -125,6 +125,20 @@ class Journal:
         )
         return self.frames[chosen]
 
+    def stands(self, sequence: int, token_ids: Sequence[int]) -> bool:
+        """Whether the guesses behind frame `sequence` are right if its answer brings these tokens:
+        the frame after it begins with the last of them."""
+        if not token_ids or not 0 <= sequence < len(self.frames):
+            return False
+        frame = self.frames[sequence]
+        begin = frame.first_position + len(frame.token_ids) - frame.num_drafts - 1
+        position = begin + len(token_ids)
+        return any(
+            later.first_position == position and later.token_ids[0] == token_ids[-1]
+            for index, later in self.running(self.num_answered)
+            if index > sequence
+        )
+
     def adopt(self, frame: Frame) -> bool:
         """Make `frame` part of the guesses; True when it was an alternative until now."""
         if frame.sequence not in self._alternatives:

@@ -28,9 +28,10 @@ from edge.generation.arrived_scores import ArrivedScores
 from edge.generation.chunk_sizer import ChunkSizer
 from edge.generation.connector import Connector
 from edge.generation.deadlines import Deadlines
-from edge.generation.draft_frames import DraftedFrames
+from edge.generation.draft_frames import DraftedFrames, Heard
 from edge.generation.drafted_sending import DraftedSending
 from edge.generation.drafting import DraftSelector
+from edge.generation.early_answer import EarlyAnswer
 from edge.generation.frame_sender import FrameSender
 from edge.generation.heard_guesses import HeardGuesses
 from edge.generation.kv_shipment import KvShipment, LeavesOpen
@@ -120,7 +121,7 @@ class RemoteGeneration(LeavesOpen):
         self._stream: Stream | None = None
         self._cancelled = False
         self._num_caught_up = 0  # frames that the cloud may hold, in the front's cache
-        self._early: Received | None = None  # an answer that came while guesses were made
+        self._early = EarlyAnswer()
 
     def tokens(self, prompt_ids: Sequence[int], on_step: OnStep) -> Generator[NewToken, None, None]:
         """Yield new tokens until the caller stops iterating; `on_step` gets every answered frame.
@@ -269,7 +270,8 @@ class RemoteGeneration(LeavesOpen):
                 self._fill(session, session.num_prompt_tokens)
             if self._drafting is not None and session.phase in (Phase.READY, Phase.WAITING):
                 send = self._drafting.step if session.phase is Phase.READY else self._drafting.go_on
-                send(session, stream, partial(self._has_answer, session, stream))
+                stands = partial(self._early.stands, session.journal)
+                send(session, stream, Heard(partial(self._has_answer, session, stream), stands))
                 return
             if (rows := session.next_rows()) is None:
                 return
@@ -283,21 +285,19 @@ class RemoteGeneration(LeavesOpen):
         Answers to void frames bring no news. They are taken on the way, and so is what the cloud
         guesses.
         """
-        while self._early is None and (received := stream.poll()) is not None:
+        while self._early.received is None and (received := stream.poll()) is not None:
             message = received.message
             is_void = isinstance(message, Result) and session.journal.is_void(message.sequence)
             if is_void or isinstance(message, Drafts):
                 self._take(session, received)
             else:
-                self._early = received
-        return self._early is not None
+                self._early.received = received
+        return self._early.received is not None
 
     def _receive(self, session: EdgeSession, stream: Stream) -> Received:
         """The next message, waited for as long as the deadlines allow."""
-        if self._early is not None:
-            received, self._early = self._early, None
-            return received
-        return self._deadlines.receive(stream, has_tokens=session.num_new_tokens > 0)
+        has_tokens = session.num_new_tokens > 0
+        return self._early.take() or self._deadlines.receive(stream, has_tokens=has_tokens)
 
     def _take(self, session: EdgeSession, received: Received) -> list[NewToken]:
         """One message into the session; returns its tokens. PeerError when it makes no sense."""
@@ -331,7 +331,7 @@ class RemoteGeneration(LeavesOpen):
         session.lost()
         if self._shipment is not None:  # the journal has the ids
             self._shipment.release()
-        self._early = None  # the replay asks again
+        self._early.take()  # the replay asks again
         limit = self._deadlines.for_recovery(has_tokens=session.num_new_tokens > 0)
         tell = self._connector.on_link
         tell(LinkNotice("lost", self._connector.address, str(error), left_s=limit.left_s))

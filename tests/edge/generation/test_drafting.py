@@ -30,15 +30,24 @@ def slot(chance: float, *others: float) -> DraftSlot:
     return DraftSlot(guess(0, chance), tuple(guess(i, p) for i, p in enumerate(others, start=1)))
 
 
-def flight() -> list[DraftRun]:
+def in_flight(*runs: DraftRun, rtt_s: float = 0.05) -> DraftSelector:
+    """A drafting that has sent these, each continuing the one before, after one plain step."""
+    drafting = after_one_step(rtt_s)
+    for sequence, run in enumerate(runs, start=1):
+        drafting.sent(sequence, run)
+    return drafting
+
+
+def two_frames() -> list[DraftRun]:
     """One frame with two guesses, and one that begins with a third."""
     first = DraftRun(first_position=20, slots=[slot(0.5, 0.6), slot(0.8, 0.9)])
     first.following = slot(0.5, 0.7)
-    return [first, DraftRun(first_position=23, base=0.2, following=slot(0.5, 0.5))]
+    following = slot(0.5, 0.5)
+    return [first, DraftRun(first_position=23, place="next", base=0.2, following=following)]
 
 
 def test_they_go_from_the_last_place_to_the_first_with_their_chances() -> None:
-    found = after_one_step().alternatives(flight())
+    found = in_flight(*two_frames()).alternatives()
     assert [choice.position for choice in found] == [23, 22, 21]
     assert [choice.chance for choice in found] == pytest.approx(
         [0.5 * 0.8 * 0.5 * 0.7, 0.5 * 0.2 * 0.9, 0.5 * 0.6]
@@ -46,32 +55,64 @@ def test_they_go_from_the_last_place_to_the_first_with_their_chances() -> None:
 
 
 def test_what_was_not_sent_as_a_guess_has_no_alternative() -> None:
-    assert 24 not in {choice.position for choice in after_one_step().alternatives(flight())}
+    found = in_flight(*two_frames()).alternatives()
+    assert 24 not in {choice.position for choice in found}
 
 
 def test_only_as_many_as_the_edge_can_compute_in_time_are_sent_and_the_likeliest() -> None:
-    run = DraftRun(first_position=20, slots=[slot(0.9, 0.9)] * 21)
-    found = after_one_step(rtt_s=0.0505).alternatives([run])  # 25 rows, 21 are out
+    first = DraftRun(first_position=20, following=slot(0.9, 0.9))
+    run = DraftRun(first_position=21, place="next", base=0.9, slots=[slot(0.9, 0.9)] * 20)
+    found = in_flight(first, run, rtt_s=0.0505).alternatives()  # 25 rows, 21 are ahead
     assert [choice.position for choice in found] == [24, 23, 22, 21]
-    assert after_one_step(rtt_s=0.04).alternatives([run]) == []
+    assert in_flight(first, run, rtt_s=0.04).alternatives() == []
 
 
 def test_nothing_is_sent_ahead_that_would_still_be_on_its_way_up_when_the_answer_comes() -> None:
-    drafting = after_one_step(rtt_s=0.01)  # five rows of the edge
-    drafting.sent(1, DraftRun(first_position=20))
+    def goes_on(count: int) -> bool:
+        drafting = in_flight(*chain(count, 0.99), rtt_s=0.01)  # five rows of the edge
+        return drafting.begin_ahead(drafting.flight[-1]) is not None
 
-    def goes_on_from(position: int) -> bool:
-        sure = slot(0.99)
-        return drafting.begin_ahead(DraftRun(first_position=position, following=sure)) is not None
-
-    assert [goes_on_from(position) for position in (20, 23, 24, 25)] == [True, True, True, False]
+    assert [goes_on(count) for count in (1, 4, 5, 6)] == [True, True, True, False]
 
 
 def test_there_are_never_more_than_the_most() -> None:
     many = DraftRun(first_position=20, following=slot(0.1, *[0.2] * 20))
-    last = DraftRun(first_position=21)
-    found = after_one_step(rtt_s=1.0).alternatives([many, last])
+    last = DraftRun(first_position=21, place="next")
+    found = in_flight(many, last, rtt_s=1.0).alternatives()
     assert len(found) == MAX_ALTERNATIVES
+
+
+def chain(count: int, chance: float = 0.9) -> list[DraftRun]:
+    """Frames of one row each, the next one's guess at the end."""
+    runs = [DraftRun(first_position=20, following=slot(chance))]
+    for at in range(1, count):
+        base = chance**at
+        run = DraftRun(first_position=20 + at, place="next", base=base, following=slot(chance))
+        runs.append(run)
+    return runs
+
+
+def test_where_the_first_frame_was_right_the_flight_goes_on_from_there() -> None:
+    runs = chain(5)
+    drafting = in_flight(*runs, rtt_s=0.0081)  # four rows of the edge
+    assert drafting.begin_ahead(runs[-1]) is None
+    assert not drafting.may_go_on
+    drafting.answered(answer(1, 0))  # every guess is token 0
+    assert drafting.may_go_on
+    assert [run.base for run in drafting.flight] == pytest.approx([1.0, 0.9, 0.81, 0.729])
+    more = drafting.begin_ahead(runs[-1])
+    assert more is not None
+    assert more.base == pytest.approx(0.729 * drafting.acceptance.probability(slot(0.9).guess))
+    assert not drafting.may_go_on
+
+
+def test_an_answer_that_ends_the_flight_does_not_let_it_go_on() -> None:
+    wrong, last, alternative = (in_flight(*chain(count), rtt_s=0.01) for count in (5, 1, 2))
+    wrong.answered(answer(1, 9))
+    last.answered(answer(1, 0))
+    alternative.sent(3, DraftRun(first_position=21, place="alternative", base=0.1))
+    alternative.answered(answer(3, 0))
+    assert not any(drafting.may_go_on for drafting in (wrong, last, alternative))
 
 
 def test_a_wrong_guess_teaches_what_its_alternative_is_worth() -> None:

@@ -96,7 +96,14 @@ class InFlight(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.answers)
     def take_answer(self) -> None:
-        self.session.received(self.answers.pop(0))
+        result, journal, before = self.answers.pop(0), self.session.journal, self.path
+        stands = journal.stands(result.sequence, result.token_ids)
+        self.session.received(result)
+        if result.token_ids:
+            goes_on = self.session.phase is Phase.WAITING
+            assert stands == (goes_on and self.path == before)
+        else:
+            assert not stands
 
     @rule()
     def lose_the_stream(self) -> None:
