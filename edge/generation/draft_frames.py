@@ -99,7 +99,7 @@ class DraftedFrames:
         run = DraftRun(first_position=rows.first_position)
         hidden = [self._row(session.tokens, rows.first_position, rows.token_ids[0])]
         self._num_sure = rows.first_position + 1
-        self._made = {at: row for at, row in self._made.items() if at >= self._num_sure}
+        self._forget_rows(self._num_sure)
         listen()
         sequence = list(session.tokens)
         room = min(self._max_tokens - rows.first_position, session.max_frame_tokens) - 1
@@ -122,6 +122,7 @@ class DraftedFrames:
         if heard.has_answer():
             return None
         before = self.drafting.flight[-1]
+        self._forget_rows(self.drafting.flight[0].first_position)
         if self.drafting.may_go_on and not self._tried_alternative:
             if self.drafting.has_news:
                 self.drafting.look_again(before)
@@ -168,6 +169,11 @@ class DraftedFrames:
             sequence.append(more.token_id)
         rows = session.rows_ahead(guesses, at=at)
         return None if rows is None else _frame(rows, hidden, run)
+
+    def _forget_rows(self, below: int) -> None:
+        """The tokens below this position are known: their rows are not sent again."""
+        for position in [at for at in self._made if at < below]:
+            del self._made[position]
 
     def _row(self, sequence: Sequence[int], position: int, token_id: int) -> Rows:
         """The row [1, D] of `token_id` at `position`, behind sequence[:position].

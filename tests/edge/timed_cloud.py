@@ -2,11 +2,13 @@
 
 For drafting: how many tokens a round trip brings, and when they come, without any model. Frames go
 up one after another at the link's rate and arrive half a round trip later. The cloud runs them in
-turn, one step for each, and answers void ones without a step.
+turn, one step for each, and answers void ones without a step. It fails on a hole in its cache, on
+other tokens than the text's, and on rows that were computed behind other tokens.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from codec.ladder import Ladder
 from edge.draft.base import Drafter
 from edge.errors import LostError
 from edge.generation.drafting import DraftSelector
@@ -23,10 +26,11 @@ from edge.net.transport import Received
 from edge.step_trace import StepTrace
 from optimizer.policy.retry import Clock
 from protos.messages import CloudMessage, Frame, Open, Opened, Result, Timings
-from tests.edge.fakes import FakeFront
+from tests.edge.fakes import WIDTH, FakeFront, next_hash
 from tests.edge.generation.remote import ManualTime, generation
 
 FRAME_BYTES = 40
+LOSSLESS = Ladder.lossless(WIDTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,7 @@ class _TimedStream:
         self._text = text
         self._time = time
         self._setting = setting
+        self._states = list(itertools.accumulate(text, next_hash, initial=0))[1:]
         self._inbox: deque[tuple[CloudMessage, float]] = deque()
         self._up_free_s = self._cloud_free_s = 0.0
         self._num_rows = 0
@@ -160,8 +165,9 @@ class _TimedStream:
             return (), False
         if at > self._num_rows:
             raise AssertionError("a hole in the cache")
-        if tuple(self._text[: at + 1]) and frame.token_ids[0] != self._text[at]:
+        if frame.token_ids[0] != self._text[at]:
             raise AssertionError("another token than the text's")
+        self._check_rows(frame)
         self._num_rows, self._last_token = at + len(frame.token_ids), None
         if not frame.want_token:
             return (), True
@@ -174,6 +180,18 @@ class _TimedStream:
                 break
         self._num_rows, self._last_token = first + len(said) - 1, said[-1]
         return tuple(said), True
+
+    def _check_rows(self, frame: Frame) -> None:
+        """Rows of the text's tokens must be what the front makes of the text."""
+        token_ids = np.asarray(frame.token_ids, dtype=np.int64)
+        rows = LOSSLESS.decode(frame.hidden, num_rows=len(token_ids), token_ids=token_ids)
+        states = self._states[frame.first_position :]
+        text = self._text[frame.first_position :]
+        for row, token_id, state, right in zip(rows, frame.token_ids, states, text, strict=False):
+            if token_id != right:
+                return
+            if int(row[0]) != state:
+                raise AssertionError("a row behind other tokens than the text's")
 
     def receive(self, timeout_s: float) -> Received:
         del timeout_s
