@@ -58,13 +58,24 @@ def sensitivity_of(reference: ModelRef, path: Path) -> Sensitivity:
     return found
 
 
-def drafts_of(bundle: Path | None, ngram_acceptance: float | None) -> list[DraftOption]:
+def drafts_of(
+    bundle: Path | None,
+    ngram_acceptance: float | None,
+    tokens_per_round_trip: float | None,
+) -> list[DraftOption]:
     """The ways to draft that were asked for."""
-    from optimizer.search.drafts import DraftCost, draft_options, head_of_bundle
+    from optimizer.search.drafts import (
+        DraftCost,
+        draft_options,
+        heads_of_bundle,
+        measured_drafting,
+    )
 
-    costs = [] if bundle is None else [head_of_bundle(bundle)]
+    costs = [] if bundle is None else [*heads_of_bundle(bundle)]
     if ngram_acceptance is not None:
-        costs.append(DraftCost(kind="ngram", acceptance=ngram_acceptance))
+        costs.append(DraftCost(kind="ngram", chances=(ngram_acceptance,)))
+    if tokens_per_round_trip is not None:
+        costs.append(measured_drafting(tokens_per_round_trip))
     return [choice for cost in costs for choice in draft_options(cost)]
 
 

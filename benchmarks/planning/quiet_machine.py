@@ -29,6 +29,8 @@ LOOK_S: Final = 1.0
 SAME_PACE: Final = 0.1  # a core is as fast as before within this share
 PACE_PATIENCE_S: Final = 60.0
 _PACE_REPEATS: Final = 7
+# A core that was idle for seconds is slower at first, on some hosts by 40 %.
+_PACE_WARM_S: Final = 1.0
 _SMALL, _LARGE = 1 << 12, 1 << 22  # float32 values: within a core's cache, and beyond all caches
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
@@ -133,13 +135,16 @@ def wait_until_quiet(
 
 
 def pace_s(cpu: int | None, *, priority: int = 0) -> float:
-    """Seconds of a fixed piece of work on this CPU: computing within a core's cache, and reading
-    memory. The geometric mean of both medians."""
+    """Seconds of a fixed piece of work on this CPU, once it is warm: computing within a core's
+    cache, and reading memory. The geometric mean of both medians."""
     small = np.linspace(1.0, 2.0, _SMALL, dtype=np.float32)
     large = np.ones(_LARGE, dtype=np.float32)
     out = np.empty_like(small)
     compute, read = [], []
     with pinned(cpu, priority=priority):
+        warm_s = time.perf_counter() + _PACE_WARM_S
+        while time.perf_counter() < warm_s:
+            np.multiply(small, small, out=out)
         for _ in range(_PACE_REPEATS):
             begun_s = time.perf_counter()
             for _ in range(1500):

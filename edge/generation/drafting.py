@@ -23,14 +23,15 @@ from edge.generation.draft_run import Alternative, DraftRun, DraftSlot
 from edge.generation.step_observer import AnsweredStep
 from optimizer.policy.draft_ledger import DraftLedger
 from optimizer.policy.draft_length import MAX_ROUND_DRAFTS, pays, rides_along
+from optimizer.policy.frames_ahead import (
+    MAX_IN_FLIGHT,
+    MIN_CHANCE_AHEAD,
+    least_chance,
+    rows_in_time,
+)
 from protos.messages import Drafts
 
-# A guess less likely to count than this is not sent ahead. The time would cost nothing, but energy
-# and uplink would.
-MIN_CHANCE_AHEAD: Final = 0.03
 MAX_AHEAD_ROWS: Final = 8
-MIN_ROW_S: Final = 1e-6
-MAX_IN_FLIGHT: Final = 12  # frames; fewer where the server takes fewer
 # Of the frames that a server takes, these are kept free for frames that are no drafts.
 SPARE_FRAMES: Final = 4
 MAX_ALTERNATIVES: Final = 8
@@ -137,7 +138,7 @@ class DraftSelector:
         base = before.base * before.reach * self.acceptance.probability(before.next_guess)
         first_position = before.first_position + len(before.slots) + 1
         is_in_time = self._rows_ahead() < self._rows_in_time()
-        if not is_in_time or not self._is_worth_a_frame(base):
+        if not is_in_time or base < self._least_chance():
             return None
         return DraftRun(first_position=first_position, place="next", base=base)
 
@@ -156,7 +157,7 @@ class DraftSelector:
         likeliest.
         """
         found: list[Alternative] = []
-        last = self.flight[-1]
+        last, least = self.flight[-1], self._least_chance()
         for run in self.flight:
             # An alternative replaces a guess that was sent, if only as the next frame's first row.
             sent = [*run.slots, *([run.following] if run is not last else [])]
@@ -168,7 +169,7 @@ class DraftSelector:
                 wrong = reached * (1.0 - right)
                 for other in slot.alternatives:
                     chance = self.acceptance.probability(other)
-                    if self._is_worth_a_frame(wrong * chance):
+                    if wrong * chance >= least:
                         found.append(Alternative(position, other, wrong * chance))
                     wrong *= 1.0 - chance
                 reached *= right
@@ -254,16 +255,15 @@ class DraftSelector:
             guess_s=0.0 if run is None else run.guess_s,
         )
 
-    def _is_worth_a_frame(self, chance: float) -> bool:
-        """A right frame saves a round trip; a wrong one may make the answer wait for a row."""
+    def _least_chance(self) -> float:
+        """How likely to count a guess has to be for a frame of its own."""
         times = self.estimator.times
-        is_likely = chance >= MIN_CHANCE_AHEAD
-        return is_likely and chance * times.rtt_s > (1.0 - chance) * times.ahead_row_s
+        return float(least_chance(times.rtt_s, times.ahead_row_s))
 
     def _rows_in_time(self) -> int:
         """How many rows can be sent ahead until the first answer is expected."""
         times = self.estimator.times
-        return int(times.rtt_s / max(times.ahead_row_s, MIN_ROW_S))
+        return int(rows_in_time(times.rtt_s, times.ahead_row_s))
 
     def _rows_ahead(self) -> int:
         """Rows that went behind the flight's first frame."""

@@ -27,7 +27,7 @@ FRONT_BITS: Final = (4, 8, 16, 32)
 BACK_BITS: Final = (8, 16, 32)
 KV_BITS: Final = (8, 16, 32)
 LAYER_BITS: Final = (4, 8)  # of one layer in a front of mixed precision
-DRAFTING: Final = ("off", "ngram", "head")
+DRAFTING: Final = ("off", "ngram", "head", "cloud", "auto")
 WeightBlocks = Literal["small", "large"]  # how many of the front's weights share a scale
 # Left out where there are none: earlier versions then read the plan.
 NEWER_LIMITS: Final = ("max_joules_per_token", "max_cost_per_million")

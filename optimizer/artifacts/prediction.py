@@ -89,6 +89,7 @@ class EdgeMemoryParts:
 class StepParts:
     """The parts of the time of one decode step (with drafting: of one round), in seconds.
 
+    `draft_s`: guessing, and the time in which the tokens of frames ahead come behind the answer.
     `sample_s` is the edge's own sampling, where it holds the whole model.
     """
 

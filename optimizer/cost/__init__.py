@@ -6,6 +6,7 @@ memory.py    peak bytes of the edge process, part by part
 cloud.py     seconds of the back by batch, and the batch that a load settles at
 link.py      seconds on the wire, at a quantile
 codec.py     bytes and seconds of a frame
+flight.py    what comes in frames ahead of a round's answer
 request.py   all of these in line: time to first token, time between tokens
 
 Everything here is a pure function of frozen values; nothing loads a model or reads a clock.

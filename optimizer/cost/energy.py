@@ -106,7 +106,7 @@ def answer_joules(
     prompt_s = prompt_busy_s(setting, num_tokens=prompt_tokens, batch=batch)
     first = float(joules(watts, seconds=time.ttft_s, busy_s=prompt_s))
     first_terms = joule_terms(watts, time.ttft_terms, busy_s=prompt_s)
-    token_s = time.tbt_terms.edge
+    token_s = time.edge_s_per_token
     each = float(joules(watts, seconds=time.tbt_s, busy_s=token_s))
     each_terms = joule_terms(watts, time.tbt_terms, busy_s=token_s)
     further = max(new_tokens - 1, 0)
@@ -156,7 +156,7 @@ def predicted_cost(
         return None
     watts = watts_of(setting.edge) or 0.0
     terms = Terms(
-        edge=prices.cost(cloud_s=0.0, joules=watts * time.tbt_terms.edge),
+        edge=prices.cost(cloud_s=0.0, joules=watts * time.edge_s_per_token),
         cloud=prices.cost(cloud_s=time.cloud_s_per_token, joules=0.0),
     )
     errors = with_energy_error(_errors(setting, "one_row", batch), setting.edge)

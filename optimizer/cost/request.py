@@ -10,11 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from hwprofiles.profiles.errors import ErrorKind
 from optimizer.artifacts.prediction import PredictedRange
 from optimizer.cost.cloud import lone_step_s, sample_s
 from optimizer.cost.codec import answer_bytes, decode_s, encode_s, frame_bytes
 from optimizer.cost.edge import answer_step_s, front_step, middle_row
+from optimizer.cost.flight import NO_FLIGHT, Flight, flight_behind
 from optimizer.cost.prompt import cloud_prefill_s, prompt_bytes, weighed_prefill
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
@@ -33,11 +36,16 @@ from optimizer.cost.uncertainty import Terms, term_errors
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftedRound:
     """How a round guesses: `num_drafts` guesses that take `draft_s` to make, after which a round
-    brings `tokens_per_round` tokens on average (1: none was right)."""
+    brings `tokens_per_round` tokens on average (1: none was right).
+
+    reach_ahead: of the guesses behind it, the chances that each and all before it are right. They
+    go in frames of their own where the link leaves time (`flight.py`).
+    """
 
     num_drafts: int
     tokens_per_round: float
     draft_s: float = 0.0
+    reach_ahead: tuple[float, ...] = ()
 
 
 NO_DRAFTS: Final = DraftedRound(num_drafts=0, tokens_per_round=1.0)
@@ -48,7 +56,9 @@ class RequestTime:
     """A request's prediction. `open_s`: connecting; `prefill_s`: the rest of `ttft_s`.
 
     `round_parts` is one decoding round in the middle of the answer; `tbt_s` is its total over the
-    tokens it brings. `ttft_terms`, `tbt_terms`: what the two depend on, for `time_ranges`.
+    tokens it brings, `tokens_per_round`, frames ahead of its answer included. `ttft_terms`,
+    `tbt_terms`: what the two depend on, for `time_ranges`. `edge_s_per_token`: the device computes.
+    `ahead_s`: what a round takes beyond `round_parts` for the tokens of frames ahead.
     """
 
     ttft_s: float
@@ -63,6 +73,9 @@ class RequestTime:
     cloud_s_per_token: float
     ttft_terms: Terms
     tbt_terms: Terms
+    edge_s_per_token: float
+    tokens_per_round: float
+    ahead_s: float
 
 
 class TimeRanges(NamedTuple):
@@ -186,20 +199,23 @@ def predict_request(
         batch=batch,
         num_answers=tokens_per_round,
     )
-    beside_s = drafting.draft_s + parts.beside_layers_s
+    flight = _flight(setting, parts, drafting)
+    ahead = float(flight.tokens)
+    tokens_per_round += ahead
+    beside_s = drafting.draft_s + parts.beside_layers_s + flight.seconds
     tbt = float(between_tokens_s(parts.layers_s, beside_s, tokens_per_round))
     rounds = max(new_tokens - 1, 0) / tokens_per_round
-    round_bytes = frame_bytes(
-        setting.level, hidden_size=setting.geometry.hidden_size, num_rows=rows
-    )
+    frame = frame_bytes(setting.level, hidden_size=setting.geometry.hidden_size, num_rows=rows)
+    round_bytes = frame * (1 + (ahead + float(flight.wasted_rows)) / rows)
     cloud_s = 0.0 if whole else float(cloud_share_s(parts.cloud_s, batch, 1.0))
+    cloud_s *= 1 + ahead / rows
     terms = round_terms(
         parts,
         setting.link,
         stack_s=setting.stack_s,
         draft_s=drafting.draft_s,
         is_whole=whole,
-    )
+    ).plus(flight.terms)
     return RequestTime(
         ttft_s=ttft,
         open_s=opened,
@@ -217,4 +233,28 @@ def predict_request(
         cloud_s_per_token=cloud_s / tokens_per_round,
         ttft_terms=ttft_terms,
         tbt_terms=terms.over(tokens_per_round),
+        edge_s_per_token=float(terms.edge + flight.hidden_s) / tokens_per_round,
+        tokens_per_round=tokens_per_round,
+        ahead_s=float(flight.seconds),
     )
+
+
+def _flight(setting: RequestSetting, parts: RequestParts, drafting: DraftedRound) -> Flight:
+    """What follows a round, as numbers."""
+    if not drafting.reach_ahead:
+        return NO_FLIGHT
+    found = flight_behind(
+        parts,
+        setting.link,
+        rows=1 + drafting.num_drafts,
+        reach=(drafting.reach_ahead,),
+        draft_s=drafting.draft_s,
+        stack_s=setting.stack_s,
+    )
+    terms = Terms(*(float(np.asarray(term).item()) for term in found.terms))
+    numbers = {
+        name: float(np.asarray(value).item())
+        for name, value in found._asdict().items()
+        if name != "terms"
+    }
+    return Flight(terms=terms, **numbers)

@@ -86,6 +86,10 @@ class Terms(NamedTuple):
         """The terms of a prediction that is divided by `count`."""
         return Terms(*(value / count for value in self))
 
+    def plus(self, other: Terms) -> Terms:
+        """The terms of two predictions that add up."""
+        return Terms(*(a + b for a, b in zip(self, other, strict=True)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermErrors:

@@ -6,13 +6,13 @@ The formulas are those of `optimizer.cost.round_trip`, as for a single request; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from hwprofiles.profiles.errors import ErrorKind
-from hwprofiles.profiles.rates import Floats, Quantity
+from hwprofiles.profiles.rates import Floats
 from optimizer.artifacts.prediction import Limits
 from optimizer.artifacts.prefill import PREFILL_PLACES, PrefillPlace
 from optimizer.cost.energy import NO_SENSOR, DeviceWatts, joule_terms, joules, measured_watts
@@ -20,15 +20,9 @@ from optimizer.cost.link import LinkPoint
 from optimizer.cost.money import PER_MILLION, watts_of
 from optimizer.cost.round_trip import (
     OPEN_ROUND_TRIPS,
-    RequestParts,
-    between_tokens_s,
-    cloud_share_s,
     first_answer_s,
     first_token_terms,
     opening_s,
-    queue_s,
-    round_over,
-    round_terms,
 )
 from optimizer.cost.uncertainty import TermErrors, Terms, term_errors
 from optimizer.errors import PlanError
@@ -36,6 +30,7 @@ from optimizer.policy.kv_blocks import reserved_tokens, tokens_in
 from optimizer.search.link_independent import LinkIndependent, Mask, PlacedPrompts
 from optimizer.search.problem import Cell
 from optimizer.search.prompt_places import placed_prompts
+from optimizer.search.rounds import Rounds
 from optimizer.search.safety import NO_SAFETY, SafetyFactors, safety_factors
 
 _OF_SPLITS = (slice(None), None, None, None, None)  # [S] to [S, 1, 1, 1, 1]
@@ -55,7 +50,7 @@ class Constraint:
         return np.asarray(self.values <= self.limit)
 
 
-class Grid:
+class Grid(Rounds):
     """Every configuration over one link, under the problem's limits or others.
 
     Raises PlanError for a link that carries nothing.
@@ -64,60 +59,8 @@ class Grid:
     def __init__(
         self, fixed: LinkIndependent, link: LinkPoint, limits: Limits | None = None
     ) -> None:
-        if min(link.up_bytes_per_s, link.down_bytes_per_s) <= 0:
-            raise PlanError("the link's rate is 0 at this quantile: nothing can be planned over it")
-        self.fixed = fixed
-        self.link = link
-        self.problem = fixed.problem
+        super().__init__(fixed, link)
         self.limits = limits or fixed.problem.limits
-
-    @cached_property
-    def round(self) -> RequestParts:
-        """A round in the middle of the answer, part by part; a whole edge sends nothing."""
-        fixed = self.fixed
-        parts = round_over(
-            self.link,
-            front_s=fixed.front_mid_s,
-            encode_s=fixed.times.encode_s,
-            num_bytes=fixed.times.round_bytes,
-            queue_s=queue_s(fixed.back_mid_s, self.problem.limits.num_sessions),
-            decode_s=fixed.times.decode_s,
-            back_s=fixed.back_mid_s,
-            sample_s=fixed.sample_s,
-            num_answer_bytes=fixed.answer_bytes,
-            stack_s=fixed.stack_s,
-        )
-        return replace(
-            parts,
-            up_s=np.where(fixed.is_whole, 0.0, parts.up_s),
-            down_s=np.where(fixed.is_whole, 0.0, parts.down_s),
-        )
-
-    @cached_property
-    def tbt_s(self) -> Floats:
-        """Time between tokens in the middle of the answer, [S, F, B, K, C, 1, D]."""
-        return self._between_tokens_s(self.round.layers_s)
-
-    def longest_tbt_s(self, index: int) -> Floats:
-        """The slowest step up to length number `index`, [S, F, B, K, C, 1, D]."""
-        return self._between_tokens_s(self.fixed.longest_layers_s[..., index])
-
-    def _between_tokens_s(self, layers_s: Quantity) -> Floats:
-        values = between_tokens_s(layers_s, self._beside_layers_s, self.fixed.tokens_per_round)
-        return np.asarray(values)
-
-    @cached_property
-    def _beside_layers_s(self) -> Quantity:
-        """A round without its layers, drafting included, [S, 1, 1, 1, C, 1, D]."""
-        return self.fixed.draft_s + self.round.beside_layers_s
-
-    @cached_property
-    def cloud_s_per_token(self) -> Floats:
-        """Seconds of the server a token, [S, 1, B, 1, C, 1, D]; 0 where it is not needed."""
-        fixed = self.fixed
-        busy_s = np.where(fixed.is_whole, 0.0, self.round.cloud_s)
-        batch = self.problem.limits.num_sessions
-        return np.asarray(cloud_share_s(busy_s, batch, fixed.tokens_per_round))
 
     @cached_property
     def cost_per_million(self) -> Floats:
@@ -130,7 +73,7 @@ class Grid:
         """The device's and the server's part of `cost_per_million`."""
         prices, watts = self.problem.prices, watts_of(self.problem.edge) or 0.0
         return Terms(
-            edge=PER_MILLION * prices.cost(cloud_s=0.0, joules=watts * self.tbt_terms.edge),
+            edge=PER_MILLION * prices.cost(cloud_s=0.0, joules=watts * self.edge_s_per_token),
             cloud=PER_MILLION * prices.cost(cloud_s=self.cloud_s_per_token, joules=0.0),
         )
 
@@ -138,13 +81,13 @@ class Grid:
     def joules_per_token(self) -> Floats:
         """Joules of the device a token, waiting included, [S, F, B, K, C, 1, D]. PlanError where
         its profile has no measured watts."""
-        busy_s = self.tbt_terms.edge
+        busy_s = self.edge_s_per_token
         return np.asarray(joules(self._watts, seconds=self.tbt_s, busy_s=busy_s))
 
     @cached_property
     def joule_terms(self) -> Terms:
         """What `joules_per_token` depends on."""
-        return joule_terms(self._watts, self.tbt_terms, busy_s=self.tbt_terms.edge)
+        return joule_terms(self._watts, self.tbt_terms, busy_s=self.edge_s_per_token)
 
     @property
     def _watts(self) -> DeviceWatts:
@@ -196,19 +139,6 @@ class Grid:
             stack_s=fixed.stack_s,
             is_whole=np.where(fixed.is_whole, 1.0, 0.0),
         )
-
-    @cached_property
-    def tbt_terms(self) -> Terms:
-        """What `tbt_s` depends on, each term as it has it."""
-        fixed = self.fixed
-        terms = round_terms(
-            self.round,
-            self.link,
-            stack_s=fixed.stack_s,
-            draft_s=fixed.draft_s,
-            is_whole=fixed.is_whole,
-        )
-        return terms.over(fixed.tokens_per_round)
 
     def prefill_of(self, cell: Cell) -> PrefillPlace:
         """Where this configuration's prompt is computed."""

@@ -20,7 +20,7 @@ from optimizer.cost.front_kernels import blocks_for
 from optimizer.cost.levels import level_at
 from optimizer.cost.memory import EdgeMemory, edge_memory
 from optimizer.cost.request import NO_DRAFTS, RequestTime, predict_request, time_ranges
-from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS, OPEN_ROUND_TRIPS, RequestParts
+from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS, OPEN_ROUND_TRIPS
 from optimizer.cost.setting import RequestSetting
 from optimizer.cost.streaming import reading_s
 from optimizer.cost.uncertainty import error_of_kind, range_of
@@ -127,9 +127,9 @@ def _predicted(grid: Grid, cell: Cell, plan: Plan) -> Predicted:
         cloud_memory_per_session_bytes=float(session),
         cloud_memory_bytes=float(np.broadcast_to(grid.cloud_memory_bytes, shape)[cell]),
         longest_tokens=int(np.broadcast_to(grid.longest_tokens, shape)[cell]),
-        tokens_per_round=1.0 if whole else draft.drafting.tokens_per_round,
+        tokens_per_round=time.tokens_per_round,
         edge_memory=_memory_parts(memory),
-        step=_step_parts(time.round_parts, draft, whole=whole),
+        step=_step_parts(time, draft, whole=whole),
         ranges=ranges,
         energy=predicted_energy(setting, time, **asked),
         cost=predicted_cost(setting, time, problem.prices, **asked),
@@ -154,13 +154,14 @@ def _ranges(
     )
 
 
-def _step_parts(parts: RequestParts, draft: DraftOption, *, whole: bool) -> StepParts:
+def _step_parts(time: RequestTime, draft: DraftOption, *, whole: bool) -> StepParts:
+    parts = time.round_parts
     return StepParts(
         front_s=float(parts.front_s),
         encode_s=float(parts.encode_s),
         wire_s=float(parts.wire_s),
         cloud_s=0.0 if whole else float(parts.queue_s + parts.cloud_s),
-        draft_s=0.0 if whole else draft.drafting.draft_s,
+        draft_s=0.0 if whole else draft.drafting.draft_s + time.ahead_s,
         sample_s=float(parts.sample_s) if whole else 0.0,
     )
 

@@ -231,7 +231,7 @@ def _problem(
         answer_tokens=choices.answer_tokens,
         splits=choices.splits(),
         levels=choices.level,
-        drafts=drafts_of(evidence.draft, evidence.ngram_acceptance),
+        drafts=drafts_of(evidence.draft, evidence.ngram_acceptance, evidence.tokens_per_round_trip),
         exact_front=choices.exact_front,
         back_from=choices.held_from(),
         slack=choices.slack / 100,

@@ -98,7 +98,10 @@ class EvidenceOptions:
         ),
     ] = None
     draft: Annotated[
-        Path | None, typer.Option(help="Bundle with a draft head: plan with its figures as well.")
+        Path | None,
+        typer.Option(
+            help="Bundle with a draft head of either side: plan with its figures as well."
+        ),
     ] = None
     ngram_acceptance: Annotated[
         float | None,
@@ -106,6 +109,13 @@ class EvidenceOptions:
             help="How often a guess of prompt look-up is right: plan with it as well.",
             min=0,
             max=1,
+        ),
+    ] = None
+    tokens_per_round_trip: Annotated[
+        float | None,
+        typer.Option(
+            help="What a run with all drafters reported: plan with them as well.",
+            min=1,
         ),
     ] = None
 

@@ -66,9 +66,7 @@ def _latency(axes: Any, planner: Planner, found: Found) -> None:
         "cloud": np.where(fixed.is_whole, 0.0, grid.round.queue_s + grid.round.cloud_s),
         "wire": grid.round.wire_s,
     }
-    shares = [
-        1e3 * _along_splits(found, value / fixed.tokens_per_round) for value in parts.values()
-    ]
+    shares = [1e3 * _along_splits(found, value / grid.tokens_per_round) for value in parts.values()]
     axes.stackplot(splits, *shares, labels=list(parts), alpha=0.75)
     axes.plot(splits, 1e3 * _along_splits(found, grid.tbt_s), color="black", label="TBT")
     if grid.limits.max_tbt_s is not None:

@@ -174,6 +174,42 @@ def test_drafting_is_planned_from_the_figures_of_the_bundles_head(
     assert "has no draft head" in line
 
 
+def test_the_servers_head_and_what_a_run_reported_are_planned_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cloud" / "draft-head"
+    folder.mkdir(parents=True)
+    (folder / "head.json").write_text(json.dumps({"by_depth": [0.5, 0.4, 0.3]}))
+    arguments = [*SMOL, "--link", "4g", "--split", "10"]
+    plain = planned(capsys, *arguments)
+    cloud = planned(capsys, *arguments, "--draft", str(tmp_path))
+    auto = planned(capsys, *arguments, "--tokens-per-round-trip", "2.5")
+    assert [plan["drafting"] for plan in (plain, cloud, auto)] == ["off", "cloud", "auto"]
+    assert cloud["predicted"]["tokens_per_round"] == pytest.approx(
+        1 + 0.5 * (1 + 0.4 * 1.4285), 1e-2
+    )
+    assert auto["predicted"]["tokens_per_round"] == pytest.approx(2.5)
+    assert plain["predicted"]["tbt_s"] > 2 * auto["predicted"]["tbt_s"]
+    for plan in (plain, cloud, auto):
+        predicted = plan["predicted"]
+        round_s = predicted["tbt_s"] * predicted["tokens_per_round"]
+        assert sum(predicted["step"].values()) == pytest.approx(round_s)
+
+
+@pytest.mark.parametrize(
+    "facts", ['{"by_depth": []}', '{"by_depth": [1.5]}', '{"by_depth": 3}', "[]", "{}", "{"]
+)
+def test_facts_of_a_head_that_make_no_sense_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, facts: str
+) -> None:
+    folder = tmp_path / "cloud" / "draft-head"
+    folder.mkdir(parents=True)
+    (folder / "head.json").write_text(facts)
+    status, line = refused(capsys, *SMOL, "--link", "4g", "--draft", str(tmp_path))
+    assert status == 1
+    assert "head" in line or "acceptance" in line
+
+
 @pytest.mark.parametrize(
     ("link", "num_bytes", "chosen"),
     [
