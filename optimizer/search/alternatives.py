@@ -137,15 +137,13 @@ def _breaking_fewest(grid: Grid) -> npt.NDArray[np.bool_]:
 def _row(what: str, grid: Grid, cell: Cell) -> PlanAlternative:
     problem = grid.problem
     shape = problem.space.shape
-    per_round = np.broadcast_to(grid.fixed.times.round_bytes, shape)[cell]
-    tokens = np.broadcast_to(grid.fixed.tokens_per_round, shape)[cell]
     return PlanAlternative(
         what=what,
         split=grid.problem.space.splits[cell.split],
         ttft_s=value_of(grid, cell, "ttft"),
         tbt_s=value_of(grid, cell, "tbt"),
         cloud_s_per_token=value_of(grid, cell, "cloud-cost"),
-        uplink_bytes_per_token=float(per_round / tokens),
+        uplink_bytes_per_token=float(np.broadcast_to(grid.uplink_bytes_per_token, shape)[cell]),
         edge_memory_bytes=value_of(grid, cell, "edge-memory"),
         quality_drop_pct=value_of(grid, cell, "quality"),
         prefill=grid.prefill_of(cell),

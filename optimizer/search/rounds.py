@@ -69,7 +69,7 @@ class Rounds:
         found = flight_behind(
             self.round,
             self.link,
-            rows=np.array([1 + draft.drafting.num_drafts for draft in drafts]),
+            rows=self._rows,
             reach=reach,
             draft_s=fixed.draft_s,
             stack_s=fixed.stack_s,
@@ -114,11 +114,22 @@ class Rounds:
     def cloud_s_per_token(self) -> Floats:
         """Seconds of the server a token, [S, 1, B, 1, C, 1, D]; 0 where it is not needed."""
         fixed = self.fixed
-        rows = np.array([1 + draft.drafting.num_drafts for draft in self.problem.space.drafts])
         busy_s = np.where(fixed.is_whole, 0.0, self.round.cloud_s)
-        busy_s = busy_s * (1 + self.flight.tokens / rows)
+        busy_s = busy_s * (1 + self.flight.tokens / self._rows)
         batch = self.problem.limits.num_sessions
         return np.asarray(cloud_share_s(busy_s, batch, self.tokens_per_round))
+
+    @cached_property
+    def uplink_bytes_per_token(self) -> Floats:
+        """Bytes up a token, rows on wrong guesses included, [S, F, B, K, C, 1, D]."""
+        frames = 1 + (self.flight.tokens + self.flight.wasted_rows) / self._rows
+        return np.asarray(self.fixed.times.round_bytes * frames / self.tokens_per_round)
+
+    @property
+    def _rows(self) -> Floats:
+        """Of a round's first frame, [D]."""
+        drafts = self.problem.space.drafts
+        return np.array([1.0 + draft.drafting.num_drafts for draft in drafts])
 
     @cached_property
     def tbt_terms(self) -> Terms:

@@ -75,6 +75,7 @@ def test_a_cell_says_what_one_request_says(
             (grid.tokens_per_round, time.tokens_per_round),
             (grid.edge_s_per_token, time.edge_s_per_token),
             (grid.cloud_s_per_token, time.cloud_s_per_token),
+            (grid.uplink_bytes_per_token, time.uplink_bytes_per_token),
             *zip(grid.tbt_terms, time.tbt_terms, strict=True),
         ):
             assert np.broadcast_to(mine, space.shape)[cell] == pytest.approx(scalar, **CLOSE)
