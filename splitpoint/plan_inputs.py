@@ -71,11 +71,12 @@ def drafts_of(
         measured_drafting,
     )
 
-    costs = [] if bundle is None else [*heads_of_bundle(bundle)]
+    heads = () if bundle is None else heads_of_bundle(bundle)
+    costs = [*heads]
     if ngram_acceptance is not None:
         costs.append(DraftCost(kind="ngram", chances=(ngram_acceptance,)))
     if tokens_per_round_trip is not None:
-        costs.append(measured_drafting(tokens_per_round_trip))
+        costs.append(measured_drafting(tokens_per_round_trip, heads))
     return [choice for cost in costs for choice in draft_options(cost)]
 
 

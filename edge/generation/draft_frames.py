@@ -178,22 +178,21 @@ class DraftedFrames:
     def _row(self, sequence: Sequence[int], position: int, token_id: int) -> Rows:
         """The row [1, D] of `token_id` at `position`, behind sequence[:position].
 
-        Rows from the first position on where the cache holds another token are computed again.
+        Rows from the first position on where the cache holds another token are computed again. A
+        row that is there is not.
         """
-        wanted = (*sequence[:position], token_id)
         same = min(self._num_sure, position)
-        most = min(len(self._cached), position + 1)
-        while same < most and self._cached[same] == wanted[same]:
+        most = min(len(self._cached), position)
+        while same < most and self._cached[same] == sequence[same]:
             same += 1
-        if same > position and position in self._made:
-            hidden = self._made[position]
-            self.drafting.follow(position, (token_id,), hidden)
-            return hidden
-        same = min(same, position)
-        for at, known in enumerate(wanted[same:], start=same):
+        is_there = same == position and self._cached[position : position + 1] == [token_id]
+        if is_there and (made := self._made.get(position)) is not None:
+            self.drafting.follow(position, (token_id,), made)
+            return made
+        for at, known in enumerate((*sequence[same:position], token_id), start=same):
             hidden = self._made[at] = self._compute(RowSpan(at, (known,), 0, True))
             self.drafting.follow(at, (known,), hidden)
-        self._cached[same:] = wanted[same:]
+        self._cached[same:] = (*sequence[same:position], token_id)
         return hidden
 
 

@@ -127,8 +127,7 @@ class DraftSelector:
 
     def sends_ahead(self) -> bool:
         """Whether frames are sent ahead here: when an answer takes longer than a row does."""
-        times = self.estimator.times
-        return self._in_flight and self.estimator.is_known and times.rtt_s > times.ahead_row_s
+        return self._in_flight and self.estimator.is_known and self._rows_in_time() > 0
 
     def begin_ahead(self, before: DraftRun) -> DraftRun | None:
         """A frame to follow `before`, whose answer is outstanding; None when it is a bad bet."""

@@ -2,9 +2,9 @@
 
 A device that waits for an answer makes the rows of its guesses meanwhile. Each costs the time of a
 row, and a round trip is saved where it is right. The device decides guess by guess with these
-rules; the planner and the simulator predict with the same ones. Seconds, numbers or arrays: `rtt_s`
-is all of a round trip that does not grow with the message, `row_s` what a row sent ahead takes, on
-the device or on its way up, whichever is slower. Ours.
+rules, and the planner predicts with them. Seconds, numbers or arrays: `rtt_s` is all of a round
+trip that does not grow with the message; `row_s` is what a row sent ahead takes, on the device or
+on its way up, whichever is slower. Ours.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -77,14 +77,21 @@ def draft_options(cost: DraftCost) -> tuple[DraftOption, ...]:
     )
 
 
-def measured_drafting(tokens_per_round_trip: float) -> DraftCost:
+def measured_drafting(tokens_per_round_trip: float, heads: Sequence[DraftCost] = ()) -> DraftCost:
     """All drafters of a device together, from what `run --json` reported.
 
     Every guess is right with the same chance a then, and a round trip brings 1 / (1 - a) tokens.
+    heads: of the bundle. One on the device takes its memory, its time, and its split.
     """
     if not 1 <= tokens_per_round_trip < math.inf:
         raise PlanError(f"{tokens_per_round_trip:g} tokens a round trip: at least 1 comes")
-    return DraftCost(kind="auto", chances=(1.0 - 1.0 / tokens_per_round_trip,))
+    return DraftCost(
+        kind="auto",
+        chances=(1.0 - 1.0 / tokens_per_round_trip,),
+        guess_s=math.fsum(head.guess_s for head in heads),
+        memory_bytes=math.fsum(head.memory_bytes for head in heads),
+        split=next((head.split for head in heads if head.split is not None), None),
+    )
 
 
 def heads_of_bundle(bundle: Path) -> tuple[DraftCost, ...]:

@@ -90,6 +90,13 @@ def test_what_a_run_reported_is_what_its_plan_counts_on_where_frames_go_ahead() 
     assert first.drafting.tokens_per_round + sum(first.drafting.reach_ahead) == pytest.approx(2.5)
 
 
+def test_all_drafters_together_take_what_the_devices_head_takes() -> None:
+    head = DraftCost(kind="head", chances=(0.5,), guess_s=1e-3, memory_bytes=5e6, split=10)
+    cost = measured_drafting(2.0, (head, DraftCost(kind="cloud", chances=(0.5,))))
+    assert (cost.guess_s, cost.memory_bytes, cost.split) == (1e-3, 5e6, 10)
+    assert measured_drafting(2.0).memory_bytes == 0
+
+
 def test_deeper_guesses_are_as_good_as_the_last_that_is_known() -> None:
     reach = DraftCost(kind="cloud", chances=(0.5, 0.4)).reach
     assert reach[:4] == pytest.approx((0.5, 0.2, 0.08, 0.032))
