@@ -55,6 +55,7 @@ from benchmarks.planning.grid_cells import (
     LargeCell,
     LargeServerCell,
     PlanCell,
+    ServerCell,
     fixed_link,
     long_front,
 )
@@ -255,17 +256,18 @@ class GridRun:
             sizes, sessions = json.dumps(cell.model.sizes), json.dumps(LARGE_SESSIONS)
             with pinned(self._cloud_cpu, priority=self._priority):
                 return work("back", sizes, cell.bits, sessions, LARGE_CACHED)
+        if isinstance(cell, ServerCell):  # at real-time priority its threads would come in parts
+            plan = folder / "cloud" / "plan.yaml"
+            with pinned(self._edge_cpu):
+                return work("clients", address, plan, cell.sessions, STEPS, SERVER_SPLIT)
         with pinned(self._edge_cpu, priority=self._priority):
             if isinstance(cell, FrontCell):
                 longer = self._longer(folder / cell.bundle)
                 found = work("front", longer, json.dumps(POSITIONS), PROMPT_ROWS)
                 return {**found, "prompt_rows": PROMPT_ROWS}
-            if isinstance(cell, LargeCell):
-                front = folder / cell.bundle
-                found = work("front", front, json.dumps(LARGE_POSITIONS), LARGE_ROWS)
-                return {**found, "prompt_rows": LARGE_ROWS}
-            plan = folder / "cloud" / "plan.yaml"
-            return work("clients", address, plan, cell.sessions, STEPS, SERVER_SPLIT)
+            front = folder / cell.bundle
+            found = work("front", front, json.dumps(LARGE_POSITIONS), LARGE_ROWS)
+            return {**found, "prompt_rows": LARGE_ROWS}
 
     def _answers(
         self, cell: PlanCell, machines: TwoMachines, address: str, log: Path

@@ -18,7 +18,8 @@ connector.py     attempts at servers until one opens a session
 frames.py        a generation's frames: computed, encoded, sent, sent again
 prefill.py       how far a prompt is, and what its chunks took
 drafts.py        how many tokens are drafted and accepted
-draft_lengths.py how many drafts a client's steps carry
+draft_lengths.py how many drafts a client's steps carry, and what goes ahead of answers
+flights.py       the frames of a step that leave ahead of its answer
 generation.py    one answer: open, prefill, decode, recover
 local_answer.py  one answer without a server
 client.py        one device: its requests one after another

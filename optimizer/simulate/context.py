@@ -13,6 +13,7 @@ from hwprofiles.links.shape import uniform
 from optimizer.artifacts.plan import Plan
 from optimizer.policy.level_control import Controller
 from optimizer.simulate.door import OpenAddress
+from optimizer.simulate.flights import AheadRule
 from optimizer.simulate.links import LinkLanes
 from optimizer.simulate.move_ways import KvFramesOf
 from optimizer.simulate.record import Record
@@ -58,15 +59,16 @@ class SimulationContext:
 class Device:
     """One client's device: its front, its link, its random numbers and its longest draft.
 
-    num_ids: how many first tokens of a prompt of this length go as ids, at this split. kv_frames:
-    what a move sends of so many tokens, from one split to another. capacities: most tokens of a
-    sequence at each split that an answer may run at. first_block: gives the hash of the first block
-    of its next prompt.
+    ahead: what it sends ahead of answers; None: nothing. num_ids: how many first tokens of a prompt
+    of this length go as ids, at this split. kv_frames: what a move sends of so many tokens, from
+    one split to another. capacities: most tokens of a sequence at each split that an answer may run
+    at. first_block: gives the hash of the first block of its next prompt.
     """
 
     __slots__ = (
         "_draws",
         "_seed",
+        "ahead",
         "capacities",
         "draft_length",
         "first_block",
@@ -82,6 +84,7 @@ class Device:
         front: FrontTimes,
         lanes: LinkLanes,
         draft_length: int,
+        ahead: AheadRule | None,
         num_ids: Callable[[int, int], int],
         kv_frames: KvFramesOf,
         capacities: Mapping[int, int],
@@ -95,6 +98,7 @@ class Device:
         self.first_block = first_block
         self.lanes = lanes
         self.draft_length = draft_length
+        self.ahead = ahead
         self._seed = seed
         self._draws = 0
 

@@ -1,4 +1,5 @@
-"""How many drafts a client's steps carry: the edge's own rule on what a round takes there."""
+"""How many drafts a client's steps carry, and what goes ahead of answers: the edge's own rules on
+what a round takes there."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from optimizer.cost.cloud import SessionRows
-from optimizer.policy.draft_length import RoundTimes, best_length
+from optimizer.policy.draft_length import RoundTimes, best_length, rides_along
+from optimizer.simulate.flights import AheadRule
 from optimizer.simulate.server_setup import back_times, sample_s
 from optimizer.simulate.setup import Setup
 from optimizer.simulate.times import FrontTimes, LevelTimes
@@ -21,18 +23,41 @@ class DraftLengths:
     def __init__(self, setup: Setup, fronts: Mapping[str, FrontTimes]) -> None:
         self._setup = setup
         self._fronts = fronts
-        self._known: dict[tuple[int, str, str], int] = {}
+        self._known: dict[tuple[int, str, str], tuple[int, AheadRule | None]] = {}
 
     def of(self, spec: ClientSpec) -> int:
         """Most drafts that a step of this client carries."""
-        drafting = self._setup.scenario.drafting
-        if not drafting.best_length:
-            return drafting.length
+        return self._both(spec)[0]
+
+    def ahead_of(self, spec: ClientSpec) -> AheadRule | None:
+        """What this client sends ahead of answers; None: nothing."""
+        return self._both(spec)[1]
+
+    def _both(self, spec: ClientSpec) -> tuple[int, AheadRule | None]:
         key = (spec.group, spec.device, spec.link)
         if key not in self._known:
-            chances = (drafting.acceptance,) * drafting.length
-            self._known[key] = best_length(chances, self._round(spec)).num_drafts
+            self._known[key] = self._found(spec)
         return self._known[key]
+
+    def _found(self, spec: ClientSpec) -> tuple[int, AheadRule | None]:
+        drafting = self._setup.scenario.drafting
+        times, length = self._round(spec), drafting.length
+        if drafting.best_length:
+            chances = [drafting.chance_at(depth) for depth in range(1, length + 1)]
+            length = best_length(chances, times).num_drafts
+        if not self._setup.scenario.sends_ahead:
+            return length, None
+        guesses, reach = 0, drafting.chance_at(1)
+        while guesses < length and rides_along(reach, times):
+            guesses += 1
+            reach *= drafting.chance_at(guesses + 1)
+        rule = AheadRule(
+            rtt_s=times.rtt_s,
+            row_s=times.ahead_row_s,
+            guesses=guesses if drafting.best_length else length,
+            draft_s=drafting.draft_s,
+        )
+        return length, rule if rule.most_rows else None
 
     def _round(self, spec: ClientSpec) -> RoundTimes:
         setup, front = self._setup, self._fronts[spec.device]

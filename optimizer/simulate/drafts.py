@@ -35,6 +35,6 @@ class SimulatedDrafts:
         if drafting.outcomes:
             return min(num_drafts, self._measured_accepted)
         accepted = 0
-        while accepted < num_drafts and self._device.draw() < drafting.acceptance:
+        while accepted < num_drafts and self._device.draw() < drafting.chance_at(accepted + 1):
             accepted += 1
         return accepted

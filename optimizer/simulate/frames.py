@@ -153,12 +153,13 @@ class SimulatedFrameSender:
         draft_s: float,
         wait_s: float = 0.0,
         tokens: int | None = None,
+        is_ahead: bool = False,
     ) -> float:
         """A decode step with its drafts, begun at `at_s`; returns when the device is free again.
 
         draft_s: the drafter's seconds. wait_s: seconds before them, of other work. Drafts go
-        through the front one by one, as in `edge.generation.draft_frames`. tokens: as of a
-        FrameInFlight.
+        through the front one by one, as in `edge.generation.draft_frames`. tokens,
+        is_ahead: as of a FrameInFlight.
         """
         self.front_s = wait_s + draft_s
         for at in range(position, position + rows):
@@ -173,6 +174,7 @@ class SimulatedFrameSender:
             of_prompt=False,
             idle_s=wait_s,
             tokens=tokens,
+            is_ahead=is_ahead,
         )
 
     def replay(self, session: SimulatedSession, *, want_last: bool, is_step: bool) -> None:
@@ -206,6 +208,7 @@ class SimulatedFrameSender:
         idle_s: float = 0.0,
         behind_s: float | None = None,
         tokens: int | None = None,
+        is_ahead: bool = False,
     ) -> float:
         context, level = self._context, self.level
         self.num_bytes, self.encode_s, decode_s = level.frame(rows, of_prompt=of_prompt)
@@ -229,6 +232,7 @@ class SimulatedFrameSender:
             wanted=wanted,
             entry=self._entry,
             tokens=tokens,
+            is_ahead=is_ahead,
         )
         self._upload(frame, max(sent_s, behind_s or 0.0), self.num_bytes)
         return sent_s

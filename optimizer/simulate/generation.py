@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from optimizer.policy.level_control import ControlState
 from optimizer.policy.retry import Recovery
@@ -25,6 +25,8 @@ from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
 from optimizer.simulate.steps import VOID, StepSender, flight_moments
 from optimizer.simulate.workload import Request
 from protos.sizes import ANSWER_BYTES, TOKEN_BYTES
+
+EMPTY_BYTES: Final = ANSWER_BYTES - TOKEN_BYTES
 
 
 class Generation:
@@ -246,28 +248,26 @@ class Generation:
         """The server answers at `at_s`: send the answer down."""
         if frame.session is not self._session:
             return
-        context, lanes = self._context, self._device.lanes
+        at, told = self._context.at, self._prefill.acknowledged
         if not frame.wanted:
-            context.record.down_bytes += ANSWER_BYTES - TOKEN_BYTES
-            lanes.down.send(
-                at_s + context.cloud_message_s,
-                ANSWER_BYTES - TOKEN_BYTES,
-                lambda t: context.at(t, lambda _: self._prefill.acknowledged(frame)),
-            )
+            self._send_down(at_s, EMPTY_BYTES, lambda t: at(t, lambda _: told(frame)))
             return
         accepted = 0 if self._parts.is_fresh else self._steps.accepted(frame)
         if accepted == VOID:
-            context.record.down_bytes += ANSWER_BYTES - TOKEN_BYTES
-            lanes.down.send(at_s + context.cloud_message_s, ANSWER_BYTES - TOKEN_BYTES, _unheard)
+            self._send_down(at_s, EMPTY_BYTES, _unheard)
             return
-        num_bytes = ANSWER_BYTES + TOKEN_BYTES * accepted
-        context.record.accepted += accepted
+
+        def come(t: float) -> None:
+            self._token(frame, accepted, at_s, t)
+
+        works = frame.tokens is not None  # the device, with the flight, while the answer travels
+        heard = (lambda t: at(t, lambda _: come(t))) if works else come
+        self._send_down(at_s, ANSWER_BYTES + TOKEN_BYTES * accepted, heard)
+
+    def _send_down(self, at_s: float, num_bytes: int, heard: Callable[[float], None]) -> None:
+        context = self._context
         context.record.down_bytes += num_bytes
-        lanes.down.send(
-            at_s + context.cloud_message_s,
-            num_bytes,
-            lambda t: self._token(frame, accepted, at_s, t),
-        )
+        self._device.lanes.down.send(at_s + context.cloud_message_s, num_bytes, heard)
 
     def _token(self, frame: FrameInFlight, accepted: int, answered_s: float, now_s: float) -> None:
         """Tokens have come at `now_s`, now or a little later."""
@@ -282,7 +282,7 @@ class Generation:
         if self.num_tokens == 0:
             self.first_s = now_s
         self._last_s = now_s
-        self.round_trips += 1
+        self.round_trips += not frame.is_ahead
         self.num_tokens += 1 + accepted
         if self.num_tokens >= self.request.output_tokens:
             self._end(now_s, "done")
@@ -290,7 +290,7 @@ class Generation:
             self._move(session, now_s)
         elif not fresh and self._gives_up(frame, answered_s, now_s, since_s):
             self._end(now_s, "stopped")
-        elif fresh or self._steps.is_over(frame):
+        elif fresh or self._steps.is_over(frame, now_s):
             self._step(session, now_s)
 
     def _stalls(self, since_s: float) -> bool:
@@ -333,6 +333,7 @@ class Generation:
             moments,
             is_first=self.num_tokens == 0,
             is_move=fresh and self.num_tokens > 0,
+            is_ahead=frame.is_ahead,
             accepted=accepted,
             is_recovered=self._recovery.is_recovering,
             drawn=self._recorded,

@@ -182,6 +182,7 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
     duration_s, count = scenario.duration_s, len(records)
     server_s = sum(server.paid_s for server in sums)  # 0: the whole model on the edge
     steps = sum(record.steps for record in records)
+    round_trips = steps - sum(record.ahead for record in records)
     batches = sum(server.batches for server in sums)
     block_s = sum(server.paid_s * server.total_blocks for server in sums)
     drafted = sum(record.drafted for record in records)
@@ -200,7 +201,7 @@ def measure(scenario: Scenario, records: Sequence[Record]) -> Measures:
         tokens_per_s=sum(record.tokens_in_time for record in records) / (duration_s * count),
         requests={"asked": asked, **outcomes},
         tokens=tokens,
-        tokens_per_round_trip=tokens / max(steps + len(firsts), 1),
+        tokens_per_round_trip=tokens / max(round_trips + len(firsts), 1),
         breakdown_first_s=_means([record.first_parts_s for record in records], len(firsts)),
         breakdown_step_s=_means([record.step_parts_s for record in records], steps),
         server_utilisation=sum(server.busy_s for server in sums) / max(server_s, 1e-9),

@@ -101,6 +101,7 @@ class Record:
     step_parts_s: list[float] = field(default_factory=lambda: [0.0] * len(PARTS))
     firsts: int = 0
     steps: int = 0
+    ahead: int = 0  # steps whose frame left ahead of the answer before
     tokens_in_time: int = 0  # tokens that arrived within the scenario's duration
     up_bytes: int = 0
     down_bytes: int = 0
@@ -133,13 +134,15 @@ class Record:
         accepted: int,
         is_recovered: bool,
         is_move: bool = False,
+        is_ahead: bool = False,
         drawn: bool,
     ) -> None:
         """Tokens have come: one, and `accepted` drafts with it. The parts add up to the wait.
 
         is_move: the first token at another split, which needed a session of its own.
         is_recovered: the frame was sent again after a loss, so all the time until then is recovery.
-        drawn: whether the round trip joins the timeline.
+        is_ahead: its frame did not wait for the token before. drawn: whether the round trip joins
+        the timeline.
         """
         edge_s, encode_s = (0.0, 0.0) if is_recovered else (moments.edge_s, moments.encode_s)
         before_s = moments.sent_s - moments.since_s - edge_s - encode_s
@@ -149,6 +152,7 @@ class Record:
         else:
             parts = self.step_parts_s
             self.steps += 1
+            self.ahead += is_ahead
             self.gaps_s.append(moments.received_s - moments.since_s)
             for _ in range(accepted):
                 self.gaps_s.append(0.0)

@@ -59,7 +59,8 @@ class FrameInFlight:
     `entry`: the first layer that the server runs on it, 0 for a token frame; None: that of the
     plan's split. `kv_left`: for how many tokens behind its own keys and values are still to come;
     None: it brings none, and the server runs its layers on it. `tokens`: what it will bring, 0
-    where it was sent ahead on a wrong guess; None: it was not sent ahead, nor followed.
+    where it was sent ahead on a wrong guess; None: it was not sent ahead, nor followed. `is_ahead`:
+    it did not wait for the token before its rows.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class FrameInFlight:
         "decode_s",
         "edge_s",
         "entry",
+        "is_ahead",
         "kv_left",
         "left",
         "num_logits",
@@ -93,6 +95,7 @@ class FrameInFlight:
         entry: int | None = None,
         kv_left: int | None = None,
         tokens: int | None = None,
+        is_ahead: bool = False,
     ) -> None:
         self.session = session
         self.num_rows = num_rows
@@ -106,6 +109,7 @@ class FrameInFlight:
         self.entry = entry
         self.kv_left = kv_left
         self.tokens = tokens
+        self.is_ahead = is_ahead
         self.arrived_s = 0.0
         self.cloud_s = 0.0
 

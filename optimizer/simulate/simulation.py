@@ -93,15 +93,9 @@ def _context(
         record=record,
         controller=_controller(setup),
         drafting=scenario.drafting if _drafts(plan, scenario) else None,
-        keep_journal=_may_lose(scenario),
+        keep_journal=scenario.may_lose,
         layers_a_block=setup.layers_a_block,
     )
-
-
-def _may_lose(scenario: Scenario) -> bool:
-    """Whether a session may lose its server: by a fault, or because the server drains."""
-    has_losses = any(fault.kind == "server_loss" for fault in scenario.faults)
-    return has_losses or scenario.servers.scaling is not None
 
 
 def _schedule_losses(env: Environment, scenario: Scenario, replicas: SimulatedReplicas) -> None:
@@ -139,6 +133,7 @@ def _clients(
                 front=fronts[spec.device],
                 lanes=links.lanes(spec),
                 draft_length=lengths.of(spec) if context.drafting is not None else 0,
+                ahead=lengths.ahead_of(spec) if context.drafting is not None else None,
                 num_ids=ids.of(spec),
                 kv_frames=ways.of(spec),
                 capacities=capacities[scenario.clients[spec.group].name],

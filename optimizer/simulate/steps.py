@@ -1,10 +1,9 @@
 """A decode step: with drafts, or as a flight of frames that leave ahead of the first one's answer.
 
-A measured flight (`DraftingScenario.flights`) is a step's frame and those that followed it before
-its answers were in, each with its rows and the tokens that it brought: none where the guess under
-it was wrong. The device computes them one after another, and the server answers wrong ones without
-running a layer. The next step begins with the answer to the last frame that brought tokens; what
-the device has not begun by then is not sent.
+A flight is a step's frame and those that follow it before its answers are in (`flights.py`). The
+device computes them one after another, and the server answers wrong ones without running a layer.
+The next step begins with the answer to the last frame that brings tokens, behind the row that the
+device is at; what it has not begun by then is not sent.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Final
 
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.drafts import SimulatedDrafts
+from optimizer.simulate.flights import DrawnFlight, Flight, RecordedFlight
 from optimizer.simulate.frames import SimulatedFrameSender
 from optimizer.simulate.record import RoundMoments
-from optimizer.simulate.scenario import FlightFrame
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
 
 VOID: Final = -1
@@ -25,7 +24,16 @@ VOID: Final = -1
 class StepSender:
     """The decode steps of one answer. is_current: whether a session is still the answer's."""
 
-    __slots__ = ("_context", "_device", "_drafts", "_is_current", "_left", "_position", "_useful")
+    __slots__ = (
+        "_context",
+        "_device",
+        "_drafts",
+        "_flight",
+        "_free_s",
+        "_go_on",
+        "_is_current",
+        "_row_s",
+    )
 
     def __init__(
         self,
@@ -37,9 +45,10 @@ class StepSender:
         self._device = device
         self._drafts = SimulatedDrafts(context.drafting, device)
         self._is_current = is_current
-        self._left: list[FlightFrame] = []  # of the flight under way, not sent yet, the next last
-        self._useful = 0  # frames of it that will bring tokens and have not
-        self._position = 0  # behind the tokens that the flight's frames so far will have brought
+        self._flight: Flight | None = None  # under way
+        self._free_s = 0.0  # when the device has made the flight's rows so far
+        self._row_s = 0.0  # of each row of its last frame
+        self._go_on: Callable[[float], None] = _nothing  # with the flight under way
 
     def send(
         self,
@@ -53,12 +62,13 @@ class StepSender:
     ) -> None:
         """The next step. most_drafts: None, where steps carry none. wait_s: of other work first."""
         context, drafting = self._context, self._context.drafting
-        self._useful = 0
-        if drafting is not None and drafting.flights and most_drafts is not None:
-            drawn = drafting.flights[int(self._device.draw() * len(drafting.flights))]
-            self._left, self._position = list(reversed(drawn.frames)), position
-            self._useful = sum(frame.tokens > 0 for frame in drawn.frames)
-            self._send_next(sender, session, now_s, most_drafts + 1, wait_s)
+        self._flight, self._go_on = None, _nothing
+        if self._free_s > now_s:
+            wait_s = max(wait_s, (self._free_s - now_s) % self._row_s)
+        flight = None if most_drafts is None else self._begun()
+        if flight is not None and most_drafts is not None:
+            self._flight = flight
+            self._send_next(flight, sender, session, now_s, position, most_drafts + 1, wait_s)
             return
         num_drafts, draft_s = 0, 0.0
         if drafting is not None and most_drafts is not None:
@@ -74,53 +84,79 @@ class StepSender:
             wait_s=wait_s,
         )
 
+    def _begun(self) -> Flight | None:
+        """The flight that the next step is; None: it is of one frame."""
+        drafting, device = self._context.drafting, self._device
+        if drafting is None:
+            return None
+        if drafting.flights:
+            return RecordedFlight(drafting.flights[int(device.draw() * len(drafting.flights))])
+        if device.ahead is None or device.draw() >= drafting.proposal_share:
+            return None
+        return DrawnFlight(device.ahead, drafting.chance_at, device.draw)
+
     def _send_next(
         self,
+        flight: Flight,
         sender: SimulatedFrameSender,
         session: SimulatedSession,
         at_s: float,
+        position: int,
         room: int,
         wait_s: float = 0.0,
     ) -> None:
-        """The flight's next frame, and the others as the device becomes free. room: rows that the
-        sequence may still have."""
-        if not self._left or room < 1 or not self._is_current(session):
-            self._useful -= sum(frame.tokens > 0 for frame in self._left)
-            self._left = []
+        """The flight's next frame, and the others as the device becomes free. position: behind the
+        tokens that its frames so far will have brought. room: rows that the sequence may still
+        have."""
+        if self._flight is not flight:  # another step has begun
             return
-        frame = self._left.pop()
+        if room < 1 or not self._is_current(session):
+            flight.stop()
+            return
+        frame = flight.next_frame(room)
+        if frame is None:
+            self._go_on = lambda now_s: self._send_next(
+                flight, sender, session, now_s, position, room
+            )
+            return
+        self._go_on = _nothing
         rows, tokens = min(frame.rows, room), min(frame.tokens, room)
-        self._context.record.drafted += rows - 1
-        flight = self._left
-        free_s = sender.send_step(
+        record, first = self._context.record, int(not frame.is_ahead)
+        record.drafted += rows - first
+        record.accepted += max(tokens - first, 0)
+        self._free_s = free_s = sender.send_step(
             session,
             at_s,
-            position=self._position,
+            position=position,
             rows=rows,
-            draft_s=0.0,
+            draft_s=frame.draft_s,
             wait_s=wait_s,
             tokens=tokens,
+            is_ahead=frame.is_ahead,
         )
-        self._position += tokens
-
-        def go_on(_: object) -> None:
-            if self._left is flight:  # no other step has begun
-                self._send_next(sender, session, free_s, room - tokens)
-
-        self._context.at(free_s, go_on)
+        self._row_s = (free_s - at_s - wait_s) / rows
+        self._context.at(
+            free_s,
+            lambda _: self._send_next(
+                flight, sender, session, free_s, position + tokens, room - tokens
+            ),
+        )
 
     def accepted(self, frame: FrameInFlight) -> int:
         """How many tokens a frame brings beyond one; VOID: none at all."""
         if frame.tokens is not None:
             return frame.tokens - 1 if frame.tokens else VOID
-        return self._drafts.accept(frame.num_rows - 1)
+        accepted = self._drafts.accept(frame.num_rows - 1)
+        self._context.record.accepted += accepted
+        return accepted
 
-    def is_over(self, frame: FrameInFlight) -> bool:
-        """Whether the next step begins with the answer to this frame, which brought tokens."""
-        if frame.tokens is None:
+    def is_over(self, frame: FrameInFlight, now_s: float) -> bool:
+        """Whether the next step begins with the answer to this frame, which brought tokens. Else
+        the device, which has it at `now_s`, may go on with the flight."""
+        if self._flight is None or frame.tokens is None or self._flight.answered():
             return True
-        self._useful -= 1
-        return self._useful <= 0
+        self._go_on(now_s)
+        return False
 
 
 def flight_moments(
@@ -139,3 +175,7 @@ def flight_moments(
         min(frame.cloud_s, answered_s - arrived_s),
         received_s,
     )
+
+
+def _nothing(now_s: float) -> None:
+    """The device is busy, or there is no flight to go on with."""

@@ -120,9 +120,9 @@ class Scenario:
     def __post_init__(self) -> None:
         if not self.clients or len({group.name for group in self.clients}) < len(self.clients):
             raise ScenarioError("a scenario needs groups of clients, each with its own name")
-        loses = any(fault.kind == "server_loss" for fault in self.faults)
-        if self.drafting.flights and (loses or self.servers.scaling is not None):
-            raise ScenarioError("drafting.flights: measured flights know no lost server")
+        if self.may_lose and (self.drafting.flights or self.drafting.ahead):
+            key = "flights" if self.drafting.flights else "ahead"
+            raise ScenarioError(f"drafting.{key}: frames ahead of answers know no lost server")
         if not 0 < self.duration_s < math.inf or not 0 <= self.drain_s < math.inf:
             raise ScenarioError("a scenario needs duration_s > 0 and drain_s >= 0, both finite")
         for key in NOT_SIMULATED:
@@ -153,6 +153,21 @@ class Scenario:
         losses = [one.server for one in self.faults if one.kind == "server_loss"]
         if is_final and losses.count(fault.server) > 1:
             raise ScenarioError(f"server {fault.server} is lost twice: another one replaces it")
+
+    @property
+    def may_lose(self) -> bool:
+        """Whether a session may lose its server: by a fault, or because the server drains."""
+        has_losses = any(fault.kind == "server_loss" for fault in self.faults)
+        return has_losses or self.servers.scaling is not None
+
+    @property
+    def sends_ahead(self) -> bool:
+        """Whether drafted tokens may leave in frames ahead of an answer."""
+        drafting = self.drafting
+        if drafting.ahead is not None:
+            return drafting.ahead
+        measured = bool(drafting.outcomes or drafting.flights)
+        return drafting.best_length and not (self.may_lose or measured)
 
     @property
     def num_clients(self) -> int:

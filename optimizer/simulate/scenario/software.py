@@ -75,26 +75,40 @@ class MeasuredFlight:
 class DraftingScenario:
     """How many tokens are drafted, and how many of them are accepted.
 
-    Each drafted token is accepted with probability `acceptance`, until the first rejection. The
-    drafter finds a draft in `proposal_share` of the steps. `length`: most drafted tokens a step;
-    with `best_length` the edge's own rule picks fewer where they bring more tokens a second.
-    `draft_s`: seconds of the device for each drafted token. `outcomes`: measured rounds. Each step
-    draws one of them instead of the above, because real drafts are longer where more of them are
-    accepted. `flights`: measured steps with the frames that were sent ahead; each step draws one in
-    place of all that. Raises ScenarioError for values out of range.
+    Each drafted token is accepted with probability `acceptance`, until the first rejection;
+    `chances`, where given, are those of the first, the second, ... behind the last known token
+    instead, and deeper ones are as good as the last. The drafter finds a draft in `proposal_share`
+    of the steps. `length`: most drafted tokens a step; with `best_length` the edge's own rule picks
+    fewer where they bring more tokens a second. `draft_s`: seconds of the device for each drafted
+    token. `ahead`: whether further guesses leave in frames of their own ahead of an answer, by the
+    edge's rule; None: as the edge does, with `best_length`, unless a server may be lost.
+    `outcomes`: measured rounds. Each step draws one of them instead of the above, because real
+    drafts are longer where more of them are accepted. `flights`: measured steps with the frames
+    that were sent ahead; each step draws one in place of all that. Raises ScenarioError for values
+    out of range.
     """
 
     acceptance: float = 0.6
+    chances: tuple[float, ...] = ()
     proposal_share: float = 1.0
     length: int = 4
     best_length: bool = True
     draft_s: float = 0.0
+    ahead: bool | None = None
     outcomes: tuple[DraftOutcome, ...] = ()
     flights: tuple[MeasuredFlight, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.acceptance <= 1 or not 0 <= self.proposal_share <= 1 or self.length < 0:
             raise ScenarioError("drafting needs chances in [0, 1] and length >= 0")
+        if not all(0 <= chance <= 1 for chance in self.chances):
+            raise ScenarioError("drafting.chances lie in [0, 1]")
+
+    def chance_at(self, depth: int) -> float:
+        """The chance that a guess is accepted when those before it were; depth 1 is the first."""
+        if not self.chances:
+            return self.acceptance
+        return self.chances[min(depth, len(self.chances)) - 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

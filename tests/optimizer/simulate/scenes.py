@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from hwprofiles.links.catalog import load_link
+from hwprofiles.profiles.catalog import load_device
 from optimizer.artifacts.plan import ModelRef, Partition, Plan
 from optimizer.artifacts.specs import load_spec
 from optimizer.cost.codec import LevelCost
+from optimizer.cost.link import link_at
+from optimizer.cost.setting import RequestSetting
 from optimizer.simulate.record import Record
 from optimizer.simulate.scenario import Arrivals, Clients, Lengths, Link, Scenario, Servers
 from optimizer.simulate.setup import Setup, load_setup
@@ -49,6 +53,23 @@ SCENE = Scenario(
     drain_s=60.0,
     adaptive_chunks=False,
 )
+
+
+EDGE, CLOUD = load_device("raspberry-pi-5-8gb"), load_device("local-epyc-2core")
+
+
+def deployment(link: str = "4g") -> RequestSetting:
+    """SCENE's and PLAN's, for the cost models."""
+    return RequestSetting(
+        edge=EDGE,
+        cloud=CLOUD,
+        link=link_at(load_link(link), epsilon=0.5),
+        geometry=PLAN.model.geometry,
+        partition=PLAN.partition,
+        kv_bits=PLAN.kv_bits,
+        level=LEVEL,
+        chunk=PLAN.prefill_chunk,
+    )
 
 
 def scene(*, group: dict[str, Any] | None = None, **changes: Any) -> Scenario:

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 
 from hwprofiles.links.catalog import load_link
-from hwprofiles.profiles.catalog import load_device
 from optimizer.cost.cloud import SessionRows, back_step_s, sample_s
 from optimizer.cost.codec import LevelCost, answer_bytes, frame_bytes
 from optimizer.cost.edge import front_step
 from optimizer.cost.link import link_at
 from optimizer.cost.request import expected_tokens, predict_request, round_parts
 from optimizer.cost.round_trip import NEW_CONNECTION_ROUND_TRIPS
-from optimizer.cost.setting import RequestSetting
 from optimizer.policy.batching import Scheduler
 from optimizer.simulate.measures import ttft_s
 from optimizer.simulate.record import RequestRow
@@ -29,9 +27,8 @@ from optimizer.simulate.scenario import (
     Servers,
     Software,
 )
-from tests.optimizer.simulate.scenes import GROUP, LEVEL, PLAN, run, scene
+from tests.optimizer.simulate.scenes import CLOUD, EDGE, GROUP, LEVEL, PLAN, deployment, run, scene
 
-EDGE, CLOUD = load_device("raspberry-pi-5-8gb"), load_device("local-epyc-2core")
 GEOMETRY = PLAN.model.geometry
 # The request model has round trips for opening, and no bytes.
 NO_BYTES = Software(
@@ -45,19 +42,6 @@ NO_BYTES = Software(
 
 
 ONE_AT_A_TIME = Scheduler(max_rows=1, max_sessions=1, min_prefill_rows=1)
-
-
-def deployment(link: str = "4g") -> RequestSetting:
-    return RequestSetting(
-        edge=EDGE,
-        cloud=CLOUD,
-        link=link_at(load_link(link), epsilon=0.5),
-        geometry=GEOMETRY,
-        partition=PLAN.partition,
-        kv_bits=PLAN.kv_bits,
-        level=LEVEL,
-        chunk=PLAN.prefill_chunk,
-    )
 
 
 @pytest.mark.parametrize("link", ["lan", "wifi", "4g", "satellite"])

@@ -6,17 +6,22 @@ from dataclasses import replace
 
 import pytest
 
+from optimizer.cost.request import predict_request
 from optimizer.errors import ScenarioError
+from optimizer.policy.frames_ahead import MAX_IN_FLIGHT
+from optimizer.search.drafts import DraftCost, draft_options
+from optimizer.simulate.flights import AheadRule, DrawnFlight
 from optimizer.simulate.record import Record
 from optimizer.simulate.scenario import (
     Arrivals,
     DraftingScenario,
     Fault,
     FlightFrame,
+    Lengths,
     Link,
     MeasuredFlight,
 )
-from tests.optimizer.simulate.scenes import PLAN, run, scene
+from tests.optimizer.simulate.scenes import PLAN, deployment, run, scene
 
 DRAFTED = replace(PLAN, drafting="ngram")
 ALONE = {
@@ -81,5 +86,95 @@ def test_what_no_flight_can_be_is_refused() -> None:
         with pytest.raises(ScenarioError, match="first frame"):
             flight(*frames)
     lost = Fault(kind="server_loss", at_s=1.0, duration_s=1.0)
-    with pytest.raises(ScenarioError, match="lost server"):
-        scene(drafting=DraftingScenario(flights=(flight((1, 1)),)), faults=(lost,))
+    for drafting in (DraftingScenario(flights=(flight((1, 1)),)), DraftingScenario(ahead=True)):
+        with pytest.raises(ScenarioError, match="lost server"):
+            scene(drafting=drafting, faults=(lost,))
+    assert not scene(faults=(lost,)).sends_ahead
+
+
+def predicted_tbt_s(link: str, chances: tuple[float, ...]) -> float:
+    """The planner's, with the best number of guesses in a round's first frame."""
+    options = draft_options(DraftCost(kind="ngram", chances=chances))
+    return min(
+        predict_request(
+            deployment(link), prompt_tokens=150, new_tokens=400, drafting=option.drafting
+        ).tbt_s
+        for option in options
+    )
+
+
+@pytest.mark.parametrize("link", ["wifi", "5g", "4g", "satellite"])
+@pytest.mark.parametrize(
+    ("chances", "within"), [((0.2,), 0.1), ((0.5,), 0.1), ((0.7,), 0.1), ((0.6, 0.4, 0.3), 0.15)]
+)
+def test_drawn_flights_take_what_the_planner_counts(
+    link: str, chances: tuple[float, ...], within: float
+) -> None:
+    """By depth less exactly: an answer makes the guesses behind it surer, which the planner does
+    not count."""
+    group = {**ALONE, "link": Link(mix={link: 1.0}, quantile=0.5)}
+    group["output_tokens"] = Lengths(median=400)
+    drafting = DraftingScenario(chances=chances, length=8)
+    record = run(scene(group=group, drafting=drafting, duration_s=200.0), DRAFTED)
+    mean_s = sum(record.gaps_s) / len(record.gaps_s)
+    assert len(record.gaps_s) > 700
+    assert mean_s == pytest.approx(predicted_tbt_s(link, chances), rel=within)
+
+
+RULE = AheadRule(rtt_s=0.050, row_s=0.004)
+
+
+def test_right_guesses_go_on_as_answers_come() -> None:
+    """No more rows under way than a round trip has time for, and one more with each answer."""
+    drawn = DrawnFlight(RULE, lambda depth: 1.0, lambda: 0.5)
+    first = drawn.next_frame(100)
+    assert first == (1, 1, False, 0.0)
+    behind = [drawn.next_frame(100) for _ in range(MAX_IN_FLIGHT - 1)]
+    assert behind == [(1, 1, True, 0.0)] * (MAX_IN_FLIGHT - 1)
+    assert drawn.next_frame(100) is None
+    assert not drawn.answered()
+    assert drawn.next_frame(100) == (1, 1, True, 0.0)
+    assert drawn.next_frame(100) is None
+
+
+def test_a_wrong_guess_is_known_with_its_answer_alone() -> None:
+    draws = iter((0.1, 0.9, 0.1))
+    drawn = DrawnFlight(RULE, lambda depth: 0.8, lambda: next(draws))
+    frames = [drawn.next_frame(100) for _ in range(4)]
+    assert [frame.tokens for frame in frames if frame is not None] == [1, 1, 0, 0]
+    assert not drawn.answered()
+    assert drawn.answered()
+
+
+def test_a_guess_behind_many_without_an_answer_is_not_worth_a_frame() -> None:
+    depths = []
+    rule = AheadRule(rtt_s=0.050, row_s=0.004, guesses=1)
+
+    def chance_at(depth: int) -> float:
+        depths.append(depth)
+        return 0.5
+
+    drawn = DrawnFlight(rule, chance_at, lambda: 0.1)
+    assert drawn.next_frame(100) == (2, 2, False, 0.0)
+    assert drawn.next_frame(100) == (2, 2, True, 0.0)  # chances of 1/4 and 1/8
+    assert drawn.next_frame(100) is None  # 1/16: less than 4 ms of 54
+    assert not drawn.answered()
+    assert drawn.next_frame(100) == (2, 2, True, 0.0)  # the first of the two is known now
+    assert max(depths) == 4
+
+
+def test_no_more_rows_than_the_sequence_may_have() -> None:
+    drawn = DrawnFlight(AheadRule(rtt_s=0.05, row_s=0.004, guesses=3), lambda _: 1.0, lambda: 0.5)
+    assert drawn.next_frame(2) == (2, 2, False, 0.0)
+    assert drawn.next_frame(1) == (1, 1, True, 0.0)
+
+
+def test_a_link_without_time_for_a_row_sends_nothing_ahead() -> None:
+    assert AheadRule(rtt_s=0.003, row_s=0.004).most_rows == 0
+    here = {**ALONE, "link": Link(mix={"lan": 1.0}, quantile=0.5)}
+    drafting = DraftingScenario(acceptance=0.7)
+    found, without = (
+        run(scene(group=here, drafting=replace(drafting, ahead=ahead), duration_s=20.0), DRAFTED)
+        for ahead in (None, False)
+    )
+    assert found.gaps_s == without.gaps_s
