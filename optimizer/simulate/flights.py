@@ -29,7 +29,7 @@ class NextFrame(NamedTuple):
     draft_s: float = 0.0
 
 
-class Flight(Protocol):
+class StepFlight(Protocol):
     """See the module's docstring."""
 
     def next_frame(self, room: int) -> NextFrame | None:
@@ -47,7 +47,7 @@ class Flight(Protocol):
 
 
 class RecordedFlight:
-    """A Flight as it was measured."""
+    """A StepFlight as it was measured."""
 
     __slots__ = ("_is_ahead", "_left", "_useful")
 
@@ -57,7 +57,7 @@ class RecordedFlight:
         self._useful = sum(frame.tokens > 0 for frame in measured.frames)  # not answered
 
     def next_frame(self, room: int) -> NextFrame | None:
-        """See Flight."""
+        """See StepFlight."""
         del room
         if not self._left:
             return None
@@ -66,12 +66,12 @@ class RecordedFlight:
         return NextFrame(frame.rows, frame.tokens, is_ahead)
 
     def answered(self) -> bool:
-        """See Flight."""
+        """See StepFlight."""
         self._useful -= 1
         return self._useful <= 0
 
     def stop(self) -> None:
-        """See Flight."""
+        """See StepFlight."""
         self._useful -= sum(frame.tokens > 0 for frame in self._left)
         self._left.clear()
 
@@ -99,7 +99,7 @@ class AheadRule:
 
 
 class DrawnFlight:
-    """A Flight by the edge's rule. chance_at: that a guess is right when those before it were, by
+    """A StepFlight by the edge's rule. chance_at: that a guess is right when those before it were, by
     how many guesses lie between it and the last token that is known, itself included. draw: random
     numbers in [0, 1)."""
 
@@ -117,7 +117,7 @@ class DrawnFlight:
         self._useful = 0  # frames of them that will bring tokens
 
     def next_frame(self, room: int) -> NextFrame | None:
-        """See Flight."""
+        """See StepFlight."""
         rule, is_first = self._rule, not self._under_way
         if self._stopped or not (is_first or self._goes_ahead()):
             return None
@@ -144,7 +144,7 @@ class DrawnFlight:
         return chance >= self._rule.least_chance
 
     def answered(self) -> bool:
-        """See Flight."""
+        """See StepFlight."""
         self._under_way.popleft()
         if self._under_way:  # its first guess is what this answer brought
             self._under_way[0] -= 1
@@ -152,5 +152,5 @@ class DrawnFlight:
         return self._useful <= 0
 
     def stop(self) -> None:
-        """See Flight."""
+        """See StepFlight."""
         self._stopped = True

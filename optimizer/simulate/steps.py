@@ -13,7 +13,7 @@ from typing import Final
 
 from optimizer.simulate.context import Device, SimulationContext
 from optimizer.simulate.drafts import SimulatedDrafts
-from optimizer.simulate.flights import DrawnFlight, Flight, RecordedFlight
+from optimizer.simulate.flights import DrawnFlight, RecordedFlight, StepFlight
 from optimizer.simulate.frames import SimulatedFrameSender
 from optimizer.simulate.record import RoundMoments
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
@@ -45,7 +45,7 @@ class StepSender:
         self._device = device
         self._drafts = SimulatedDrafts(context.drafting, device)
         self._is_current = is_current
-        self._flight: Flight | None = None  # under way
+        self._flight: StepFlight | None = None  # under way
         self._free_s = 0.0  # when the device has made the flight's rows so far
         self._row_s = 0.0  # of each row of its last frame
         self._go_on: Callable[[float], None] = _nothing  # with the flight under way
@@ -84,7 +84,7 @@ class StepSender:
             wait_s=wait_s,
         )
 
-    def _begun(self) -> Flight | None:
+    def _begun(self) -> StepFlight | None:
         """The flight that the next step is; None: it is of one frame."""
         drafting, device = self._context.drafting, self._device
         if drafting is None:
@@ -97,7 +97,7 @@ class StepSender:
 
     def _send_next(
         self,
-        flight: Flight,
+        flight: StepFlight,
         sender: SimulatedFrameSender,
         session: SimulatedSession,
         at_s: float,
