@@ -99,9 +99,11 @@ class AheadRule:
 
 
 class DrawnFlight:
-    """A StepFlight by the edge's rule. chance_at: that a guess is right when those before it were, by
-    how many guesses lie between it and the last token that is known, itself included. draw: random
-    numbers in [0, 1)."""
+    """A StepFlight by the edge's rule.
+
+    chance_at: that a guess is right when those before it were, by how many guesses lie between it
+    and the last token that is known, itself included. draw: random numbers in [0, 1).
+    """
 
     __slots__ = ("_chance_at", "_draw", "_is_right", "_rule", "_stopped", "_under_way", "_useful")
 
