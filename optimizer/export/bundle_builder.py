@@ -44,11 +44,14 @@ class Calibration:
 
     num_tokens: at least; a wide model needs more (four for each channel). text None: a model whose
     layers fit in memory together writes it, and any other takes the text that ships with the
-    package. device: what the layers compute on, "cpu" or "cuda".
+    package. writes: False: so does every model. known_tokens: as of `calibrate_splits`. device:
+    what the layers compute on, "cpu" or "cuda".
     """
 
     num_tokens: int = CALIBRATION_TOKENS
     text: str | None = None
+    writes: bool = True
+    known_tokens: int | None = None
     device: str = "cpu"
 
 
@@ -246,7 +249,11 @@ def _calibrate(
     with tempfile.TemporaryDirectory(prefix="rows-", dir=stages.made.parent) as scratch:
         model = LayeredModel(source, folder=Path(scratch), device=calibration.device)
         ids, text = calibration_text(
-            model, source, given=calibration.text, num_tokens=calibration.num_tokens
+            model,
+            source,
+            given=calibration.text,
+            num_tokens=calibration.num_tokens,
+            writes=calibration.writes,
         )
         stages.calibrating(f"calibration text: {text}", 0, 1)
         for split in plan.splits:
@@ -259,6 +266,7 @@ def _calibrate(
                 num_tokens=calibration.num_tokens,
                 own=own_text_hints(source.load_tokenizer()) if ids is None else OwnTextHints(),
                 text=text,
+                known_tokens=calibration.known_tokens,
                 progress=stages.calibrating,
             )
 

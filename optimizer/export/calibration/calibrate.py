@@ -58,6 +58,7 @@ def calibrate(
     seed: int = 0,
     own: OwnTextHints = _NO_HINTS,
     text: str = "",
+    known_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> str:
     """`calibrate_splits` for one split: fit its ladder, write it to `out`, return the SHA-256."""
@@ -70,6 +71,7 @@ def calibrate(
         seed=seed,
         own=own,
         text=text,
+        known_tokens=known_tokens,
         progress=progress,
     )
     return digests[split]
@@ -85,6 +87,7 @@ def calibrate_splits(
     seed: int = 0,
     own: OwnTextHints = _NO_HINTS,
     text: str = "",
+    known_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> dict[int, str]:
     """Fit the ladder of `model` at each split of `outs` and write it there. Returns the SHA-256s.
@@ -94,7 +97,8 @@ def calibrate_splits(
     HELD_OUT_WINDOWS windows more, an eighth of a shorter text, are kept from the fit to measure
     levels on. windows: instead of these, what `windows_to_fit` gave. own: where the model writes
     the text, how that begins, and what shares of earlier rows are fitted to. text: what the tables'
-    header calls this text. Raises BuildError when the text is too short.
+    header calls this text. known_tokens: most tokens that the tables predict a row for; None: as
+    many as tables may hold. Raises BuildError when the text is too short.
     """
     tell = progress or (lambda stage, done, total: None)
     with model.in_bfloat16():
@@ -102,7 +106,13 @@ def calibrate_splits(
             model, token_ids, num_tokens=num_tokens, seed=seed, starts=own.starts, progress=tell
         )
         found = collect_states(
-            model, splits=list(outs), windows=fitted, held_out=held, seed=seed, progress=tell
+            model,
+            splits=list(outs),
+            windows=fitted,
+            held_out=held,
+            seed=seed,
+            known_tokens=known_tokens,
+            progress=tell,
         )
         repeating = _repeating_rows(model, list(outs), own, tell)
     model.release()
@@ -199,12 +209,20 @@ def windows_to_fit(
 
 
 def calibration_text(
-    model: LayeredModel, source: ModelSource, *, given: str | None, num_tokens: int
+    model: LayeredModel,
+    source: ModelSource,
+    *,
+    given: str | None,
+    num_tokens: int,
+    writes: bool = True,
 ) -> tuple[list[int] | None, str]:
-    """Token ids to calibrate on, None where the model writes them, and what the text is called."""
+    """Token ids to calibrate on, None where the model writes them, and what the text is called.
+
+    writes: whether a model that can write its text does.
+    """
     if given is not None:
         return list(source.load_tokenizer()(given)["input_ids"]), GIVEN_TEXT
-    if model.keeps:
+    if model.keeps and writes:
         return None, OWN_TEXT
     count = max(num_tokens, tokens_to_fit(model.hidden_size)) + HELD_OUT_WINDOWS * WINDOW
     return shipped_ids(source.load_tokenizer(), count), SHIPPED_TEXT
@@ -262,6 +280,7 @@ def collect_states(
     seed: int,
     progress: Progress,
     held_out: Windows | None = None,
+    known_tokens: int | None = None,
 ) -> dict[int, CollectedStates]:
     """Hidden states, their loss gradients, and token features at each split."""
     generator = torch.Generator().manual_seed(seed)
@@ -274,7 +293,9 @@ def collect_states(
         rows.close()
     gradient = gradients_at(model, splits, hidden[min(splits)], generator, progress)
     model.release(but_first=max(splits))
-    listed = listed_tokens(windows, model.vocab_size, MOST_PREDICTION_BYTES // model.hidden_size)
+    most = MOST_PREDICTION_BYTES // model.hidden_size
+    most = most if known_tokens is None else min(most, known_tokens)
+    listed = listed_tokens(windows, model.vocab_size, most)
     first = int(np.bincount(windows.reshape(-1)).argmax())
     features = states_after(model, splits, listed, first, progress)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ transformers = pytest.importorskip("transformers")
 from codec.ladder import Ladder  # noqa: E402
 from codec.levels.tabq import TabqCodec  # noqa: E402
 from optimizer.errors import BuildError  # noqa: E402
+from optimizer.export.calibration import calibrate as calibrate_module  # noqa: E402
 from optimizer.export.calibration.calibrate import (  # noqa: E402
     calibrate,
+    calibration_text,
     collect_states,
     held_apart,
     listed_tokens,
@@ -25,6 +28,7 @@ from optimizer.export.calibration.calibrate import (  # noqa: E402
 from optimizer.export.calibration.hidden_states import back_logits, hidden_and_logits  # noqa: E402
 from optimizer.export.calibration.measure import HeldOutRows  # noqa: E402
 from optimizer.export.calibration.split_fit import States  # noqa: E402
+from optimizer.export.calibration.text import OWN_TEXT, SHIPPED_TEXT  # noqa: E402
 from optimizer.export.certify.certificate import certify, measure, text_windows  # noqa: E402
 from optimizer.export.layers import layered_model  # noqa: E402
 from optimizer.export.layers.layered_model import LayeredModel  # noqa: E402
@@ -224,3 +228,28 @@ def test_listed_tokens_are_the_frequent_ones_then_low_ids() -> None:
     windows = np.array([[9, 9, 9, 7, 7, 5]])
     assert listed_tokens(windows, 10, 2).tolist() == [7, 9]
     assert listed_tokens(windows, 10, 5).tolist() == [0, 1, 5, 7, 9]
+
+
+def test_predictions_can_be_of_fewer_tokens(layered: LayeredModel, windows: I64) -> None:
+    def known(most: int | None) -> list[int]:
+        found = collect_states(
+            layered, splits=[1], windows=windows[:2], seed=0, known_tokens=most,
+            progress=lambda *_: None,
+        )  # fmt: skip
+        return found[1].listed_ids.tolist()
+
+    assert known(None) == known(1000) == list(range(VOCAB))
+    assert len(known(20)) == 20
+    frequent = np.bincount(windows[:2].reshape(-1), minlength=VOCAB).argmax()
+    assert frequent in known(20)
+
+
+def test_a_model_that_could_write_its_text_may_take_the_shipped_one(
+    layered: LayeredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate_module, "shipped_ids", lambda tokenizer, count: [1] * count)
+    source = Mock()
+    ids, text = calibration_text(layered, source, given=None, num_tokens=1024, writes=False)
+    assert (ids, text) == ([1] * (1024 + 4 * 512), SHIPPED_TEXT)
+    ids, text = calibration_text(layered, source, given=None, num_tokens=1024)
+    assert text == (OWN_TEXT if layered.keeps else SHIPPED_TEXT)
