@@ -16,9 +16,11 @@ from optimizer.simulate.drafts import SimulatedDrafts
 from optimizer.simulate.flights import DrawnFlight, RecordedFlight, StepFlight
 from optimizer.simulate.frames import SimulatedFrameSender
 from optimizer.simulate.record import RoundMoments
+from optimizer.simulate.scenario import FlightFrame, MeasuredFlight
 from optimizer.simulate.sessions import FrameInFlight, SimulatedSession
 
 VOID: Final = -1
+_PLAIN: Final = MeasuredFlight(frames=(FlightFrame(rows=1, tokens=1),))
 
 
 class StepSender:
@@ -91,8 +93,10 @@ class StepSender:
             return None
         if drafting.flights:
             return RecordedFlight(drafting.flights[int(device.draw() * len(drafting.flights))])
-        if device.ahead is None or device.draw() >= drafting.proposal_share:
+        if device.ahead is None:
             return None
+        if device.draw() >= drafting.proposal_share:  # the drafter finds nothing
+            return RecordedFlight(_PLAIN)
         return DrawnFlight(device.ahead, drafting.chance_at, device.draw)
 
     def _send_next(

@@ -178,3 +178,18 @@ def test_a_link_without_time_for_a_row_sends_nothing_ahead() -> None:
         for ahead in (None, False)
     )
     assert found.gaps_s == without.gaps_s
+
+
+def test_a_step_without_a_draft_is_a_plain_one() -> None:
+    far = {**ALONE, "link": Link(mix={"4g": 1.0}, quantile=0.5)}
+    plain = run(scene(group=far, duration_s=20.0), PLAN)
+    drafting = DraftingScenario(acceptance=1.0, proposal_share=0.0)
+    never = run(scene(group=far, drafting=drafting, duration_s=20.0), DRAFTED)
+    assert never.drafted == 0
+    assert list(never.gaps_s) == pytest.approx(list(plain.gaps_s), rel=1e-9)
+    half = run(
+        scene(group=far, drafting=replace(drafting, proposal_share=0.5), duration_s=200.0), DRAFTED
+    )
+    # A flight of guesses that are all right lasts to the end of the answer, of 20 tokens.
+    waits = sum(row.round_trips for row in half.requests) / len(half.requests)
+    assert 2 < waits < 3.5
