@@ -149,7 +149,7 @@ static inline int32_t NAME(quad)(const int8_t *digits) {
     return four;
 }
 
-/* 16 V of a block's 64 outputs, of R digit rows. packed: at the first of them. sums: [R][64]. */
+/* 16 V of a block's 64 outputs, of R digit rows. packed: [V][quads][16][4]. sums: [R][64]. */
 static inline __attribute__((always_inline)) void NAME(dot)(
     const uint8_t *packed, const int8_t *digits, int64_t pitch, int64_t quads, int R, int V,
     int32_t *sums) {
@@ -159,7 +159,7 @@ static inline __attribute__((always_inline)) void NAME(dot)(
         for (int v = 0; v < V; v++) acc[r][v] = _mm512_setzero_si512();
     for (int64_t q = 0; q < quads; q++) {
         __m512i w[4];
-        for (int v = 0; v < V; v++) w[v] = _mm512_loadu_si512(packed + 256 * q + 64 * v);
+        for (int v = 0; v < V; v++) w[v] = _mm512_loadu_si512(packed + 64 * (v * quads + q));
         for (int r = 0; r < R; r++) {
             __m512i x = _mm512_set1_epi32(NAME(quad)(digits + r * pitch + 4 * q));
             for (int v = 0; v < V; v++) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], w[v], x);
@@ -173,10 +173,11 @@ static inline __attribute__((always_inline)) void NAME(dot)(
         int32x4_t acc[6][4];
         for (int r = 0; r < R; r++)
             for (int v = 0; v < 4; v++) acc[r][v] = vdupq_n_s32(0);
-        for (int64_t q = 0; q < quads; q++) {
+        for (int64_t q = 0; q < quads; q++, packed += 64) {
+            __builtin_prefetch(packed + AHEAD);
             int8x16_t w[4];
             for (int v = 0; v < 4; v++)
-                w[v] = veorq_s8(vreinterpretq_s8_u8(vld1q_u8(packed + 256 * q + 64 * part + 16 * v)), flip);
+                w[v] = veorq_s8(vreinterpretq_s8_u8(vld1q_u8(packed + 16 * v)), flip);
             for (int r = 0; r < R; r++) {
                 int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(NAME(quad)(digits + r * pitch + 4 * q)));
                 for (int v = 0; v < 4; v++) acc[r][v] = vdotq_s32(acc[r][v], w[v], x);
@@ -190,10 +191,10 @@ static inline __attribute__((always_inline)) void NAME(dot)(
     for (int part = 0; part < V; part++) {
         __m256i acc[6][2];
         for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-        for (int64_t q = 0; q < quads; q++) {
-            const uint8_t *w = packed + 256 * q + 64 * part;
-            __m256i w0 = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), flip);
-            __m256i w1 = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(w + 32)), flip);
+        for (int64_t q = 0; q < quads; q++, packed += 64) {
+            __builtin_prefetch(packed + AHEAD);
+            __m256i w0 = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)packed), flip);
+            __m256i w1 = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(packed + 32)), flip);
             __m256i m0 = _mm256_abs_epi8(w0), m1 = _mm256_abs_epi8(w1);
             for (int r = 0; r < R; r++) {
                 /* |w| <= 127 and |x| <= 127: a pair's sum fits 16 bits, nothing saturates. */
@@ -242,7 +243,7 @@ static void NAME(product)(const Linear *linear, const Step *step, float *out, in
                           const Tiles *tiles, int64_t chunk) {
     Tile tile = tile_of(tiles, chunk);
     int64_t quads = (linear->k + 3) / 4, pitch = 4 * quads, at = 64 * tile.block + 16 * tile.first;
-    const uint8_t *packed = linear->packed + tile.block * quads * 256 + 64 * tile.first;
+    const uint8_t *packed = linear->packed + (4 * tile.block + tile.first) * quads * 64;
     int64_t begin = tile.panel * PANEL_ROWS, end = begin + PANEL_ROWS;
     if (end > step->num_rows) end = step->num_rows;
     int64_t width = linear->n - at;

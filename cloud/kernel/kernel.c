@@ -5,7 +5,7 @@
  * row's bits depend only on the row and its own session, in any batch and on any number of threads.
  * Keys and values are in the arena of cloud/kv/pool.py; the kernel reads them there.
  *
- * Weights are packed [N/64][K/4][64][4] as code + 128: a step reads them once, from front to back.
+ * Weights are packed [N/16][K/4][16][4] as code + 128: a step reads them once, from front to back.
  * There is code for AVX2, for AVX-512 VNNI and for Arm's SDOT, chosen at run time. On other machines
  * `sp_available` gives 0 and torch runs the layers. Python calls it through ctypes. The arithmetic is
  * ours.
@@ -39,10 +39,10 @@
 #endif
 
 /* Count up when a structure below changes, or what a function does with it (README.md, "The ABI"). */
-#define LAYOUT_VERSION 3
+#define LAYOUT_VERSION 4
 
 typedef struct {
-    const uint8_t *packed; /* [N/64][K/4][64][4], code + 128; N and K rounded up */
+    const uint8_t *packed; /* [N/16][K/4][16][4], code + 128; N rounded up to 64, K to 4 */
     const float *scale;    /* [N rounded up to 64] */
     const float *bias;     /* [N rounded up to 64] or NULL */
     int64_t n, k;          /* real sizes */
@@ -116,6 +116,9 @@ API int32_t sp_set_threads(int32_t count) { return use_threads(count); }
 /* How a product is cut: a chunk is 64 outputs of a panel of rows. Where there is one panel, the last
  * blocks are halved if whole ones would leave threads without work. */
 #define PANEL_ROWS 96
+/* Bytes between the weights that are multiplied and those that are asked for from memory: without,
+ * a processor's own guess is late where a row is alone. */
+#define AHEAD 4096
 typedef struct {
     int64_t panels, blocks, whole; /* the first `whole` blocks are not halved */
 } Tiles;

@@ -30,12 +30,13 @@ MAX_GROUP: Final = 4  # query heads that attend together, each with scores of it
 # |digit| <= 127 and code + 128 <= 255: below this width no int32 sum overflows.
 MAX_EXACT_WIDTH: Final = (1 << 31) // (127 * 255)
 _BLOCK_OUTPUTS: Final = 64
+_VECTOR_OUTPUTS: Final = 16
 _QUAD: Final = 4
 _PANEL_ROWS: Final = 96
 _MAX_CHUNKS: Final = (1 << 20) - 1  # COUNT_MASK of thread_pool.h
 _LANES: Final = 16  # channels of a head come in whole vectors
 _MAX_HEAD_DIM: Final = 128
-_LAYOUT_VERSION: Final = 3  # of kernel.c
+_LAYOUT_VERSION: Final = 4  # of kernel.c
 
 
 class CLinear(ctypes.Structure):
@@ -122,7 +123,7 @@ class PackedLinear:
             _need(bias, "bias", torch.float32, (self.num_outputs,))
         extra = -self.num_outputs % _BLOCK_OUTPUTS
         padded = F.pad(codes, (0, -self.num_inputs % _QUAD, 0, extra))
-        blocks = padded.view(-1, _BLOCK_OUTPUTS, padded.shape[1] // _QUAD, _QUAD)
+        blocks = padded.view(-1, _VECTOR_OUTPUTS, padded.shape[1] // _QUAD, _QUAD)
         self._packed = (blocks.permute(0, 2, 1, 3).contiguous() ^ -128).view(torch.uint8)
         self._scale = F.pad(scale, (0, extra)).contiguous()
         self._bias = None if bias is None else F.pad(bias, (0, extra)).contiguous()
