@@ -49,6 +49,7 @@ from codec.levels.lossless import LosslessCodec
 from codec.levels.recall_model import RecallModel
 from codec.levels.recalled import RecalledCodec
 from codec.levels.registry import coder_of
+from codec.levels.row_forecast import RowForecast
 from codec.levels.split_model import SplitModel
 from codec.rows import RowCodec, RowMask, Rows, TokenIds, check_rows, check_token_ids
 from codec.tables import read_tables
@@ -75,13 +76,15 @@ class Ladder:
     """Encode and decode rows at any of the named levels.
 
     `levels[0]` is lossless. `tables_sha256` names the tables both sides must share; frames made
-    with others are refused. `safe_level` takes the frames another level declines.
+    with others are refused. `safe_level` takes the frames another level declines. `forecast`:
+    what the tables say of the next row; None: nothing.
     """
 
     hidden_size: int
     levels: tuple[Level, ...]
     tables_sha256: str
     safe_level: str = "lossless"
+    forecast: RowForecast | None = None
 
     @classmethod
     def lossless(cls, hidden_size: int) -> Ladder:
@@ -266,7 +269,8 @@ def _read_declined(body: bytes, num_rows: int) -> tuple[RowMask, int]:
 def _load(path: Path, hidden_size: int) -> Ladder:
     header, arrays, digest = read_tables(path)
     try:
-        levels = _levels_of(header, arrays, hidden_size, path)
+        tables = _tables_of(header, arrays, hidden_size, path)
+        levels = _levels_of(header, tables)
         safe_level = str(header["safe_level"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TablesError(f"{path}: damaged header: {error}") from error
@@ -278,17 +282,24 @@ def _load(path: Path, hidden_size: int) -> Ladder:
         levels=tuple(levels),
         tables_sha256=digest,
         safe_level=safe_level,
+        forecast=RowForecast.of(arrays, tables.model, hidden_size),
     )
 
 
-def _levels_of(header: dict[str, Any], arrays: Arrays, hidden_size: int, path: Path) -> list[Level]:
+def _tables_of(
+    header: dict[str, Any], arrays: Arrays, hidden_size: int, path: Path
+) -> LadderTables:
     if header["hidden_size"] != hidden_size:
         raise TablesError(
             f"{path}: tables for hidden size {header['hidden_size']}, this is {hidden_size}"
         )
     model = SplitModel.of(arrays, hidden_size) if "mean" in arrays else None
-    tables = LadderTables(arrays=arrays, model=model, hidden_size=hidden_size)
-    recall = RecallModel.of(arrays, hidden_size)
+    return LadderTables(arrays=arrays, model=model, hidden_size=hidden_size)
+
+
+def _levels_of(header: dict[str, Any], tables: LadderTables) -> list[Level]:
+    hidden_size = tables.hidden_size
+    recall = RecallModel.of(tables.arrays, hidden_size)
     levels = [Level(name="lossless", codec=LosslessCodec(hidden_size=hidden_size))]
     for entry in header["levels"]:
         codec = coder_of(entry, tables)

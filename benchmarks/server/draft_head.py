@@ -25,8 +25,9 @@ from torch import Tensor
 
 from cloud.drafting.eagle_head import EagleHead
 from cloud.drafting.head_drafter import CloudHeadDrafter
-from cloud.drafting.head_session import HeadSession, RanRows
+from cloud.drafting.head_session import HeadSession
 from cloud.drafting.head_spec import HeadWeights, read_head
+from cloud.drafting.session_drafts import RanRows
 from cloud.kv.pool import KvPool, KvShape
 
 HISTORY = 200

@@ -7,6 +7,7 @@ BUNDLE must hold all layers in its cloud part (`splitpoint build --back-from 0`)
     throughput   aggregate decode rate with 1, 8 and 32 sessions at split 10
     against      split 10 against a server that runs all layers (split 0), the two in turn
     mixed        sessions of splits 5, 10 and 20 in one batch: tokens and logprobs as alone
+    guesses      the same with a pause of 50 ms, where the server guesses and nobody uses it
     idle         8 active sessions beside 500 idle streams and a slow reader
     trace        arrivals of trace CSVs for `--seconds` each, scaled to `--rate` requests a second
                  and to lengths over `--scale-tokens`; `--plot F.png` draws the latencies
@@ -24,6 +25,8 @@ import platform
 import random
 import sys
 import time
+from collections import defaultdict
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,9 +37,9 @@ import torch
 from benchmarks.server import trace as server_trace
 from benchmarks.server.load_clients import (
     Played,
-    Player,
     Recording,
     gaps_s,
+    opened,
     play_together,
     quantile,
     record,
@@ -45,8 +48,10 @@ from cloud.sessions.served_model import load_ladders
 from codec.ladder import Ladder
 from optimizer.artifacts.bundle import open_bundle
 from optimizer.export.sources.model_source import open_source
+from protos.limits import MAX_DRAFT_IDS
 from splitpoint.server_process import serving
 
+SCENARIOS = ("throughput", "guesses", "against", "mixed", "idle", "trace")
 TOPICS = (
     "The history of the lighthouse begins with a fire on a hill above the harbour, and",
     "To bake a loaf of bread you need flour, water, salt and some patience, because",
@@ -130,6 +135,41 @@ def throughput(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, A
     }
 
 
+def guesses(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, Any]:
+    """With and without, in turn. What guessing costs is worst where no guess is used."""
+    counts = [int(text) for text in arguments.sessions.split(",")]
+    recordings = recorder.sessions(max(counts), split=10, num_tokens=arguments.tokens)
+    asking = [
+        replace(one, request=replace(one.request, draft_ids=MAX_DRAFT_IDS)) for one in recordings
+    ]
+    rates: dict[tuple[int, str], list[float]] = defaultdict(list)
+    heard: dict[int, int] = defaultdict(int)
+    with serving(arguments.bundle, ("--kv-memory", "1GiB")) as address:
+        asyncio.run(play_together(address, recordings[:2]))
+        for _ in range(arguments.repeats):
+            for count in counts:
+                for name, sessions in (("without", recordings), ("with", asking)):
+                    play = play_together(address, sessions[:count], pause_s=0.05)
+                    played, rate = asyncio.run(play)
+                    rates[count, name].append(rate)
+                    heard[count] += sum(one.guessed for one in played)
+    return {
+        str(count): {
+            "tokens_per_s": {
+                name: round(quantile(rates[count, name], 0.5), 1) for name in ("without", "with")
+            },
+            "with_over_without": [
+                round(b / a, 3)
+                for a, b in zip(rates[count, "without"], rates[count, "with"], strict=True)
+            ],
+            "messages_a_token": round(
+                heard[count] / (arguments.repeats * count * arguments.tokens), 2
+            ),
+        }
+        for count in counts
+    }
+
+
 def against(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, Any]:
     """The same clients, prompts and tokens, at both splits in turn."""
     report: dict[str, Any] = {}
@@ -192,19 +232,16 @@ async def _beside_idle(
         grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         for _ in range(6 if idle else 1)
     ]
-    idlers = [Player(channels[i % 5 + 1], one) for i, one in enumerate(idle)]
-    for player in idlers:
-        await player.open()
+    idlers = [await opened(channels[i % 5 + 1], one) for i, one in enumerate(idle)]
     hog: Any = None
     if slow is not None:  # asks for everything at once and reads nothing
-        hog = Player(channels[1], slow)
-        await hog.open()
+        hog = await opened(channels[1], slow)
         for frame in slow.frames:
             await hog.send_unread(frame)
-    players = [Player(channels[0], one) for one in active]
-    for player in players:
-        await player.open()
-        await player.prefill()
+    players = []
+    for one in active:
+        players.append(await opened(channels[0], one))
+        await players[-1].prefill()
     await asyncio.gather(*(player.decode() for player in players))
     for player in (*players, *idlers, *([hog] if hog else [])):
         player.cancel()
@@ -267,7 +304,7 @@ def trace(arguments: argparse.Namespace, recorder: Recorder) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("what", choices=["throughput", "against", "mixed", "idle", "trace"])
+    parser.add_argument("what", choices=SCENARIOS)
     parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m-instruct"))
     parser.add_argument("--sessions", default="1,8,32")
     parser.add_argument("--tokens", type=int, default=40)

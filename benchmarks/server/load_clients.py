@@ -24,7 +24,7 @@ import torch
 from codec.ladder import Ladder
 from decoding.params import SamplingParams
 from protos import wire
-from protos.messages import Close, Frame, Open, Opened, Result
+from protos.messages import Close, Drafts, Frame, Open, Opened, Result
 
 CHUNK = 128
 
@@ -62,6 +62,7 @@ class Played:
     token_at_s: list[float] = field(default_factory=list)
     compute_s: list[float] = field(default_factory=list)
     batch_sessions: list[int] = field(default_factory=list)
+    guessed: int = 0  # messages of guesses, which nobody uses
     refused: str = ""
     recording: int = 0  # which of several it played
 
@@ -164,15 +165,30 @@ class Player:
             self.played.batch_sessions.append(result.timings.batch_sessions)
 
     async def _read(self) -> Any:
-        data = await self._call.read()
-        if not isinstance(data, bytes):  # grpc.aio.EOF
-            await self._call.wait_for_connection()
-            raise RuntimeError(f"the stream ended: {await self._call.code()}")
-        return wire.decode_cloud(data)
+        while True:
+            data = await self._call.read()
+            if not isinstance(data, bytes):  # grpc.aio.EOF
+                await self._call.wait_for_connection()
+                raise RuntimeError(f"the stream ended: {await self._call.code()}")
+            message = wire.decode_cloud(data)
+            if not isinstance(message, Drafts):
+                return message
+            self.played.guessed += 1
 
 
-async def play_together(address: str, recordings: list[Recording]) -> tuple[list[Played], float]:
+async def opened(channel: grpc.aio.Channel, recording: Recording) -> Player:
+    """A player whose stream is open: a server takes few streams at once that are not."""
+    player = Player(channel, recording)
+    await player.open()
+    return player
+
+
+async def play_together(
+    address: str, recordings: list[Recording], *, pause_s: float = 0.0
+) -> tuple[list[Played], float]:
     """All at once: everybody prefills, then everybody decodes. Returns tokens/s of the decoding.
+
+    pause_s: between an answer and the next frame.
 
     The rate counts from the moment the last one starts to decode until the first one ends, so
     that every step in it had all of them in it.
@@ -181,11 +197,11 @@ async def play_together(address: str, recordings: list[Recording]) -> tuple[list
     gc.collect()
     gc.freeze()  # the recorder's model is garbage collection's business no more
     async with grpc.aio.insecure_channel(address, options=options) as channel:
-        players = [Player(channel, recording) for recording in recordings]
-        for player in players:
-            await player.open()
-            await player.prefill()
-        await asyncio.gather(*(player.decode() for player in players))
+        players = []
+        for recording in recordings:
+            players.append(await opened(channel, recording))
+            await players[-1].prefill()
+        await asyncio.gather(*(player.decode(pause_s=pause_s) for player in players))
         played = [player.played for player in players]
         for player in players:
             await player.close()

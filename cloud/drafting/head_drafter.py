@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Final
 
 import torch
@@ -38,6 +38,8 @@ class CloudHeadDrafter:
     pool: of one layer, for the head's keys and values. norm: the model's last norm, for a head that
     reads normed final states; None: it reads states as they are.
     """
+
+    takes_steps = False
 
     def __init__(
         self,
@@ -78,9 +80,15 @@ class CloudHeadDrafter:
             return None
         return HeadSession(lease, most)
 
+    def passes(
+        self, states: Sequence[DraftState], *, step_s: float
+    ) -> Generator[Sequence[Drafts | None]]:
+        """See StepDrafter: all of them at once, because its passes are short."""
+        yield self.draft(states, step_s=step_s)
+
     @torch.inference_mode()
     def draft(self, states: Sequence[DraftState], *, step_s: float) -> list[Drafts | None]:
-        """See StepDrafter."""
+        """Take in what has run, and guess: one answer a state, None where it guesses nothing."""
         self._load.stepped(step_s, self._clock())
         sessions = [state for state in states if isinstance(state, HeadSession)]
         self._read(sessions)

@@ -12,19 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cloud.drafting.session_drafts import RanRows
 from cloud.kv.pool import KvLease
-
-
-class RanRows(NamedTuple):
-    """Rows of a frame that stay in the cache.
-
-    first_position: of the first one. token_ids: their input tokens. next_token: what the answer
-    ends with, the token behind the last row; None where the frame asked for none.
-    """
-
-    first_position: int
-    token_ids: tuple[int, ...]
-    next_token: int | None
 
 
 class Pairs(NamedTuple):
@@ -62,8 +51,9 @@ class HeadSession:
         """Whether there is an answer to guess beyond."""
         return self._is_answered and self.own is not None
 
-    def begin(self, first_position: int) -> None:
-        """A frame begins at `first_position`; what the cache held from there on is forgotten."""
+    def begin(self, first_position: int, *, is_ahead: bool = False) -> None:
+        """See SessionDrafts."""
+        del is_ahead
         self._frame.clear()
         if first_position == self._num_rows or self._is_closed:
             return
@@ -83,7 +73,7 @@ class HeadSession:
             self._frame.append(states)
 
     def ran(self, rows: RanRows) -> None:
-        """All rows of the frame have run, and these of them stay."""
+        """See SessionDrafts."""
         count = len(rows.token_ids)
         states = torch.cat(self._frame)[:count] if self._frame else None
         self._frame.clear()

@@ -37,7 +37,7 @@ from cloud.engine.loop_commands import (
     uncounted,
 )
 from cloud.engine.loop_observer import LoopObserver, NoObserver
-from cloud.engine.step_drafting import StepDrafter, draft_after_step
+from cloud.engine.step_drafting import StepDrafter, StepDrafting
 from cloud.errors import CloudError, EngineError, ServerFailedError
 from optimizer.policy.batching import BatchShare, Scheduler
 from protos.messages import Frame, Result
@@ -68,7 +68,7 @@ class EngineLoop:
         self._scheduler = scheduler or Scheduler()
         self._observer = observer or NoObserver()
         self._decoding = decoding or FrameDecoding()
-        self._drafter = drafter
+        self._drafting = StepDrafting(drafter, self._work_waits, clock)
         self._clock = clock
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._postponed: deque[Command] = deque()  # what came while a batch ran, and has to wait
@@ -180,6 +180,7 @@ class EngineLoop:
                 self._decoding.wait_for_short(_GATHER_SHARE * self._step_s)
                 gathered = True
                 continue
+            self._drafting.when_idle()
             self._busy_since_s = None
             command = self._postponed.popleft() if self._postponed else self._inbox.get()
             self._busy_since_s = time.monotonic()
@@ -266,13 +267,11 @@ class EngineLoop:
         for share in shares:
             self._runs[share.key].note_wait(begun_s, self._observer)
         try:
-            started: Launch = launch(
-                self._engine,
-                [
-                    self._runs[share.key].work.entry(share.key.session.lease, share.num_rows)
-                    for share in shares
-                ],
-            )
+            batch = [
+                self._runs[share.key].work.entry(share.key.session.lease, share.num_rows)
+                for share in shares
+            ]
+            started: Launch = launch(self._engine, batch)
             if not started.is_done:
                 self._take_in_meanwhile()
             answers = started.result()
@@ -293,9 +292,11 @@ class EngineLoop:
                 run.answer, run.batch_sessions, run.batch_rows = answer, len(shares), num_rows
                 self._answer(share.key)
                 finished.append(share.key)
-        if self._drafter is not None:
-            self._deliver()
-            draft_after_step(self._drafter, finished, step_s=duration_s)
+        self._deliver()
+        self._drafting.after_step(finished, step_s=duration_s)
+
+    def _work_waits(self) -> bool:
+        return bool(self._runs or self._delayed or self._postponed) or not self._inbox.empty()
 
     def _answer(self, active: ActiveSession) -> None:
         """All rows of its frame have run: finish it, or wait for the masks of its grammar."""

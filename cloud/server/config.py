@@ -37,7 +37,8 @@ class ServerConfig:
     this machine each layer is divided. verify: hash all weights that lie outside the bundle.
     weights: what linear layers hold (`cloud.engine.weight_types`; None: what the bundle has), on
     one GPU alone. kv_type: what keys and values are kept in, likewise. draft_head: folder of a
-    head that guesses beyond answers (None: nobody does). squeeze_prefixes: share of the
+    head that guesses beyond answers (None: the bundle's own). drafts: whether anything here does,
+    a head or the layers themselves. squeeze_prefixes: share of the
     keys of a long prompt that rows behind it read (`cloud.squeezed`; None: all of them). scheduler:
     the limits of a batch (None: those of the device).
     allow_pull: whether devices may fetch their side of the bundle (None: where it is known who
@@ -73,6 +74,7 @@ class ServerConfig:
     weights: str | None = None
     kv_type: str | None = None
     draft_head: Path | None = None
+    drafts: bool = True
     squeeze_prefixes: float | None = None
     allow_pull: bool | None = None
     pull_bytes_per_s: float | None = DEFAULT_PULL_BYTES_PER_S

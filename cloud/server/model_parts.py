@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cloud.drafting.forecast_drafter import ForecastDrafter
 from cloud.drafting.head_drafter import CloudHeadDrafter
 from cloud.drafting.head_loading import load_head
 from cloud.engine.engines import scheduler_for
@@ -89,13 +90,15 @@ def model_parts(
             device=engine.model.device,
             reclaim=prefixes.drop_oldest,
         )
-    head = _head(config, loaded, pool)
+    head = _head(config, loaded, pool) if config.drafts else None
+    own = _forecasts(engine, turns) if config.drafts and head is None else None
     sessions = ModelSessions(
         _served(loaded),
         pool,
         prefixes=prefixes,
         grammars=_grammars(loaded),
         head=head,
+        forecasts=own,
         squeezing=_squeezing(config, loaded),
         name=loaded.bundles.name,
     )
@@ -105,7 +108,7 @@ def model_parts(
         config.scheduler or scheduler_for(engine.model.device),
         observer=log or metrics,
         decoding=_decoding(config, on_gpu=engine.model.device.type != "cpu"),
-        drafter=head,
+        drafter=head or own,
     )
     return ModelParts(
         loaded=loaded, sessions=sessions, engine_loop=loop, metrics=metrics, serving_log=log
@@ -190,6 +193,16 @@ def _head(config: ServerConfig, loaded: LoadedModel, pool: KvPool) -> CloudHeadD
             return None
         folder = own.path(f"{DRAFT_HEAD_FOLDER}/config.json").parent
     return load_head(folder, engine, kv_bytes=pool.limit_bytes)
+
+
+def _forecasts(engine: ServedEngine, turns: StepTurns | None) -> ForecastDrafter | None:
+    """Guesses on forecast rows, where the model thread knows of all steps that wait for it.
+
+    On a GPU steps are launched, and of several models' steps each thread knows its own.
+    """
+    if isinstance(engine, ParallelEngine) or engine.model.device.type != "cpu" or turns is not None:
+        return None
+    return ForecastDrafter(engine)
 
 
 def _squeezing(config: ServerConfig, loaded: LoadedModel) -> Squeezing | None:

@@ -6,7 +6,9 @@ tenants' limits are the whole server's (`cloud.sessions.admission`).
 
 from __future__ import annotations
 
+from cloud.drafting.forecast_drafter import ForecastDrafter
 from cloud.drafting.head_drafter import CloudHeadDrafter
+from cloud.drafting.session_drafts import SessionDrafts
 from cloud.errors import CloudError
 from cloud.kv.pool import KvLease, KvPool
 from cloud.kv.prefix_cache import Beginning, Keep, PrefixCache
@@ -41,14 +43,17 @@ class ModelSessions:
         prefixes: PrefixCache,
         grammars: Grammars,
         head: CloudHeadDrafter | None = None,
+        forecasts: ForecastDrafter | None = None,
         squeezing: Squeezing | None = None,
         name: str = "",
     ) -> None:
-        """prefixes: of this model alone, and of this pool. squeezing: how rows read the keys of
+        """prefixes: of this model alone, and of this pool. head, forecasts: who guesses beyond
+        answers, the first that is there. squeezing: how rows read the keys of
         long prompts; None: all of them."""
         self.served = served
         self.pool = pool
         self.head = head
+        self._forecasts = forecasts
         self.squeezing = squeezing
         self.name = name or served.model_id
         self.row_memory = RowMemory(pool.limit_bytes // KV_SHARE, hidden_size=served.hidden_size)
@@ -128,11 +133,8 @@ class ModelSessions:
         moved: MovedKv | None = None,
         context: FixedContext | None = None,
     ) -> ServerSession:
-        drafts = None
-        if self.head is not None and not request.max_positions:
-            split, most = request.split, request.draft_ids
-            drafts = self.head.open(split=split, max_tokens=request.max_tokens, most=most)
         ladder = self.served.ladder(request)
+        drafts = None if request.max_positions else self._drafts(request, lease, ladder)
         return ServerSession(
             request.session_id,
             lease=lease,
@@ -152,6 +154,15 @@ class ModelSessions:
             leaving=leaving_tokens(request, self.served.leaving_positions),
             rows=self._frame_rows(request, ladder, beginning),
         )
+
+    def _drafts(self, request: Open, lease: KvLease, ladder: Ladder) -> SessionDrafts | None:
+        """What a drafter will keep of the session; None: nobody guesses for it."""
+        most = request.draft_ids
+        if self.head is not None:
+            return self.head.open(split=request.split, max_tokens=request.max_tokens, most=most)
+        if self._forecasts is not None and request.split:
+            return self._forecasts.open(lease, ladder, most=most)
+        return None
 
     def _frame_rows(self, request: Open, ladder: Ladder, beginning: Beginning | None) -> FrameRows:
         """What decodes its frames; holds rows where it asks for that and there is room for them."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from cloud.drafting.head_session import HeadSession, RanRows
+from cloud.drafting.session_drafts import RanRows, SessionDrafts
 from cloud.engine.batch_entry import FloatRows
 from cloud.engine.drawing import Drawing, device_draws
 from cloud.engine.frame_decoding import Decoded, RowDecoder
@@ -64,7 +64,7 @@ class ServerSession:
         keep: Keep | None = None,
         embedding: TokenRows | None = None,
         below: KvLease | None = None,
-        drafts: HeadSession | None = None,
+        drafts: SessionDrafts | None = None,
         moved: MovedKv | None = None,
         context: FixedContext | None = None,
         leaving: LeavingTokens | None = None,
@@ -75,7 +75,7 @@ class ServerSession:
         blocks. keep: told of each further beginning that other sessions may share. embedding: makes
         the rows of token frames; None: there are none. below: where keys and values of the layers
         below the split go meanwhile; None at split 0. moved: the tokens that it begins with, of an
-        older session. drafts: what a draft head keeps of it; None: no head does. context: whose
+        older session. drafts: what a drafter keeps of it; None: none does. context: whose
         keys its rows select from; None: they read all. leaving: whether tokens may leave its cache;
         None: none may. rows: decodes its frames and may hold their rows; None: holds none."""
         self.session_id = session_id
@@ -182,7 +182,7 @@ class ServerSession:
             context=self._context,
         )
         if self.drafts is not None:
-            self.drafts.begin(frame.first_position)
+            self.drafts.begin(frame.first_position, is_ahead=frame.ahead)
         if frame.want_token and self._prompt_scores is None and device_draws(self._drawn_with):
             work.drawing = Drawing(params=self._sampling, position=first_drawn(frame))
         if self._constrain is not None and frame.want_token:
@@ -240,7 +240,8 @@ class ServerSession:
             self._free_below()
         if self.drafts is not None:
             kept = frame.token_ids[: self.lease.length - frame.first_position]
-            self.drafts.ran(RanRows(frame.first_position, kept, self._last_token))
+            row = None if frame.is_tokens or not kept else work.rows[len(kept) - 1]
+            self.drafts.ran(RanRows(frame.first_position, kept, self._last_token, row))
         result = Result(
             sequence=frame.sequence,
             token_ids=tokens,

@@ -13,12 +13,22 @@ are right; busy is the share of time in which the server computes. Ours.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 # Guesses less likely to count than this are left out on an idle server too: the edge would not
 # send them, and they would take bytes of the downlink.
 MIN_REACH: Final = 0.02
+# Where a guess takes a step of the model, which may be in the way of the next frame.
+LEAST_REACH_OF_A_STEP: Final = 0.1
+# On a shorter link such a guess saves less than its row takes on the device and the server.
+LEAST_PAUSE_IN_PASSES: Final = 2.5
+# A server that is busier than this takes no steps for guesses: they would be in the way of others.
+MOST_BUSY: Final = 0.6
+# Sessions that are guessed for in one step, so that it takes about as long as one of a single row.
+MOST_GUESSED_TOGETHER: Final = 4
+_MEMORY_S: Final = 1.0
 # What a further row adds to a step, as a share of it, where a step has few rows.
 ROW_SHARE: Final = 0.1
 _MEMORY: Final = 0.9
@@ -53,3 +63,19 @@ class DraftLoad:
         if reach < MIN_REACH:
             return False
         return reach * step_s > self.busy * (self.pass_s + ROW_SHARE * step_s)
+
+
+@dataclass(slots=True)
+class BusyShare:
+    """share: of the time that steps of the model take, 0 to 1, fading over a second."""
+
+    share: float = 0.0
+    _ended_s: float | None = None
+
+    def stepped(self, step_s: float, at_s: float) -> None:
+        """A step of the model has taken `step_s` and ended at `at_s`, on any clock."""
+        if self._ended_s is not None and step_s > 0:
+            elapsed_s = max(at_s - self._ended_s, step_s)
+            kept = math.exp(-elapsed_s / _MEMORY_S)
+            self.share = kept * self.share + (1.0 - kept) * step_s / elapsed_s
+        self._ended_s = at_s

@@ -84,6 +84,14 @@ class ModelOptions:
             help="Folder of an EAGLE, EAGLE-3 or multi-token head: the server guesses tokens ahead."
         ),
     ] = None
+    drafts: Annotated[
+        bool,
+        typer.Option(
+            "--drafts/--no-drafts",
+            help="Guess tokens ahead for devices that listen: with a head, or on a CPU with the "
+            "model's own layers while no frame waits.",
+        ),
+    ] = True
     squeeze_prefixes: Annotated[
         float | None,
         typer.Option(
@@ -154,6 +162,7 @@ class ModelOptions:
             "weights": self.weights,
             "kv_type": self.kv_type,
             "draft_head": self.draft_head,
+            "drafts": self.drafts,
             "squeeze_prefixes": self.squeeze_prefixes,
         }
 

@@ -54,10 +54,20 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    bundle: Path, *, kv_memory_bytes: int = 1 << 30, draft_head: Path | None = None
+    bundle: Path,
+    *,
+    kv_memory_bytes: int = 1 << 30,
+    draft_head: Path | None = None,
+    drafts: bool = True,
 ) -> Iterator[RunningServer]:
     server = RunningServer(
-        ServerConfig(bundle=bundle, port=0, kv_memory_bytes=kv_memory_bytes, draft_head=draft_head)
+        ServerConfig(
+            bundle=bundle,
+            port=0,
+            kv_memory_bytes=kv_memory_bytes,
+            draft_head=draft_head,
+            drafts=drafts,
+        )
     )
     server.start()
     try:

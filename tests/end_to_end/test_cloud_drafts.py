@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ class Oracle:
     answers: tuple[tuple[int, ...], ...] = ()
 
     form, num_bytes = "oracle", 0
+    takes_steps = False
 
     def __init__(self, *, wrong_every: int) -> None:
         self._wrong_every = wrong_every
@@ -104,8 +105,10 @@ class Oracle:
     def open(self, *, split: int, max_tokens: int, most: int) -> HeadSession | None:
         return _Knowing(most) if most else None
 
-    def draft(self, states: Sequence[DraftState], *, step_s: float) -> list[Drafts | None]:
-        return [self._of(state) for state in states if isinstance(state, _Knowing)]
+    def passes(
+        self, states: Sequence[DraftState], *, step_s: float
+    ) -> Generator[Sequence[Drafts | None]]:
+        yield [self._of(state) for state in states if isinstance(state, _Knowing)]
 
     def _of(self, state: _Knowing) -> Drafts | None:
         state.has_run = False
@@ -133,7 +136,7 @@ class _Knowing(HeadSession):
     def is_due(self) -> bool:
         return self.has_run
 
-    def begin(self, first_position: int) -> None:
+    def begin(self, first_position: int, *, is_ahead: bool = False) -> None:
         return
 
     def tap(self, states: torch.Tensor) -> None:

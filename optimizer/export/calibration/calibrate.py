@@ -22,6 +22,7 @@ from codec.tables import write_tables
 from optimizer.cost.build_memory import TOKENS_A_CHANNEL
 from optimizer.errors import BuildError
 from optimizer.export.calibration.fit import fit_ladder
+from optimizer.export.calibration.forecast_fit import fit_forecast
 from optimizer.export.calibration.measure import HeldOutRows
 from optimizer.export.calibration.recall_fit import FittedRecall, fit_recall
 from optimizer.export.calibration.split_fit import States, fit_split, usual_rows
@@ -134,9 +135,13 @@ def calibrate_splits(
         else:
             usual = usual_rows(states.hidden)
             recall = fit_recall(fitted_split.components, usual, states.token_ids, states.window)
+        forecast = fit_forecast(fitted_split.model, states)
         del states
         header, arrays = fit_ladder(
-            fitted_split, measure=measure if len(held) else None, recall=recall
+            fitted_split,
+            measure=measure if len(held) else None,
+            recall=recall,
+            forecast=forecast,
         )
         digests[split] = write_tables(out, {**header, "text": text} if text else header, arrays)
     return digests

@@ -16,6 +16,7 @@ from codec.arrays import Arrays
 from codec.levels.base import LadderTables
 from codec.levels.calibrated_kind import CALIBRATED
 from codec.levels.registry import KINDS, SAFE_LEVEL, coder_of
+from codec.levels.row_forecast import RowForecast
 from codec.levels.split_model import FittedSplit
 from codec.rows import RowCodec
 from optimizer.export.calibration.recall_fit import FittedRecall
@@ -27,12 +28,16 @@ Measure = Callable[[Sequence[RowCodec]], list[float]]
 
 
 def fit_ladder(
-    split: FittedSplit, *, measure: Measure | None = None, recall: FittedRecall | None = None
+    split: FittedSplit,
+    *,
+    measure: Measure | None = None,
+    recall: FittedRecall | None = None,
+    forecast: RowForecast | None = None,
 ) -> tuple[dict[str, Any], Arrays]:
     """Header and arrays of the default ladder: the levels of every kind that tables files hold.
 
     Without `measure`, levels are aimed by the estimate alone. recall: what rows share with earlier
-    ones of their session; None: the tables will not say.
+    ones of their session; forecast: of a row; None: the tables will not say.
     """
     arrays = split.model.arrays()
     aims = target_kls()
@@ -47,6 +52,8 @@ def fit_ladder(
     if recall is not None:
         steps = [entry["step"] for entry in entries if entry["kind"] == CALIBRATED.name]
         arrays |= recall.model(min(steps)).arrays()
+    if forecast is not None:
+        arrays |= forecast.arrays()
     header = {"hidden_size": len(split.model.mean), "levels": entries, "safe_level": SAFE_LEVEL}
     return header, arrays
 

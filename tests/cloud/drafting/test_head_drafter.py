@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from cloud.drafting.eagle_head import EagleHead
 from cloud.drafting.head_drafter import CHOICES, CloudHeadDrafter
-from cloud.drafting.head_session import HeadSession, RanRows
+from cloud.drafting.head_session import HeadSession
 from cloud.drafting.head_spec import HeadWeights, read_head
+from cloud.drafting.session_drafts import RanRows
 from cloud.kv.pool import KvPool, KvShape
 from protos.messages import Drafts
 from tests.cloud.drafting.heads import HEAD_DIM, HEADS, KV_HEADS, THETA, write_head

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloud.drafting.head_drafter import CloudHeadDrafter
-from cloud.drafting.head_session import RanRows
 from cloud.drafting.head_spec import read_head
 from cloud.drafting.mtp_head import MtpHead, try_head
 from cloud.drafting.mtp_spec import MtpWeights
+from cloud.drafting.session_drafts import RanRows
 from cloud.errors import WeightsError
 from cloud.kv.pool import KvPool, KvShape
 from tests.cloud.drafting.mtp_layers import KINDS, LAYERS, VOCAB, WIDTH, mtp_tensors, write_mtp

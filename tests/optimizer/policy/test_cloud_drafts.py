@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from optimizer.policy.cloud_drafts import MIN_REACH, DraftLoad
+import pytest
+
+from optimizer.policy.cloud_drafts import MIN_REACH, BusyShare, DraftLoad
 
 
 def test_an_idle_server_guesses_whatever_may_count() -> None:
@@ -38,3 +40,24 @@ def test_what_a_pass_takes_is_a_fading_mean() -> None:
     assert load.pass_s == 0.004
     load.passed(0.008)
     assert 0.004 < load.pass_s < 0.005
+
+
+def test_the_busy_share_weighs_time_and_not_steps() -> None:
+    """Three steps on end and a pause: a third of the time, though most steps follow at once."""
+    load = BusyShare()
+    now = 0.0
+    for _ in range(100):
+        for pause_s in (0.0, 0.0, 0.06):
+            now += pause_s + 0.01
+            load.stepped(0.01, now)
+    assert load.share == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_a_busy_share_fades_within_seconds() -> None:
+    load = BusyShare()
+    for at in range(1, 401):
+        load.stepped(0.01, 0.01 * at)
+    assert load.share > 0.95
+    for at in range(1, 31):
+        load.stepped(0.01, 4.0 + 0.1 * at)
+    assert load.share == pytest.approx(0.1, abs=0.06)
