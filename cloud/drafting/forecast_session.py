@@ -78,13 +78,20 @@ class ForecastSession:
             self.chain.clear()
             return
         self._num_unused = 0 if len(rows.token_ids) > 1 else self._num_unused + 1
-        end = rows.first_position + len(rows.token_ids) + 1
-        at = end - 1 - self.end  # where the chain has a guess of the answer's last token
-        stands = 0 <= at < len(self.chain) and self.chain[at][0].token_id == rows.next_token
-        self.chain = self.chain[at + 1 :] if stands else []
-        self.end, self.token, self.row = end, rows.next_token, rows.last_row.copy()
+        known = (*rows.token_ids, rows.next_token)
+        self.chain = self._confirmed_by(known, rows.first_position)
+        self.end, self.token = rows.first_position + len(known), rows.next_token
+        self.row = rows.last_row.copy()
         self.messages_left = MAX_DRAFT_SOURCES
         self._is_answered, self._answered_s = True, self._clock()
+
+    def _confirmed_by(
+        self, known: tuple[int, ...], first_position: int
+    ) -> list[tuple[DraftChoice, ...]]:
+        """The guesses that stand behind these tokens: none where one of them was guessed wrong."""
+        told = known[max(self.end - first_position, 0) :]  # what was guessed of them
+        guessed = tuple(choices[0].token_id for choices in self.chain[: len(told)])
+        return self.chain[len(told) :] if told and guessed == told else []
 
     def has_time(self, pass_s: float) -> bool:
         """Whether a pass is likely to end before the frame that waits for the answer, on a link

@@ -23,7 +23,7 @@ from cloud.kv.pool import KvLease, KvPool
 from codec.arrays import F32
 from codec.ladder import Ladder
 from protos.limits import MAX_DRAFT_SOURCES
-from protos.messages import Drafts
+from protos.messages import DraftChoice, Drafts
 from tests.cloud.tiny_bundle import save_back
 from tests.tiny_models import make_tiny_model
 
@@ -203,6 +203,26 @@ def test_guesses_that_an_answer_confirms_stand_and_others_go(
     told.state.begin(len(other) - 1)
     told.state.ran(RanRows(len(other) - 1, (other[-2],), other[-1], told.exact.know(other[:-1])))
     assert not told.state.chain
+
+
+def test_guesses_behind_a_wrong_one_go_though_a_later_token_was_guessed(bench: Bench) -> None:
+    """The answer to a frame with drafts of other sources tells several tokens at once."""
+    told = Told(bench)
+    at, row = len(told.ids) - 1, told.state.row
+    guesses = [(DraftChoice(token, 0.9),) for token in (11, 12, 13, 14, 15)]
+
+    def left(accepted: tuple[int, ...], next_token: int) -> list[int]:
+        told.state.end, told.state.chain = at + 1, list(guesses)
+        told.state.begin(at)
+        told.state.ran(RanRows(at, (told.ids[-1], *accepted), next_token, row))
+        return [choices[0].token_id for choices in told.state.chain]
+
+    assert left((11, 12), 13) == [14, 15]
+    assert left((11, 99), 13) == []
+    assert left((99,), 12) == []
+    assert left((), 11) == [12, 13, 14, 15]
+    assert left((11, 12, 13, 14), 15) == []
+    assert left((11, 12, 13, 14, 15), 16) == []
 
 
 def test_a_wrong_guess_is_corrected_and_what_stood_on_it_goes(
