@@ -11,7 +11,8 @@ row is forecast from what the server has, the token and the row before:
 p(t) being what the codec's tables predict of a token, and P, Q and c a ridge regression over rows.
 The layers behind the split run on the forecast, with exact keys and values of all earlier rows, and
 their likeliest token is the guess. The next guess stands on a forecast from that one, and so on. So
-a guess costs a step of the server, and nothing is trained.
+a guess costs a step of the server, and nothing is trained. A server does so
+(`cloud/drafting/forecast_drafter.py`); here the fit's rows and the depth may differ from its own.
 
 answers: those that `benchmarks/edge/successor_drafts.py` records, every second of them to fit to
 and the others to guess. Counts what would be right; nothing is timed. Prints a JSON object last.
@@ -33,9 +34,9 @@ from transformers import DynamicCache
 
 from codec.levels.split_model import SplitModel
 from codec.tables import read_tables
+from optimizer.export.calibration.forecast_fit import RIDGE
 from optimizer.export.sources.model_source import open_source
 
-RIDGE = 1e-3
 FIRST_ROW = 4  # the first rows of a text are like no others
 DEPTH = 6
 EVERY = 5  # rows of an answer between two places where guessing begins

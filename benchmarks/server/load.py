@@ -5,9 +5,9 @@
 BUNDLE must hold all layers in its cloud part (`splitpoint build --back-from 0`). WHAT is one of
 
     throughput   aggregate decode rate with 1, 8 and 32 sessions at split 10
+    guesses      the same with pauses of 50 ms, with and without guesses of the server, never used
     against      split 10 against a server that runs all layers (split 0), the two in turn
     mixed        sessions of splits 5, 10 and 20 in one batch: tokens and logprobs as alone
-    guesses      the same with a pause of 50 ms, where the server guesses and nobody uses it
     idle         8 active sessions beside 500 idle streams and a slow reader
     trace        arrivals of trace CSVs for `--seconds` each, scaled to `--rate` requests a second
                  and to lengths over `--scale-tokens`; `--plot F.png` draws the latencies

@@ -16,7 +16,6 @@ from optimizer.errors import CredentialsError
 _FILES: Final = ("tls_cert", "tls_key", "client_ca", "token_file")
 _PATHS: Final = ("bundle", "draft_head", *_FILES)
 _MORE: Final = "more_bundles"
-_FLAGS: Final = ("insecure", "behind_proxy", "verify", "decode_short_frames", "allow_pull")
 # What `read_access` reads.
 ACCESS_NAMES: Final = (*_FILES, "insecure", "credentials")
 
@@ -33,17 +32,19 @@ def read_access(arguments: Mapping[str, Any]) -> Access:
     return Access(**with_paths(values), own=own)
 
 
-def check_arguments(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
+def check_arguments(
+    arguments: Mapping[str, Any], known: Iterable[str], *, flags: Iterable[str]
+) -> None:
     """Raise StartError for a name that is not known, and for a flag that is not true or false.
 
     A flag in quotes is a text, and every text would count as true.
     """
-    names = set(known)
+    names, are_flags = set(known), {"insecure", *flags}
     for name in arguments:
         if name not in names:
             raise StartError(f"{name}: no such setting{did_you_mean(name, sorted(names))}")
         value = arguments[name]
-        if name in _FLAGS and not isinstance(value, bool):
+        if name in are_flags and not isinstance(value, bool):
             raise StartError(
                 f"{name}: {value!r} is neither true nor false; write it without quotes"
             )

@@ -202,7 +202,7 @@ def read_door(arguments: Mapping[str, Any]) -> DoorSettings:
     behind_proxy, those of Access, and credentials.
     """
     own = ("listen", "metrics", "status", "max_replicas", "sessions_each", "replicas_ca")
-    check_arguments(arguments, {*own, "behind_proxy", *ACCESS_NAMES})
+    check_arguments(arguments, {*own, "behind_proxy", *ACCESS_NAMES}, flags=("behind_proxy",))
     try:
         address = parse_address(str(arguments.get("listen", "127.0.0.1:50051")), lowest_port=1)
         places = {

@@ -97,7 +97,8 @@ def read_replicas(arguments: Mapping[str, Any]) -> ReplicaSettings:
     gpus, credentials, log, replica_host ("loopback" or "node").
     """
     known = {one.name for one in fields(ServerConfig)} - _NOT_OF_A_REPLICA
-    check_arguments(arguments, {*known, *ACCESS_NAMES, *_OWN})
+    flags = [one.name for one in fields(ServerConfig) if one.type in ("bool", "bool | None")]
+    check_arguments(arguments, {*known, *ACCESS_NAMES, *_OWN}, flags=flags)
     if "bundle" not in arguments:
         raise StartError("bundle: the bundle's folder is missing")
     host = arguments.get("replica_host", "loopback")

@@ -34,7 +34,7 @@ from protos.messages import DraftChoice, Drafts
 
 FORECAST_SOURCE: Final = 2
 _CHOICES: Final = 4  # tokens for each position, the guess among them
-_MOST_STEPS: Final = 1.5  # of the model that a pass is held to take
+_MOST_STEPS: Final = 1.5  # the longest that a pass is expected to take, in steps of the model
 
 
 class ForecastDrafter:

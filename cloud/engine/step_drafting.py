@@ -1,7 +1,8 @@
 """Guesses beyond the answers of a step, for all of its sessions together, once these have left.
 
-The model thread calls a `StepDrafter` after it has delivered a step's answers. So a guess never
-delays an answer that would otherwise leave. What it delays is the next step, if one waits.
+The model thread delivers a step's answers before it asks a `StepDrafter`. So a guess never delays
+an answer that is ready. A drafter with short passes is asked at once and may delay the next step. A
+drafter whose pass takes a step is asked when no frame waits.
 """
 
 from __future__ import annotations

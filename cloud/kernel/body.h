@@ -174,7 +174,7 @@ static inline __attribute__((always_inline)) void NAME(dot)(
         for (int r = 0; r < R; r++)
             for (int v = 0; v < 4; v++) acc[r][v] = vdupq_n_s32(0);
         for (int64_t q = 0; q < quads; q++, packed += 64) {
-            __builtin_prefetch(packed + AHEAD);
+            __builtin_prefetch((const char *)((uintptr_t)packed + AHEAD));
             int8x16_t w[4];
             for (int v = 0; v < 4; v++)
                 w[v] = veorq_s8(vreinterpretq_s8_u8(vld1q_u8(packed + 16 * v)), flip);
@@ -192,7 +192,7 @@ static inline __attribute__((always_inline)) void NAME(dot)(
         __m256i acc[6][2];
         for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
         for (int64_t q = 0; q < quads; q++, packed += 64) {
-            __builtin_prefetch(packed + AHEAD);
+            __builtin_prefetch((const char *)((uintptr_t)packed + AHEAD));
             __m256i w0 = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)packed), flip);
             __m256i w1 = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(packed + 32)), flip);
             __m256i m0 = _mm256_abs_epi8(w0), m1 = _mm256_abs_epi8(w1);

@@ -116,8 +116,8 @@ API int32_t sp_set_threads(int32_t count) { return use_threads(count); }
 /* How a product is cut: a chunk is 64 outputs of a panel of rows. Where there is one panel, the last
  * blocks are halved if whole ones would leave threads without work. */
 #define PANEL_ROWS 96
-/* Bytes between the weights that are multiplied and those that are asked for from memory: without,
- * a processor's own guess is late where a row is alone. */
+/* So many bytes ahead of the weights that are multiplied, others are asked for from memory. The
+ * processor's own prefetch comes late for a single row. Past the end a prefetch does nothing. */
 #define AHEAD 4096
 typedef struct {
     int64_t panels, blocks, whole; /* the first `whole` blocks are not halved */

@@ -44,10 +44,10 @@ class ModelBundles:
 def open_bundles(config: ServerConfig) -> tuple[ModelBundles, ...]:
     """The bundles of `config` by model, that of `config.bundle` first.
 
-    Raises BundleError, and StartError for a bundle that is there twice, for options that several
-    bundles do not take, and for bundles of one model that differ in their backs.
+    Raises BundleError, and StartError for a bundle that is there twice, for options that do not go
+    together, and for bundles of one model that differ in their backs.
     """
-    config.check_several()
+    config.check()
     opened: dict[str, Bundle] = {}
     for folder in config.bundles:
         bundle = open_bundle(folder, role="cloud")

@@ -92,8 +92,15 @@ class ServerConfig:
         """All of them, `bundle` first."""
         return (self.bundle, *self.more_bundles)
 
-    def check_several(self) -> None:
-        """StartError for what several bundles do not take, and for one that is given twice."""
+    def check(self) -> None:
+        """StartError for settings that do not go together."""
+        if self.draft_head is not None and not self.drafts:
+            raise StartError(
+                f"--draft-head {self.draft_head}: does not go with --no-drafts; leave one out"
+            )
+        self._check_several()
+
+    def _check_several(self) -> None:
         if not self.more_bundles:
             return
         if len(self.bundles) > MAX_BUNDLES:

@@ -196,9 +196,10 @@ def _head(config: ServerConfig, loaded: LoadedModel, pool: KvPool) -> CloudHeadD
 
 
 def _forecasts(engine: ServedEngine, turns: StepTurns | None) -> ForecastDrafter | None:
-    """Guesses on forecast rows, where the model thread knows of all steps that wait for it.
+    """Who guesses on forecast rows. None on a GPU and with several models.
 
-    On a GPU steps are launched, and of several models' steps each thread knows its own.
+    A GPU's steps run while the host goes on, and a model thread does not see the frames that wait
+    for another model. So a pass could be in the way of a step.
     """
     if isinstance(engine, ParallelEngine) or engine.model.device.type != "cpu" or turns is not None:
         return None

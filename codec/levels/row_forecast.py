@@ -22,7 +22,12 @@ from codec.errors import TablesError
 from codec.levels.split_model import SplitModel
 
 _WEIGHTS: Final = "forecast.weights"
-MOST_FORECAST_BYTES: Final = 20 << 20  # in the tables: widths up to 2,048
+_MOST_BYTES: Final = 20 << 20  # in the tables: widths up to 2,048
+
+
+def may_forecast(hidden_size: int) -> bool:
+    """Whether the weights of so wide a model are small enough for its tables, and for a server."""
+    return 2 * (2 * hidden_size + 1) * hidden_size <= _MOST_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,7 @@ class RowForecast:
         if halves is None:
             return None
         fits = halves.dtype == np.uint16 and halves.shape == (2 * hidden_size + 1, hidden_size)
-        if split is None or not fits:
+        if split is None or not fits or not may_forecast(hidden_size):
             raise TablesError(f"a forecast in the tables does not fit a width of {hidden_size}")
         return cls(split=split, halves=halves)
 

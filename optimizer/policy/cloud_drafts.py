@@ -20,18 +20,21 @@ from typing import Final
 # Guesses less likely to count than this are left out on an idle server too: the edge would not
 # send them, and they would take bytes of the downlink.
 MIN_REACH: Final = 0.02
-# Where a guess takes a step of the model, which may be in the way of the next frame.
-LEAST_REACH_OF_A_STEP: Final = 0.1
-# On a shorter link such a guess saves less than its row takes on the device and the server.
-LEAST_PAUSE_IN_PASSES: Final = 2.5
-# A server that is busier than this takes no steps for guesses: they would be in the way of others.
-MOST_BUSY: Final = 0.6
-# Sessions that are guessed for in one step, so that it takes about as long as one of a single row.
-MOST_GUESSED_TOGETHER: Final = 4
-_MEMORY_S: Final = 1.0
 # What a further row adds to a step, as a share of it, where a step has few rows.
 ROW_SHARE: Final = 0.1
 _MEMORY: Final = 0.9
+
+# Where a pass takes a step of the model, other rules decide (docs/results/drafting.md has what they
+# were measured on). The least chance that the guesses so far are all right:
+LEAST_REACH_OF_A_STEP: Final = 0.1
+# The least pause between an answer and the next frame, in passes. In a shorter one a guess saves
+# less time than its row takes.
+LEAST_PAUSE_IN_PASSES: Final = 2.5
+# The largest share of time that steps take. On a busier server passes delay other sessions' frames.
+MOST_BUSY: Final = 0.6
+# The most sessions of one pass, so that it takes about as long as a step of a single row.
+MOST_GUESSED_TOGETHER: Final = 4
+_BUSY_MEMORY_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -76,6 +79,6 @@ class BusyShare:
         """A step of the model has taken `step_s` and ended at `at_s`, on any clock."""
         if self._ended_s is not None and step_s > 0:
             elapsed_s = max(at_s - self._ended_s, step_s)
-            kept = math.exp(-elapsed_s / _MEMORY_S)
+            kept = math.exp(-elapsed_s / _BUSY_MEMORY_S)
             self.share = kept * self.share + (1.0 - kept) * step_s / elapsed_s
         self._ended_s = at_s

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from codec.arrays import F32
+from codec.levels.row_forecast import RowForecast
 from decoding.params import SamplingParams
 from edge.client import EdgeClient
 from edge.generation.completion import CompletionRequest
@@ -91,6 +95,45 @@ def test_the_tokens_are_those_of_plain_decoding(
         assert len(heard) > NEW_TOKENS
         assert {drafts.source for drafts in heard} == {2}
         assert server.server.pool.used_bytes == 0
+
+
+@pytest.mark.parametrize("draft", ["cloud", "auto"])
+def test_with_rows_that_are_right_the_guesses_are_the_models_own_tokens(
+    bundles: tuple[Path, Path],
+    bench: ModelBench,
+    heard: list[Drafts],
+    monkeypatch: pytest.MonkeyPatch,
+    draft: str,
+) -> None:
+    """So the server forecasts behind the right row and token, also where it refused drafts."""
+    monkeypatch.setattr("cloud.drafting.forecast_drafter.LEAST_REACH_OF_A_STEP", 0.0)
+    edge, cloud = bundles
+    with running_server(cloud) as server, client_of(edge, server.address) as client:
+        plain = ask(client, 0, "off", "lossless", SamplingParams())
+        ids = [*client.tokenizer.encode(PROMPTS[0]), *plain.token_ids]
+        assert len(ids) == plain.num_prompt_tokens + NEW_TOKENS
+        with torch.inference_mode():
+            out = bench.whole(torch.tensor([ids]), output_hidden_states=True)
+        true_rows = out.hidden_states[SPLIT][0].numpy()
+
+        def exact(_: RowForecast, token_ids: Sequence[int], before: F32) -> F32:
+            at = int(np.square(true_rows - before).sum(1).argmin()) + 1
+            end = at + len(token_ids)
+            rows = np.zeros((len(token_ids), len(before)), dtype=np.float32)
+            if list(token_ids) == ids[at:end]:  # else behind the answer's end, or a fault
+                rows[:] = true_rows[at:end]
+            return rows
+
+        monkeypatch.setattr(RowForecast, "rows", exact)
+        assert ask(client, 0, draft, "lossless", SamplingParams()).token_ids == plain.token_ids
+    guessed = [
+        (choices[0].token_id, ids[position])
+        for drafts in heard
+        for position, choices in enumerate(drafts.choices, start=drafts.first_position)
+        if position < len(ids)
+    ]
+    assert len(guessed) > NEW_TOKENS
+    assert all(guess == true for guess, true in guessed)
 
 
 def test_several_devices_at_once_hear_guesses_and_none_changes_a_token(

@@ -6,11 +6,11 @@ from typing import Final
 
 import numpy as np
 
-from codec.levels.row_forecast import MOST_FORECAST_BYTES, RowForecast
+from codec.levels.row_forecast import RowForecast, may_forecast
 from codec.levels.split_model import SplitModel
 from optimizer.export.calibration.split_fit import States, usual_rows
 
-_RIDGE: Final = 1e-3  # of the mean square of what is known
+RIDGE: Final = 1e-3  # of the mean square of what is known
 _PART: Final = 2048  # rows at a time
 
 
@@ -21,7 +21,7 @@ def fit_forecast(split: SplitModel, states: States) -> RowForecast | None:
     """
     width = states.hidden.shape[1]
     size = 2 * width + 1
-    if 2 * size * width > MOST_FORECAST_BYTES:
+    if not may_forecast(width):
         return None
     usual = usual_rows(states.hidden)
     usual[1:] &= usual[:-1].copy()
@@ -38,5 +38,5 @@ def fit_forecast(split: SplitModel, states: States) -> RowForecast | None:
         known[:, width : 2 * width] = states.hidden[at - 1]
         square += known.T @ known
         crossed += known.T @ states.hidden[at]
-    square[np.diag_indices(size)] += _RIDGE * float(np.mean(square.diagonal()))
+    square[np.diag_indices(size)] += RIDGE * float(np.mean(square.diagonal()))
     return RowForecast.fitted(split, np.linalg.solve(square, crossed).astype(np.float32))

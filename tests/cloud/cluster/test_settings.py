@@ -125,6 +125,15 @@ def test_several_bundles_are_a_list_and_name_a_replicas_content(
     assert bundle_name(*config.bundles) == ""
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["insecure", "behind_proxy", "verify", "decode_short_frames", "allow_pull", "drafts"],
+)
+def test_a_text_is_no_flag_of_a_replica(name: str) -> None:
+    with pytest.raises(StartError, match=f"{name}: 'false' is neither true nor false"):
+        read_replicas({"bundle": "/b", name: "false"})
+
+
 @pytest.mark.parametrize("name", ["insecure", "behind_proxy"])
 def test_a_text_opens_no_door(name: str) -> None:
     with pytest.raises(StartError, match=f"{name}: 'false' is neither true nor false"):

@@ -109,6 +109,15 @@ class Clock:
         return self.now
 
 
+@pytest.fixture
+def any_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny random model is sure of nothing; it guesses all the same."""
+    monkeypatch.setattr("cloud.drafting.forecast_drafter.LEAST_REACH_OF_A_STEP", 0.0)
+
+
+ANY_REACH = pytest.mark.usefixtures("any_reach")
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     transformers.logging.disable_progress_bar()
@@ -154,9 +163,9 @@ class Told:
         self.ids = [*ids, token]
 
 
-def drafted(bench: Bench, *told: Told, clock: Clock | None = None) -> list[list[Drafts | None]]:
-    """What every pass brought."""
-    drafter = ForecastDrafter(bench.engine, clock=clock or Clock())
+def drafted(bench: Bench, *told: Told) -> list[list[Drafts | None]]:
+    """What every pass brought. A pass takes no time here."""
+    drafter = ForecastDrafter(bench.engine, clock=Clock())
     with closing(drafter.passes([one.state for one in told], step_s=0.01)) as passes:
         return [list(found) for found in passes]
 
@@ -165,10 +174,8 @@ def ids_of(drafts: Drafts | None) -> list[int]:
     return [] if drafts is None else [choices[0].token_id for choices in drafts.choices]
 
 
-def test_right_rows_give_the_models_own_tokens_one_more_a_pass(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cloud.drafting.forecast_drafter.LEAST_REACH_OF_A_STEP", 0.0)
+@ANY_REACH
+def test_right_rows_give_the_models_own_tokens_one_more_a_pass(bench: Bench) -> None:
     told = Told(bench)
     wanted = bench.onward(told.ids, 5)
     found = [one for (one,) in drafted(bench, told)]
@@ -188,10 +195,8 @@ def test_nothing_of_it_stays_in_the_sessions_cache(bench: Bench) -> None:
     assert torch.equal(drafted_logits, plain_logits)
 
 
-def test_guesses_that_an_answer_confirms_stand_and_others_go(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cloud.drafting.forecast_drafter.LEAST_REACH_OF_A_STEP", 0.0)
+@ANY_REACH
+def test_guesses_that_an_answer_confirms_stand_and_others_go(bench: Bench) -> None:
     told = Told(bench)
     wanted = bench.onward(told.ids, 8)
     drafted(bench, told)
@@ -225,10 +230,8 @@ def test_guesses_behind_a_wrong_one_go_though_a_later_token_was_guessed(bench: B
     assert left((11, 12, 13, 14, 15), 16) == []
 
 
-def test_a_wrong_guess_is_corrected_and_what_stood_on_it_goes(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cloud.drafting.forecast_drafter.LEAST_REACH_OF_A_STEP", 0.0)
+@ANY_REACH
+def test_a_wrong_guess_is_corrected_and_what_stood_on_it_goes(bench: Bench) -> None:
     told = Told(bench)
     wanted = bench.onward(told.ids, 5)
     drafted(bench, told)
@@ -249,10 +252,10 @@ def test_sessions_of_one_pass_guess_as_if_alone(bench: Bench) -> None:
         assert heard == [ids_of(found[0]) for found in passes]
 
 
-def test_an_edge_hears_no_more_messages_than_it_takes_however_often_passes_begin_anew(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@ANY_REACH
+def test_passes_that_begin_anew_send_no_more_messages_than_an_edge_takes(
+    bench: Bench,
 ) -> None:
-    monkeypatch.setattr("cloud.drafting.forecast_drafter.LEAST_REACH_OF_A_STEP", 0.0)
     told = Told(bench, most=100)
     drafter = ForecastDrafter(bench.engine)
     messages = 0
@@ -331,10 +334,8 @@ def test_a_device_that_sends_no_guesses_hears_few(bench: Bench) -> None:
     assert told.state.is_due
 
 
-def test_it_guesses_no_further_than_there_is_room(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cloud.drafting.forecast_drafter.LEAST_REACH_OF_A_STEP", 0.0)
+@ANY_REACH
+def test_it_guesses_no_further_than_there_is_room(bench: Bench) -> None:
     told = Told(bench, room=len(PROMPT) + 2)
     found = drafted(bench, told)
     assert [len(ids_of(one)) for (one,) in found] == [1, 2]

@@ -246,6 +246,12 @@ def test_options_of_one_bundle_are_refused_with_several(whole: Path, two: TwoMod
             open_bundles(config_of(whole, two.second, **changes))
 
 
+def test_a_head_and_no_guesses_are_refused_together(whole: Path) -> None:
+    with pytest.raises(StartError, match="does not go with --no-drafts"):
+        open_bundles(config_of(whole, draft_head=whole, drafts=False))
+    assert open_bundles(config_of(whole, drafts=False))
+
+
 def test_models_of_one_name_get_names_that_differ(whole: Path, tmp_path: Path) -> None:
     make_bundle(tmp_path / "2", sha256=OTHER_SHA256)
     groups = open_bundles(config_of(whole, tmp_path / "2" / "bundle"))

@@ -24,6 +24,11 @@ def forecast_of(model: SplitModel) -> RowForecast:
     return RowForecast.fitted(model, weights.astype(np.float32))
 
 
+def empty_weights(width: int) -> Arrays:
+    """Weights of the right shape that take no memory."""
+    return {"forecast.weights": np.broadcast_to(np.uint16(0), (2 * width + 1, width))}
+
+
 def write(path: Path, families: Families, arrays: Arrays, **changed: Any) -> None:
     levels: Arrays = {
         "q.cdf": np.repeat(families.models.cdf, 2, axis=0),
@@ -87,6 +92,19 @@ def test_weights_of_another_shape_or_type_are_refused(
     write(tmp_path / "a", families, model.arrays() | {"forecast.weights": halves})
     with pytest.raises(TablesError, match="does not fit a width of 16"):
         Ladder.load(tmp_path / "a", hidden_size=D)
+
+
+@pytest.mark.parametrize("width", [2304, 8192])
+def test_weights_of_wide_models_are_refused_before_they_are_widened(width: int) -> None:
+    """A bundle's tables must not take half a gigabyte of a server."""
+    model: Any = object()
+    with pytest.raises(TablesError, match=f"does not fit a width of {width}"):
+        RowForecast.of(empty_weights(width), model, width)
+
+
+def test_the_widest_model_with_a_forecast_has_2048_values() -> None:
+    model: Any = object()
+    assert RowForecast.of(empty_weights(2048), model, 2048) is not None
 
 
 def test_a_forecast_without_what_tokens_predict_is_refused(tmp_path: Path) -> None:

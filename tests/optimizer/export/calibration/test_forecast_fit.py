@@ -90,5 +90,5 @@ def test_too_few_rows_or_too_wide_a_model_gives_none(monkeypatch: pytest.MonkeyP
     assert fit_forecast(model, few) is not None
     short = replace(few, hidden=few.hidden[:32], token_ids=few.token_ids[:32], window=32)
     assert fit_forecast(model, short) is None
-    monkeypatch.setattr(forecast_fit, "MOST_FORECAST_BYTES", 100)
+    monkeypatch.setattr(forecast_fit, "may_forecast", lambda width: False)
     assert fit_forecast(model, many) is None
